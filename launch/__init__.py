@@ -1,0 +1,1 @@
+"""How it runs: recipes, topology, one entry per role and local emulation."""

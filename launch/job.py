@@ -1,0 +1,122 @@
+"""A job: everything a recipe decides, as one frozen value.
+
+Importing this module, or a recipe, does not import TensorFlow: `model.build`, `data` and `loss` do that when a
+role calls them. So a recipe with a mistake is refused in milliseconds, before any process starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from downpour.model.data import Dataset
+from downpour.ps.layout import Slicing
+from downpour.ps.rules import Rule
+from downpour.ps.schedules import Schedule
+
+
+class Network(Protocol):
+    """Builds the Keras model of a job."""
+
+    def build(self, image_size: int, num_labels: int) -> Any:
+        """A built `keras.Model`: [B, image_size, image_size, 3] float32 in, [B, num_labels] logits out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How many processes of which role.
+
+    Attributes:
+        num_ps: Parameter-server shards.
+        num_workers: Workers.
+        threads_per_worker: TensorFlow threads in one worker; 0 for one per core.
+    """
+
+    num_ps: int = 17
+    num_workers: int = 2
+    threads_per_worker: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("cluster.num_ps", self.num_ps, 1)
+        _at_least("cluster.num_workers", self.num_workers, 1)
+        _at_least("cluster.threads_per_worker", self.threads_per_worker, 0)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How workers talk to shards.
+
+    Attributes:
+        codec: Wire type of parameters and gradients, `float32` or `bfloat16`. Statistics always travel as float32.
+        overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
+            step of staleness, which the staleness counters include.
+        give_up_after_s: A shard or chief that does not answer for so many seconds ends the process.
+    """
+
+    codec: str = "bfloat16"
+    overlap: bool = True
+    give_up_after_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.codec not in ("float32", "bfloat16"):
+            raise ValueError(f"exchange.codec is {self.codec!r}; accepted are 'float32' and 'bfloat16'")
+        if not self.give_up_after_s > 0:
+            raise ValueError(f"exchange.give_up_after_s is {self.give_up_after_s}; give a number of seconds above 0")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training job.
+
+    Attributes:
+        name: Of the recipe; also the folder under `runs/`.
+        model: Builds the network.
+        data: Training and held-out images with their label tree.
+        loss: `loss(labels [B, C], logits [B, C]) -> scalar`, both float32 tensors.
+        rule: Update rule that the shards apply.
+        schedule: Learning rate as a function of a shard's version.
+        num_steps: Global steps (pushes) until the job ends.
+        batch_size: Images in one worker's batch.
+        slicing: Which variables are cut into slices, and how. The first entry is the head.
+        weight_decay: L2 factor added to the gradient on the shards.
+        undecayed: Name patterns (`fnmatch`) of variables without weight decay.
+        cluster: Processes.
+        exchange: Wire settings.
+        checkpoint_every_steps: Global steps between checkpoints, each of which the evaluator scores.
+        max_train_s: Seconds of training after which the job ends even if steps are left.
+        seed: Of initial values, shuffling and augmentation.
+    """
+
+    name: str
+    model: Network
+    data: Dataset
+    loss: Callable[[Any, Any], Any]
+    rule: Rule
+    schedule: Schedule
+    num_steps: int
+    batch_size: int
+    slicing: tuple[Slicing, ...] = ()
+    weight_decay: float = 0.0
+    undecayed: tuple[str, ...] = ("*/bias", "*/gamma", "*/beta")
+    cluster: Cluster = field(default_factory=Cluster)
+    exchange: Exchange = field(default_factory=Exchange)
+    checkpoint_every_steps: int = 1000
+    max_train_s: float = math.inf
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("num_steps", self.num_steps, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; give 0 or more")
+        if not self.max_train_s > 0:
+            raise ValueError(f"max_train_s is {self.max_train_s}; give a number of seconds above 0")
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{key} is {value}; give a whole number of at least {least}")

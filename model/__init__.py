@@ -1,0 +1,1 @@
+"""What is learned: data, labels, networks, losses and metrics."""

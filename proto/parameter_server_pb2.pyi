@@ -1,0 +1,154 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CODEC_UNSPECIFIED: _ClassVar[Codec]
+    CODEC_FLOAT32: _ClassVar[Codec]
+    CODEC_BFLOAT16: _ClassVar[Codec]
+CODEC_UNSPECIFIED: Codec
+CODEC_FLOAT32: Codec
+CODEC_BFLOAT16: Codec
+
+class Chunk(_message.Message):
+    __slots__ = ("initialize", "pull", "push", "start", "count", "codec", "payload")
+    INITIALIZE_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    initialize: ShardSpecification
+    pull: PullHeader
+    push: PushHeader
+    start: int
+    count: int
+    codec: Codec
+    payload: bytes
+    def __init__(self, initialize: _Optional[_Union[ShardSpecification, _Mapping]] = ..., pull: _Optional[_Union[PullHeader, _Mapping]] = ..., push: _Optional[_Union[PushHeader, _Mapping]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class ShardSpecification(_message.Message):
+    __slots__ = ("shard", "fingerprint", "layout", "rule", "schedule")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    fingerprint: bytes
+    layout: str
+    rule: Named
+    schedule: Named
+    def __init__(self, shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., rule: _Optional[_Union[Named, _Mapping]] = ..., schedule: _Optional[_Union[Named, _Mapping]] = ...) -> None: ...
+
+class Named(_message.Message):
+    __slots__ = ("name", "parameters")
+    class ParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    parameters: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class InitializeReply(_message.Message):
+    __slots__ = ("kept", "version")
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    kept: bool
+    version: int
+    def __init__(self, kept: bool = ..., version: _Optional[int] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("fingerprint", "codec")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    codec: Codec
+    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ...) -> None: ...
+
+class PullHeader(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class PushHeader(_message.Message):
+    __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    worker: int
+    incarnation: int
+    sequence: int
+    base_version: int
+    def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ...) -> None: ...
+
+class PushReply(_message.Message):
+    __slots__ = ("version", "staleness", "repeated")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    staleness: int
+    repeated: bool
+    def __init__(self, version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeated: bool = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ("with_layout",)
+    WITH_LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    with_layout: bool
+    def __init__(self, with_layout: bool = ...) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_REPEATED_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ready: bool
+    shard: int
+    fingerprint: bytes
+    layout: str
+    version: int
+    pushes_refused: int
+    pushes_repeated: int
+    staleness_histogram: _containers.RepeatedScalarFieldContainer[int]
+    state_bytes: int
+    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ...) -> None: ...
+
+class WriteCheckpointRequest(_message.Message):
+    __slots__ = ("fingerprint", "directory")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    directory: str
+    def __init__(self, fingerprint: _Optional[bytes] = ..., directory: _Optional[str] = ...) -> None: ...
+
+class WriteCheckpointReply(_message.Message):
+    __slots__ = ("file", "version")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    version: int
+    def __init__(self, file: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...

