@@ -1,0 +1,212 @@
+"""TFRecord files of encoded images and their labels: writing, and reading that survives damage.
+
+Framing of one record: length (uint64, little endian), masked CRC-32C of those 8 bytes, the data, masked CRC-32C of
+the data. TensorFlow's reader ends at the first damaged byte; this one skips what is damaged, says which record it
+was, and goes on with the next. Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import google_crc32c
+
+IMAGE_KEY, LABELS_KEY, NAME_KEY = "image/encoded", "image/labels", "image/name"
+
+_LENGTH = struct.Struct("<Q")
+_CRC = struct.Struct("<I")
+_HEADER_BYTES = _LENGTH.size + _CRC.size
+_SEARCH_BYTES = 1 << 22
+
+
+class TooManyBadRecords(ValueError):
+    """More than 1 % of the records read are damaged: the data set is broken, not merely scratched."""
+
+
+@dataclass
+class RecordCounts:
+    """Records read and skipped so far; a record that is read again in a later epoch counts again.
+
+    The thread that iterates over the batches owns it; others may look at it.
+
+    Attributes:
+        read: Records met, good or bad.
+        skipped: Those of them that were left out.
+        examples: "file, record number, reason" of the first few different ones that were left out.
+    """
+
+    max_examples = 5
+    max_bad_fraction = 0.01
+    enough_to_judge = 1000
+
+    read: int = 0
+    skipped: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def good(self) -> None:
+        """Counts a record that was used."""
+        self.read += 1
+
+    def bad(self, path: Path | str, number: int, reason: str) -> None:
+        """Counts record `number` (from 0) of a file as left out.
+
+        Raises:
+            TooManyBadRecords: At least 1,000 records were read and more than 1 % of them were bad.
+        """
+        self.read += 1
+        self.skipped += 1
+        example = f"{path}, record {number}: {reason}"
+        if len(self.examples) < self.max_examples and example not in self.examples:
+            self.examples.append(example)
+        if self.read >= self.enough_to_judge:
+            self.judge()
+
+    def judge(self) -> None:
+        """Called at the end of every epoch, when even a small data set has been seen in full.
+
+        Raises:
+            TooManyBadRecords: More than 1 % of the records read were bad.
+        """
+        if self.skipped > self.max_bad_fraction * self.read:
+            raise TooManyBadRecords(
+                f"{self.skipped} of {self.read} records cannot be read, and more than "
+                f"{self.max_bad_fraction:.0%} is refused; replace these files or prepare the data again. "
+                f"For example: {'; '.join(self.examples)}"
+            )
+
+
+class Record(NamedTuple):
+    """One record of a file: its content, or the reason why there is none."""
+
+    path: Path
+    number: int
+    data: bytes | None
+    reason: str = ""
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """All records of a TFRecord file in order, the damaged ones with `data` None.
+
+    After a damaged length the reader looks for the next place where a length and its CRC agree; what lies between
+    counts as one record, and so does a tail that was cut off.
+
+    Raises:
+        OSError: The file cannot be opened or read.
+    """
+    with open(path, "rb", buffering=1 << 20) as file:
+        size = os.fstat(file.fileno()).st_size
+        number = 0
+        while file.tell() < size:
+            data, reason = _read_one(file, size)
+            yield Record(path, number, data, reason)
+            number += 1
+
+
+def _read_one(file: BinaryIO, size: int) -> tuple[bytes | None, str]:
+    start = file.tell()
+    header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES:
+        return None, f"file cut off at byte {size}, inside a record's length"
+    if not _agrees(header[: _LENGTH.size], header[_LENGTH.size :]):
+        file.seek(_next_header(file, start + 1, size))
+        return None, f"damaged length at byte {start}; {file.tell() - start} bytes passed over"
+    length = _LENGTH.unpack(header[: _LENGTH.size])[0]
+    if length + _CRC.size > size - file.tell():
+        file.seek(size)
+        return None, f"file cut off at byte {size}, inside a record of {length} bytes that starts at byte {start}"
+    data = file.read(length)
+    if not _agrees(data, file.read(_CRC.size)):
+        return None, f"checksum does not match the data at byte {start}"
+    return data, ""
+
+
+def _next_header(file: BinaryIO, start: int, size: int) -> int:
+    """The first offset from `start` on where a plausible length and its CRC agree; `size` when there is none."""
+    while start + _HEADER_BYTES <= size:
+        file.seek(start)
+        window = file.read(_SEARCH_BYTES + _HEADER_BYTES)
+        # Only a record over 4 GB has anything in the upper half of its length; so nearly all offsets fall out here.
+        found = window.find(b"\0\0\0\0", 4)
+        while 0 <= found <= len(window) - 8:
+            at = found - 4
+            if _agrees(window[at : at + 8], window[at + 8 : at + 12]):
+                return start + at
+            found = window.find(b"\0\0\0\0", found + 1)
+        start += len(window) - _HEADER_BYTES + 1
+    return size
+
+
+def _agrees(data: bytes, masked_crc: bytes) -> bool:
+    return masked_crc == _masked_crc(data)
+
+
+def _masked_crc(data: bytes) -> bytes:
+    """TFRecord's mask, so that data which contains CRCs does not meet its own."""
+    crc = google_crc32c.value(data)
+    return _CRC.pack((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+class LabelledImage(NamedTuple):
+    """What one record holds: an encoded image (PNG, JPEG, GIF or BMP), its labels and its name."""
+
+    encoded: bytes
+    labels: tuple[int, ...]
+    name: str
+
+
+def write_records(path: Path, images: Iterable[LabelledImage]) -> int:
+    """Writes a TFRecord file under a temporary name and renames it when it is complete.
+
+    Returns:
+        Number of records written.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    count = 0
+    try:
+        with open(unfinished, "wb") as file:
+            for image in images:
+                file.write(frame(to_example(image)))
+                count += 1
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count
+
+
+def frame(data: bytes) -> bytes:
+    """One record as it stands in the file."""
+    length = _LENGTH.pack(len(data))
+    return length + _masked_crc(length) + data + _masked_crc(data)
+
+
+def to_example(image: LabelledImage) -> bytes:
+    """A serialised `tf.train.Example` with keys `image/encoded`, `image/labels` and `image/name`.
+
+    Encoded by hand, which takes ten lines, so that preparing data does not need TensorFlow: an Example holds Features
+    (1), a map (1) from key (1) to Feature (2), which is a list of bytes (1) or of packed integers (3).
+    """
+    features = {
+        IMAGE_KEY: _message(1, _message(1, image.encoded)),
+        LABELS_KEY: _message(3, _message(1, b"".join(map(_varint, image.labels)))),
+        NAME_KEY: _message(1, _message(1, image.name.encode())),
+    }
+    entries = (_message(1, _message(1, key.encode()) + _message(2, value)) for key, value in features.items())
+    return _message(1, b"".join(entries))
+
+
+def _message(field_number: int, content: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return _varint(field_number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    head = []
+    while value > 0x7F:
+        head.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*head, value])
