@@ -81,3 +81,6 @@ def _fraction(name: str, value: float) -> None:
 def _not_negative(name: str, value: float) -> None:
     if not value >= 0:
         raise ValueError(f"rule: {name} is {value}; give 0 or more")
+
+
+BY_NAME: dict[str, type] = {rule.__name__: rule for rule in (SGD, Momentum, RMSProp, KerasRMSProp)}

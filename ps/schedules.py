@@ -52,3 +52,6 @@ class StaircaseExponential:
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise ValueError(f"schedule: {name} is {value}; give a number above 0")
+
+
+BY_NAME: dict[str, type] = {schedule.__name__: schedule for schedule in (Constant, StaircaseExponential)}

@@ -1,0 +1,32 @@
+"""Builds what every TensorFlow role needs of a job: the model and the layout of its variables.
+
+Imports TensorFlow inside the function: flags are checked before that costs seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from downpour.launch.job import Job
+from downpour.ps.layout import Layout, plan
+
+
+def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
+    """The Keras model with the job's seed, and its layout. The same in every process of the job.
+
+    Args:
+        job: The job.
+        num_threads: TensorFlow's threads in this process; 0 for one per core.
+    """
+    import keras
+    import tensorflow as tf
+
+    from downpour.worker.step import variables_of
+
+    if num_threads:
+        tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+        tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+    keras.utils.set_random_seed(job.seed)
+    model = job.model.build(job.data.image_size, job.data.num_labels)
+    layout = plan(variables_of(model, job.weight_decay, job.undecayed), job.cluster.num_ps, job.slicing)
+    return model, layout

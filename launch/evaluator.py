@@ -1,0 +1,36 @@
+"""Scores every checkpoint of a job on its held-out images and tells the chief.
+
+python -m downpour.launch.evaluator --recipe=quickstart --ps=HOST:PORT,... --chief=HOST:PORT
+"""
+
+from __future__ import annotations
+
+from downpour.launch import entry, recipe, topology
+from downpour.launch.build import build
+from downpour.worker.clients import ChiefClient
+
+topology.define_flags("evaluator")
+
+
+def main() -> None:
+    """Scores until the last checkpoint."""
+    entry.run(_run, role="evaluator")
+
+
+def _run() -> None:
+    job = recipe.from_flags()
+    where, _ = topology.from_flags("evaluator", job)
+    job.data.check()
+    model, layout = build(job, job.cluster.threads_per_worker)
+
+    from downpour.worker import evaluator
+
+    chief = ChiefClient(where.chief, job.exchange.give_up_after_s)
+    try:
+        evaluator.run(evaluator.Evaluator(model, layout, job.data, job.batch_size), chief)
+    finally:
+        chief.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Trains as one worker: pulls parameters, computes gradients on its own batches, pushes them.
+
+python -m downpour.launch.worker --recipe=quickstart --index=0 --ps=HOST:PORT,... --chief=HOST:PORT
+"""
+
+from __future__ import annotations
+
+import time
+
+from absl import logging
+
+from downpour.launch import entry, recipe, topology
+from downpour.launch.build import build
+from downpour.launch.job import Job
+from downpour.proto.codec import CODECS
+from downpour.proto.errors import JobFailed, NonFinite
+from downpour.worker.clients import ChiefClient
+from downpour.worker.exchange import Exchange
+from downpour.worker.loop import train
+from downpour.worker.reporter import Reporter
+
+topology.define_flags("worker")
+
+
+def main() -> None:
+    """Trains until the job has its steps."""
+    entry.run(_run, role="worker")
+
+
+def _run() -> None:
+    job = recipe.from_flags()
+    where, index = topology.from_flags("worker", job)
+    job.data.check()
+    _train(job, where, index)
+
+
+def _train(job: Job, where: topology.Topology, index: int) -> None:
+    model, layout = build(job, job.cluster.threads_per_worker)
+
+    from downpour.worker.step import TrainingStep
+
+    # Later processes with this index have a higher incarnation, as long as clocks do not run backwards.
+    incarnation = time.time_ns()
+    wire = CODECS[job.exchange.codec]
+    chief = ChiefClient(where.chief, job.exchange.give_up_after_s)
+    exchange = Exchange(
+        where.ps,
+        layout,
+        wire=wire,
+        worker=index,
+        incarnation=incarnation,
+        give_up_after_s=job.exchange.give_up_after_s,
+    )
+    reporter = Reporter(chief, index, incarnation, layout.fingerprint)
+    step = TrainingStep(model, job.loss, layout, wire)
+    failure = ""
+    try:
+        exchange.connect()
+        # Every worker shuffles the whole data set in an order of its own.
+        with job.data.training(batch_size=job.batch_size, seed=job.seed + index) as batches:
+            train(step, exchange, batches, reporter, num_steps=job.num_steps, overlap=job.exchange.overlap)
+    except (JobFailed, NonFinite, ValueError) as error:
+        failure = str(error)  # the chief ends the job for everybody
+        raise
+    finally:
+        reporter.finish(failure)
+        exchange.close()
+        chief.close()
+    logging.info("trained")
+
+
+if __name__ == "__main__":
+    main()

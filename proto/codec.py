@@ -1,0 +1,177 @@
+"""The `Chunk` message encoded and decoded by hand, so that its payload is copied once at most.
+
+`encode_chunk` writes exactly what the generated class would; `decode_chunk` accepts whatever it accepts, in any
+field order, and gives the payload as a view of the message. Pure functions; no threads, no TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import MalformedChunk
+
+FLOAT32 = pb.CODEC_FLOAT32
+BFLOAT16 = pb.CODEC_BFLOAT16
+CODECS: dict[str, pb.Codec] = {"float32": FLOAT32, "bfloat16": BFLOAT16}
+
+# bfloat16 travels and is stored as its 16 bits: numpy has no such type of its own.
+WIRE_DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<f4"), BFLOAT16: np.dtype("<u2")}
+
+# 2 MB of bfloat16: smaller chunks cost context switches, larger ones cache misses (BUILD_NOTES.md).
+CHUNK_ELEMENTS = 1 << 20
+
+_HEADERS: dict[int, tuple[str, type[Message]]] = {
+    pb.Chunk.INITIALIZE_FIELD_NUMBER: ("initialize", pb.ShardSpecification),
+    pb.Chunk.PULL_FIELD_NUMBER: ("pull", pb.PullHeader),
+    pb.Chunk.PUSH_FIELD_NUMBER: ("push", pb.PushHeader),
+}
+_HEADER_FIELDS = {kind: number for number, (_, kind) in _HEADERS.items()}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One decoded chunk.
+
+    Attributes:
+        start: First element, in the shard's vector.
+        count: Number of elements.
+        codec: How the payload is written; a value of `pb.Codec`.
+        payload: The bytes, a view of the message they came in.
+        header: In the first chunk of a stream, the message it carries.
+    """
+
+    start: int
+    count: int
+    codec: int
+    payload: memoryview
+    header: Message | None = None
+
+    def values(self) -> np.ndarray:
+        """The payload as `count` elements of the codec's wire dtype, not copied.
+
+        Raises:
+            MalformedChunk: Unknown codec, or a payload that is not `count` elements long.
+        """
+        dtype = WIRE_DTYPES.get(self.codec)
+        if dtype is None:
+            raise MalformedChunk(f"chunk at {self.start} has codec {self.codec}; known are {sorted(WIRE_DTYPES)}")
+        if self.payload.nbytes != self.count * dtype.itemsize:
+            raise MalformedChunk(
+                f"chunk at {self.start} has {self.payload.nbytes} bytes for {self.count} elements of {dtype.itemsize}"
+            )
+        return np.frombuffer(self.payload, dtype)
+
+
+def split(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Cuts [start, stop) into runs of at most CHUNK_ELEMENTS."""
+    for begin in range(start, stop, CHUNK_ELEMENTS):
+        yield begin, min(begin + CHUNK_ELEMENTS, stop)
+
+
+def encode_chunk(start: int, codec: int, values: np.ndarray, header: Message | None = None) -> bytes:
+    """One chunk as a message.
+
+    Args:
+        start: First element, in the shard's vector.
+        codec: A value of `pb.Codec`.
+        values: The elements in that codec's wire dtype, contiguous.
+        header: What the first chunk of a stream carries.
+    """
+    parts: list[Any] = []
+    if header is not None:
+        body = header.SerializeToString()
+        parts += [_varint(_HEADER_FIELDS[type(header)] << 3 | _BYTES), _varint(len(body)), body]
+    for number, value in ((4, start), (5, values.size), (6, codec)):
+        if value:  # proto3 leaves zeros out
+            parts += [_varint(number << 3 | _VARINT), _varint(value)]
+    if values.nbytes:
+        parts += [_varint(7 << 3 | _BYTES), _varint(values.nbytes), values.data]
+    return b"".join(parts)
+
+
+def decode_chunk(message: bytes) -> Chunk:
+    """Reads a chunk; unknown fields are skipped, as protobuf demands.
+
+    Raises:
+        MalformedChunk: The bytes are not a `Chunk`.
+    """
+    view = memoryview(message)
+    numbers = {4: 0, 5: 0, 6: 0}
+    payload = view[:0]
+    header: Message | None = None
+    position = 0
+    while position < len(view):
+        tag, position = _read_varint(view, position)
+        field, wire_type = tag >> 3, tag & 7
+        if field == 0:
+            raise MalformedChunk("field number 0")
+        if field in numbers and wire_type == _VARINT:
+            numbers[field], position = _read_varint(view, position)
+        elif field == 7 and wire_type == _BYTES:
+            payload, position = _read_bytes(view, position)
+        elif field in _HEADERS and wire_type == _BYTES:
+            body, position = _read_bytes(view, position)
+            header = _read_header(field, body, header)
+        else:
+            position = _skip(view, position, wire_type)
+    return Chunk(numbers[4], numbers[5] & 0xFFFFFFFF, numbers[6] & 0xFFFFFFFF, payload, header)
+
+
+def _read_header(field: int, body: memoryview, previous: Message | None) -> Message:
+    """Repeated occurrences of a message field merge; another field of the oneof replaces it."""
+    kind = _HEADERS[field][1]
+    header = previous if isinstance(previous, kind) else kind()
+    try:
+        header.MergeFromString(bytes(body))
+    except DecodeError as error:
+        raise MalformedChunk(f"its {_HEADERS[field][0]} header does not parse: {error}") from None
+    return header
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(view):
+            raise MalformedChunk("the message ends inside a number")
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, position
+    raise MalformedChunk("a number has more than ten bytes")
+
+
+def _read_bytes(view: memoryview, position: int) -> tuple[memoryview, int]:
+    length, position = _read_varint(view, position)
+    if length > len(view) - position:
+        raise MalformedChunk(f"a field of {length} bytes, of which {len(view) - position} are there")
+    return view[position : position + length], position + length
+
+
+def _skip(view: memoryview, position: int, wire_type: int) -> int:
+    if wire_type == _VARINT:
+        return _read_varint(view, position)[1]
+    if wire_type == _BYTES:
+        return _read_bytes(view, position)[1]
+    if wire_type not in (_FIXED64, _FIXED32):
+        raise MalformedChunk(f"wire type {wire_type} is not known")
+    position += 8 if wire_type == _FIXED64 else 4
+    if position > len(view):
+        raise MalformedChunk("the message ends inside a fixed-width field")
+    return position

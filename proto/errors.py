@@ -1,0 +1,108 @@
+"""Every error that crosses the wire, and the gRPC status it crosses as.
+
+| error               | gRPC status           | sent by        | try again?                                   |
+|---------------------|-----------------------|----------------|----------------------------------------------|
+| NotReady            | UNAVAILABLE           | shard          | yes: the chief has not initialised it yet    |
+| LayoutMismatch      | FAILED_PRECONDITION   | shard, chief   | no: the two sides run different jobs         |
+| WorkerSuperseded    | ABORTED               | shard, chief   | no: a newer incarnation has this index       |
+| NonFinite           | OUT_OF_RANGE          | shard          | no: the gradient has NaN or infinity         |
+| MalformedChunk      | INVALID_ARGUMENT      | shard          | no: the sender is broken                     |
+| TooManyWorkers      | RESOURCE_EXHAUSTED    | shard          | no: the ledger has no room for this index    |
+| CheckpointFailed    | INTERNAL              | shard          | at the next checkpoint                       |
+| Unreachable         | (raised by the caller)| nobody         | it was, for as long as the caller was told to|
+| JobFailed           | (raised by the caller)| nobody         | no: the training itself went wrong           |
+
+The name travels in the trailing metadata, so errors that share a status stay apart.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import grpc
+
+ERROR_KEY = "downpour-error"
+
+
+class DownpourError(Exception):
+    """Base of all errors that end a call or a role with one message."""
+
+    status: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+
+
+class NotReady(DownpourError):
+    """The shard holds no parameters yet."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+
+
+class LayoutMismatch(DownpourError):
+    """Caller and shard computed different layouts."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class WorkerSuperseded(DownpourError):
+    """A newer incarnation of the same worker index is known."""
+
+    status = grpc.StatusCode.ABORTED
+
+
+class NonFinite(DownpourError):
+    """A gradient or difference contains NaN or infinity."""
+
+    status = grpc.StatusCode.OUT_OF_RANGE
+
+
+class MalformedChunk(DownpourError):
+    """A chunk, or a stream of them, does not follow the protocol."""
+
+    status = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class TooManyWorkers(DownpourError):
+    """A worker index beyond the ledger's room."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class CheckpointFailed(DownpourError):
+    """A checkpoint could not be written."""
+
+    status = grpc.StatusCode.INTERNAL
+
+
+class Unreachable(DownpourError):
+    """A peer did not answer for as long as the caller was told to try."""
+
+
+class JobFailed(DownpourError):
+    """The job ended without reaching its goal: a loss that is not finite, too many bad records."""
+
+
+BY_NAME: dict[str, type[DownpourError]] = {
+    error.__name__: error
+    for error in (
+        NotReady,
+        LayoutMismatch,
+        WorkerSuperseded,
+        NonFinite,
+        MalformedChunk,
+        TooManyWorkers,
+        CheckpointFailed,
+    )
+}
+
+
+def abort(context: grpc.ServicerContext, error: DownpourError) -> None:
+    """Ends a call on the server with the error's status, name and message."""
+    context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
+    context.abort(error.status, str(error))
+
+
+def from_rpc_error(error: grpc.RpcError) -> DownpourError | None:
+    """The error of ours that a failed call carries, or None for gRPC's own (broken connection, deadline)."""
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_KEY and value in BY_NAME:
+            return BY_NAME[value](error.details())
+    return None

@@ -1,0 +1,333 @@
+"""Where every parameter lives: variables -> slices -> ranges of the shards' flat vectors.
+
+Pure and deterministic: from names, shapes, kinds and the number of shards every role computes the same layout
+alone. Its fingerprint goes with every call, so two roles that disagree find out before a number is touched.
+
+A shard's vector holds its ranges in this order: trained ranges, grouped by weight decay so that one kernel call
+covers a long span, then statistics.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from downpour.proto.errors import LayoutMismatch
+
+TRAINED = "trained"  # gradients go through the update rule
+STATISTIC = "statistic"  # differences are added (batch norm's moving mean and variance)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable as the layout sees it: name, shape, kind (TRAINED or STATISTIC) and its L2 factor."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str = TRAINED
+    weight_decay: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """Cuts every variable whose name matches into slices along one axis, equal to within one row.
+
+    Attributes:
+        pattern: `fnmatch` pattern over variable names, for example `head/*`.
+        num_slices: Number of slices.
+        axis: The axis to cut; negative counts from the last.
+    """
+
+    pattern: str
+    num_slices: int
+    axis: int = -1
+
+
+@dataclass(frozen=True)
+class Range:
+    """A slice of a variable and its place: `variable[..., begin:stop, ...]` at `offset` of the shard's vector.
+
+    Attributes:
+        variable: Index into `Layout.variables`.
+        axis: The axis that is cut; 0 for a variable that is whole.
+        begin: First index along the axis.
+        stop: One past the last index along the axis.
+        shard: Index of the shard.
+        offset: First element in the shard's vector.
+        size: Number of elements.
+    """
+
+    variable: int
+    axis: int
+    begin: int
+    stop: int
+    shard: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive elements [start, stop) of a shard's vector with the same kind and weight decay."""
+
+    start: int
+    stop: int
+    kind: str
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Variables, and for every range the shard and offset it lives at. Made by `plan` or `from_canonical`."""
+
+    variables: tuple[Variable, ...]
+    num_shards: int
+    ranges: tuple[Range, ...] = field(repr=False)
+
+    @cached_property
+    def canonical(self) -> str:
+        """The JSON text whose SHA-256 is the fingerprint. Offsets follow from the order, so it leaves them out."""
+        return json.dumps(
+            {
+                "num_shards": self.num_shards,
+                "variables": [[v.name, list(v.shape), v.kind, v.weight_decay] for v in self.variables],
+                "ranges": [[r.variable, r.axis, r.begin, r.stop, r.shard] for r in self.ranges],
+            },
+            separators=(",", ":"),
+        )
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the canonical form, 32 bytes."""
+        return hashlib.sha256(self.canonical.encode()).digest()
+
+    @cached_property
+    def by_shard(self) -> tuple[tuple[Range, ...], ...]:
+        """Each shard's ranges in the order of their offsets."""
+        return tuple(tuple(r for r in self.ranges if r.shard == shard) for shard in range(self.num_shards))
+
+    def size(self, shard: int) -> int:
+        """Elements of a shard's vector."""
+        return sum(r.size for r in self.by_shard[shard])
+
+    def num_trained(self, shard: int) -> int:
+        """Elements of a shard's vector that are trained; the statistics follow them."""
+        return sum(r.size for r in self.by_shard[shard] if self.variables[r.variable].kind == TRAINED)
+
+    def spans(self, shard: int) -> list[Span]:
+        """The shard's vector as few long runs of one kind and weight decay."""
+        spans: list[Span] = []
+        for r in self.by_shard[shard]:
+            variable = self.variables[r.variable]
+            treatment = (variable.kind, variable.weight_decay)
+            if spans and (spans[-1].kind, spans[-1].weight_decay) == treatment:
+                spans[-1] = Span(spans[-1].start, r.offset + r.size, *treatment)
+            else:
+                spans.append(Span(r.offset, r.offset + r.size, *treatment))
+        return spans
+
+    def scatter(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """From one array a variable to one flat float32 vector a shard."""
+        vectors = [np.empty(self.size(shard), np.float32) for shard in range(self.num_shards)]
+        for r in self.ranges:
+            part = _cut(values[r.variable], r)
+            vectors[r.shard][r.offset : r.offset + r.size] = part.reshape(-1)
+        return vectors
+
+    def gather(self, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """From one flat vector a shard to one array a variable; the inverse of `scatter`."""
+        values = [np.empty(v.shape, np.float32) for v in self.variables]
+        for r in self.ranges:
+            part = _cut(values[r.variable], r)
+            part[...] = vectors[r.shard][r.offset : r.offset + r.size].reshape(part.shape)
+        return values
+
+    @property
+    def imbalance(self) -> float:
+        """(Largest - smallest shard) / mean, in elements."""
+        sizes = [self.size(shard) for shard in range(self.num_shards)]
+        return (max(sizes) - min(sizes)) * self.num_shards / sum(sizes)
+
+    def table(self) -> str:
+        """The placement for people: a row a shard, and what the sum and the imbalance are."""
+        lines = [f"{'shard':>5}  {'slices':>6}  {'variables':>9}  {'parameters':>12}  {'MB':>8}  {'of mean':>8}"]
+        total = sum(r.size for r in self.ranges)
+        for shard, ranges in enumerate(self.by_shard):
+            num_slices = sum(self._is_slice(r) for r in ranges)
+            size = self.size(shard)
+            lines.append(
+                f"{shard:>5}  {num_slices:>6}  {len(ranges) - num_slices:>9}  {size:>12,}  {size * 4 / 1e6:>8.2f}"
+                f"  {size * self.num_shards / total:>8.2%}"
+            )
+        lines.append(
+            f"{'all':>5}  {sum(map(self._is_slice, self.ranges)):>6}  "
+            f"{len(self.ranges) - sum(map(self._is_slice, self.ranges)):>9}  {total:>12,}  {total * 4 / 1e6:>8.2f}"
+        )
+        lines.append(f"imbalance {self.imbalance:.3%} (largest - smallest, of the mean); {self.fingerprint.hex()[:16]}")
+        return "\n".join(lines)
+
+    def _is_slice(self, r: Range) -> bool:
+        shape = self.variables[r.variable].shape
+        return bool(shape) and r.stop - r.begin < shape[r.axis]
+
+
+def plan(variables: Sequence[Variable], num_shards: int, slicing: Sequence[Slicing] = ()) -> Layout:
+    """Places every variable.
+
+    Slices go round robin, slice i on shard i modulo the number of shards, so the slices of a head's kernel and
+    bias that belong to the same classes meet on one shard. Everything else goes largest first onto the least
+    loaded shard.
+
+    Raises:
+        ValueError: Names that repeat, a slicing that matches nothing or asks for more slices than there are
+            columns, fewer than one shard.
+    """
+    if num_shards < 1:
+        raise ValueError(f"{num_shards} shards; give at least 1")
+    names = [v.name for v in variables]
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"variable names repeat: {', '.join(repeated[:3])}; give every layer its own name")
+    pieces = _pieces(variables, slicing)
+    load = [0] * num_shards
+    placed: list[tuple[int, tuple[int, int, int], int]] = []
+
+    def place(variable: int, cut: tuple[int, int, int], shard: int) -> None:
+        load[shard] += _piece_size(variables[variable], cut)
+        placed.append((variable, cut, shard))
+
+    for variable, cuts in pieces.items():
+        if len(cuts) > 1:
+            for number, cut in enumerate(cuts):
+                place(variable, cut, number % num_shards)
+    whole = [v for v, cuts in pieces.items() if len(cuts) == 1]
+    for variable in sorted(whole, key=lambda v: (-variables[v].size, v)):
+        place(variable, pieces[variable][0], load.index(min(load)))
+    return _assemble(tuple(variables), num_shards, placed)
+
+
+def from_canonical(text: str) -> Layout:
+    """The layout that a canonical form describes.
+
+    Raises:
+        ValueError: The text is not one.
+    """
+    try:
+        document = json.loads(text)
+        variables = tuple(Variable(n, tuple(shape), kind, decay) for n, shape, kind, decay in document["variables"])
+        placed = [(v, (axis, begin, stop), shard) for v, axis, begin, stop, shard in document["ranges"]]
+        layout = _assemble(variables, document["num_shards"], placed)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"not the canonical form of a layout: {error!r}") from None
+    if layout.canonical != text:
+        raise ValueError("not the canonical form of a layout: its ranges are not in order")
+    return layout
+
+
+def check_same(mine: Layout, theirs: str, whose: str) -> None:
+    """Compares with another role's canonical form.
+
+    Raises:
+        LayoutMismatch: With both fingerprints and the first difference.
+    """
+    if mine.canonical == theirs:
+        return
+    other = from_canonical(theirs)
+    raise LayoutMismatch(
+        f"layout {mine.fingerprint.hex()[:16]} here, {other.fingerprint.hex()[:16]} on {whose}: "
+        f"{first_difference(mine, other)}; start both with the same recipe and overrides"
+    )
+
+
+def first_difference(mine: Layout, theirs: Layout) -> str:
+    """The first point, in words, in which two layouts differ."""
+    if mine.num_shards != theirs.num_shards:
+        return f"{mine.num_shards} shards here, {theirs.num_shards} there"
+    for a, b in zip(mine.variables, theirs.variables, strict=False):
+        if a != b:
+            return f"here {_words(a)}, there {_words(b)}"
+    if len(mine.variables) != len(theirs.variables):
+        return f"{len(mine.variables)} variables here, {len(theirs.variables)} there"
+    for c, d in zip(mine.ranges, theirs.ranges, strict=False):
+        if c != d:
+            return f"the ranges of {mine.variables[c.variable].name}: here {c}, there {d}"
+    return f"{len(mine.ranges)} ranges here, {len(theirs.ranges)} there"
+
+
+def _words(v: Variable) -> str:
+    return f"{v.name} {list(v.shape)} {v.kind} with weight decay {v.weight_decay:g}"
+
+
+def _pieces(variables: Sequence[Variable], slicing: Sequence[Slicing]) -> dict[int, list[tuple[int, int, int]]]:
+    """For every variable its cuts (axis, begin, stop); a whole variable is one cut along axis 0."""
+    pieces = {i: [(0, 0, v.shape[0] if v.shape else 1)] for i, v in enumerate(variables)}
+    for rule in slicing:
+        matched = [i for i, v in enumerate(variables) if fnmatch.fnmatchcase(v.name, rule.pattern)]
+        if not matched:
+            raise ValueError(
+                f"slicing pattern {rule.pattern!r} matches no variable; the names are like "
+                f"{', '.join(v.name for v in variables[-3:])}"
+            )
+        for i in matched:
+            pieces[i] = _cuts(variables[i], rule)
+    return pieces
+
+
+def _cuts(variable: Variable, rule: Slicing) -> list[tuple[int, int, int]]:
+    rank = len(variable.shape)
+    if not -rank <= rule.axis < rank:
+        raise ValueError(f"slicing {rule.pattern!r} cuts axis {rule.axis}, but {variable.name} has {rank} axes")
+    axis = rule.axis % rank
+    length = variable.shape[axis]
+    if not 1 <= rule.num_slices <= length:
+        raise ValueError(
+            f"slicing {rule.pattern!r} asks for {rule.num_slices} slices of {variable.name}, whose axis {axis} has "
+            f"{length} columns; give 1 to {length}"
+        )
+    small, larger = divmod(length, rule.num_slices)
+    bounds = [i * small + min(i, larger) for i in range(rule.num_slices + 1)]
+    return [(axis, begin, stop) for begin, stop in itertools.pairwise(bounds)]
+
+
+def _piece_size(variable: Variable, cut: tuple[int, int, int]) -> int:
+    axis, begin, stop = cut
+    return variable.size // max(variable.shape[axis], 1) * (stop - begin) if variable.shape else 1
+
+
+def _assemble(
+    variables: tuple[Variable, ...], num_shards: int, placed: list[tuple[int, tuple[int, int, int], int]]
+) -> Layout:
+    """Gives every placed piece its offset: by shard, trained before statistics, by weight decay, by variable."""
+
+    def order(piece: tuple[int, tuple[int, int, int], int]) -> tuple[Any, ...]:
+        number, cut, shard = piece
+        variable = variables[number]
+        return shard, variable.kind != TRAINED, -variable.weight_decay, number, cut
+
+    ranges: list[Range] = []
+    offsets = [0] * num_shards
+    for number, cut, shard in sorted(placed, key=order):
+        size = _piece_size(variables[number], cut)
+        ranges.append(Range(number, *cut, shard, offsets[shard], size))
+        offsets[shard] += size
+    return Layout(variables, num_shards, tuple(ranges))
+
+
+def _cut(value: np.ndarray, r: Range) -> np.ndarray:
+    """The part of a variable that a range holds: a view."""
+    if value.ndim == 0:
+        return value
+    return value[(slice(None),) * r.axis + (slice(r.begin, r.stop),)]

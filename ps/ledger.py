@@ -1,0 +1,75 @@
+"""Who has pushed what: the reason a push counts exactly once, however often it is sent.
+
+A push is named by (worker, incarnation, sequence). For each worker the ledger keeps the last one and how many
+elements of it are in the parameters, so a push that broke in the middle continues where it stopped. No locks
+of its own: the shard's lock guards it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import TooManyWorkers, WorkerSuperseded
+
+
+class Ledger:
+    """The last push of every worker, over records of `downpour.ps.arena.LEDGER_ENTRY`."""
+
+    def __init__(self, entries: np.ndarray) -> None:
+        self._entries = entries
+
+    def begin(self, push: pb.PushHeader) -> bool:
+        """Notes that a push arrives.
+
+        Returns:
+            Whether it is already complete, so that nothing of it may be applied.
+
+        Raises:
+            WorkerSuperseded: A newer incarnation of the worker has pushed.
+            TooManyWorkers: There is no room for the worker's index.
+        """
+        if push.worker >= len(self._entries):
+            raise TooManyWorkers(f"worker index {push.worker}; shards keep room for {len(self._entries)} workers")
+        entry = self._entries[push.worker]
+        if push.incarnation < entry["incarnation"]:
+            raise WorkerSuperseded(
+                f"worker {push.worker} incarnation {push.incarnation} pushes after incarnation {entry['incarnation']} "
+                "of the same index did; give every running worker its own --index"
+            )
+        known = (int(entry["incarnation"]), int(entry["sequence"]))
+        if (push.incarnation, push.sequence) > known:
+            entry["complete"], entry["applied"] = 0, 0
+            entry["incarnation"], entry["sequence"] = push.incarnation, push.sequence
+            return False
+        return push.sequence < entry["sequence"] or bool(entry["complete"])
+
+    def applied(self, push: pb.PushHeader) -> int:
+        """Elements of the push that are in the parameters.
+
+        Raises:
+            WorkerSuperseded: The worker has begun a later push meanwhile; this one is a leftover.
+        """
+        entry = self._entries[push.worker]
+        if (entry["incarnation"], entry["sequence"]) != (push.incarnation, push.sequence):
+            raise WorkerSuperseded(f"worker {push.worker} has begun a later push than {push.sequence}")
+        return int(entry["applied"])
+
+    def advance(self, push: pb.PushHeader, applied: int) -> None:
+        """The first `applied` elements of the push are in the parameters now."""
+        self._entries[push.worker]["applied"] = applied
+
+    def complete(self, push: pb.PushHeader, staleness: int) -> None:
+        """All of the push is in the parameters, and counted."""
+        entry = self._entries[push.worker]
+        entry["staleness"] = staleness
+        entry["complete"] = 1
+
+    def is_complete(self, push: pb.PushHeader) -> bool:
+        """Whether this push, or a later one of the same incarnation, is complete."""
+        entry = self._entries[push.worker]
+        return bool(push.sequence < entry["sequence"] or entry["complete"])
+
+    def staleness(self, push: pb.PushHeader) -> int:
+        """Staleness recorded for the worker's last complete push."""
+        return int(self._entries[push.worker]["staleness"])

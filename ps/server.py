@@ -1,0 +1,61 @@
+"""A shard's process: binds, serves, stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from downpour.proto.transport import start_server
+from downpour.ps.servicer import Servicer
+
+# A push and a pull of every worker of the reference fleet (50) may be open at once.
+_NUM_THREADS = 128
+
+
+class Server:
+    """Serves one shard from construction until `stop`.
+
+    Args:
+        index: Index of the shard.
+        host: Address to listen on.
+        port: Port to listen on; 0 lets the kernel choose.
+        arena: File of the arena; None for anonymous memory.
+
+    Attributes:
+        port: The port it listens on.
+
+    Raises:
+        ValueError: The port is taken, or the arena cannot be used.
+
+    Example:
+        with Server(index=0) as server:
+            server.wait()
+    """
+
+    def __init__(self, index: int, host: str = "127.0.0.1", port: int = 0, arena: Path | None = None) -> None:
+        handler = Servicer(index, arena).handler()
+        self._server, self.port = start_server(
+            lambda server: server.add_generic_rpc_handlers((handler,)), host, port, _NUM_THREADS
+        )
+
+    def __enter__(self) -> Server:
+        """Returns the server, which serves already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stops with a grace period."""
+        self.stop()
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Refuses new calls, lets open ones finish for so many seconds, then returns."""
+        self._server.stop(grace_s).wait()
+
+    def stop_soon(self, grace_s: float = 5.0) -> None:
+        """Begins to stop and returns at once, so that a signal handler may call it; `wait` then returns."""
+        self._server.stop(grace_s)
+
+    def wait(self) -> None:
+        """Blocks until `stop`."""
+        self._server.wait_for_termination()

@@ -1,0 +1,155 @@
+"""The shard's gRPC methods: decode, call, encode.
+
+Threads: gRPC calls each method in a thread of its pool. Chunk streams pass as raw bytes; `downpour.proto.codec`
+reads and writes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+from absl import logging
+
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import LayoutMismatch, MalformedChunk, NotReady
+from downpour.ps import checkpoint
+from downpour.ps.arena import Arena
+from downpour.ps.shard import Shard
+
+SERVICE = "downpour.v1.ParameterServer"
+
+
+class Servicer:
+    """Serves one shard, which is empty until the chief initialises it or its arena holds it already.
+
+    Args:
+        index: Index of this shard.
+        arena_path: File of the arena; None for anonymous memory.
+
+    Raises:
+        ValueError: The arena cannot be used.
+    """
+
+    def __init__(self, index: int, arena_path: Path | None) -> None:
+        self._index = index
+        self._arena_path = arena_path
+        self._initializing = threading.Lock()
+        arena = Arena.open(arena_path) if arena_path else None
+        self._shard = Shard(arena) if arena else None
+        if self._shard:
+            logging.info("continues from its arena at version %d", self._shard.version)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The methods, as `downpour/proto/parameter_server.proto` describes them."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Status": grpc.unary_unary_rpc_method_handler(
+                    self.status, pb.StatusRequest.FromString, pb.StatusReply.SerializeToString
+                ),
+                "Initialize": grpc.stream_unary_rpc_method_handler(
+                    self.initialize, None, pb.InitializeReply.SerializeToString
+                ),
+                "Pull": grpc.unary_stream_rpc_method_handler(self.pull, pb.PullRequest.FromString, None),
+                "Push": grpc.stream_unary_rpc_method_handler(self.push, None, pb.PushReply.SerializeToString),
+                "WriteCheckpoint": grpc.unary_unary_rpc_method_handler(
+                    self.write_checkpoint,
+                    pb.WriteCheckpointRequest.FromString,
+                    pb.WriteCheckpointReply.SerializeToString,
+                ),
+            },
+        )
+
+    def status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
+        """Counters; see `ParameterServer.Status`."""
+        if self._shard is None:
+            return pb.StatusReply(shard=self._index)
+        reply = self._shard.status()
+        if request.with_layout:
+            reply.layout = self._shard.arena.specification.layout
+        return reply
+
+    def initialize(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.InitializeReply:
+        """Receives specification and values; see `ParameterServer.Initialize`."""
+        chunks = map(codec.decode_chunk, messages)
+        first = next(chunks, None)
+        if first is None or not isinstance(first.header, pb.ShardSpecification):
+            raise MalformedChunk("the first chunk carries no specification")
+        with self._initializing:
+            if self._shard is not None:
+                self._check(first.header.fingerprint)
+                return pb.InitializeReply(kept=True, version=self._shard.version)
+            self._shard = self._create(first.header, first, chunks)
+        logging.info("initialised with %s parameters", f"{self._shard.size:,}")
+        return pb.InitializeReply(version=0)
+
+    def pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Streams the vector; see `ParameterServer.Pull`."""
+        shard = self._check(request.fingerprint)
+        if request.codec not in codec.WIRE_DTYPES:
+            raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
+        header: pb.PullHeader | None = pb.PullHeader(version=shard.version)
+        for wire, begin, end in ((request.codec, 0, shard.num_trained), (codec.FLOAT32, shard.num_trained, shard.size)):
+            for start, stop in codec.split(begin, end):
+                yield codec.encode_chunk(start, wire, shard.read(start, stop, wire), header)
+                header = None
+
+    def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.PushReply:
+        """Applies each chunk as it arrives; see `ParameterServer.Push`."""
+        chunks = map(codec.decode_chunk, messages)
+        first = next(chunks, None)
+        if first is None or not isinstance(first.header, pb.PushHeader):
+            raise MalformedChunk("the first chunk does not name a push")
+        shard = self._check(first.header.fingerprint)
+        push = shard.begin(first.header)
+        shard.apply(push, first)
+        for chunk in chunks:
+            shard.apply(push, chunk)
+        return shard.finish(push)
+
+    def write_checkpoint(
+        self, request: pb.WriteCheckpointRequest, context: grpc.ServicerContext
+    ) -> pb.WriteCheckpointReply:
+        """Writes a file; see `ParameterServer.WriteCheckpoint`."""
+        shard = self._check(request.fingerprint)
+        version, vectors = shard.snapshot()
+        name = checkpoint.write_shard(Path(request.directory), shard.arena.specification, version, vectors)
+        return pb.WriteCheckpointReply(file=name, version=version)
+
+    def _create(self, specification: pb.ShardSpecification, first: codec.Chunk, rest: Iterator[codec.Chunk]) -> Shard:
+        if specification.shard != self._index:
+            raise LayoutMismatch(
+                f"this is shard {self._index}, called as shard {specification.shard}; "
+                "check the order of the addresses in --ps"
+            )
+        try:
+            arena = Arena.create(self._arena_path, specification)
+        except ValueError as error:
+            raise LayoutMismatch(f"shard {self._index}: {error}") from None
+        position = 0
+        for chunk in itertools.chain((first,), rest):
+            stop = position + chunk.count
+            if chunk.start != position or stop > arena.parameters.size or chunk.codec != codec.FLOAT32:
+                raise MalformedChunk(f"initial values [{chunk.start}, {chunk.start + chunk.count}) out of order")
+            arena.parameters[position:stop] = chunk.values()
+            position = stop
+        if position != arena.parameters.size:
+            raise MalformedChunk(f"initial values end after {position} of {arena.parameters.size} elements")
+        arena.mark_complete()
+        return Shard(arena)
+
+    def _check(self, fingerprint: bytes) -> Shard:
+        if self._shard is None:
+            raise NotReady(f"shard {self._index} holds no parameters yet; it waits for the chief")
+        mine = self._shard.arena.specification.fingerprint
+        if fingerprint != mine:
+            raise LayoutMismatch(
+                f"shard {self._index} holds layout {mine.hex()[:16]}, the call is for {fingerprint.hex()[:16]}; "
+                "start every role with the same recipe and overrides"
+            )
+        return self._shard

@@ -1,0 +1,187 @@
+"""Calls to one shard and to the chief, each with a deadline and safe retries.
+
+Threads: a client may be used from several; it keeps no state but its channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from downpour.proto import chief_pb2, chief_pb2_grpc, codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import LayoutMismatch, MalformedChunk, NotReady
+from downpour.proto.transport import call, open_channel
+from downpour.ps import layout as layouts
+from downpour.ps.layout import Layout
+
+Reply = TypeVar("Reply")
+
+_PATH = "/downpour.v1.ParameterServer/"
+
+
+class ShardClient:
+    """One shard as its callers see it.
+
+    Args:
+        shard: Index of the shard.
+        address: `host:port`.
+        layout: The layout this process computed.
+        give_up_after_s: Deadline of a call, and how long a failing one is repeated before `Unreachable`.
+    """
+
+    def __init__(self, shard: int, address: str, layout: Layout, give_up_after_s: float) -> None:
+        self.peer = f"shard {shard} at {address}"
+        self._shard = shard
+        self._layout = layout
+        self._give_up_after_s = give_up_after_s
+        self._channel = open_channel(address)
+        # Chunk streams carry raw bytes: `codec` encodes and decodes them.
+        self._status = self._channel.unary_unary(
+            _PATH + "Status", pb.StatusRequest.SerializeToString, pb.StatusReply.FromString
+        )
+        self._initialize = self._channel.stream_unary(_PATH + "Initialize", None, pb.InitializeReply.FromString)
+        self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString, None)
+        self._push = self._channel.stream_unary(_PATH + "Push", None, pb.PushReply.FromString)
+        self._write_checkpoint = self._channel.unary_unary(
+            _PATH + "WriteCheckpoint",
+            pb.WriteCheckpointRequest.SerializeToString,
+            pb.WriteCheckpointReply.FromString,
+        )
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+    def status(self) -> pb.StatusReply:
+        """The shard's counters, and whether it is ready."""
+        return self._call(lambda: self._status(pb.StatusRequest(), timeout=self._give_up_after_s))
+
+    def wait_ready(self) -> None:
+        """Waits until the shard is initialised, and compares layouts.
+
+        Raises:
+            LayoutMismatch: With both fingerprints and the first difference.
+        """
+
+        def ask() -> pb.StatusReply:
+            reply: pb.StatusReply = self._status(pb.StatusRequest(), timeout=self._give_up_after_s)
+            if not reply.ready:
+                raise NotReady(f"{self.peer} holds no parameters yet; it waits for the chief")
+            return reply
+
+        if self._call(ask).fingerprint != self._layout.fingerprint:
+            theirs = self._status(pb.StatusRequest(with_layout=True), timeout=self._give_up_after_s).layout
+            layouts.check_same(self._layout, theirs, self.peer)
+
+    def initialize(self, specification: pb.ShardSpecification, values: np.ndarray) -> pb.InitializeReply:
+        """Gives the shard its specification and its [n] float32 initial values; a no-op when it has them."""
+
+        def chunks() -> Iterator[bytes]:
+            header = specification
+            for start, stop in codec.split(0, values.size):
+                yield codec.encode_chunk(start, codec.FLOAT32, values[start:stop], header if start == 0 else None)
+
+        return self._call(lambda: self._initialize(chunks(), timeout=self._give_up_after_s))
+
+    def pull(self, wire: pb.Codec, trained: np.ndarray, statistics: np.ndarray) -> int:
+        """Reads the shard's vector into two buffers.
+
+        Args:
+            wire: Codec of the trained part.
+            trained: [num_trained] in the codec's wire dtype, overwritten.
+            statistics: [size - num_trained] float32, overwritten.
+
+        Returns:
+            The version that was read.
+        """
+        request = pb.PullRequest(fingerprint=self._layout.fingerprint, codec=wire)
+
+        def attempt() -> int:
+            version, position = 0, 0
+            for message in self._pull(request, timeout=self._give_up_after_s):
+                chunk = codec.decode_chunk(message)
+                if isinstance(chunk.header, pb.PullHeader):
+                    version = chunk.header.version
+                if chunk.start != position:
+                    raise MalformedChunk(f"{self.peer} sent a chunk at {chunk.start} where {position} was due")
+                position += chunk.count
+                if chunk.start < trained.size:
+                    trained[chunk.start : position] = chunk.values()
+                else:
+                    statistics[chunk.start - trained.size : position - trained.size] = chunk.values()
+            if position != trained.size + statistics.size:
+                raise MalformedChunk(f"{self.peer} sent {position} of {trained.size + statistics.size} elements")
+            return version
+
+        return self._call(attempt)
+
+    def push(
+        self, header: pb.PushHeader, wire: pb.Codec, gradient: np.ndarray, differences: np.ndarray
+    ) -> pb.PushReply:
+        """Sends a gradient [num_trained] in the wire dtype and statistics' differences [m] float32."""
+
+        def chunks() -> Iterator[bytes]:
+            first: pb.PushHeader | None = header
+            for part, part_wire, offset in ((gradient, wire, 0), (differences, codec.FLOAT32, gradient.size)):
+                for start, stop in codec.split(0, part.size):
+                    yield codec.encode_chunk(offset + start, part_wire, part[start:stop], first)
+                    first = None
+
+        return self._call(lambda: self._push(chunks(), timeout=self._give_up_after_s))
+
+    def write_checkpoint(self, directory: str) -> pb.WriteCheckpointReply:
+        """Asks the shard to write its file into a directory."""
+        request = pb.WriteCheckpointRequest(fingerprint=self._layout.fingerprint, directory=directory)
+        return self._call(lambda: self._write_checkpoint(request, timeout=self._give_up_after_s))
+
+    def _call(self, attempt: Callable[[], Reply]) -> Reply:
+        try:
+            return call(self.peer, self._give_up_after_s, attempt)
+        except LayoutMismatch as error:
+            raise LayoutMismatch(f"{self.peer}: {error}") from None
+
+
+class ChiefClient:
+    """The chief as workers, the evaluator and the launcher see it."""
+
+    def __init__(self, address: str, give_up_after_s: float) -> None:
+        self.peer = f"the chief at {address}"
+        self._give_up_after_s = give_up_after_s
+        self._channel = open_channel(address)
+        self._stub = chief_pb2_grpc.ChiefStub(self._channel)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+    def register(self, request: chief_pb2.RegisterRequest) -> None:
+        """Announces a worker.
+
+        Raises:
+            LayoutMismatch: The chief computed another layout.
+            WorkerSuperseded: A newer incarnation of the index is known.
+        """
+        self._call(self._stub.Register, request)
+
+    def report(self, report: chief_pb2.WorkerReport) -> bool:
+        """Sends a worker's totals; returns whether it should stop."""
+        reply: chief_pb2.ReportReply = self._call(self._stub.Report, report)
+        return reply.stop
+
+    def next_checkpoint(self, after_step: int) -> chief_pb2.NextCheckpointReply:
+        """The newest checkpoint after a step, with an empty directory if there is none."""
+        return self._call(self._stub.NextCheckpoint, chief_pb2.NextCheckpointRequest(after_step=after_step))
+
+    def report_score(self, score: chief_pb2.Score) -> None:
+        """Hands in the score of a checkpoint."""
+        self._call(self._stub.ReportScore, score)
+
+    def progress(self) -> chief_pb2.ProgressReply:
+        """What a progress display shows."""
+        return self._call(self._stub.Progress, chief_pb2.ProgressRequest())
+
+    def _call(self, method: Callable[..., Reply], request: object) -> Reply:
+        return call(self.peer, self._give_up_after_s, lambda: method(request, timeout=self._give_up_after_s))

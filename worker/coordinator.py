@@ -1,0 +1,182 @@
+"""What the chief knows and decides: who works, how far training is, when to checkpoint, when to end.
+
+Pure: events come in as method calls with the time, decisions go out as return values. No I/O, no clock, no
+threads; `downpour.worker.chief` holds a lock around every call. All times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from downpour.proto import chief_pb2 as pb
+from downpour.proto.errors import WorkerSuperseded
+
+# A worker reports every second from a thread of its own, however long its steps take.
+WORKER_LOST_AFTER_S = 30.0
+_RATE_WINDOW_S = 15.0
+
+
+@dataclass
+class _Worker:
+    """The newest incarnation of one index."""
+
+    incarnation: int
+    host: str
+    last_heard_s: float
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Totals over all workers at one moment."""
+
+    at_s: float
+    steps: int
+    images: int
+    pushes: int
+    loss_sum: float
+    staleness_sum: float
+
+
+@dataclass
+class Coordinator:
+    """The state of one job.
+
+    Attributes:
+        num_steps: Global steps until the job ends.
+        checkpoint_every_steps: Global steps between checkpoints.
+        max_train_s: Seconds of training after which the job ends all the same.
+        step: Highest version a worker has seen.
+        started_s: When the first step was reported.
+        failure: Why the job failed; empty while it has not.
+    """
+
+    num_steps: int
+    checkpoint_every_steps: int
+    max_train_s: float = math.inf
+    step: int = 0
+    started_s: float | None = None
+    ended_s: float | None = None
+    failure: str = ""
+    _workers: dict[int, _Worker] = field(default_factory=dict)
+    # Totals of every incarnation ever seen: what a dead one did still counts.
+    _reports: dict[tuple[int, int], pb.WorkerReport] = field(default_factory=dict)
+    _marks: deque[_Mark] = field(default_factory=deque)
+    _checkpoint_step: int = 0
+
+    def register(self, worker: int, incarnation: int, host: str, now_s: float) -> None:
+        """A worker announces itself; the newest incarnation of an index wins.
+
+        Raises:
+            WorkerSuperseded: A newer one is known.
+        """
+        known = self._workers.get(worker)
+        if known is not None and incarnation < known.incarnation:
+            raise WorkerSuperseded(
+                f"worker {worker} was taken over by {known.host or 'another process'}: two workers run with "
+                f"--index={worker}; give every worker its own index"
+            )
+        if known is None or incarnation > known.incarnation:
+            self._workers[worker] = _Worker(incarnation, host, now_s)
+
+    def report(self, report: pb.WorkerReport, now_s: float) -> bool:
+        """A worker's totals; returns whether it should stop.
+
+        Raises:
+            WorkerSuperseded: A newer incarnation of its index is known.
+        """
+        self.register(report.worker, report.incarnation, "", now_s)
+        worker = self._workers[report.worker]
+        worker.last_heard_s, worker.finished = now_s, report.finished
+        kept = self._reports.setdefault((report.worker, report.incarnation), pb.WorkerReport())
+        kept.CopyFrom(report)
+        self.step = max(self.step, report.version)
+        if report.steps and self.started_s is None:
+            self.started_s = now_s
+        if report.failure and not self.failure:
+            self.failure = f"worker {report.worker}: {report.failure}"
+        self._mark(now_s)
+        return self.should_stop(now_s)
+
+    def should_stop(self, now_s: float) -> bool:
+        """Whether training is over: enough steps, enough time, or a failure."""
+        out_of_time = self.started_s is not None and now_s - self.started_s > self.max_train_s
+        stop = self.step >= self.num_steps or out_of_time or bool(self.failure)
+        if stop and self.ended_s is None:
+            self.ended_s = now_s
+        return stop
+
+    def workers_ended(self, now_s: float) -> bool:
+        """Whether every worker has finished or is lost."""
+        return all(w.finished or now_s - w.last_heard_s > WORKER_LOST_AFTER_S for w in self._workers.values())
+
+    def checkpoint_due(self) -> bool:
+        """Whether a multiple of `checkpoint_every_steps` has passed since the last checkpoint."""
+        return self.step // self.checkpoint_every_steps > self._checkpoint_step // self.checkpoint_every_steps
+
+    def checkpointed(self, step: int) -> None:
+        """A checkpoint of this step was begun."""
+        self._checkpoint_step = step
+
+    def train_s(self, now_s: float) -> float:
+        """Seconds of training so far."""
+        return 0.0 if self.started_s is None else (self.ended_s or now_s) - self.started_s
+
+    def total(self, value: Callable[[pb.WorkerReport], float]) -> float:
+        """Sum of a field over all incarnations of all workers."""
+        return sum(value(report) for report in self._reports.values())
+
+    def mean(self, value: Callable[[pb.WorkerReport], float]) -> float:
+        """Sum of a field over all workers, divided by their steps."""
+        return self.total(value) / max(self.total(lambda r: r.steps), 1)
+
+    def skipped_examples(self) -> list[str]:
+        """The first few records that workers skipped, each once."""
+        return sorted({example for report in self._reports.values() for example in report.skipped_examples})[:5]
+
+    def recent_loss(self) -> float:
+        """Mean loss over the steps of the last seconds; NaN before the first."""
+        first, last = self._window()
+        return (last.loss_sum - first.loss_sum) / (last.steps - first.steps) if last.steps > first.steps else math.nan
+
+    def progress(self, now_s: float) -> pb.ProgressReply:
+        """Step, rates over the last seconds, and the time left at this rate."""
+        first, last = self._window()
+        elapsed = last.at_s - first.at_s
+        steps = last.steps - first.steps
+        pushes_per_second = (last.pushes - first.pushes) / elapsed if elapsed else 0.0
+        left = (self.num_steps - self.step) / pushes_per_second if pushes_per_second else math.inf
+        if self.started_s is not None:
+            left = min(left, self.max_train_s - self.train_s(now_s))
+        return pb.ProgressReply(
+            step=self.step,
+            num_steps=self.num_steps,
+            loss=self.recent_loss(),
+            images_per_second=(last.images - first.images) / elapsed if elapsed else 0.0,
+            pushes_per_second=pushes_per_second,
+            staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
+            seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
+            failure=self.failure,
+        )
+
+    def _mark(self, now_s: float) -> None:
+        self._marks.append(
+            _Mark(
+                now_s,
+                int(self.total(lambda r: r.steps)),
+                int(self.total(lambda r: r.images)),
+                int(self.total(lambda r: r.pushes_acknowledged)),
+                self.total(lambda r: r.loss_sum),
+                self.total(lambda r: r.staleness_sum),
+            )
+        )
+        while len(self._marks) > 2 and now_s - self._marks[1].at_s > _RATE_WINDOW_S:
+            self._marks.popleft()
+
+    def _window(self) -> tuple[_Mark, _Mark]:
+        """The oldest and the newest mark within the window."""
+        nothing = _Mark(0.0, 0, 0, 0, 0.0, 0.0)
+        return (self._marks[0], self._marks[-1]) if self._marks else (nothing, nothing)

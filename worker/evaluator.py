@@ -1,0 +1,105 @@
+"""The evaluator: scores every checkpoint on the held-out images and tells the chief.
+
+Threads: one. TensorFlow is allowed here.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from downpour.model import metrics
+from downpour.model.data import Dataset
+from downpour.model.records import RecordCounts
+from downpour.proto.chief_pb2 import Score
+from downpour.ps import checkpoint, layout
+from downpour.ps.layout import Layout
+from downpour.worker.clients import ChiefClient
+from downpour.worker.step import statistics_of
+
+_ASK_EVERY_S = 0.5
+
+
+class Evaluator:
+    """Scores parameters of one model on one set of held-out images.
+
+    Args:
+        model: A built model; its variables are overwritten.
+        mine: The layout of its variables.
+        data: Where the held-out images are.
+        batch_size: Images scored at once.
+    """
+
+    def __init__(self, model: keras.Model, mine: Layout, data: Dataset, batch_size: int) -> None:
+        self._model = model
+        self._layout = mine
+        self._data = data
+        self._batch_size = batch_size
+        self._predict = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+
+    def score(self, directory: Path) -> tuple[dict[str, float], RecordCounts]:
+        """Scores one checkpoint.
+
+        Returns:
+            `map_at_100`, `map_at_100_unweighted`, and what random scores would reach, `chance` and
+            `chance_unweighted`; and how many records were read and skipped.
+
+        Raises:
+            LayoutMismatch: The checkpoint is of another model.
+            ValueError: The checkpoint or the data cannot be read.
+        """
+        saved = checkpoint.load(directory)
+        layout.check_same(self._layout, saved.layout.canonical, str(directory))
+        variables = [*self._model.trainable_variables, *statistics_of(self._model)]
+        for variable, value in zip(variables, saved.layout.gather(saved.parameters()), strict=True):
+            variable.assign(value)
+        scores, labels, counts = self._predict_all()
+        mean = metrics.mean_average_precision_at(scores, labels)
+        chance = metrics.chance(labels)
+        return {
+            "map_at_100": mean.weighted,
+            "map_at_100_unweighted": mean.unweighted,
+            "chance": chance.weighted,
+            "chance_unweighted": chance.unweighted,
+        }, counts
+
+    def _predict_all(self) -> tuple[np.ndarray, np.ndarray, RecordCounts]:
+        scores: list[Any] = []
+        labels: list[Any] = []
+        with self._data.heldout(batch_size=self._batch_size) as batches:
+            for images, batch_labels in batches:
+                scores.append(self._predict(images).numpy())
+                labels.append(np.asarray(batch_labels))
+            return np.concatenate(scores), np.concatenate(labels), batches.counts
+
+
+def run(evaluator: Evaluator, chief: ChiefClient) -> None:
+    """Scores checkpoints as they come until the last one."""
+    step = -1
+    while True:
+        found = chief.next_checkpoint(step)
+        if not found.directory:
+            if found.stop:
+                return
+            time.sleep(_ASK_EVERY_S)
+            continue
+        step = found.step
+        metrics_, counts = evaluator.score(Path(found.directory))
+        logging.info("step %d: mAP@100 %.3f", step, metrics_["map_at_100"])
+        chief.report_score(
+            Score(
+                step=step,
+                metrics=metrics_,
+                records_read=counts.read,
+                records_skipped=counts.skipped,
+                skipped_examples=counts.examples,
+            )
+        )
+        if found.last:
+            return

@@ -1,0 +1,105 @@
+"""A worker's totals and the thread that reports them to the chief once a second.
+
+Threads: the training loop calls the counting methods; the reporter's own thread sends. One lock guards the totals.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+from absl import logging
+
+from downpour.model.records import RecordCounts
+from downpour.proto.chief_pb2 import RegisterRequest, WorkerReport
+from downpour.proto.errors import DownpourError
+from downpour.worker.clients import ChiefClient
+from downpour.worker.exchange import Answer
+
+_EVERY_S = 1.0
+
+
+class Reporter:
+    """Registers a worker with the chief and keeps the chief informed until `finish`.
+
+    Args:
+        chief: Where to report.
+        worker: Index of the worker.
+        incarnation: Of this process.
+        fingerprint: Of the worker's layout.
+
+    Attributes:
+        stop: Set when the chief says that training is over, or when it refuses this worker.
+    """
+
+    def __init__(self, chief: ChiefClient, worker: int, incarnation: int, fingerprint: bytes) -> None:
+        self.stop = threading.Event()
+        self._chief = chief
+        self._lock = threading.Lock()
+        self._totals = WorkerReport(worker=worker, incarnation=incarnation)
+        self._refusal: DownpourError | None = None
+        self._ending = threading.Event()
+        host = f"{socket.gethostname()} process {os.getpid()}"
+        chief.register(RegisterRequest(worker=worker, incarnation=incarnation, fingerprint=fingerprint, host=host))
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+        self._thread.start()
+
+    def computed(self, *, loss: float, num_images: int, seconds: float, version: int) -> None:
+        """Counts a computed step."""
+        with self._lock:
+            totals = self._totals
+            totals.steps += 1
+            totals.images += num_images
+            totals.loss_sum += loss
+            totals.compute_seconds += seconds
+            totals.version = max(totals.version, version)
+
+    def exchanged(self, answer: Answer, num_bytes: int) -> None:
+        """Counts an answered exchange; `num_bytes` travel in a pull, and as many in a push."""
+        with self._lock:
+            totals = self._totals
+            totals.version = max(totals.version, *answer.parameters.versions)
+            totals.pull_seconds += answer.pull_s
+            totals.bytes_pulled += num_bytes
+            if answer.acknowledged:
+                totals.pushes_acknowledged += 1
+                totals.staleness_sum += answer.staleness
+                totals.push_seconds += answer.push_s
+                totals.bytes_pushed += num_bytes
+
+    def read(self, counts: RecordCounts) -> None:
+        """Notes how many records have been read and skipped so far."""
+        with self._lock:
+            self._totals.records_read = counts.read
+            self._totals.records_skipped = counts.skipped
+            self._totals.skipped_examples[:] = counts.examples
+
+    def finish(self, failure: str = "") -> None:
+        """Sends the last report. With a failure, the chief ends the job.
+
+        Raises:
+            DownpourError: The chief had refused this worker.
+        """
+        self._ending.set()
+        self._thread.join()
+        if self._refusal:
+            raise self._refusal
+        with self._lock:
+            self._totals.finished = True
+            self._totals.failure = failure
+        self._chief.report(self._totals)
+
+    def _run(self) -> None:
+        while not self._ending.wait(_EVERY_S):
+            with self._lock:
+                report = WorkerReport()
+                report.CopyFrom(self._totals)
+            try:
+                if self._chief.report(report):
+                    self.stop.set()
+            except DownpourError as error:
+                logging.error("the chief refuses this worker: %s", error)
+                self._refusal = error
+                self.stop.set()
+                return
