@@ -1,0 +1,67 @@
+"""The console script: `downpour SUBCOMMAND --flags`; `python -m downpour.launch.cli` is the same.
+
+Imports only the module of the subcommand, so that `downpour ps` needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from downpour.launch import entry
+
+_SUBCOMMANDS = {
+    "local": ("downpour.launch.local", "train on this machine, every role as a process of its own"),
+    "ps": ("downpour.launch.ps", "one parameter-server shard"),
+    "worker": ("downpour.launch.worker", "one worker"),
+    "chief": ("downpour.launch.chief", "the chief"),
+    "evaluator": ("downpour.launch.evaluator", "the evaluator"),
+    "layout": ("downpour.launch.layout_table", "print where a recipe's parameters are placed"),
+    "prepare": ("downpour.launch.cli", "write a data set's files: prepare openmoji --out=data/openmoji"),
+}
+_DATASETS = ("openmoji",)
+
+
+def main() -> None:
+    """Runs the subcommand that is the first argument."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ("--help", "-h", "help"):
+        print(usage())
+        sys.exit(entry.OK)
+    if name not in _SUBCOMMANDS:
+        given = f"unknown subcommand {name!r}" if name else "no subcommand"
+        entry.set_role("downpour")
+        sys.exit(entry.refuse(ValueError(f"{given}; the subcommands are {', '.join(_SUBCOMMANDS)} (see --help)")))
+    sys.argv = [f"downpour {name}", *sys.argv[2:]]
+    if name == "prepare":
+        prepare_main()
+    importlib.import_module(_SUBCOMMANDS[name][0]).main()
+
+
+def usage() -> str:
+    """The subcommands, one a line."""
+    lines = [f"  {name:<10} {text}" for name, (_, text) in _SUBCOMMANDS.items()]
+    return "\n".join(["downpour SUBCOMMAND --flags   (downpour SUBCOMMAND --help lists its flags)", "", *lines])
+
+
+def prepare_main() -> None:
+    """`downpour prepare DATASET --out=FOLDER`."""
+    is_named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
+    dataset = sys.argv.pop(1) if is_named else ""
+    flags.DEFINE_string("out", None, "Folder to write to; data/DATASET by default.")
+    entry.run(lambda: _prepare(dataset), role="prepare")
+
+
+def _prepare(dataset: str) -> None:
+    if dataset not in _DATASETS:
+        raise ValueError(f"data set {dataset!r} is not known; accepted are {', '.join(_DATASETS)}")
+    from downpour.model import openmoji
+
+    print(openmoji.prepare(Path(flags.FLAGS["out"].value or f"data/{dataset}")))
+
+
+if __name__ == "__main__":
+    main()

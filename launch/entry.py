@@ -1,0 +1,141 @@
+"""How every process begins and ends: flags, log prefix, errors as exit codes, death with its parent.
+
+A role's module defines its flags at import, and its whole `main` is one call:
+
+    topology.define_flags("worker")
+
+    def main() -> None:
+        entry.run(_run, role="worker")
+
+    def _run() -> int | None: ...
+
+Exit codes: 0 done, 1 a bug (with its traceback), 2 the user or the cluster must mend something (one line on
+stderr, never a traceback unless `--verbosity=1`), 130 interrupted.
+
+Log lines read `[worker/3 step=120 version=118] message`. `set_role` says what stands before the first blank,
+`set_context(step=120, version=118)` what follows; the context belongs to the process, not to a thread, and a
+value of None takes a key away. Imports absl and our errors, nothing else: a shard runs this too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging as python_logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import flags, logging
+
+from downpour.proto.errors import DownpourError
+
+OK, BUG, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+_DIE_WITH_PARENT = flags.DEFINE_integer(
+    "die_with_parent", 0, "Process id of the parent; this process ends when that one does. 0: never.", lower_bound=0
+)
+_PR_SET_PDEATHSIG = 1
+
+_role = "downpour"
+_context: dict[str, object] = {}  # read by any thread that logs; replaced as a whole, so never half-written
+
+
+def run(main: Callable[[], int | None], role: str) -> NoReturn:
+    """Parses the command line, runs `main`, and ends the process with its exit code.
+
+    Args:
+        main: Does the work. Its integer, if any, is the exit code.
+        role: Stands before log lines and errors until `set_role` says more, for example `worker`.
+    """
+    set_role(role)
+    try:
+        _parse_flags(main)
+        _start_logging()
+        _die_with_parent(_DIE_WITH_PARENT.value)
+        code = main() or OK
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except (ValueError, DownpourError, flags.Error) as error:
+        code = refuse(error)
+    logging.flush()
+    sys.exit(code)
+
+
+def set_role(role: str) -> None:
+    """Says who is logging, for example `worker/3`."""
+    global _role
+    _role = role
+
+
+def set_context(**values: object) -> None:
+    """Adds to what stands in every log line's prefix, for example `set_context(step=120)`; None takes it away."""
+    global _context
+    _context = {key: value for key, value in (_context | values).items() if value is not None}
+
+
+def prefix() -> str:
+    """The prefix of a log line now: `[worker/3 step=120 version=118]`."""
+    return "[" + " ".join([_role, *(f"{key}={value}" for key, value in _context.items())]) + "]"
+
+
+def refuse(error: BaseException) -> int:
+    """Prints an error as one line on stderr, with its traceback when `--verbosity=1`; returns exit code 2."""
+    if logging.get_verbosity() >= logging.DEBUG:
+        traceback.print_exception(error, file=sys.stderr)
+    print(f"[{_role}] error: {one_line(str(error))}", file=sys.stderr, flush=True)
+    return REFUSED
+
+
+def one_line(message: str) -> str:
+    """The message with its line breaks and indentation turned into single blanks."""
+    return " ".join(part.strip() for part in message.splitlines() if part.strip())
+
+
+class _Formatter(python_logging.Formatter):
+    """Puts the prefix before each record; warnings and worse are named."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        name = "" if record.levelno <= python_logging.INFO else f"{record.levelname.lower()}: "
+        return f"{prefix()} {name}{super().format(record)}"
+
+
+def _parse_flags(main: Callable[[], int | None]) -> None:
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        print(_help(main))
+        sys.exit(OK)
+    rest = flags.FLAGS(sys.argv)[1:]
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; every argument is a flag, --name=value (see --help)")
+
+
+def _help(main: Callable[[], int | None]) -> str:
+    """The docstring of the module of `main`, then the flags of Downpour's modules that are loaded."""
+    doc = sys.modules[main.__module__].__doc__ or ""
+    modules = flags.FLAGS.flags_by_module_dict()
+    ours = [name for name in modules if name.startswith("downpour.") or name == sys.argv[0]]
+    return "\n".join([doc, *(flags.FLAGS.module_help(name) for name in sorted(ours))])
+
+
+def _start_logging() -> None:
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    assert handler is not None
+    handler.setFormatter(_Formatter())
+
+
+def _die_with_parent(parent: int) -> None:
+    """Asks Linux for SIGTERM when the parent dies; ends now if it is already gone.
+
+    Linux means the parent's thread: a parent must start us from a thread that lives as long as it does.
+    """
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        raise SystemExit(128 + signal.SIGTERM)

@@ -1,0 +1,69 @@
+"""Peak memory of processes: RSS, and PSS, which shares a page's size among those who map it.
+
+Read from Linux' `/proc`; elsewhere RSS comes from psutil and PSS is unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+_MB = 1 << 20
+_SIZE = re.compile(rb"^(VmHWM|Pss):\s+(\d+) kB", re.MULTILINE)
+
+
+class PeakMemory:
+    """The highest RSS and PSS seen of every named process, in bytes."""
+
+    def __init__(self) -> None:
+        self.rss: dict[str, int] = {}
+        self.pss: dict[str, int] = {}
+
+    def sample(self, pids: Mapping[str, int]) -> None:
+        """Looks at processes by name; those that are gone are skipped."""
+        for name, pid in pids.items():
+            self.rss[name] = max(self.rss.get(name, 0), _rss_bytes(pid))
+            self.pss[name] = max(self.pss.get(name, 0), _linux_bytes(pid, "smaps_rollup", b"Pss"))
+
+    def summary(self) -> dict[str, object]:
+        """The largest process of each role, in MB; PSS of the shards also one by one, in order."""
+        shards = sorted((int(name[3:]), size) for name, size in self.pss.items() if name.startswith("ps/"))
+        return {
+            "peak_rss_mb": _by_role(self.rss),
+            "peak_pss_mb": _by_role(self.pss),
+            "peak_pss_mb_by_shard": [_mb(size) for _, size in shards],
+        }
+
+
+def _by_role(sizes: Mapping[str, int]) -> dict[str, float]:
+    largest: dict[str, int] = {}
+    for name, size in sizes.items():
+        role = name.partition("/")[0]
+        largest[role] = max(largest.get(role, 0), size)
+    return {role: _mb(size) for role, size in largest.items()}
+
+
+def _rss_bytes(pid: int) -> int:
+    """Linux' own high-water mark, which misses nothing between two samples, else the present RSS."""
+    mark = _linux_bytes(pid, "status", b"VmHWM")
+    if mark:
+        return mark
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _linux_bytes(pid: int, file: str, key: bytes) -> int:
+    try:
+        text = Path(f"/proc/{pid}/{file}").read_bytes()
+    except OSError:
+        return 0
+    return sum(int(size) * 1024 for name, size in _SIZE.findall(text) if name == key)
+
+
+def _mb(size: int) -> float:
+    return round(size / _MB, 1)

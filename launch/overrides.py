@@ -1,0 +1,214 @@
+"""Typed overrides of a job: `cluster.num_ps=11` on a command line becomes a field of a frozen dataclass.
+
+A key is the dotted path to a field; an entry of a tuple of dataclasses goes by its place (`slicing.0.num_slices`).
+What a value may be is read from the field's annotation. Where the annotation is a protocol (a model, a rule),
+the fields are those of the dataclass that stands there. Callables and other objects cannot be overridden and
+are not listed. Pure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union
+
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+_SCALARS = (bool, int, float, str, Path)
+
+T = TypeVar("T")
+
+
+def apply(job: T, overrides: Sequence[str]) -> T:
+    """The job with the overrides applied, in order, all at once, and checked by its own `__post_init__`.
+
+    Args:
+        job: A frozen dataclass, which may hold others.
+        overrides: Each `key=value`.
+
+    Raises:
+        ValueError: An override is not `key=value`, its key is unknown (the message lists the valid ones), its
+            value is not of the field's type, or a dataclass refuses the value.
+    """
+    known = {leaf.key: leaf for leaf in leaves(job)}
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ValueError(f"override {override!r} is not of the form key=value, for example cluster.num_ps=11")
+        if key not in known:
+            raise ValueError(_unknown(key, list(known.values())))
+        values[key] = known[key].parse(text.strip())
+    return typing.cast(T, _rebuild(job, "", values)) if values else job
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A field that can be overridden: its dotted key, its type and its present value."""
+
+    key: str
+    annotation: Any
+    value: Any
+
+    def parse(self, text: str) -> Any:
+        """The text as the field's type; a `ValueError` names key, text and type."""
+        try:
+            return _parse(text, self.annotation)
+        except ValueError:
+            expected = type_name(self.annotation)
+            raise ValueError(
+                f"override {self.key}={text}: {text!r} is not {expected}; it is now {self.key}={_show(self.value)}"
+            ) from None
+
+    def __str__(self) -> str:
+        return f"{self.key}={_show(self.value)} ({type_name(self.annotation)})"
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[Leaf]:
+    """Every field below a dataclass that can be overridden, in the order of definition."""
+    for key, annotation, child in _children(value, prefix):
+        if _is_composite(child):
+            yield from leaves(child, f"{key}.")
+        elif _parsable(annotation):
+            yield Leaf(key, annotation, child)
+
+
+def type_name(annotation: Any) -> str:
+    """The type as a message shows it: `int`, `tuple of str`, `float or none`."""
+    options = _options(annotation)
+    if len(options) > 1:
+        return " or ".join("none" if option is types.NoneType else type_name(option) for option in options)
+    if typing.get_origin(annotation) is tuple:
+        return "comma-separated " + ", ".join(type_name(a) for a in typing.get_args(annotation) if a is not ...)
+    if typing.get_origin(annotation) is typing.Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(annotation))
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    return names.get(annotation, str(annotation))
+
+
+def _children(value: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """Key, annotation and value of each field of a dataclass, or of each entry of a tuple of dataclasses."""
+    if isinstance(value, tuple):
+        for i, child in enumerate(value):
+            yield f"{prefix}{i}", type(child), child
+        return
+    for field in dataclasses.fields(value):
+        if field.init:
+            yield prefix + field.name, _annotation(type(value), field.name), getattr(value, field.name)
+
+
+def _annotation(owner: type, name: str) -> Any:
+    """The field's annotation, evaluated; `object` when it names something that only type checkers import."""
+    definer = next(base for base in owner.__mro__ if name in inspect.get_annotations(base))
+    annotation = inspect.get_annotations(definer)[name]
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, vars(sys.modules[definer.__module__]), dict(vars(definer)))
+    except NameError:
+        return object
+
+
+def _is_composite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(_is_composite(child) for child in value)
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _parsable(annotation: Any) -> bool:
+    options = [option for option in _options(annotation) if option is not types.NoneType]
+    if len(options) > 1:
+        return all(map(_parsable, options))
+    origin = typing.get_origin(options[0])
+    if origin is tuple:
+        return all(a is ... or a in _SCALARS for a in typing.get_args(options[0]))
+    return origin is typing.Literal or options[0] in _SCALARS
+
+
+def _parse(text: str, annotation: Any) -> Any:
+    options = _options(annotation)
+    if len(options) > 1:
+        return _parse_union(text, options)
+    if typing.get_origin(annotation) is tuple:
+        return _parse_tuple(text, typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Literal:
+        return _parse_choice(text, typing.get_args(annotation))
+    if annotation is bool:
+        return _parse_bool(text)
+    return annotation(text)
+
+
+def _parse_union(text: str, options: tuple[Any, ...]) -> Any:
+    if types.NoneType in options and text.lower() == "none":
+        return None
+    for option in sorted((o for o in options if o is not types.NoneType), key=lambda o: o is str):
+        try:
+            return _parse(text, option)
+        except ValueError:
+            continue
+    raise ValueError(text)
+
+
+def _parse_tuple(text: str, of: tuple[Any, ...]) -> tuple[Any, ...]:
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if of[-1] is ...:
+        return tuple(_parse(part, of[0]) for part in parts)
+    return tuple(_parse(part, kind) for part, kind in zip(parts, of, strict=True))
+
+
+def _parse_choice(text: str, choices: tuple[Any, ...]) -> Any:
+    for choice in choices:
+        if text == str(choice):
+            return choice
+    raise ValueError(text)
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in _TRUE + _FALSE:
+        return text.lower() in _TRUE
+    raise ValueError(text)
+
+
+def _rebuild(value: Any, prefix: str, values: dict[str, Any]) -> Any:
+    """The value with everything below it replaced, innermost first, so that each dataclass is built once."""
+    changes = {}
+    for key, _, child in _children(value, prefix):
+        name = key.removeprefix(prefix)
+        if key in values:
+            changes[name] = values[key]
+        elif any(changed.startswith(f"{key}.") for changed in values):
+            changes[name] = _rebuild(child, f"{key}.", values)
+    if isinstance(value, tuple):
+        return tuple(changes.get(str(i), child) for i, child in enumerate(value))
+    return dataclasses.replace(value, **changes)
+
+
+def _unknown(key: str, known: list[Leaf]) -> str:
+    near = _nearest(key, [leaf.key for leaf in known])
+    hint = f"; did you mean {near}?" if near else ";"
+    return f"unknown key {key!r}{hint} Valid keys:\n" + ",\n".join(f"  {leaf}" for leaf in known)
+
+
+def _nearest(key: str, known: list[str]) -> str | None:
+    """The key most like the one given, whole or by its last part, if any is like it."""
+    same_tail = [candidate for candidate in known if candidate.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same_tail or difflib.get_close_matches(key, known, n=1)
+    if not near:
+        tails = {candidate.rpartition(".")[2]: candidate for candidate in reversed(known)}
+        near = [tails[tail] for tail in difflib.get_close_matches(key.rpartition(".")[2], tails, n=1)]
+    return near[0] if near else None
+
+
+def _show(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

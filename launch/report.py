@@ -1,0 +1,126 @@
+"""The picture of a run: loss and held-out score over steps, out of `history.jsonl`.
+
+The chief appends one JSON object a line: `{"kind": "loss", "step", "seconds", "loss"}` and `{"kind": "score", "step",
+"seconds", "map_at_100", "map_at_100_unweighted"}`. matplotlib is imported here alone, and only when it draws.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HISTORY_FILE, SUMMARY_FILE, CURVE_FILE = "history.jsonl", "summary.json", "learning_curve.png"
+
+_INK, _FAINT, _LOSS, _SCORE, _SCORE_2 = "#1f2933", "#d9e2ec", "#3b6fb6", "#d1495b", "#edae49"
+_SMOOTHING_FRACTION = 0.04  # of all points, the width of the window
+
+
+def learning_curve(run_dir: Path) -> Path:
+    """Draws `learning_curve.png` into the run's folder.
+
+    Raises:
+        ValueError: matplotlib is not installed, or there is nothing to draw.
+    """
+    losses, scores = read_history(run_dir)
+    if not losses and not scores:
+        raise ValueError(f"{run_dir / HISTORY_FILE} has neither a loss nor a score; there is nothing to draw yet")
+    summary_path = run_dir / SUMMARY_FILE
+    summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+    path = run_dir / CURVE_FILE
+    _draw(losses, scores, summary, path)
+    return path
+
+
+def read_history(run_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Losses and scores in the order of their steps. A last line that was cut off is left out."""
+    path = run_dir / HISTORY_FILE
+    if not path.exists():
+        raise ValueError(f"no {path}; give the folder of a run that has trained")
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    rows.sort(key=lambda row: int(row["step"]))
+    return [row for row in rows if row["kind"] == "loss"], [row for row in rows if row["kind"] == "score"]
+
+
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """The mean over a centred window of up to `width` values, narrower at both ends."""
+    half = width // 2
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    spans = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
+    return [(sums[i + span + 1] - sums[i - span]) / (2 * span + 1) for i, span in enumerate(spans)]
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """For example `quickstart: 17 shards, 2 workers, head in 50 slices`."""
+    parts = [
+        f"{summary[key]:,} {noun}" if key != "head_slices" else f"head in {summary[key]} slices"
+        for key, noun in (("num_ps", "shards"), ("num_workers", "workers"), ("head_slices", ""))
+        if summary.get(key)
+    ]
+    return (
+        f"{summary.get('recipe', 'run')}: {', '.join(parts)}" if parts else str(summary.get("recipe", "Learning curve"))
+    )
+
+
+def _draw(losses: list[dict[str, Any]], scores: list[dict[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("no learning curve: matplotlib is not installed; pip install 'downpour[quickstart]'") from None
+    figure = Figure(figsize=(10, 4.2), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(title(summary), color=_INK, fontsize=13, fontweight="bold", x=0.012, ha="left")
+    _draw_losses(left, losses)
+    _draw_scores(right, scores, summary)
+    for axes in (left, right):
+        _style(axes)
+    part = path.with_suffix(".part.png")
+    figure.savefig(part)
+    part.replace(path)
+
+
+def _draw_losses(axes: Any, losses: list[dict[str, Any]]) -> None:
+    steps, values = [row["step"] for row in losses], [float(row["loss"]) for row in losses]
+    axes.plot(steps, values, color=_LOSS, alpha=0.25, linewidth=0.9)
+    axes.plot(steps, smooth(values, max(3, round(len(values) * _SMOOTHING_FRACTION))), color=_LOSS, linewidth=2)
+    if values and min(values) > 0 and max(values) > 5 * min(values):
+        axes.set_yscale("log")
+    axes.set_title("Training loss", loc="left")
+
+
+def _draw_scores(axes: Any, scores: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
+    curves = (("map_at_100", "weighted by popularity", _SCORE), ("map_at_100_unweighted", "unweighted", _SCORE_2))
+    for key, label, color in curves:
+        points = [(row["step"], row[key]) for row in scores if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=2, marker="o", markersize=4, label=label)
+            axes.annotate(f"{points[-1][1]:.2f}", points[-1], xytext=(6, 0), textcoords="offset points", color=color)
+    if summary.get("chance") is not None:
+        axes.axhline(
+            summary["chance"], color=_INK, linestyle="--", linewidth=1, label=f"chance {summary['chance']:.3f}"
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_title("Held-out mAP@100", loc="left")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="best", labelcolor=_INK)
+
+
+def _style(axes: Any) -> None:
+    axes.set_xlabel("global step", color=_INK)
+    axes.title.set_color(_INK)
+    axes.grid(True, color=_FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, length=0)
+    axes.margins(x=0.06)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
