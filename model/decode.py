@@ -52,7 +52,7 @@ class Decoder:
         try:
             image, labels = self._decode(data)
         except self._errors as error:
-            raise ValueError(error.message.splitlines()[0][:160]) from error
+            raise ValueError(_gist(error.message)) from error
         return Picture(image.numpy(), self._in_range(labels.numpy().tolist()))
 
     def _in_range(self, labels: list[int]) -> tuple[int, ...]:
@@ -90,6 +90,11 @@ def _settle(record: Record, future: Future[Picture] | None, counts: RecordCounts
     else:
         counts.good()
         yield picture
+
+
+def _gist(message: str) -> str:
+    """The sentence that matters of TensorFlow's error: the last one before the names of graph nodes."""
+    return message.partition("\n\t [[")[0].splitlines()[-1][:160]
 
 
 def _compiled(resize: int):  # type: ignore[no-untyped-def]  # a tf.function has no type of its own
