@@ -16,18 +16,21 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 from downpour.ps.rules import SGD, KerasRMSProp, Momentum, RMSProp, Rule
 
 Update = Callable[[np.ndarray, list[np.ndarray], np.ndarray, float, float], None]
 
-_V, _S = "f4[::1]", "f4"  # a vector, a scalar
+_V, _S = types.float32[::1], types.float32  # a vector, a scalar
+_BITS16, _BITS32 = types.uint16[::1], types.uint32[::1]
+# A payload is a view of an immutable message and begins at any byte.
+_PAYLOAD16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
 
 
-def _kernel(*types: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _kernel(*arguments: types.Type, returns: types.Type = types.void) -> Callable[[Callable[..., Any]], Any]:
     """Compiles for these argument types when the module is imported, or loads the cache."""
-    compiler: Callable[..., Any] = njit(f"void({','.join(types)})", cache=True, nogil=True, error_model="numpy")
+    compiler: Callable[..., Any] = njit(returns(*arguments), cache=True, nogil=True, error_model="numpy")
     return compiler
 
 
@@ -69,13 +72,13 @@ def add(w, difference):  # type: ignore[no-untyped-def]
         w[i] += difference[i]
 
 
-@_kernel("u2[::1]", "u4[::1]")
+@_kernel(_PAYLOAD16, _BITS32)
 def _widen(source, target):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         target[i] = np.uint32(source[i]) << np.uint32(16)
 
 
-@_kernel("u4[::1]", "u2[::1]")
+@_kernel(_BITS32, _BITS16)
 def _narrow(source, target):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         bits = source[i]
@@ -84,7 +87,7 @@ def _narrow(source, target):  # type: ignore[no-untyped-def]
         target[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
 
 
-@njit("u8(u4[::1])", cache=True, nogil=True, error_model="numpy")
+@_kernel(_BITS32, returns=types.uint64)
 def _count_non_finite(bits):  # type: ignore[no-untyped-def]
     # Integers, because a float test costs a branch an element; the exponent of NaN and infinity is all ones.
     count = np.uint64(0)

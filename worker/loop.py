@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from downpour.model.data import Batches
 from downpour.proto.errors import JobFailed
 from downpour.worker.exchange import Exchange, Gradients, Parameters
 from downpour.worker.reporter import Reporter
 
-
-class StepResult(Protocol):
-    """See `downpour.worker.step.StepResult`."""
-
-    loss: float
-    gradient_norm: float
-    gradients: Gradients
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the gradients may be pushed."""
-        ...
+if TYPE_CHECKING:
+    from downpour.worker.step import StepResult
 
 
-Step = Callable[[Parameters, Any, Any], StepResult]
+Step = Callable[[Parameters, Any, Any], "StepResult"]
 
 
 def train(
