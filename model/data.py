@@ -163,15 +163,17 @@ class ImageRecords:
         """See `Dataset.training`."""
         _check_batch_size(batch_size)
         self.check()
-        counts = RecordCounts()
         rng = np.random.default_rng(seed)
-        return Batches(self._assemble(self._endless(rng, counts), batch_size, rng), counts)
+        keep = self._fits_memory()
+        counts = RecordCounts(judge_after=None) if keep else RecordCounts()
+        pictures = self._kept(rng, counts) if keep else self._streamed(rng, counts)
+        return Batches(self._assemble(pictures, batch_size, rng), counts)
 
     def heldout(self, *, batch_size: int) -> Batches:
         """See `Dataset.heldout`."""
         _check_batch_size(batch_size)
         self.check()
-        counts = RecordCounts()
+        counts = RecordCounts(judge_after=None)
         return Batches(self._assemble(self._in_order("heldout", counts), batch_size, rng=None), counts)
 
     def _files(self, split: str) -> list[Path]:
@@ -182,11 +184,12 @@ class ImageRecords:
             )
         return files
 
-    def _endless(self, rng: np.random.Generator, counts: RecordCounts) -> Iterator[Picture]:
-        if self._fits_memory():
-            pictures = list(self._in_order("train", counts))
-            while True:
-                yield from (pictures[i] for i in rng.permutation(len(pictures)))
+    def _kept(self, rng: np.random.Generator, counts: RecordCounts) -> Iterator[Picture]:
+        pictures = list(self._in_order("train", counts))
+        while True:
+            yield from (pictures[i] for i in rng.permutation(len(pictures)))
+
+    def _streamed(self, rng: np.random.Generator, counts: RecordCounts) -> Iterator[Picture]:
         decoder = Decoder(self.resize, self.num_labels)
         while True:
             yield from decoder.decode_all(shuffled_records(self._files("train"), rng), counts)

@@ -92,14 +92,13 @@ def _kept_by_class(scores: NDArray, truth: NDArray, keep: int) -> dict[int, tupl
 
 
 def _best_columns(scores: NDArray, keep: int) -> NDArray:
-    """[N, keep] columns of each row's highest scores; a stable sort, so ties go to the lower column."""
-    if keep == scores.shape[1]:
-        return np.broadcast_to(np.arange(keep), scores.shape)
-    threshold = np.partition(scores, -keep, axis=1)[:, -keep][:, None]
-    above = scores > threshold
-    room = keep - above.sum(axis=1, keepdims=True)
-    tied = scores == threshold
-    chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
+    """[N, keep] columns of each row's highest scores; at equal scores the lower column is kept."""
+    threshold = np.partition(scores, -keep, axis=1)[:, -keep]
+    chosen = scores >= threshold[:, None]
+    surplus = chosen.sum(axis=1) - keep
+    for row in np.nonzero(surplus)[0]:
+        tied = np.nonzero(scores[row] == threshold[row])[0]
+        chosen[row, tied[-surplus[row] :]] = False
     return np.nonzero(chosen)[1].reshape(len(scores), keep)
 
 

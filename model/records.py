@@ -23,6 +23,10 @@ _CRC = struct.Struct("<I")
 _HEADER_BYTES = _LENGTH.size + _CRC.size
 _SEARCH_BYTES = 1 << 22
 
+_MAX_BAD_FRACTION = 0.01
+_ENOUGH_TO_JUDGE = 1000
+_MAX_EXAMPLES = 5
+
 
 class TooManyBadRecords(ValueError):
     """More than 1 % of the records read are damaged: the data set is broken, not merely scratched."""
@@ -38,15 +42,14 @@ class RecordCounts:
         read: Records met, good or bad.
         skipped: Those of them that were left out.
         examples: "file, record number, reason" of the first few different ones that were left out.
+        judge_after: From how many records on `bad` judges at once. For reading in random order, where a thousand
+            records stand for all. None for a pass in order, which may meet its few bad records first.
     """
-
-    max_examples = 5
-    max_bad_fraction = 0.01
-    enough_to_judge = 1000
 
     read: int = 0
     skipped: int = 0
     examples: list[str] = field(default_factory=list)
+    judge_after: int | None = _ENOUGH_TO_JUDGE
 
     def good(self) -> None:
         """Counts a record that was used."""
@@ -56,14 +59,14 @@ class RecordCounts:
         """Counts record `number` (from 0) of a file as left out.
 
         Raises:
-            TooManyBadRecords: At least 1,000 records were read and more than 1 % of them were bad.
+            TooManyBadRecords: At least `judge_after` records were read and more than 1 % of them were bad.
         """
         self.read += 1
         self.skipped += 1
         example = f"{path}, record {number}: {reason}"
-        if len(self.examples) < self.max_examples and example not in self.examples:
+        if len(self.examples) < _MAX_EXAMPLES and example not in self.examples:
             self.examples.append(example)
-        if self.read >= self.enough_to_judge:
+        if self.judge_after is not None and self.read >= self.judge_after:
             self.judge()
 
     def judge(self) -> None:
@@ -72,10 +75,10 @@ class RecordCounts:
         Raises:
             TooManyBadRecords: More than 1 % of the records read were bad.
         """
-        if self.skipped > self.max_bad_fraction * self.read:
+        if self.skipped > _MAX_BAD_FRACTION * self.read:
             raise TooManyBadRecords(
                 f"{self.skipped} of {self.read} records cannot be read, and more than "
-                f"{self.max_bad_fraction:.0%} is refused; replace these files or prepare the data again. "
+                f"{_MAX_BAD_FRACTION:.0%} is refused; replace these files or prepare the data again. "
                 f"For example: {'; '.join(self.examples)}"
             )
 

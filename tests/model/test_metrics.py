@@ -73,9 +73,9 @@ def test_paper_sized_scores_take_seconds():
     scores = rng.random((1000, 18291), np.float32)
     labels = np.zeros(scores.shape, np.float32)
     labels[np.arange(1000), rng.integers(0, 18291, 1000)] = 1
-    start = time.perf_counter()
+    start = time.process_time()
     result = mean_average_precision_at(scores, labels)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert result.weighted < 0.02
 
 

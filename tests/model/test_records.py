@@ -113,6 +113,14 @@ def test_more_than_one_percent_bad_of_a_thousand_fails_at_once():
         counts.bad("a.tfrecord", 10, "torn")
 
 
+def test_a_pass_in_order_is_judged_only_at_its_end():
+    counts = RecordCounts(judge_after=None)
+    for number in range(2000):
+        counts.bad("a.tfrecord", number, "torn")
+    with pytest.raises(TooManyBadRecords, match="2000 of 2000"):
+        counts.judge()
+
+
 def test_few_records_are_judged_only_when_all_were_seen():
     counts = RecordCounts()
     counts.bad("a.tfrecord", 0, "torn")
