@@ -39,7 +39,7 @@ _PRINT_LAYOUT = flags.DEFINE_boolean("print_layout", None, "Print the layout fir
 _ARENA_PARENT = flags.DEFINE_string("arena_parent", None, "Where the shards' memory is kept; /dev/shm if it has room.")
 
 _HOST = "127.0.0.1"
-_BIND_TIMEOUT_S = 60.0
+_BIND_TIMEOUT_S = 180.0  # the chief imports TensorFlow and builds its model first
 _LOOK_EVERY_S = 1.0  # at progress and memory
 _END_GRACE_S = 30.0  # for workers and evaluator after the chief is done
 _BIG_BYTES = str(1 << 30)
@@ -149,13 +149,12 @@ def run(job_run: Run, print_layout: bool = False) -> dict[str, Any]:
         Interrupted: A signal ended it.
         ProcessFailed: A process did; its message says which and why.
     """
-    (job_run.run_dir / "logs").mkdir(parents=True, exist_ok=True)
     memory = PeakMemory()
     with scratch_folder(job_run.arena_parent) as scratch, progress.display() as display:
         environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"} | _ENVIRONMENT
         with Supervisor(job_run.run_dir / "logs", environment, display.line) as supervisor:
             if print_layout:
-                _print_layout(supervisor, job_run)
+                _print_layout(supervisor, job_run, scratch / "layout.txt")
             supervisor.run(Program("kernels", [sys.executable, "-m", "downpour.ps.kernels"], max_restarts=0))
             cluster = _Cluster(supervisor, job_run, scratch)
             cluster.start()
@@ -168,7 +167,7 @@ def check(job_run: Run) -> None:
     """Raises `ValueError` for what can be known to be wrong before a process starts."""
     job_run.job.data.check()
     try:
-        job_run.run_dir.mkdir(parents=True, exist_ok=True)
+        (job_run.run_dir / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"run folder {job_run.run_dir}: {error.strerror}; give another --run_dir") from None
     if not os.access(job_run.run_dir, os.W_OK):
@@ -216,12 +215,12 @@ def _finish(run_dir: Path, memory: PeakMemory) -> dict[str, Any]:
     return summary
 
 
-def _print_layout(supervisor: Supervisor, job_run: Run) -> None:
+def _print_layout(supervisor: Supervisor, job_run: Run, out: Path) -> None:
     """Has another process print the layout, as it needs TensorFlow to know the model's variables."""
-    arguments = topology.flag_arguments({"recipe": job_run.recipe, "set": job_run.overrides, **_parent_flag()})
-    command = [sys.executable, "-m", "downpour.launch.layout_table", *arguments]
+    values: dict[str, topology.FlagValue] = {"recipe": job_run.recipe, "set": job_run.overrides, "out": out}
+    command = [sys.executable, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values | _parent_flag())]
     supervisor.run(Program("layout", command, max_restarts=0))
-    print((job_run.run_dir / "logs" / "layout.log").read_text(), flush=True)
+    print(out.read_text(), flush=True)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ stderr; stdout is for results. Entered by the main thread only.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from types import TracebackType
@@ -20,6 +21,7 @@ from downpour.proto import chief_pb2, chief_pb2_grpc
 
 _PLAIN_EVERY_S = 10.0
 _ASK_TIMEOUT_S = 0.5
+_NOISE = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .*failed call to cuInit")
 _COLORS = {"ps": "cyan", "worker": "green", "chief": "magenta", "evaluator": "yellow"}
 
 
@@ -84,7 +86,8 @@ class PlainDisplay:
 
     def line(self, name: str, text: str) -> None:
         """See `Display.line`."""
-        print(prefixed(name, text), file=self._stream, flush=True)
+        if not is_noise(text):
+            print(prefixed(name, text), file=self._stream, flush=True)
 
     def show(self, reply: chief_pb2.ProgressReply) -> None:
         """See `Display.show`."""
@@ -114,6 +117,8 @@ class BarDisplay:
 
     def line(self, name: str, text: str) -> None:
         """See `Display.line`."""
+        if is_noise(text):
+            return
         colored = Text(prefixed(name, text))
         colored.stylize(_COLORS.get(name.partition("/")[0], "blue"), 0, len(colored.plain.partition("]")[0]) + 1)
         self._console.print(colored, soft_wrap=True)
@@ -123,6 +128,11 @@ class BarDisplay:
         text = summary(reply).removeprefix(state_name(reply)).strip()
         total = reply.num_steps or None
         self._bar.update(self._task, description=state_name(reply), completed=reply.step, total=total, text=text)
+
+
+def is_noise(text: str) -> bool:
+    """Whether a line is chatter of TensorFlow's C++ side, which stays in the log file."""
+    return bool(_NOISE.match(text))
 
 
 def prefixed(name: str, text: str) -> str:

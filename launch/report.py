@@ -14,6 +14,7 @@ from typing import Any
 HISTORY_FILE, SUMMARY_FILE, CURVE_FILE = "history.jsonl", "summary.json", "learning_curve.png"
 
 _INK, _FAINT, _LOSS, _SCORE, _SCORE_2 = "#1f2933", "#d9e2ec", "#3b6fb6", "#d1495b", "#edae49"
+_DASHES = (0, (4, 3))
 _SMOOTHING_FRACTION = 0.04  # of all points, the width of the window
 
 
@@ -49,13 +50,13 @@ def read_history(run_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, An
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
-    """The mean over a centred window of up to `width` values, narrower at both ends."""
+    """The mean over a centred window of `width` values, less what lies beyond either end."""
     half = width // 2
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
-    spans = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
-    return [(sums[i + span + 1] - sums[i - span]) / (2 * span + 1) for i, span in enumerate(spans)]
+    windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]
 
 
 def title(summary: Mapping[str, Any]) -> str:
@@ -76,51 +77,69 @@ def _draw(losses: list[dict[str, Any]], scores: list[dict[str, Any]], summary: M
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("no learning curve: matplotlib is not installed; pip install 'downpour[quickstart]'") from None
-    figure = Figure(figsize=(10, 4.2), dpi=160, layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     figure.suptitle(title(summary), color=_INK, fontsize=13, fontweight="bold", x=0.012, ha="left")
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.15, h_pad=0.08, wspace=0.06)
     _draw_losses(left, losses)
     _draw_scores(right, scores, summary)
     for axes in (left, right):
-        _style(axes)
+        _style(axes, last_step=max(row["step"] for row in losses + scores))
     part = path.with_suffix(".part.png")
     figure.savefig(part)
     part.replace(path)
 
 
 def _draw_losses(axes: Any, losses: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     steps, values = [row["step"] for row in losses], [float(row["loss"]) for row in losses]
+    smoothed = smooth(values, max(3, round(len(values) * _SMOOTHING_FRACTION)))
     axes.plot(steps, values, color=_LOSS, alpha=0.25, linewidth=0.9)
-    axes.plot(steps, smooth(values, max(3, round(len(values) * _SMOOTHING_FRACTION))), color=_LOSS, linewidth=2)
-    if values and min(values) > 0 and max(values) > 5 * min(values):
+    axes.plot(steps, smoothed, color=_LOSS, linewidth=2.2)
+    if values and min(values) > 0 and max(values) > 4 * min(values):
         axes.set_yscale("log")
-    axes.set_title("Training loss", loc="left")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(LogLocator(subs=()))
+    if values:
+        _label_end(axes, steps[-1], smoothed[-1], f"{smoothed[-1]:.3g}", _LOSS)
+    axes.set_title("Training loss", loc="left", color=_INK)
 
 
 def _draw_scores(axes: Any, scores: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
-    curves = (("map_at_100", "weighted by popularity", _SCORE), ("map_at_100_unweighted", "unweighted", _SCORE_2))
-    for key, label, color in curves:
+    """Two curves and, dashed in the same colours, what guessing would score."""
+    curves = (
+        ("map_at_100", "chance", "weighted by popularity", _SCORE),
+        ("map_at_100_unweighted", "chance_unweighted", "unweighted", _SCORE_2),
+    )
+    for key, chance_key, label, color in curves:
         points = [(row["step"], row[key]) for row in scores if key in row]
         if points:
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=2, marker="o", markersize=4, label=label)
-            axes.annotate(f"{points[-1][1]:.2f}", points[-1], xytext=(6, 0), textcoords="offset points", color=color)
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=2.2, marker="o", markersize=4, label=label)
+            _label_end(axes, *points[-1], f"{points[-1][1]:.2f}", color)
+        if summary.get(chance_key) is not None:
+            axes.axhline(summary[chance_key], color=color, linestyle=_DASHES, linewidth=1.2)
     if summary.get("chance") is not None:
-        axes.axhline(
-            summary["chance"], color=_INK, linestyle="--", linewidth=1, label=f"chance {summary['chance']:.3f}"
-        )
+        axes.plot([], [], color=_INK, linestyle=_DASHES, linewidth=1.2, label="chance")
     axes.set_ylim(bottom=0)
-    axes.set_title("Held-out mAP@100", loc="left")
+    axes.set_title("Held-out mAP@100", loc="left", color=_INK)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="best", labelcolor=_INK)
+        place = {"loc": "lower right", "bbox_to_anchor": (1.01, 1.07), "ncols": 3, "fontsize": 9}
+        axes.legend(**place, labelcolor=_INK, frameon=False, columnspacing=1.2, handlelength=1.6)
 
 
-def _style(axes: Any) -> None:
+def _label_end(axes: Any, x: float, y: float, text: str, color: str) -> None:
+    axes.annotate(text, (x, y), xytext=(7, -4), textcoords="offset points", color=color, fontweight="bold")
+
+
+def _style(axes: Any, last_step: int) -> None:
+    axes.set_xlim(0, max(1, last_step) * 1.12)
     axes.set_xlabel("global step", color=_INK)
-    axes.title.set_color(_INK)
     axes.grid(True, color=_FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0)
-    axes.margins(x=0.06)
+    axes.tick_params(which="both", colors=_INK, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

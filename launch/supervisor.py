@@ -17,6 +17,7 @@ ends. `Supervisor` is a context manager; however its block ends, no process is l
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -30,6 +31,9 @@ from typing import IO, Any, Self
 from downpour.launch.entry import REFUSED
 
 _TICK_S = 0.05
+# As the last line of a traceback: `package.SomeError: message`.
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -287,10 +291,11 @@ def _poll(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _reason(watched: _Watched) -> str:
-    """The error that a process ended with: its last line that says so, else its last line."""
+    """What a process ended with: its last line marked as an error, else its last exception, else its last line."""
     lines = watched.last_lines
     marked = [line.partition("] error: ")[2] for line in lines if "] error: " in line]
-    return f"{watched.program.name}: {(marked or lines or ['it wrote nothing'])[-1]}"
+    raised = [line for line in lines if _EXCEPTION.match(line)]
+    return f"{watched.program.name}: {(marked or raised or lines or ['it wrote nothing'])[-1]}"
 
 
 def _describe(code: int) -> str:

@@ -48,6 +48,20 @@ def test_lines_get_a_prefix_once():
     assert progress.prefixed("ps/3", "[ps/33] other") == "[ps/3] [ps/33] other"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I0000 00:00:1795426184.687132    9451 port.cc:153] oneDNN custom operations are on.", True),
+        ("WARNING: All log messages before absl::InitializeLog() is called are written to STDERR", True),
+        ("E0000 00:00:1795426153.190807 9451 cuda_platform.cc:52] failed call to cuInit: INTERNAL", True),
+        ("E0000 00:00:1795426153.190807 9451 other.cc:52] out of memory", False),
+        ("[worker/0] I0000 words", False),
+    ],
+)
+def test_chatter_of_tensorflow_is_noise(text, expected):
+    assert progress.is_noise(text) == expected
+
+
 def test_plain_display_is_sparing():
     stream = io.StringIO()
     with progress.PlainDisplay(stream, every_s=1000) as display:

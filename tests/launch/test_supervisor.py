@@ -102,6 +102,12 @@ def test_restarts_are_bounded(supervisor, lines):
     assert [line for _, line in lines].count("x=1") == 3
 
 
+def test_a_traceback_is_summed_up_by_its_exception(supervisor):
+    code = "class OddError(Exception): pass\nraise OddError('number 7\\n  of the\\n>')"
+    with pytest.raises(ProcessFailed, match=r"worker/0 ended with exit code 1: worker/0: \S*OddError: number 7 "):
+        supervisor.run(program("worker/0", code, max_restarts=0))
+
+
 def test_exit_0_is_a_crash_of_an_endless_program(supervisor):
     with pytest.raises(ProcessFailed, match="ps/0 ended with exit code 0: ps/0: it wrote nothing"):
         supervisor.run(program("ps/0", "pass", endless=True, max_restarts=0))
