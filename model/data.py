@@ -212,11 +212,14 @@ class ImageRecords:
     ) -> Generator[Batch, None, None]:
         """Batches out of pictures; augmented when there is a `rng`."""
         for group in _groups(pictures, batch_size):
-            images = np.empty((len(group), self.crop, self.crop, 3), np.uint8)
+            images = np.empty((len(group), self.crop, self.crop, 3), np.float32)
             windows = self._windows(len(group), rng)
+            # Image by image, so that scaling works in the cache.
             for image, picture, (top, left, step) in zip(images, group, windows, strict=True):
                 image[:] = picture.image[top : top + self.crop, left : left + self.crop][:, ::step]
-            yield to_unit_range(images), multi_hot(self.labels, [picture.labels for picture in group])
+                image *= np.float32(1 / 127.5)
+                image -= 1
+            yield images, multi_hot(self.labels, [picture.labels for picture in group])
 
     def _windows(self, count: int, rng: np.random.Generator | None) -> NDArray[np.int64]:
         """[count, 3]: top, left, and -1 for mirrored or 1 for not."""
@@ -304,14 +307,6 @@ def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.fl
         for label in names:
             row[list(tree.lineages[label])] = 1
     return hot
-
-
-def to_unit_range(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Bytes 0..255 to float32 -1..1."""
-    scaled = images.astype(np.float32)
-    scaled *= np.float32(1 / 127.5)
-    scaled -= 1
-    return scaled
 
 
 def shuffled_records(files: list[Path], rng: np.random.Generator) -> Iterator[Record]:
