@@ -96,7 +96,7 @@ class Arena:
         """
         layout = from_canonical(specification.layout)
         places = _places(specification, layout)
-        memory, descriptor = _map(path, places.total, empty=True)
+        memory, descriptor = _map(path, places.total, empty=True) if path else (mmap.mmap(-1, places.total), None)
         body = specification.SerializeToString()
         memory[_PAGE : _PAGE + len(body)] = body
         header = np.frombuffer(memory, _HEADER, 1)
@@ -121,16 +121,23 @@ class Arena:
         memory, descriptor = _map(path, path.stat().st_size, empty=False)
         header = np.frombuffer(memory, _HEADER, 1)[0]
         if header["magic"] == b"" or (header["magic"] == _MAGIC and not header["complete"]):
-            _close(descriptor)  # creation was interrupted: as good as none
+            os.close(descriptor)  # creation was interrupted: as good as none
             return None
         body = memory[_PAGE : _PAGE + int(header["specification_bytes"])]
         if header["magic"] != _MAGIC or zlib.crc32(body) != header["specification_crc"]:
+            os.close(descriptor)
             raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
         return cls(memory, pb.ShardSpecification.FromString(body), descriptor)
 
     def mark_complete(self) -> None:
         """From here on the file is worth continuing from."""
         np.frombuffer(self._memory, _HEADER, 1)["complete"] = 1
+
+    def close(self) -> None:
+        """Gives up the lock. The numbers stay mapped until nobody refers to them."""
+        if self._file_descriptor is not None:
+            os.close(self._file_descriptor)
+            self._file_descriptor = None
 
 
 class _Places:
@@ -154,9 +161,8 @@ def _page_up(num_bytes: int) -> int:
     return -(-num_bytes // _PAGE) * _PAGE
 
 
-def _map(path: Path | None, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, int | None]:
-    if path is None:
-        return mmap.mmap(-1, num_bytes), None
+def _map(path: Path, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, int]:
+    """Locks and maps a file, which is emptied first or left as it is."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,8 +180,3 @@ def _map(path: Path | None, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, 
             path.unlink()
         raise ValueError(f"no room for the arena {path} of {num_bytes:,} bytes: {error.strerror}") from None
     return mmap.mmap(descriptor, num_bytes), descriptor
-
-
-def _close(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)

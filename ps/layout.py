@@ -230,7 +230,7 @@ def from_canonical(text: str) -> Layout:
         variables = tuple(Variable(n, tuple(shape), kind, decay) for n, shape, kind, decay in document["variables"])
         placed = [(v, (axis, begin, stop), shard) for v, axis, begin, stop, shard in document["ranges"]]
         layout = _assemble(variables, document["num_shards"], placed)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"not the canonical form of a layout: {error!r}") from None
     if layout.canonical != text:
         raise ValueError("not the canonical form of a layout: its ranges are not in order")

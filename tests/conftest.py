@@ -1,0 +1,77 @@
+"""Fixtures of more than one folder: real shard processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+DEADLINE_S = 60.0
+
+
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Polls until a condition holds; fails the test when it does not in time."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen within {deadline_s:.0f} s"
+        time.sleep(0.02)
+
+
+class ShardProcesses:
+    """Starts shards exactly as production does, and ends them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, num_shards: int) -> list[str]:
+        """Starts shards and returns their addresses."""
+        files = [self._start(i, 0) for i in range(num_shards)]
+        return [f"127.0.0.1:{self._port(file)}" for file in files]
+
+    def kill_and_restart(self, index: int, address: str) -> None:
+        """SIGKILLs a shard and starts it again on its arena and port."""
+        self.processes[index].kill()
+        self.processes[index].wait()
+        self._start(index, int(address.rpartition(":")[2]))
+
+    def _start(self, index: int, port: int) -> Path:
+        port_file = self._folder / f"shard-{index}.port"
+        port_file.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "downpour.launch.ps", f"--index={index}", f"--port={port}", "--host=127.0.0.1"),
+                *(f"--arena={self._folder / f'shard-{index}.arena'}", f"--port_file={port_file}"),
+            ]
+        )
+        self.processes[index:] = [process, *self.processes[index + 1 :]]
+        return port_file
+
+    def _port(self, file: Path) -> int:
+        wait_until(file.exists, f"{file.name} of a starting shard")
+        return int(file.read_text())
+
+    def stop(self) -> None:
+        """SIGTERM, and every shard must end by itself with exit code 0."""
+        running = [process for process in self.processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        codes = [process.wait(DEADLINE_S) for process in running]
+        assert codes == [0] * len(codes)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Iterator[ShardProcesses]:
+    """Real shard processes, stopped after the test."""
+    processes = ShardProcesses(tmp_path)
+    try:
+        yield processes
+    finally:
+        processes.stop()

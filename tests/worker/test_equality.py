@@ -1,0 +1,146 @@
+"""One worker, float32, no overlap, through real shards equals plain Keras and TensorFlow's own update op.
+
+Tolerances: the shards compute the same formulas in float32, so the traces agree to rounding. Rounding is amplified
+by training through batch norm; the same comparison without batch norm shows how much of it that is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from downpour.model.losses import per_label_logistic
+from downpour.model.resnet import ResNet
+from downpour.proto import codec
+from downpour.ps.layout import Layout, Slicing, plan
+from downpour.ps.rules import Momentum, RMSProp, Rule
+from downpour.ps.schedules import Constant
+from downpour.worker.exchange import Exchange
+from downpour.worker.step import TrainingStep, initial_values, statistics_of, variables_of
+from tests.worker.cluster import initialize
+
+NUM_STEPS = 20
+RATE = 1e-3
+LABELS = 10
+
+
+def small_resnet() -> keras.Model:
+    keras.utils.set_random_seed(7)
+    return ResNet(depth=18, width=8, stem="3x3").build(16, LABELS)
+
+
+def no_batch_norm() -> keras.Model:
+    keras.utils.set_random_seed(7)
+    return keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            keras.layers.Conv2D(8, 3, activation="relu", name="conv1"),
+            keras.layers.Conv2D(8, 3, strides=2, activation="relu", name="conv2"),
+            keras.layers.Flatten(name="flat"),
+            keras.layers.Dense(LABELS, name="head"),
+        ],
+        name="net",
+    )
+
+
+def batches() -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(3)
+    return [
+        (
+            rng.uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32),
+            (rng.uniform(size=(8, LABELS)) < 0.3).astype(np.float32),
+        )
+        for _ in range(NUM_STEPS)
+    ]
+
+
+def plain_update(rule: Rule, variable: Any, gradient: tf.Tensor, slots: list[tf.Variable]) -> None:
+    """TensorFlow's own op on a Keras variable."""
+    handle = variable.value.handle
+    if isinstance(rule, RMSProp):
+        tf.raw_ops.ResourceApplyRMSProp(
+            var=handle, ms=slots[0].handle, mom=slots[1].handle, lr=RATE, rho=rule.rho, momentum=rule.momentum,
+            epsilon=rule.epsilon, grad=gradient,
+        )  # fmt: skip
+    else:
+        assert isinstance(rule, Momentum)
+        tf.raw_ops.ResourceApplyMomentum(
+            var=handle, accum=slots[0].handle, lr=RATE, grad=gradient, momentum=rule.momentum
+        )
+
+
+def train_plainly(model: keras.Model, rule: Rule) -> tuple[list[float], list[np.ndarray]]:
+    """Plain Keras: model call, tape, TensorFlow's op; one process, no Downpour."""
+    slots = [[tf.Variable(tf.fill(v.shape, init)) for init in rule.slots.values()] for v in model.trainable_variables]
+
+    @tf.function
+    def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss = per_label_logistic(labels, model(images, training=True))
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        for variable, gradient, own in zip(model.trainable_variables, gradients, slots, strict=True):
+            plain_update(rule, variable, gradient, own)
+        return loss
+
+    losses = [float(step(images, labels)) for images, labels in batches()]
+    return losses, initial_values(model)
+
+
+def train_through_shards(model: keras.Model, rule: Rule, shards: Any) -> tuple[list[float], list[np.ndarray]]:
+    layout = plan(variables_of(model), 3, [Slicing("*head/*", 4)])
+    addresses = shards.start(3)
+    initialize(addresses, layout, initial_values(model), rule, Constant(RATE))
+    exchange = Exchange(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
+    step = TrainingStep(model, per_label_logistic, layout)
+    losses = []
+    try:
+        exchange.connect()
+        answer = exchange.start().result()
+        for images, labels in batches():
+            result = step(answer.parameters, images, labels)
+            losses.append(result.loss)
+            answer = exchange.start(result.gradients).result()
+            assert answer.staleness == 0
+        assert set(answer.parameters.versions) == {NUM_STEPS}
+        return losses, values_of(layout, answer.parameters)
+    finally:
+        exchange.close()
+
+
+def values_of(layout: Layout, parameters: Any) -> list[np.ndarray]:
+    return layout.gather([np.concatenate(p) for p in zip(parameters.trained, parameters.statistics, strict=True)])
+
+
+def difference(mine: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """Largest relative difference of a variable, by Euclidean norm."""
+    return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Any:
+    tf.config.experimental.enable_op_determinism()
+    yield
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("rule", [RMSProp(), Momentum()], ids=["rmsprop", "momentum"])
+@pytest.mark.parametrize("build", [small_resnet, no_batch_norm])
+def test_shards_equal_plain_keras(build: Any, rule: Rule, shards: Any) -> None:
+    plain_losses, plain_values = train_plainly(build(), rule)
+    losses, values = train_through_shards(build(), rule, shards)
+    assert plain_losses[-1] < plain_losses[0]
+    np.testing.assert_allclose(losses, plain_losses, rtol=1e-5)
+    assert difference(values, plain_values) < 1e-5
+
+
+def test_the_comparison_can_fail() -> None:
+    values = [np.ones(3, np.float32)]
+    assert difference([v * np.float32(1 + 1e-4) for v in values], values) > 1e-5
+
+
+def test_statistics_are_part_of_the_comparison() -> None:
+    assert len(statistics_of(small_resnet())) > 0
