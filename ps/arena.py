@@ -121,11 +121,11 @@ class Arena:
         memory, descriptor = _map(path, path.stat().st_size, empty=False)
         header = np.frombuffer(memory, _HEADER, 1)[0]
         if header["magic"] == b"" or (header["magic"] == _MAGIC and not header["complete"]):
-            os.close(descriptor)  # creation was interrupted: as good as none
+            _unlock(descriptor)  # creation was interrupted: as good as none
             return None
         body = memory[_PAGE : _PAGE + int(header["specification_bytes"])]
         if header["magic"] != _MAGIC or zlib.crc32(body) != header["specification_crc"]:
-            os.close(descriptor)
+            _unlock(descriptor)
             raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
         return cls(memory, pb.ShardSpecification.FromString(body), descriptor)
 
@@ -136,7 +136,7 @@ class Arena:
     def close(self) -> None:
         """Gives up the lock. The numbers stay mapped until nobody refers to them."""
         if self._file_descriptor is not None:
-            os.close(self._file_descriptor)
+            _unlock(self._file_descriptor)
             self._file_descriptor = None
 
 
@@ -180,3 +180,9 @@ def _map(path: Path, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, int]:
             path.unlink()
         raise ValueError(f"no room for the arena {path} of {num_bytes:,} bytes: {error.strerror}") from None
     return mmap.mmap(descriptor, num_bytes), descriptor
+
+
+def _unlock(descriptor: int) -> None:
+    """The mapping has a descriptor of its own, so closing this one would not give up the lock."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
