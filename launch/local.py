@@ -264,6 +264,7 @@ def _main() -> int | None:
     except ProcessFailed as error:
         print(f"[local] error: {error}", file=sys.stderr)
         return error.code
+    print(report.cost_table(summary))
     print(f"RESULT {json.dumps(summary)}", flush=True)
     return None
 

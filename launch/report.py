@@ -59,6 +59,21 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]
 
 
+def cost_table(summary: Mapping[str, Any]) -> str:
+    """What a step and a process cost, for people; rows that the summary has no numbers for are left out."""
+    rows = []
+    seconds = summary.get("seconds_per_step")
+    if seconds:
+        parts = ", ".join(f"{part} {value:.3f}" for part, value in seconds.items())
+        rows.append(("seconds a step in one worker", f"{sum(seconds.values()):.3f} ({parts})"))
+    if summary.get("bytes_per_step"):
+        rows.append(("MB moved a step", f"{summary['bytes_per_step'] / 1e6:.1f}"))
+    for key, name in (("peak_pss_mb", "peak memory (PSS), MB"), ("peak_rss_mb", "peak memory (RSS), MB")):
+        if summary.get(key):
+            rows.append((name, ", ".join(f"{role} {size:.0f}" for role, size in summary[key].items())))
+    return "\n".join(f"{name:<30} {value}" for name, value in rows)
+
+
 def title(summary: Mapping[str, Any]) -> str:
     """For example `quickstart: 17 shards, 2 workers, head in 50 slices`."""
     parts = [

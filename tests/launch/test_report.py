@@ -69,6 +69,20 @@ def test_smoothing_keeps_length_and_constants():
     assert report.smooth([], 3) == []
 
 
+def test_cost_table_has_a_row_for_what_is_known():
+    summary = {
+        "seconds_per_step": {"pull": 0.5, "compute": 3.0, "push": 0.25},
+        "bytes_per_step": 245_000_000,
+        "peak_pss_mb": {"ps": 161.2, "worker": 3001.0},
+    }
+    assert report.cost_table(summary).splitlines() == [
+        "seconds a step in one worker   3.750 (pull 0.500, compute 3.000, push 0.250)",
+        "MB moved a step                245.0",
+        "peak memory (PSS), MB          ps 161, worker 3001",
+    ]
+    assert report.cost_table({}) == ""
+
+
 def test_title_says_the_configuration():
     summary = {"recipe": "quickstart", "num_ps": 17, "num_workers": 2, "head_slices": 50}
     assert report.title(summary) == "quickstart: 17 shards, 2 workers, head in 50 slices"
