@@ -142,13 +142,10 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
     while True:
         try:
             return attempt()
+        except NotReady as error:
+            reason = str(error)
         except grpc.RpcError as error:
-            refusal = from_rpc_error(error)
-            if refusal is not None and not isinstance(refusal, NotReady):
-                raise refusal from None
-            if refusal is None and error.code() not in _TRANSIENT:
-                raise
-            reason = str(refusal or error.details() or error.code().name)
+            reason = _reason_to_retry(error)
         attempts += 1
         waited = time.monotonic() - start
         if waited > give_up_after_s:
@@ -159,3 +156,13 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
         if attempts % 8 == 0:
             logging.info("still waiting for %s after %.0f s: %s", peer, waited, reason)
         time.sleep(backoff_s(attempts))
+
+
+def _reason_to_retry(error: grpc.RpcError) -> str:
+    """What a failed call says, if it may succeed later; raises what cannot."""
+    refusal = from_rpc_error(error)
+    if refusal is not None and not isinstance(refusal, NotReady):
+        raise refusal from None
+    if refusal is None and error.code() not in _TRANSIENT:
+        raise error
+    return str(refusal or error.details() or error.code().name)

@@ -47,8 +47,8 @@ class Evaluator:
         """Scores one checkpoint.
 
         Returns:
-            `map_at_100`, `map_at_100_unweighted`, and what random scores would reach, `chance` and
-            `chance_unweighted`; and how many records were read and skipped.
+            `map_at_100` (classes weighted by popularity), `map_at_100_unweighted`, and what random scores would
+            reach, `chance` (unweighted) and `chance_weighted`; and how many records were read and skipped.
 
         Raises:
             LayoutMismatch: The checkpoint is of another model.
@@ -65,8 +65,8 @@ class Evaluator:
         return {
             "map_at_100": mean.weighted,
             "map_at_100_unweighted": mean.unweighted,
-            "chance": chance.weighted,
-            "chance_unweighted": chance.unweighted,
+            "chance": chance.unweighted,
+            "chance_weighted": chance.weighted,
         }, counts
 
     def _predict_all(self) -> tuple[np.ndarray, np.ndarray, RecordCounts]:

@@ -1,0 +1,41 @@
+# Everything a newcomer needs; each target sets itself up. Python 3.11 or newer as `python3`, or PYTHON=...
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test lint proto clean
+
+# Installs, prepares real images, trains through 17 shard processes, shows the result.
+quickstart: $(VENV)/quickstart
+	$(BIN)/downpour prepare openmoji --out=data/openmoji
+	$(BIN)/downpour local --recipe=quickstart
+
+# Installs, lints, type-checks, and passes every test that needs no special hardware.
+test: $(VENV)/dev lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Regenerates the committed code of the .proto files; a test checks that it matches.
+proto: $(VENV)/dev
+	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src --grpc_python_out=src \
+		src/downpour/proto/parameter_server.proto src/downpour/proto/chief.proto
+
+clean:
+	rm -rf $(VENV) build dist data runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/quickstart: setup.py constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[worker,quickstart]'
+	touch $@
+
+$(VENV)/dev: setup.py constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[worker,quickstart,dev]'
+	touch $@ $(VENV)/quickstart

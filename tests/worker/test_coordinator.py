@@ -1,0 +1,98 @@
+"""The chief's decisions, event by event, with the time as a number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from downpour.proto.chief_pb2 import WorkerReport
+from downpour.proto.errors import WorkerSuperseded
+from downpour.worker.coordinator import WORKER_LOST_AFTER_S, Coordinator
+
+
+def coordinator(max_train_s: float = math.inf) -> Coordinator:
+    return Coordinator(num_steps=100, checkpoint_every_steps=30, max_train_s=max_train_s)
+
+
+def report(worker: int = 0, incarnation: int = 1, steps: int = 0, version: int = 0, **more: object) -> WorkerReport:
+    return WorkerReport(
+        worker=worker, incarnation=incarnation, steps=steps, version=version, pushes_acknowledged=steps,
+        images=8 * steps, loss_sum=2.0 * steps, staleness_sum=3.0 * steps, **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_the_job_ends_at_its_steps() -> None:
+    c = coordinator()
+    assert not c.report(report(steps=99, version=99), 1.0)
+    assert c.report(report(steps=100, version=100), 2.0)
+
+
+def test_the_job_ends_when_its_time_is_up() -> None:
+    c = coordinator(max_train_s=10)
+    assert not c.should_stop(1000.0), "time counts from the first step"
+    assert not c.report(report(steps=1, version=1), 1000.0)
+    assert not c.report(report(steps=2, version=2), 1009.0)
+    assert c.report(report(steps=3, version=3), 1011.0)
+    assert c.train_s(2000.0) == 11.0
+
+
+def test_a_failure_ends_the_job_and_names_the_worker() -> None:
+    c = coordinator()
+    assert c.report(report(worker=3, failure="loss nan at step 7"), 1.0)
+    assert c.failure == "worker 3: loss nan at step 7"
+
+
+def test_the_newest_incarnation_wins_and_both_count() -> None:
+    c = coordinator()
+    c.register(0, 1, "host a", 0.0)
+    c.report(report(incarnation=1, steps=10, version=10), 1.0)
+    c.register(0, 2, "host b", 2.0)
+    c.report(report(incarnation=2, steps=5, version=15), 3.0)
+    with pytest.raises(WorkerSuperseded, match="worker 0 was taken over by host b: two workers run with --index=0"):
+        c.report(report(incarnation=1, steps=11, version=16), 4.0)
+    assert c.total(lambda r: r.steps) == 15
+
+
+def test_a_report_that_comes_twice_changes_nothing() -> None:
+    c = coordinator()
+    for _ in range(2):
+        c.report(report(steps=10, version=10), 1.0)
+    assert c.total(lambda r: r.images) == 80
+
+
+def test_workers_have_ended_when_finished_or_lost() -> None:
+    c = coordinator()
+    c.report(report(worker=0), 0.0)
+    c.report(report(worker=1), 0.0)
+    assert not c.workers_ended(1.0)
+    c.report(report(worker=0, finished=True), 1.0)
+    assert not c.workers_ended(WORKER_LOST_AFTER_S)
+    assert c.workers_ended(WORKER_LOST_AFTER_S + 0.1)
+
+
+def test_checkpoints_are_due_once_a_multiple_has_passed() -> None:
+    c = coordinator()
+    c.report(report(steps=29, version=29), 0.0)
+    assert not c.checkpoint_due()
+    c.report(report(steps=65, version=65), 1.0)
+    assert c.checkpoint_due()
+    c.checkpointed(c.step)
+    assert not c.checkpoint_due()
+
+
+def test_progress_gives_rates_over_the_last_seconds() -> None:
+    c = coordinator()
+    for second in range(11):
+        c.report(report(steps=second * 4, version=second * 4), float(second))
+    progress = c.progress(10.0)
+    assert progress.images_per_second == pytest.approx(32)
+    assert progress.pushes_per_second == pytest.approx(4)
+    assert progress.staleness_mean == pytest.approx(3)
+    assert progress.loss == pytest.approx(2)
+    assert progress.seconds_left == pytest.approx(60 / 4)
+
+
+def test_progress_before_anything_happened() -> None:
+    progress = coordinator().progress(5.0)
+    assert math.isnan(progress.loss) and progress.seconds_left == -1.0

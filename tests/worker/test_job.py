@@ -1,0 +1,222 @@
+"""A whole job over real gRPC in one process: shards, chief and workers in threads, a step made of numpy."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from downpour.model.records import RecordCounts
+from downpour.proto import codec
+from downpour.proto.errors import DownpourError, JobFailed, LayoutMismatch, Unreachable, WorkerSuperseded
+from downpour.ps import checkpoint
+from downpour.ps.layout import STATISTIC, Layout, Slicing, Variable, plan
+from downpour.ps.rules import Momentum
+from downpour.ps.schedules import Constant
+from downpour.ps.server import Server
+from downpour.worker.chief import Chief, Plan
+from downpour.worker.clients import ChiefClient
+from downpour.worker.exchange import Exchange, Gradients, Parameters
+from downpour.worker.loop import train
+from downpour.worker.reporter import Reporter
+
+LAYOUT = plan([Variable("w", (40, 9)), Variable("head/kernel", (9, 7)), Variable("m", (5,), STATISTIC)], 3,
+              [Slicing("head/*", 5)])  # fmt: skip
+GIVE_UP_S = 20.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `downpour.worker.step.StepResult` offers."""
+
+    loss: float
+    gradients: Gradients
+    gradient_norm: float = 1.0
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss)
+
+
+def toward_one(parameters: Parameters, images: Any, labels: Any) -> Result:
+    """Gradient of |w - 1|^2 / 2, and statistics that move by one a step; bfloat16 as bits."""
+    trained = [(bits.astype(np.uint32) << 16).view(np.float32) - 1 for bits in parameters.trained]
+    bits = [(g.view(np.uint32) >> 16).astype(np.uint16) for g in trained]
+    moves = [np.ones_like(s) for s in parameters.statistics]
+    loss = sum(float(np.square(g).sum()) for g in trained)
+    return Result(loss, Gradients(bits, moves, list(parameters.versions)))
+
+
+class FakeBatches:
+    """Endless empty batches."""
+
+    counts = RecordCounts()
+
+    def __next__(self) -> tuple[list[int], None]:
+        return [0] * 8, None
+
+
+@dataclass
+class Cluster:
+    """Three shards and a chief that serve; the chief's `run` is a future."""
+
+    servers: list[Server]
+    chief: Chief
+    pool: ThreadPoolExecutor
+    run_dir: Path
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.1:{server.port}" for server in self.servers]
+
+    def run_chief(self) -> Any:
+        values = [np.zeros(v.shape, np.float32) for v in LAYOUT.variables]
+        return self.pool.submit(self.chief.run, lambda: values)
+
+    def work(
+        self, index: int, incarnation: int = 1, step: Callable[..., Any] = toward_one, *, layout: Layout = LAYOUT,
+        overlap: bool = True, num_steps: int = 30,
+    ) -> None:  # fmt: skip
+        client = ChiefClient(f"127.0.0.1:{self.chief.port}", GIVE_UP_S)
+        exchange = Exchange(
+            self.addresses,
+            layout,
+            wire=codec.BFLOAT16,
+            worker=index,
+            incarnation=incarnation,
+            give_up_after_s=GIVE_UP_S,
+        )
+        try:
+            exchange.connect()
+            reporter = Reporter(client, index, incarnation, layout.fingerprint)
+            failure = ""
+            try:
+                train(step, exchange, FakeBatches(), reporter, num_steps=num_steps, overlap=overlap)  # type: ignore[arg-type]
+            except JobFailed as error:
+                failure = str(error)
+                raise
+            finally:
+                reporter.finish(failure)
+        finally:
+            exchange.close()
+            client.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    servers = [Server(index) for index in range(3)]
+    job = Plan(
+        recipe="test", layout=LAYOUT, rule=Momentum(0.5), schedule=Constant(0.05), num_steps=30,
+        checkpoint_every_steps=10, max_train_s=math.inf, facts={"num_workers": 2},
+    )  # fmt: skip
+    addresses = [f"127.0.0.1:{server.port}" for server in servers]
+    chief = Chief(job, addresses, tmp_path, host="127.0.0.1", port=0, give_up_after_s=GIVE_UP_S)
+    pool = ThreadPoolExecutor(8)
+    yield Cluster(servers, chief, pool, tmp_path)
+    pool.shutdown(wait=False, cancel_futures=True)  # after a failed test, the chief may still wait for workers
+    chief.close()
+    for server in servers:
+        server.stop(0)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_two_workers_train_and_every_acknowledged_push_is_applied(cluster: Cluster, overlap: bool) -> None:
+    chief = cluster.run_chief()
+    workers = [cluster.pool.submit(cluster.work, index, overlap=overlap) for index in range(2)]
+    for worker in workers:
+        worker.result()
+    summary = chief.result()
+    assert summary == json.loads((cluster.run_dir / "summary.json").read_text())
+    assert summary["pushes_acknowledged"] == summary["pushes_applied_min"] == summary["pushes_applied_max"]
+    assert 30 <= summary["global_steps"] <= 30 + 2 * (1 + overlap)
+    assert summary["num_ps"] == 3 and summary["failure"] == ""
+    saved = checkpoint.load(max((cluster.run_dir / "checkpoints").iterdir()))
+    w, head, m = LAYOUT.gather(saved.parameters())
+    assert abs(w - 1).max() < 0.5 and abs(head - 1).max() < 0.5
+    assert (m == summary["global_steps"]).all(), "each push moved each statistic by one"
+
+
+def test_own_gradient_is_one_step_stale_with_overlap_and_fresh_without(cluster: Cluster) -> None:
+    chief = cluster.run_chief()
+    cluster.work(0, overlap=True, num_steps=15)
+    cluster.work(0, incarnation=2, overlap=False, num_steps=30)
+    assert 0.4 < chief.result()["staleness_mean"] < 0.6
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_and_keeps_the_state_before(cluster: Cluster) -> None:
+    def breaks(parameters: Parameters, images: Any, labels: Any) -> Result:
+        result = toward_one(parameters, images, labels)
+        return replace(result, loss=math.nan) if max(parameters.versions) >= 9 else result
+
+    chief = cluster.run_chief()
+    good = cluster.pool.submit(cluster.work, 0)
+    with pytest.raises(JobFailed, match=r"loss nan .* at step"):
+        cluster.work(1, step=breaks)
+    with pytest.raises(JobFailed, match=r"worker 1: loss nan .* at step \d+ are not finite.*checkpoints"):
+        chief.result()
+    good.result()
+    saved = checkpoint.load(max((cluster.run_dir / "checkpoints").iterdir()))
+    assert saved.step >= 9
+    assert all(np.isfinite(vector).all() for vector in saved.parameters())
+
+
+def test_two_workers_with_one_index_the_older_ends(cluster: Cluster) -> None:
+    chief = cluster.run_chief()
+    newer_begins = threading.Event()
+
+    def slow(parameters: Parameters, images: Any, labels: Any) -> Result:
+        newer_begins.wait(GIVE_UP_S)
+        return toward_one(parameters, images, labels)
+
+    older = cluster.pool.submit(cluster.work, 0, 1, slow)
+    while not cluster.chief._coordinator._workers:  # the older one must register first
+        assert not older.done()
+    newer = cluster.pool.submit(cluster.work, 0, 2)
+    newer.result()
+    newer_begins.set()
+    with pytest.raises(WorkerSuperseded, match=r"two workers run with --index=0|give every running worker its own"):
+        older.result()
+    assert chief.result()["pushes_acknowledged"] >= 30
+
+
+def test_a_worker_with_another_layout_is_refused_with_the_first_difference(cluster: Cluster) -> None:
+    chief = cluster.run_chief()
+    other = plan([replace(LAYOUT.variables[0], shape=(40, 8)), *LAYOUT.variables[1:]], 3, [Slicing("head/*", 5)])
+    with pytest.raises(LayoutMismatch) as caught:
+        cluster.work(0, layout=other)
+    for part in (other.fingerprint.hex()[:16], LAYOUT.fingerprint.hex()[:16], "[40, 8]", "[40, 9]"):
+        assert part in str(caught.value)
+    cluster.work(0)
+    chief.result()
+
+
+def test_addresses_in_another_order_are_refused(cluster: Cluster) -> None:
+    cluster.chief._shards.reverse()
+    with pytest.raises(LayoutMismatch, match="check the order of the addresses"):
+        cluster.run_chief().result()
+
+
+def test_an_unreachable_shard_is_named_with_its_address_and_the_time(tmp_path: Path) -> None:
+    with Server(0) as server:
+        address = f"127.0.0.1:{server.port}"
+    exchange = Exchange([address], plan([Variable("w", (3,))], 1), wire=codec.FLOAT32, worker=0, incarnation=1,
+                        give_up_after_s=1.0)  # fmt: skip
+    with pytest.raises(Unreachable, match=rf"shard 0 at {address} did not answer for [12] s"):
+        exchange.connect()
+    exchange.close()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(cluster: Cluster) -> None:
+    chief = cluster.run_chief()
+    (cluster.run_dir / "checkpoints").write_text("a file where a folder is needed")
+    cluster.work(0)
+    with pytest.raises(DownpourError, match=r"shard \d cannot write"):
+        chief.result()
