@@ -127,8 +127,8 @@ def _draw_losses(axes: Any, losses: list[dict[str, Any]]) -> None:
 def _draw_scores(axes: Any, scores: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
     """Two curves and, dashed in the same colours, what guessing would score."""
     curves = (
-        ("map_at_100", "chance", "weighted by popularity", _SCORE),
-        ("map_at_100_unweighted", "chance_unweighted", "unweighted", _SCORE_2),
+        ("map_at_100", "chance_weighted", "weighted by popularity", _SCORE),
+        ("map_at_100_unweighted", "chance", "unweighted", _SCORE_2),
     )
     for key, chance_key, label, color in curves:
         points = [(row["step"], row[key]) for row in scores if key in row]
