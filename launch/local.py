@@ -42,6 +42,7 @@ _HOST = "127.0.0.1"
 _BIND_TIMEOUT_S = 180.0  # the chief imports TensorFlow and builds its model first
 _LOOK_EVERY_S = 1.0  # at progress and memory
 _END_GRACE_S = 30.0  # for workers and evaluator after the chief is done
+_SAVE_GRACE_S = 60.0  # for a chief whose job has failed
 _BIG_BYTES = str(1 << 30)
 
 # glibc otherwise gives every large buffer back to the kernel and faults it in again: 10-30 % of a shard's time.
@@ -189,7 +190,15 @@ def _watch(cluster: _Cluster, display: progress.Display, memory: PeakMemory) -> 
                     display.show(reply)
             return cluster.supervisor.exit_code("chief") is not None
 
-        cluster.supervisor.wait(done)
+        try:
+            cluster.supervisor.wait(done)
+        except ProcessFailed as error:
+            reply = watcher.ask()
+            if reply is None or not reply.failure:
+                raise
+            # A worker failed the job and told the chief, which now saves the last good state.
+            cluster.supervisor.drain(["chief"], _SAVE_GRACE_S)
+            raise ProcessFailed(error.code, reply.failure) from None
 
 
 def _end(cluster: _Cluster, display: progress.Display) -> None:
