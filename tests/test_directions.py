@@ -1,0 +1,47 @@
+"""Who may import whom, and where TensorFlow may appear: read from the source, not from a running process."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {
+    "proto": {"proto"},
+    "ps": {"proto", "ps"},
+    "model": {"model"},
+    "worker": {"proto", "ps", "model", "worker"},
+    "launch": {"proto", "ps", "model", "worker", "launch"},
+}
+WITH_TENSORFLOW = {"worker/step.py", "worker/evaluator.py", "launch/build.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_folders_import_only_what_they_may(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for file in files:
+        ours = {name.split(".")[1] for name in imports(file) if name.startswith("downpour.")}
+        assert ours <= ALLOWED[folder], f"{file.relative_to(ROOT)} imports {ours - ALLOWED[folder]}"
+
+
+def test_tensorflow_stays_where_it_belongs() -> None:
+    users = set()
+    for folder in ALLOWED:
+        for file in (ROOT / folder).rglob("*.py"):
+            if imports(file) & {"tensorflow", "keras"}:
+                users.add(str(file.relative_to(ROOT)))
+    assert {name for name in users if not name.startswith("model/")} == WITH_TENSORFLOW

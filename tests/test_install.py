@@ -1,0 +1,40 @@
+"""What an installed wheel can do: a shard, without TensorFlow anywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from downpour.ps.layout import Variable, plan
+from downpour.ps.rules import SGD
+from downpour.ps.schedules import Constant
+from tests.conftest import wait_until
+from tests.worker.cluster import initialize
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.process
+def test_a_shard_runs_from_a_wheel_in_a_venv_without_tensorflow(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "build", "--wheel", f"--outdir={tmp_path}", str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(wheel)]
+    subprocess.run(pip, check=True)
+    assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True, check=False).returncode != 0
+    port_file = tmp_path / "port"
+    command = [python, "-m", "downpour.launch.ps", "--index=0", "--host=127.0.0.1", f"--port_file={port_file}"]
+    shard = subprocess.Popen(command, cwd=tmp_path)
+    try:
+        wait_until(lambda: port_file.exists() or shard.poll() is not None, "the shard's port")
+        layout = plan([Variable("w", (5,))], 1)
+        initialize([f"127.0.0.1:{port_file.read_text().strip()}"], layout, [np.ones(5)], SGD(), Constant(0.1))
+    finally:
+        shard.terminate()
+        assert shard.wait(30) == 0
