@@ -194,6 +194,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             self._on_all(ShardClient.wait_ready)  # compares layouts
             logging.info("the shards hold parameters already; training continues")
             return
+        self._forget_earlier_run()
         layout = self._plan.layout
         specification = ps_pb.ShardSpecification(
             fingerprint=layout.fingerprint,
@@ -211,6 +212,13 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         for future in [self._pool.submit(initialize, shard, i) for i, shard in enumerate(self._shards)]:
             future.result()
         logging.info("%d shards initialised", len(self._shards))
+
+    def _forget_earlier_run(self) -> None:
+        """Empty shards begin a new run: what another one left in the folder would be taken for this one's."""
+        for name in ("history.jsonl", "summary.json"):
+            (self._run_dir / name).unlink(missing_ok=True)
+        if (self._run_dir / "checkpoints").is_dir():
+            shutil.rmtree(self._run_dir / "checkpoints")
 
     def _watch(self) -> None:
         """Until training is over: notes the loss about once a second, and writes checkpoints when they are due."""

@@ -144,6 +144,19 @@ def test_two_workers_train_and_every_acknowledged_push_is_applied(cluster: Clust
     assert (m == summary["global_steps"]).all(), "each push moved each statistic by one"
 
 
+def test_a_new_run_in_the_folder_of_an_old_one_starts_afresh(cluster: Cluster) -> None:
+    left = cluster.run_dir / "checkpoints" / "step-0000009999"
+    left.mkdir(parents=True)
+    (cluster.run_dir / "history.jsonl").write_text("left by an earlier run\n")
+    chief = cluster.run_chief()
+    cluster.work(0)
+    chief.result()
+    assert not left.exists()
+    assert list((cluster.run_dir / "checkpoints").iterdir())
+    history = cluster.run_dir / "history.jsonl"
+    assert not history.exists() or "earlier run" not in history.read_text()
+
+
 def test_own_gradient_is_one_step_stale_with_overlap_and_fresh_without(cluster: Cluster) -> None:
     chief = cluster.run_chief()
     cluster.work(0, overlap=True, num_steps=15)
