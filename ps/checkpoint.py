@@ -23,6 +23,7 @@ from downpour.proto.errors import CheckpointFailed
 from downpour.ps import rules
 from downpour.ps.layout import Layout, from_canonical
 from downpour.ps.named import from_message
+from downpour.ps.snapshot import Snapshot
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -58,10 +59,8 @@ class Checkpoint:
         return vector
 
 
-def write_shard(
-    directory: Path, specification: pb.ShardSpecification, version: int, vectors: Sequence[np.ndarray]
-) -> str:
-    """Writes one shard's file and returns its name.
+def write_shard(directory: Path, specification: pb.ShardSpecification, snapshot: Snapshot) -> str:
+    """Writes one shard's file, block by block, and returns its name.
 
     Raises:
         CheckpointFailed: The directory cannot be written, or the disk is full.
@@ -69,12 +68,12 @@ def write_shard(
     num_shards = from_canonical(specification.layout).num_shards
     name = f"shard-{specification.shard:05d}-of-{num_shards:05d}.safetensors"
     slots = from_message(rules.BY_NAME, specification.rule).slots
-    tensors = dict(zip(["parameters", *(f"slot.{slot}" for slot in slots)], vectors, strict=True))
-    metadata = {"version": str(version), "fingerprint": specification.fingerprint.hex()}
+    names = ["parameters", *(f"slot.{slot}" for slot in slots)]
+    metadata = {"version": str(snapshot.version), "fingerprint": specification.fingerprint.hex()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _appears_complete(directory / name) as temporary:
-            _write_safetensors(temporary, tensors, metadata)
+            _write_safetensors(temporary, names, snapshot, metadata)
     except OSError as error:
         raise CheckpointFailed(f"shard {specification.shard} cannot write {directory / name}: {error}") from None
     return name
@@ -124,22 +123,25 @@ def load(directory: Path) -> Checkpoint:
         raise ValueError(f"{path} is damaged: {error!r}; use another checkpoint") from None
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes float32 vectors in the safetensors format, straight from their memory.
+def _write_safetensors(path: Path, names: Sequence[str], snapshot: Snapshot, metadata: Mapping[str, str]) -> None:
+    """Writes the snapshot's float32 vectors in the safetensors format.
 
-    The library's own `save_file` copies every tensor first, which is as much again as the shard's whole state.
+    The library's own `save_file` needs all tensors at once, and copies each of them.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    position = 0
-    for name, vector in tensors.items():
-        header[name] = {"dtype": "F32", "shape": [vector.size], "data_offsets": [position, position + vector.nbytes]}
-        position += vector.nbytes
+    vector_bytes = 4 * snapshot.size
+    for i, name in enumerate(names):
+        offsets = [i * vector_bytes, (i + 1) * vector_bytes]
+        header[name] = {"dtype": "F32", "shape": [snapshot.size], "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of eight
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for vector in tensors.values():
-            file.write(vector.data)
+        data = file.tell()
+        for start, pieces in snapshot.blocks():
+            for i, piece in enumerate(pieces):
+                file.seek(data + i * vector_bytes + 4 * start)
+                file.write(piece.data)
 
 
 @contextlib.contextmanager

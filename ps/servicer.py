@@ -117,9 +117,9 @@ class Servicer:
     ) -> pb.WriteCheckpointReply:
         """Writes a file; see `ParameterServer.WriteCheckpoint`."""
         shard = self._check(request.fingerprint)
-        version, vectors = shard.snapshot()
-        name = checkpoint.write_shard(Path(request.directory), shard.arena.specification, version, vectors)
-        return pb.WriteCheckpointReply(file=name, version=version)
+        with shard.snapshot() as snapshot:
+            name = checkpoint.write_shard(Path(request.directory), shard.arena.specification, snapshot)
+        return pb.WriteCheckpointReply(file=name, version=snapshot.version)
 
     def _create(self, specification: pb.ShardSpecification, first: codec.Chunk, rest: Iterator[codec.Chunk]) -> Shard:
         if specification.shard != self._index:

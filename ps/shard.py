@@ -7,7 +7,9 @@ the version when its last element has been applied, by one.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,7 @@ from downpour.ps.arena import STALENESS_BUCKETS, Arena
 from downpour.ps.layout import STATISTIC
 from downpour.ps.ledger import Ledger
 from downpour.ps.named import from_message
+from downpour.ps.snapshot import Snapshot
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Shard:
         self._schedule: schedules.Schedule = from_message(schedules.BY_NAME, arena.specification.schedule)
         self._ledger = Ledger(arena.ledger)
         self._lock = threading.Lock()
+        self._snapshots: list[Snapshot] = []  # being read
         # One scratch vector for decoded gradients is enough: it is only used with the lock held.
         self._scratch = np.empty(codec.CHUNK_ELEMENTS, np.float32)
 
@@ -104,6 +108,8 @@ class Shard:
             gradient = self._decode(chunk.codec, values)
             self._refuse_non_finite(push, chunk.start, gradient)
             first = max(chunk.start, done)
+            for snapshot in self._snapshots:
+                snapshot.preserve(first, stop)
             self._apply_spans(first, gradient[first - chunk.start :], push.learning_rate)
             self._ledger.advance(push.header, stop)
 
@@ -143,10 +149,17 @@ class Shard:
                 state_bytes=self.arena.num_bytes,
             )
 
-    def snapshot(self) -> tuple[int, list[np.ndarray]]:
-        """The version and copies of the parameters and every slot, all of one moment."""
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """The version, the parameters and every slot, all of one moment, for as long as the block lasts."""
         with self._lock:
-            return self.version, [vector.copy() for vector in (self.arena.parameters, *self.arena.slots)]
+            snapshot = Snapshot([self.arena.parameters, *self.arena.slots], self.version, self._lock)
+            self._snapshots.append(snapshot)
+        try:
+            yield snapshot
+        finally:
+            with self._lock:
+                self._snapshots.remove(snapshot)
 
     def _decode(self, wire: int, values: np.ndarray) -> np.ndarray:
         gradient = self._scratch[: values.size]

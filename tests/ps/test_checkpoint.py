@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from downpour.ps import checkpoint
 from downpour.ps.layout import Variable, plan
 from downpour.ps.named import to_message
 from downpour.ps.rules import RMSProp
+from downpour.ps.snapshot import Snapshot
 
 LAYOUT = plan([Variable("a", (3, 5)), Variable("b", (7,))], 2)
 
@@ -28,8 +30,12 @@ def vectors(shard: int) -> list[np.ndarray]:
     return [np.arange(LAYOUT.size(shard), dtype=np.float32) + 100 * i for i in range(3)]
 
 
+def snapshot(shard: int) -> Snapshot:
+    return Snapshot(vectors(shard), 9, threading.Lock())
+
+
 def write(directory: Path) -> checkpoint.Checkpoint:
-    files = tuple(checkpoint.write_shard(directory, specification(i), 9, vectors(i)) for i in range(2))
+    files = tuple(checkpoint.write_shard(directory, specification(i), snapshot(i)) for i in range(2))
     saved = checkpoint.Checkpoint(directory, 9, LAYOUT, files, (9, 9))
     checkpoint.write_manifest(saved)
     return saved
@@ -47,7 +53,7 @@ def test_round_trip_and_format(tmp_path: Path) -> None:
 
 
 def test_without_a_manifest_it_is_no_checkpoint(tmp_path: Path) -> None:
-    checkpoint.write_shard(tmp_path, specification(0), 9, vectors(0))
+    checkpoint.write_shard(tmp_path, specification(0), snapshot(0))
     with pytest.raises(ValueError, match="not a complete checkpoint"):
         checkpoint.load(tmp_path)
 
@@ -63,4 +69,4 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointFailed, match="shard 0 cannot write"):
-        checkpoint.write_shard(tmp_path / "file" / "folder", specification(0), 9, vectors(0))
+        checkpoint.write_shard(tmp_path / "file" / "folder", specification(0), snapshot(0))
