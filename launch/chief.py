@@ -10,7 +10,6 @@ from absl import logging
 from downpour.launch import entry, recipe, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
-from downpour.ps.layout import Layout
 from downpour.worker.chief import Chief, Plan
 
 topology.define_flags("chief")
@@ -25,31 +24,24 @@ def _run() -> None:
     job = recipe.from_flags()
     where, index = topology.from_flags("chief", job)
     job.data.check()
-    model, layout = build(job)
-
-    from downpour.worker.step import initial_values
-
     host, port = topology.listen_address("chief", where, index)
-    chief = Chief(
-        _plan(job, layout),
-        where.ps,
-        topology.run_dir(job),
-        host=host,
-        port=port,
-        give_up_after_s=job.exchange.give_up_after_s,
-    )
+    chief = Chief(_plan(job), topology.run_dir(job), host=host, port=port)
     try:
+        # Before the model, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(chief.port)
-        chief.run(lambda: initial_values(model))
+        model, layout = build(job)
+
+        from downpour.worker.step import initial_values
+
+        chief.run(layout, where.ps, lambda: initial_values(model), job.exchange.give_up_after_s)
     finally:
         chief.close()
     logging.info("done")
 
 
-def _plan(job: Job, layout: Layout) -> Plan:
+def _plan(job: Job) -> Plan:
     return Plan(
         recipe=job.name,
-        layout=layout,
         rule=job.rule,
         schedule=job.schedule,
         num_steps=job.num_steps,
@@ -60,8 +52,6 @@ def _plan(job: Job, layout: Layout) -> Plan:
             "head_slices": job.slicing[0].num_slices if job.slicing else 1,
             "batch_size": job.batch_size,
             "codec": job.exchange.codec,
-            "parameters": sum(v.size for v in layout.variables),
-            "imbalance": round(layout.imbalance, 5),
         },
     )
 

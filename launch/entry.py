@@ -137,9 +137,10 @@ def _start_logging() -> None:
 
 def _set_allocator() -> None:
     """Makes memory steady; other C libraries than glibc are left as they are."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in _ALLOCATOR if mallopt else ():
-        mallopt(option, value)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for option, value in _ALLOCATOR:
+            library.mallopt(option, value)
 
 
 def _die_with_parent(parent: int) -> None:

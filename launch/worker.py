@@ -6,6 +6,7 @@ python -m downpour.launch.worker --recipe=quickstart --index=0 --ps=HOST:PORT,..
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from absl import logging
 
@@ -15,7 +16,7 @@ from downpour.launch.job import Job
 from downpour.proto.codec import CODECS
 from downpour.proto.errors import JobFailed, NonFinite
 from downpour.worker.clients import ChiefClient
-from downpour.worker.exchange import Exchange
+from downpour.worker.exchange import Exchange, Parameters
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 
@@ -37,7 +38,7 @@ def _run() -> None:
 def _train(job: Job, where: topology.Topology, index: int) -> None:
     model, layout = build(job, job.cluster.threads_per_worker)
 
-    from downpour.worker.step import TrainingStep
+    from downpour.worker.step import StepResult, TrainingStep
 
     # Later processes with this index have a higher incarnation, as long as clocks do not run backwards.
     incarnation = time.time_ns()
@@ -52,7 +53,12 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
         give_up_after_s=job.exchange.give_up_after_s,
     )
     reporter = Reporter(chief, index, incarnation, layout.fingerprint)
-    step = TrainingStep(model, job.loss, layout, wire)
+    compiled = TrainingStep(model, job.loss, layout, wire)
+
+    def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
+        entry.set_context(version=max(parameters.versions))
+        return compiled(parameters, images, labels)
+
     failure = ""
     try:
         exchange.connect()

@@ -65,7 +65,7 @@ class ChiefServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request, context):
-        """A worker announces itself. Answered once the shards are initialised. The newest incarnation of an index
+        """A worker announces itself. Answered once the chief knows the layout. The newest incarnation of an index
         wins; reports of an older one are refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

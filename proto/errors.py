@@ -2,7 +2,7 @@
 
 | error               | gRPC status           | sent by        | try again?                                   |
 |---------------------|-----------------------|----------------|----------------------------------------------|
-| NotReady            | UNAVAILABLE           | shard          | yes: the chief has not initialised it yet    |
+| NotReady            | UNAVAILABLE           | shard, chief   | yes: the job is still being set up           |
 | LayoutMismatch      | FAILED_PRECONDITION   | shard, chief   | no: the two sides run different jobs         |
 | WorkerSuperseded    | ABORTED               | shard, chief   | no: a newer incarnation has this index       |
 | NonFinite           | OUT_OF_RANGE          | shard          | no: the gradient has NaN or infinity         |
@@ -31,7 +31,7 @@ class DownpourError(Exception):
 
 
 class NotReady(DownpourError):
-    """The shard holds no parameters yet."""
+    """The shard holds no parameters yet, or the chief knows no layout."""
 
     status = grpc.StatusCode.UNAVAILABLE
 

@@ -25,7 +25,7 @@ from absl import logging
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
 from downpour.proto import parameter_server_pb2 as ps_pb
-from downpour.proto.errors import CheckpointFailed, JobFailed, LayoutMismatch
+from downpour.proto.errors import CheckpointFailed, JobFailed, LayoutMismatch, NotReady
 from downpour.proto.transport import start_server
 from downpour.ps import checkpoint
 from downpour.ps.layout import Layout
@@ -47,7 +47,6 @@ class Plan:
 
     Attributes:
         recipe: Name, for the summary.
-        layout: Of the model's variables.
         rule: Update rule of the shards.
         schedule: Learning-rate schedule of the shards.
         num_steps: Global steps until the end.
@@ -57,7 +56,6 @@ class Plan:
     """
 
     recipe: str
-    layout: Layout
     rule: Any
     schedule: Any
     num_steps: int
@@ -67,29 +65,26 @@ class Plan:
 
 
 class Chief(chief_pb2_grpc.ChiefServicer):
-    """Serves from construction; `run` carries a job through.
+    """Serves from construction; `run` carries a job through. Until then workers that register are told to wait.
 
     Args:
         plan: The job.
-        shards: Addresses of the shards, in order.
         run_dir: Folder of checkpoints, history and summary.
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
-        give_up_after_s: See `ShardClient`.
 
     Attributes:
         port: The port it listens on.
     """
 
-    def __init__(
-        self, plan: Plan, shards: Sequence[str], run_dir: Path, *, host: str, port: int, give_up_after_s: float
-    ) -> None:
+    def __init__(self, plan: Plan, run_dir: Path, *, host: str, port: int) -> None:
         self._plan = plan
         self._run_dir = run_dir
-        self._shards = [ShardClient(i, address, plan.layout, give_up_after_s) for i, address in enumerate(shards)]
-        self._pool = ThreadPoolExecutor(len(shards), thread_name_prefix="shards")
+        self._shards: list[ShardClient] = []
+        self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shards")
         self._changed = threading.Condition()
         # Everything below is guarded by `_changed`.
+        self._layout: Layout | None = None
         self._coordinator = Coordinator(plan.num_steps, plan.checkpoint_every_steps, plan.max_train_s)
         self._state = pb.ProgressReply.STATE_PREPARING
         self._checkpoint: pb.NextCheckpointReply | None = None
@@ -104,13 +99,15 @@ class Chief(chief_pb2_grpc.ChiefServicer):
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""
-        mine = self._plan.layout.fingerprint
-        if request.fingerprint != mine:
-            raise LayoutMismatch(
-                f"worker {request.worker} computed layout {request.fingerprint.hex()[:16]}, the chief "
-                f"{mine.hex()[:16]}; start every role with the same recipe and overrides"
-            )
         with self._changed:
+            if self._layout is None:
+                raise NotReady("the chief still builds its model")
+            mine = self._layout.fingerprint
+            if request.fingerprint != mine:
+                raise LayoutMismatch(
+                    f"worker {request.worker} computed layout {request.fingerprint.hex()[:16]}, the chief "
+                    f"{mine.hex()[:16]}; start every role with the same recipe and overrides"
+                )
             self._coordinator.register(request.worker, request.incarnation, request.host, time.monotonic())
         logging.info("worker %d is %s", request.worker, request.host)
         return pb.RegisterReply()
@@ -148,33 +145,46 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         """See `downpour/proto/chief.proto`."""
         with self._changed:
             reply = self._coordinator.progress(time.monotonic())
-            reply.state = self._state
+            waits = self._state == pb.ProgressReply.STATE_TRAINING and self._coordinator.started_s is None
+            reply.state = pb.ProgressReply.STATE_PREPARING if waits else self._state
             if self._scores:
                 reply.metrics.update(self._scores[max(self._scores)].metrics)
         return reply
 
     # What the chief does.
 
-    def run(self, initial_values: Callable[[], list[np.ndarray]]) -> dict[str, Any]:
+    def run(
+        self,
+        layout: Layout,
+        shards: Sequence[str],
+        initial_values: Callable[[], list[np.ndarray]],
+        give_up_after_s: float,
+    ) -> dict[str, Any]:
         """Carries the job from empty shards to the summary, which is also written to `summary.json`.
 
         Args:
+            layout: Of the model's variables.
+            shards: Addresses of the shards, in order.
             initial_values: Gives one array a variable, in the layout's order; called if any shard is empty.
+            give_up_after_s: See `ShardClient`.
 
         Raises:
             JobFailed: A worker ended the job. The last good state has been checkpointed.
             Unreachable: A shard does not answer.
         """
-        self._initialize(initial_values)
+        self._shards = [ShardClient(i, address, layout, give_up_after_s) for i, address in enumerate(shards)]
+        with self._changed:
+            self._layout = layout
+        self._initialize(layout, initial_values)
         self._enter(pb.ProgressReply.STATE_TRAINING)
-        self._watch()
+        self._watch(layout)
         self._enter(pb.ProgressReply.STATE_SCORING)
         self._wait(lambda: self._coordinator.workers_ended(time.monotonic()), _WORKERS_END_S)
-        self._write_checkpoint(last=True)
+        self._write_checkpoint(layout, last=True)
         failure = self._coordinator.failure
         if not failure:
             self._wait_for_last_score()
-        summary = self._summary()
+        summary = self._summary(layout)
         _write_json(self._run_dir / "summary.json", summary)
         self._enter(pb.ProgressReply.STATE_FAILED if failure else pb.ProgressReply.STATE_DONE)
         if failure:
@@ -188,14 +198,13 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         for shard in self._shards:
             shard.close()
 
-    def _initialize(self, initial_values: Callable[[], list[np.ndarray]]) -> None:
+    def _initialize(self, layout: Layout, initial_values: Callable[[], list[np.ndarray]]) -> None:
         statuses = self._on_all(ShardClient.status)
         if all(status.ready for status in statuses):
             self._on_all(ShardClient.wait_ready)  # compares layouts
             logging.info("the shards hold parameters already; training continues")
             return
         self._forget_earlier_run()
-        layout = self._plan.layout
         specification = ps_pb.ShardSpecification(
             fingerprint=layout.fingerprint,
             layout=layout.canonical,
@@ -220,7 +229,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         if (self._run_dir / "checkpoints").is_dir():
             shutil.rmtree(self._run_dir / "checkpoints")
 
-    def _watch(self) -> None:
+    def _watch(self, layout: Layout) -> None:
         """Until training is over: notes the loss about once a second, and writes checkpoints when they are due."""
         noted = -1
         while True:
@@ -240,9 +249,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             if over:
                 return
             if due:
-                self._write_checkpoint(last=False)
+                self._write_checkpoint(layout, last=False)
 
-    def _write_checkpoint(self, last: bool) -> None:
+    def _write_checkpoint(self, layout: Layout, *, last: bool) -> None:
         """Asks every shard for its file, then writes the manifest. A failure only ends the job if it is the last."""
         with self._changed:
             step = self._coordinator.step
@@ -254,7 +263,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 checkpoint.Checkpoint(
                     directory,
                     step,
-                    self._plan.layout,
+                    layout,
                     tuple(reply.file for reply in replies),
                     tuple(reply.version for reply in replies),
                 )
@@ -278,7 +287,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         if not self._wait(scored, _SCORE_WITHIN_S):
             logging.error("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, layout: Layout) -> dict[str, Any]:
         statuses = self._on_all(ShardClient.status)
         with self._changed:
             coordinator = self._coordinator
@@ -289,6 +298,8 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 "recipe": self._plan.recipe,
                 "num_ps": len(self._shards),
                 **self._plan.facts,
+                "parameters": sum(v.size for v in layout.variables),
+                "imbalance": round(layout.imbalance, 5),
                 "global_steps": min(status.version for status in statuses),
                 "seconds": round(seconds, 2),
                 "images_per_second": round(images / seconds, 1) if seconds else 0.0,

@@ -16,6 +16,7 @@ import pytest
 
 from downpour.model.records import RecordCounts
 from downpour.proto import codec
+from downpour.proto.chief_pb2 import ProgressReply, RegisterRequest
 from downpour.proto.errors import DownpourError, JobFailed, LayoutMismatch, Unreachable, WorkerSuperseded
 from downpour.ps import checkpoint
 from downpour.ps.layout import STATISTIC, Layout, Slicing, Variable, plan
@@ -77,9 +78,9 @@ class Cluster:
     def addresses(self) -> list[str]:
         return [f"127.0.0.1:{server.port}" for server in self.servers]
 
-    def run_chief(self) -> Any:
+    def run_chief(self, addresses: list[str] | None = None) -> Any:
         values = [np.zeros(v.shape, np.float32) for v in LAYOUT.variables]
-        return self.pool.submit(self.chief.run, lambda: values)
+        return self.pool.submit(self.chief.run, LAYOUT, addresses or self.addresses, lambda: values, GIVE_UP_S)
 
     def work(
         self, index: int, incarnation: int = 1, step: Callable[..., Any] = toward_one, *, layout: Layout = LAYOUT,
@@ -114,11 +115,10 @@ class Cluster:
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     servers = [Server(index) for index in range(3)]
     job = Plan(
-        recipe="test", layout=LAYOUT, rule=Momentum(0.5), schedule=Constant(0.05), num_steps=30,
+        recipe="test", rule=Momentum(0.5), schedule=Constant(0.05), num_steps=30,
         checkpoint_every_steps=10, max_train_s=math.inf, facts={"num_workers": 2},
     )  # fmt: skip
-    addresses = [f"127.0.0.1:{server.port}" for server in servers]
-    chief = Chief(job, addresses, tmp_path, host="127.0.0.1", port=0, give_up_after_s=GIVE_UP_S)
+    chief = Chief(job, tmp_path, host="127.0.0.1", port=0)
     pool = ThreadPoolExecutor(8)
     yield Cluster(servers, chief, pool, tmp_path)
     pool.shutdown(wait=False, cancel_futures=True)  # after a failed test, the chief may still wait for workers
@@ -142,6 +142,19 @@ def test_two_workers_train_and_every_acknowledged_push_is_applied(cluster: Clust
     w, head, m = LAYOUT.gather(saved.parameters())
     assert abs(w - 1).max() < 0.5 and abs(head - 1).max() < 0.5
     assert (m == summary["global_steps"]).all(), "each push moved each statistic by one"
+
+
+def test_a_worker_that_comes_before_the_chief_has_its_model_waits(cluster: Cluster) -> None:
+    client = ChiefClient(f"127.0.0.1:{cluster.chief.port}", GIVE_UP_S)
+    hello = RegisterRequest(worker=0, incarnation=1, fingerprint=LAYOUT.fingerprint)
+    registered = cluster.pool.submit(client.register, hello)
+    assert client.progress().state == ProgressReply.STATE_PREPARING
+    assert not registered.done()
+    chief = cluster.run_chief()
+    registered.result()
+    cluster.work(0)
+    chief.result()
+    client.close()
 
 
 def test_a_new_run_in_the_folder_of_an_old_one_starts_afresh(cluster: Cluster) -> None:
@@ -212,9 +225,8 @@ def test_a_worker_with_another_layout_is_refused_with_the_first_difference(clust
 
 
 def test_addresses_in_another_order_are_refused(cluster: Cluster) -> None:
-    cluster.chief._shards.reverse()
     with pytest.raises(LayoutMismatch, match="check the order of the addresses"):
-        cluster.run_chief().result()
+        cluster.run_chief(cluster.addresses[::-1]).result()
 
 
 def test_an_unreachable_shard_is_named_with_its_address_and_the_time(tmp_path: Path) -> None:
