@@ -1,0 +1,201 @@
+"""How far apart workers may be: from nobody waits to everybody waits. Pure: no locks, no clocks, no sockets.
+
+Let c(w) be the pushes that worker w has made, min c the least of them over the workers that live, and v a shard's
+version. A worker asks to pull the parameters of its step k (it makes k pushes before that step).
+
+| mode | a pull waits until | what a push does |
+|---|---|---|
+| `Async` | never | is applied, v + 1 |
+| `Bounded(lead)` | k - min c <= lead | is applied, v + 1 |
+| `Sync(num_gradients, backups)` | v is above the version of its last push | is summed; see below |
+
+`Bounded` is stale synchronous parallel (Ho et al. 2013). `Sync` with backups is Chen et al. 2016 (arXiv 1604.00981):
+of N + b workers' gradients of version v the first N are averaged and applied as one update, the later ones are
+dropped and counted. Which are the first is decided chunk by chunk, so a worker that dies in the middle of a push
+holds up nothing that others can fill; when fewer than N workers live, as many as live are enough.
+
+Nothing blocks for longer than a lease: the chief names the workers that are gone, and they stop counting. A worker
+that comes (back) starts at min c, so it neither holds up nor leads. Clocks are of this process: a shard that was
+restarted begins them anew at its workers' next calls, so on that shard a lead may once grow by `lead`; the other
+shards still hold the worker to its bound.
+
+Why nobody waits for ever: pushes never wait, so whatever is computed is counted, and the worker whose clock is least
+may always pull. What would deadlock: a pull for step k that must return before push k - 1 is sent (overlap) with
+lead 0 or with `Sync`; jobs refuse these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+# Progress of `Sync` on one chunk of a shard's vector: updates applied, and gradients summed towards the next.
+ROUND = np.dtype([("round", "<u8"), ("count", "<u4"), ("_padding", "<u4")])
+
+
+@dataclass(frozen=True)
+class Async:
+    """Nobody waits for anybody."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A worker may lead the slowest by at most `lead` pushes."""
+
+    lead: int
+
+    def __post_init__(self) -> None:
+        if self.lead < 0:
+            raise ValueError(f"pace: lead is {self.lead}; give 0 or more pushes")
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Each version is the mean of the first `num_gradients` of `num_gradients + backups` workers' gradients."""
+
+    num_gradients: int
+    backups: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_gradients < 1:
+            raise ValueError(f"pace: num_gradients is {self.num_gradients}; give at least 1")
+        if self.backups < 0:
+            raise ValueError(f"pace: backups is {self.backups}; give 0 or more")
+
+
+Mode = Async | Bounded | Sync
+BY_NAME: dict[str, type] = {mode.__name__: mode for mode in (Async, Bounded, Sync)}
+
+
+def check(mode: Mode, num_workers: int, *, overlap: bool) -> None:
+    """Raises `ValueError` for a mode that a cluster could not run."""
+    if isinstance(mode, Bounded) and overlap and mode.lead < 1:
+        raise ValueError("pace: lead is 0 with exchange.overlap; give a lead of at least 1, or exchange.overlap=False")
+    if not isinstance(mode, Sync):
+        return
+    if overlap:
+        raise ValueError("pace: Sync needs exchange.overlap=False; a gradient must be of the version it is applied to")
+    if mode.backups >= num_workers:
+        raise ValueError(
+            f"pace: backups is {mode.backups} of {num_workers} workers; give fewer backups than cluster.num_workers"
+        )
+    if mode.num_gradients + mode.backups != num_workers:
+        raise ValueError(
+            f"pace: num_gradients + backups is {mode.num_gradients + mode.backups}; "
+            f"cluster.num_workers is {num_workers}, and must be the same"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do with a chunk's gradient under `Sync`.
+
+    Attributes:
+        late: Its round is over; drop it.
+        first: It begins the sum.
+        count: Gradients in the sum with this one, if it completes the round; 0 if more are needed.
+    """
+
+    late: bool = False
+    first: bool = False
+    count: int = 0
+
+
+@dataclass
+class _Member:
+    """A worker that lives. `offset` + its own count of pushes is its clock."""
+
+    incarnation: int
+    clock: int
+    offset: int = 0
+    pushed_version: int = -1  # of its last push
+
+
+class Pace:
+    """Decides for one shard. Its caller holds a lock around every call.
+
+    Args:
+        mode: How far apart workers may be.
+        num_workers: Workers that are expected, and waited for until they are named absent.
+        rounds: One ROUND a chunk, kept by the caller; only `Sync` uses it.
+    """
+
+    def __init__(self, mode: Mode, num_workers: int, rounds: np.ndarray) -> None:
+        self.mode = mode
+        self._rounds = rounds
+        self._members = {worker: _Member(0, 0) for worker in range(num_workers)}
+
+    def may_pull(self, worker: int, incarnation: int, num_pushes: int, version: int) -> bool:
+        """Whether a worker may have the parameters of the step before which it makes `num_pushes` pushes."""
+        if isinstance(self.mode, Async):
+            return True
+        member = self._member(worker, incarnation, num_pushes)
+        if isinstance(self.mode, Bounded):
+            return member.offset + num_pushes - self._least() <= self.mode.lead
+        return version > member.pushed_version and not self._between_rounds()
+
+    def pushed(self, worker: int, incarnation: int, num_pushes: int, base_version: int) -> None:
+        """A worker's push is complete, its `num_pushes`-th, computed from `base_version`."""
+        if not isinstance(self.mode, Async):
+            member = self._member(worker, incarnation, num_pushes - 1)
+            member.clock = member.offset + num_pushes
+            member.pushed_version = base_version
+
+    def absent(self, gone: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Names workers, each with its incarnation, that are finished or lost; newer incarnations are kept.
+
+        Returns:
+            (chunk, gradients in its sum) for each chunk whose round this completes.
+        """
+        for worker, incarnation in gone:
+            member = self._members.get(worker)
+            if member is not None and member.incarnation <= incarnation:
+                del self._members[worker]
+        if not isinstance(self.mode, Sync):
+            return []
+        counts = self._rounds["count"]
+        return [(int(chunk), self._complete(chunk)) for chunk in np.flatnonzero(counts >= self._needed())]
+
+    def arrived(self, chunk: int, base_version: int) -> Verdict:
+        """A gradient of `base_version` for one chunk has arrived, under `Sync`."""
+        state = self._rounds[chunk]
+        if base_version < state["round"]:
+            return Verdict(late=True)
+        first = state["count"] == 0
+        state["count"] += 1
+        return Verdict(first=first, count=self._complete(chunk) if state["count"] >= self._needed() else 0)
+
+    def rounds(self) -> int:
+        """Rounds that every chunk has completed, under `Sync`: the shard's version."""
+        return int(self._rounds["round"].min())
+
+    def _complete(self, chunk: int) -> int:
+        state = self._rounds[chunk]
+        count = int(state["count"])
+        state["round"] += 1
+        state["count"] = 0
+        return count
+
+    def _needed(self) -> int:
+        assert isinstance(self.mode, Sync)
+        return max(1, min(self.mode.num_gradients, len(self._members)))
+
+    def _between_rounds(self) -> bool:
+        """Whether some chunks have the next update already and others not: what is pulled now would be a mixture."""
+        rounds = self._rounds["round"]
+        return bool((rounds != rounds[0]).any())
+
+    def _least(self) -> int:
+        return min(member.clock for member in self._members.values())
+
+    def _member(self, worker: int, incarnation: int, num_pushes: int) -> _Member:
+        """The worker's entry; a new one, and a new incarnation, starts at the least clock."""
+        member = self._members.get(worker)
+        if member is None or member.incarnation < incarnation:
+            others = [m.clock for w, m in self._members.items() if w != worker]
+            clock = member.clock if member is not None and not member.incarnation else min(others, default=0)
+            member = _Member(incarnation, clock, clock - num_pushes)
+            self._members[worker] = member
+        return member
