@@ -42,7 +42,9 @@ _HOST = "127.0.0.1"
 _BIND_TIMEOUT_S = 180.0  # the chief imports TensorFlow and builds its model first
 _LOOK_EVERY_S = 1.0  # at progress and memory
 _END_GRACE_S = 30.0  # for workers and evaluator after the chief is done
+_ASK_AFTER_FAILURE_S = 5.0  # a chief that is busy, but not for one that is gone, which is known at once
 _SAVE_GRACE_S = 60.0  # for a chief whose job has failed
+_CLOSING_GRACE_S = 10.0  # for a chief that answers no more
 _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "PYTHONUNBUFFERED": "1",
@@ -188,18 +190,23 @@ def _watch(cluster: _Cluster, display: progress.Display, memory: PeakMemory) -> 
         try:
             cluster.supervisor.wait(done)
         except ProcessFailed as error:
-            reply = watcher.ask()
-            if reply is None or not reply.failure:
+            reply = watcher.ask(_ASK_AFTER_FAILURE_S)
+            if reply is not None and not reply.failure:
                 raise
-            # A worker failed the job and told the chief, which now saves the last good state.
-            cluster.supervisor.drain(["chief"], _SAVE_GRACE_S)
-            raise ProcessFailed(error.code, reply.failure) from None
+            # A worker failed the job and told the chief, which now saves the last good state, or has and is ending.
+            cluster.supervisor.drain(["chief"], _SAVE_GRACE_S if reply else _CLOSING_GRACE_S)
+            if cluster.supervisor.exit_code("chief") != entry.REFUSED:
+                raise
+            raise ProcessFailed(error.code, cluster.supervisor.reason("chief").removeprefix("chief: ")) from None
 
 
 def _end(cluster: _Cluster, display: progress.Display) -> None:
     """Lets workers and evaluator end by themselves, then stops them and the shards."""
     for name in cluster.supervisor.drain(cluster.clients(), _END_GRACE_S):
         display.line("local", f"{name} did not end {_END_GRACE_S:.0f} s after the chief; stopping it")
+    for name in cluster.clients():
+        if cluster.supervisor.exit_code(name):
+            display.line("local", f"failed after the chief was done: {cluster.supervisor.reason(name)}")
     cluster.supervisor.stop()
 
 

@@ -32,10 +32,10 @@ class ChiefWatcher:
         self._channel = grpc.insecure_channel(address)
         self._stub = chief_pb2_grpc.ChiefStub(self._channel)  # type: ignore[no-untyped-call]
 
-    def ask(self) -> chief_pb2.ProgressReply | None:
-        """The chief's answer; None when it does not answer now."""
+    def ask(self, timeout_s: float = _ASK_TIMEOUT_S) -> chief_pb2.ProgressReply | None:
+        """The chief's answer; None when it does not answer in time."""
         try:
-            reply: chief_pb2.ProgressReply = self._stub.Progress(chief_pb2.ProgressRequest(), timeout=_ASK_TIMEOUT_S)
+            reply: chief_pb2.ProgressReply = self._stub.Progress(chief_pb2.ProgressRequest(), timeout=timeout_s)
             return reply
         except grpc.RpcError:
             return None

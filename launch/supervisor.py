@@ -9,6 +9,7 @@ Policies:
    after a growing pause, `max_restarts` times.
 4. Output goes straight into a log file per process, which `poll` reads along: no pipe that can fill or break, and the
    logs are complete whatever happens to the supervisor.
+5. The line that a process is refused with is not handed on: it comes back as `ProcessFailed` or `reason`, once.
 
 Everything here runs in the main thread: Linux ends children "with their parent" when the thread that started them
 ends. `Supervisor` is a context manager; however its block ends, no process is left.
@@ -31,6 +32,8 @@ from typing import IO, Any, Self
 from downpour.launch.entry import REFUSED
 
 _TICK_S = 0.05
+_REFUSAL = "] error: "
+_HOLD_S = 10.0  # from an error line to the end of its process, which unloads TensorFlow
 # As the last line of a traceback: `package.SomeError: message`.
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 
@@ -82,6 +85,8 @@ class _Watched:
     restart_at: float | None = None
     reader: IO[bytes] | None = None
     last_lines: list[str] = field(default_factory=list)  # of the present process, oldest first
+    held: str = ""  # an error line, until it is known whether the process is refused with it
+    held_at: float = 0.0
 
     @property
     def running(self) -> bool:
@@ -147,6 +152,10 @@ class Supervisor:
         """Of a program that ended for good; None while it runs or is about to be restarted."""
         watched = self._watched[name]
         return None if watched.process is None or watched.restart_at is not None else watched.process.returncode
+
+    def reason(self, name: str) -> str:
+        """What a program ended with, for example `worker/1: no data`."""
+        return _reason(self._watched[name])
 
     def poll(self) -> None:
         """Reads new lines, notices what ended, restarts what crashed.
@@ -265,8 +274,20 @@ class Supervisor:
                 return
             text = line.decode(errors="replace").rstrip()
             if text:
+                self._release(watched)
                 watched.last_lines = [*watched.last_lines[-19:], text]
-                self._on_line(watched.program.name, text)
+                watched.held, watched.held_at = text, time.monotonic()
+                if _REFUSAL not in text:
+                    self._release(watched)
+        code = watched.process.returncode if watched.process else None
+        # A process that is stopped in the middle of being refused ends by SIGTERM.
+        if code not in (None, REFUSED, -signal.SIGTERM) or time.monotonic() > watched.held_at + _HOLD_S:
+            self._release(watched)
+
+    def _release(self, watched: _Watched) -> None:
+        if watched.held:
+            self._on_line(watched.program.name, watched.held)
+            watched.held = ""
 
 
 def _signal_group(watched: _Watched, number: int) -> None:
@@ -293,7 +314,7 @@ def _poll(process: subprocess.Popen[bytes]) -> int | None:
 def _reason(watched: _Watched) -> str:
     """What a process ended with: its last line marked as an error, else its last exception, else its last line."""
     lines = watched.last_lines
-    marked = [line.partition("] error: ")[2] for line in lines if "] error: " in line]
+    marked = [line.partition(_REFUSAL)[2] for line in lines if _REFUSAL in line]
     raised = [line for line in lines if _EXCEPTION.match(line)]
     return f"{watched.program.name}: {(marked or raised or lines or ['it wrote nothing'])[-1]}"
 

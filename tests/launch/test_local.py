@@ -117,6 +117,7 @@ def test_roles_are_told_the_addresses_and_a_restarted_shard_keeps_its_own(run_wi
 
 def test_a_refused_worker_ends_the_run(run_with_stand_ins, monkeypatch):
     monkeypatch.setenv("REFUSE", "1")
+    monkeypatch.setattr(local, "_CLOSING_GRACE_S", 0.1)  # the stand-in of the chief never answers
     with pytest.raises(ProcessFailed, match=r"worker/\d: the data are missing") as failed:
         run_with_stand_ins()
     assert failed.value.code == 2

@@ -126,6 +126,30 @@ def test_exit_2_ends_everything_with_its_message(tmp_path, is_alive, lines):
     assert not is_alive(pids["ps/0"])
 
 
+def test_the_line_of_a_refusal_is_told_once(supervisor, lines):
+    with pytest.raises(ProcessFailed, match="worker/0: no data"):
+        supervisor.run(
+            program("worker/0", "import sys; print('begins'); print('[worker/0] error: no data'); sys.exit(2)")
+        )
+    supervisor.start(program("worker/1", "import sys; print('[worker/1] error: no room'); sys.exit(2)"))
+    supervisor.drain(["worker/1"], 20)
+    assert supervisor.reason("worker/1") == "worker/1: no room"
+    assert lines == [("worker/0", "begins")]
+
+
+@pytest.mark.parametrize("then", ["print('goes on')", "pass", "sys.exit(1)"])
+def test_an_error_line_of_a_process_that_is_not_refused_is_shown(supervisor, lines, then):
+    supervisor.start(program("chief", f"import sys; print('[chief] error: no checkpoint'); {then}", max_restarts=0))
+    supervisor.drain(["chief"], 20)
+    assert ("chief", "[chief] error: no checkpoint") in lines
+
+
+def test_an_error_line_of_a_process_that_goes_on_is_shown(supervisor, lines, monkeypatch):
+    monkeypatch.setattr("downpour.launch.supervisor._HOLD_S", 0.1)
+    supervisor.start(program("chief", f"print('[chief] error: no checkpoint', flush=True); {FOREVER}"))
+    assert supervisor.wait(lambda: lines, 20)
+
+
 def test_drain_names_what_does_not_end(supervisor):
     supervisor.start(program("worker/0", "import sys; sys.exit(1)"))
     supervisor.start(program("worker/1", FOREVER))
