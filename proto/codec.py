@@ -32,6 +32,7 @@ _HEADERS: dict[int, tuple[str, type[Message]]] = {
     pb.Chunk.PUSH_FIELD_NUMBER: ("push", pb.PushHeader),
 }
 _HEADER_FIELDS = {kind: number for number, (_, kind) in _HEADERS.items()}
+_NOTHING = memoryview(b"")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -45,6 +46,7 @@ class Chunk:
         codec: How the payload is written; a value of `pb.Codec`.
         payload: The bytes, a view of the message they came in.
         header: In the first chunk of a stream, the message it carries.
+        base: Another payload: what the gradient was computed from, if the job compensates delays.
     """
 
     start: int
@@ -52,6 +54,7 @@ class Chunk:
     codec: int
     payload: memoryview
     header: Message | None = None
+    base: memoryview = _NOTHING
 
     def values(self) -> np.ndarray:
         """The payload as `count` elements of the codec's wire dtype, not copied.
@@ -59,14 +62,21 @@ class Chunk:
         Raises:
             MalformedChunk: Unknown codec, or a payload that is not `count` elements long.
         """
+        return self._elements(self.payload)
+
+    def base_values(self) -> np.ndarray:
+        """The base, likewise."""
+        return self._elements(self.base)
+
+    def _elements(self, data: memoryview) -> np.ndarray:
         dtype = WIRE_DTYPES.get(self.codec)
         if dtype is None:
             raise MalformedChunk(f"chunk at {self.start} has codec {self.codec}; known are {sorted(WIRE_DTYPES)}")
-        if self.payload.nbytes != self.count * dtype.itemsize:
+        if data.nbytes != self.count * dtype.itemsize:
             raise MalformedChunk(
-                f"chunk at {self.start} has {self.payload.nbytes} bytes for {self.count} elements of {dtype.itemsize}"
+                f"chunk at {self.start} has {data.nbytes} bytes for {self.count} elements of {dtype.itemsize}"
             )
-        return np.frombuffer(self.payload, dtype)
+        return np.frombuffer(data, dtype)
 
 
 def split(start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -75,7 +85,9 @@ def split(start: int, stop: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + CHUNK_ELEMENTS, stop)
 
 
-def encode_chunk(start: int, codec: int, values: np.ndarray, header: Message | None = None) -> bytes:
+def encode_chunk(
+    start: int, codec: int, values: np.ndarray, header: Message | None = None, base: np.ndarray | None = None
+) -> bytes:
     """One chunk as a message.
 
     Args:
@@ -83,6 +95,7 @@ def encode_chunk(start: int, codec: int, values: np.ndarray, header: Message | N
         codec: A value of `pb.Codec`.
         values: The elements in that codec's wire dtype, contiguous.
         header: What the first chunk of a stream carries.
+        base: What the gradient in `values` was computed from, likewise.
     """
     parts: list[Any] = []
     if header is not None:
@@ -91,8 +104,9 @@ def encode_chunk(start: int, codec: int, values: np.ndarray, header: Message | N
     for number, value in ((4, start), (5, values.size), (6, codec)):
         if value:  # proto3 leaves zeros out
             parts += [_varint(number << 3 | _VARINT), _varint(value)]
-    if values.nbytes:
-        parts += [_varint(7 << 3 | _BYTES), _varint(values.nbytes), values.data]
+    for number, array in ((7, values), (8, base)):
+        if array is not None and array.nbytes:
+            parts += [_varint(number << 3 | _BYTES), _varint(array.nbytes), array.data]
     return b"".join(parts)
 
 
@@ -104,7 +118,7 @@ def decode_chunk(message: bytes) -> Chunk:
     """
     view = memoryview(message)
     numbers = {4: 0, 5: 0, 6: 0}
-    payload = view[:0]
+    payloads = {7: _NOTHING, 8: _NOTHING}
     header: Message | None = None
     position = 0
     while position < len(view):
@@ -114,14 +128,14 @@ def decode_chunk(message: bytes) -> Chunk:
             raise MalformedChunk("field number 0")
         if field in numbers and wire_type == _VARINT:
             numbers[field], position = _read_varint(view, position)
-        elif field == 7 and wire_type == _BYTES:
-            payload, position = _read_bytes(view, position)
+        elif field in payloads and wire_type == _BYTES:
+            payloads[field], position = _read_bytes(view, position)
         elif field in _HEADERS and wire_type == _BYTES:
             body, position = _read_bytes(view, position)
             header = _read_header(field, body, header)
         else:
             position = _skip(view, position, wire_type)
-    return Chunk(numbers[4], numbers[5] & 0xFFFFFFFF, numbers[6] & 0xFFFFFFFF, payload, header)
+    return Chunk(numbers[4], numbers[5] & 0xFFFFFFFF, numbers[6] & 0xFFFFFFFF, payloads[7], header, payloads[8])
 
 
 def _read_header(field: int, body: memoryview, previous: Message | None) -> Message:

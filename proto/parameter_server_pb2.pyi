@@ -17,7 +17,7 @@ CODEC_FLOAT32: Codec
 CODEC_BFLOAT16: Codec
 
 class Chunk(_message.Message):
-    __slots__ = ("initialize", "pull", "push", "start", "count", "codec", "payload")
+    __slots__ = ("initialize", "pull", "push", "start", "count", "codec", "payload", "base")
     INITIALIZE_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Chunk(_message.Message):
     COUNT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     initialize: ShardSpecification
     pull: PullHeader
     push: PushHeader
@@ -32,21 +33,28 @@ class Chunk(_message.Message):
     count: int
     codec: Codec
     payload: bytes
-    def __init__(self, initialize: _Optional[_Union[ShardSpecification, _Mapping]] = ..., pull: _Optional[_Union[PullHeader, _Mapping]] = ..., push: _Optional[_Union[PushHeader, _Mapping]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    base: bytes
+    def __init__(self, initialize: _Optional[_Union[ShardSpecification, _Mapping]] = ..., pull: _Optional[_Union[PullHeader, _Mapping]] = ..., push: _Optional[_Union[PushHeader, _Mapping]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload: _Optional[bytes] = ..., base: _Optional[bytes] = ...) -> None: ...
 
 class ShardSpecification(_message.Message):
-    __slots__ = ("shard", "fingerprint", "layout", "rule", "schedule")
+    __slots__ = ("shard", "fingerprint", "layout", "rule", "schedule", "pace", "num_workers", "staleness")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
+    NUM_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
     shard: int
     fingerprint: bytes
     layout: str
     rule: Named
     schedule: Named
-    def __init__(self, shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., rule: _Optional[_Union[Named, _Mapping]] = ..., schedule: _Optional[_Union[Named, _Mapping]] = ...) -> None: ...
+    pace: Named
+    num_workers: int
+    staleness: Named
+    def __init__(self, shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., rule: _Optional[_Union[Named, _Mapping]] = ..., schedule: _Optional[_Union[Named, _Mapping]] = ..., pace: _Optional[_Union[Named, _Mapping]] = ..., num_workers: _Optional[int] = ..., staleness: _Optional[_Union[Named, _Mapping]] = ...) -> None: ...
 
 class Named(_message.Message):
     __slots__ = ("name", "parameters")
@@ -55,13 +63,19 @@ class Named(_message.Message):
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        value: Numbers
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Numbers, _Mapping]] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     name: str
-    parameters: _containers.ScalarMap[str, float]
-    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    parameters: _containers.MessageMap[str, Numbers]
+    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Mapping[str, Numbers]] = ...) -> None: ...
+
+class Numbers(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class InitializeReply(_message.Message):
     __slots__ = ("kept", "version")
@@ -72,12 +86,18 @@ class InitializeReply(_message.Message):
     def __init__(self, kept: bool = ..., version: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("fingerprint", "codec")
+    __slots__ = ("fingerprint", "codec", "worker", "incarnation", "num_pushes")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_PUSHES_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     codec: Codec
-    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ...) -> None: ...
+    worker: int
+    incarnation: int
+    num_pushes: int
+    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ...) -> None: ...
 
 class PullHeader(_message.Message):
     __slots__ = ("version",)
@@ -100,14 +120,35 @@ class PushHeader(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ...) -> None: ...
 
 class PushReply(_message.Message):
-    __slots__ = ("version", "staleness", "repeated")
+    __slots__ = ("version", "staleness", "repeated", "dropped")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     REPEATED_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
     version: int
     staleness: int
     repeated: bool
-    def __init__(self, version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeated: bool = ...) -> None: ...
+    dropped: bool
+    def __init__(self, version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeated: bool = ..., dropped: bool = ...) -> None: ...
+
+class AbsentRequest(_message.Message):
+    __slots__ = ("fingerprint", "workers")
+    class Worker(_message.Message):
+        __slots__ = ("index", "incarnation")
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        INCARNATION_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        incarnation: int
+        def __init__(self, index: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    workers: _containers.RepeatedCompositeFieldContainer[AbsentRequest.Worker]
+    def __init__(self, fingerprint: _Optional[bytes] = ..., workers: _Optional[_Iterable[_Union[AbsentRequest.Worker, _Mapping]]] = ...) -> None: ...
+
+class AbsentReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ("with_layout",)
@@ -116,7 +157,7 @@ class StatusRequest(_message.Message):
     def __init__(self, with_layout: bool = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes")
+    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped")
     READY_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +167,8 @@ class StatusReply(_message.Message):
     PUSHES_REPEATED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_DROPPED_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     shard: int
     fingerprint: bytes
@@ -135,7 +178,9 @@ class StatusReply(_message.Message):
     pushes_repeated: int
     staleness_histogram: _containers.RepeatedScalarFieldContainer[int]
     state_bytes: int
-    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ...) -> None: ...
+    pushes: int
+    pushes_dropped: int
+    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ...) -> None: ...
 
 class WriteCheckpointRequest(_message.Message):
     __slots__ = ("fingerprint", "directory")

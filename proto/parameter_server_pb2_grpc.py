@@ -54,6 +54,11 @@ class ParameterServerStub(object):
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
                 response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.PushReply.FromString,
                 _registered_method=True)
+        self.Absent = channel.unary_unary(
+                '/downpour.v1.ParameterServer/Absent',
+                request_serializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.SerializeToString,
+                response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentReply.FromString,
+                _registered_method=True)
         self.WriteCheckpoint = channel.unary_unary(
                 '/downpour.v1.ParameterServer/WriteCheckpoint',
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.WriteCheckpointRequest.SerializeToString,
@@ -80,7 +85,8 @@ class ParameterServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pull(self, request, context):
-        """The whole vector: the trained part in the wire codec asked for, then the statistics in float32.
+        """The whole vector: the trained part in the wire codec asked for, then the statistics in float32. Waits until the
+        job's pace lets the worker go on.
         Each chunk is read under the lock that updates take; between two chunks updates may happen.
         The version in the first chunk is the one before the first element was read.
         """
@@ -90,6 +96,13 @@ class ParameterServerServicer(object):
 
     def Push(self, request_iterator, context):
         """Gradients of the trained part, then differences of the statistics. Applied once, however often it is sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Absent(self, request, context):
+        """Workers that have finished or are lost: nobody waits for them any longer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +137,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.Push,
                     request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
                     response_serializer=downpour_dot_proto_dot_parameter__server__pb2.PushReply.SerializeToString,
+            ),
+            'Absent': grpc.unary_unary_rpc_method_handler(
+                    servicer.Absent,
+                    request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.FromString,
+                    response_serializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentReply.SerializeToString,
             ),
             'WriteCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.WriteCheckpoint,
@@ -239,6 +257,33 @@ class ParameterServer(object):
             '/downpour.v1.ParameterServer/Push',
             downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
             downpour_dot_proto_dot_parameter__server__pb2.PushReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Absent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/downpour.v1.ParameterServer/Absent',
+            downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.SerializeToString,
+            downpour_dot_proto_dot_parameter__server__pb2.AbsentReply.FromString,
             options,
             channel_credentials,
             insecure,

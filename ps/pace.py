@@ -156,7 +156,7 @@ class Pace:
         if not isinstance(self.mode, Sync):
             return []
         counts = self._rounds["count"]
-        return [(int(chunk), self._complete(chunk)) for chunk in np.flatnonzero(counts >= self._needed())]
+        return [(chunk, self._complete(chunk)) for chunk in np.flatnonzero(counts >= self._needed()).tolist()]
 
     def arrived(self, chunk: int, base_version: int) -> Verdict:
         """A gradient of `base_version` for one chunk has arrived, under `Sync`."""

@@ -16,7 +16,8 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk
 
 UINT32, UINT64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
-NAMED = st.builds(pb.Named, name=st.text(max_size=9), parameters=st.dictionaries(st.text(max_size=5), st.floats()))
+NUMBERS = st.builds(pb.Numbers, values=st.lists(st.floats(), max_size=3))
+NAMED = st.builds(pb.Named, name=st.text(max_size=9), parameters=st.dictionaries(st.text(max_size=5), NUMBERS))
 HEADERS = st.one_of(
     st.none(),
     st.builds(pb.PullHeader, version=UINT64),
@@ -54,6 +55,16 @@ def test_what_the_generated_class_encodes_we_read(start: int, values: list[int],
     chunk = codec.decode_chunk(generated(start, wire, array, header).SerializeToString())
     assert (chunk.start, chunk.count, chunk.codec, chunk.header) == (start, array.size, wire, header)
     assert chunk.values().tobytes() == array.tobytes()
+
+
+@given(values=st.lists(UINT32, min_size=1, max_size=50), wire=st.sampled_from([1, 2]))
+def test_a_base_travels_beside_the_payload(values: list[int], wire: int) -> None:
+    array = np.array(values, np.uint32).view(codec.WIRE_DTYPES[wire])
+    message = codec.encode_chunk(3, wire, array, None, array[::-1].copy())
+    theirs = generated(3, wire, array, None)
+    theirs.base = array[::-1].tobytes()
+    assert pb.Chunk.FromString(message) == theirs
+    assert codec.decode_chunk(message).base_values().tobytes() == theirs.base
 
 
 def test_the_payload_is_a_view_of_the_message() -> None:
