@@ -5,7 +5,7 @@ Threads: a client may be used from several; it keeps no state but its channel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -45,6 +45,9 @@ class ShardClient:
         self._initialize = self._channel.stream_unary(_PATH + "Initialize", None, pb.InitializeReply.FromString)
         self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString, None)
         self._push = self._channel.stream_unary(_PATH + "Push", None, pb.PushReply.FromString)
+        self._absent = self._channel.unary_unary(
+            _PATH + "Absent", pb.AbsentRequest.SerializeToString, pb.AbsentReply.FromString
+        )
         self._write_checkpoint = self._channel.unary_unary(
             _PATH + "WriteCheckpoint",
             pb.WriteCheckpointRequest.SerializeToString,
@@ -86,18 +89,17 @@ class ShardClient:
 
         return self._call(lambda: self._initialize(chunks(), timeout=self._give_up_after_s))
 
-    def pull(self, wire: pb.Codec, trained: np.ndarray, statistics: np.ndarray) -> int:
-        """Reads the shard's vector into two buffers.
+    def pull(self, request: pb.PullRequest, trained: np.ndarray, statistics: np.ndarray) -> int:
+        """Reads the shard's vector into two buffers, once the job's pace lets the worker go on.
 
         Args:
-            wire: Codec of the trained part.
+            request: Who pulls, for which step, and the codec of the trained part.
             trained: [num_trained] in the codec's wire dtype, overwritten.
             statistics: [size - num_trained] float32, overwritten.
 
         Returns:
             The version that was read.
         """
-        request = pb.PullRequest(fingerprint=self._layout.fingerprint, codec=wire)
 
         def attempt() -> int:
             version, position = 0, 0
@@ -119,18 +121,35 @@ class ShardClient:
         return self._call(attempt)
 
     def push(
-        self, header: pb.PushHeader, wire: pb.Codec, gradient: np.ndarray, differences: np.ndarray
+        self,
+        header: pb.PushHeader,
+        wire: pb.Codec,
+        gradient: np.ndarray,
+        differences: np.ndarray,
+        base: np.ndarray | None = None,
     ) -> pb.PushReply:
-        """Sends a gradient [num_trained] in the wire dtype and statistics' differences [m] float32."""
+        """Sends a gradient [num_trained] in the wire dtype and statistics' differences [m] float32.
+
+        With a `base` [num_trained] in the wire dtype, what the gradient was computed from, that is sent along.
+        """
 
         def chunks() -> Iterator[bytes]:
             first: pb.PushHeader | None = header
-            for part, part_wire, offset in ((gradient, wire, 0), (differences, codec.FLOAT32, gradient.size)):
+            parts = ((gradient, wire, 0, base), (differences, codec.FLOAT32, gradient.size, None))
+            for part, part_wire, offset, part_base in parts:
                 for start, stop in codec.split(0, part.size):
-                    yield codec.encode_chunk(offset + start, part_wire, part[start:stop], first)
+                    of_base = None if part_base is None else part_base[start:stop]
+                    yield codec.encode_chunk(offset + start, part_wire, part[start:stop], first, of_base)
                     first = None
 
         return self._call(lambda: self._push(chunks(), timeout=self._give_up_after_s))
+
+    def absent(self, workers: Sequence[tuple[int, int]]) -> None:
+        """Names workers (index, incarnation) that nobody must wait for any longer."""
+        request = pb.AbsentRequest(fingerprint=self._layout.fingerprint)
+        for index, incarnation in workers:
+            request.workers.add(index=index, incarnation=incarnation)
+        self._call(lambda: self._absent(request, timeout=self._give_up_after_s))
 
     def write_checkpoint(self, directory: str) -> pb.WriteCheckpointReply:
         """Asks the shard to write its file into a directory."""

@@ -37,11 +37,19 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a push takes, one entry a shard; `versions` are those of the parameters it was computed from."""
+    """What a push takes, one entry a shard.
+
+    Attributes:
+        trained: [num_trained] in the wire dtype.
+        statistics: [size - num_trained] float32, differences.
+        versions: Of the parameters it was computed from.
+        base: Those parameters, as pulled, for shards that compensate delays.
+    """
 
     trained: Sequence[np.ndarray]
     statistics: Sequence[np.ndarray]
     versions: Sequence[int]
+    base: Sequence[np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,16 +57,31 @@ class Answer:
     """What came of one exchange.
 
     Attributes:
-        parameters: Pulled after the push.
+        parameters: Pulled after the push; None if there was no pull.
+        versions: Of each shard, after the push and the pull.
         acknowledged: Whether there was a push; then every shard has acknowledged it.
+        dropped: Whether a shard has left out some or all of it.
         staleness: Mean over the shards, in pushes.
         push_s: Seconds the slowest shard's push took.
         pull_s: Seconds the slowest shard's pull took.
     """
 
-    parameters: Parameters
+    parameters: Parameters | None
+    versions: list[int]
     acknowledged: bool
+    dropped: bool
     staleness: float
+    push_s: float
+    pull_s: float
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One shard's part of an exchange."""
+
+    version: int
+    staleness: int
+    dropped: bool
     push_s: float
     pull_s: float
 
@@ -72,7 +95,12 @@ class Exchange:
         wire: Codec of the trained part, a value of `pb.Codec`.
         worker: Index of this worker.
         incarnation: Higher than that of any earlier process with this index.
+        send_base: Whether pushes carry `Gradients.base`.
         give_up_after_s: See `ShardClient`.
+
+    Attributes:
+        wire: As given.
+        num_bytes: Of a pull, and of a push.
     """
 
     def __init__(
@@ -84,9 +112,11 @@ class Exchange:
         worker: int,
         incarnation: int,
         give_up_after_s: float,
+        send_base: bool = False,
     ) -> None:
         self._layout = layout
-        self._wire = wire
+        self.wire = wire
+        self._send_base = send_base
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [ShardClient(i, address, layout, give_up_after_s) for i, address in enumerate(addresses)]
         self._pool = ThreadPoolExecutor(len(self._clients) + 1, thread_name_prefix="exchange")
@@ -94,7 +124,7 @@ class Exchange:
         self._buffers = [self._new_buffers(), self._new_buffers()]
         trained = sum(layout.num_trained(shard) for shard in range(layout.num_shards))
         statistics = sum(layout.size(shard) for shard in range(layout.num_shards)) - trained
-        self.num_bytes = trained * codec.WIRE_DTYPES[wire].itemsize + statistics * 4  # of a pull, and of a push
+        self.num_bytes = trained * codec.WIRE_DTYPES[wire].itemsize + statistics * 4
 
     def connect(self) -> None:
         """Waits until every shard is ready, and compares layouts.
@@ -112,42 +142,62 @@ class Exchange:
         for client in self._clients:
             client.close()
 
-    def start(self, gradients: Gradients | None = None) -> Future[Answer]:
-        """Begins to push `gradients` (if any) and then to pull; the future gives the answer or raises.
+    def start(self, gradients: Gradients | None = None, *, pull: bool = True, ahead: bool = False) -> Future[Answer]:
+        """Begins to push `gradients` (if any) and then to pull (unless told not to).
 
         Pushes of one worker are numbered here, so this is called from one thread, and again only once the
         future before has given its answer.
+
+        Args:
+            gradients: What to push.
+            pull: Whether to pull after it.
+            ahead: Whether another push comes before the step that the pulled parameters are for.
+
+        Returns:
+            A future that gives the answer or raises.
         """
         if gradients is not None:
             self._name.sequence += 1
-        self._buffers.reverse()
-        buffers = self._buffers[0]
+        name = pb.PushHeader()
+        name.CopyFrom(self._name)
+        buffers = None
+        if pull:
+            self._buffers.reverse()
+            buffers = self._buffers[0]
         calls = [
-            self._pool.submit(self._exchange, shard, gradients, self._name.sequence, buffers)
+            self._pool.submit(self._exchange, shard, name, gradients, buffers, ahead)
             for shard in range(len(self._clients))
         ]
         return self._pool.submit(_collect, calls, buffers, gradients is not None)
 
     def _exchange(
-        self, shard: int, gradients: Gradients | None, sequence: int, buffers: Parameters
-    ) -> tuple[int, float, float]:
-        """One shard's push and pull. Returns the push's staleness and the seconds of both."""
+        self, shard: int, name: pb.PushHeader, gradients: Gradients | None, buffers: Parameters | None, ahead: bool
+    ) -> _Done:
+        """One shard's push and pull."""
         begin = time.monotonic()
-        staleness = 0
+        client = self._clients[shard]
+        reply = pb.PushReply()
         if gradients is not None:
             header = pb.PushHeader(base_version=gradients.versions[shard])
-            header.MergeFrom(self._name)
-            header.sequence = sequence
-            reply = self._clients[shard].push(header, self._wire, gradients.trained[shard], gradients.statistics[shard])
-            staleness = reply.staleness
+            header.MergeFrom(name)
+            base = gradients.base[shard] if self._send_base and gradients.base is not None else None
+            reply = client.push(header, self.wire, gradients.trained[shard], gradients.statistics[shard], base)
         pushed = time.monotonic()
-        buffers.versions[shard] = self._clients[shard].pull(
-            self._wire, buffers.trained[shard], buffers.statistics[shard]
-        )
-        return staleness, pushed - begin, time.monotonic() - pushed
+        version = reply.version
+        if buffers is not None:
+            request = pb.PullRequest(
+                fingerprint=name.fingerprint,
+                codec=self.wire,
+                worker=name.worker,
+                incarnation=name.incarnation,
+                num_pushes=name.sequence + ahead,
+            )
+            version = client.pull(request, buffers.trained[shard], buffers.statistics[shard])
+            buffers.versions[shard] = version
+        return _Done(version, reply.staleness, reply.dropped, pushed - begin, time.monotonic() - pushed)
 
     def _new_buffers(self) -> Parameters:
-        layout, dtype = self._layout, codec.WIRE_DTYPES[self._wire]
+        layout, dtype = self._layout, codec.WIRE_DTYPES[self.wire]
         shards = range(layout.num_shards)
         return Parameters(
             [np.empty(layout.num_trained(shard), dtype) for shard in shards],
@@ -156,7 +206,15 @@ class Exchange:
         )
 
 
-def _collect(calls: list[Future[tuple[int, float, float]]], parameters: Parameters, pushed: bool) -> Answer:
+def _collect(calls: list[Future[_Done]], parameters: Parameters | None, pushed: bool) -> Answer:
     wait(calls)
-    staleness, push_s, pull_s = zip(*(call.result() for call in calls), strict=True)
-    return Answer(parameters, pushed, sum(staleness) / len(staleness), max(push_s), max(pull_s))
+    done = [call.result() for call in calls]
+    return Answer(
+        parameters,
+        [d.version for d in done],
+        pushed,
+        any(d.dropped for d in done),
+        sum(d.staleness for d in done) / len(done),
+        max(d.push_s for d in done),
+        max(d.pull_s for d in done),
+    )

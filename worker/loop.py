@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from downpour.model.data import Batches
 from downpour.proto.errors import JobFailed
+from downpour.worker.cadence import Cadence, EveryStep, contribution
 from downpour.worker.exchange import Exchange, Gradients, Parameters
 from downpour.worker.reporter import Reporter
 
@@ -21,9 +22,18 @@ if TYPE_CHECKING:
 
 Step = Callable[[Parameters, Any, Any], "StepResult"]
 
+_EVERY_STEP = EveryStep()
+
 
 def train(
-    step: Step, exchange: Exchange, batches: Batches, reporter: Reporter, *, num_steps: int, overlap: bool
+    step: Step,
+    exchange: Exchange,
+    batches: Batches,
+    reporter: Reporter,
+    *,
+    num_steps: int,
+    overlap: bool,
+    cadence: Cadence = _EVERY_STEP,
 ) -> None:
     """Trains until a shard's version reaches `num_steps` or the chief says stop.
 
@@ -31,22 +41,42 @@ def train(
     gradients and the next parameters runs while a batch is computed, so a step works with parameters that
     lack this worker's own last gradient: one step of staleness more.
 
+    Args:
+        step: Computes loss and gradients.
+        exchange: Of this worker.
+        batches: Its images and labels.
+        reporter: Is told what was computed and exchanged.
+        num_steps: Version at which training ends.
+        overlap: See above.
+        cadence: When to push and when to fetch, counted in batches.
+
     Raises:
         JobFailed: The loss or a gradient is not finite. Nothing of that step has been pushed.
     """
+    mine = contribution(cadence, exchange.wire)
     answer = exchange.start().result()
-    ahead = exchange.start() if overlap else None
+    assert answer.parameters is not None
+    mine.fetched(answer.parameters)
+    ahead = exchange.start(ahead=True) if overlap else None
+    num_batches = 0
     try:
-        while not reporter.stop.is_set() and max(answer.parameters.versions) < num_steps:
+        while not reporter.stop.is_set() and max(answer.versions) < num_steps:
             images, labels = next(batches)
-            gradients = _compute(step, answer.parameters, images, labels, reporter)
+            mine.computed(_compute(step, mine.parameters, images, labels, reporter))
             reporter.read(batches.counts)
+            num_batches += 1
+            push, fetch = num_batches % cadence.push_every == 0, num_batches % cadence.fetch_every == 0
+            if not push and not fetch:
+                continue
+            gradients = mine.take() if push else None
             if ahead is None:
-                answer = exchange.start(gradients).result()
+                answer = exchange.start(gradients, pull=fetch).result()
             else:
                 answer = ahead.result()
                 ahead = None  # its answer is taken, whatever the next start does
-                ahead = exchange.start(gradients)
+                ahead = exchange.start(gradients, ahead=True)
+            if answer.parameters is not None:
+                mine.fetched(answer.parameters)
             reporter.exchanged(answer, exchange.num_bytes)
     finally:
         if ahead is not None:

@@ -59,11 +59,13 @@ class Reporter:
         """Counts an answered exchange; `num_bytes` travel in a pull, and as many in a push."""
         with self._lock:
             totals = self._totals
-            totals.version = max(totals.version, *answer.parameters.versions)
-            totals.pull_seconds += answer.pull_s
-            totals.bytes_pulled += num_bytes
+            totals.version = max(totals.version, *answer.versions)
+            if answer.parameters is not None:
+                totals.pull_seconds += answer.pull_s
+                totals.bytes_pulled += num_bytes
             if answer.acknowledged:
                 totals.pushes_acknowledged += 1
+                totals.pushes_dropped += answer.dropped
                 totals.staleness_sum += answer.staleness
                 totals.push_seconds += answer.push_s
                 totals.bytes_pushed += num_bytes

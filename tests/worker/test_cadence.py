@@ -1,0 +1,170 @@
+"""Each cadence through a real shard against the same algorithm written out in numpy."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from downpour.model.records import RecordCounts
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps.layout import STATISTIC, Variable, plan
+from downpour.ps.named import to_message
+from downpour.ps.rules import SGD, Momentum, Rule
+from downpour.ps.schedules import Constant
+from downpour.ps.server import Server
+from downpour.worker import cadence as cadences
+from downpour.worker.cadence import Accumulate, Cadence, Downpour, EveryStep, LocalSteps
+from downpour.worker.clients import ShardClient
+from downpour.worker.exchange import Exchange, Gradients, Parameters
+from downpour.worker.loop import train
+
+SIZE, RATE, OUTER_RATE = 6, 0.1, 0.5
+LAYOUT = plan([Variable("w", (SIZE,)), Variable("m", (2,), STATISTIC)], 1)
+START = np.arange(SIZE + 2, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Result:
+    gradients: Gradients
+    loss: float = 1.0
+    gradient_norm: float = 1.0
+    is_finite: bool = True
+
+
+def gradient(w: np.ndarray, batch: float) -> np.ndarray:
+    """Of |w - batch|^2 / 2."""
+    return w - np.float32(batch)
+
+
+def step(parameters: Parameters, images: Any, labels: Any) -> Result:
+    trained = [gradient(w, images[0]) for w in parameters.trained]
+    return Result(Gradients(trained, [np.ones_like(m) for m in parameters.statistics], list(parameters.versions)))
+
+
+class Batches:
+    """Batches of one number: 0, 1, 2, ..."""
+
+    counts = RecordCounts()
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+
+    def __next__(self) -> tuple[list[int], None]:
+        return [next(self._numbers)], None
+
+
+class Silent:
+    """A reporter that keeps what was exchanged."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.num_pushes = 0
+        self.num_pulls = 0
+
+    def computed(self, **totals: Any) -> None: ...
+
+    def read(self, counts: RecordCounts) -> None: ...
+
+    def exchanged(self, answer: Any, num_bytes: int) -> None:
+        self.num_pushes += answer.acknowledged
+        self.num_pulls += answer.parameters is not None
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    with Server(0) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+def run(address: str, cadence: Cadence, rule: Rule, rate: float, num_steps: int) -> tuple[np.ndarray, Silent]:
+    """Trains on one shard; returns its vector and what was exchanged."""
+    client = ShardClient(0, address, LAYOUT, 20)
+    specification = pb.ShardSpecification(
+        fingerprint=LAYOUT.fingerprint, layout=LAYOUT.canonical,
+        rule=to_message(rule), schedule=to_message(Constant(rate)),
+    )  # fmt: skip
+    client.initialize(specification, START)
+    exchange = Exchange([address], LAYOUT, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20)
+    reporter = Silent()
+    train(step, exchange, Batches(), reporter, num_steps=num_steps, overlap=False, cadence=cadence)  # type: ignore[arg-type]
+    end = exchange.start().result().parameters
+    exchange.close()
+    client.close()
+    assert end is not None
+    return np.concatenate([end.trained[0], end.statistics[0]]), reporter
+
+
+def test_accumulate_pushes_the_mean(address: str) -> None:
+    end, reporter = run(address, Accumulate(3), SGD(), RATE, 4)
+    w = START[:SIZE].copy()
+    for push in range(4):
+        w -= np.float32(RATE) * np.mean([gradient(w, 3 * push + i) for i in range(3)], axis=0, dtype=np.float32)
+    np.testing.assert_allclose(end[:SIZE], w, rtol=1e-6)
+    np.testing.assert_array_equal(end[SIZE:], START[SIZE:] + 12)
+    assert (reporter.num_pushes, reporter.num_pulls) == (4, 4)
+
+
+@pytest.mark.parametrize(("push_every", "fetch_every"), [(1, 3), (2, 4), (4, 2), (3, 1), (1, 1)])
+def test_downpour_pushes_and_fetches_at_its_own_times(address: str, push_every: int, fetch_every: int) -> None:
+    end, reporter = run(address, Downpour(push_every, fetch_every, RATE), SGD(), RATE, 5)
+    server = START[:SIZE].copy()
+    own, accrued = server.copy(), np.zeros(SIZE, np.float32)
+    pushes = pulls = batch = 0
+    while pushes < 5:
+        g = gradient(own, batch)
+        batch += 1
+        own, accrued = own - np.float32(RATE) * g, accrued + g
+        if batch % push_every == 0:
+            server, accrued = server - np.float32(RATE) * accrued, np.zeros(SIZE, np.float32)
+            pushes += 1
+        if batch % fetch_every == 0:
+            own = server.copy()
+            pulls += 1
+    np.testing.assert_allclose(end[:SIZE], server, rtol=1e-5, atol=1e-6)
+    assert (reporter.num_pushes, reporter.num_pulls) == (pushes, pulls)
+    assert (end[SIZE:] == START[SIZE:] + 5 * push_every).all()
+
+
+def test_local_steps_push_how_far_they_went_to_an_outer_rule(address: str) -> None:
+    end, _ = run(address, LocalSteps(4, Momentum(0.9), RATE), Momentum(0.5), OUTER_RATE, 3)
+    server, outer, inner = START[:SIZE].copy(), np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32)
+    for push in range(3):
+        own = server.copy()
+        for i in range(4):
+            inner = np.float32(0.9) * inner + gradient(own, 4 * push + i)
+            own = own - np.float32(RATE) * inner
+        outer = np.float32(0.5) * outer + (server - own)
+        server = server - np.float32(OUTER_RATE) * outer
+    np.testing.assert_allclose(end[:SIZE], server, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(end[SIZE:], START[SIZE:] + 12)
+
+
+def test_in_bfloat16_only_what_travels_is_rounded() -> None:
+    replica = cadences.contribution(Accumulate(2), codec.BFLOAT16)
+    bits = (np.float32([1, 2]).view(np.uint32) >> 16).astype(np.uint16)
+    replica.fetched(Parameters([bits], [np.zeros(0, np.float32)], [7]))
+    assert replica.parameters.trained[0].tolist() == [1, 2]
+    for _ in range(2):
+        replica.computed(Gradients([np.float32([0.5, 1 + 2**-8])], [np.zeros(0, np.float32)], [7]))
+    pushed = replica.take()
+    assert ((pushed.trained[0].astype(np.uint32) << 16).view(np.float32)).tolist() == [0.5, 1]
+    assert pushed.versions == [7]
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="push_every is 0"):
+        Downpour(0, 1, RATE)
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        LocalSteps(0, SGD(), RATE)
+    with pytest.raises(ValueError, match="learning_rate is -1"):
+        LocalSteps(1, SGD(), -1)
+    with pytest.raises(ValueError, match=r"Downpour needs exchange.overlap=False"):
+        cadences.check(Downpour(1, 2, RATE), overlap=True)
+    cadences.check(EveryStep(), overlap=True)
