@@ -9,12 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from downpour.model.data import Dataset
+from downpour.ps import pace, rules, schedules, staleness
 from downpour.ps.layout import Slicing
+from downpour.ps.pace import Async, Mode
 from downpour.ps.rules import Rule
 from downpour.ps.schedules import Schedule
+from downpour.ps.staleness import Keep, Treatment
+from downpour.worker import cadence
+from downpour.worker.cadence import Cadence, EveryStep
+
+_ASYNC, _KEEP, _EVERY_STEP = Async(), Keep(), EveryStep()
+_CHOICES: dict[str, dict[str, type]] = {
+    "rule": rules.BY_NAME,
+    "schedule": schedules.BY_NAME,
+    "pace": pace.BY_NAME,
+    "staleness": staleness.BY_NAME,
+    "cadence": cadence.BY_NAME,
+}
 
 
 class Network(Protocol):
@@ -33,16 +47,20 @@ class Cluster:
         num_ps: Parameter-server shards.
         num_workers: Workers.
         threads_per_worker: TensorFlow threads in one worker; 0 for one per core.
+        lease_s: A worker that says nothing for so many seconds is lost, and nobody waits for it any longer.
     """
 
     num_ps: int = 17
     num_workers: int = 2
     threads_per_worker: int = 0
+    lease_s: float = 30.0
 
     def __post_init__(self) -> None:
         _at_least("cluster.num_ps", self.num_ps, 1)
         _at_least("cluster.num_workers", self.num_workers, 1)
         _at_least("cluster.threads_per_worker", self.threads_per_worker, 0)
+        if not self.lease_s >= 3:
+            raise ValueError(f"cluster.lease_s is {self.lease_s}; give at least 3 seconds, workers report every second")
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,9 @@ class Job:
         loss: `loss(labels [B, C], logits [B, C]) -> scalar`, both float32 tensors.
         rule: Update rule that the shards apply.
         schedule: Learning rate as a function of a shard's version.
+        pace: How far apart workers may be: `Async`, `Bounded` or `Sync`.
+        staleness: What shards do about stale gradients: `Keep`, `Divide`, `Compensate` or `Drop`.
+        cadence: How often workers push and fetch: `EveryStep`, `Accumulate`, `Downpour` or `LocalSteps`.
         num_steps: Global steps (pushes) until the job ends.
         batch_size: Images in one worker's batch.
         slicing: Which variables are cut into slices, and how. The first entry is the head.
@@ -99,6 +120,9 @@ class Job:
     num_steps: int
     batch_size: int
     slicing: tuple[Slicing, ...] = ()
+    pace: Mode = _ASYNC
+    staleness: Treatment = _KEEP
+    cadence: Cadence = _EVERY_STEP
     weight_decay: float = 0.0
     undecayed: tuple[str, ...] = ("*/bias", "*/gamma", "*/beta")
     cluster: Cluster = field(default_factory=Cluster)
@@ -107,7 +131,12 @@ class Job:
     max_train_s: float = math.inf
     seed: int = 0
 
+    # Fields that another dataclass may be put into by name, `--set=pace=Bounded(lead=4)`.
+    CHOICES: ClassVar[dict[str, dict[str, type]]] = _CHOICES
+
     def __post_init__(self) -> None:
+        pace.check(self.pace, self.cluster.num_workers, overlap=self.exchange.overlap)
+        cadence.check(self.cadence, overlap=self.exchange.overlap)
         _at_least("num_steps", self.num_steps, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)

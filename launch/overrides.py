@@ -2,12 +2,13 @@
 
 A key is the dotted path to a field; an entry of a tuple of dataclasses goes by its place (`slicing.0.num_slices`).
 What a value may be is read from the field's annotation. Where the annotation is a protocol (a model, a rule),
-the fields are those of the dataclass that stands there. Callables and other objects cannot be overridden and
-are not listed. Pure.
+the fields are those of the dataclass that stands there; where the job lists its `CHOICES`, another one may take its
+place, `pace=Bounded(lead=4)`. Callables and other objects cannot be overridden and are not listed. Pure.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import inspect
@@ -35,7 +36,7 @@ def apply(job: T, overrides: Sequence[str]) -> T:
         ValueError: An override is not `key=value`, its key is unknown (the message lists the valid ones), its
             value is not of the field's type, or a dataclass refuses the value.
     """
-    known = {leaf.key: leaf for leaf in leaves(job)}
+    known = {leaf.key: leaf for leaf in (*_choices(job), *leaves(job))}
     values: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -45,7 +46,57 @@ def apply(job: T, overrides: Sequence[str]) -> T:
         if key not in known:
             raise ValueError(_unknown(key, list(known.values())))
         values[key] = known[key].parse(text.strip())
+        if isinstance(known[key].annotation, Choice):
+            known |= {leaf.key: leaf for leaf in leaves(values[key], f"{key}.")}
     return typing.cast(T, _rebuild(job, "", values)) if values else job
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A dataclass of several, by name. `known` also has what may stand in its fields."""
+
+    names: tuple[str, ...]
+    known: dict[str, type]
+
+    def parse(self, text: str) -> Any:
+        """`Name(field=value, ...)`, or only the name, as a dataclass.
+
+        Raises:
+            ValueError: Another form, another name, or a field or value that the dataclass refuses.
+        """
+        try:
+            tree = ast.parse(text, mode="eval").body
+        except SyntaxError:
+            raise ValueError(f"{text!r} is not of the form Name(field=value)") from None
+        value = self._construct(tree)
+        if type(value).__name__ not in self.names:
+            raise ValueError(f"{text!r} is not one of {', '.join(self.names)}")
+        return value
+
+    def _construct(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Name):
+            return self._named(node.id, {})
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            return self._named(node.func.id, {str(k.arg): self._construct(k.value) for k in node.keywords})
+        if isinstance(node, ast.Tuple | ast.List):
+            return tuple(self._construct(entry) for entry in node.elts)
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            raise ValueError(f"{ast.unparse(node)!r} is not of the form Name(field=value)") from None
+
+    def _named(self, name: str, fields: dict[str, Any]) -> Any:
+        if name not in self.known:
+            raise ValueError(f"{name!r} is not one of {', '.join(self.names)}")
+        kind = self.known[name]
+        given = [field for field in dataclasses.fields(kind) if field.init]
+        needed = [f.name for f in given if f.default is dataclasses.MISSING is f.default_factory]
+        if unknown := sorted(fields.keys() - {field.name for field in given}):
+            names = ", ".join(field.name for field in given) or "no fields"
+            raise ValueError(f"{name} has no field {unknown[0]!r}; it has {names}")
+        if missing := [field for field in needed if field not in fields]:
+            raise ValueError(f"{name} needs {', '.join(f'{field}=' for field in missing)}")
+        return kind(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +109,11 @@ class Leaf:
 
     def parse(self, text: str) -> Any:
         """The text as the field's type; a `ValueError` names key, text and type."""
+        if isinstance(self.annotation, Choice):
+            try:
+                return self.annotation.parse(text)
+            except ValueError as error:
+                raise ValueError(f"override {self.key}={text}: {error}") from None
         try:
             return _parse(text, self.annotation)
         except ValueError:
@@ -81,6 +137,8 @@ def leaves(value: Any, prefix: str = "") -> Iterator[Leaf]:
 
 def type_name(annotation: Any) -> str:
     """The type as a message shows it: `int`, `tuple of str`, `float or none`."""
+    if isinstance(annotation, Choice):
+        return f"Name(field=value), one of {', '.join(annotation.names)}"
     options = _options(annotation)
     if len(options) > 1:
         return " or ".join("none" if option is types.NoneType else type_name(option) for option in options)
@@ -90,6 +148,14 @@ def type_name(annotation: Any) -> str:
         return " or ".join(repr(choice) for choice in typing.get_args(annotation))
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     return names.get(annotation, str(annotation))
+
+
+def _choices(job: Any) -> Iterator[Leaf]:
+    """The fields that may become another dataclass, as `CHOICES` of the job's class says: field -> name -> class."""
+    choices: dict[str, dict[str, type]] = getattr(type(job), "CHOICES", {})
+    known = {name: kind for kinds in choices.values() for name, kind in kinds.items()}
+    for field, kinds in choices.items():
+        yield Leaf(field, Choice(tuple(kinds), known), getattr(job, field))
 
 
 def _children(value: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
@@ -186,8 +252,8 @@ def _rebuild(value: Any, prefix: str, values: dict[str, Any]) -> Any:
     for key, _, child in _children(value, prefix):
         name = key.removeprefix(prefix)
         if key in values:
-            changes[name] = values[key]
-        elif any(changed.startswith(f"{key}.") for changed in values):
+            changes[name] = child = values[key]
+        if any(changed.startswith(f"{key}.") for changed in values):
             changes[name] = _rebuild(child, f"{key}.", values)
     if isinstance(value, tuple):
         return tuple(changes.get(str(i), child) for i, child in enumerate(value))

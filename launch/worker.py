@@ -15,9 +15,11 @@ from downpour.launch.build import build
 from downpour.launch.job import Job
 from downpour.proto.codec import CODECS
 from downpour.proto.errors import JobFailed, NonFinite
+from downpour.ps.staleness import Compensate
 from downpour.worker.clients import ChiefClient
 from downpour.worker.exchange import Exchange, Parameters
 from downpour.worker.loop import train
+from downpour.worker.replica import step_codec
 from downpour.worker.reporter import Reporter
 
 topology.define_flags("worker")
@@ -51,9 +53,10 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
         worker=index,
         incarnation=incarnation,
         give_up_after_s=job.exchange.give_up_after_s,
+        send_base=isinstance(job.staleness, Compensate),
     )
     reporter = Reporter(chief, index, incarnation, layout.fingerprint)
-    compiled = TrainingStep(model, job.loss, layout, wire)
+    compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, wire))
 
     def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
         entry.set_context(version=max(parameters.versions))
@@ -64,7 +67,15 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
         exchange.connect()
         # Every worker shuffles the whole data set in an order of its own.
         with job.data.training(batch_size=job.batch_size, seed=job.seed + index) as batches:
-            train(step, exchange, batches, reporter, num_steps=job.num_steps, overlap=job.exchange.overlap)
+            train(
+                step,
+                exchange,
+                batches,
+                reporter,
+                num_steps=job.num_steps,
+                overlap=job.exchange.overlap,
+                cadence=job.cadence,
+            )
     except (JobFailed, NonFinite, ValueError) as error:
         failure = str(error)  # the chief ends the job for everybody
         raise

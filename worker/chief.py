@@ -30,6 +30,7 @@ from downpour.proto.transport import start_server
 from downpour.ps import checkpoint
 from downpour.ps.layout import Layout
 from downpour.ps.named import to_message
+from downpour.ps.pace import Async
 from downpour.worker.clients import ShardClient
 from downpour.worker.coordinator import Coordinator
 
@@ -49,6 +50,10 @@ class Plan:
         recipe: Name, for the summary.
         rule: Update rule of the shards.
         schedule: Learning-rate schedule of the shards.
+        pace: How far apart workers may be, a mode of `downpour.ps.pace`.
+        staleness: What shards do about it, a treatment of `downpour.ps.staleness`.
+        num_workers: Workers that are expected.
+        lease_s: A worker that says nothing for so many seconds is lost.
         num_steps: Global steps until the end.
         checkpoint_every_steps: Global steps between checkpoints.
         max_train_s: Seconds of training after which the job ends all the same.
@@ -58,6 +63,10 @@ class Plan:
     recipe: str
     rule: Any
     schedule: Any
+    pace: Any
+    staleness: Any
+    num_workers: int
+    lease_s: float
     num_steps: int
     checkpoint_every_steps: int
     max_train_s: float
@@ -85,7 +94,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._changed = threading.Condition()
         # Everything below is guarded by `_changed`.
         self._layout: Layout | None = None
-        self._coordinator = Coordinator(plan.num_steps, plan.checkpoint_every_steps, plan.max_train_s)
+        self._coordinator = Coordinator(
+            plan.num_steps, plan.checkpoint_every_steps, plan.max_train_s, plan.num_workers, plan.lease_s
+        )
         self._state = pb.ProgressReply.STATE_PREPARING
         self._checkpoint: pb.NextCheckpointReply | None = None
         self._scores: dict[int, pb.Score] = {}
@@ -176,10 +187,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         with self._changed:
             self._layout = layout
         self._initialize(layout, initial_values)
-        self._enter(pb.ProgressReply.STATE_TRAINING)
+        with self._changed:
+            self._state = pb.ProgressReply.STATE_TRAINING
+            self._coordinator.opened_s = time.monotonic()
         self._watch(layout)
         self._enter(pb.ProgressReply.STATE_SCORING)
-        self._wait(lambda: self._coordinator.workers_ended(time.monotonic()), _WORKERS_END_S)
+        self._wait_for_workers()
         self._write_checkpoint(layout, last=True)
         failure = self._coordinator.failure
         if not failure:
@@ -210,6 +223,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             layout=layout.canonical,
             rule=to_message(self._plan.rule),
             schedule=to_message(self._plan.schedule),
+            pace=to_message(self._plan.pace),
+            num_workers=self._plan.num_workers,
+            staleness=to_message(self._plan.staleness),
         )
         vectors = layout.scatter(initial_values())
 
@@ -243,6 +259,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                     self._coordinator.train_s(now),
                 )
                 due = self._coordinator.checkpoint_due()
+            self._name_absent(now)
             if step > noted and math.isfinite(loss):
                 self._note({"kind": "loss", "step": step, "seconds": round(seconds, 2), "loss": loss})
                 noted = step
@@ -278,6 +295,23 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         for old in sorted(directory.parent.glob("step-*"))[:-_KEEP_CHECKPOINTS]:
             shutil.rmtree(old)
 
+    def _name_absent(self, now_s: float) -> None:
+        """Tells the shards, again and again since they may restart, for whom nobody must wait."""
+        with self._changed:
+            absent = [] if isinstance(self._plan.pace, Async) else self._coordinator.absent(now_s)
+        if absent:
+            self._on_all(lambda shard: shard.absent(absent))
+
+    def _wait_for_workers(self) -> None:
+        """Until all have ended; one that has ended may be what others still wait for."""
+        deadline = time.monotonic() + _WORKERS_END_S
+        while time.monotonic() < deadline:
+            with self._changed:
+                if self._coordinator.workers_ended(time.monotonic()):
+                    return
+                self._changed.wait(_LOOK_EVERY_S)
+            self._name_absent(time.monotonic())
+
     def _wait_for_last_score(self) -> None:
         """Waits for the score of the last checkpoint, if an evaluator has ever asked for one."""
 
@@ -297,6 +331,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             return {
                 "recipe": self._plan.recipe,
                 "num_ps": len(self._shards),
+                "num_workers": self._plan.num_workers,
                 **self._plan.facts,
                 "parameters": sum(v.size for v in layout.variables),
                 "imbalance": round(layout.imbalance, 5),
@@ -307,8 +342,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 **score.metrics,
                 "staleness_mean": round(coordinator.mean(lambda r: r.staleness_sum), 3),
                 "pushes_acknowledged": int(coordinator.total(lambda r: r.pushes_acknowledged)),
-                "pushes_applied_min": min(status.version for status in statuses),
-                "pushes_applied_max": max(status.version for status in statuses),
+                "pushes_applied_min": min(status.pushes for status in statuses),
+                "pushes_applied_max": max(status.pushes for status in statuses),
+                "pushes_dropped": int(coordinator.total(lambda r: r.pushes_dropped)),
                 "pushes_refused": sum(status.pushes_refused for status in statuses),
                 "seconds_per_step": {
                     "pull": round(coordinator.mean(lambda r: r.pull_seconds), 4),

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from downpour.proto import chief_pb2 as pb
 from downpour.proto.errors import WorkerSuperseded
 
-# A worker reports every second from a thread of its own, however long its steps take.
-WORKER_LOST_AFTER_S = 30.0
 _RATE_WINDOW_S = 15.0
 
 
@@ -49,6 +47,10 @@ class Coordinator:
         num_steps: Global steps until the job ends.
         checkpoint_every_steps: Global steps between checkpoints.
         max_train_s: Seconds of training after which the job ends all the same.
+        num_workers: Workers that are expected.
+        lease_s: A worker that says nothing for so many seconds is lost. It reports every second from a thread of its
+            own, however long its steps take.
+        opened_s: When workers could begin.
         step: Highest version a worker has seen.
         started_s: When the first step was reported.
         failure: Why the job failed; empty while it has not.
@@ -57,6 +59,9 @@ class Coordinator:
     num_steps: int
     checkpoint_every_steps: int
     max_train_s: float = math.inf
+    num_workers: int = 1
+    lease_s: float = 30.0
+    opened_s: float | None = None
     step: int = 0
     started_s: float | None = None
     ended_s: float | None = None
@@ -111,7 +116,14 @@ class Coordinator:
 
     def workers_ended(self, now_s: float) -> bool:
         """Whether every worker has finished or is lost."""
-        return all(w.finished or now_s - w.last_heard_s > WORKER_LOST_AFTER_S for w in self._workers.values())
+        return all(self._is_gone(worker, now_s) for worker in self._workers.values())
+
+    def absent(self, now_s: float) -> list[tuple[int, int]]:
+        """Workers (index, incarnation) that have finished, are lost, or have not come within a lease (0)."""
+        gone = [(index, w.incarnation) for index, w in self._workers.items() if self._is_gone(w, now_s)]
+        if self.opened_s is not None and now_s - self.opened_s > self.lease_s:
+            gone += [(index, 0) for index in range(self.num_workers) if index not in self._workers]
+        return gone
 
     def checkpoint_due(self) -> bool:
         """Whether a multiple of `checkpoint_every_steps` has passed since the last checkpoint."""
@@ -161,6 +173,9 @@ class Coordinator:
             seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
             failure=self.failure,
         )
+
+    def _is_gone(self, worker: _Worker, now_s: float) -> bool:
+        return worker.finished or now_s - worker.last_heard_s > self.lease_s
 
     def _mark(self, now_s: float) -> None:
         self._marks.append(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from downpour.model.data import Batches
 from downpour.proto.errors import JobFailed
-from downpour.worker.cadence import Cadence, EveryStep, contribution
+from downpour.worker.cadence import Cadence, EveryStep
 from downpour.worker.exchange import Exchange, Gradients, Parameters
+from downpour.worker.replica import contribution
 from downpour.worker.reporter import Reporter
 
 if TYPE_CHECKING:

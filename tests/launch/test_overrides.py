@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,3 +132,47 @@ def test_callables_are_not_listed():
     assert "function" not in keys
     with pytest.raises(ValueError, match="unknown key 'function'"):
         overrides.apply(Config(), ["function=len"])
+
+
+@dataclass(frozen=True)
+class Circle:
+    radius: float
+    hole: Shape | None = None
+
+
+@dataclass(frozen=True)
+class WithChoice:
+    shape: Shape = field(default_factory=Square)
+    number: int = 1
+    CHOICES = {"shape": {"Square": Square, "Circle": Circle}}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["shape=Circle(radius=2.5)"], Circle(2.5)),
+        (["shape=Square"], Square()),
+        (["shape=Circle(radius=-1e-3, hole=Square(side=3))"], Circle(-1e-3, Square(3))),
+        (["number=2", "shape=Circle(radius=1)", "shape.radius=4"], Circle(4.0)),
+    ],
+)
+def test_another_dataclass_may_take_a_place(given: list[str], expected: Shape) -> None:
+    assert overrides.apply(WithChoice(), given).shape == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("shape=Triangle()", "'Triangle' is not one of Square, Circle"),
+        ("shape=Circle()", "Circle needs radius="),
+        ("shape=Circle(radius=1, side=2)", "Circle has no field 'side'; it has radius, hole"),
+        ("shape=Square(side=0)", "side is 0; give at least 1"),
+        ("shape=Square(", "not of the form Name"),
+        ("shape=open('x')", "not of the form Name"),
+        ("shape=3", "not one of Square, Circle"),
+        ("shape=Circle(radius=__import__('os'))", "not of the form Name"),
+    ],
+)
+def test_what_cannot_take_a_place_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"override shape=.*{re.escape(message)}"):
+        overrides.apply(WithChoice(), [override])

@@ -20,6 +20,7 @@ from downpour.ps.rules import SGD, Momentum, Rule
 from downpour.ps.schedules import Constant
 from downpour.ps.server import Server
 from downpour.worker import cadence as cadences
+from downpour.worker import replica
 from downpour.worker.cadence import Accumulate, Cadence, Downpour, EveryStep, LocalSteps
 from downpour.worker.clients import ShardClient
 from downpour.worker.exchange import Exchange, Gradients, Parameters
@@ -147,13 +148,13 @@ def test_local_steps_push_how_far_they_went_to_an_outer_rule(address: str) -> No
 
 
 def test_in_bfloat16_only_what_travels_is_rounded() -> None:
-    replica = cadences.contribution(Accumulate(2), codec.BFLOAT16)
+    mine = replica.contribution(Accumulate(2), codec.BFLOAT16)
     bits = (np.float32([1, 2]).view(np.uint32) >> 16).astype(np.uint16)
-    replica.fetched(Parameters([bits], [np.zeros(0, np.float32)], [7]))
-    assert replica.parameters.trained[0].tolist() == [1, 2]
+    mine.fetched(Parameters([bits], [np.zeros(0, np.float32)], [7]))
+    assert mine.parameters.trained[0].tolist() == [1, 2]
     for _ in range(2):
-        replica.computed(Gradients([np.float32([0.5, 1 + 2**-8])], [np.zeros(0, np.float32)], [7]))
-    pushed = replica.take()
+        mine.computed(Gradients([np.float32([0.5, 1 + 2**-8])], [np.zeros(0, np.float32)], [7]))
+    pushed = mine.take()
     assert ((pushed.trained[0].astype(np.uint32) << 16).view(np.float32)).tolist() == [0.5, 1]
     assert pushed.versions == [7]
 

@@ -8,7 +8,7 @@ import pytest
 
 from downpour.proto.chief_pb2 import WorkerReport
 from downpour.proto.errors import WorkerSuperseded
-from downpour.worker.coordinator import WORKER_LOST_AFTER_S, Coordinator
+from downpour.worker.coordinator import Coordinator
 
 
 def coordinator(max_train_s: float = math.inf) -> Coordinator:
@@ -67,8 +67,8 @@ def test_workers_have_ended_when_finished_or_lost() -> None:
     c.report(report(worker=1), 0.0)
     assert not c.workers_ended(1.0)
     c.report(report(worker=0, finished=True), 1.0)
-    assert not c.workers_ended(WORKER_LOST_AFTER_S)
-    assert c.workers_ended(WORKER_LOST_AFTER_S + 0.1)
+    assert not c.workers_ended(c.lease_s)
+    assert c.workers_ended(c.lease_s + 0.1)
 
 
 def test_checkpoints_are_due_once_a_multiple_has_passed() -> None:
@@ -96,3 +96,12 @@ def test_progress_gives_rates_over_the_last_seconds() -> None:
 def test_progress_before_anything_happened() -> None:
     progress = coordinator().progress(5.0)
     assert math.isnan(progress.loss) and progress.seconds_left == -1.0
+
+
+def test_nobody_must_wait_for_workers_that_ended_were_lost_or_never_came() -> None:
+    c = Coordinator(num_steps=100, checkpoint_every_steps=30, num_workers=3, lease_s=10, opened_s=0)
+    c.report(WorkerReport(worker=0, incarnation=5, finished=True), 1)
+    c.report(WorkerReport(worker=1, incarnation=6), 1)
+    assert c.absent(9) == [(0, 5)]
+    assert c.absent(10.5) == [(0, 5), (2, 0)]
+    assert c.absent(11.5) == [(0, 5), (1, 6), (2, 0)]

@@ -20,9 +20,11 @@ from downpour.proto.chief_pb2 import ProgressReply, RegisterRequest
 from downpour.proto.errors import DownpourError, JobFailed, LayoutMismatch, Unreachable, WorkerSuperseded
 from downpour.ps import checkpoint
 from downpour.ps.layout import STATISTIC, Layout, Slicing, Variable, plan
+from downpour.ps.pace import Async
 from downpour.ps.rules import Momentum
 from downpour.ps.schedules import Constant
 from downpour.ps.server import Server
+from downpour.ps.staleness import Keep
 from downpour.worker.chief import Chief, Plan
 from downpour.worker.clients import ChiefClient
 from downpour.worker.exchange import Exchange, Gradients, Parameters
@@ -115,8 +117,9 @@ class Cluster:
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     servers = [Server(index) for index in range(3)]
     job = Plan(
-        recipe="test", rule=Momentum(0.5), schedule=Constant(0.05), num_steps=30,
-        checkpoint_every_steps=10, max_train_s=math.inf, facts={"num_workers": 2},
+        recipe="test", rule=Momentum(0.5), schedule=Constant(0.05), pace=Async(),
+        staleness=Keep(), num_workers=2, lease_s=30, num_steps=30,
+        checkpoint_every_steps=10, max_train_s=math.inf, facts={},
     )  # fmt: skip
     chief = Chief(job, tmp_path, host="127.0.0.1", port=0)
     pool = ThreadPoolExecutor(8)
