@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import pytest
 
@@ -144,7 +144,7 @@ class Circle:
 class WithChoice:
     shape: Shape = field(default_factory=Square)
     number: int = 1
-    CHOICES = {"shape": {"Square": Square, "Circle": Circle}}
+    CHOICES: ClassVar = {"shape": {"Square": Square, "Circle": Circle}}
 
 
 @pytest.mark.parametrize(
