@@ -33,7 +33,7 @@ NUM_WORKERS = 1024
 STALENESS_BUCKETS = 256
 
 _PAGE = 4096
-_MAGIC = b"DOWNPOUR ARENA 1"
+_MAGIC = b"DOWNPOUR ARENA 2"
 
 _HEADER = np.dtype(
     [("magic", "S16"), ("specification_bytes", "<u4"), ("specification_crc", "<u4"), ("complete", "<u4")]

@@ -1,140 +1,206 @@
-"""The shard's arithmetic: one fused, compiled loop for each update rule, and the wire conversions.
+"""The shard's arithmetic, as the shard calls it: a rule's update, averages, and the wire conversions.
 
-Every kernel runs without the GIL, over contiguous float32 vectors of one length n, in place, and element by
-element, so that updating a vector in pieces gives the same bits as updating it at once. All scalars are float32.
-`error_model="numpy"` lets the division vectorise (6 times faster); `fastmath` would change results and believes
-that nothing is ever NaN, so it stays off.
+The loops themselves are in `downpour.ps.loops`, compiled or loaded from their cache when they are first asked for.
 
-Compiled code is cached beside this file; `python -m downpour.ps.kernels` fills the cache, so that many shards
-that start at once do not all compile.
+    python -m downpour.ps.kernels [--rule=JSON]
+
+fills the cache, so that many shards that start at once do not all compile: for one rule, given as the JSON form of
+the message `Named`, or for all. Threads: any; these functions keep no state.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-from numba import njit, types
+from google.protobuf import json_format
 
-from downpour.ps.rules import SGD, KerasRMSProp, Momentum, RMSProp, Rule
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps import loops, rules
+from downpour.ps.named import from_message
+from downpour.ps.rules import (
+    SGD,
+    AdagradV1,
+    AdagradV2,
+    Adam,
+    AdamW,
+    KerasAdagrad,
+    KerasAdam,
+    KerasMomentum,
+    KerasRMSProp,
+    Momentum,
+    RMSProp,
+    Rule,
+)
 
-Update = Callable[[np.ndarray, list[np.ndarray], np.ndarray, float, float], None]
-
-_V, _S = types.float32[::1], types.float32  # a vector, a scalar
-_BITS16, _BITS32 = types.uint16[::1], types.uint32[::1]
-# A payload is a view of an immutable message and begins at any byte.
-_PAYLOAD16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
-
-
-def _kernel(*arguments: types.Type, returns: types.Type = types.void) -> Callable[[Callable[..., Any]], Any]:
-    """Compiles for these argument types when the module is imported, or loads the cache."""
-    compiler: Callable[..., Any] = njit(returns(*arguments), cache=True, nogil=True, error_model="numpy")
-    return compiler
-
-
-@_kernel(_V, _V, _S, _S)
-def _sgd(w, g, lr, decay):  # type: ignore[no-untyped-def]
-    for i in range(w.size):
-        w[i] -= lr * (g[i] + decay * w[i])
-
-
-@_kernel(_V, _V, _V, _S, _S, _S)
-def _momentum(w, m, g, lr, decay, momentum):  # type: ignore[no-untyped-def]
-    for i in range(w.size):
-        m[i] = momentum * m[i] + (g[i] + decay * w[i])
-        w[i] -= lr * m[i]
+# What a loop takes after the decays, from the rate and the number of the push.
+_Scalars = Callable[[np.float32, int], tuple[np.float32, ...]]
+_f = np.float32
 
 
-@_kernel(_V, _V, _V, _V, _S, _S, _S, _S, _S)
-def _rmsprop(w, ms, mom, g, lr, decay, one_minus_rho, momentum, epsilon):  # type: ignore[no-untyped-def]
-    for i in range(w.size):
-        gradient = g[i] + decay * w[i]
-        ms[i] += (gradient * gradient - ms[i]) * one_minus_rho
-        mom[i] = momentum * mom[i] + lr * gradient / np.sqrt(ms[i] + epsilon)
-        w[i] -= mom[i]
+class Update(Protocol):
+    """One push's update of n consecutive parameters, in place."""
+
+    def __call__(
+        self,
+        w: np.ndarray,
+        slots: list[np.ndarray],
+        g: np.ndarray,
+        learning_rate: float,
+        weight_decay: float,
+        decoupled_decay: float,
+        step: int,
+        /,
+    ) -> None:
+        """Updates parameters and slots.
+
+        Args:
+            w: [n] float32.
+            slots: [n] float32 each, in the order of the rule's `slots`.
+            g: [n] float32, the gradient.
+            learning_rate: Of this push and range.
+            weight_decay: g += weight_decay * w.
+            decoupled_decay: w -= w * decoupled_decay * learning_rate, before everything else.
+            step: Number of the push, from 1.
+        """
+        ...
 
 
-@_kernel(_V, _V, _V, _V, _S, _S, _S, _S, _S, _S)
-def _keras_rmsprop(w, ms, mom, g, lr, decay, rho, one_minus_rho, momentum, epsilon):  # type: ignore[no-untyped-def]
-    for i in range(w.size):
-        gradient = g[i] + decay * w[i]
-        ms[i] = rho * ms[i] + one_minus_rho * (gradient * gradient)
-        mom[i] = momentum * mom[i] + lr * gradient / np.sqrt(ms[i] + epsilon)
-        w[i] -= mom[i]
+def update_for(rule: Rule) -> Update:
+    """A rule's update with its hyper-parameters bound. Compiles its loop, or loads it.
+
+    Raises:
+        ValueError: No loop is known for the rule.
+    """
+    loop, scalars = _bind(rule)
+    own_decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
+
+    def update(
+        w: np.ndarray,
+        slots: list[np.ndarray],
+        g: np.ndarray,
+        learning_rate: float,
+        weight_decay: float,
+        decoupled_decay: float,
+        step: int,
+        /,
+    ) -> None:
+        lr = _f(learning_rate)
+        loop(w, *slots, g, lr, _f(weight_decay), _f(own_decay + decoupled_decay), *scalars(lr, step))
+
+    return update
 
 
-@_kernel(_V, _V)
-def add(w, difference):  # type: ignore[no-untyped-def]
+def add(w: np.ndarray, difference: np.ndarray) -> None:
     """W += difference: statistics."""
-    for i in range(w.size):
-        w[i] += difference[i]
-
-
-@_kernel(_PAYLOAD16, _BITS32)
-def _widen(source, target):  # type: ignore[no-untyped-def]
-    for i in range(source.size):
-        target[i] = np.uint32(source[i]) << np.uint32(16)
-
-
-@_kernel(_BITS32, _BITS16)
-def _narrow(source, target):  # type: ignore[no-untyped-def]
-    for i in range(source.size):
-        bits = source[i]
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        target[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
-
-
-@_kernel(_BITS32, returns=types.uint64)
-def _count_non_finite(bits):  # type: ignore[no-untyped-def]
-    # Integers, because a float test costs a branch an element; the exponent of NaN and infinity is all ones.
-    count = np.uint64(0)
-    for i in range(bits.size):
-        count += np.uint64((bits[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
-    return count
+    loops.add()(w, difference)
 
 
 def widen(source: np.ndarray, target: np.ndarray) -> None:
     """Bfloat16 bits, [n] uint16, to [n] float32; exact."""
-    _widen(source, target.view(np.uint32))
+    loops.widen()(source, target.view(np.uint32))
 
 
 def narrow(source: np.ndarray, target: np.ndarray) -> None:
     """[n] float32 to bfloat16 bits, [n] uint16, rounded to nearest even; any NaN becomes the quiet one."""
-    _narrow(source.view(np.uint32), target)
+    loops.narrow()(source.view(np.uint32), target)
 
 
 def num_non_finite(values: np.ndarray) -> int:
     """How many of [n] float32 are NaN or infinite."""
-    return int(_count_non_finite(values.view(np.uint32)))
+    return int(loops.count_non_finite()(values.view(np.uint32)))
 
 
-def update_for(rule: Rule) -> Update:
-    """The kernel of a rule with its hyper-parameters bound.
+def load() -> None:
+    """Compiles or loads what every shard needs, so that its first push does not wait for it."""
+    for loop in (loops.add, loops.widen, loops.narrow, loops.count_non_finite):
+        loop()
 
-    Returns:
-        `update(w, slots, g, learning_rate, weight_decay)`: in place; `slots` in the order of `rule.slots`.
 
-    Raises:
-        ValueError: No kernel is known for the rule.
-    """
-    f = np.float32
+def _bind(rule: Rule) -> tuple[loops.Loop, _Scalars]:
     match rule:
-        case SGD():
-            return lambda w, slots, g, lr, decay: _sgd(w, g, f(lr), f(decay))
-        case Momentum(momentum):
-            return lambda w, slots, g, lr, decay: _momentum(w, *slots, g, f(lr), f(decay), f(momentum))
-        case RMSProp(rho, momentum, epsilon):
+        case SGD() | Momentum(momentum=0) | KerasMomentum(momentum=0):
+            return loops.sgd(), _constant()
+        case Momentum():
+            return (loops.nesterov if rule.nesterov else loops.momentum)(), _constant(_f(rule.momentum))
+        case KerasMomentum():
+            return (loops.keras_nesterov if rule.nesterov else loops.keras_momentum)(), _constant(_f(rule.momentum))
+        case RMSProp():
             # TensorFlow subtracts in float32, Keras in float64: the last bit of 1 - rho differs.
-            tf_scalars = f(1) - f(rho), f(momentum), f(epsilon)
-            return lambda w, slots, g, lr, decay: _rmsprop(w, *slots, g, f(lr), f(decay), *tf_scalars)
-        case KerasRMSProp(rho, momentum, epsilon):
-            scalars = f(rho), f(1 - rho), f(momentum), f(epsilon)
-            return lambda w, slots, g, lr, decay: _keras_rmsprop(w, *slots, g, f(lr), f(decay), *scalars)
-    raise ValueError(f"no kernel for the rule {rule!r}")
+            tf_loops = loops.rmsprop, loops.rmsprop_momentum, loops.rmsprop_centered, loops.rmsprop_centered_momentum
+            scalars = _f(1) - _f(rule.rho), _f(rule.epsilon)
+            return _rmsprop(rule, tf_loops, scalars)
+        case KerasRMSProp():
+            keras_loops = (
+                loops.keras_rmsprop,
+                loops.keras_rmsprop_momentum,
+                loops.keras_rmsprop_centered,
+                loops.keras_rmsprop_centered_momentum,
+            )
+            return _rmsprop(rule, keras_loops, (_f(rule.rho), _f(1 - rule.rho), _f(rule.epsilon)))
+        case AdagradV1():
+            return loops.adagrad_v1(), _constant()
+        case AdagradV2():
+            return loops.adagrad_v2(), _constant(_f(rule.epsilon))
+        case KerasAdagrad():
+            return loops.keras_adagrad(), _constant(_f(rule.epsilon))
+        case Adam():
+            return loops.adam(), _adam(rule, _f(1) - _f(rule.beta_1), _f(1) - _f(rule.beta_2))
+        case KerasAdam():
+            loop = loops.amsgrad if rule.amsgrad else loops.adam
+            return loop(), _adam(rule, _f(1 - rule.beta_1), _f(1 - rule.beta_2))
+    raise ValueError(f"no loop for the rule {rule!r}")
+
+
+def _constant(*scalars: np.float32) -> _Scalars:
+    return lambda lr, step: scalars
+
+
+def _rmsprop(
+    rule: RMSProp | KerasRMSProp, variants: tuple[Callable[[], loops.Loop], ...], scalars: tuple[np.float32, ...]
+) -> tuple[loops.Loop, _Scalars]:
+    """Of the variants (plain, momentum, centered, both) the one that the rule's flags ask for."""
+    loop = variants[2 * rule.centered + (rule.momentum > 0)]
+    return loop(), _constant(*scalars, *([_f(rule.momentum)] if rule.momentum else []))
+
+
+def _adam(rule: Adam | KerasAdam, one_minus_beta_1: np.float32, one_minus_beta_2: np.float32) -> _Scalars:
+    beta_1, beta_2, epsilon = float(_f(rule.beta_1)), float(_f(rule.beta_2)), _f(rule.epsilon)
+
+    def scalars(lr: np.float32, step: int) -> tuple[np.float32, ...]:
+        # The powers in float64, of the betas that the references see; from there on their order, in float32.
+        power_1, power_2 = _f(beta_1**step), _f(beta_2**step)
+        alpha = lr * np.sqrt(_f(1) - power_2) / (_f(1) - power_1)
+        return alpha, one_minus_beta_1, one_minus_beta_2, epsilon
+
+    return scalars
+
+
+def _all_rules() -> list[Rule]:
+    """Rules that use every loop between them."""
+    flags = (False, True)
+    both = [(centered, momentum) for centered in flags for momentum in (0.0, 0.9)]
+    return [
+        SGD(),
+        *(kind(nesterov=nesterov) for kind in (Momentum, KerasMomentum) for nesterov in flags),
+        *(kind(momentum=m, centered=c) for kind in (RMSProp, KerasRMSProp) for c, m in both),
+        *(AdagradV1(), AdagradV2(), KerasAdagrad(), Adam(), KerasAdam(amsgrad=True)),
+    ]
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rule", help="JSON form of the message Named; every rule when left out")
+    text = parser.parse_args().rule
+    wanted = [from_message(rules.BY_NAME, json_format.Parse(text, pb.Named()))] if text else _all_rules()
+    load()
+    for rule in wanted:
+        update_for(rule)
+    print(f"kernels compiled or loaded; process time {time.process_time():.1f} s")
 
 
 if __name__ == "__main__":
-    print(f"kernels compiled or loaded; process time {time.process_time():.1f} s")
+    _main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,12 @@ from downpour.proto import parameter_server_pb2 as pb
 
 
 def to_message(value: Any) -> pb.Named:
-    """A dataclass of numbers as a message."""
-    return pb.Named(name=type(value).__name__, parameters=dataclasses.asdict(value))
+    """A dataclass of numbers, flags and tuples of numbers as a message."""
+    message = pb.Named(name=type(value).__name__)
+    for name, parameter in dataclasses.asdict(value).items():
+        values = parameter if isinstance(parameter, tuple) else (parameter,)
+        message.parameters[name].values.extend(map(float, values))
+    return message
 
 
 def from_message(known: Mapping[str, type], message: pb.Named) -> Any:
@@ -23,7 +28,18 @@ def from_message(known: Mapping[str, type], message: pb.Named) -> Any:
     if message.name not in known:
         raise ValueError(f"{message.name!r} is not known; known are {', '.join(sorted(known))}")
     kind = known[message.name]
+    types = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(message.parameters) - names):
         raise ValueError(f"{message.name} has no {', '.join(unknown)}; it has {', '.join(sorted(names)) or 'nothing'}")
-    return kind(**message.parameters)
+    return kind(**{name: _convert(name, numbers, types[name]) for name, numbers in message.parameters.items()})
+
+
+def _convert(name: str, numbers: pb.Numbers, kind: Any) -> Any:
+    """The numbers as what the dataclass declares: a tuple, a flag, a whole number or a number."""
+    if typing.get_origin(kind) is tuple:
+        of = typing.get_args(kind)[0]
+        return tuple(of(value) for value in numbers.values)
+    if len(numbers.values) != 1:
+        raise ValueError(f"{name} has {len(numbers.values)} values; give one")
+    return kind(numbers.values[0])

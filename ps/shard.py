@@ -27,10 +27,19 @@ from downpour.ps.snapshot import Snapshot
 
 @dataclass
 class Push:
-    """A push while it arrives: its name, its rate, and the first element that has not arrived yet."""
+    """A push while it arrives.
+
+    Attributes:
+        header: Its name.
+        learning_rate: The schedule's when it began.
+        step: Its number, from 1; pushes that overlap share one.
+        repeated: It had been applied before; nothing of it is applied again.
+        position: First element that has not arrived yet.
+    """
 
     header: pb.PushHeader
     learning_rate: float
+    step: int
     repeated: bool
     position: int = 0
 
@@ -47,6 +56,7 @@ class Shard:
         self.size = arena.parameters.size
         self.num_trained = arena.layout.num_trained(arena.specification.shard)
         self._spans = arena.layout.spans(arena.specification.shard)
+        kernels.load()
         self._update = kernels.update_for(from_message(rules.BY_NAME, arena.specification.rule))
         self._schedule: schedules.Schedule = from_message(schedules.BY_NAME, arena.specification.schedule)
         self._ledger = Ledger(arena.ledger)
@@ -71,7 +81,7 @@ class Shard:
         return out
 
     def begin(self, header: pb.PushHeader) -> Push:
-        """Opens a push; its rate is the schedule's at this moment.
+        """Opens a push; its rate and its number are those of this moment.
 
         Raises:
             WorkerSuperseded: See `Ledger.begin`.
@@ -81,7 +91,7 @@ class Shard:
             repeated = self._ledger.begin(header)
             if repeated:
                 self.arena.counters["repeated"] += 1
-            return Push(header, self._schedule.rate(self.version), repeated)
+            return Push(header, self._schedule.rate(self.version), self.version + 1, repeated)
 
     def apply(self, push: Push, chunk: codec.Chunk) -> None:
         """Applies the next chunk of a push, or the part of it that has not been applied before.
@@ -110,7 +120,7 @@ class Shard:
             first = max(chunk.start, done)
             for snapshot in self._snapshots:
                 snapshot.preserve(first, stop)
-            self._apply_spans(first, gradient[first - chunk.start :], push.learning_rate)
+            self._apply_spans(first, gradient[first - chunk.start :], push)
             self._ledger.advance(push.header, stop)
 
     def finish(self, push: Push) -> pb.PushReply:
@@ -179,7 +189,7 @@ class Shard:
             f"numbers that are not finite, the first in {self._name_of(where)}"
         )
 
-    def _apply_spans(self, start: int, gradient: np.ndarray, rate: float) -> None:
+    def _apply_spans(self, start: int, gradient: np.ndarray, push: Push) -> None:
         """Sends the gradient of [start, start + n) through the rule or, for statistics, adds it."""
         stop = start + gradient.size
         for span in self._spans:
@@ -191,7 +201,8 @@ class Shard:
                 kernels.add(self.arena.parameters[begin:end], part)
             else:
                 slots = [slot[begin:end] for slot in self.arena.slots]
-                self._update(self.arena.parameters[begin:end], slots, part, rate, span.weight_decay)
+                w = self.arena.parameters[begin:end]
+                self._update(w, slots, part, push.learning_rate, span.weight_decay, 0.0, push.step)
 
     def _name_of(self, element: int) -> str:
         layout = self.arena.layout
