@@ -3,6 +3,7 @@
 | error               | gRPC status           | sent by        | try again?                                   |
 |---------------------|-----------------------|----------------|----------------------------------------------|
 | NotReady            | UNAVAILABLE           | shard, chief   | yes: the job is still being set up           |
+| NotYet              | UNAVAILABLE           | shard          | yes, for as long as it takes: others are slow|
 | LayoutMismatch      | FAILED_PRECONDITION   | shard, chief   | no: the two sides run different jobs         |
 | WorkerSuperseded    | ABORTED               | shard, chief   | no: a newer incarnation has this index       |
 | NonFinite           | OUT_OF_RANGE          | shard          | no: the gradient has NaN or infinity         |
@@ -32,6 +33,12 @@ class DownpourError(Exception):
 
 class NotReady(DownpourError):
     """The shard holds no parameters yet, or the chief knows no layout."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+
+
+class NotYet(DownpourError):
+    """The job's pace holds this worker back."""
 
     status = grpc.StatusCode.UNAVAILABLE
 
@@ -84,6 +91,7 @@ BY_NAME: dict[str, type[DownpourError]] = {
     error.__name__: error
     for error in (
         NotReady,
+        NotYet,
         LayoutMismatch,
         WorkerSuperseded,
         NonFinite,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc
 from absl import logging
 
-from downpour.proto.errors import DownpourError, NotReady, Unreachable, abort, from_rpc_error
+from downpour.proto.errors import DownpourError, NotReady, NotYet, Unreachable, abort, from_rpc_error
 
 Result = TypeVar("Result")
 
@@ -145,7 +145,11 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
         except NotReady as error:
             reason = str(error)
         except grpc.RpcError as error:
-            reason = _reason_to_retry(error)
+            refusal = from_rpc_error(error)
+            if isinstance(refusal, NotYet):  # the peer is there, and has waited for us
+                start, attempts = time.monotonic(), 0
+                continue
+            reason = _reason_to_retry(error, refusal)
         attempts += 1
         waited = time.monotonic() - start
         if waited > give_up_after_s:
@@ -158,9 +162,8 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
         time.sleep(backoff_s(attempts))
 
 
-def _reason_to_retry(error: grpc.RpcError) -> str:
+def _reason_to_retry(error: grpc.RpcError, refusal: DownpourError | None) -> str:
     """What a failed call says, if it may succeed later; raises what cannot."""
-    refusal = from_rpc_error(error)
     if refusal is not None and not isinstance(refusal, NotReady):
         raise refusal from None
     if refusal is None and error.code() not in _TRANSIENT:

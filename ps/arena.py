@@ -6,8 +6,9 @@ is mapped, so a second process on the same arena is refused. Without a path the 
     offset 0     header    magic, sizes, checksum of the specification, "complete" mark; 1 page
     4096         the ShardSpecification as protobuf
     ...          counters  one record
+    ...          rounds    one record a chunk
     ...          ledger    one record a worker
-    ...          vectors   parameters, then each optimizer slot; float32, each on a page boundary
+    ...          vectors   parameters, each optimizer slot, the sum of a round; float32, each on a page boundary
 
 The mark is written last when an arena is created, so a half-created one counts as empty.
 Threads: none of its own; `downpour.ps.shard` guards every access.
@@ -24,10 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
+from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps import rules
 from downpour.ps.layout import Layout, from_canonical
 from downpour.ps.named import from_message
+from downpour.ps.pace import ROUND, Sync
 
 NUM_WORKERS = 1024
 STALENESS_BUCKETS = 256
@@ -40,7 +43,9 @@ _HEADER = np.dtype(
 )
 COUNTERS = np.dtype(
     [
-        ("version", "<u8"),  # pushes applied
+        ("version", "<u8"),  # updates applied
+        ("pushes", "<u8"),  # acknowledged, dropped ones included
+        ("dropped", "<u8"),  # pushes of which some or all was not applied
         ("refused", "<u8"),  # pushes with non-finite numbers
         ("repeated", "<u8"),  # pushes that came again after they had been applied
         ("staleness", "<u8", (STALENESS_BUCKETS,)),  # histogram; the last bucket holds all above
@@ -54,7 +59,7 @@ LEDGER_ENTRY = np.dtype(
         ("applied", "<u8"),
         ("staleness", "<u8"),
         ("complete", "<u4"),
-        ("_padding", "<u4"),
+        ("dropped", "<u4"),
     ]
 )
 
@@ -69,6 +74,9 @@ class Arena:
         ledger: [NUM_WORKERS] LEDGER_ENTRY, indexed by worker.
         parameters: [n] float32, the shard's vector.
         slots: One [n] float32 for each optimizer slot, in the order of the rule's `slots`.
+        chunks: (start, stop) of the chunks that a push is cut into.
+        rounds: One `downpour.ps.pace.ROUND` a chunk.
+        sum: [n] float32, gradients of the round under the pace `Sync`; empty under others.
     """
 
     def __init__(self, memory: mmap.mmap, specification: pb.ShardSpecification, file_descriptor: int | None) -> None:
@@ -79,8 +87,12 @@ class Arena:
         places = _places(specification, self.layout)
         self.counters = np.frombuffer(memory, COUNTERS, 1, places.counters)[0]
         self.ledger = np.frombuffer(memory, LEDGER_ENTRY, NUM_WORKERS, places.ledger)
+        self.chunks = _chunks(self.layout, specification.shard)
+        self.rounds = np.frombuffer(memory, ROUND, len(self.chunks), places.rounds)
         size = self.layout.size(specification.shard)
-        self.parameters, *self.slots = (np.frombuffer(memory, "<f4", size, at) for at in places.vectors)
+        vectors = [np.frombuffer(memory, "<f4", size, at) for at in places.vectors]
+        self.sum = vectors.pop() if _is_sync(specification) else np.empty(0, np.float32)
+        self.parameters, *self.slots = vectors
 
     @property
     def num_bytes(self) -> int:
@@ -143,9 +155,10 @@ class Arena:
 class _Places:
     """Byte offsets of the parts of an arena."""
 
-    def __init__(self, specification_bytes: int, vector_bytes: int, num_vectors: int) -> None:
+    def __init__(self, specification_bytes: int, num_chunks: int, vector_bytes: int, num_vectors: int) -> None:
         self.counters = _page_up(_PAGE + specification_bytes)
-        self.ledger = self.counters + _page_up(COUNTERS.itemsize)
+        self.rounds = self.counters + _page_up(COUNTERS.itemsize)
+        self.ledger = self.rounds + _page_up(ROUND.itemsize * num_chunks)
         first = self.ledger + _page_up(LEDGER_ENTRY.itemsize * NUM_WORKERS)
         stride = _page_up(vector_bytes)
         self.vectors = [first + i * stride for i in range(num_vectors)]
@@ -154,7 +167,19 @@ class _Places:
 
 def _places(specification: pb.ShardSpecification, layout: Layout) -> _Places:
     rule = from_message(rules.BY_NAME, specification.rule)
-    return _Places(specification.ByteSize(), 4 * layout.size(specification.shard), 1 + len(rule.slots))
+    num_chunks = len(_chunks(layout, specification.shard))
+    num_vectors = 1 + len(rule.slots) + _is_sync(specification)
+    return _Places(specification.ByteSize(), num_chunks, 4 * layout.size(specification.shard), num_vectors)
+
+
+def _chunks(layout: Layout, shard: int) -> list[tuple[int, int]]:
+    """As workers cut a push: the trained part, then the statistics."""
+    trained = layout.num_trained(shard)
+    return [*codec.split(0, trained), *codec.split(trained, layout.size(shard))]
+
+
+def _is_sync(specification: pb.ShardSpecification) -> bool:
+    return specification.pace.name == Sync.__name__
 
 
 def _page_up(num_bytes: int) -> int:

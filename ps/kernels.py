@@ -99,6 +99,11 @@ def add(w: np.ndarray, difference: np.ndarray) -> None:
     loops.add()(w, difference)
 
 
+def compensate(g: np.ndarray, w: np.ndarray, base: np.ndarray, strength: float) -> None:
+    """G += strength * g * g * (w - base): to first order, the gradient at w of one computed at base."""
+    loops.compensate()(g, w, base, _f(strength))
+
+
 def widen(source: np.ndarray, target: np.ndarray) -> None:
     """Bfloat16 bits, [n] uint16, to [n] float32; exact."""
     loops.widen()(source, target.view(np.uint32))

@@ -7,10 +7,20 @@ of its own: the shard's lock guards it.
 
 from __future__ import annotations
 
+import enum
+
 import numpy as np
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import TooManyWorkers, WorkerSuperseded
+
+
+class Known(enum.Enum):
+    """What a ledger knows of a push that begins."""
+
+    NEW = enum.auto()
+    BROKEN = enum.auto()  # it came before, but not to its end
+    COMPLETE = enum.auto()  # nothing of it may be applied again
 
 
 class Ledger:
@@ -19,11 +29,8 @@ class Ledger:
     def __init__(self, entries: np.ndarray) -> None:
         self._entries = entries
 
-    def begin(self, push: pb.PushHeader) -> bool:
-        """Notes that a push arrives.
-
-        Returns:
-            Whether it is already complete, so that nothing of it may be applied.
+    def begin(self, push: pb.PushHeader) -> Known:
+        """Notes that a push arrives, and says what is known of it.
 
         Raises:
             WorkerSuperseded: A newer incarnation of the worker has pushed.
@@ -39,10 +46,10 @@ class Ledger:
             )
         known = (int(entry["incarnation"]), int(entry["sequence"]))
         if (push.incarnation, push.sequence) > known:
-            entry["complete"], entry["applied"] = 0, 0
+            entry["complete"], entry["applied"], entry["dropped"] = 0, 0, 0
             entry["incarnation"], entry["sequence"] = push.incarnation, push.sequence
-            return False
-        return push.sequence < entry["sequence"] or bool(entry["complete"])
+            return Known.NEW
+        return Known.COMPLETE if push.sequence < entry["sequence"] or entry["complete"] else Known.BROKEN
 
     def applied(self, push: pb.PushHeader) -> int:
         """Elements of the push that are in the parameters.
@@ -58,6 +65,14 @@ class Ledger:
     def advance(self, push: pb.PushHeader, applied: int) -> None:
         """The first `applied` elements of the push are in the parameters now."""
         self._entries[push.worker]["applied"] = applied
+
+    def drop(self, push: pb.PushHeader) -> None:
+        """Some or all of the push is not applied."""
+        self._entries[push.worker]["dropped"] = 1
+
+    def is_dropped(self, push: pb.PushHeader) -> bool:
+        """Whether `drop` was called for the worker's last push."""
+        return bool(self._entries[push.worker]["dropped"])
 
     def complete(self, push: pb.PushHeader, staleness: int) -> None:
         """All of the push is in the parameters, and counted."""

@@ -234,6 +234,12 @@ def add(w, difference):  # type: ignore[no-untyped-def]
         w[i] += difference[i]
 
 
+@_loop(_V, _V, _V, _S)
+def compensate(g, w, base, strength):  # type: ignore[no-untyped-def]
+    for i in range(g.size):
+        g[i] += strength * g[i] * g[i] * (w[i] - base[i])
+
+
 @_loop(_PAYLOAD16, _BITS32)
 def widen(source, target):  # type: ignore[no-untyped-def]
     for i in range(source.size):

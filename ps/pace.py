@@ -128,8 +128,11 @@ class Pace:
         self._members = {worker: _Member(0, 0) for worker in range(num_workers)}
 
     def may_pull(self, worker: int, incarnation: int, num_pushes: int, version: int) -> bool:
-        """Whether a worker may have the parameters of the step before which it makes `num_pushes` pushes."""
-        if isinstance(self.mode, Async):
+        """Whether a worker may have the parameters of the step before which it makes `num_pushes` pushes.
+
+        Incarnation 0 is no worker but an observer, who never waits and for whom nobody does.
+        """
+        if isinstance(self.mode, Async) or not incarnation:
             return True
         member = self._member(worker, incarnation, num_pushes)
         if isinstance(self.mode, Bounded):

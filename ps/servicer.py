@@ -23,6 +23,9 @@ from downpour.ps.shard import Shard
 
 SERVICE = "downpour.v1.ParameterServer"
 
+# A pull that the pace holds back is answered after so long, and asked again; it keeps a thread meanwhile.
+_TURN_S = 5.0
+
 
 class Servicer:
     """Serves one shard, which is empty until the chief initialises it or its arena holds it already.
@@ -57,6 +60,9 @@ class Servicer:
                 ),
                 "Pull": grpc.unary_stream_rpc_method_handler(self.pull, pb.PullRequest.FromString, None),
                 "Push": grpc.stream_unary_rpc_method_handler(self.push, None, pb.PushReply.SerializeToString),
+                "Absent": grpc.unary_unary_rpc_method_handler(
+                    self.absent, pb.AbsentRequest.FromString, pb.AbsentReply.SerializeToString
+                ),
                 "WriteCheckpoint": grpc.unary_unary_rpc_method_handler(
                     self.write_checkpoint,
                     pb.WriteCheckpointRequest.FromString,
@@ -93,6 +99,7 @@ class Servicer:
         shard = self._check(request.fingerprint)
         if request.codec not in codec.WIRE_DTYPES:
             raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
+        shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
         header: pb.PullHeader | None = pb.PullHeader(version=shard.version)
         for wire, begin, end in ((request.codec, 0, shard.num_trained), (codec.FLOAT32, shard.num_trained, shard.size)):
             for start, stop in codec.split(begin, end):
@@ -111,6 +118,11 @@ class Servicer:
         for chunk in chunks:
             shard.apply(push, chunk)
         return shard.finish(push)
+
+    def absent(self, request: pb.AbsentRequest, context: grpc.ServicerContext) -> pb.AbsentReply:
+        """Nobody waits for some workers; see `ParameterServer.Absent`."""
+        self._check(request.fingerprint).absent([(worker.index, worker.incarnation) for worker in request.workers])
+        return pb.AbsentReply()
 
     def write_checkpoint(
         self, request: pb.WriteCheckpointRequest, context: grpc.ServicerContext

@@ -2,27 +2,30 @@
 
 Threads: any number may call. One lock guards the arena; it is held for one chunk at a time, so pulls and pushes
 of several workers interleave chunk by chunk (Hogwild within a push, atomic within a chunk). A push advances
-the version when its last element has been applied, by one.
+the version when its last element has been applied, by one. Under the pace `Sync` gradients are summed instead, chunk
+by chunk, and the version advances when every chunk has been updated with the mean of its sum.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.errors import MalformedChunk, NonFinite
-from downpour.ps import kernels, rules, schedules
+from downpour.proto.errors import MalformedChunk, NonFinite, NotYet
+from downpour.ps import kernels, pace, rules, schedules, staleness
 from downpour.ps.arena import STALENESS_BUCKETS, Arena
 from downpour.ps.layout import STATISTIC
-from downpour.ps.ledger import Ledger
+from downpour.ps.ledger import Known, Ledger
 from downpour.ps.named import from_message
+from downpour.ps.pace import Async, Pace, Sync
 from downpour.ps.snapshot import Snapshot
+from downpour.ps.staleness import Compensate, Keep, Treatment
 
 
 @dataclass
@@ -31,9 +34,10 @@ class Push:
 
     Attributes:
         header: Its name.
-        learning_rate: The schedule's when it began.
+        learning_rate: The schedule's when it began, divided by the staleness if the job says so.
         step: Its number, from 1; pushes that overlap share one.
         repeated: It had been applied before; nothing of it is applied again.
+        dropped: It is too stale; nothing of it is applied.
         position: First element that has not arrived yet.
     """
 
@@ -41,6 +45,7 @@ class Push:
     learning_rate: float
     step: int
     repeated: bool
+    dropped: bool
     position: int = 0
 
 
@@ -59,8 +64,16 @@ class Shard:
         kernels.load()
         self._update = kernels.update_for(from_message(rules.BY_NAME, arena.specification.rule))
         self._schedule: schedules.Schedule = from_message(schedules.BY_NAME, arena.specification.schedule)
+        specification = arena.specification
+        self._staleness: Treatment = Keep()
+        if specification.HasField("staleness"):
+            self._staleness = from_message(staleness.BY_NAME, specification.staleness)
+        mode = from_message(pace.BY_NAME, specification.pace) if specification.HasField("pace") else Async()
+        self._pace = Pace(mode, specification.num_workers, arena.rounds)
+        self._is_sync = isinstance(self._pace.mode, Sync)
         self._ledger = Ledger(arena.ledger)
         self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)  # a push is complete, or a worker is gone
         self._snapshots: list[Snapshot] = []  # being read
         # One scratch vector for decoded gradients is enough: it is only used with the lock held.
         self._scratch = np.empty(codec.CHUNK_ELEMENTS, np.float32)
@@ -80,18 +93,43 @@ class Shard:
                 out[:] = self.arena.parameters[start:stop]
         return out
 
+    def wait_turn(self, request: pb.PullRequest, wait_s: float) -> None:
+        """Returns once the pace lets the worker pull.
+
+        Raises:
+            NotYet: It has not within `wait_s` seconds.
+        """
+        if isinstance(self._pace.mode, Async):
+            return
+        worker = request.worker, request.incarnation, request.num_pushes
+        with self._lock:
+            if not self._moved.wait_for(lambda: self._pace.may_pull(*worker, self.version), wait_s):
+                raise NotYet(f"worker {request.worker} must wait for others before its step {request.num_pushes}")
+
+    def absent(self, gone: Sequence[tuple[int, int]]) -> None:
+        """Nobody waits any longer for these workers (index, incarnation)."""
+        with self._lock:
+            for chunk, count in self._pace.absent(gone):
+                self._update_with_mean(self.arena.chunks[chunk], count, self.version)
+            self._moved.notify_all()
+
     def begin(self, header: pb.PushHeader) -> Push:
-        """Opens a push; its rate and its number are those of this moment.
+        """Opens a push; its rate, its number and its staleness are those of this moment.
 
         Raises:
             WorkerSuperseded: See `Ledger.begin`.
             TooManyWorkers: See `Ledger.begin`.
         """
         with self._lock:
-            repeated = self._ledger.begin(header)
-            if repeated:
+            known = self._ledger.begin(header)
+            if known is Known.COMPLETE:
                 self.arena.counters["repeated"] += 1
-            return Push(header, self._schedule.rate(self.version), self.version + 1, repeated)
+            stale = max(0, self.version - header.base_version)
+            if known is Known.NEW and staleness.drops(self._staleness, stale):
+                self._ledger.drop(header)
+            rate = self._schedule.rate(self.version) * staleness.rate_factor(self._staleness, stale)
+            dropped = not self._is_sync and self._ledger.is_dropped(header)
+            return Push(header, rate, self.version + 1, known is Known.COMPLETE, dropped)
 
     def apply(self, push: Push, chunk: codec.Chunk) -> None:
         """Applies the next chunk of a push, or the part of it that has not been applied before.
@@ -115,12 +153,17 @@ class Shard:
             done = self._ledger.applied(push.header)
             if stop <= done:
                 return
+            if push.dropped:
+                self._ledger.advance(push.header, stop)
+                return
             gradient = self._decode(chunk.codec, values)
             self._refuse_non_finite(push, chunk.start, gradient)
-            first = max(chunk.start, done)
-            for snapshot in self._snapshots:
-                snapshot.preserve(first, stop)
-            self._apply_spans(first, gradient[first - chunk.start :], push)
+            if self._is_sync:
+                self._sum_up(push, chunk, gradient)
+            else:
+                first = max(chunk.start, done)
+                self._compensate(chunk, gradient)
+                self._update_range(first, gradient[first - chunk.start :], push.learning_rate, push.step)
             self._ledger.advance(push.header, stop)
 
     def finish(self, push: Push) -> pb.PushReply:
@@ -133,16 +176,11 @@ class Shard:
         if push.position != self.size:
             raise MalformedChunk(f"the push ended after {push.position} of {self.size} elements")
         with self._lock:
-            if push.repeated or self._ledger.is_complete(push.header):
-                return pb.PushReply(version=self.version, staleness=self._ledger.staleness(push.header), repeated=True)
-            self._ledger.applied(push.header)
-            counters = self.arena.counters
-            # A shard that came back from a checkpoint may be behind what a worker has pulled before.
-            staleness = max(0, self.version - push.header.base_version)
-            counters["staleness"][min(staleness, STALENESS_BUCKETS - 1)] += 1
-            counters["version"] += 1
-            self._ledger.complete(push.header, staleness)
-            return pb.PushReply(version=self.version, staleness=staleness)
+            if not push.repeated and not self._ledger.is_complete(push.header):
+                self._ledger.applied(push.header)
+                self._complete(push)
+                return self._reply(push, repeated=False)
+            return self._reply(push, repeated=True)
 
     def status(self) -> pb.StatusReply:
         """Counters, as `Status` answers them; without the layout."""
@@ -155,6 +193,8 @@ class Shard:
                 version=int(counters["version"]),
                 pushes_refused=int(counters["refused"]),
                 pushes_repeated=int(counters["repeated"]),
+                pushes=int(counters["pushes"]),
+                pushes_dropped=int(counters["dropped"]),
                 staleness_histogram=counters["staleness"].tolist(),
                 state_bytes=self.arena.num_bytes,
             )
@@ -173,11 +213,16 @@ class Shard:
 
     def _decode(self, wire: int, values: np.ndarray) -> np.ndarray:
         gradient = self._scratch[: values.size]
-        if wire == codec.BFLOAT16:
-            kernels.widen(values, gradient)
-        else:
-            gradient[:] = values
+        self._convert(wire, values, gradient)
         return gradient
+
+    @staticmethod
+    def _convert(wire: int, values: np.ndarray, out: np.ndarray) -> None:
+        """From a wire dtype to float32."""
+        if wire == codec.BFLOAT16:
+            kernels.widen(values, out)
+        else:
+            out[:] = values
 
     def _refuse_non_finite(self, push: Push, start: int, gradient: np.ndarray) -> None:
         if not kernels.num_non_finite(gradient):
@@ -189,9 +234,67 @@ class Shard:
             f"numbers that are not finite, the first in {self._name_of(where)}"
         )
 
-    def _apply_spans(self, start: int, gradient: np.ndarray, push: Push) -> None:
+    def _complete(self, push: Push) -> None:
+        """Counts a push, all of which has been applied, summed or dropped."""
+        header, counters = push.header, self.arena.counters
+        # A shard that came back from a checkpoint may be behind what a worker has pulled before.
+        stale = max(0, self.version - header.base_version)
+        counters["staleness"][min(stale, STALENESS_BUCKETS - 1)] += 1
+        counters["pushes"] += 1
+        counters["dropped"] += self._ledger.is_dropped(header)
+        if not self._is_sync and not push.dropped:
+            counters["version"] += 1
+        self._ledger.complete(header, stale)
+        self._pace.pushed(header.worker, header.incarnation, header.sequence, header.base_version)
+        self._moved.notify_all()
+
+    def _reply(self, push: Push, *, repeated: bool) -> pb.PushReply:
+        return pb.PushReply(
+            version=self.version,
+            staleness=self._ledger.staleness(push.header),
+            repeated=repeated,
+            dropped=self._ledger.is_dropped(push.header),
+        )
+
+    def _compensate(self, chunk: codec.Chunk, gradient: np.ndarray) -> None:
+        """Corrects a chunk's gradient for how far its parameters have moved, if the job says so."""
+        if not isinstance(self._staleness, Compensate) or chunk.start >= self.num_trained:
+            return
+        base = np.empty(chunk.count, np.float32)
+        self._convert(chunk.codec, chunk.base_values(), base)
+        stop = chunk.start + chunk.count
+        kernels.compensate(gradient, self.arena.parameters[chunk.start : stop], base, self._staleness.strength)
+
+    def _sum_up(self, push: Push, chunk: codec.Chunk, gradient: np.ndarray) -> None:
+        """Adds a chunk's gradient to the sum of its round, and updates the chunk if that completes it."""
+        bounds = chunk.start, chunk.start + chunk.count
+        if bounds not in self.arena.chunks:
+            raise MalformedChunk(f"chunk {bounds} is not cut as the pace Sync needs, every {codec.CHUNK_ELEMENTS}")
+        verdict = self._pace.arrived(self.arena.chunks.index(bounds), push.header.base_version)
+        if verdict.late:
+            self._ledger.drop(push.header)
+            return
+        total = self.arena.sum[slice(*bounds)]
+        if verdict.first:
+            total[:] = gradient
+        else:
+            kernels.add(total, gradient)
+        if verdict.count:
+            self._update_with_mean(bounds, verdict.count, push.header.base_version)
+
+    def _update_with_mean(self, bounds: tuple[int, int], count: int, version: int) -> None:
+        """Updates a chunk of `version` with the mean of its sum."""
+        mean = self.arena.sum[slice(*bounds)]
+        mean /= np.float32(count)
+        self._update_range(bounds[0], mean, self._schedule.rate(version), version + 1)
+        self.arena.counters["version"] = self._pace.rounds()
+        self._moved.notify_all()
+
+    def _update_range(self, start: int, gradient: np.ndarray, rate: float, step: int) -> None:
         """Sends the gradient of [start, start + n) through the rule or, for statistics, adds it."""
         stop = start + gradient.size
+        for snapshot in self._snapshots:
+            snapshot.preserve(start, stop)
         for span in self._spans:
             begin, end = max(start, span.start), min(stop, span.stop)
             if begin >= end:
@@ -202,7 +305,7 @@ class Shard:
             else:
                 slots = [slot[begin:end] for slot in self.arena.slots]
                 w = self.arena.parameters[begin:end]
-                self._update(w, slots, part, push.learning_rate, span.weight_decay, 0.0, push.step)
+                self._update(w, slots, part, rate, span.weight_decay, 0.0, step)
 
     def _name_of(self, element: int) -> str:
         layout = self.arena.layout

@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# An example may take long on a busy machine; tests have a timeout of their own.
+settings.register_profile("downpour", deadline=None)
+settings.load_profile("downpour")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -32,7 +37,11 @@ class ShardProcesses:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, num_shards: int) -> list[str]:
-        """Starts shards and returns their addresses."""
+        """Starts empty shards, in place of any before, and returns their addresses."""
+        self.stop()
+        self.processes.clear()
+        for arena in self._folder.glob("*.arena"):
+            arena.unlink()
         files = [self._start(i, 0) for i in range(num_shards)]
         return [f"127.0.0.1:{self._port(file)}" for file in files]
 

@@ -137,6 +137,14 @@ def test_a_restarted_shard_continues_from_what_workers_say() -> None:
     assert not decider.may_pull(0, 1, 59, 0)
 
 
+def test_an_observer_neither_waits_nor_is_waited_for() -> None:
+    decider = new(Bounded(0), 1)
+    decider.pushed(0, 1, 1, 0)
+    assert decider.may_pull(99, 0, 0, 0)
+    decider.pushed(0, 1, 2, 0)
+    assert decider.may_pull(0, 1, 2, 0)
+
+
 def test_async_never_waits() -> None:
     decider = new(Async(), 2)
     decider.pushed(0, 1, 1000, 0)

@@ -10,13 +10,25 @@ import numpy as np
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout
 from downpour.ps.named import to_message
+from downpour.ps.pace import Async
+from downpour.ps.staleness import Keep
 from downpour.worker.clients import ShardClient
+
+_ASYNC, _KEEP = Async(), Keep()
 
 
 def initialize(
-    addresses: Sequence[str], layout: Layout, values: Sequence[np.ndarray], rule: Any, schedule: Any
+    addresses: Sequence[str],
+    layout: Layout,
+    values: Sequence[np.ndarray],
+    rule: Any,
+    schedule: Any,
+    *,
+    pace: Any = _ASYNC,
+    staleness: Any = _KEEP,
+    num_workers: int = 1,
 ) -> None:
-    """Gives every shard the layout and its part of the values."""
+    """Gives every shard the layout, what to do with pushes, and its part of the values."""
     for i, (address, vector) in enumerate(zip(addresses, layout.scatter(values), strict=True)):
         client = ShardClient(i, address, layout, give_up_after_s=30)
         client.initialize(
@@ -26,6 +38,9 @@ def initialize(
                 layout=layout.canonical,
                 rule=to_message(rule),
                 schedule=to_message(schedule),
+                pace=to_message(pace),
+                staleness=to_message(staleness),
+                num_workers=num_workers,
             ),
             vector,
         )
