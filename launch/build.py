@@ -17,6 +17,9 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     Args:
         job: The job.
         num_threads: TensorFlow's threads in this process; 0 for one per core.
+
+    Raises:
+        ValueError: A pattern of the job matches no variable of the model.
     """
     import keras
     import tensorflow as tf
@@ -28,5 +31,7 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     keras.utils.set_random_seed(job.seed)
     model = job.model.build(job.data.image_size, job.data.num_labels)
-    layout = plan(variables_of(model, job.weight_decay, job.undecayed), job.cluster.num_ps, job.slicing)
-    return model, layout
+    variables = variables_of(
+        model, job.weight_decay, job.undecayed, decay=job.decay, rates=job.rates, frozen=job.frozen
+    )
+    return model, plan(variables, job.cluster.num_ps, job.slicing)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from downpour.model.data import Dataset
 from downpour.ps import pace, rules, schedules, staleness
-from downpour.ps.layout import Slicing
+from downpour.ps.layout import Rate, Slicing
 from downpour.ps.pace import Async, Mode
 from downpour.ps.rules import Rule
 from downpour.ps.schedules import Schedule
@@ -102,8 +102,12 @@ class Job:
         num_steps: Global steps (pushes) until the job ends.
         batch_size: Images in one worker's batch.
         slicing: Which variables are cut into slices, and how. The first entry is the head.
-        weight_decay: L2 factor added to the gradient on the shards.
+        weight_decay: Of trained variables, on the shards.
+        decay: How: `l2` (weight_decay * w is added to the gradient) or `decoupled` (the rate times weight_decay * w is
+            taken off w before the rule, as AdamW does).
         undecayed: Name patterns (`fnmatch`) of variables without weight decay.
+        rates: Multipliers of the learning rate, by name pattern; where several match a variable, the last counts.
+        frozen: Name patterns of variables and statistics that are pulled, but never pushed or updated.
         cluster: Processes.
         exchange: Wire settings.
         checkpoint_every_steps: Global steps between checkpoints, each of which the evaluator scores.
@@ -124,7 +128,10 @@ class Job:
     staleness: Treatment = _KEEP
     cadence: Cadence = _EVERY_STEP
     weight_decay: float = 0.0
+    decay: str = "l2"
     undecayed: tuple[str, ...] = ("*/bias", "*/gamma", "*/beta")
+    rates: tuple[Rate, ...] = ()
+    frozen: tuple[str, ...] = ()
     cluster: Cluster = field(default_factory=Cluster)
     exchange: Exchange = field(default_factory=Exchange)
     checkpoint_every_steps: int = 1000
@@ -142,6 +149,8 @@ class Job:
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay is {self.weight_decay}; give 0 or more")
+        if self.decay not in ("l2", "decoupled"):
+            raise ValueError(f"decay is {self.decay!r}; accepted are 'l2' and 'decoupled'")
         if not self.max_train_s > 0:
             raise ValueError(f"max_train_s is {self.max_train_s}; give a number of seconds above 0")
 

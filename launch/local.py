@@ -151,8 +151,11 @@ def run(job_run: Run, print_layout: bool = False) -> dict[str, Any]:
     with scratch_folder(job_run.arena_parent) as scratch, progress.display() as display:
         environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"} | _ENVIRONMENT
         with Supervisor(job_run.run_dir / "logs", environment, display.line) as supervisor:
-            if print_layout:
-                _print_layout(supervisor, job_run, scratch / "layout.txt")
+            # Patterns that match no variable are refused here, before any role starts.
+            if print_layout or job_run.job.frozen or job_run.job.rates:
+                table = _layout_table(supervisor, job_run, scratch / "layout.txt")
+                if print_layout:
+                    print(table, flush=True)
             supervisor.run(Program("kernels", [sys.executable, "-m", "downpour.ps.kernels"], max_restarts=0))
             cluster = _Cluster(supervisor, job_run, scratch)
             cluster.start()
@@ -226,12 +229,12 @@ def _finish(run_dir: Path, memory: PeakMemory) -> dict[str, Any]:
     return summary
 
 
-def _print_layout(supervisor: Supervisor, job_run: Run, out: Path) -> None:
-    """Has another process print the layout, as it needs TensorFlow to know the model's variables."""
+def _layout_table(supervisor: Supervisor, job_run: Run, out: Path) -> str:
+    """Has another process make the layout, as it needs TensorFlow to know the model's variables."""
     values: dict[str, topology.FlagValue] = {"recipe": job_run.recipe, "set": job_run.overrides, "out": out}
     command = [sys.executable, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values | _parent_flag())]
     supervisor.run(Program("layout", command, max_restarts=0))
-    print(out.read_text(), flush=True)
+    return out.read_text()
 
 
 @contextmanager

@@ -85,8 +85,8 @@ class ParameterServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pull(self, request, context):
-        """The whole vector: the trained part in the wire codec asked for, then the statistics in float32. Waits until the
-        job's pace lets the worker go on.
+        """The whole vector: the trained part in the wire codec asked for, the statistics in float32, then the frozen part in
+        the wire codec. Waits until the job's pace lets the worker go on.
         Each chunk is read under the lock that updates take; between two chunks updates may happen.
         The version in the first chunk is the one before the first element was read.
         """
@@ -95,7 +95,8 @@ class ParameterServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Push(self, request_iterator, context):
-        """Gradients of the trained part, then differences of the statistics. Applied once, however often it is sent.
+        """Gradients of the trained part, then differences of the statistics; nothing for the frozen part. Applied once,
+        however often it is sent. Without any elements it is one chunk that holds the header only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

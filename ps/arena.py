@@ -175,7 +175,7 @@ def _places(specification: pb.ShardSpecification, layout: Layout) -> _Places:
 def _chunks(layout: Layout, shard: int) -> list[tuple[int, int]]:
     """As workers cut a push: the trained part, then the statistics."""
     trained = layout.num_trained(shard)
-    return [*codec.split(0, trained), *codec.split(trained, layout.size(shard))]
+    return [*codec.split(0, trained), *codec.split(trained, layout.num_pushed(shard))]
 
 
 def _is_sync(specification: pb.ShardSpecification) -> bool:

@@ -3,12 +3,14 @@
 Pure and deterministic: from names, shapes, kinds and the number of shards every role computes the same layout
 alone. Its fingerprint goes with every call, so two roles that disagree find out before a number is touched.
 
-A shard's vector holds its ranges in this order: trained ranges, grouped by weight decay so that one kernel call
-covers a long span, then statistics.
+A shard's vector holds its ranges in this order: trained, statistics, frozen. Within the trained ones, ranges with the
+same treatment (weight decays and rate) lie together, so that one kernel call covers a long span. A push covers the
+trained ranges and the statistics, a pull everything.
 """
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import hashlib
 import itertools
@@ -25,21 +27,49 @@ from downpour.proto.errors import LayoutMismatch
 
 TRAINED = "trained"  # gradients go through the update rule
 STATISTIC = "statistic"  # differences are added (batch norm's moving mean and variance)
+FROZEN = "frozen"  # pulled, never pushed, never updated
+
+_KINDS = (TRAINED, STATISTIC, FROZEN)  # in the order they have in a shard's vector
+
+_Treatment = tuple[str, float, float, float]  # kind, weight decay, decoupled decay, rate
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable as the layout sees it: name, shape, kind (TRAINED or STATISTIC) and its L2 factor."""
+    """A variable as the layout sees it.
+
+    Attributes:
+        name: Unique.
+        shape: Of the whole variable.
+        kind: TRAINED, STATISTIC or FROZEN.
+        weight_decay: L2 factor, added to the gradient.
+        decoupled_decay: Taken off the parameter itself, times the rate, before the rule.
+        rate: Multiplies the schedule's rate.
+    """
 
     name: str
     shape: tuple[int, ...]
     kind: str = TRAINED
     weight_decay: float = 0.0
+    decoupled_decay: float = 0.0
+    rate: float = 1.0
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def treatment(self) -> _Treatment:
+        """What a span has in common."""
+        return self.kind, self.weight_decay, self.decoupled_decay, self.rate
+
+    @property
+    def canonical(self) -> list[Any]:
+        """Its entry in the layout's canonical form; decoupled decay and rate only where there are any."""
+        plain = [self.name, list(self.shape), self.kind, self.weight_decay]
+        more = [self.decoupled_decay, self.rate]
+        return plain if more == [0.0, 1.0] else plain + more
 
 
 @dataclass(frozen=True)
@@ -55,6 +85,26 @@ class Slicing:
     pattern: str
     num_slices: int
     axis: int = -1
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Multiplies the learning rate of every variable whose name matches.
+
+    Attributes:
+        pattern: `fnmatch` pattern over variable names, for example `stem/*`.
+        multiplier: Above 0; what should not move at all is frozen.
+    """
+
+    pattern: str
+    multiplier: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.multiplier < math.inf:
+            raise ValueError(
+                f"rates: multiplier of {self.pattern!r} is {self.multiplier}; give a number above 0, or name the "
+                "pattern in `frozen`"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,12 +132,19 @@ class Range:
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive elements [start, stop) of a shard's vector with the same kind and weight decay."""
+    """Consecutive elements [start, stop) of a shard's vector with the same treatment; see `Variable`."""
 
     start: int
     stop: int
     kind: str
     weight_decay: float
+    decoupled_decay: float
+    rate: float
+
+    @property
+    def treatment(self) -> _Treatment:
+        """As `Variable.treatment`."""
+        return self.kind, self.weight_decay, self.decoupled_decay, self.rate
 
 
 @dataclass(frozen=True)
@@ -104,7 +161,7 @@ class Layout:
         return json.dumps(
             {
                 "num_shards": self.num_shards,
-                "variables": [[v.name, list(v.shape), v.kind, v.weight_decay] for v in self.variables],
+                "variables": [v.canonical for v in self.variables],
                 "ranges": [[r.variable, r.axis, r.begin, r.stop, r.shard] for r in self.ranges],
             },
             separators=(",", ":"),
@@ -128,13 +185,16 @@ class Layout:
         """Elements of a shard's vector that are trained; the statistics follow them."""
         return sum(r.size for r in self.by_shard[shard] if self.variables[r.variable].kind == TRAINED)
 
+    def num_pushed(self, shard: int) -> int:
+        """Elements of a shard's vector that a push covers, trained and statistics; the frozen ones follow them."""
+        return sum(r.size for r in self.by_shard[shard] if self.variables[r.variable].kind != FROZEN)
+
     def spans(self, shard: int) -> list[Span]:
-        """The shard's vector as few long runs of one kind and weight decay."""
+        """The shard's vector as few long runs of one treatment."""
         spans: list[Span] = []
         for r in self.by_shard[shard]:
-            variable = self.variables[r.variable]
-            treatment = (variable.kind, variable.weight_decay)
-            if spans and (spans[-1].kind, spans[-1].weight_decay) == treatment:
+            treatment = self.variables[r.variable].treatment
+            if spans and spans[-1].treatment == treatment:
                 spans[-1] = Span(spans[-1].start, r.offset + r.size, *treatment)
             else:
                 spans.append(Span(r.offset, r.offset + r.size, *treatment))
@@ -163,7 +223,7 @@ class Layout:
         return (max(sizes) - min(sizes)) * self.num_shards / sum(sizes)
 
     def table(self) -> str:
-        """The placement for people: a row a shard, and what the sum and the imbalance are."""
+        """The placement for people: a row a shard, what the sum and the imbalance are, and special treatments."""
         lines = [f"{'shard':>5}  {'slices':>6}  {'variables':>9}  {'parameters':>12}  {'MB':>8}  {'of mean':>8}"]
         total = sum(r.size for r in self.ranges)
         for shard, ranges in enumerate(self.by_shard):
@@ -178,6 +238,10 @@ class Layout:
             f"{len(self.ranges) - sum(map(self._is_slice, self.ranges)):>9}  {total:>12,}  {total * 4 / 1e6:>8.2f}"
         )
         lines.append(f"imbalance {self.imbalance:.3%} (largest - smallest, of the mean); {self.fingerprint.hex()[:16]}")
+        special = {v.treatment: v for v in self.variables if v.kind == FROZEN or len(v.canonical) > 4}
+        for treatment, example in sorted(special.items()):
+            sizes = [v.size for v in self.variables if v.treatment == treatment]
+            lines.append(f"{_treatment_words(example)}: {len(sizes)} variables, {sum(sizes):,} parameters")
         return "\n".join(lines)
 
     def _is_slice(self, r: Range) -> bool:
@@ -227,7 +291,7 @@ def from_canonical(text: str) -> Layout:
     """
     try:
         document = json.loads(text)
-        variables = tuple(Variable(n, tuple(shape), kind, decay) for n, shape, kind, decay in document["variables"])
+        variables = tuple(Variable(name, tuple(shape), *rest) for name, shape, *rest in document["variables"])
         placed = [(v, (axis, begin, stop), shard) for v, axis, begin, stop, shard in document["ranges"]]
         layout = _assemble(variables, document["num_shards"], placed)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -268,21 +332,40 @@ def first_difference(mine: Layout, theirs: Layout) -> str:
 
 
 def _words(v: Variable) -> str:
-    return f"{v.name} {list(v.shape)} {v.kind} with weight decay {v.weight_decay:g}"
+    return f"{v.name} {list(v.shape)} {_treatment_words(v)}"
+
+
+def _treatment_words(v: Variable) -> str:
+    words = f"{v.kind} with weight decay {v.weight_decay:g}"
+    return words if len(v.canonical) == 4 else f"{words}, decoupled decay {v.decoupled_decay:g}, rate times {v.rate:g}"
+
+
+def matching(field: str, pattern: str, names: Sequence[str]) -> set[str]:
+    """The names that an `fnmatch` pattern matches.
+
+    Args:
+        field: Where the pattern was given, for the message.
+        pattern: The pattern.
+        names: Valid names.
+
+    Raises:
+        ValueError: It matches none; the message names field, pattern and the names most like it.
+    """
+    matched = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+    if not matched:
+        near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.0)
+        raise ValueError(
+            f"{field}: pattern {pattern!r} matches no variable; of {len(names)} names these are near: {', '.join(near)}"
+        )
+    return matched
 
 
 def _pieces(variables: Sequence[Variable], slicing: Sequence[Slicing]) -> dict[int, list[tuple[int, int, int]]]:
     """For every variable its cuts (axis, begin, stop); a whole variable is one cut along axis 0."""
     pieces = {i: [(0, 0, v.shape[0] if v.shape else 1)] for i, v in enumerate(variables)}
     for rule in slicing:
-        matched = [i for i, v in enumerate(variables) if fnmatch.fnmatchcase(v.name, rule.pattern)]
-        if not matched:
-            raise ValueError(
-                f"slicing pattern {rule.pattern!r} matches no variable; the names are like "
-                f"{', '.join(v.name for v in variables[-3:])}"
-            )
-        for i in matched:
-            pieces[i] = _cuts(variables[i], rule)
+        matched = matching("slicing", rule.pattern, [v.name for v in variables])
+        pieces |= {i: _cuts(v, rule) for i, v in enumerate(variables) if v.name in matched}
     return pieces
 
 
@@ -310,12 +393,12 @@ def _piece_size(variable: Variable, cut: tuple[int, int, int]) -> int:
 def _assemble(
     variables: tuple[Variable, ...], num_shards: int, placed: list[tuple[int, tuple[int, int, int], int]]
 ) -> Layout:
-    """Gives every placed piece its offset: by shard, trained before statistics, by weight decay, by variable."""
+    """Gives every placed piece its offset: by shard, kind, treatment and variable."""
 
     def order(piece: tuple[int, tuple[int, int, int], int]) -> tuple[Any, ...]:
         number, cut, shard = piece
-        variable = variables[number]
-        return shard, variable.kind != TRAINED, -variable.weight_decay, number, cut
+        v = variables[number]
+        return shard, _KINDS.index(v.kind), -v.weight_decay, -v.decoupled_decay, -v.rate, number, cut
 
     ranges: list[Range] = []
     offsets = [0] * num_shards

@@ -25,10 +25,12 @@ class Rule(Protocol):
         ...
 
 
-_IS_FRACTION: tuple[Callable[[Any], bool], str] = (lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
-_IS_POSITIVE: tuple[Callable[[Any], bool], str] = (lambda v: 0 < v < math.inf, "a number above 0")
-_IS_NOT_NEGATIVE: tuple[Callable[[Any], bool], str] = (lambda v: 0 <= v < math.inf, "0 or a number above it")
-_IS_FLAG: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, bool), "True or False")
+_Check = tuple[Callable[[Any], bool], str]  # whether a value is accepted, and what is, in words
+
+_IS_FRACTION: _Check = (lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 up to, not including, 1")
+_IS_POSITIVE: _Check = (lambda v: _is_number(v) and 0 < v < math.inf, "a number above 0")
+_IS_NOT_NEGATIVE: _Check = (lambda v: _is_number(v) and 0 <= v < math.inf, "0 or a number above it")
+_IS_FLAG: _Check = (lambda v: isinstance(v, bool), "True or False")
 
 # A hyper-parameter means the same, and accepts the same, in every rule that has it.
 _ACCEPTED = {
@@ -53,7 +55,7 @@ class _Checked:
             value = getattr(self, field.name)
             accepts, description = _ACCEPTED[field.name]
             if not accepts(value):
-                raise ValueError(f"rule {type(self).__name__}: {field.name} is {value}; give {description}")
+                raise ValueError(f"rule {type(self).__name__}: {field.name} is {value!r}; give {description}")
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,10 @@ class AdamW(KerasAdam):
     """
 
     weight_decay: float = 0.004
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _rmsprop_slots(ms: float, centered: bool, momentum: float) -> dict[str, float]:

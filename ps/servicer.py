@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 from absl import logging
 
 from downpour.proto import codec
@@ -101,10 +102,14 @@ class Servicer:
             raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
         shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
         header: pb.PullHeader | None = pb.PullHeader(version=shard.version)
-        for wire, begin, end in ((request.codec, 0, shard.num_trained), (codec.FLOAT32, shard.num_trained, shard.size)):
+        trained, pushed, size = shard.num_trained, shard.num_pushed, shard.size
+        parts = ((request.codec, 0, trained), (codec.FLOAT32, trained, pushed), (request.codec, pushed, size))
+        for wire, begin, end in parts:
             for start, stop in codec.split(begin, end):
                 yield codec.encode_chunk(start, wire, shard.read(start, stop, wire), header)
                 header = None
+        if header:  # a shard without parameters has a version all the same
+            yield codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), header)
 
     def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.PushReply:
         """Applies each chunk as it arrives; see `ParameterServer.Push`."""
@@ -114,8 +119,7 @@ class Servicer:
             raise MalformedChunk("the first chunk does not name a push")
         shard = self._check(first.header.fingerprint)
         push = shard.begin(first.header)
-        shard.apply(push, first)
-        for chunk in chunks:
+        for chunk in itertools.chain((first,) if first.count else (), chunks):
             shard.apply(push, chunk)
         return shard.finish(push)
 

@@ -60,6 +60,7 @@ class Shard:
         self.arena = arena
         self.size = arena.parameters.size
         self.num_trained = arena.layout.num_trained(arena.specification.shard)
+        self.num_pushed = arena.layout.num_pushed(arena.specification.shard)
         self._spans = arena.layout.spans(arena.specification.shard)
         kernels.load()
         self._update = kernels.update_for(from_message(rules.BY_NAME, arena.specification.rule))
@@ -141,10 +142,10 @@ class Shard:
         """
         values = chunk.values()
         stop = chunk.start + chunk.count
-        if chunk.start != push.position or stop > self.size or not 0 < chunk.count <= codec.CHUNK_ELEMENTS:
+        if chunk.start != push.position or stop > self.num_pushed or not 0 < chunk.count <= codec.CHUNK_ELEMENTS:
             raise MalformedChunk(
                 f"chunk [{chunk.start}, {stop}) where one at {push.position} was due, "
-                f"of at most {codec.CHUNK_ELEMENTS} elements and within {self.size}"
+                f"of at most {codec.CHUNK_ELEMENTS} elements and within {self.num_pushed}"
             )
         push.position = stop
         if push.repeated:
@@ -173,8 +174,8 @@ class Shard:
             MalformedChunk: Elements are missing.
             WorkerSuperseded: The worker has begun a later push.
         """
-        if push.position != self.size:
-            raise MalformedChunk(f"the push ended after {push.position} of {self.size} elements")
+        if push.position != self.num_pushed:
+            raise MalformedChunk(f"the push ended after {push.position} of {self.num_pushed} elements")
         with self._lock:
             if not push.repeated and not self._ledger.is_complete(push.header):
                 self._ledger.applied(push.header)
@@ -305,7 +306,7 @@ class Shard:
             else:
                 slots = [slot[begin:end] for slot in self.arena.slots]
                 w = self.arena.parameters[begin:end]
-                self._update(w, slots, part, rate, span.weight_decay, 0.0, step)
+                self._update(w, slots, part, rate * span.rate, span.weight_decay, span.decoupled_decay, step)
 
     def _name_of(self, element: int) -> str:
         layout = self.arena.layout

@@ -83,23 +83,25 @@ class ShardClient:
         """Gives the shard its specification and its [n] float32 initial values; a no-op when it has them."""
 
         def chunks() -> Iterator[bytes]:
-            header = specification
-            for start, stop in codec.split(0, values.size):
-                yield codec.encode_chunk(start, codec.FLOAT32, values[start:stop], header if start == 0 else None)
+            for start, stop in codec.split(0, values.size) if values.size else [(0, 0)]:
+                header = specification if start == 0 else None
+                yield codec.encode_chunk(start, codec.FLOAT32, values[start:stop], header)
 
         return self._call(lambda: self._initialize(chunks(), timeout=self._give_up_after_s))
 
-    def pull(self, request: pb.PullRequest, trained: np.ndarray, statistics: np.ndarray) -> int:
-        """Reads the shard's vector into two buffers, once the job's pace lets the worker go on.
+    def pull(self, request: pb.PullRequest, trained: np.ndarray, statistics: np.ndarray, frozen: np.ndarray) -> int:
+        """Reads the shard's vector into three buffers, once the job's pace lets the worker go on.
 
         Args:
-            request: Who pulls, for which step, and the codec of the trained part.
+            request: Who pulls, for which step, and the codec of the trained and the frozen part.
             trained: [num_trained] in the codec's wire dtype, overwritten.
-            statistics: [size - num_trained] float32, overwritten.
+            statistics: [num_pushed - num_trained] float32, overwritten.
+            frozen: [size - num_pushed] in the codec's wire dtype, overwritten.
 
         Returns:
             The version that was read.
         """
+        size = trained.size + statistics.size + frozen.size
 
         def attempt() -> int:
             version, position = 0, 0
@@ -110,12 +112,13 @@ class ShardClient:
                 if chunk.start != position:
                     raise MalformedChunk(f"{self.peer} sent a chunk at {chunk.start} where {position} was due")
                 position += chunk.count
-                if chunk.start < trained.size:
-                    trained[chunk.start : position] = chunk.values()
-                else:
-                    statistics[chunk.start - trained.size : position - trained.size] = chunk.values()
-            if position != trained.size + statistics.size:
-                raise MalformedChunk(f"{self.peer} sent {position} of {trained.size + statistics.size} elements")
+                start, part = chunk.start, trained  # a chunk lies within one part
+                for following in (statistics, frozen):
+                    if start >= part.size:
+                        start, part = start - part.size, following
+                part[start : start + chunk.count] = chunk.values()
+            if position != size:
+                raise MalformedChunk(f"{self.peer} sent {position} of {size} elements")
             return version
 
         return self._call(attempt)
@@ -141,6 +144,8 @@ class ShardClient:
                     of_base = None if part_base is None else part_base[start:stop]
                     yield codec.encode_chunk(offset + start, part_wire, part[start:stop], first, of_base)
                     first = None
+            if first:
+                yield codec.encode_chunk(0, wire, gradient, first)  # a shard to which nothing is pushed counts it
 
         return self._call(lambda: self._push(chunks(), timeout=self._give_up_after_s))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,13 +26,15 @@ class Parameters:
 
     Attributes:
         trained: [num_trained] in the wire dtype (bfloat16 as uint16 bits).
-        statistics: [size - num_trained] float32.
+        statistics: [num_pushed - num_trained] float32.
         versions: Version of each shard.
+        frozen: [size - num_pushed] in the wire dtype.
     """
 
     trained: list[np.ndarray]
     statistics: list[np.ndarray]
     versions: list[int]
+    frozen: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Gradients:
 
     Attributes:
         trained: [num_trained] in the wire dtype.
-        statistics: [size - num_trained] float32, differences.
+        statistics: [num_pushed - num_trained] float32, differences.
         versions: Of the parameters it was computed from.
         base: Those parameters, as pulled, for shards that compensate delays.
     """
@@ -100,7 +102,8 @@ class Exchange:
 
     Attributes:
         wire: As given.
-        num_bytes: Of a pull, and of a push.
+        num_bytes_pulled: Of a pull.
+        num_bytes_pushed: Of a push.
     """
 
     def __init__(
@@ -122,9 +125,9 @@ class Exchange:
         self._pool = ThreadPoolExecutor(len(self._clients) + 1, thread_name_prefix="exchange")
         # Two sets of buffers: one is computed with while the other is filled.
         self._buffers = [self._new_buffers(), self._new_buffers()]
-        trained = sum(layout.num_trained(shard) for shard in range(layout.num_shards))
-        statistics = sum(layout.size(shard) for shard in range(layout.num_shards)) - trained
-        self.num_bytes = trained * codec.WIRE_DTYPES[wire].itemsize + statistics * 4
+        buffers = self._buffers[0]
+        self.num_bytes_pushed = sum(part.nbytes for part in (*buffers.trained, *buffers.statistics))
+        self.num_bytes_pulled = self.num_bytes_pushed + sum(part.nbytes for part in buffers.frozen)
 
     def connect(self) -> None:
         """Waits until every shard is ready, and compares layouts.
@@ -192,7 +195,7 @@ class Exchange:
                 incarnation=name.incarnation,
                 num_pushes=name.sequence + ahead,
             )
-            version = client.pull(request, buffers.trained[shard], buffers.statistics[shard])
+            version = client.pull(request, buffers.trained[shard], buffers.statistics[shard], buffers.frozen[shard])
             buffers.versions[shard] = version
         return _Done(version, reply.staleness, reply.dropped, pushed - begin, time.monotonic() - pushed)
 
@@ -201,8 +204,9 @@ class Exchange:
         shards = range(layout.num_shards)
         return Parameters(
             [np.empty(layout.num_trained(shard), dtype) for shard in shards],
-            [np.empty(layout.size(shard) - layout.num_trained(shard), np.float32) for shard in shards],
+            [np.empty(layout.num_pushed(shard) - layout.num_trained(shard), np.float32) for shard in shards],
             [0 for _ in shards],
+            [np.empty(layout.size(shard) - layout.num_pushed(shard), dtype) for shard in shards],
         )
 
 

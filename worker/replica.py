@@ -85,7 +85,8 @@ class _Replica:
     def fetched(self, parameters: Parameters) -> None:
         trained = [_widened(vector, self._wire) for vector in parameters.trained]
         statistics = [vector.copy() for vector in parameters.statistics]
-        self.parameters = Parameters(trained, statistics, list(parameters.versions))
+        frozen = [_widened(vector, self._wire) for vector in parameters.frozen]
+        self.parameters = Parameters(trained, statistics, list(parameters.versions), frozen)
         if isinstance(self._cadence, LocalSteps):
             self._start = [vector.copy() for vector in trained]
         if self._rule and not self._slots:

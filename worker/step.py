@@ -6,14 +6,23 @@ The wire layout is the function's signature: vectors are split, reshaped and cas
 accelerator if there is one, and gradients are cast and concatenated there. No Python loop runs over variables in
 a step, nothing is assigned, the model's own variables are never touched.
 
-Shapes: B batch, S image side, C labels; for shard i, t_i trained elements and s_i elements of statistics.
+Frozen variables are constants to the tape: their gradients, and everything that only those need, are not computed.
+
+Batch norm: a worker pushes its moving statistics after the batch minus those it pulled, d * (b - m) with
+d = 1 - momentum, the batch's own statistic b and the pulled m; the shard adds it. One worker alone thus has what plain
+Keras has, to rounding. Of k workers that pulled the same m, the shard makes m + d * sum(b_i - m); one worker that saw
+the same batches one after another has m + d * sum((b_i - m) * (1 - d)^(k - i)). The two differ by at most
+d^2 * k * (k - 1) / 2 * max|b_i - m|. If every difference is k pushes old, the statistics still settle while
+d < 2 * sin(pi / (4k + 2)) (Levin and May 1976): up to 156 pushes at Keras's momentum of 0.99, up to 15 at 0.9.
+
+Shapes: B batch, S image side, C labels; for shard i, t_i trained elements, s_i of statistics, f_i frozen ones.
 Threads: one at a time. TensorFlow is allowed here.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +33,7 @@ import tensorflow as tf
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import STATISTIC, TRAINED, Layout, Range, Variable
+from downpour.ps.layout import FROZEN, STATISTIC, TRAINED, Layout, Range, Rate, Variable, matching
 from downpour.worker.exchange import Gradients, Parameters
 
 Tensors = list[tf.Tensor]
@@ -56,23 +65,50 @@ class StepResult:
         return bool(np.isfinite(self.loss) and np.isfinite(self.gradient_norm))
 
 
-def variables_of(model: keras.Model, weight_decay: float = 0.0, undecayed: Sequence[str] = ()) -> list[Variable]:
-    """The model's variables as the layout sees them: trained ones, then statistics.
+def variables_of(
+    model: keras.Model,
+    weight_decay: float = 0.0,
+    undecayed: Sequence[str] = (),
+    *,
+    decay: str = "l2",
+    rates: Sequence[Rate] = (),
+    frozen: Sequence[str] = (),
+) -> list[Variable]:
+    """The model's variables as the layout sees them: trainable ones, then statistics.
 
     Statistics are the floating-point variables that are not trained. Others (random seeds) are local: they
     never leave the worker.
 
     Args:
         model: A built model.
-        weight_decay: L2 factor of trained variables.
+        weight_decay: Of trained variables.
         undecayed: `fnmatch` patterns of names without weight decay.
+        decay: Whether weight decay is "l2" (in the gradient) or "decoupled" (off the parameter).
+        rates: Multipliers of the learning rate; where several match a variable, the last counts.
+        frozen: `fnmatch` patterns of variables and statistics that stay as they are.
+
+    Raises:
+        ValueError: A pattern of `rates` or `frozen` matches nothing, or nothing is left to train.
     """
+    trainable = {v.path: tuple(v.shape) for v in model.trainable_variables}
+    statistics = {v.path: tuple(v.shape) for v in statistics_of(model)}
+    still = {name for pattern in frozen for name in matching("frozen", pattern, [*trainable, *statistics])}
+    if trainable.keys() <= still:
+        raise ValueError(f"frozen: {', '.join(frozen)} match every trainable variable; leave something to train")
+    multipliers = {name: rate.multiplier for rate in rates for name in matching("rates", rate.pattern, list(trainable))}
 
-    def decay(name: str) -> float:
-        return 0.0 if any(fnmatch.fnmatchcase(name, pattern) for pattern in undecayed) else weight_decay
+    def trained(name: str, shape: tuple[int, ...]) -> Variable:
+        factor = 0.0 if any(fnmatch.fnmatchcase(name, pattern) for pattern in undecayed) else weight_decay
+        factors = (factor, 0.0) if decay == "l2" else (0.0, factor)
+        return Variable(name, shape, TRAINED, *factors, rate=multipliers.get(name, 1.0))
 
-    trained = [Variable(v.path, tuple(v.shape), TRAINED, decay(v.path)) for v in model.trainable_variables]
-    return trained + [Variable(v.path, tuple(v.shape), STATISTIC) for v in statistics_of(model)]
+    def fixed(name: str, shape: tuple[int, ...], kind: str) -> Variable:
+        return Variable(name, shape, FROZEN if name in still else kind)
+
+    return [
+        *(fixed(n, shape, FROZEN) if n in still else trained(n, shape) for n, shape in trainable.items()),
+        *(fixed(n, shape, STATISTIC) for n, shape in statistics.items()),
+    ]
 
 
 def statistics_of(model: keras.Model) -> list[keras.Variable]:
@@ -92,7 +128,7 @@ class TrainingStep:
         model: A built Keras model that maps images to logits. Used through `stateless_call` only.
         loss: `loss(labels [B, C], logits [B, C]) -> scalar`.
         layout: Of `variables_of(model)`.
-        wire: Codec of the trained part, a value of `pb.Codec`.
+        wire: Codec of the trained and the frozen part, a value of `pb.Codec`.
     """
 
     def __init__(
@@ -104,6 +140,11 @@ class TrainingStep:
         self._dtype = _TENSOR_DTYPES[wire]
         self._bits = codec.WIRE_DTYPES[wire]
         self._is_statistic = [_is_statistic(v) for v in model.non_trainable_variables]
+        # The layout's variables, by number: the model's trainable ones, then its statistics.
+        self._num_trainable = len(model.trainable_variables)
+        self._numbers = {
+            kind: [i for i, v in enumerate(layout.variables) if v.kind == kind] for kind in (TRAINED, STATISTIC, FROZEN)
+        }
         # Local state: lives here between steps, on no shard.
         self._local: Tensors = [tf.convert_to_tensor(v) for v in model.non_trainable_variables if not _is_statistic(v)]
         self._compiled = tf.function(self._step, reduce_retracing=True)
@@ -118,8 +159,9 @@ class TrainingStep:
         """
         trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
+        frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
         loss, norm, gradients, differences, self._local = self._compiled(
-            trained, statistics, self._local, tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+            trained, statistics, frozen, self._local, tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
         )
         return StepResult(
             float(loss),
@@ -131,25 +173,39 @@ class TrainingStep:
             ),
         )
 
-    def _step(self, trained: Tensors, statistics: Tensors, local: Tensors, images: tf.Tensor, labels: tf.Tensor) -> Any:
-        variables = self._unflatten([tf.cast(t, tf.float32) for t in trained], TRAINED)
-        before = self._unflatten(statistics, STATISTIC)
-        with tf.GradientTape() as tape:
-            tape.watch(variables)
+    def _step(
+        self,
+        trained: Tensors,
+        statistics: Tensors,
+        frozen: Tensors,
+        local: Tensors,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+    ) -> Any:
+        values = self._unflatten([tf.cast(t, tf.float32) for t in trained], TRAINED)
+        values |= self._unflatten(statistics, STATISTIC)
+        values |= self._unflatten([tf.cast(f, tf.float32) for f in frozen], FROZEN)
+        ordered = [values[i] for i in range(len(values))]
+        variables, before = ordered[: self._num_trainable], ordered[self._num_trainable :]
+        watched = [values[i] for i in self._numbers[TRAINED]]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(watched)
             logits, after, losses = self._model.stateless_call(
                 variables, self._interleave(before, local), images, training=True, return_losses=True
             )
             loss = tf.add_n([self._loss(labels, tf.cast(logits, tf.float32)), *losses])
-        gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = tape.gradient(loss, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         gradients = [tf.convert_to_tensor(g) for g in gradients]  # an embedding's comes as slices
         after_statistics = [v for v, is_statistic in zip(after, self._is_statistic, strict=True) if is_statistic]
         after_local = [v for v, is_statistic in zip(after, self._is_statistic, strict=True) if not is_statistic]
         differences = [tf.cast(a, tf.float32) - b for a, b in zip(after_statistics, before, strict=True)]
+        moved = {i: differences[i - self._num_trainable] for i in self._numbers[STATISTIC]}
+        by_number = dict(zip(self._numbers[TRAINED], gradients, strict=True))
         return (
             loss,
             tf.linalg.global_norm(gradients),
-            [tf.cast(g, self._dtype) for g in self._flatten(gradients, TRAINED)],
-            self._flatten(differences, STATISTIC),
+            [tf.cast(g, self._dtype) for g in self._flatten(by_number, TRAINED)],
+            self._flatten(moved, STATISTIC),
             after_local,
         )
 
@@ -158,24 +214,23 @@ class TrainingStep:
         a, b = iter(statistics), iter(local)
         return [next(a) if is_statistic else next(b) for is_statistic in self._is_statistic]
 
-    def _unflatten(self, vectors: Tensors, kind: str) -> Tensors:
-        """One flat vector a shard -> one tensor a variable of this kind."""
+    def _unflatten(self, vectors: Tensors, kind: str) -> dict[int, tf.Tensor]:
+        """One flat vector a shard -> one tensor a variable of this kind, by number."""
         slices: dict[int, list[tuple[Range, tf.Tensor]]] = {}
         for vector, ranges in zip(vectors, self._ranges(kind), strict=True):
             for r, part in zip(ranges, tf.split(vector, [r.size for r in ranges]) if ranges else [], strict=True):
                 slices.setdefault(r.variable, []).append((r, tf.reshape(part, self._slice_shape(r))))
-        variables = []
-        for number in sorted(slices):
-            parts = sorted(slices[number], key=lambda piece: piece[0].begin)
+        variables = {}
+        for number, pieces in slices.items():
+            parts = sorted(pieces, key=lambda piece: piece[0].begin)
             tensors = [tensor for _, tensor in parts]
-            variables.append(tensors[0] if len(tensors) == 1 else tf.concat(tensors, parts[0][0].axis))
+            variables[number] = tensors[0] if len(tensors) == 1 else tf.concat(tensors, parts[0][0].axis)
         return variables
 
-    def _flatten(self, values: Tensors, kind: str) -> Tensors:
-        """One tensor a variable of this kind -> one flat vector a shard; the inverse of `_unflatten`."""
-        first = min((r.variable for ranges in self._ranges(kind) for r in ranges), default=0)
+    def _flatten(self, values: Mapping[int, tf.Tensor], kind: str) -> Tensors:
+        """One tensor a variable of this kind, by number -> one flat vector a shard; the inverse of `_unflatten`."""
         slices: dict[tuple[int, int], tf.Tensor] = {}
-        for number, value in enumerate(values, first):
+        for number, value in values.items():
             ranges = sorted((r for r in self._layout.ranges if r.variable == number), key=lambda r: r.begin)
             parts = tf.split(value, [r.stop - r.begin for r in ranges], ranges[0].axis) if len(ranges) > 1 else [value]
             slices.update({(number, r.begin): part for r, part in zip(ranges, parts, strict=True)})

@@ -9,14 +9,29 @@ from hypothesis import strategies as st
 
 from downpour.model.resnet import ResNet
 from downpour.proto.errors import LayoutMismatch
-from downpour.ps.layout import STATISTIC, TRAINED, Layout, Slicing, Variable, check_same, from_canonical, plan
+from downpour.ps.layout import (
+    FROZEN,
+    STATISTIC,
+    TRAINED,
+    Layout,
+    Rate,
+    Slicing,
+    Variable,
+    check_same,
+    from_canonical,
+    matching,
+    plan,
+)
 
 SHAPES = st.lists(st.lists(st.integers(1, 7), max_size=3).map(tuple), min_size=1, max_size=12)
 
 
 def some_variables(shapes: list[tuple[int, ...]]) -> list[Variable]:
-    kinds = [TRAINED, TRAINED, STATISTIC]
-    return [Variable(f"v{i}", shape, kinds[i % 3], 0.1 * (i % 2)) for i, shape in enumerate(shapes)]
+    kinds = [TRAINED, TRAINED, STATISTIC, TRAINED, FROZEN]
+    return [
+        Variable(f"v{i}", shape, kinds[i % 5], 0.1 * (i % 2), 0.2 * (i % 7 == 3), 1.0 + (i % 4 == 1))
+        for i, shape in enumerate(shapes)
+    ]
 
 
 def values_of(variables: list[Variable]) -> list[np.ndarray]:
@@ -46,8 +61,10 @@ def test_offsets_spans_and_canonical_form(shapes: list[tuple[int, ...]], num_sha
         spans = layout.spans(shard)
         assert sum(s.stop - s.start for s in spans) == layout.size(shard)
         kinds = [s.kind for s in spans]
-        assert kinds == sorted(kinds, key=lambda kind: kind == STATISTIC), "statistics come last"
-        assert len({(s.kind, s.weight_decay) for s in spans}) == len(spans), "one span a treatment"
+        assert kinds == sorted(kinds, key=[TRAINED, STATISTIC, FROZEN].index), "trained, statistics, frozen"
+        assert len({s.treatment for s in spans}) == len(spans), "one span a treatment"
+        sizes = [sum(s.stop - s.start for s in spans if s.kind in kinds) for kinds in ([TRAINED], [TRAINED, STATISTIC])]
+        assert sizes == [layout.num_trained(shard), layout.num_pushed(shard)]
 
 
 def test_the_paper_shape_is_balanced() -> None:
@@ -76,6 +93,9 @@ def test_the_fingerprint_sees_every_part() -> None:
         plan([replace(variables[0], shape=(2, 8)), variables[1]], 2),
         plan([replace(variables[0], weight_decay=0.1), variables[1]], 2),
         plan([replace(variables[0], kind=STATISTIC), variables[1]], 2),
+        plan([replace(variables[0], kind=FROZEN), variables[1]], 2),
+        plan([replace(variables[0], decoupled_decay=0.1), variables[1]], 2),
+        plan([replace(variables[0], rate=0.1), variables[1]], 2),
         plan(variables, 2, [Slicing("a", 2)]),
         plan(variables, 2, [Slicing("a", 2, axis=0)]),
     ]
@@ -90,6 +110,31 @@ def test_a_mismatch_names_fingerprints_and_the_first_difference() -> None:
         check_same(mine, theirs.canonical, "shard 1")
     for part in (mine.fingerprint.hex()[:16], theirs.fingerprint.hex()[:16], "[4, 9]", "[4, 8]", "shard 1"):
         assert part in str(caught.value)
+
+
+def test_a_mismatch_in_a_treatment_is_told() -> None:
+    mine = plan([Variable("a", (4,), rate=0.1)], 1)
+    theirs = plan([Variable("a", (4,), decoupled_decay=0.01)], 1)
+    with pytest.raises(LayoutMismatch, match=r"rate times 0.1, there a .* decoupled decay 0.01, rate times 1"):
+        check_same(mine, theirs.canonical, "the chief")
+
+
+def test_the_canonical_form_and_the_table_of_a_plain_layout_have_no_treatments() -> None:
+    plain = plan([Variable("a", (4,), weight_decay=0.5)], 1)
+    assert '["a",[4],"trained",0.5]' in plain.canonical
+    assert "rate" not in plain.table() and "frozen" not in plain.table()
+    special = plan([Variable("a", (4,), rate=0.1), Variable("b", (3,), FROZEN), Variable("c", (2,), FROZEN)], 1)
+    assert '["a",[4],"trained",0.0,0.0,0.1]' in special.canonical
+    assert "frozen with weight decay 0: 2 variables, 5 parameters" in special.table()
+    assert "decoupled decay 0, rate times 0.1: 1 variables, 4 parameters" in special.table()
+
+
+def test_a_pattern_that_matches_nothing_names_itself_its_field_and_names() -> None:
+    assert matching("frozen", "a*", ["ab", "b"]) == {"ab"}
+    with pytest.raises(ValueError, match=r"frozen: pattern 'haed/\*' matches no variable; .*near: head/kernel"):
+        matching("frozen", "haed/*", ["head/kernel", "stem/kernel"])
+    with pytest.raises(ValueError, match=r"rates: multiplier of 'a' is 0; give a number above 0, .*frozen"):
+        Rate("a", 0)
 
 
 @pytest.mark.parametrize(

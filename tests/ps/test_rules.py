@@ -208,6 +208,7 @@ def test_a_rule_travels_with_flags_and_numbers(rule: Rule) -> None:
         (lambda: AdagradV1(0.0), "initial_accumulator is 0.0; give a number above 0"),
         (lambda: Adam(beta_2=float("nan")), "beta_2 is nan"),
         (lambda: AdamW(weight_decay=-1.0), "weight_decay is -1.0; give 0 or a number above it"),
+        (lambda: Momentum("0.9"), "momentum is '0.9'; give a number"),  # type: ignore[arg-type]
         (lambda: Momentum(nesterov=1), "nesterov is 1; give True or False"),
     ],
 )
