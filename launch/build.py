@@ -21,6 +21,8 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     Raises:
         ValueError: A pattern of the job matches no variable of the model.
     """
+    image_size, num_labels = job.data.image_size, job.data.num_labels  # missing data is known before TensorFlow loads
+
     import keras
     import tensorflow as tf
 
@@ -30,7 +32,7 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     keras.utils.set_random_seed(job.seed)
-    model = job.model.build(job.data.image_size, job.data.num_labels)
+    model = job.model.build(image_size, num_labels)
     variables = variables_of(
         model, job.weight_decay, job.undecayed, decay=job.decay, rates=job.rates, frozen=job.frozen
     )
