@@ -147,6 +147,8 @@ class Job:
         _at_least("num_steps", self.num_steps, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        for i, slicing in enumerate(self.slicing):
+            _at_least(f"slicing.{i}.num_slices", slicing.num_slices, 1)
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay is {self.weight_decay}; give 0 or more")
         if self.decay not in ("l2", "decoupled"):
