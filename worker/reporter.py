@@ -9,8 +9,6 @@ import os
 import socket
 import threading
 
-from absl import logging
-
 from downpour.model.records import RecordCounts
 from downpour.proto.chief_pb2 import RegisterRequest, WorkerReport
 from downpour.proto.errors import DownpourError
@@ -101,7 +99,6 @@ class Reporter:
                 if self._chief.report(report):
                     self.stop.set()
             except DownpourError as error:
-                logging.error("the chief refuses this worker: %s", error)
-                self._refusal = error
+                self._refusal = error  # told by `finish`
                 self.stop.set()
                 return
