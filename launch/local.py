@@ -45,10 +45,7 @@ _END_GRACE_S = 30.0  # for workers and evaluator after the chief is done
 _ASK_AFTER_FAILURE_S = 5.0  # a chief that is busy, but not for one that is gone, which is known at once
 _SAVE_GRACE_S = 60.0  # for a chief whose job has failed
 _CLOSING_GRACE_S = 10.0  # for a chief that answers no more
-_ENVIRONMENT = {
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    "PYTHONUNBUFFERED": "1",
-}
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1"}
 
 
 @dataclass(frozen=True)
@@ -166,6 +163,8 @@ def run(job_run: Run, print_layout: bool = False) -> dict[str, Any]:
 
 def check(job_run: Run) -> None:
     """Raises `ValueError` for what can be known to be wrong before a process starts."""
+    if job_run.arena_parent is not None and not os.access(job_run.arena_parent, os.W_OK | os.X_OK):
+        raise ValueError(f"folder {job_run.arena_parent} is missing or not writable; give another --arena_parent")
     job_run.job.data.check()
     try:
         (job_run.run_dir / "logs").mkdir(parents=True, exist_ok=True)
