@@ -9,6 +9,7 @@ from typing import Any
 
 from downpour.launch.job import Job
 from downpour.ps.layout import Layout, plan
+from downpour.ps.pace import Sync
 
 
 def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
@@ -19,7 +20,8 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         num_threads: TensorFlow's threads in this process; 0 for one per core.
 
     Raises:
-        ValueError: A pattern of the job matches no variable of the model.
+        ValueError: A pattern of the job matches no variable of the model, or the pace is Sync and a shard has nothing
+            to update.
     """
     image_size, num_labels = job.data.image_size, job.data.num_labels  # missing data is known before TensorFlow loads
 
@@ -36,4 +38,9 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     variables = variables_of(
         model, job.weight_decay, job.undecayed, decay=job.decay, rates=job.rates, frozen=job.frozen
     )
-    return model, plan(variables, job.cluster.num_ps, job.slicing)
+    layout = plan(variables, job.cluster.num_ps, job.slicing)
+    if isinstance(job.pace, Sync):
+        for shard in range(layout.num_shards):
+            if not layout.num_pushed(shard):  # its version would never move, and everybody would wait for it
+                raise ValueError(f"pace: under Sync shard {shard} has nothing to update; give a smaller cluster.num_ps")
+    return model, layout

@@ -1,9 +1,17 @@
-"""Learning-rate schedules. A shard reads its rate at its own version; nobody sends rates."""
+"""Learning-rate schedules. A shard reads its rate at its own version; nobody sends rates.
+
+Every schedule may be preceded by a linear warm-up. Its own clock starts after that:
+
+    rate(v) = schedule(v - warmup_steps)                            from version `warmup_steps` on,
+    rate(v) = schedule(0) * (v + 1) / (warmup_steps + 1)            before, so no push has rate 0.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Schedule(Protocol):
@@ -14,23 +22,55 @@ class Schedule(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Constant:
-    """rate(v) = learning_rate."""
+class _Warmed:
+    """The warm-up before a schedule, and its checks."""
 
-    learning_rate: float
+    warmup_steps: int
 
     def __post_init__(self) -> None:
-        _positive("learning_rate", self.learning_rate)
+        if not (isinstance(self.warmup_steps, int) and self.warmup_steps >= 0):
+            raise self._refusal("warmup_steps", "a whole number of at least 0")
+        self._check()
 
     def rate(self, version: int) -> float:
         """See `Schedule.rate`."""
+        if version < self.warmup_steps:
+            return self._after_warmup(0) * (version + 1) / (self.warmup_steps + 1)
+        return self._after_warmup(version - self.warmup_steps)
+
+    def _after_warmup(self, step: int) -> float:
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        raise NotImplementedError
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 < value < math.inf):
+                raise self._refusal(name, "a number above 0")
+
+    def _refusal(self, name: str, accepted: str) -> ValueError:
+        return ValueError(f"schedule {type(self).__name__}: {name} is {getattr(self, name)!r}; give {accepted}")
+
+
+@dataclass(frozen=True)
+class Constant(_Warmed):
+    """schedule(s) = learning_rate."""
+
+    learning_rate: float
+    warmup_steps: int = 0
+
+    def _check(self) -> None:
+        self._check_positive("learning_rate")
+
+    def _after_warmup(self, step: int) -> float:
         return self.learning_rate
 
 
 @dataclass(frozen=True)
-class StaircaseExponential:
-    """rate(v) = learning_rate * factor ** floor(v / every).
+class StaircaseExponential(_Warmed):
+    """schedule(s) = learning_rate * factor ** floor(s / every).
 
     Sun et al. 2017, section 4.1: learning_rate 1e-3, factor 0.9, every 3 M steps.
     """
@@ -38,20 +78,65 @@ class StaircaseExponential:
     learning_rate: float
     factor: float
     every: int
+    warmup_steps: int = 0
 
-    def __post_init__(self) -> None:
-        _positive("learning_rate", self.learning_rate)
-        _positive("factor", self.factor)
-        _positive("every", self.every)
+    def _check(self) -> None:
+        self._check_positive("learning_rate", "factor", "every")
 
-    def rate(self, version: int) -> float:
-        """See `Schedule.rate`."""
-        return self.learning_rate * self.factor ** (version // int(self.every))
+    def _after_warmup(self, step: int) -> float:
+        return self.learning_rate * self.factor ** (step // int(self.every))
 
 
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"schedule: {name} is {value}; give a number above 0")
+@dataclass(frozen=True)
+class Piecewise(_Warmed):
+    """schedule(s) = rates[i], i being how many of the boundaries are at most s.
+
+    So rates[i] begins at boundaries[i - 1]; with Keras's `PiecewiseConstantDecay` it begins one step later.
+    """
+
+    boundaries: tuple[int, ...]
+    rates: tuple[float, ...]
+    warmup_steps: int = 0
+
+    def _check(self) -> None:
+        steps = (0, *self.boundaries)
+        if any(not _is_number(b) for b in steps) or any(a >= b for a, b in itertools.pairwise(steps)):
+            raise self._refusal("boundaries", "steps above 0 in ascending order")
+        if len(self.rates) != len(self.boundaries) + 1:
+            raise self._refusal("rates", f"{len(self.boundaries) + 1} of them, one more than boundaries")
+        if any(not (_is_number(rate) and 0 < rate < math.inf) for rate in self.rates):
+            raise self._refusal("rates", "numbers above 0")
+
+    def _after_warmup(self, step: int) -> float:
+        return self.rates[sum(boundary <= step for boundary in self.boundaries)]
 
 
-BY_NAME: dict[str, type] = {schedule.__name__: schedule for schedule in (Constant, StaircaseExponential)}
+@dataclass(frozen=True)
+class Cosine(_Warmed):
+    """schedule(s) = learning_rate * (final + (1 - final) * (1 + cos(pi * s / steps)) / 2), constant from `steps` on.
+
+    Keras's `CosineDecay`, whose `alpha` is `final`: the fraction of the rate that is left at the end.
+    """
+
+    learning_rate: float
+    steps: int
+    final: float = 0.0
+    warmup_steps: int = 0
+
+    def _check(self) -> None:
+        self._check_positive("learning_rate", "steps")
+        if not (_is_number(self.final) and 0 <= self.final <= 1):
+            raise self._refusal("final", "a fraction from 0 to 1")
+
+    def _after_warmup(self, step: int) -> float:
+        cosine = math.cos(math.pi * min(step, self.steps) / self.steps)
+        return self.learning_rate * (self.final + (1 - self.final) * (1 + cosine) / 2)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+BY_NAME: dict[str, type] = {
+    schedule.__name__: schedule for schedule in (Constant, StaircaseExponential, Piecewise, Cosine)
+}
