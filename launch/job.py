@@ -20,6 +20,7 @@ from downpour.ps.schedules import Schedule
 from downpour.ps.staleness import Keep, Treatment
 from downpour.worker import cadence
 from downpour.worker.cadence import Cadence, EveryStep
+from downpour.worker.clip import Clip
 
 _ASYNC, _KEEP, _EVERY_STEP = Async(), Keep(), EveryStep()
 _CHOICES: dict[str, dict[str, type]] = {
@@ -28,6 +29,7 @@ _CHOICES: dict[str, dict[str, type]] = {
     "pace": pace.BY_NAME,
     "staleness": staleness.BY_NAME,
     "cadence": cadence.BY_NAME,
+    "clip": {"Clip": Clip},
 }
 
 
@@ -99,6 +101,7 @@ class Job:
         pace: How far apart workers may be: `Async`, `Bounded` or `Sync`.
         staleness: What shards do about stale gradients: `Keep`, `Divide`, `Compensate` or `Drop`.
         cadence: How often workers push and fetch: `EveryStep`, `Accumulate`, `Downpour` or `LocalSteps`.
+        clip: Limit of each batch's gradient, in the worker; None for none.
         num_steps: Global steps (pushes) until the job ends.
         batch_size: Images in one worker's batch.
         slicing: Which variables are cut into slices, and how. The first entry is the head.
@@ -127,6 +130,7 @@ class Job:
     pace: Mode = _ASYNC
     staleness: Treatment = _KEEP
     cadence: Cadence = _EVERY_STEP
+    clip: Clip | None = None
     weight_decay: float = 0.0
     decay: str = "l2"
     undecayed: tuple[str, ...] = ("*/bias", "*/gamma", "*/beta")

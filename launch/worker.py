@@ -56,7 +56,7 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
         send_base=isinstance(job.staleness, Compensate),
     )
     reporter = Reporter(chief, index, incarnation, layout.fingerprint)
-    compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, wire))
+    compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, wire), job.clip)
 
     def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
         entry.set_context(version=max(parameters.versions))

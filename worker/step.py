@@ -34,6 +34,7 @@ import tensorflow as tf
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import FROZEN, STATISTIC, TRAINED, Layout, Range, Rate, Variable, matching
+from downpour.worker.clip import Clip
 from downpour.worker.exchange import Gradients, Parameters
 
 Tensors = list[tf.Tensor]
@@ -51,7 +52,7 @@ class StepResult:
 
     Attributes:
         loss: Of the batch, the model's own regularisation included.
-        gradient_norm: Euclidean norm over all trained variables; not finite if any gradient is not.
+        gradient_norm: Euclidean norm over all trained variables, before clipping; not finite if any gradient is not.
         gradients: For the shards, in the wire dtype.
     """
 
@@ -129,12 +130,19 @@ class TrainingStep:
         loss: `loss(labels [B, C], logits [B, C]) -> scalar`.
         layout: Of `variables_of(model)`.
         wire: Codec of the trained and the frozen part, a value of `pb.Codec`.
+        clip: Limits the gradient; None for none.
     """
 
     def __init__(
-        self, model: keras.Model, loss: Callable[[Any, Any], Any], layout: Layout, wire: pb.Codec = codec.FLOAT32
+        self,
+        model: keras.Model,
+        loss: Callable[[Any, Any], Any],
+        layout: Layout,
+        wire: pb.Codec = codec.FLOAT32,
+        clip: Clip | None = None,
     ) -> None:
         self._model = model
+        self._clip = clip
         self._loss = loss
         self._layout = layout
         self._dtype = _TENSOR_DTYPES[wire]
@@ -200,10 +208,11 @@ class TrainingStep:
         after_local = [v for v, is_statistic in zip(after, self._is_statistic, strict=True) if not is_statistic]
         differences = [tf.cast(a, tf.float32) - b for a, b in zip(after_statistics, before, strict=True)]
         moved = {i: differences[i - self._num_trainable] for i in self._numbers[STATISTIC]}
-        by_number = dict(zip(self._numbers[TRAINED], gradients, strict=True))
+        norm = tf.linalg.global_norm(gradients)
+        by_number = dict(zip(self._numbers[TRAINED], _clipped(gradients, self._clip, norm), strict=True))
         return (
             loss,
-            tf.linalg.global_norm(gradients),
+            norm,
             [tf.cast(g, self._dtype) for g in self._flatten(by_number, TRAINED)],
             self._flatten(moved, STATISTIC),
             after_local,
@@ -247,6 +256,18 @@ class TrainingStep:
         if shape:
             shape[r.axis] = r.stop - r.begin
         return shape
+
+
+def _clipped(gradients: Tensors, clip: Clip | None, norm: tf.Tensor) -> Tensors:
+    """The gradients within the limits of `clip`; `norm` is their global one."""
+    if clip is None:
+        return gradients
+    if clip.by_value is not None:
+        return [tf.clip_by_value(g, -clip.by_value, clip.by_value) for g in gradients]
+    if clip.by_norm is not None:
+        return [tf.clip_by_norm(g, clip.by_norm) for g in gradients]
+    clipped: Tensors = tf.clip_by_global_norm(gradients, clip.by_global_norm, use_norm=norm)[0]
+    return clipped
 
 
 def _is_statistic(variable: Any) -> bool:
