@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint proto clean
+.PHONY: quickstart test lint bench bench-kernels proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result.
 quickstart: $(VENV)/quickstart
@@ -19,6 +19,14 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What a step costs, and what TensorFlow's own parameter servers take for it; about ten minutes, alone on the machine.
+bench: $(VENV)/quickstart
+	$(BIN)/python -m tests.benchmarks.exchange --suite
+
+# The update rules against this machine's memory; half a minute.
+bench-kernels: $(VENV)/quickstart
+	$(BIN)/python -m tests.benchmarks.kernels
 
 # Regenerates the committed code of the .proto files; a test checks that it matches.
 proto: $(VENV)/dev

@@ -1,0 +1,142 @@
+"""Workers without a model: each pushes the same gradients again and again, through the real exchange.
+
+Started by `tests.benchmarks.cluster`, never by hand. The gradients are made once; every step really encodes, sends
+and pulls them, and what comes back is decoded into the buffers a training step would read. Several workers share a
+process, each with its own connections and buffers. No TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from downpour.launch import entry
+from downpour.proto import codec
+from downpour.ps.layout import Layout
+from downpour.worker.exchange import Exchange, Gradients
+from tests.benchmarks.measure import Steps, Window, take_steps, wait_for_window, write_result
+from tests.benchmarks.shape import layout_of
+
+_SETTINGS = flags.DEFINE_string("settings", None, "A `Settings` as JSON.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a process of workers must know.
+
+    Attributes:
+        variables: File that lists them.
+        addresses: `host:port` of every shard, in order.
+        codec: Name of the wire codec.
+        first: Index of the first worker of this process.
+        num_workers: Workers of this process.
+        give_up_after_s: Deadline of a call.
+    """
+
+    variables: str
+    addresses: list[str]
+    codec: str
+    first: int
+    num_workers: int
+    give_up_after_s: float = 120.0
+
+    def flag(self) -> str:
+        """For the command line."""
+        return f"--settings={json.dumps(asdict(self))}"
+
+
+class EmulatedWorker:
+    """One worker: its exchange and the gradients it pushes.
+
+    Args:
+        settings: Of the process.
+        layout: The layout.
+        index: Index of this worker.
+        gradients: Flat vectors of one entry a shard: trained in the wire dtype, statistics in float32.
+    """
+
+    def __init__(
+        self, settings: Settings, layout: Layout, index: int, gradients: tuple[list[np.ndarray], list[np.ndarray]]
+    ) -> None:
+        self._trained, self._statistics = gradients
+        self._exchange = Exchange(
+            settings.addresses,
+            layout,
+            wire=codec.CODECS[settings.codec],
+            worker=index,
+            incarnation=1,
+            give_up_after_s=settings.give_up_after_s,
+        )
+        self._exchange.connect()
+        self._versions = self._exchange.start().result().versions
+        self._pushes = 0
+
+    def step(self) -> tuple[float, float]:
+        """Pushes and pulls everything; returns the seconds of both."""
+        answer = self._exchange.start(Gradients(self._trained, self._statistics, self._versions)).result()
+        self._versions = answer.versions
+        self._pushes += answer.acknowledged
+        return answer.push_s, answer.pull_s
+
+    def run(self, window: Window) -> Steps:
+        """Takes steps through the window."""
+        steps = take_steps(self.step, window)
+        steps.pushes = self._pushes
+        return steps
+
+    def close(self) -> None:
+        """Ends its connections."""
+        self._exchange.close()
+
+
+def gradients_of(layout: Layout, wire: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Random gradients of a realistic size, one entry a shard: trained in the wire dtype, statistics' differences."""
+    random = np.random.default_rng(1)
+    trained, statistics = [], []
+    for shard in range(layout.num_shards):
+        num_trained = layout.num_trained(shard)
+        vector = random.standard_normal(layout.size(shard), np.float32) * np.float32(1e-3)
+        trained.append(_to_wire(vector[:num_trained], wire))
+        statistics.append(vector[num_trained:].copy())
+    return trained, statistics
+
+
+def _to_wire(vector: np.ndarray, wire: int) -> np.ndarray:
+    if wire != codec.BFLOAT16:
+        return vector.astype(codec.WIRE_DTYPES[wire])
+    # Cut off instead of rounded: it needs no kernel, so a worker has no numba in it, here as in production.
+    return (vector.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def run(settings: Settings) -> None:
+    """Makes the workers, waits for the times, lets all of them run."""
+    layout = layout_of(Path(settings.variables), len(settings.addresses))
+    gradients = gradients_of(layout, codec.CODECS[settings.codec])
+    indices: Sequence[int] = range(settings.first, settings.first + settings.num_workers)
+    workers = [EmulatedWorker(settings, layout, index, gradients) for index in indices]
+    window = wait_for_window()
+    with ThreadPoolExecutor(len(workers), thread_name_prefix="worker") as pool:
+        write_result(list(pool.map(lambda worker: worker.run(window), workers)))
+    for worker in workers:
+        worker.close()
+
+
+def _main() -> None:
+    if _SETTINGS.value is None:
+        raise ValueError("started without --settings; run tests.benchmarks.exchange instead")
+    run(Settings(**json.loads(_SETTINGS.value)))
+
+
+def main() -> None:
+    """See the module."""
+    entry.run(_main, role="emulated workers")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What the exchange costs at the paper's shape: pulls, pushes and updates of 80.0 M parameters in 17 shards.
+
+    python -m tests.benchmarks.exchange [--mode=best | --codec=bfloat16] [--workers=4] [--seconds=15]
+    python -m tests.benchmarks.exchange --suite [--rounds=2]        what `make bench` runs
+    python -m tests.benchmarks.exchange --profile                   where the CPU time goes; needs perf
+
+Shards are real processes, started as production starts them, with their memory in /dev/shm. Workers are emulated: no
+model is computed, but every step encodes, sends, applies, pulls and decodes everything through `worker.exchange`.
+A step is one worker's push and pull of the whole model; steps a second count all workers. At the end every shard must
+have applied exactly the pushes that workers had acknowledged.
+
+`--suite` measures every mode of `MODES`, and TensorFlow's own parameter servers with the same number of workers
+(`tests.benchmarks.peers.tensorflow_ps`), one after the other, several rounds, so that whatever else the machine does
+hits all of them; of the rounds it takes the median. Its ratios compare float32 with TensorFlow's float32, the other
+modes with TensorFlow's bfloat16.
+
+The last line is `RESULT {json}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+
+from downpour.launch import entry
+from downpour.launch.scratch import scratch_folder
+from downpour.proto import codec
+from tests.benchmarks import cluster, shape
+from tests.benchmarks.cpu_account import WORKERS, Account
+from tests.benchmarks.measure import HEADING, Measurement, as_json, median
+from tests.benchmarks.peers import tensorflow_ps
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How workers and shards exchange: the only place that says what a mode means."""
+
+    codec: str
+
+
+# exact: what arrives is what a float32 exchange would have brought, rounded to the wire type.
+# best: the fastest whose training is as good.
+MODES = {"float32": Mode("float32"), "exact": Mode("bfloat16"), "best": Mode("bfloat16")}
+
+_PEERS = {f"tensorflow {wire}": wire for wire in tensorflow_ps.WIRES}
+
+_MODE = flags.DEFINE_enum("mode", "best", list(MODES), "How to exchange.")
+_CODEC = flags.DEFINE_enum("codec", None, list(codec.CODECS), "How to exchange, as a codec alone; instead of --mode.")
+_VARIABLES = flags.DEFINE_string("variables", str(shape.PAPER), "File that lists the model's variables.")
+_SHARDS = flags.DEFINE_integer("shards", 17, "Shard processes.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", 4, "Emulated workers.", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer("worker_processes", 2, "Processes that share the workers.", lower_bound=1)
+_WARMUP = flags.DEFINE_float("warmup", 3.0, "Seconds of work before the window.", lower_bound=0)
+_SECONDS = flags.DEFINE_float("seconds", 15.0, "Length of the window.", lower_bound=0.1)
+_SUITE = flags.DEFINE_boolean("suite", False, "Measure all modes and TensorFlow.")
+_ROUNDS = flags.DEFINE_integer("rounds", 2, "How often the suite measures each.", lower_bound=1)
+_PEER = flags.DEFINE_boolean("peers", True, "Whether the suite measures TensorFlow, too.")
+_PROFILE = flags.DEFINE_boolean("profile", False, "Sample where the CPU time goes.")
+
+
+def _load(mode: Mode, map_code: bool = False) -> cluster.Load:
+    return cluster.Load(
+        codec=mode.codec,
+        variables=Path(_VARIABLES.value),
+        num_shards=_SHARDS.value,
+        num_workers=_WORKERS.value,
+        num_processes=_PROCESSES.value,
+        warmup_s=_WARMUP.value,
+        seconds=_SECONDS.value,
+        map_code=map_code,
+    )
+
+
+def _peer_load(wire: str) -> tensorflow_ps.Load:
+    return tensorflow_ps.Load(
+        wire, Path(_VARIABLES.value), _SHARDS.value, _WORKERS.value, _WARMUP.value, _SECONDS.value
+    )
+
+
+def run_one(mode: Mode) -> None:
+    """Measures one mode."""
+    measurement = cluster.run(_load(mode))
+    _print_one(mode, measurement)
+    print(f"RESULT {json.dumps(as_json(measurement, codec=mode.codec, num_workers=_WORKERS.value))}", flush=True)
+
+
+def run_profile(mode: Mode) -> None:
+    """Measures one mode and where its CPU time goes. Sampling slows everything down by some percent."""
+    with scratch_folder() as folder:
+        account = Account(folder)
+        try:
+            measurement = cluster.run(_load(mode, map_code=True), account.recording)
+            shares = account.shares()
+        finally:
+            account.close()
+    _print_one(mode, measurement)
+    core_ms: dict[str, dict[str, float]] = {}
+    for role, groups in shares.items():
+        total = measurement.worker_core_ms if role == WORKERS else measurement.shard_core_ms
+        core_ms[role] = {group: round(share * total, 1) for group, share in groups.items()}
+        print(f"\n{role}: {total:.0f} core-ms a step")
+        for group, share in groups.items():
+            print(f"  {group:<34} {share:6.1%} {share * total:7.1f}")
+    print(f"RESULT {json.dumps(as_json(measurement, codec=mode.codec, core_ms=core_ms))}", flush=True)
+
+
+def run_suite() -> None:
+    """Measures everything, round by round."""
+    settings: dict[str, Callable[[], Measurement]] = {}
+    for mode in MODES.values():  # modes that are set alike are measured once
+        settings[_title(mode)] = lambda mode=mode: cluster.run(_load(mode))  # type: ignore[misc]
+    for title, wire in _PEERS.items() if _PEER.value else ():
+        settings[title] = lambda wire=wire: tensorflow_ps.run(_peer_load(wire))  # type: ignore[misc]
+    measured: dict[str, list[Measurement]] = {title: [] for title in settings}
+    print(f"{_WORKERS.value} workers, {_SHARDS.value} shards, {_ROUNDS.value} rounds\n{'':<20} {HEADING}")
+    for _ in range(_ROUNDS.value):
+        for title, run in settings.items():
+            measured[title].append(run())
+            print(f"{title:<20} {measured[title][-1].row()}", flush=True)
+    print(f"RESULT {json.dumps(_summary(measured))}", flush=True)
+
+
+def _summary(measured: dict[str, list[Measurement]]) -> dict[str, float | None]:
+    """What the suite found, as its RESULT line; None for what was not measured."""
+    by_mode = {name: measured[_title(mode)] for name, mode in MODES.items()}
+    steps = {name: median(rounds, "steps_per_second") for name, rounds in by_mode.items()}
+    peers = {
+        wire: median(measured[title], "steps_per_second") if title in measured else None
+        for title, wire in _PEERS.items()
+    }
+    summary: dict[str, float | None] = {f"steps_per_second_{name}": round(value, 3) for name, value in steps.items()}
+    summary |= {f"tensorflow_{wire}": value and round(value, 3) for wire, value in peers.items()}
+    for name, value in steps.items():
+        peer = peers["float32" if name == "float32" else "bfloat16"]
+        summary[f"ratio_{name}"] = round(value / peer, 3) if peer else None
+        summary[f"mb_per_step_{name}"] = round(median(by_mode[name], "mb_per_step"), 1)
+        core_ms = median(by_mode[name], "shard_core_ms") + median(by_mode[name], "worker_core_ms")
+        summary[f"core_ms_per_step_{name}"] = round(core_ms, 1)
+    summary["num_workers"] = _WORKERS.value
+    summary["ps_memory_mb"] = round(median(by_mode["best"], "shard_pss_mb"), 1)
+    return summary
+
+
+def _title(mode: Mode) -> str:
+    return f"downpour {mode.codec}"
+
+
+def _print_one(mode: Mode, measurement: Measurement) -> None:
+    print(f"{_title(mode)}, {_WORKERS.value} workers, {_SHARDS.value} shards; {measurement.pushes} pushes acknowledged")
+    print(f"and applied by every shard\n{HEADING}\n{measurement.row()}")
+
+
+def _main() -> None:
+    mode = Mode(_CODEC.value) if _CODEC.value else MODES[_MODE.value]
+    if _SUITE.value:
+        run_suite()
+    elif _PROFILE.value:
+        run_profile(mode)
+    else:
+        run_one(mode)
+
+
+def main() -> None:
+    """See the module."""
+    entry.run(_main, role="exchange")
+
+
+if __name__ == "__main__":
+    main()

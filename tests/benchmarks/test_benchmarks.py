@@ -1,0 +1,116 @@
+"""Every benchmark runs, on a model small enough for seconds; what it finds is not looked at here, only that it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from downpour.ps.rules import BY_NAME
+from tests.benchmarks import cpu_account, shape, thin_network
+from tests.benchmarks.measure import Steps
+
+SMALL = [
+    ["stem/kernel", [3, 3, 3, 64], "trained"],
+    ["head/kernel", [256, 150], "trained"],
+    ["head/bias", [150], "trained"],
+    ["stem/moving_mean", [64], "statistic"],
+]
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps(SMALL))
+    return file
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    """Runs a script with flags and returns its RESULT; fails if it leaves a process behind."""
+
+    def call(module: str, *flags: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", f"tests.benchmarks.{module}", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=shape.ROOT, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        last = done.stdout.splitlines()[-1]
+        assert last.startswith("RESULT "), done.stdout
+        result: dict[str, Any] = json.loads(last.removeprefix("RESULT "))
+        return result
+
+    before = set(psutil.Process().children(recursive=True))
+    yield call
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def load(small: Path, *more: str) -> list[str]:
+    return [f"--variables={small}", "--shards=2", "--workers=3", "--warmup=0.1", "--seconds=0.5", *more]
+
+
+def test_a_step_that_crosses_the_edge_counts_in_part() -> None:
+    steps = Steps(ends=[10.0, 12.0, 13.0])
+    assert steps.between(11.0, 12.5) == 0.5 + 0.5
+    assert steps.ended_between(11.0, 13.0, [7.0, 8.0]) == [7.0]
+
+
+def test_the_papers_model_is_the_papers() -> None:
+    variables = shape.read_variables(shape.PAPER)
+    assert sum(v.size for v in variables) == 80_083_763
+    assert {v.name: v.shape for v in variables}["head/kernel"] == (2048, 18_291)
+    layout = shape.layout_of(shape.PAPER, 17)
+    assert sum(layout.variables[r.variable].name == "head/kernel" for r in layout.ranges) == 50
+
+
+@pytest.mark.process
+def test_exchange(small: Path, run: Run) -> None:
+    result = run("exchange", "--suite", "--nopeers", "--rounds=1", "--worker_processes=1", *load(small))
+    assert result["steps_per_second_float32"] > 0 and result["steps_per_second_best"] > 0
+    assert result["ratio_best"] is None  # TensorFlow was left out
+    assert result["num_workers"] == 3 and result["ps_memory_mb"] > 0
+    num_bytes = 2 * 4 * sum(v.size for v in shape.read_variables(small))
+    assert result["mb_per_step_float32"] == pytest.approx(num_bytes / 1e6, rel=0.1)
+
+
+@pytest.mark.process
+def test_tensorflow(small: Path, run: Run) -> None:
+    result = run("peers.tensorflow_ps", "--wire=bfloat16", *load(small, "--shards=1", "--workers=1"))
+    assert result["steps_per_second"] > 0 and result["mb_per_step"] > 0
+
+
+def test_kernels(run: Run) -> None:
+    result = run("kernels", "--repetitions=1", "--elements=300000")
+    assert set(BY_NAME) | {"triad"} <= set(result)
+
+
+@pytest.mark.process
+def test_thin_network(small: Path, run: Run) -> None:
+    reason = thin_network.obstacle()
+    if reason:
+        pytest.skip(reason)
+    result = run("thin_network", "--codecs=bfloat16", "--worker_hosts=1", *load(small))
+    assert 0 < result["bfloat16"]["share_of_line"]
+    assert "dp" not in subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("chain", "group"),
+    [
+        ("loop:rmsprop_momentum < _PyEval_EvalFrameDefault@libpython3", "apply: update rule, statistics"),
+        ("_copy_to_iter@kernel < tcp_recvmsg_locked@kernel < __libc_recvmsg@libc", "receive: kernel"),
+        ("memmove@libc < stringlib_bytes_join@libpython3 < [unknown]@cygrpc", "receive: copy, bytes joined"),
+        ("memmove@libc < stringlib_bytes_join@libpython3 < _PyEval_Vector@libpython3", "encode: copy, chunk joined"),
+        ("memmove@libc < [unknown]@cygrpc < [unknown]@cygrpc", "send: copy into gRPC"),
+        ("finish_task_switch.isra.0@kernel < __schedule@kernel < futex_wait@kernel", "wait: futex, epoll, switches"),
+        ("_PyType_Lookup@libpython3", "Python"),
+    ],
+)
+def test_a_sample_belongs_to_the_group_of_its_chain(chain: str, group: str) -> None:
+    assert cpu_account.group_of(chain) == group
