@@ -10,6 +10,8 @@ from typing import Any
 from downpour.launch.job import Job
 from downpour.ps.layout import Layout, plan
 from downpour.ps.pace import Sync
+from downpour.ps.staleness import Compensate
+from downpour.worker.cadence import EveryStep
 
 
 def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
@@ -28,7 +30,7 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     import keras
     import tensorflow as tf
 
-    from downpour.worker.step import variables_of
+    from downpour.worker.step import factored_names, variables_of
 
     if num_threads:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
@@ -36,7 +38,13 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     keras.utils.set_random_seed(job.seed)
     model = job.model.build(image_size, num_labels)
     variables = variables_of(
-        model, job.weight_decay, job.undecayed, decay=job.decay, rates=job.rates, frozen=job.frozen
+        model,
+        job.weight_decay,
+        job.undecayed,
+        decay=job.decay,
+        rates=job.rates,
+        frozen=job.frozen,
+        factored=factored_names(model, job.batch_size) if _may_factor(job) else (),
     )
     layout = plan(variables, job.cluster.num_ps, job.slicing)
     if isinstance(job.pace, Sync):
@@ -44,3 +52,10 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
             if not layout.num_pushed(shard):  # its version would never move, and everybody would wait for it
                 raise ValueError(f"pace: under Sync shard {shard} has nothing to update; give a smaller cluster.num_ps")
     return model, layout
+
+
+def _may_factor(job: Job) -> bool:
+    """Whether pushes may carry factors: what needs every element of a gradient at the worker needs it dense."""
+    by_value = job.clip is not None and job.clip.by_value is not None
+    needs_elements = by_value or isinstance(job.staleness, Compensate) or not isinstance(job.cadence, EveryStep)
+    return job.exchange.factors and not needs_elements

@@ -71,12 +71,14 @@ class Exchange:
 
     Attributes:
         codec: Wire type of parameters and gradients, `float32` or `bfloat16`. Statistics always travel as float32.
+        factors: Push the gradient of a large dense layer as its two factors, where that takes less than half the bytes.
         overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
             step of staleness, which the staleness counters include.
         give_up_after_s: A shard or chief that does not answer for so many seconds ends the process.
     """
 
     codec: str = "bfloat16"
+    factors: bool = False
     overlap: bool = True
     give_up_after_s: float = 60.0
 

@@ -47,6 +47,7 @@ class Chunk:
         payload: The bytes, a view of the message they came in.
         header: In the first chunk of a stream, the message it carries.
         base: Another payload: what the gradient was computed from, if the job compensates delays.
+        rows: Not 0 if the payload holds the factors of the elements.
     """
 
     start: int
@@ -55,6 +56,7 @@ class Chunk:
     payload: memoryview
     header: Message | None = None
     base: memoryview = _NOTHING
+    rows: int = 0
 
     def values(self) -> np.ndarray:
         """The payload as `count` elements of the codec's wire dtype, not copied.
@@ -62,19 +64,30 @@ class Chunk:
         Raises:
             MalformedChunk: Unknown codec, or a payload that is not `count` elements long.
         """
-        return self._elements(self.payload)
+        return self._elements(self.payload, self.count)
 
     def base_values(self) -> np.ndarray:
         """The base, likewise."""
-        return self._elements(self.base)
+        return self._elements(self.base, self.count)
 
-    def _elements(self, data: memoryview) -> np.ndarray:
+    def factors(self, num_inputs: int) -> tuple[np.ndarray, np.ndarray]:
+        """X [rows, num_inputs] and d [rows, count / num_inputs], not copied.
+
+        Raises:
+            MalformedChunk: As `values`.
+        """
+        num_outputs = self.count // num_inputs
+        both = self._elements(self.payload, self.rows * (num_inputs + num_outputs))
+        x, d = both[: self.rows * num_inputs], both[self.rows * num_inputs :]
+        return x.reshape(self.rows, num_inputs), d.reshape(self.rows, num_outputs)
+
+    def _elements(self, data: memoryview, count: int) -> np.ndarray:
         dtype = WIRE_DTYPES.get(self.codec)
         if dtype is None:
             raise MalformedChunk(f"chunk at {self.start} has codec {self.codec}; known are {sorted(WIRE_DTYPES)}")
-        if data.nbytes != self.count * dtype.itemsize:
+        if data.nbytes != count * dtype.itemsize:
             raise MalformedChunk(
-                f"chunk at {self.start} has {data.nbytes} bytes for {self.count} elements of {dtype.itemsize}"
+                f"chunk at {self.start} has {data.nbytes} bytes for {count} elements of {dtype.itemsize}"
             )
         return np.frombuffer(data, dtype)
 
@@ -86,7 +99,14 @@ def split(start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def encode_chunk(
-    start: int, codec: int, values: np.ndarray, header: Message | None = None, base: np.ndarray | None = None
+    start: int,
+    codec: int,
+    values: np.ndarray,
+    header: Message | None = None,
+    base: np.ndarray | None = None,
+    *,
+    rows: int = 0,
+    count: int | None = None,
 ) -> bytes:
     """One chunk as a message.
 
@@ -96,17 +116,21 @@ def encode_chunk(
         values: The elements in that codec's wire dtype, contiguous.
         header: What the first chunk of a stream carries.
         base: What the gradient in `values` was computed from, likewise.
+        rows: If `values` are factors, the rows of each.
+        count: If `values` are factors, the number of elements they stand for.
     """
     parts: list[Any] = []
     if header is not None:
         body = header.SerializeToString()
         parts += [_varint(_HEADER_FIELDS[type(header)] << 3 | _BYTES), _varint(len(body)), body]
-    for number, value in ((4, start), (5, values.size), (6, codec)):
+    for number, value in ((4, start), (5, values.size if count is None else count), (6, codec)):
         if value:  # proto3 leaves zeros out
             parts += [_varint(number << 3 | _VARINT), _varint(value)]
     for number, array in ((7, values), (8, base)):
         if array is not None and array.nbytes:
             parts += [_varint(number << 3 | _BYTES), _varint(array.nbytes), array.data]
+    if rows:
+        parts += [_varint(9 << 3 | _VARINT), _varint(rows)]
     return b"".join(parts)
 
 
@@ -117,7 +141,7 @@ def decode_chunk(message: bytes) -> Chunk:
         MalformedChunk: The bytes are not a `Chunk`.
     """
     view = memoryview(message)
-    numbers = {4: 0, 5: 0, 6: 0}
+    numbers = {4: 0, 5: 0, 6: 0, 9: 0}
     payloads = {7: _NOTHING, 8: _NOTHING}
     header: Message | None = None
     position = 0
@@ -135,7 +159,8 @@ def decode_chunk(message: bytes) -> Chunk:
             header = _read_header(field, body, header)
         else:
             position = _skip(view, position, wire_type)
-    return Chunk(numbers[4], numbers[5] & 0xFFFFFFFF, numbers[6] & 0xFFFFFFFF, payloads[7], header, payloads[8])
+    count, codec, rows = (numbers[field] & 0xFFFFFFFF for field in (5, 6, 9))
+    return Chunk(numbers[4], count, codec, payloads[7], header, payloads[8], rows)
 
 
 def _read_header(field: int, body: memoryview, previous: Message | None) -> Message:

@@ -17,7 +17,7 @@ CODEC_FLOAT32: Codec
 CODEC_BFLOAT16: Codec
 
 class Chunk(_message.Message):
-    __slots__ = ("initialize", "pull", "push", "start", "count", "codec", "payload", "base")
+    __slots__ = ("initialize", "pull", "push", "start", "count", "codec", "payload", "base", "rows")
     INITIALIZE_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class Chunk(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     initialize: ShardSpecification
     pull: PullHeader
     push: PushHeader
@@ -34,7 +35,8 @@ class Chunk(_message.Message):
     codec: Codec
     payload: bytes
     base: bytes
-    def __init__(self, initialize: _Optional[_Union[ShardSpecification, _Mapping]] = ..., pull: _Optional[_Union[PullHeader, _Mapping]] = ..., push: _Optional[_Union[PushHeader, _Mapping]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload: _Optional[bytes] = ..., base: _Optional[bytes] = ...) -> None: ...
+    rows: int
+    def __init__(self, initialize: _Optional[_Union[ShardSpecification, _Mapping]] = ..., pull: _Optional[_Union[PullHeader, _Mapping]] = ..., push: _Optional[_Union[PushHeader, _Mapping]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload: _Optional[bytes] = ..., base: _Optional[bytes] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class ShardSpecification(_message.Message):
     __slots__ = ("shard", "fingerprint", "layout", "rule", "schedule", "pace", "num_workers", "staleness")

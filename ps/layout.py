@@ -3,9 +3,9 @@
 Pure and deterministic: from names, shapes, kinds and the number of shards every role computes the same layout
 alone. Its fingerprint goes with every call, so two roles that disagree find out before a number is touched.
 
-A shard's vector holds its ranges in this order: trained, statistics, frozen. Within the trained ones, ranges with the
-same treatment (weight decays and rate) lie together, so that one kernel call covers a long span. A push covers the
-trained ranges and the statistics, a pull everything.
+A shard's vector holds its ranges in this order: factored and other trained ones, statistics, frozen. Within the trained
+ones, ranges with the same treatment (weight decays and rate) lie together, so that one kernel call covers a long span.
+A push covers the trained ranges and the statistics, a pull everything.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from downpour.proto.errors import LayoutMismatch
 
 TRAINED = "trained"  # gradients go through the update rule
 STATISTIC = "statistic"  # differences are added (batch norm's moving mean and variance)
+FACTORED = "factored"  # trained; pushes carry the factors of its gradient, x^T d for y = x W
 FROZEN = "frozen"  # pulled, never pushed, never updated
 
-_KINDS = (TRAINED, STATISTIC, FROZEN)  # in the order they have in a shard's vector
+_KINDS = (FACTORED, TRAINED, STATISTIC, FROZEN)  # in the order they have in a shard's vector
 
 _Treatment = tuple[str, float, float, float]  # kind, weight decay, decoupled decay, rate
 
@@ -41,7 +42,7 @@ class Variable:
     Attributes:
         name: Unique.
         shape: Of the whole variable.
-        kind: TRAINED, STATISTIC or FROZEN.
+        kind: TRAINED, FACTORED, STATISTIC or FROZEN.
         weight_decay: L2 factor, added to the gradient.
         decoupled_decay: Taken off the parameter itself, times the rate, before the rule.
         rate: Multiplies the schedule's rate.
@@ -58,6 +59,11 @@ class Variable:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether gradients go through the update rule."""
+        return self.kind in (TRAINED, FACTORED)
 
     @property
     def treatment(self) -> _Treatment:
@@ -148,6 +154,29 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Factored:
+    """A shard's ranges of one factored variable [num_inputs, outputs], cut along the outputs, one after another."""
+
+    num_inputs: int
+    ranges: tuple[Range, ...]
+
+    @property
+    def start(self) -> int:
+        """First element in the shard's vector."""
+        return self.ranges[0].offset
+
+    @property
+    def size(self) -> int:
+        """Elements of all its ranges."""
+        return sum(r.size for r in self.ranges)
+
+    @property
+    def num_outputs(self) -> int:
+        """Columns of all its ranges."""
+        return self.size // self.num_inputs
+
+
+@dataclass(frozen=True)
 class Layout:
     """Variables, and for every range the shard and offset it lives at. Made by `plan` or `from_canonical`."""
 
@@ -183,7 +212,20 @@ class Layout:
 
     def num_trained(self, shard: int) -> int:
         """Elements of a shard's vector that are trained; the statistics follow them."""
-        return sum(r.size for r in self.by_shard[shard] if self.variables[r.variable].kind == TRAINED)
+        return sum(r.size for r in self.by_shard[shard] if self.variables[r.variable].is_trained)
+
+    def num_factored(self, shard: int) -> int:
+        """Elements of a shard's vector that are factored, the first ones."""
+        return sum(group.size for group in self.factored(shard))
+
+    def factored(self, shard: int) -> list[Factored]:
+        """The factored variables of a shard, in the order of their offsets."""
+        groups = itertools.groupby(self.by_shard[shard], key=lambda r: r.variable)
+        return [
+            Factored(self.variables[number].shape[0], tuple(ranges))
+            for number, ranges in groups
+            if self.variables[number].kind == FACTORED
+        ]
 
     def num_pushed(self, shard: int) -> int:
         """Elements of a shard's vector that a push covers, trained and statistics; the frozen ones follow them."""
@@ -266,6 +308,11 @@ def plan(variables: Sequence[Variable], num_shards: int, slicing: Sequence[Slici
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f"variable names repeat: {', '.join(repeated[:3])}; give every layer its own name")
     pieces = _pieces(variables, slicing)
+    for i, v in enumerate(variables):
+        if v.kind == FACTORED and (len(v.shape) != 2 or (len(pieces[i]) > 1 and pieces[i][0][0] != 1)):
+            raise ValueError(
+                f"{v.name} {list(v.shape)} is factored; only a matrix that is whole or cut along axis 1 can be"
+            )
     load = [0] * num_shards
     placed: list[tuple[int, tuple[int, int, int], int]] = []
 

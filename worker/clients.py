@@ -36,6 +36,7 @@ class ShardClient:
         self.peer = f"shard {shard} at {address}"
         self._shard = shard
         self._layout = layout
+        self._factored = layout.factored(shard)
         self._give_up_after_s = give_up_after_s
         self._channel = open_channel(address)
         # Chunk streams carry raw bytes: `codec` encodes and decodes them.
@@ -130,15 +131,28 @@ class ShardClient:
         gradient: np.ndarray,
         differences: np.ndarray,
         base: np.ndarray | None = None,
+        factors: Sequence[np.ndarray] = (),
     ) -> pb.PushReply:
-        """Sends a gradient [num_trained] in the wire dtype and statistics' differences [m] float32.
+        """Sends one shard's part of `worker.exchange.Gradients`.
 
-        With a `base` [num_trained] in the wire dtype, what the gradient was computed from, that is sent along.
+        Args:
+            header: The push's name.
+            wire: Codec of gradient, base and factors.
+            gradient: [num_trained - num_factored] in the wire dtype.
+            differences: [num_pushed - num_trained] float32, of statistics.
+            base: What the gradient was computed from, likewise, to be sent along.
+            factors: For each factored variable of the shard x [rows, inputs] and d [rows, outputs], flat, in one.
         """
+        num_factored = sum(group.size for group in self._factored)
 
         def chunks() -> Iterator[bytes]:
             first: pb.PushHeader | None = header
-            parts = ((gradient, wire, 0, base), (differences, codec.FLOAT32, gradient.size, None))
+            for group, both in zip(self._factored, factors, strict=True):
+                rows = both.size // (group.num_inputs + group.num_outputs)
+                yield codec.encode_chunk(group.start, wire, both, first, rows=rows, count=group.size)
+                first = None
+            parts = ((gradient, wire, num_factored, base),
+                     (differences, codec.FLOAT32, num_factored + gradient.size, None))  # fmt: skip
             for part, part_wire, offset, part_base in parts:
                 for start, stop in codec.split(0, part.size):
                     of_base = None if part_base is None else part_base[start:stop]

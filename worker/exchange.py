@@ -42,16 +42,25 @@ class Gradients:
     """What a push takes, one entry a shard.
 
     Attributes:
-        trained: [num_trained] in the wire dtype.
+        trained: [num_trained - num_factored] in the wire dtype.
         statistics: [num_pushed - num_trained] float32, differences.
         versions: Of the parameters it was computed from.
         base: Those parameters, as pulled, for shards that compensate delays.
+        factors: For each factored variable of the shard, x [rows, inputs] and d [rows, outputs], flat, in one array of
+            the wire dtype: its gradient is x^T d.
     """
 
     trained: Sequence[np.ndarray]
     statistics: Sequence[np.ndarray]
     versions: Sequence[int]
     base: Sequence[np.ndarray] | None = None
+    factors: Sequence[Sequence[np.ndarray]] | None = None
+
+    def num_bytes(self, *, with_base: bool) -> int:
+        """Of the push."""
+        factors = [both for of_shard in self.factors or () for both in of_shard]
+        base = self.base if with_base and self.base is not None else ()
+        return sum(part.nbytes for part in (*self.trained, *self.statistics, *base, *factors))
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Answer:
         staleness: Mean over the shards, in pushes.
         push_s: Seconds the slowest shard's push took.
         pull_s: Seconds the slowest shard's pull took.
+        bytes_pushed: Over all shards.
+        bytes_pulled: Over all shards.
     """
 
     parameters: Parameters | None
@@ -75,6 +86,8 @@ class Answer:
     staleness: float
     push_s: float
     pull_s: float
+    bytes_pushed: int
+    bytes_pulled: int
 
 
 @dataclass(frozen=True)
@@ -102,8 +115,6 @@ class Exchange:
 
     Attributes:
         wire: As given.
-        num_bytes_pulled: Of a pull.
-        num_bytes_pushed: Of a push.
     """
 
     def __init__(
@@ -125,9 +136,6 @@ class Exchange:
         self._pool = ThreadPoolExecutor(len(self._clients) + 1, thread_name_prefix="exchange")
         # Two sets of buffers: one is computed with while the other is filled.
         self._buffers = [self._new_buffers(), self._new_buffers()]
-        buffers = self._buffers[0]
-        self.num_bytes_pushed = sum(part.nbytes for part in (*buffers.trained, *buffers.statistics))
-        self.num_bytes_pulled = self.num_bytes_pushed + sum(part.nbytes for part in buffers.frozen)
 
     def connect(self) -> None:
         """Waits until every shard is ready, and compares layouts.
@@ -171,7 +179,8 @@ class Exchange:
             self._pool.submit(self._exchange, shard, name, gradients, buffers, ahead)
             for shard in range(len(self._clients))
         ]
-        return self._pool.submit(_collect, calls, buffers, gradients is not None)
+        num_bytes = 0 if gradients is None else gradients.num_bytes(with_base=self._send_base)
+        return self._pool.submit(_collect, calls, buffers, gradients is not None, num_bytes)
 
     def _exchange(
         self, shard: int, name: pb.PushHeader, gradients: Gradients | None, buffers: Parameters | None, ahead: bool
@@ -184,7 +193,8 @@ class Exchange:
             header = pb.PushHeader(base_version=gradients.versions[shard])
             header.MergeFrom(name)
             base = gradients.base[shard] if self._send_base and gradients.base is not None else None
-            reply = client.push(header, self.wire, gradients.trained[shard], gradients.statistics[shard], base)
+            factors = gradients.factors[shard] if gradients.factors else ()
+            reply = client.push(header, self.wire, gradients.trained[shard], gradients.statistics[shard], base, factors)
         pushed = time.monotonic()
         version = reply.version
         if buffers is not None:
@@ -210,8 +220,9 @@ class Exchange:
         )
 
 
-def _collect(calls: list[Future[_Done]], parameters: Parameters | None, pushed: bool) -> Answer:
+def _collect(calls: list[Future[_Done]], parameters: Parameters | None, pushed: bool, bytes_pushed: int) -> Answer:
     wait(calls)
+    pulled = (*parameters.trained, *parameters.statistics, *parameters.frozen) if parameters else ()
     done = [call.result() for call in calls]
     return Answer(
         parameters,
@@ -221,4 +232,6 @@ def _collect(calls: list[Future[_Done]], parameters: Parameters | None, pushed: 
         sum(d.staleness for d in done) / len(done),
         max(d.push_s for d in done),
         max(d.pull_s for d in done),
+        bytes_pushed,
+        sum(part.nbytes for part in pulled),
     )

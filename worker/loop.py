@@ -60,7 +60,6 @@ def train(
     mine.fetched(answer.parameters)
     ahead = exchange.start(ahead=True) if overlap else None
     num_batches = 0
-    num_bytes = exchange.num_bytes_pulled, exchange.num_bytes_pushed
     try:
         while not reporter.stop.is_set() and max(answer.versions) < num_steps:
             images, labels = next(batches)
@@ -79,10 +78,10 @@ def train(
                 ahead = exchange.start(gradients, ahead=True)
             if answer.parameters is not None:
                 mine.fetched(answer.parameters)
-            reporter.exchanged(answer, *num_bytes)
+            reporter.exchanged(answer)
     finally:
         if ahead is not None:
-            reporter.exchanged(ahead.result(), *num_bytes)
+            reporter.exchanged(ahead.result())
 
 
 def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, reporter: Reporter) -> Gradients:

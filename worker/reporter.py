@@ -53,20 +53,20 @@ class Reporter:
             totals.compute_seconds += seconds
             totals.version = max(totals.version, version)
 
-    def exchanged(self, answer: Answer, bytes_pulled: int, bytes_pushed: int) -> None:
-        """Counts an answered exchange, and the bytes that travel in a pull and in a push."""
+    def exchanged(self, answer: Answer) -> None:
+        """Counts an answered exchange."""
         with self._lock:
             totals = self._totals
             totals.version = max(totals.version, *answer.versions)
             if answer.parameters is not None:
                 totals.pull_seconds += answer.pull_s
-                totals.bytes_pulled += bytes_pulled
+                totals.bytes_pulled += answer.bytes_pulled
             if answer.acknowledged:
                 totals.pushes_acknowledged += 1
                 totals.pushes_dropped += answer.dropped
                 totals.staleness_sum += answer.staleness
                 totals.push_seconds += answer.push_s
-                totals.bytes_pushed += bytes_pushed
+                totals.bytes_pushed += answer.bytes_pushed
 
     def read(self, counts: RecordCounts) -> None:
         """Notes how many records have been read and skipped so far."""

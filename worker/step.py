@@ -7,6 +7,7 @@ accelerator if there is one, and gradients are cast and concatenated there. No P
 a step, nothing is assigned, the model's own variables are never touched.
 
 Frozen variables are constants to the tape: their gradients, and everything that only those need, are not computed.
+So are factored ones: of a dense layer y = x W + b the step gives x and d = dloss/dy; the shard multiplies x^T d.
 
 Batch norm: a worker pushes its moving statistics after the batch minus those it pulled, d * (b - m) with
 d = 1 - momentum, the batch's own statistic b and the pulled m; the shard adds it. One worker alone thus has what plain
@@ -21,8 +22,9 @@ Threads: one at a time. TensorFlow is allowed here.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +35,7 @@ import tensorflow as tf
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import FROZEN, STATISTIC, TRAINED, Layout, Range, Rate, Variable, matching
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Range, Rate, Variable, matching
 from downpour.worker.clip import Clip
 from downpour.worker.exchange import Gradients, Parameters
 
@@ -74,6 +76,7 @@ def variables_of(
     decay: str = "l2",
     rates: Sequence[Rate] = (),
     frozen: Sequence[str] = (),
+    factored: Collection[str] = (),
 ) -> list[Variable]:
     """The model's variables as the layout sees them: trainable ones, then statistics.
 
@@ -87,6 +90,7 @@ def variables_of(
         decay: Whether weight decay is "l2" (in the gradient) or "decoupled" (off the parameter).
         rates: Multipliers of the learning rate; where several match a variable, the last counts.
         frozen: `fnmatch` patterns of variables and statistics that stay as they are.
+        factored: Names of variables whose gradients travel as factors; see `factored_names`.
 
     Raises:
         ValueError: A pattern of `rates` or `frozen` matches nothing, or nothing is left to train.
@@ -101,7 +105,8 @@ def variables_of(
     def trained(name: str, shape: tuple[int, ...]) -> Variable:
         factor = 0.0 if any(fnmatch.fnmatchcase(name, pattern) for pattern in undecayed) else weight_decay
         factors = (factor, 0.0) if decay == "l2" else (0.0, factor)
-        return Variable(name, shape, TRAINED, *factors, rate=multipliers.get(name, 1.0))
+        kind = FACTORED if name in factored else TRAINED
+        return Variable(name, shape, kind, *factors, rate=multipliers.get(name, 1.0))
 
     def fixed(name: str, shape: tuple[int, ...], kind: str) -> Variable:
         return Variable(name, shape, FROZEN if name in still else kind)
@@ -115,6 +120,14 @@ def variables_of(
 def statistics_of(model: keras.Model) -> list[keras.Variable]:
     """The model's statistics, in the order of `variables_of`."""
     return [v for v in model.non_trainable_variables if _is_statistic(v)]
+
+
+def factored_names(model: keras.Model, batch_size: int) -> set[str]:
+    """The kernels whose gradients take less than half the bytes as factors, for a batch of so many rows."""
+    shapes = {layer.kernel.path: layer.kernel.shape for layer in _factorable_layers(model)}
+    return {
+        name for name, (inputs, outputs) in shapes.items() if 2 * batch_size * (inputs + outputs) < inputs * outputs
+    }
 
 
 def initial_values(model: keras.Model) -> list[np.ndarray]:
@@ -151,8 +164,11 @@ class TrainingStep:
         # The layout's variables, by number: the model's trainable ones, then its statistics.
         self._num_trainable = len(model.trainable_variables)
         self._numbers = {
-            kind: [i for i, v in enumerate(layout.variables) if v.kind == kind] for kind in (TRAINED, STATISTIC, FROZEN)
+            kind: [i for i, v in enumerate(layout.variables) if v.kind == kind]
+            for kind in (FACTORED, TRAINED, STATISTIC, FROZEN)
         }
+        kernels = {layer.kernel.path: layer for layer in _factorable_layers(model)}
+        self._factored_layers = {i: kernels[layout.variables[i].name] for i in self._numbers[FACTORED]}
         # Local state: lives here between steps, on no shard.
         self._local: Tensors = [tf.convert_to_tensor(v) for v in model.non_trainable_variables if not _is_statistic(v)]
         self._compiled = tf.function(self._step, reduce_retracing=True)
@@ -168,7 +184,7 @@ class TrainingStep:
         trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
         frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
-        loss, norm, gradients, differences, self._local = self._compiled(
+        loss, norm, gradients, factors, differences, self._local = self._compiled(
             trained, statistics, frozen, self._local, tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
         )
         return StepResult(
@@ -178,6 +194,7 @@ class TrainingStep:
                 [g.numpy().view(self._bits) for g in gradients],
                 [d.numpy() for d in differences],
                 list(parameters.versions),
+                factors=[[both.numpy().view(self._bits) for both in of_shard] for of_shard in factors],
             ),
         )
 
@@ -190,30 +207,38 @@ class TrainingStep:
         images: tf.Tensor,
         labels: tf.Tensor,
     ) -> Any:
-        values = self._unflatten([tf.cast(t, tf.float32) for t in trained], TRAINED)
+        values = self._unflatten([tf.cast(t, tf.float32) for t in trained], FACTORED, TRAINED)
         values |= self._unflatten(statistics, STATISTIC)
         values |= self._unflatten([tf.cast(f, tf.float32) for f in frozen], FROZEN)
         ordered = [values[i] for i in range(len(values))]
         variables, before = ordered[: self._num_trainable], ordered[self._num_trainable :]
         watched = [values[i] for i in self._numbers[TRAINED]]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with tf.GradientTape(watch_accessed_variables=False) as tape, self._passing(tape) as passed:
             tape.watch(watched)
             logits, after, losses = self._model.stateless_call(
                 variables, self._interleave(before, local), images, training=True, return_losses=True
             )
             loss = tf.add_n([self._loss(labels, tf.cast(logits, tf.float32)), *losses])
-        gradients = tape.gradient(loss, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        passages = [passed[i] for i in self._numbers[FACTORED]]
+        outputs = [p.output for p in passages]
+        gradients = tape.gradient(loss, [*watched, *outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO)
         gradients = [tf.convert_to_tensor(g) for g in gradients]  # an embedding's comes as slices
+        factors = [
+            passed[i].factors(d) for i, d in zip(self._numbers[FACTORED], gradients[len(watched) :], strict=True)
+        ]
         after_statistics = [v for v, is_statistic in zip(after, self._is_statistic, strict=True) if is_statistic]
         after_local = [v for v, is_statistic in zip(after, self._is_statistic, strict=True) if not is_statistic]
         differences = [tf.cast(a, tf.float32) - b for a, b in zip(after_statistics, before, strict=True)]
         moved = {i: differences[i - self._num_trainable] for i in self._numbers[STATISTIC]}
-        norm = tf.linalg.global_norm(gradients)
+        gradients, norms = gradients[: len(watched)], [_product_norm(x, d) for x, d in factors]
+        norm = tf.linalg.global_norm([*gradients, *norms])
         by_number = dict(zip(self._numbers[TRAINED], _clipped(gradients, self._clip, norm), strict=True))
+        factors = [(x, _clipped_factor(d, own, self._clip, norm)) for (x, d), own in zip(factors, norms, strict=True)]
         return (
             loss,
             norm,
             [tf.cast(g, self._dtype) for g in self._flatten(by_number, TRAINED)],
+            self._flat_factors(dict(zip(self._numbers[FACTORED], factors, strict=True))),
             self._flatten(moved, STATISTIC),
             after_local,
         )
@@ -223,10 +248,47 @@ class TrainingStep:
         a, b = iter(statistics), iter(local)
         return [next(a) if is_statistic else next(b) for is_statistic in self._is_statistic]
 
-    def _unflatten(self, vectors: Tensors, kind: str) -> dict[int, tf.Tensor]:
-        """One flat vector a shard -> one tensor a variable of this kind, by number."""
+    @contextlib.contextmanager
+    def _passing(self, tape: tf.GradientTape) -> Iterator[dict[int, _Passed]]:
+        """While the model runs, notes what passes through each factored layer: its input and output."""
+        passed: dict[int, _Passed] = {}
+
+        def noting(number: int, call: Callable[..., Any]) -> Callable[..., Any]:
+            def noted(inputs: Any, *arguments: Any, **keywords: Any) -> Any:
+                if number in passed:
+                    name = self._layout.variables[number].name
+                    raise ValueError(f"{name} is used more than once in a step; set exchange.factors=False")
+                output = call(inputs, *arguments, **keywords)
+                tape.watch(output)
+                passed[number] = _Passed(inputs, output)
+                return output
+
+            return noted
+
+        for number, layer in self._factored_layers.items():
+            object.__setattr__(layer, "call", noting(number, layer.call))
+        try:
+            yield passed
+        finally:
+            for layer in self._factored_layers.values():
+                object.__delattr__(layer, "call")
+
+    def _flat_factors(self, factors: Mapping[int, tuple[tf.Tensor, tf.Tensor]]) -> list[Tensors]:
+        """For each shard and each of its factored variables x and the columns of d that it holds, flat, in one."""
+        flat: list[Tensors] = []
+        for shard in range(self._layout.num_shards):
+            flat.append([])
+            for group in self._layout.factored(shard):
+                x, d = factors[group.ranges[0].variable]
+                columns = [d[:, r.begin : r.stop] if r.axis == 1 else d for r in group.ranges]
+                both = [tf.reshape(x, [-1]), tf.reshape(tf.concat(columns, 1), [-1])]
+                flat[-1].append(tf.cast(tf.concat(both, 0), self._dtype))
+        return flat
+
+    def _unflatten(self, vectors: Tensors, *kinds: str) -> dict[int, tf.Tensor]:
+        """One flat vector a shard -> one tensor a variable of these kinds, by number."""
         slices: dict[int, list[tuple[Range, tf.Tensor]]] = {}
-        for vector, ranges in zip(vectors, self._ranges(kind), strict=True):
+        for vector, ranges in zip(vectors, self._ranges(*kinds), strict=True):
             for r, part in zip(ranges, tf.split(vector, [r.size for r in ranges]) if ranges else [], strict=True):
                 slices.setdefault(r.variable, []).append((r, tf.reshape(part, self._slice_shape(r))))
         variables = {}
@@ -248,8 +310,8 @@ class TrainingStep:
             for ranges in self._ranges(kind)
         ]
 
-    def _ranges(self, kind: str) -> list[list[Range]]:
-        return [[r for r in rs if self._layout.variables[r.variable].kind == kind] for rs in self._layout.by_shard]
+    def _ranges(self, *kinds: str) -> list[list[Range]]:
+        return [[r for r in rs if self._layout.variables[r.variable].kind in kinds] for rs in self._layout.by_shard]
 
     def _slice_shape(self, r: Range) -> list[int]:
         shape = list(self._layout.variables[r.variable].shape)
@@ -268,6 +330,46 @@ def _clipped(gradients: Tensors, clip: Clip | None, norm: tf.Tensor) -> Tensors:
         return [tf.clip_by_norm(g, clip.by_norm) for g in gradients]
     clipped: Tensors = tf.clip_by_global_norm(gradients, clip.by_global_norm, use_norm=norm)[0]
     return clipped
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What went into a dense layer and came out of it: y = x W + b."""
+
+    inputs: tf.Tensor
+    output: tf.Tensor
+
+    def factors(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """X [rows, inputs] and d [rows, outputs] of the kernel's gradient x^T d; `d` is the output's gradient."""
+        x, d = (tf.cast(tf.reshape(t, [-1, t.shape[-1]]), tf.float32) for t in (self.inputs, d))
+        return x, d
+
+
+def _factorable_layers(model: keras.Model) -> list[keras.layers.Dense]:
+    """Dense layers whose kernel's gradient is the product of what a step computes anyway."""
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if type(layer) is keras.layers.Dense
+        and layer.activation is keras.activations.linear
+        and layer.kernel_regularizer is None
+        and layer.kernel.trainable
+    ]
+
+
+def _product_norm(x: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
+    """|x^T d|, from [rows, rows] products alone: its square is the sum of (x x^T) * (d d^T)."""
+    square = tf.reduce_sum(tf.matmul(x, x, transpose_b=True) * tf.matmul(d, d, transpose_b=True))
+    # Rounding may leave less than nothing of a product that is nearly zero.
+    return tf.sqrt(tf.where(square < 0, tf.zeros_like(square), square))
+
+
+def _clipped_factor(d: tf.Tensor, own_norm: tf.Tensor, clip: Clip | None, norm: tf.Tensor) -> tf.Tensor:
+    """As `_clipped`, for the second factor of a gradient of norm `own_norm`."""
+    if clip is None:
+        return d
+    limit, length = (clip.by_norm, own_norm) if clip.by_norm is not None else (clip.by_global_norm, norm)
+    return d * (limit / tf.maximum(length, limit))
 
 
 def _is_statistic(variable: Any) -> bool:

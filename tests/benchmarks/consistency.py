@@ -21,15 +21,15 @@ from absl import flags
 
 from downpour.launch import entry
 from downpour.ps.pace import Async, Bounded, Sync
-from downpour.ps.rules import SGD, Momentum
+from downpour.ps.rules import KerasAdam, Momentum
 from downpour.ps.staleness import Compensate, Divide, Drop, Keep
 from downpour.worker.cadence import EveryStep, LocalSteps
 from tests.benchmarks.fashion_mnist import FOLDER, FashionMnist
 from tests.benchmarks.paced_fleet import Fleet, Method, Outcome, Speed
 
 NUM_WORKERS = 8
-_RULE = Momentum(0.9)
-_RATE = 0.01
+_RULE = KerasAdam()
+_RATE, _SYNC_RATE = 1.5e-3, 5e-3  # of one worker's gradient, and of the mean of many
 _DROP_LIMIT = 2 * NUM_WORKERS
 
 _TREATMENTS = {
@@ -42,12 +42,12 @@ _TREATMENTS = {
 MODES: dict[str, Method] = {
     **{f"async{name}": Method(Async(), t, EveryStep(), _RULE, _RATE) for name, t in _TREATMENTS.items()},
     **{f"bounded{name}": Method(Bounded(4), t, EveryStep(), _RULE, _RATE) for name, t in _TREATMENTS.items()},
-    "sync": Method(Sync(NUM_WORKERS), Keep(), EveryStep(), _RULE, 4 * _RATE),
-    "sync2backups": Method(Sync(NUM_WORKERS - 2, 2), Keep(), EveryStep(), _RULE, 4 * _RATE),
+    "sync": Method(Sync(NUM_WORKERS), Keep(), EveryStep(), _RULE, _SYNC_RATE),
+    "sync2backups": Method(Sync(NUM_WORKERS - 2, 2), Keep(), EveryStep(), _RULE, _SYNC_RATE),
 }
 LOCAL: dict[str, Method] = {
     f"local{h}": Method(
-        Async(), Keep(), LocalSteps(h, _RULE if h > 1 else SGD(), 0.02), Momentum(0.5, nesterov=True), 0.15
+        Async(), Keep(), LocalSteps(h, _RULE, _RATE), Momentum(0.5, nesterov=True), 0.15
     )
     for h in (1, 8, 32)
 }

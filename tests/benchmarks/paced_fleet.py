@@ -122,10 +122,10 @@ class _Totals:
 
     def read(self, counts: RecordCounts) -> None: ...
 
-    def exchanged(self, answer: Any, bytes_pulled: int, bytes_pushed: int) -> None:
+    def exchanged(self, answer: Any) -> None:
         with self._lock:
             self.pushes += answer.acknowledged
-            self.num_bytes += bytes_pushed * answer.acknowledged + bytes_pulled * (answer.parameters is not None)
+            self.num_bytes += answer.bytes_pushed + answer.bytes_pulled
 
 
 class Fleet:

@@ -67,6 +67,20 @@ def test_a_base_travels_beside_the_payload(values: list[int], wire: int) -> None
     assert codec.decode_chunk(message).base_values().tobytes() == theirs.base
 
 
+@given(
+    rows=st.integers(1, 4), num_inputs=st.integers(1, 5), num_outputs=st.integers(1, 5), wire=st.sampled_from([1, 2])
+)
+def test_factors_travel_as_two_matrices(rows: int, num_inputs: int, num_outputs: int, wire: int) -> None:
+    both = np.arange(rows * (num_inputs + num_outputs)).astype(codec.WIRE_DTYPES[wire])
+    message = codec.encode_chunk(7, wire, both, rows=rows, count=num_inputs * num_outputs)
+    theirs = generated(7, wire, both, None)
+    theirs.count, theirs.rows = num_inputs * num_outputs, rows
+    assert pb.Chunk.FromString(message) == theirs
+    x, d = codec.decode_chunk(message).factors(num_inputs)
+    assert (x.shape, d.shape) == ((rows, num_inputs), (rows, num_outputs))
+    assert [*x.ravel(), *d.ravel()] == both.tolist()
+
+
 def test_the_payload_is_a_view_of_the_message() -> None:
     message = codec.encode_chunk(0, codec.FLOAT32, np.arange(1000, dtype=np.float32))
     assert codec.decode_chunk(message).payload.obj is message

@@ -73,7 +73,7 @@ class Silent:
 
     def read(self, counts: RecordCounts) -> None: ...
 
-    def exchanged(self, answer: Any, bytes_pulled: int, bytes_pushed: int) -> None:
+    def exchanged(self, answer: Any) -> None:
         self.num_pushes += answer.acknowledged
         self.num_pulls += answer.parameters is not None
 
