@@ -51,6 +51,7 @@ def _plan(job: Job) -> Plan:
         num_steps=job.num_steps,
         checkpoint_every_steps=job.checkpoint_every_steps,
         max_train_s=job.max_train_s,
+        average=job.average,
         facts={
             "head_slices": job.slicing[0].num_slices if job.slicing else 1,
             "batch_size": job.batch_size,

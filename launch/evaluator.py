@@ -27,7 +27,8 @@ def _run() -> None:
 
     chief = ChiefClient(where.chief, job.exchange.give_up_after_s)
     try:
-        evaluator.run(evaluator.Evaluator(model, layout, job.data, job.batch_size), chief)
+        scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, average=job.evaluate_average)
+        evaluator.run(scorer, chief)
     finally:
         chief.close()
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from downpour.model.data import Dataset
-from downpour.ps import pace, rules, schedules, staleness
+from downpour.ps import averages, pace, rules, schedules, staleness
+from downpour.ps.averages import Average
 from downpour.ps.layout import Rate, Slicing
 from downpour.ps.pace import Async, Mode
 from downpour.ps.rules import Rule
@@ -30,6 +31,7 @@ _CHOICES: dict[str, dict[str, type]] = {
     "staleness": staleness.BY_NAME,
     "cadence": cadence.BY_NAME,
     "clip": {"Clip": Clip},
+    "average": averages.BY_NAME,
 }
 
 
@@ -104,6 +106,8 @@ class Job:
         staleness: What shards do about stale gradients: `Keep`, `Divide`, `Compensate` or `Drop`.
         cadence: How often workers push and fetch: `EveryStep`, `Accumulate`, `Downpour` or `LocalSteps`.
         clip: Limit of each batch's gradient, in the worker; None for none.
+        average: Of the parameters, kept by the shards beside them: `Polyak` or `Mean`; None for none.
+        evaluate_average: Whether the evaluator scores that average in place of the parameters.
         num_steps: Global steps (pushes) until the job ends.
         batch_size: Images in one worker's batch.
         slicing: Which variables are cut into slices, and how. The first entry is the head.
@@ -133,6 +137,8 @@ class Job:
     staleness: Treatment = _KEEP
     cadence: Cadence = _EVERY_STEP
     clip: Clip | None = None
+    average: Average | None = None
+    evaluate_average: bool = False
     weight_decay: float = 0.0
     decay: str = "l2"
     undecayed: tuple[str, ...] = ("*/bias", "*/gamma", "*/beta")
@@ -159,6 +165,8 @@ class Job:
             raise ValueError(f"weight_decay is {self.weight_decay}; give 0 or more")
         if self.decay not in ("l2", "decoupled"):
             raise ValueError(f"decay is {self.decay!r}; accepted are 'l2' and 'decoupled'")
+        if self.evaluate_average and self.average is None:
+            raise ValueError("evaluate_average is True without an average; give `average`, for example Polyak(0.999)")
         if not self.max_train_s > 0:
             raise ValueError(f"max_train_s is {self.max_train_s}; give a number of seconds above 0")
 

@@ -39,7 +39,7 @@ class Chunk(_message.Message):
     def __init__(self, initialize: _Optional[_Union[ShardSpecification, _Mapping]] = ..., pull: _Optional[_Union[PullHeader, _Mapping]] = ..., push: _Optional[_Union[PushHeader, _Mapping]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload: _Optional[bytes] = ..., base: _Optional[bytes] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class ShardSpecification(_message.Message):
-    __slots__ = ("shard", "fingerprint", "layout", "rule", "schedule", "pace", "num_workers", "staleness")
+    __slots__ = ("shard", "fingerprint", "layout", "rule", "schedule", "pace", "num_workers", "staleness", "average")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class ShardSpecification(_message.Message):
     PACE_FIELD_NUMBER: _ClassVar[int]
     NUM_WORKERS_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    AVERAGE_FIELD_NUMBER: _ClassVar[int]
     shard: int
     fingerprint: bytes
     layout: str
@@ -56,7 +57,8 @@ class ShardSpecification(_message.Message):
     pace: Named
     num_workers: int
     staleness: Named
-    def __init__(self, shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., rule: _Optional[_Union[Named, _Mapping]] = ..., schedule: _Optional[_Union[Named, _Mapping]] = ..., pace: _Optional[_Union[Named, _Mapping]] = ..., num_workers: _Optional[int] = ..., staleness: _Optional[_Union[Named, _Mapping]] = ...) -> None: ...
+    average: Named
+    def __init__(self, shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., rule: _Optional[_Union[Named, _Mapping]] = ..., schedule: _Optional[_Union[Named, _Mapping]] = ..., pace: _Optional[_Union[Named, _Mapping]] = ..., num_workers: _Optional[int] = ..., staleness: _Optional[_Union[Named, _Mapping]] = ..., average: _Optional[_Union[Named, _Mapping]] = ...) -> None: ...
 
 class Named(_message.Message):
     __slots__ = ("name", "parameters")

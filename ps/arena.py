@@ -8,7 +8,8 @@ is mapped, so a second process on the same arena is refused. Without a path the 
     ...          counters  one record
     ...          rounds    one record a chunk
     ...          ledger    one record a worker
-    ...          vectors   parameters, each optimizer slot, the sum of a round; float32, each on a page boundary
+    ...          vectors   parameters, each optimizer slot, the average, the sum of a round; float32, each on a page
+                           boundary
 
 The mark is written last when an arena is created, so a half-created one counts as empty.
 Threads: none of its own; `downpour.ps.shard` guards every access.
@@ -74,6 +75,7 @@ class Arena:
         ledger: [NUM_WORKERS] LEDGER_ENTRY, indexed by worker.
         parameters: [n] float32, the shard's vector.
         slots: One [n] float32 for each optimizer slot, in the order of the rule's `slots`.
+        average: [n] float32, the average of the parameters if the job keeps one; it starts as `start_average` says.
         chunks: (start, stop) of the chunks that a push is cut into.
         rounds: One `downpour.ps.pace.ROUND` a chunk.
         sum: [n] float32, gradients of the round under the pace `Sync`; empty under others.
@@ -92,7 +94,13 @@ class Arena:
         size = self.layout.size(specification.shard)
         vectors = [np.frombuffer(memory, "<f4", size, at) for at in places.vectors]
         self.sum = vectors.pop() if _is_sync(specification) else np.empty(0, np.float32)
+        self.average = vectors.pop() if specification.HasField("average") else None
         self.parameters, *self.slots = vectors
+
+    @property
+    def saved(self) -> list[np.ndarray]:
+        """What a checkpoint holds: parameters, each slot, and the average if there is one."""
+        return [self.parameters, *self.slots, *([] if self.average is None else [self.average])]
 
     @property
     def num_bytes(self) -> int:
@@ -141,6 +149,11 @@ class Arena:
             raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
         return cls(memory, pb.ShardSpecification.FromString(body), descriptor)
 
+    def start_average(self) -> None:
+        """The average, if there is one, begins at the present parameters."""
+        if self.average is not None:
+            self.average[:] = self.parameters
+
     def mark_complete(self) -> None:
         """From here on the file is worth continuing from."""
         np.frombuffer(self._memory, _HEADER, 1)["complete"] = 1
@@ -168,7 +181,7 @@ class _Places:
 def _places(specification: pb.ShardSpecification, layout: Layout) -> _Places:
     rule = from_message(rules.BY_NAME, specification.rule)
     num_chunks = len(_chunks(layout, specification.shard))
-    num_vectors = 1 + len(rule.slots) + _is_sync(specification)
+    num_vectors = 1 + len(rule.slots) + specification.HasField("average") + _is_sync(specification)
     return _Places(specification.ByteSize(), num_chunks, 4 * layout.size(specification.shard), num_vectors)
 
 

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file a shard, written by the shard, and a manifest, written last by the chief.
 
-A file holds the shard's flat vectors (`parameters`, and `slot.NAME` for each optimizer slot); the manifest holds
-the layout that says what is where. A directory without a manifest is not a checkpoint. Every file appears
-under its name only when it is complete.
+A file holds the shard's flat vectors (`parameters`, `slot.NAME` for each optimizer slot, `slot.average` if the job
+keeps an average of its parameters); the manifest holds the layout that says what is where. A directory without a
+manifest is not a checkpoint. Every file appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ class Checkpoint:
     files: tuple[str, ...]
     versions: tuple[int, ...]
 
-    def parameters(self) -> list[np.ndarray]:
-        """One flat float32 vector a shard.
+    def parameters(self, average: bool = False) -> list[np.ndarray]:
+        """One flat float32 vector a shard: the parameters, or their average.
 
         Raises:
-            ValueError: A file is missing, damaged or of another size.
+            ValueError: A file is missing, damaged or of another size, or has no average.
         """
-        return [self._read(shard, "parameters") for shard in range(self.layout.num_shards)]
+        return [
+            self._read(shard, "slot.average" if average else "parameters") for shard in range(self.layout.num_shards)
+        ]
 
     def _read(self, shard: int, tensor: str) -> np.ndarray:
         path = self.directory / self.files[shard]
@@ -68,7 +70,7 @@ def write_shard(directory: Path, specification: pb.ShardSpecification, snapshot:
     num_shards = from_canonical(specification.layout).num_shards
     name = f"shard-{specification.shard:05d}-of-{num_shards:05d}.safetensors"
     slots = from_message(rules.BY_NAME, specification.rule).slots
-    names = ["parameters", *(f"slot.{slot}" for slot in slots)]
+    names = ["parameters", *(f"slot.{slot}" for slot in slots), *["slot.average"] * specification.HasField("average")]
     metadata = {"version": str(snapshot.version), "fingerprint": specification.fingerprint.hex()}
     try:
         directory.mkdir(parents=True, exist_ok=True)

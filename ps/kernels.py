@@ -104,6 +104,14 @@ def compensate(g: np.ndarray, w: np.ndarray, base: np.ndarray, strength: float) 
     loops.compensate()(g, w, base, _f(strength))
 
 
+def average(a: np.ndarray, w: np.ndarray, weight: float) -> None:
+    """A += weight * (w - a); with weight 1 exactly w."""
+    if weight == 1:
+        a[:] = w
+    else:
+        loops.average()(a, w, _f(weight))
+
+
 def widen(source: np.ndarray, target: np.ndarray) -> None:
     """Bfloat16 bits, [n] uint16, to [n] float32; exact."""
     loops.widen()(source, target.view(np.uint32))
@@ -119,9 +127,9 @@ def num_non_finite(values: np.ndarray) -> int:
     return int(loops.count_non_finite()(values.view(np.uint32)))
 
 
-def load() -> None:
-    """Compiles or loads what every shard needs, so that its first push does not wait for it."""
-    for loop in (loops.add, loops.widen, loops.narrow, loops.count_non_finite):
+def load(*, with_average: bool = False) -> None:
+    """Compiles or loads what a shard needs beside its rule, so that its first push does not wait for it."""
+    for loop in (loops.add, loops.widen, loops.narrow, loops.count_non_finite, *[loops.average] * with_average):
         loop()
 
 
@@ -201,7 +209,7 @@ def _main() -> None:
     parser.add_argument("--rule", help="JSON form of the message Named; every rule when left out")
     text = parser.parse_args().rule
     wanted = [from_message(rules.BY_NAME, json_format.Parse(text, pb.Named()))] if text else _all_rules()
-    load()
+    load(with_average=True)
     for rule in wanted:
         update_for(rule)
     print(f"kernels compiled or loaded; process time {time.process_time():.1f} s")

@@ -240,6 +240,12 @@ def compensate(g, w, base, strength):  # type: ignore[no-untyped-def]
         g[i] += strength * g[i] * g[i] * (w[i] - base[i])
 
 
+@_loop(_V, _V, _S)
+def average(a, w, weight):  # type: ignore[no-untyped-def]
+    for i in range(a.size):
+        a[i] += (w[i] - a[i]) * weight
+
+
 @_loop(_PAYLOAD16, _BITS32)
 def widen(source, target):  # type: ignore[no-untyped-def]
     for i in range(source.size):

@@ -156,6 +156,7 @@ class Servicer:
             position = stop
         if position != arena.parameters.size:
             raise MalformedChunk(f"initial values end after {position} of {arena.parameters.size} elements")
+        arena.start_average()
         arena.mark_complete()
         return Shard(arena)
 

@@ -18,7 +18,7 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite, NotYet
-from downpour.ps import kernels, pace, rules, schedules, staleness
+from downpour.ps import averages, kernels, pace, rules, schedules, staleness
 from downpour.ps.arena import STALENESS_BUCKETS, Arena
 from downpour.ps.layout import STATISTIC
 from downpour.ps.ledger import Known, Ledger
@@ -62,10 +62,13 @@ class Shard:
         self.num_trained = arena.layout.num_trained(arena.specification.shard)
         self.num_pushed = arena.layout.num_pushed(arena.specification.shard)
         self._spans = arena.layout.spans(arena.specification.shard)
-        kernels.load()
+        kernels.load(with_average=arena.average is not None)
         self._update = kernels.update_for(from_message(rules.BY_NAME, arena.specification.rule))
         self._schedule: schedules.Schedule = from_message(schedules.BY_NAME, arena.specification.schedule)
         specification = arena.specification
+        self._average: averages.Average | None = None
+        if specification.HasField("average"):
+            self._average = from_message(averages.BY_NAME, specification.average)
         self._staleness: Treatment = Keep()
         if specification.HasField("staleness"):
             self._staleness = from_message(staleness.BY_NAME, specification.staleness)
@@ -202,9 +205,9 @@ class Shard:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
-        """The version, the parameters and every slot, all of one moment, for as long as the block lasts."""
+        """The version and `Arena.saved`, all of one moment, for as long as the block lasts."""
         with self._lock:
-            snapshot = Snapshot([self.arena.parameters, *self.arena.slots], self.version, self._lock)
+            snapshot = Snapshot(self.arena.saved, self.version, self._lock)
             self._snapshots.append(snapshot)
         try:
             yield snapshot
@@ -292,7 +295,7 @@ class Shard:
         self._moved.notify_all()
 
     def _update_range(self, start: int, gradient: np.ndarray, rate: float, step: int) -> None:
-        """Sends the gradient of [start, start + n) through the rule or, for statistics, adds it."""
+        """Sends the gradient of [start, start + n) through the rule or, for statistics, adds it; then the average."""
         stop = start + gradient.size
         for snapshot in self._snapshots:
             snapshot.preserve(start, stop)
@@ -307,6 +310,9 @@ class Shard:
                 slots = [slot[begin:end] for slot in self.arena.slots]
                 w = self.arena.parameters[begin:end]
                 self._update(w, slots, part, rate * span.rate, span.weight_decay, span.decoupled_decay, step)
+        if self.arena.average is not None and self._average is not None:
+            changed = slice(start, stop)
+            kernels.average(self.arena.average[changed], self.arena.parameters[changed], self._average.weight(step))
 
     def _name_of(self, element: int) -> str:
         layout = self.arena.layout

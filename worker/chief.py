@@ -58,6 +58,7 @@ class Plan:
         checkpoint_every_steps: Global steps between checkpoints.
         max_train_s: Seconds of training after which the job ends all the same.
         facts: More entries for the summary.
+        average: Of the parameters, an average of `downpour.ps.averages`, or None.
     """
 
     recipe: str
@@ -71,6 +72,7 @@ class Plan:
     checkpoint_every_steps: int
     max_train_s: float
     facts: dict[str, Any]
+    average: Any = None
 
 
 class Chief(chief_pb2_grpc.ChiefServicer):
@@ -226,6 +228,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             pace=to_message(self._plan.pace),
             num_workers=self._plan.num_workers,
             staleness=to_message(self._plan.staleness),
+            average=None if self._plan.average is None else to_message(self._plan.average),
         )
         vectors = layout.scatter(initial_values())
 

@@ -34,9 +34,11 @@ class Evaluator:
         mine: The layout of its variables.
         data: Where the held-out images are.
         batch_size: Images scored at once.
+        average: Whether the average of the parameters is scored in their place.
     """
 
-    def __init__(self, model: keras.Model, mine: Layout, data: Dataset, batch_size: int) -> None:
+    def __init__(self, model: keras.Model, mine: Layout, data: Dataset, batch_size: int, average: bool = False) -> None:
+        self._average = average
         self._model = model
         self._layout = mine
         self._data = data
@@ -52,12 +54,12 @@ class Evaluator:
 
         Raises:
             LayoutMismatch: The checkpoint is of another model.
-            ValueError: The checkpoint or the data cannot be read.
+            ValueError: The checkpoint or the data cannot be read, or there is no average.
         """
         saved = checkpoint.load(directory)
         layout.check_same(self._layout, saved.layout.canonical, str(directory))
         variables = [*self._model.trainable_variables, *statistics_of(self._model)]
-        for variable, value in zip(variables, saved.layout.gather(saved.parameters()), strict=True):
+        for variable, value in zip(variables, saved.layout.gather(saved.parameters(self._average)), strict=True):
             variable.assign(value)
         scores, labels, counts = self._predict_all()
         mean = metrics.mean_average_precision_at(scores, labels)

@@ -15,17 +15,18 @@ from downpour.ps.schedules import Constant
 from downpour.ps.shard import Shard
 
 
-def new_shard(layout: Layout, values: np.ndarray, rule: Any, schedule: Any = None, shard: int = 0) -> Shard:
-    """A shard of a layout, in anonymous memory, that holds its part of these values."""
+def new_shard(layout: Layout, values: np.ndarray, rule: Any, schedule: Any = None, average: Any = None) -> Shard:
+    """The only shard of a layout, in anonymous memory, that holds these values."""
     specification = pb.ShardSpecification(
-        shard=shard,
         fingerprint=layout.fingerprint,
         layout=layout.canonical,
         rule=to_message(rule),
         schedule=to_message(schedule or Constant(1.0)),
+        average=None if average is None else to_message(average),
     )
     arena = Arena.create(None, specification)
     arena.parameters[:] = values
+    arena.start_average()
     arena.mark_complete()
     return Shard(arena)
 

@@ -27,6 +27,7 @@ def initialize(
     pace: Any = _ASYNC,
     staleness: Any = _KEEP,
     num_workers: int = 1,
+    average: Any = None,
 ) -> None:
     """Gives every shard the layout, what to do with pushes, and its part of the values."""
     for i, (address, vector) in enumerate(zip(addresses, layout.scatter(values), strict=True)):
@@ -41,6 +42,7 @@ def initialize(
                 pace=to_message(pace),
                 staleness=to_message(staleness),
                 num_workers=num_workers,
+                average=None if average is None else to_message(average),
             ),
             vector,
         )

@@ -1,4 +1,4 @@
-"""One worker, float32, no overlap, through real shards equals plain Keras and TensorFlow's own update op.
+"""One worker, float32, no overlap, through real shards equals plain Keras with TensorFlow's or Keras's own update.
 
 Tolerances: the shards compute the same formulas in float32, so the traces agree to rounding. Rounding is amplified
 by training through batch norm; the same comparison without batch norm shows how much of it that is.
@@ -6,6 +6,8 @@ by training through batch norm; the same comparison without batch norm shows how
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,9 +18,12 @@ import tensorflow as tf
 from downpour.model.losses import per_label_logistic
 from downpour.model.resnet import ResNet
 from downpour.proto import codec
+from downpour.ps import checkpoint
+from downpour.ps.averages import Polyak
 from downpour.ps.layout import Layout, Slicing, plan
-from downpour.ps.rules import Momentum, RMSProp, Rule
+from downpour.ps.rules import KerasAdam, Momentum, RMSProp, Rule
 from downpour.ps.schedules import Constant
+from downpour.worker.clients import ShardClient
 from downpour.worker.exchange import Exchange
 from downpour.worker.step import TrainingStep, initial_values, statistics_of, variables_of
 from tests.worker.cluster import initialize
@@ -58,6 +63,21 @@ def batches() -> list[tuple[np.ndarray, np.ndarray]]:
     ]
 
 
+def plain_updates(rule: Rule, variables: list[Any]) -> Callable[[list[tf.Tensor]], None]:
+    """The reference's update of all variables: Keras's own optimizer, or TensorFlow's op on each."""
+    if isinstance(rule, KerasAdam):
+        optimizer = keras.optimizers.Adam(RATE, rule.beta_1, rule.beta_2, rule.epsilon, rule.amsgrad)
+        optimizer.build(variables)
+        return lambda gradients: optimizer.apply(gradients, variables)
+    slots = [[tf.Variable(tf.fill(v.shape, init)) for init in rule.slots.values()] for v in variables]
+
+    def update(gradients: list[tf.Tensor]) -> None:
+        for variable, gradient, own in zip(variables, gradients, slots, strict=True):
+            plain_update(rule, variable, gradient, own)
+
+    return update
+
+
 def plain_update(rule: Rule, variable: Any, gradient: tf.Tensor, slots: list[tf.Variable]) -> None:
     """TensorFlow's own op on a Keras variable."""
     handle = variable.value.handle
@@ -74,16 +94,14 @@ def plain_update(rule: Rule, variable: Any, gradient: tf.Tensor, slots: list[tf.
 
 
 def train_plainly(model: keras.Model, rule: Rule) -> tuple[list[float], list[np.ndarray]]:
-    """Plain Keras: model call, tape, TensorFlow's op; one process, no Downpour."""
-    slots = [[tf.Variable(tf.fill(v.shape, init)) for init in rule.slots.values()] for v in model.trainable_variables]
+    """Plain Keras: model call, tape, the reference's update; one process, no Downpour."""
+    update = plain_updates(rule, model.trainable_variables)
 
     @tf.function
     def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             loss = per_label_logistic(labels, model(images, training=True))
-        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
-        for variable, gradient, own in zip(model.trainable_variables, gradients, slots, strict=True):
-            plain_update(rule, variable, gradient, own)
+        update(tape.gradient(loss, [v.value for v in model.trainable_variables]))
         return loss
 
     losses = [float(step(images, labels)) for images, labels in batches()]
@@ -127,7 +145,7 @@ def deterministic() -> Any:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("rule", [RMSProp(), Momentum()], ids=["rmsprop", "momentum"])
+@pytest.mark.parametrize("rule", [RMSProp(), Momentum(), KerasAdam()], ids=["rmsprop", "momentum", "adam"])
 @pytest.mark.parametrize("build", [small_resnet, no_batch_norm])
 def test_shards_equal_plain_keras(build: Any, rule: Rule, shards: Any) -> None:
     plain_losses, plain_values = train_plainly(build(), rule)
@@ -135,6 +153,34 @@ def test_shards_equal_plain_keras(build: Any, rule: Rule, shards: Any) -> None:
     assert plain_losses[-1] < plain_losses[0]
     np.testing.assert_allclose(losses, plain_losses, rtol=1e-5)
     assert difference(values, plain_values) < 1e-5
+
+
+@pytest.mark.process
+def test_the_average_in_a_checkpoint_is_that_of_the_parameters_pulled(shards: Any, tmp_path: Path) -> None:
+    """Through three shard processes, slices and statistics included; float64 against float32, within 1e-6."""
+    model, layout = small_resnet(), plan(variables_of(small_resnet()), 3, [Slicing("*head/*", 4)])
+    addresses = shards.start(3)
+    start = initial_values(model)
+    initialize(addresses, layout, start, KerasAdam(), Constant(1e-2), average=Polyak(0.75))
+    exchange = Exchange(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
+    step = TrainingStep(model, per_label_logistic, layout)
+    clients = [ShardClient(i, address, layout, 30) for i, address in enumerate(addresses)]
+    expected = [value.astype(np.float64) for value in start]
+    try:
+        answer = exchange.start().result()
+        for images, labels in batches()[:6]:
+            answer = exchange.start(step(answer.parameters, images, labels).gradients).result()
+            values = values_of(layout, answer.parameters)
+            expected = [0.75 * a + 0.25 * w for a, w in zip(expected, values, strict=True)]
+        files = tuple(client.write_checkpoint(str(tmp_path)).file for client in clients)
+    finally:
+        exchange.close()
+        for client in clients:
+            client.close()
+    saved = checkpoint.Checkpoint(tmp_path, 6, layout, files, (6, 6, 6))
+    assert difference(layout.gather(saved.parameters(average=True)), expected) < 1e-6
+    assert difference(layout.gather(saved.parameters()), values) == 0
+    assert difference(values, expected) > 1e-3, "the average is not the parameters"
 
 
 def test_the_comparison_can_fail() -> None:

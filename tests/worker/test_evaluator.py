@@ -1,0 +1,65 @@
+"""The evaluator scores a checkpoint's parameters, or their average if the job says so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from downpour.launch import recipe
+from downpour.model.records import RecordCounts
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps import checkpoint
+from downpour.ps.averages import Polyak
+from downpour.ps.layout import plan
+from downpour.ps.named import to_message
+from downpour.ps.rules import SGD
+from downpour.ps.snapshot import Snapshot
+from downpour.worker.evaluator import Evaluator
+from downpour.worker.step import variables_of
+
+
+class Batches:
+    counts = RecordCounts()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
+
+
+class Data:
+    """Three images of three numbers; image i has label i."""
+
+    @contextmanager
+    def heldout(self, *, batch_size: int) -> Iterator[Batches]:
+        yield Batches()
+
+
+@pytest.mark.parametrize(("average", "score"), [(False, 1.0), (True, 1 / 3)])
+def test_it_scores_the_parameters_or_the_average(tmp_path: Path, average: bool, score: float) -> None:
+    """The parameters rank every image's label first, the average last."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")])
+    layout = plan(variables_of(model), 1)
+    specification = pb.ShardSpecification(
+        fingerprint=layout.fingerprint, layout=layout.canonical, rule=to_message(SGD()),
+        average=to_message(Polyak(0.5)),
+    )  # fmt: skip
+    right = np.eye(3, dtype=np.float32).ravel()
+    snapshot = Snapshot([right, -right], 1, threading.Lock())
+    file = checkpoint.write_shard(tmp_path, specification, snapshot)
+    checkpoint.write_manifest(checkpoint.Checkpoint(tmp_path, 1, layout, (file,), (1,)))
+    metrics, _ = Evaluator(model, layout, Data(), 8, average=average).score(tmp_path)  # type: ignore[arg-type]
+    assert metrics["map_at_100_unweighted"] == pytest.approx(score)
+
+
+def test_a_job_that_scores_an_average_must_keep_one() -> None:
+    job = recipe.load("quickstart", ["average=Polyak(decay=0.99)", "evaluate_average=true"])
+    assert job.average == Polyak(0.99)
+    with pytest.raises(ValueError, match="evaluate_average is True without an average"):
+        replace(job, average=None)
