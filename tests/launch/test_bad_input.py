@@ -1,0 +1,184 @@
+"""What a user or a cluster can get wrong: one clear message on stderr, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from downpour.launch import topology
+from downpour.model.labels import LABELS_FILE
+from downpour.proto.chief_pb2 import ProgressReply
+from downpour.worker.clients import ChiefClient
+from tests.conftest import ShardProcesses, wait_until
+from tests.launch import jobs
+from tests.model.test_data import TREE
+
+pytestmark = pytest.mark.process
+
+StartRole = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def run_refused(tmp_path: Path) -> Iterator[Callable[..., tuple[jobs.LocalJob, str]]]:
+    """`run_refused(more, *arguments)`: runs the tiny recipe, which must end with exit code 2; the job and its error."""
+    started: list[jobs.LocalJob] = []
+
+    def run(more: str = "", *arguments: str) -> tuple[jobs.LocalJob, str]:
+        job = jobs.LocalJob(jobs.write_recipe(tmp_path, more), tmp_path, *arguments)
+        started.append(job)
+        assert job.end() == 2, job.stderr
+        assert not job.left_behind()
+        return job, job.the_error()
+
+    yield run
+    for job in started:
+        job.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe=tinny"], "no recipe 'tinny'; the recipes are jft300m, paper_shape, quickstart, or give the path"),
+        (["--set=cluster.num_p=3"], "unknown key 'cluster.num_p'; did you mean cluster.num_ps? Valid keys: "),
+        (["--set=nonsense=3"], "cluster.num_ps=2 (a whole number)"),
+        (["--set=num_steps"], "override 'num_steps' is not of the form key=value"),
+        (["--set=num_steps=many"], "num_steps=many: 'many' is not a whole number; it is now num_steps=40"),
+        (["--set=cluster.num_workers=0"], "cluster.num_workers is 0; give a whole number of at least 1"),
+        (["--set=cluster.num_ps=0"], "cluster.num_ps is 0; give a whole number of at least 1"),
+        (["--set=slicing.0.num_slices=0"], "slicing.0.num_slices is 0; give a whole number of at least 1"),
+        (["--arena_parent=/missing"], "folder /missing is missing or not writable; give another --arena_parent"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_any_process_starts(run_refused: Any, arguments: Any, message: str) -> None:
+    job, error = run_refused("", *arguments)
+    assert message in error
+    assert job.stderr == error + "\n"
+    assert not job.run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "data folder {folder} is missing; it should hold train-*.tfrecord, heldout-*.tfrecord and labels.json"),
+        ([], "no records in {folder}/train-*.tfrecord; it should hold"),
+        (["train-00000.tfrecord"], "no records in {folder}/train-*.tfrecord; it should hold"),
+    ],
+)
+def test_data_that_are_not_there_are_refused_before_any_process_starts(
+    run_refused: Any, tmp_path: Path, files: list[str] | None, message: str
+) -> None:
+    folder = tmp_path / "images"
+    if files is not None:
+        folder.mkdir()
+        TREE.save(folder / LABELS_FILE)
+        for name in files:
+            (folder / name).touch()
+    job, error = run_refused(f"\n\ndef job():\n    return tiny(data=ImageRecords({str(folder)!r}, resize=8, crop=8))\n")
+    assert message.format(folder=folder) in error
+    assert job.stderr == error + "\n"
+    assert not job.run_dir.exists()
+
+
+def test_too_many_bad_records_end_the_job_with_their_number_and_the_first(run_refused: Any, tmp_path: Path) -> None:
+    images = jobs.write_images(tmp_path / "images", num_train=120, num_heldout=4, spoilt={6})
+    jobs.cut_off(images / "train-00001.tfrecord")
+    job, error = run_refused(
+        f"\n\ndef job():\n    return tiny(data=ImageRecords({str(images)!r}, resize=8, crop=8))\n",
+        *("--noevaluator", "--set=cluster.num_workers=1", "--set=cluster.num_ps=1"),
+    )
+    assert "worker 0: 2 of 120 records cannot be read, and more than 1% is refused; replace these files" in error
+    assert f"For example: {images}/train-00000.tfrecord, record 3: " in error
+    assert not (job.run_dir / "learning_curve.png").exists()
+
+
+def test_more_slices_than_columns_leave_logs_and_nothing_else(run_refused: Any) -> None:
+    arguments = ("--noevaluator", "--set=cluster.num_workers=1", "--set=cluster.num_ps=1")
+    job, error = run_refused("", "--set=slicing.0.num_slices=99", *arguments)
+    assert "asks for 99 slices of head/kernel, whose axis 1 has 5 columns; give 1 to 5" in error
+    assert [path.name for path in job.run_dir.iterdir()] == ["logs"]
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port that is bound but does not listen: nobody else can have it, nobody answers there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.fixture
+def start_role(tmp_path: Path) -> Iterator[StartRole]:
+    """`start_role(role, index, values)`: a process as production starts it; killed after the test."""
+    started = []
+
+    def start(role: str, index: int, values: dict[str, Any]) -> subprocess.Popen[str]:
+        command = topology.command(role, index, values)
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def refusal(process: subprocess.Popen[str]) -> str:
+    """The message of a role that must end with exit code 2."""
+    _, err = process.communicate(timeout=jobs.START_S)
+    assert process.returncode == 2, err
+    assert "Traceback" not in err
+    lines = err.splitlines()
+    assert [line for line in lines if "] error: " in line] == lines[-1:], err
+    return lines[-1]
+
+
+def test_a_shard_whose_port_is_taken_says_so(start_role: StartRole, taken_port: int) -> None:
+    shard = start_role("ps", 3, {"host": "127.0.0.1", "port": taken_port})
+    _, err = shard.communicate(timeout=30)
+    assert shard.returncode == 2
+    expected = (
+        rf"\[ps/3\] error: cannot listen on 127.0.0.1:{taken_port}: the port is taken .*; give another --port .*\n"
+    )
+    assert re.fullmatch(expected, err), err
+
+
+def test_workers_that_do_not_belong_to_a_job_are_refused_and_leave_it_alone(
+    start_role: StartRole, shards: ShardProcesses, taken_port: int, tmp_path: Path
+) -> None:
+    (tmp_path / "slow").touch()
+    recipe, port_file = jobs.write_recipe(tmp_path, jobs.PACED), tmp_path / "chief.port"
+    addresses = shards.start(2)
+    job = {"recipe": recipe, "ps": ",".join(addresses), "run_dir": tmp_path / "run"}
+    listens = {"host": "127.0.0.1", "port": 0, "evaluator": False}
+    running = start_role("chief", 0, job | listens | {"port_file": port_file})
+    wait_until(port_file.exists, "the chief's port", jobs.START_S)
+    job["chief"] = f"127.0.0.1:{port_file.read_text().strip()}"
+    older = start_role("worker", 0, job)
+    chief = ChiefClient(job["chief"], jobs.START_S)
+    wait_until(lambda: chief.progress().step > 0, "the first step", jobs.START_S)
+
+    newer = start_role("worker", 0, job)
+    wider = start_role("worker", 1, job | {"set": ["model.width=4"]})
+    wider_chief = start_role("chief", 0, job | listens | {"set": ["model.width=4"], "run_dir": tmp_path / "other"})
+    nowhere = {"ps": f"{addresses[0]},127.0.0.1:{taken_port}", "set": ["exchange.give_up_after_s=2"]}
+    lost = start_role("worker", 1, job | nowhere)
+
+    message = refusal(older)
+    assert re.match(r"\[worker/0\b.*\] error: .*worker 0 .*--index", message), message
+    message = refusal(wider)
+    assert re.search(r"computed layout [0-9a-f]{16}, the chief [0-9a-f]{16}; start every role with the same", message)
+    message = refusal(wider_chief)
+    assert re.search(rf"layout [0-9a-f]{{16}} here, [0-9a-f]{{16}} on shard 0 at {addresses[0]}: here .*stem", message)
+    message = refusal(lost)
+    assert re.search(rf"shard 1 at 127.0.0.1:{taken_port} did not answer for [23] s \(\d+ tries\)", message), message
+    step = chief.progress().step
+    wait_until(lambda: chief.progress().step > step, "a step of the newer worker", jobs.START_S)
+    assert (chief.progress().state, chief.progress().failure) == (ProgressReply.STATE_TRAINING, "")
+    assert running.poll() is None and newer.poll() is None
+    chief.close()

@@ -1,0 +1,167 @@
+"""Whole jobs of real processes: shards, chief, workers and evaluator as `downpour local` starts them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from downpour.ps import checkpoint
+from downpour.ps.arena import Arena
+from tests.launch import jobs
+
+pytestmark = pytest.mark.process
+
+RESULT_KEYS = {
+    *("recipe", "num_ps", "num_workers", "head_slices", "global_steps", "seconds", "images_per_second"),
+    *("map_at_100", "map_at_100_unweighted", "chance", "staleness_mean", "peak_rss_mb"),
+    *("pushes_acknowledged", "pushes_applied_min", "pushes_applied_max"),
+}
+
+# Worker 1, whose seed is 1, meets images that are not numbers.
+SPOILT = """
+@dataclass(frozen=True)
+class Spoilt(GeneratedImages):
+    def training(self, *, batch_size, seed):
+        good = super().training(batch_size=batch_size, seed=seed)
+
+        def spoil():
+            for number, (images, labels) in enumerate(good):
+                yield images * np.float32("nan" if seed == 1 and number >= 3 else 1), labels
+
+        return Batches(spoil(), good.counts)
+
+
+def job():
+    return tiny(data=Spoilt(image_size=8, num_labels=5, num_heldout=4), num_steps=100_000)
+"""
+
+StartJob = Callable[..., jobs.LocalJob]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartJob]:
+    """`start(more, *arguments)`: a launcher of the tiny recipe with more code at its end; killed after the test."""
+    started: list[jobs.LocalJob] = []
+
+    def start(more: str = "", *arguments: str) -> jobs.LocalJob:
+        started.append(jobs.LocalJob(jobs.write_recipe(tmp_path, more), tmp_path, *arguments))
+        return started[-1]
+
+    yield start
+    for job in started:
+        job.kill()
+
+
+def last_checkpoint(run_dir: Path) -> checkpoint.Checkpoint:
+    return checkpoint.load(max((run_dir / "checkpoints").iterdir()))
+
+
+def test_a_job_runs_to_its_end_and_names_the_few_records_it_skipped(start: StartJob, tmp_path: Path) -> None:
+    images = jobs.write_images(tmp_path / "images", num_train=240, num_heldout=110, spoilt={8, 300})
+    jobs.cut_off(images / "train-00001.tfrecord")
+    job = start(f"""
+def job():
+    return tiny(data=ImageRecords({str(images)!r}, resize=10, crop=8), num_steps=30)
+""")
+    assert job.end() == 0, job.stderr
+    result = job.result()
+    assert RESULT_KEYS <= set(result)
+    assert (result["recipe"], result["num_ps"], result["num_workers"], result["head_slices"]) == ("tiny", 2, 2, 3)
+    assert 30 <= result["global_steps"] <= 34, "each worker may have two pushes under way when the job is done"
+    assert result["pushes_acknowledged"] == result["pushes_applied_min"] == result["pushes_applied_max"]
+    assert result["pushes_applied_max"] == result["global_steps"]
+    assert set(result["peak_rss_mb"]) == {"ps", "chief", "worker", "evaluator"}
+    assert json.loads((job.run_dir / "summary.json").read_text()) == result
+    assert (job.run_dir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "Traceback" not in job.stderr
+    assert result["records_skipped"] >= 3, "two of training, in each worker that read any, and one held out"
+    for place in ("train-00000.tfrecord, record 4: ", "train-00001.tfrecord, record 119: file cut off at byte",
+                  "heldout-00000.tfrecord, record 60: "):  # fmt: skip
+        assert any(f"{images}/{place}" in example for example in result["skipped_examples"]), place
+    assert not job.left_behind()
+
+
+class Ledgers:
+    """What the shards of a running job know of worker 0, read from copies of their arenas."""
+
+    def __init__(self, job: jobs.LocalJob) -> None:
+        self._arenas = sorted(job.scratch.glob("*/shard-*.arena"))
+        assert len(self._arenas) == 2
+        job.wait(lambda: all(pushes > 0 for _, pushes in self.read()), "pushes of worker 0")
+        self.first = self.read()
+
+    def read(self) -> list[tuple[int, int]]:
+        """For each shard, the worker's incarnation and how many of its pushes have been applied."""
+        found = []
+        for arena in self._arenas:
+            copy = Arena.open(Path(shutil.copy(arena, arena.with_suffix(".copy"))))
+            assert copy is not None
+            entry = copy.ledger[0]
+            found.append((int(entry["incarnation"]), int(entry["sequence"]) - (not entry["complete"])))
+            copy.close()
+        return found
+
+    def replaced(self) -> bool:
+        """Whether every shard has pushes of a newer incarnation; until then, notes those of the first one."""
+        now = self.read()
+        self.first = [new if new[0] == old[0] else old for old, new in zip(self.first, now, strict=True)]
+        return all(new[0] > old[0] for old, new in zip(self.first, now, strict=True))
+
+
+def num_scores(job: jobs.LocalJob) -> int:
+    return (job.run_dir / "history.jsonl").read_text().count('"score"')
+
+
+def test_shard_worker_and_evaluator_are_replaced_in_the_middle_of_training(start: StartJob, tmp_path: Path) -> None:
+    job, slow = start(jobs.PACED), tmp_path / "slow"
+    watcher = jobs.Watcher(job)
+    watcher.wait_for_step(50)
+    job.role("ps/1").kill()
+    job.wait(lambda: "[ps/1] ended with signal SIGKILL; restart 1 of 3" in job.stderr, "the shard's end")
+    watcher.wait_for_step(watcher.progress().step + 100)
+    slow.touch()
+
+    job.wait(lambda: num_scores(job), "the first score")
+    ledgers = Ledgers(job)
+    job.role("worker/0").kill()
+    job.role("evaluator").kill()
+    for name in ("worker/0", "evaluator"):
+        notice = f"[{name}] ended with signal SIGKILL; restart 1 of 3"
+        job.wait(lambda notice=notice: notice in job.stderr, notice)
+    scores = num_scores(job)
+    job.wait(ledgers.replaced, "a push of the new worker")
+    job.wait(lambda: num_scores(job) > scores, "a score of the new evaluator")
+    watcher.assert_training()
+    watcher.close()
+    slow.unlink()
+
+    assert job.end() == 0, job.stderr
+    result, versions = job.result(), last_checkpoint(job.run_dir).versions
+    assert (result["pushes_applied_min"], result["pushes_applied_max"]) == (min(versions), max(versions))
+    killed = [pushes for _, pushes in ledgers.first]
+    assert min(killed) > 0 and max(killed) - min(killed) <= 1, "one push of the killed worker was under way"
+    # All others are known to the last: every shard applied each of them once, the killed shard too.
+    others = {version - pushes for version, pushes in zip(versions, killed, strict=True)}
+    assert len(others) == 1, (versions, killed)
+    # The killed worker could not report its last ones.
+    assert 0 < result["pushes_acknowledged"] - others.pop() <= min(killed)
+    assert job.stderr.count("ended with") == 3, "something else ended"
+    assert not job.left_behind()
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_and_keeps_finite_parameters(start: StartJob) -> None:
+    job = start(SPOILT, "--set=checkpoint_every_steps=10")
+    assert job.end() == 2
+    message = r"\[local\] error: worker 1: loss nan and gradient norm nan at step \d+ are not finite; lower "
+    assert re.match(message, job.the_error())
+    assert str(job.run_dir / "checkpoints") in job.the_error()
+    saved = last_checkpoint(job.run_dir)
+    assert saved.step > 0
+    assert all(np.isfinite(vector).all() for vector in saved.parameters())
+    assert not job.left_behind()
