@@ -1,0 +1,113 @@
+"""Every command that README.md shows is accepted: its targets, subcommands, flags, keys and recipes exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from downpour.launch import cli, recipe
+from downpour.model.data import ImageRecords
+from downpour.model.labels import LABELS_FILE, LabelTree
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+    if line.startswith(("downpour ", "make "))
+]
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The console script, in a folder of its own."""
+    command = [sys.executable, "-m", "downpour.launch.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def value(flag: str, arguments: list[str]) -> str:
+    """Of a flag that must be given once."""
+    (found,) = (argument.removeprefix(f"--{flag}=") for argument in arguments if argument.startswith(f"--{flag}="))
+    return found
+
+
+def check(command: str, folder: Path) -> None:
+    """Asserts that a command is accepted. `layout` runs; the others are stopped where their work would begin."""
+    program, name, *arguments = shlex.split(command)
+    if program == "make":
+        check_make([name, *arguments])
+    elif name == "local":
+        # What is checked after flags, recipe and overrides.
+        result = run([name, *arguments, "--arena_parent=/missing"], folder)
+        assert result.stderr.startswith("[local] error: folder /missing is missing"), result.stderr
+    elif name == "prepare":
+        (folder / value("out", arguments) / "in the way").mkdir(parents=True)
+        result = run([name, *arguments], folder)
+        assert f"{value('out', arguments)} exists and is not a prepared data set" in result.stderr, result.stderr
+    else:
+        assert name == "layout", f"say here how to check {command!r}"
+        check_layout(arguments, folder)
+
+
+def check_make(targets: list[str]) -> None:
+    known = re.findall(r"^([a-z_]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(targets) <= set(known), targets
+
+
+def check_layout(arguments: list[str], folder: Path) -> None:
+    """One row a shard; of the data, a model's layout needs no more than the number of labels."""
+    job = recipe.load(value("recipe", arguments))
+    if isinstance(job.data, ImageRecords):
+        (folder / job.data.folder).mkdir(parents=True)
+        tree = LabelTree(tuple(f"label {i}" for i in range(60)), (-1,) * 60)
+        tree.save(folder / job.data.folder / LABELS_FILE)
+    result = run(["layout", *arguments], folder)
+    assert result.returncode == 0, result.stderr
+    shards = re.findall(r"^ *(\d+) ", result.stdout, re.MULTILINE)
+    assert shards == [str(i) for i in range(job.cluster.num_ps)], result.stdout
+
+
+def test_the_commands_are_found() -> None:
+    assert {command.split()[0] for command in COMMANDS} == {"downpour", "make"}
+    assert {command.split()[1] for command in COMMANDS} >= {"quickstart", "test", "local", "layout", "prepare"}
+
+
+def test_subcommands_named_in_the_text_exist() -> None:
+    named = {name for names in re.findall(r"`downpour ([a-z|]+)", README) for name in names.split("|")}
+    assert "worker" in named
+    assert named <= set(re.findall(r"^  ([a-z]+) ", cli.usage(), re.MULTILINE))
+
+
+def test_the_quickstart_has_17_shards() -> None:
+    assert recipe.load("quickstart").cluster.num_ps == 17
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_accepted(command: str, tmp_path: Path) -> None:
+    check(command, tmp_path)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make quikstart",
+        "downpour lokal --recipe=quickstart",
+        "downpour local --recipe=quikstart",
+        "downpour local --recipe=quickstart --set=cluster.nmu_ps=11",
+        "downpour local --recipe=quickstart --set=cluster.num_ps=eleven",
+        "downpour local --recipe=quickstart --shards=11",
+        "downpour prepare imagenet --out=data/imagenet",
+        "downpour prepare openmoji --out=data/openmoji --size=36",
+        "downpour layout --recipe=quickstart --set=cluster.nmu_ps=11",
+    ],
+)
+def test_a_wrong_command_is_noticed(command: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        check(command, tmp_path)
