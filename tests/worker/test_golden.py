@@ -1,0 +1,89 @@
+"""The losses of one deterministic worker, recorded: a refactoring leaves them as they are.
+
+Through real shard processes, in float32, without overlap, so that nothing depends on time. After a change that is
+meant to alter numbers (a formula, the initial values, the generated images), record them again and say why.
+Measured: one or two threads, and oneDNN off, on, or held to SSE4.1, AVX2 or AVX-512, move them by less than 1e-6.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from downpour.launch.build import build
+from downpour.launch.job import Cluster, Exchange, Job
+from downpour.model.data import GeneratedImages
+from downpour.model.losses import per_label_logistic
+from downpour.model.resnet import ResNet
+from downpour.proto import codec
+from downpour.ps.layout import Slicing
+from downpour.ps.rules import Momentum
+from downpour.ps.schedules import StaircaseExponential
+from downpour.worker import exchange as exchanges
+from downpour.worker.loop import train
+from downpour.worker.step import TrainingStep, initial_values
+from tests.conftest import ShardProcesses
+from tests.worker.cluster import initialize
+
+JOB = Job(
+    name="golden",
+    model=ResNet(depth=18, width=8, stem="3x3/2"),
+    data=GeneratedImages(image_size=16, num_labels=6),
+    loss=per_label_logistic,
+    rule=Momentum(0.9),
+    schedule=StaircaseExponential(0.002, factor=0.5, every=5),
+    num_steps=8,
+    batch_size=16,
+    slicing=(Slicing("head/*", num_slices=3),),
+    weight_decay=1e-4,
+    cluster=Cluster(num_ps=2, num_workers=1, threads_per_worker=1),
+    exchange=Exchange(codec="float32", overlap=False),
+    seed=5,
+)
+GOLDEN = [5.799235, 4.704428, 4.771356, 4.075706, 3.398656, 2.457988, 2.659456, 3.113668]
+
+
+class Recorder:
+    """Stands where a worker reports to the chief; keeps the losses."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.losses: list[float] = []
+
+    def computed(self, *, loss: float, **_: Any) -> None:
+        self.losses.append(loss)
+
+    def exchanged(self, *_: Any) -> None: ...
+
+    def read(self, *_: Any) -> None: ...
+
+
+def trace(job: Job, shards: ShardProcesses) -> list[float]:
+    """Losses of a job's only worker, from first to last."""
+    model, layout = build(job)
+    addresses = shards.start(job.cluster.num_ps)
+    initialize(addresses, layout, initial_values(model), job.rule, job.schedule)
+    exchange = exchanges.Exchange(
+        addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=job.exchange.give_up_after_s
+    )
+    recorder: Any = Recorder()
+    try:
+        exchange.connect()
+        with job.data.training(batch_size=job.batch_size, seed=job.seed) as batches:
+            step = TrainingStep(model, job.loss, layout)
+            train(step, exchange, batches, recorder, num_steps=job.num_steps, overlap=job.exchange.overlap)
+    finally:
+        exchange.close()
+    losses: list[float] = recorder.losses
+    return losses
+
+
+@pytest.mark.process
+def test_the_losses_are_the_recorded_ones(shards: ShardProcesses) -> None:
+    tf.config.experimental.enable_op_determinism()
+    losses = trace(JOB, shards)
+    np.testing.assert_allclose(losses, GOLDEN, rtol=1e-4, err_msg=f"recorded now: {losses}")
