@@ -186,9 +186,10 @@ def _places(specification: pb.ShardSpecification, layout: Layout) -> _Places:
 
 
 def _chunks(layout: Layout, shard: int) -> list[tuple[int, int]]:
-    """As workers cut a push: the trained part, then the statistics."""
-    trained = layout.num_trained(shard)
-    return [*codec.split(0, trained), *codec.split(trained, layout.num_pushed(shard))]
+    """As workers cut a push: factored variables, the other trained ones, the statistics."""
+    factored, trained, pushed = layout.num_factored(shard), layout.num_trained(shard), layout.num_pushed(shard)
+    groups = [(group.start, group.start + group.size) for group in layout.factored(shard)]
+    return [*groups, *codec.split(factored, trained), *codec.split(trained, pushed)]
 
 
 def _is_sync(specification: pb.ShardSpecification) -> bool:

@@ -122,14 +122,25 @@ def narrow(source: np.ndarray, target: np.ndarray) -> None:
     loops.narrow()(source.view(np.uint32), target)
 
 
+def to_float32(values: np.ndarray, out: np.ndarray) -> None:
+    """[n] of a wire dtype, at any address, to [n] float32; exact."""
+    if values.dtype == np.uint16:
+        widen(values, out)
+    else:
+        out[:] = values
+
+
 def num_non_finite(values: np.ndarray) -> int:
-    """How many of [n] float32 are NaN or infinite."""
+    """How many of [n] float32, or bfloat16 as uint16 bits, are NaN or infinite; at any address."""
+    if values.dtype == np.uint16:
+        return int(loops.count_non_finite_16()(values))
     return int(loops.count_non_finite()(values.view(np.uint32)))
 
 
 def load(*, with_average: bool = False) -> None:
     """Compiles or loads what a shard needs beside its rule, so that its first push does not wait for it."""
-    for loop in (loops.add, loops.widen, loops.narrow, loops.count_non_finite, *[loops.average] * with_average):
+    needed = [loops.add, loops.widen, loops.narrow, loops.count_non_finite, loops.count_non_finite_16]
+    for loop in needed + [loops.average] * with_average:
         loop()
 
 

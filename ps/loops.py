@@ -30,6 +30,7 @@ _V, _S = types.float32[::1], types.float32  # a vector, a scalar
 _BITS16, _BITS32 = types.uint16[::1], types.uint32[::1]
 # A payload is a view of an immutable message and begins at any byte.
 _PAYLOAD16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
+_PAYLOAD32 = types.Array(types.uint32, 1, "C", readonly=True, aligned=False)
 
 
 def _loop(*arguments: types.Type, returns: types.Type = types.void) -> Callable[[Loop], Callable[[], Loop]]:
@@ -261,10 +262,18 @@ def narrow(source, target):  # type: ignore[no-untyped-def]
         target[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
 
 
-@_loop(_BITS32, returns=types.uint64)
+@_loop(_PAYLOAD32, returns=types.uint64)
 def count_non_finite(bits):  # type: ignore[no-untyped-def]
     # Integers, because a float test costs a branch an element; the exponent of NaN and infinity is all ones.
     count = np.uint64(0)
     for i in range(bits.size):
         count += np.uint64((bits[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
+    return count
+
+
+@_loop(_PAYLOAD16, returns=types.uint64)
+def count_non_finite_16(bits):  # type: ignore[no-untyped-def]
+    count = np.uint64(0)
+    for i in range(bits.size):
+        count += np.uint64((bits[i] & np.uint16(0x7F80)) == np.uint16(0x7F80))
     return count

@@ -105,7 +105,7 @@ class Servicer:
         trained, pushed, size = shard.num_trained, shard.num_pushed, shard.size
         parts = ((request.codec, 0, trained), (codec.FLOAT32, trained, pushed), (request.codec, pushed, size))
         for wire, begin, end in parts:
-            for start, stop in codec.split(begin, end):
+            for start, stop in shard.cut(begin, end):
                 yield codec.encode_chunk(start, wire, shard.read(start, stop, wire), header)
                 header = None
         if header:  # a shard without parameters has a version all the same

@@ -1,52 +1,36 @@
 """A shard's numbers: pulls, pushes and counters over an arena. No gRPC, no TensorFlow.
 
-Threads: any number may call. One lock guards the arena; it is held for one chunk at a time, so pulls and pushes
-of several workers interleave chunk by chunk (Hogwild within a push, atomic within a chunk). A push advances
-the version when its last element has been applied, by one. Under the pace `Sync` gradients are summed instead, chunk
-by chunk, and the version advances when every chunk has been updated with the mean of its sum.
+A push is applied chunk by chunk as it arrives; it advances the version when its last element has been applied, by one.
+Pulls and pushes of several workers interleave chunk by chunk (Hogwild within a push, atomic within a chunk). Under the
+pace `Sync` gradients are summed instead, chunk by chunk, and the version advances when every chunk has been updated
+with the mean of its sum.
+
+Threads: any number may call. Each region's lock guards its part of the vectors (`downpour.ps.regions`); `_lock` guards
+ledger, counters, pace and snapshots, and is never held while numbers are crunched. A region's lock comes first.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.errors import MalformedChunk, NonFinite, NotYet
-from downpour.ps import averages, kernels, pace, rules, schedules, staleness
+from downpour.proto.errors import DownpourError, MalformedChunk, NonFinite, NotYet
+from downpour.ps import kernels, pace, schedules, staleness
 from downpour.ps.arena import STALENESS_BUCKETS, Arena
-from downpour.ps.layout import STATISTIC
 from downpour.ps.ledger import Known, Ledger
 from downpour.ps.named import from_message
 from downpour.ps.pace import Async, Pace, Sync
+from downpour.ps.regions import Push, Region, Work, regions_of
 from downpour.ps.snapshot import Snapshot
+from downpour.ps.sources import source_of
 from downpour.ps.staleness import Compensate, Keep, Treatment
-
-
-@dataclass
-class Push:
-    """A push while it arrives.
-
-    Attributes:
-        header: Its name.
-        learning_rate: The schedule's when it began, divided by the staleness if the job says so.
-        step: Its number, from 1; pushes that overlap share one.
-        repeated: It had been applied before; nothing of it is applied again.
-        dropped: It is too stale; nothing of it is applied.
-        position: First element that has not arrived yet.
-    """
-
-    header: pb.PushHeader
-    learning_rate: float
-    step: int
-    repeated: bool
-    dropped: bool
-    position: int = 0
+from downpour.ps.updater import Updater
 
 
 class Shard:
@@ -57,18 +41,17 @@ class Shard:
     """
 
     def __init__(self, arena: Arena) -> None:
+        specification = arena.specification
+        layout, index = arena.layout, specification.shard
         self.arena = arena
         self.size = arena.parameters.size
-        self.num_trained = arena.layout.num_trained(arena.specification.shard)
-        self.num_pushed = arena.layout.num_pushed(arena.specification.shard)
-        self._spans = arena.layout.spans(arena.specification.shard)
-        kernels.load(with_average=arena.average is not None)
-        self._update = kernels.update_for(from_message(rules.BY_NAME, arena.specification.rule))
-        self._schedule: schedules.Schedule = from_message(schedules.BY_NAME, arena.specification.schedule)
-        specification = arena.specification
-        self._average: averages.Average | None = None
-        if specification.HasField("average"):
-            self._average = from_message(averages.BY_NAME, specification.average)
+        self.num_trained = layout.num_trained(index)
+        self.num_pushed = layout.num_pushed(index)
+        self._groups = {group.start: group for group in layout.factored(index)}
+        self._regions = regions_of(arena.chunks, list(self._groups.values()))
+        self._region_stops = [region.stop for region in self._regions]
+        self._updater = Updater(arena)
+        self._schedule: schedules.Schedule = from_message(schedules.BY_NAME, specification.schedule)
         self._staleness: Treatment = Keep()
         if specification.HasField("staleness"):
             self._staleness = from_message(staleness.BY_NAME, specification.staleness)
@@ -79,22 +62,26 @@ class Shard:
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)  # a push is complete, or a worker is gone
         self._snapshots: list[Snapshot] = []  # being read
-        # One scratch vector for decoded gradients is enough: it is only used with the lock held.
-        self._scratch = np.empty(codec.CHUNK_ELEMENTS, np.float32)
 
     @property
     def version(self) -> int:
-        """Pushes applied. Read without the lock: one aligned 8-byte word."""
+        """Updates applied. Read without the lock: one aligned 8-byte word."""
         return int(self.arena.counters["version"])
 
+    def cut(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """[start, stop) in chunks for `read`: none crosses the border of a region."""
+        for region_start, region_stop in (*self.arena.chunks, (self.num_pushed, self.size)):
+            yield from codec.split(max(start, region_start), min(stop, region_stop))
+
     def read(self, start: int, stop: int, wire: int) -> np.ndarray:
-        """Elements [start, stop) in the wire dtype of a codec, a copy."""
+        """Elements [start, stop), one of those that `cut` gives, in the wire dtype of a codec; a copy."""
         out = np.empty(stop - start, codec.WIRE_DTYPES[wire])
-        with self._lock:
+        values = self.arena.parameters[start:stop]
+        with self._region_at(start).lock if start < self.num_pushed else contextlib.nullcontext():
             if wire == codec.BFLOAT16:
-                kernels.narrow(self.arena.parameters[start:stop], out)
+                kernels.narrow(values, out)
             else:
-                out[:] = self.arena.parameters[start:stop]
+                out[:] = values
         return out
 
     def wait_turn(self, request: pb.PullRequest, wait_s: float) -> None:
@@ -112,10 +99,13 @@ class Shard:
 
     def absent(self, gone: Sequence[tuple[int, int]]) -> None:
         """Nobody waits any longer for these workers (index, incarnation)."""
-        with self._lock:
-            for chunk, count in self._pace.absent(gone):
-                self._update_with_mean(self.arena.chunks[chunk], count, self.version)
-            self._moved.notify_all()
+        with self._all_regions():
+            with self._lock:
+                completed = self._pace.absent(gone)
+            for chunk, count in completed:
+                self._update_with_mean(self._regions[chunk], count, self.version)
+            with self._lock:
+                self._moved.notify_all()
 
     def begin(self, header: pb.PushHeader) -> Push:
         """Opens a push; its rate, its number and its staleness are those of this moment.
@@ -143,32 +133,26 @@ class Shard:
             NonFinite: It has NaN or infinity; nothing of the chunk is applied.
             WorkerSuperseded: The worker has begun a later push.
         """
-        values = chunk.values()
         stop = chunk.start + chunk.count
-        if chunk.start != push.position or stop > self.num_pushed or not 0 < chunk.count <= codec.CHUNK_ELEMENTS:
+        largest = self._groups[chunk.start].size if chunk.rows and chunk.start in self._groups else codec.CHUNK_ELEMENTS
+        if chunk.start != push.position or stop > self.num_pushed or not 0 < chunk.count <= largest:
             raise MalformedChunk(
                 f"chunk [{chunk.start}, {stop}) where one at {push.position} was due, "
                 f"of at most {codec.CHUNK_ELEMENTS} elements and within {self.num_pushed}"
             )
+        source = source_of(chunk, self._groups)
+        base = chunk.base_values() if self._needs_base(chunk) else None
         push.position = stop
         if push.repeated:
             return
-        with self._lock:
-            done = self._ledger.applied(push.header)
-            if stop <= done:
-                return
-            if push.dropped:
-                self._ledger.advance(push.header, stop)
-                return
-            gradient = self._decode(chunk.codec, values)
-            self._refuse_non_finite(push, chunk.start, gradient)
-            if self._is_sync:
-                self._sum_up(push, chunk, gradient)
-            else:
-                first = max(chunk.start, done)
-                self._compensate(chunk, gradient)
-                self._update_range(first, gradient[first - chunk.start :], push.learning_rate, push.step)
-            self._ledger.advance(push.header, stop)
+        self._refuse_non_finite(push, chunk, source.num_non_finite())
+        start = chunk.start
+        while start < stop:
+            region = self._region_at(start)
+            end = min(stop, region.stop)
+            of_base = None if base is None else base[start - chunk.start : end - chunk.start]
+            self._apply_work(region, Work(push, source, start, end, of_base))
+            start = end
 
     def finish(self, push: Push) -> pb.PushReply:
         """Counts a push whose last chunk has been applied.
@@ -206,7 +190,7 @@ class Shard:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """The version and `Arena.saved`, all of one moment, for as long as the block lasts."""
-        with self._lock:
+        with self._all_regions(), self._lock:
             snapshot = Snapshot(self.arena.saved, self.version, self._lock)
             self._snapshots.append(snapshot)
         try:
@@ -215,28 +199,92 @@ class Shard:
             with self._lock:
                 self._snapshots.remove(snapshot)
 
-    def _decode(self, wire: int, values: np.ndarray) -> np.ndarray:
-        gradient = self._scratch[: values.size]
-        self._convert(wire, values, gradient)
-        return gradient
+    def _needs_base(self, chunk: codec.Chunk) -> bool:
+        return isinstance(self._staleness, Compensate) and chunk.start < self.num_trained
 
-    @staticmethod
-    def _convert(wire: int, values: np.ndarray, out: np.ndarray) -> None:
-        """From a wire dtype to float32."""
-        if wire == codec.BFLOAT16:
-            kernels.widen(values, out)
-        else:
-            out[:] = values
-
-    def _refuse_non_finite(self, push: Push, start: int, gradient: np.ndarray) -> None:
-        if not kernels.num_non_finite(gradient):
+    def _refuse_non_finite(self, push: Push, chunk: codec.Chunk, count: int) -> None:
+        if not count:
             return
-        self.arena.counters["refused"] += 1
-        where = start + int(np.flatnonzero(~np.isfinite(gradient))[0])
+        with self._lock:
+            self.arena.counters["refused"] += 1
+        values = np.empty(chunk.payload.nbytes // codec.WIRE_DTYPES[chunk.codec].itemsize, np.float32)
+        kernels.to_float32(np.frombuffer(chunk.payload, codec.WIRE_DTYPES[chunk.codec]), values)
+        where = chunk.start if chunk.rows else chunk.start + int(np.flatnonzero(~np.isfinite(values))[0])
         raise NonFinite(
-            f"push {push.header.sequence} of worker {push.header.worker} has {kernels.num_non_finite(gradient)} "
+            f"push {push.header.sequence} of worker {push.header.worker} has {count} "
             f"numbers that are not finite, the first in {self._name_of(where)}"
         )
+
+    def _region_at(self, element: int) -> Region:
+        return self._regions[bisect.bisect_right(self._region_stops, element)]
+
+    @contextlib.contextmanager
+    def _all_regions(self) -> Iterator[None]:
+        """No number changes while the block lasts."""
+        with contextlib.ExitStack() as locks:
+            for region in self._regions:
+                locks.enter_context(region.lock)
+            yield
+
+    def _apply_work(self, region: Region, work: Work) -> None:
+        """Has a gradient applied, by this thread or by one that holds the region's lock already."""
+        region.waiting.append(work)
+        with region.lock:
+            if not work.done:
+                self._apply_waiting(region)
+        assert work.done, "another thread failed while it applied this gradient"
+        if work.error:
+            raise work.error
+
+    def _apply_waiting(self, region: Region) -> None:
+        """Applies every gradient that waits for a region, whose lock is held."""
+        works = region.take_waiting()
+        with self._lock:
+            # One push may wait twice, when it was sent again while its first connection still hangs.
+            once = {(w.push.name, w.start): w for w in reversed(works)}.values()
+            live = [work for work in reversed(once) if self._is_due(work)]
+            for snapshot in self._snapshots if live and not self._is_sync else ():
+                snapshot.preserve(region.start, region.stop)
+        if self._is_sync:
+            for work in live:
+                self._sum_up(region, work)
+        else:
+            self._update(region, live)
+        with self._lock:
+            for work in works:
+                if work in live and not work.error:
+                    self._ledger.advance(work.push.header, work.stop)
+                work.done = True
+
+    def _is_due(self, work: Work) -> bool:
+        """Whether anything of a gradient must be applied; says in the work from where on, or why it must not."""
+        header = work.push.header
+        try:
+            done = self._ledger.applied(header)
+        except DownpourError as error:
+            work.error = error
+            return False
+        work.first = max(work.start, done)
+        if work.push.dropped and done < work.stop:
+            self._ledger.advance(header, work.stop)
+            return False
+        return done < work.stop
+
+    def _update(self, region: Region, works: Sequence[Work]) -> None:
+        """Updates a region with some gradients, piece by piece."""
+        strength = self._staleness.strength if isinstance(self._staleness, Compensate) else 0.0
+        for start, stop in region.pieces:
+            for work in works:
+                begin, end = max(start, work.first), min(stop, work.stop)
+                if begin >= end:
+                    continue
+                gradient = region.scratch[: end - begin]
+                work.source.decode((begin, end), gradient)
+                if work.base is not None:
+                    base = np.empty(end - begin, np.float32)
+                    kernels.to_float32(work.base[begin - work.start : end - work.start], base)
+                    kernels.compensate(gradient, self.arena.parameters[begin:end], base, strength)
+                self._updater.update(begin, gradient, work.push.learning_rate, work.push.step)
 
     def _complete(self, push: Push) -> None:
         """Counts a push, all of which has been applied, summed or dropped."""
@@ -260,59 +308,43 @@ class Shard:
             dropped=self._ledger.is_dropped(push.header),
         )
 
-    def _compensate(self, chunk: codec.Chunk, gradient: np.ndarray) -> None:
-        """Corrects a chunk's gradient for how far its parameters have moved, if the job says so."""
-        if not isinstance(self._staleness, Compensate) or chunk.start >= self.num_trained:
+    def _sum_up(self, region: Region, work: Work) -> None:
+        """Adds a gradient to the sum of its round, and updates the region if that completes it."""
+        header = work.push.header
+        if (work.start, work.stop) != (region.start, region.stop):
+            work.error = MalformedChunk(
+                f"chunk [{work.start}, {work.stop}) is not cut as the pace Sync needs, [{region.start}, {region.stop})"
+            )
             return
-        base = np.empty(chunk.count, np.float32)
-        self._convert(chunk.codec, chunk.base_values(), base)
-        stop = chunk.start + chunk.count
-        kernels.compensate(gradient, self.arena.parameters[chunk.start : stop], base, self._staleness.strength)
-
-    def _sum_up(self, push: Push, chunk: codec.Chunk, gradient: np.ndarray) -> None:
-        """Adds a chunk's gradient to the sum of its round, and updates the chunk if that completes it."""
-        bounds = chunk.start, chunk.start + chunk.count
-        if bounds not in self.arena.chunks:
-            raise MalformedChunk(f"chunk {bounds} is not cut as the pace Sync needs, every {codec.CHUNK_ELEMENTS}")
-        verdict = self._pace.arrived(self.arena.chunks.index(bounds), push.header.base_version)
+        with self._lock:
+            verdict = self._pace.arrived(self._regions.index(region), header.base_version)
+            if verdict.late:
+                self._ledger.drop(header)
         if verdict.late:
-            self._ledger.drop(push.header)
             return
-        total = self.arena.sum[slice(*bounds)]
-        if verdict.first:
-            total[:] = gradient
-        else:
-            kernels.add(total, gradient)
-        if verdict.count:
-            self._update_with_mean(bounds, verdict.count, push.header.base_version)
-
-    def _update_with_mean(self, bounds: tuple[int, int], count: int, version: int) -> None:
-        """Updates a chunk of `version` with the mean of its sum."""
-        mean = self.arena.sum[slice(*bounds)]
-        mean /= np.float32(count)
-        self._update_range(bounds[0], mean, self._schedule.rate(version), version + 1)
-        self.arena.counters["version"] = self._pace.rounds()
-        self._moved.notify_all()
-
-    def _update_range(self, start: int, gradient: np.ndarray, rate: float, step: int) -> None:
-        """Sends the gradient of [start, start + n) through the rule or, for statistics, adds it; then the average."""
-        stop = start + gradient.size
-        for snapshot in self._snapshots:
-            snapshot.preserve(start, stop)
-        for span in self._spans:
-            begin, end = max(start, span.start), min(stop, span.stop)
-            if begin >= end:
-                continue
-            part = gradient[begin - start : end - start]
-            if span.kind == STATISTIC:
-                kernels.add(self.arena.parameters[begin:end], part)
+        for start, stop in region.pieces:
+            total = self.arena.sum[start:stop]
+            if verdict.first:
+                work.source.decode((start, stop), total)
             else:
-                slots = [slot[begin:end] for slot in self.arena.slots]
-                w = self.arena.parameters[begin:end]
-                self._update(w, slots, part, rate * span.rate, span.weight_decay, span.decoupled_decay, step)
-        if self.arena.average is not None and self._average is not None:
-            changed = slice(start, stop)
-            kernels.average(self.arena.average[changed], self.arena.parameters[changed], self._average.weight(step))
+                gradient = region.scratch[: stop - start]
+                work.source.decode((start, stop), gradient)
+                kernels.add(total, gradient)
+        if verdict.count:
+            self._update_with_mean(region, verdict.count, header.base_version)
+
+    def _update_with_mean(self, region: Region, count: int, version: int) -> None:
+        """Updates a region of `version`, whose lock is held, with the mean of its sum."""
+        with self._lock:
+            for snapshot in self._snapshots:
+                snapshot.preserve(region.start, region.stop)
+        for start, stop in region.pieces:
+            mean = self.arena.sum[start:stop]
+            mean /= np.float32(count)
+            self._updater.update(start, mean, self._schedule.rate(version), version + 1)
+        with self._lock:
+            self.arena.counters["version"] = self._pace.rounds()
+            self._moved.notify_all()
 
     def _name_of(self, element: int) -> str:
         layout = self.arena.layout

@@ -1,0 +1,108 @@
+"""The parts of a shard's vector that are locked together, and the gradients that wait for each.
+
+Whoever brings a gradient for a region queues it and takes the region's lock; gradients that arrive meanwhile wait in
+the queue, and whoever gets the lock next applies all of them: piece after piece, and on each piece gradient after
+gradient. That gives the same bits as one gradient after another, since every operation is element by element, but the
+state crosses the memory bus once, not once a gradient.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import DownpourError
+from downpour.ps.layout import Factored
+from downpour.ps.sources import Piece, Source, pieces_of_factors, pieces_of_range
+
+
+@dataclass
+class Push:
+    """A push while it arrives.
+
+    Attributes:
+        header: Its name.
+        learning_rate: The schedule's when it began, divided by the staleness if the job says so.
+        step: Its number, from 1; pushes that overlap share one.
+        repeated: It had been applied before; nothing of it is applied again.
+        dropped: It is too stale; nothing of it is applied.
+        position: First element that has not arrived yet.
+    """
+
+    header: pb.PushHeader
+    learning_rate: float
+    step: int
+    repeated: bool
+    dropped: bool
+    position: int = 0
+
+    @property
+    def name(self) -> tuple[int, int, int]:
+        """What the ledger knows it by: worker, incarnation, sequence."""
+        return self.header.worker, self.header.incarnation, self.header.sequence
+
+
+@dataclass(eq=False)
+class Work:
+    """One chunk's gradient for one region.
+
+    Attributes:
+        push: What it is of.
+        source: Gives the gradient.
+        start: First element of the region that it has.
+        stop: One past the last.
+        base: [stop - start] in a wire dtype, what the gradient was computed from, if delays are compensated.
+        first: First element that has not been applied before.
+        error: Why it was not applied, once done.
+        done: Whether it has been dealt with.
+    """
+
+    push: Push
+    source: Source
+    start: int
+    stop: int
+    base: np.ndarray | None = None
+    first: int = 0
+    error: DownpourError | None = None
+    done: bool = False
+
+
+@dataclass(eq=False)
+class Region:
+    """Elements [start, stop) of a shard's vector.
+
+    Attributes:
+        start: First element.
+        stop: One past the last.
+        pieces: What is updated at a time.
+        lock: Held while its elements change or are read.
+        waiting: Gradients that nobody has applied yet; anybody may append.
+        scratch: Room for one piece, float32; used with the lock held.
+    """
+
+    start: int
+    stop: int
+    pieces: Sequence[Piece]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting: deque[Work] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.scratch = np.empty(max(stop - start for start, stop in self.pieces), np.float32)
+
+    def take_waiting(self) -> list[Work]:
+        """Everything that waits, in the order of arrival."""
+        works = []
+        while self.waiting:
+            works.append(self.waiting.popleft())
+        return works
+
+
+def regions_of(chunks: Sequence[Piece], groups: Sequence[Factored]) -> list[Region]:
+    """One region for each chunk of a push; `groups` are the shard's factored variables."""
+    pieces = {group.start: pieces_of_factors(group) for group in groups}
+    return [Region(start, stop, pieces.get(start, pieces_of_range(start, stop))) for start, stop in chunks]

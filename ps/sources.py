@@ -1,0 +1,129 @@
+"""A chunk's gradient, decoded piece by piece: the pieces are what fits a core's cache beside the state they update.
+
+Pure; no locks. Pieces depend on the layout only, never on who pushes or how many, and so do the bits of a gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Protocol
+
+import numpy as np
+
+from downpour.proto import codec
+from downpour.proto.errors import MalformedChunk
+from downpour.ps import kernels
+from downpour.ps.layout import Factored
+
+# 256 KB of gradient; with parameters and two slots it fills a second-level cache of 1 MB.
+BLOCK_ELEMENTS = 1 << 16
+
+Piece = tuple[int, int]
+
+
+class Source(Protocol):
+    """The gradient of one chunk."""
+
+    def num_non_finite(self) -> int:
+        """Numbers of the payload that are NaN or infinite."""
+        ...
+
+    def decode(self, piece: Piece, out: np.ndarray) -> None:
+        """Writes the gradient of [start, stop) of the shard's vector into `out` [stop - start] float32."""
+        ...
+
+
+class Dense:
+    """A chunk that holds the gradient itself.
+
+    Raises:
+        MalformedChunk: See `Chunk.values`.
+    """
+
+    def __init__(self, chunk: codec.Chunk) -> None:
+        self._start = chunk.start
+        self._values = chunk.values()
+
+    def num_non_finite(self) -> int:
+        """See `Source.num_non_finite`."""
+        return kernels.num_non_finite(self._values)
+
+    def decode(self, piece: Piece, out: np.ndarray) -> None:
+        """See `Source.decode`."""
+        start, stop = piece
+        kernels.to_float32(self._values[start - self._start : stop - self._start], out)
+
+
+class Factors:
+    """A chunk that holds x [rows, inputs] and d [rows, outputs]; its gradient is x^T d, cut along the outputs.
+
+    Args:
+        chunk: The chunk.
+        group: The ranges it is for.
+
+    Raises:
+        MalformedChunk: See `Chunk.factors`.
+    """
+
+    def __init__(self, chunk: codec.Chunk, group: Factored) -> None:
+        if (chunk.start, chunk.count) != (group.start, group.size):
+            raise MalformedChunk(
+                f"factors for [{chunk.start}, {chunk.start + chunk.count}) of a matrix that is elsewhere"
+            )
+        x, d = self._payload = chunk.factors(group.num_inputs)
+        self._x = np.ascontiguousarray(_float32(x).T)
+        wide = _float32(d)
+        widths = [r.size // group.num_inputs for r in group.ranges]
+        begins = itertools.accumulate(widths, initial=0)
+        self._d = {
+            r.offset: np.ascontiguousarray(wide[:, begin : begin + width])
+            for r, begin, width in zip(group.ranges, begins, widths, strict=False)
+        }
+
+    def num_non_finite(self) -> int:
+        """See `Source.num_non_finite`."""
+        return sum(kernels.num_non_finite(part.reshape(-1)) for part in self._payload)
+
+    def decode(self, piece: Piece, out: np.ndarray) -> None:
+        """See `Source.decode`; pieces are rows of one range, as `pieces_of_factors` cuts them."""
+        start, stop = piece
+        offset = max(at for at in self._d if at <= start)
+        d = self._d[offset]
+        width = d.shape[1]
+        np.matmul(self._x[(start - offset) // width : (stop - offset) // width], d, out=out.reshape(-1, width))
+
+
+def source_of(chunk: codec.Chunk, groups: dict[int, Factored]) -> Source:
+    """The source of a chunk; `groups` are the shard's factored variables by their first element.
+
+    Raises:
+        MalformedChunk: It is not readable, or has factors where there are none to be.
+    """
+    if not chunk.rows:
+        return Dense(chunk)
+    if chunk.start not in groups:
+        raise MalformedChunk(f"chunk at {chunk.start} has factors; only factored variables may")
+    return Factors(chunk, groups[chunk.start])
+
+
+def pieces_of_range(start: int, stop: int) -> list[Piece]:
+    """Blocks of BLOCK_ELEMENTS."""
+    return [(at, min(at + BLOCK_ELEMENTS, stop)) for at in range(start, stop, BLOCK_ELEMENTS)]
+
+
+def pieces_of_factors(group: Factored) -> list[Piece]:
+    """Whole rows of each range, at most BLOCK_ELEMENTS where a row is not longer than that."""
+    pieces = []
+    for r in group.ranges:
+        width = r.size // group.num_inputs
+        rows = max(1, BLOCK_ELEMENTS // width)
+        for row in range(0, group.num_inputs, rows):
+            pieces.append((r.offset + row * width, r.offset + min(row + rows, group.num_inputs) * width))
+    return pieces
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    """A copy in float32, of the same shape."""
+    out = np.empty(values.size, np.float32)
+    kernels.to_float32(values.reshape(-1), out)
+    return out.reshape(values.shape)
