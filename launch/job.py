@@ -80,7 +80,7 @@ class Exchange:
     """
 
     codec: str = "bfloat16"
-    factors: bool = False
+    factors: bool = True
     overlap: bool = True
     give_up_after_s: float = 60.0
 
