@@ -46,6 +46,7 @@ class Load:
 
     Attributes:
         codec: Name of the wire codec.
+        factored: Whether the head's gradient travels as factors.
         variables: File that lists the model's variables.
         num_shards: Shard processes.
         num_workers: Emulated workers.
@@ -58,6 +59,7 @@ class Load:
     """
 
     codec: str = "bfloat16"
+    factored: bool = False
     variables: Path = shape.PAPER
     num_shards: int = 17
     num_workers: int = 4
@@ -89,7 +91,7 @@ def run(load: Load, watch: Watch = lambda shards, workers: nullcontext()) -> Mea
         ValueError: A process failed, or a shard's count of pushes is not the workers'.
     """
     cache_kernels()
-    layout = shape.layout_of(load.variables, load.num_shards)
+    layout = shape.layout_of(load.variables, load.num_shards, factored=load.factored)
     with scratch_folder() as scratch, Processes(scratch) as processes:
         shards, addresses = _start_shards(processes, scratch, load)
         initialize(addresses, layout, shape.initial_values(layout), RULE, Constant(learning_rate=1e-6))
@@ -136,7 +138,7 @@ def _start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list
 def _start_workers(processes: Processes, addresses: list[str], load: Load) -> list[Child]:
     small, larger = divmod(load.num_workers, load.num_processes)
     workers, first = [], 0
-    settings = Settings(str(load.variables), addresses, load.codec, 0, 0)
+    settings = Settings(str(load.variables), addresses, load.codec, load.factored, 0, 0)
     for i in range(load.num_processes):
         count = small + (i < larger)
         command = [

@@ -46,9 +46,7 @@ MODES: dict[str, Method] = {
     "sync2backups": Method(Sync(NUM_WORKERS - 2, 2), Keep(), EveryStep(), _RULE, _SYNC_RATE),
 }
 LOCAL: dict[str, Method] = {
-    f"local{h}": Method(
-        Async(), Keep(), LocalSteps(h, _RULE, _RATE), Momentum(0.5, nesterov=True), 0.15
-    )
+    f"local{h}": Method(Async(), Keep(), LocalSteps(h, _RULE, _RATE), Momentum(0.5, nesterov=True), 0.15)
     for h in (1, 8, 32)
 }
 

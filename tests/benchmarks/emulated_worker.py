@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from downpour.proto import codec
 from downpour.ps.layout import Layout
 from downpour.worker.exchange import Exchange, Gradients
 from tests.benchmarks.measure import Steps, Window, take_steps, wait_for_window, write_result
-from tests.benchmarks.shape import layout_of
+from tests.benchmarks.shape import BATCH_SIZE, layout_of
 
 _SETTINGS = flags.DEFINE_string("settings", None, "A `Settings` as JSON.")
 
@@ -34,6 +34,7 @@ class Settings:
         variables: File that lists them.
         addresses: `host:port` of every shard, in order.
         codec: Name of the wire codec.
+        factored: Whether the head's gradient travels as factors.
         first: Index of the first worker of this process.
         num_workers: Workers of this process.
         give_up_after_s: Deadline of a call.
@@ -42,6 +43,7 @@ class Settings:
     variables: str
     addresses: list[str]
     codec: str
+    factored: bool
     first: int
     num_workers: int
     give_up_after_s: float = 120.0
@@ -58,13 +60,11 @@ class EmulatedWorker:
         settings: Of the process.
         layout: The layout.
         index: Index of this worker.
-        gradients: Flat vectors of one entry a shard: trained in the wire dtype, statistics in float32.
+        gradients: What every step pushes.
     """
 
-    def __init__(
-        self, settings: Settings, layout: Layout, index: int, gradients: tuple[list[np.ndarray], list[np.ndarray]]
-    ) -> None:
-        self._trained, self._statistics = gradients
+    def __init__(self, settings: Settings, layout: Layout, index: int, gradients: Gradients) -> None:
+        self._gradients = gradients
         self._exchange = Exchange(
             settings.addresses,
             layout,
@@ -79,7 +79,7 @@ class EmulatedWorker:
 
     def step(self) -> tuple[float, float]:
         """Pushes and pulls everything; returns the seconds of both."""
-        answer = self._exchange.start(Gradients(self._trained, self._statistics, self._versions)).result()
+        answer = self._exchange.start(replace(self._gradients, versions=self._versions)).result()
         self._versions = answer.versions
         self._pushes += answer.acknowledged
         return answer.push_s, answer.pull_s
@@ -95,16 +95,21 @@ class EmulatedWorker:
         self._exchange.close()
 
 
-def gradients_of(layout: Layout, wire: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Random gradients of a realistic size, one entry a shard: trained in the wire dtype, statistics' differences."""
+def gradients_of(layout: Layout, wire: int) -> Gradients:
+    """Random gradients of a realistic size."""
     random = np.random.default_rng(1)
-    trained, statistics = [], []
+
+    def numbers(size: int) -> np.ndarray:
+        return random.standard_normal(size, np.float32) * np.float32(1e-3)
+
+    trained, statistics, factors = [], [], []
     for shard in range(layout.num_shards):
         num_trained = layout.num_trained(shard)
-        vector = random.standard_normal(layout.size(shard), np.float32) * np.float32(1e-3)
-        trained.append(_to_wire(vector[:num_trained], wire))
-        statistics.append(vector[num_trained:].copy())
-    return trained, statistics
+        trained.append(_to_wire(numbers(num_trained - layout.num_factored(shard)), wire))
+        statistics.append(numbers(layout.num_pushed(shard) - num_trained))
+        sizes = [BATCH_SIZE * (group.num_inputs + group.num_outputs) for group in layout.factored(shard)]
+        factors.append([_to_wire(numbers(size), wire) for size in sizes])
+    return Gradients(trained, statistics, [0] * layout.num_shards, factors=factors)
 
 
 def _to_wire(vector: np.ndarray, wire: int) -> np.ndarray:
@@ -116,7 +121,7 @@ def _to_wire(vector: np.ndarray, wire: int) -> np.ndarray:
 
 def run(settings: Settings) -> None:
     """Makes the workers, waits for the times, lets all of them run."""
-    layout = layout_of(Path(settings.variables), len(settings.addresses))
+    layout = layout_of(Path(settings.variables), len(settings.addresses), factored=settings.factored)
     gradients = gradients_of(layout, codec.CODECS[settings.codec])
     indices: Sequence[int] = range(settings.first, settings.first + settings.num_workers)
     workers = [EmulatedWorker(settings, layout, index, gradients) for index in indices]

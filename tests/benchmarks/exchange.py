@@ -40,11 +40,12 @@ class Mode:
     """How workers and shards exchange: the only place that says what a mode means."""
 
     codec: str
+    factored: bool = False
 
 
 # exact: what arrives is what a float32 exchange would have brought, rounded to the wire type.
 # best: the fastest whose training is as good.
-MODES = {"float32": Mode("float32"), "exact": Mode("bfloat16"), "best": Mode("bfloat16")}
+MODES = {"float32": Mode("float32"), "exact": Mode("bfloat16", factored=True), "best": Mode("bfloat16", True)}
 
 _PEERS = {f"tensorflow {wire}": wire for wire in tensorflow_ps.WIRES}
 
@@ -65,6 +66,7 @@ _PROFILE = flags.DEFINE_boolean("profile", False, "Sample where the CPU time goe
 def _load(mode: Mode, map_code: bool = False) -> cluster.Load:
     return cluster.Load(
         codec=mode.codec,
+        factored=mode.factored,
         variables=Path(_VARIABLES.value),
         num_shards=_SHARDS.value,
         num_workers=_WORKERS.value,
@@ -146,7 +148,7 @@ def _summary(measured: dict[str, list[Measurement]]) -> dict[str, float | None]:
 
 
 def _title(mode: Mode) -> str:
-    return f"downpour {mode.codec}"
+    return f"downpour {mode.codec}{' factors' * mode.factored}"
 
 
 def _print_one(mode: Mode, measurement: Measurement) -> None:

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from downpour.ps.layout import STATISTIC, TRAINED, Layout, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, STATISTIC, TRAINED, Layout, Slicing, Variable, plan
 
 ROOT = Path(__file__).parents[2]
 PAPER = Path(__file__).with_name("resnet101_18291.json")
 
 WEIGHT_DECAY = 1e-4
 SLICING = Slicing("head/*", num_slices=50)
+HEAD_KERNEL = "head/kernel"
+BATCH_SIZE = 32  # rows of the factors
 
 
 def read_variables(path: Path) -> list[Variable]:
@@ -38,9 +41,12 @@ def read_variables(path: Path) -> list[Variable]:
         raise ValueError(f"--variables={path}: {error}; give a JSON list of [name, shape, kind]") from None
 
 
-def layout_of(path: Path, num_shards: int) -> Layout:
-    """The layout of the variables a file lists, with the head in 50 slices."""
-    return plan(read_variables(path), num_shards, (SLICING,))
+def layout_of(path: Path, num_shards: int, *, factored: bool = False) -> Layout:
+    """The layout of the variables a file lists, with the head in 50 slices, and its kernel factored or not."""
+    variables = read_variables(path)
+    if factored:
+        variables = [replace(v, kind=FACTORED) if v.name == HEAD_KERNEL else v for v in variables]
+    return plan(variables, num_shards, (SLICING,))
 
 
 def initial_values(layout: Layout) -> list[np.ndarray]:
