@@ -33,7 +33,7 @@ from downpour.launch.entry import REFUSED
 
 _TICK_S = 0.05
 _REFUSAL = "] error: "
-_HOLD_S = 10.0  # from an error line to the end of its process, which unloads TensorFlow
+_HOLD_S = 60.0  # from an error line to the end of its process, which on a busy machine unloads TensorFlow slowly
 # As the last line of a traceback: `package.SomeError: message`.
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 
