@@ -91,8 +91,14 @@ def run(evaluator: Evaluator, chief: ChiefClient) -> None:
                 return
             time.sleep(_ASK_EVERY_S)
             continue
-        step = found.step
-        metrics_, counts = evaluator.score(Path(found.directory))
+        step, directory = found.step, Path(found.directory)
+        try:
+            metrics_, counts = evaluator.score(directory)
+        except ValueError:
+            if found.last or _is_whole(directory):
+                raise
+            logging.warning("the chief removed the checkpoint of step %d before it was read", step)
+            continue
         logging.info("step %d: mAP@100 %.3f", step, metrics_["map_at_100"])
         chief.report_score(
             Score(
@@ -105,3 +111,12 @@ def run(evaluator: Evaluator, chief: ChiefClient) -> None:
         )
         if found.last:
             return
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a checkpoint is still there with all its files; the chief keeps the newest few."""
+    try:
+        files = checkpoint.load(directory).files
+    except ValueError:
+        return False
+    return all((directory / file).exists() for file in files)
