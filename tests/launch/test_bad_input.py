@@ -149,7 +149,7 @@ def test_a_shard_whose_port_is_taken_says_so(start_role: StartRole, taken_port: 
 
 
 def test_workers_that_do_not_belong_to_a_job_are_refused_and_leave_it_alone(
-    start_role: StartRole, shards: ShardProcesses, taken_port: int, tmp_path: Path
+    shards: ShardProcesses, start_role: StartRole, taken_port: int, tmp_path: Path
 ) -> None:
     (tmp_path / "slow").touch()
     recipe, port_file = jobs.write_recipe(tmp_path, jobs.PACED), tmp_path / "chief.port"
@@ -172,7 +172,7 @@ def test_workers_that_do_not_belong_to_a_job_are_refused_and_leave_it_alone(
     message = refusal(older)
     assert re.match(r"\[worker/0\b.*\] error: .*worker 0 .*--index", message), message
     message = refusal(wider)
-    assert re.search(r"computed layout [0-9a-f]{16}, the chief [0-9a-f]{16}; start every role with the same", message)
+    assert re.search(r"layout ([0-9a-f]{16}).* (?!\1)[0-9a-f]{16}.*; start .* with the same recipe and over", message)
     message = refusal(wider_chief)
     assert re.search(rf"layout [0-9a-f]{{16}} here, [0-9a-f]{{16}} on shard 0 at {addresses[0]}: here .*stem", message)
     message = refusal(lost)
