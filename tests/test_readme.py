@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from downpour.launch import cli, recipe
+from downpour.launch.job import Job
 from downpour.model.data import ImageRecords
 from downpour.model.labels import LABELS_FILE, LabelTree
 
