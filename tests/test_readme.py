@@ -84,6 +84,18 @@ def test_subcommands_named_in_the_text_exist() -> None:
     assert named <= set(re.findall(r"^  ([a-z]+) ", cli.usage(), re.MULTILINE))
 
 
+def named_values(text: str) -> set[tuple[str, str]]:
+    """Field and class, out of a table's rows such as "| `rule` | `SGD`, `Momentum` |"."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
+    return {(field, name) for field, cell in rows for name in re.findall(r"`([A-Z]\w*)", cell)}
+
+
+def test_classes_named_in_the_text_can_be_chosen() -> None:
+    assert ("rule", "RMSProp") in named_values(README)
+    unknown = {(field, name) for field, name in named_values(README) if name not in Job.CHOICES.get(field, {})}
+    assert not unknown
+
+
 def test_the_quickstart_has_17_shards() -> None:
     assert recipe.load("quickstart").cluster.num_ps == 17
 
