@@ -10,8 +10,6 @@ A push covers the trained ranges and the statistics, a pull everything.
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import hashlib
 import itertools
 import json
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from downpour.proto.errors import LayoutMismatch
+from downpour.ps.patterns import matching
 
 TRAINED = "trained"  # gradients go through the update rule
 STATISTIC = "statistic"  # differences are added (batch norm's moving mean and variance)
@@ -385,26 +384,6 @@ def _words(v: Variable) -> str:
 def _treatment_words(v: Variable) -> str:
     words = f"{v.kind} with weight decay {v.weight_decay:g}"
     return words if len(v.canonical) == 4 else f"{words}, decoupled decay {v.decoupled_decay:g}, rate times {v.rate:g}"
-
-
-def matching(field: str, pattern: str, names: Sequence[str]) -> set[str]:
-    """The names that an `fnmatch` pattern matches.
-
-    Args:
-        field: Where the pattern was given, for the message.
-        pattern: The pattern.
-        names: Valid names.
-
-    Raises:
-        ValueError: It matches none; the message names field, pattern and the names most like it.
-    """
-    matched = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
-    if not matched:
-        near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.0)
-        raise ValueError(
-            f"{field}: pattern {pattern!r} matches no variable; of {len(names)} names these are near: {', '.join(near)}"
-        )
-    return matched
 
 
 def _pieces(variables: Sequence[Variable], slicing: Sequence[Slicing]) -> dict[int, list[tuple[int, int, int]]]:

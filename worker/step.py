@@ -35,7 +35,8 @@ import tensorflow as tf
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Range, Rate, Variable, matching
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Range, Rate, Variable
+from downpour.ps.patterns import matching
 from downpour.worker.clip import Clip
 from downpour.worker.exchange import Gradients, Parameters
 

@@ -19,9 +19,9 @@ from downpour.ps.layout import (
     Variable,
     check_same,
     from_canonical,
-    matching,
     plan,
 )
+from downpour.ps.patterns import matching
 
 SHAPES = st.lists(st.lists(st.integers(1, 7), max_size=3).map(tuple), min_size=1, max_size=12)
 
