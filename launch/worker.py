@@ -5,6 +5,7 @@ python -m downpour.launch.worker --recipe=quickstart --index=0 --ps=HOST:PORT,..
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ from downpour.launch import entry, recipe, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
 from downpour.proto.codec import CODECS
-from downpour.proto.errors import JobFailed, NonFinite
+from downpour.proto.errors import DownpourError, JobFailed, NonFinite
 from downpour.ps.staleness import Compensate
 from downpour.worker.clients import ChiefClient
 from downpour.worker.exchange import Exchange, Parameters
@@ -45,44 +46,46 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
     # Later processes with this index have a higher incarnation, as long as clocks do not run backwards.
     incarnation = time.time_ns()
     wire = CODECS[job.exchange.codec]
-    chief = ChiefClient(where.chief, job.exchange.give_up_after_s)
-    exchange = Exchange(
-        where.ps,
-        layout,
-        wire=wire,
-        worker=index,
-        incarnation=incarnation,
-        give_up_after_s=job.exchange.give_up_after_s,
-        send_base=isinstance(job.staleness, Compensate),
-    )
-    reporter = Reporter(chief, index, incarnation, layout.fingerprint)
-    compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, wire), job.clip)
+    with contextlib.ExitStack() as closing:
+        chief = ChiefClient(where.chief, job.exchange.give_up_after_s)
+        closing.callback(chief.close)
+        exchange = Exchange(
+            where.ps,
+            layout,
+            wire=wire,
+            worker=index,
+            incarnation=incarnation,
+            give_up_after_s=job.exchange.give_up_after_s,
+            send_base=isinstance(job.staleness, Compensate),
+        )
+        closing.callback(exchange.close)
+        exchange.connect()  # a shard says what differs in another layout, the chief only that it does
+        reporter = Reporter(chief, index, incarnation, layout.fingerprint)
+        compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, wire), job.clip)
 
-    def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
-        entry.set_context(version=max(parameters.versions))
-        return compiled(parameters, images, labels)
+        def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
+            entry.set_context(version=max(parameters.versions))
+            return compiled(parameters, images, labels)
 
-    failure = ""
-    try:
-        exchange.connect()
-        # Every worker shuffles the whole data set in an order of its own.
-        with job.data.training(batch_size=job.batch_size, seed=job.seed + index) as batches:
-            train(
-                step,
-                exchange,
-                batches,
-                reporter,
-                num_steps=job.num_steps,
-                overlap=job.exchange.overlap,
-                cadence=job.cadence,
-            )
-    except (JobFailed, NonFinite, ValueError) as error:
-        failure = str(error)  # the chief ends the job for everybody
-        raise
-    finally:
-        reporter.finish(failure)
-        exchange.close()
-        chief.close()
+        try:
+            # Every worker shuffles the whole data set in an order of its own.
+            with job.data.training(batch_size=job.batch_size, seed=job.seed + index) as batches:
+                train(
+                    step,
+                    exchange,
+                    batches,
+                    reporter,
+                    num_steps=job.num_steps,
+                    overlap=job.exchange.overlap,
+                    cadence=job.cadence,
+                )
+        except BaseException as error:
+            # These are the job's fault, and the chief ends it for everybody; others are this worker's own.
+            failure = str(error) if isinstance(error, JobFailed | NonFinite | ValueError) else ""
+            with contextlib.suppress(DownpourError):
+                reporter.finish(failure)
+            raise
+        reporter.finish()
     logging.info("trained")
 
 

@@ -51,8 +51,8 @@ class Coordinator:
         lease_s: A worker that says nothing for so many seconds is lost. It reports every second from a thread of its
             own, however long its steps take.
         opened_s: When workers could begin.
+        started_s: When the first step began, as far as its worker's first report says.
         step: Highest version a worker has seen.
-        started_s: When the first step was reported.
         failure: Why the job failed; empty while it has not.
     """
 
@@ -100,7 +100,7 @@ class Coordinator:
         kept.CopyFrom(report)
         self.step = max(self.step, report.version)
         if report.steps and self.started_s is None:
-            self.started_s = now_s
+            self.started_s = now_s - report.compute_seconds
         if report.failure and not self.failure:
             self.failure = f"worker {report.worker}: {report.failure}"
         self._mark(now_s)
