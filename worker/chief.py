@@ -344,6 +344,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 "loss": coordinator.recent_loss(),
                 **score.metrics,
                 "staleness_mean": round(coordinator.mean(lambda r: r.staleness_sum), 3),
+                "staleness_histogram": _histogram(statuses),
                 "pushes_acknowledged": int(coordinator.total(lambda r: r.pushes_acknowledged)),
                 "pushes_applied_min": min(status.pushes for status in statuses),
                 "pushes_applied_max": max(status.pushes for status in statuses),
@@ -383,6 +384,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
     def _note(self, entry: dict[str, Any]) -> None:
         with (self._run_dir / "history.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def _histogram(statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
+    """Pushes by staleness, over all shards; what no push had is left out."""
+    counts = np.sum([status.staleness_histogram for status in statuses], axis=0)
+    return {str(staleness): int(count) for staleness, count in enumerate(counts) if count}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

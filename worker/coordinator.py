@@ -150,9 +150,11 @@ class Coordinator:
         return sorted({example for report in self._reports.values() for example in report.skipped_examples})[:5]
 
     def recent_loss(self) -> float:
-        """Mean loss over the steps of the last seconds; NaN before the first."""
+        """Mean loss over the steps of the last seconds, over all if these had none; NaN before the first."""
         first, last = self._window()
-        return (last.loss_sum - first.loss_sum) / (last.steps - first.steps) if last.steps > first.steps else math.nan
+        if last.steps > first.steps:
+            return (last.loss_sum - first.loss_sum) / (last.steps - first.steps)
+        return last.loss_sum / last.steps if last.steps else math.nan
 
     def progress(self, now_s: float) -> pb.ProgressReply:
         """Step, rates over the last seconds, and the time left at this rate."""
