@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint bench bench-kernels proto clean
+.PHONY: quickstart test lint bench bench-kernels consistency proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result.
 quickstart: $(VENV)/quickstart
@@ -27,6 +27,10 @@ bench: $(VENV)/quickstart
 # The update rules against this machine's memory; half a minute.
 bench-kernels: $(VENV)/quickstart
 	$(BIN)/python -m tests.benchmarks.kernels
+
+# What asynchrony costs: every pace and staleness treatment on Fashion-MNIST; an hour for three seeds.
+consistency: $(VENV)/quickstart
+	$(BIN)/python -m tests.benchmarks.consistency
 
 # Regenerates the committed code of the .proto files; a test checks that it matches.
 proto: $(VENV)/dev
