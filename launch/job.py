@@ -18,7 +18,7 @@ from downpour.ps.layout import Rate, Slicing
 from downpour.ps.pace import Async, Mode
 from downpour.ps.rules import Rule
 from downpour.ps.schedules import Schedule
-from downpour.ps.staleness import Keep, Treatment
+from downpour.ps.staleness import Compensate, Keep, Treatment
 from downpour.worker import cadence
 from downpour.worker.cadence import Cadence, EveryStep
 from downpour.worker.clip import Clip
@@ -73,6 +73,7 @@ class Exchange:
 
     Attributes:
         codec: Wire type of parameters and gradients, `float32` or `bfloat16`. Statistics always travel as float32.
+        push: Codec of pushed gradients: `same`, or `int8` with error feedback.
         factors: Push the gradient of a large dense layer as its two factors, where that takes less than half the bytes.
         overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
             step of staleness, which the staleness counters include.
@@ -80,6 +81,7 @@ class Exchange:
     """
 
     codec: str = "bfloat16"
+    push: str = "same"
     factors: bool = True
     overlap: bool = True
     give_up_after_s: float = 60.0
@@ -87,6 +89,8 @@ class Exchange:
     def __post_init__(self) -> None:
         if self.codec not in ("float32", "bfloat16"):
             raise ValueError(f"exchange.codec is {self.codec!r}; accepted are 'float32' and 'bfloat16'")
+        if self.push not in ("same", "int8"):
+            raise ValueError(f"exchange.push is {self.push!r}; accepted are 'same' and 'int8'")
         if not self.give_up_after_s > 0:
             raise ValueError(f"exchange.give_up_after_s is {self.give_up_after_s}; give a number of seconds above 0")
 
@@ -156,6 +160,8 @@ class Job:
     def __post_init__(self) -> None:
         pace.check(self.pace, self.cluster.num_workers, overlap=self.exchange.overlap)
         cadence.check(self.cadence, overlap=self.exchange.overlap)
+        if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
+            raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")
         _at_least("num_steps", self.num_steps, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)

@@ -14,7 +14,7 @@ from absl import logging
 from downpour.launch import entry, recipe, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
-from downpour.proto.codec import CODECS
+from downpour.proto.codec import CODECS, INT8
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
 from downpour.ps.staleness import Compensate
 from downpour.worker.clients import ChiefClient
@@ -53,6 +53,7 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
             where.ps,
             layout,
             wire=wire,
+            push=INT8 if job.exchange.push == "int8" else wire,
             worker=index,
             incarnation=incarnation,
             give_up_after_s=job.exchange.give_up_after_s,

@@ -18,7 +18,9 @@ from downpour.proto.errors import MalformedChunk
 
 FLOAT32 = pb.CODEC_FLOAT32
 BFLOAT16 = pb.CODEC_BFLOAT16
-CODECS: dict[str, pb.Codec] = {"float32": FLOAT32, "bfloat16": BFLOAT16}
+INT8 = pb.CODEC_INT8
+CODECS: dict[str, pb.Codec] = {"float32": FLOAT32, "bfloat16": BFLOAT16}  # of whole vectors
+INT8_BLOCK = 256  # elements that share a scale
 
 # bfloat16 travels and is stored as its 16 bits: numpy has no such type of its own.
 WIRE_DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<f4"), BFLOAT16: np.dtype("<u2")}
@@ -81,6 +83,19 @@ class Chunk:
         x, d = both[: self.rows * num_inputs], both[self.rows * num_inputs :]
         return x.reshape(self.rows, num_inputs), d.reshape(self.rows, num_outputs)
 
+    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of INT8: scales [ceil(count / INT8_BLOCK)] float32 and elements [count] int8, not copied.
+
+        Raises:
+            MalformedChunk: The payload has another length.
+        """
+        num_scales = -(-self.count // INT8_BLOCK)
+        if self.payload.nbytes != 4 * num_scales + self.count:
+            raise MalformedChunk(
+                f"chunk at {self.start} has {self.payload.nbytes} bytes for {self.count} int8 elements"
+            )
+        return np.frombuffer(self.payload, "<f4", num_scales), np.frombuffer(self.payload, np.int8, -1, 4 * num_scales)
+
     def _elements(self, data: memoryview, count: int) -> np.ndarray:
         dtype = WIRE_DTYPES.get(self.codec)
         if dtype is None:
@@ -90,6 +105,36 @@ class Chunk:
                 f"chunk at {self.start} has {data.nbytes} bytes for {count} elements of {dtype.itemsize}"
             )
         return np.frombuffer(data, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One chunk of a push, to be encoded when it is sent: as often as the push must be sent.
+
+    Attributes:
+        start: First element, in the shard's vector.
+        count: Number of elements.
+        codec: How `values` are written.
+        values: The payload, an array of any type.
+        base: What the gradient was computed from, in the same codec.
+        rows: If `values` are factors, the rows of each.
+    """
+
+    start: int
+    count: int
+    codec: int
+    values: np.ndarray
+    base: np.ndarray | None = None
+    rows: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the payloads."""
+        return self.values.nbytes + (0 if self.base is None else self.base.nbytes)
+
+    def encode(self, header: Message | None) -> bytes:
+        """As a message; the first of a stream carries a header."""
+        return encode_chunk(self.start, self.codec, self.values, header, self.base, rows=self.rows, count=self.count)
 
 
 def split(start: int, stop: int) -> Iterator[tuple[int, int]]:

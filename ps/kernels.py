@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from google.protobuf import json_format
 
+from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps import loops, rules
 from downpour.ps.named import from_message
@@ -128,6 +129,16 @@ def to_float32(values: np.ndarray, out: np.ndarray) -> None:
         widen(values, out)
     else:
         out[:] = values
+
+
+def quantize(x: np.ndarray, scales: np.ndarray, q: np.ndarray) -> None:
+    """[n] float32 to [n] int8 and [ceil(n / INT8_BLOCK)] scales; what rounding left stays in `x`."""
+    loops.quantize()(x, scales, q, codec.INT8_BLOCK)
+
+
+def dequantize(scales: np.ndarray, q: np.ndarray, first: int, out: np.ndarray) -> None:
+    """The inverse, of elements [first, first + n) of a chunk, without what rounding left; at any address."""
+    loops.dequantize()(scales, q, first, codec.INT8_BLOCK, out)
 
 
 def num_non_finite(values: np.ndarray) -> int:

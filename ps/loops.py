@@ -31,6 +31,8 @@ _BITS16, _BITS32 = types.uint16[::1], types.uint32[::1]
 # A payload is a view of an immutable message and begins at any byte.
 _PAYLOAD16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
 _PAYLOAD32 = types.Array(types.uint32, 1, "C", readonly=True, aligned=False)
+_PAYLOAD_SCALES = types.Array(types.float32, 1, "C", readonly=True, aligned=False)
+_PAYLOAD8 = types.Array(types.int8, 1, "C", readonly=True, aligned=False)
 
 
 def _loop(*arguments: types.Type, returns: types.Type = types.void) -> Callable[[Loop], Callable[[], Loop]]:
@@ -260,6 +262,26 @@ def narrow(source, target):  # type: ignore[no-untyped-def]
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
         target[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
+
+
+@_loop(_V, _V, types.int8[::1], types.intp)
+def quantize(x, scales, q, block):  # type: ignore[no-untyped-def]
+    for b in range(scales.size):
+        start, stop = b * block, min((b + 1) * block, x.size)
+        largest = np.float32(0)
+        for i in range(start, stop):
+            largest = max(largest, abs(x[i]))
+        scales[b] = largest / np.float32(127)
+        inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
+        for i in range(start, stop):
+            q[i] = np.int8(np.rint(x[i] * inverse))
+            x[i] -= np.float32(q[i]) * scales[b]
+
+
+@_loop(_PAYLOAD_SCALES, _PAYLOAD8, types.intp, types.intp, _V)
+def dequantize(scales, q, first, block, out):  # type: ignore[no-untyped-def]
+    for i in range(out.size):
+        out[i] = np.float32(q[first + i]) * scales[(first + i) // block]
 
 
 @_loop(_PAYLOAD32, returns=types.uint64)

@@ -207,9 +207,11 @@ class Shard:
             return
         with self._lock:
             self.arena.counters["refused"] += 1
-        values = np.empty(chunk.payload.nbytes // codec.WIRE_DTYPES[chunk.codec].itemsize, np.float32)
-        kernels.to_float32(np.frombuffer(chunk.payload, codec.WIRE_DTYPES[chunk.codec]), values)
-        where = chunk.start if chunk.rows else chunk.start + int(np.flatnonzero(~np.isfinite(values))[0])
+        where = chunk.start
+        if not chunk.rows and chunk.codec != codec.INT8:
+            values = np.empty(chunk.count, np.float32)
+            kernels.to_float32(chunk.values(), values)
+            where += int(np.flatnonzero(~np.isfinite(values))[0])
         raise NonFinite(
             f"push {push.header.sequence} of worker {push.header.worker} has {count} "
             f"numbers that are not finite, the first in {self._name_of(where)}"

@@ -54,6 +54,26 @@ class Dense:
         kernels.to_float32(self._values[start - self._start : stop - self._start], out)
 
 
+class Quantized:
+    """A chunk that holds the gradient in INT8.
+
+    Raises:
+        MalformedChunk: See `Chunk.blocks`.
+    """
+
+    def __init__(self, chunk: codec.Chunk) -> None:
+        self._start = chunk.start
+        self._scales, self._q = chunk.blocks()
+
+    def num_non_finite(self) -> int:
+        """See `Source.num_non_finite`: of the scales, since an int8 is always finite."""
+        return kernels.num_non_finite(self._scales)
+
+    def decode(self, piece: Piece, out: np.ndarray) -> None:
+        """See `Source.decode`."""
+        kernels.dequantize(self._scales, self._q, piece[0] - self._start, out)
+
+
 class Factors:
     """A chunk that holds x [rows, inputs] and d [rows, outputs]; its gradient is x^T d, cut along the outputs.
 
@@ -81,8 +101,13 @@ class Factors:
         }
 
     def num_non_finite(self) -> int:
-        """See `Source.num_non_finite`."""
-        return sum(kernels.num_non_finite(part.reshape(-1)) for part in self._payload)
+        """See `Source.num_non_finite`; 1 for finite factors whose product might not be."""
+        count = sum(kernels.num_non_finite(part.reshape(-1)) for part in self._payload)
+        if not count and self._x.size and self._d:
+            with np.errstate(over="ignore"):
+                largest = np.abs(self._x).max() * max(np.abs(d).max() for d in self._d.values()) * self._x.shape[1]
+            return int(not np.isfinite(largest))
+        return count
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
         """See `Source.decode`; pieces are rows of one range, as `pieces_of_factors` cuts them."""
@@ -100,7 +125,7 @@ def source_of(chunk: codec.Chunk, groups: dict[int, Factored]) -> Source:
         MalformedChunk: It is not readable, or has factors where there are none to be.
     """
     if not chunk.rows:
-        return Dense(chunk)
+        return Quantized(chunk) if chunk.codec == codec.INT8 else Dense(chunk)
     if chunk.start not in groups:
         raise MalformedChunk(f"chunk at {chunk.start} has factors; only factored variables may")
     return Factors(chunk, groups[chunk.start])

@@ -36,7 +36,6 @@ class ShardClient:
         self.peer = f"shard {shard} at {address}"
         self._shard = shard
         self._layout = layout
-        self._factored = layout.factored(shard)
         self._give_up_after_s = give_up_after_s
         self._channel = open_channel(address)
         # Chunk streams carry raw bytes: `codec` encodes and decodes them.
@@ -124,44 +123,16 @@ class ShardClient:
 
         return self._call(attempt)
 
-    def push(
-        self,
-        header: pb.PushHeader,
-        wire: pb.Codec,
-        gradient: np.ndarray,
-        differences: np.ndarray,
-        base: np.ndarray | None = None,
-        factors: Sequence[np.ndarray] = (),
-    ) -> pb.PushReply:
-        """Sends one shard's part of `worker.exchange.Gradients`.
+    def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
+        """Sends a push, as `worker.packing` cuts it; without chunks only its name, which the shard counts."""
 
-        Args:
-            header: The push's name.
-            wire: Codec of gradient, base and factors.
-            gradient: [num_trained - num_factored] in the wire dtype.
-            differences: [num_pushed - num_trained] float32, of statistics.
-            base: What the gradient was computed from, likewise, to be sent along.
-            factors: For each factored variable of the shard x [rows, inputs] and d [rows, outputs], flat, in one.
-        """
-        num_factored = sum(group.size for group in self._factored)
+        def messages() -> Iterator[bytes]:
+            if not chunks:
+                yield codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), header)
+            for chunk in chunks:
+                yield chunk.encode(header if chunk is chunks[0] else None)
 
-        def chunks() -> Iterator[bytes]:
-            first: pb.PushHeader | None = header
-            for group, both in zip(self._factored, factors, strict=True):
-                rows = both.size // (group.num_inputs + group.num_outputs)
-                yield codec.encode_chunk(group.start, wire, both, first, rows=rows, count=group.size)
-                first = None
-            parts = ((gradient, wire, num_factored, base),
-                     (differences, codec.FLOAT32, num_factored + gradient.size, None))  # fmt: skip
-            for part, part_wire, offset, part_base in parts:
-                for start, stop in codec.split(0, part.size):
-                    of_base = None if part_base is None else part_base[start:stop]
-                    yield codec.encode_chunk(offset + start, part_wire, part[start:stop], first, of_base)
-                    first = None
-            if first:
-                yield codec.encode_chunk(0, wire, gradient, first)  # a shard to which nothing is pushed counts it
-
-        return self._call(lambda: self._push(chunks(), timeout=self._give_up_after_s))
+        return self._call(lambda: self._push(messages(), timeout=self._give_up_after_s))
 
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:
         """Names workers (index, incarnation) that nobody must wait for any longer."""

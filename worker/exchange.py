@@ -18,6 +18,7 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ShardClient
+from downpour.worker.packing import Packer
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,7 @@ class Gradients:
     statistics: Sequence[np.ndarray]
     versions: Sequence[int]
     base: Sequence[np.ndarray] | None = None
-    factors: Sequence[Sequence[np.ndarray]] | None = None
-
-    def num_bytes(self, *, with_base: bool) -> int:
-        """Of the push."""
-        factors = [both for of_shard in self.factors or () for both in of_shard]
-        base = self.base if with_base and self.base is not None else ()
-        return sum(part.nbytes for part in (*self.trained, *self.statistics, *base, *factors))
+    factors: Sequence[list[np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +94,7 @@ class _Done:
     dropped: bool
     push_s: float
     pull_s: float
+    bytes_pushed: int
 
 
 class Exchange:
@@ -108,6 +104,7 @@ class Exchange:
         addresses: `host:port` of every shard, in order.
         layout: The layout this worker computed.
         wire: Codec of the trained part, a value of `pb.Codec`.
+        push: Codec that gradients are pushed in: `wire`, or INT8.
         worker: Index of this worker.
         incarnation: Higher than that of any earlier process with this index.
         send_base: Whether pushes carry `Gradients.base`.
@@ -126,6 +123,7 @@ class Exchange:
         worker: int,
         incarnation: int,
         give_up_after_s: float,
+        push: pb.Codec | None = None,
         send_base: bool = False,
     ) -> None:
         self._layout = layout
@@ -133,6 +131,7 @@ class Exchange:
         self._send_base = send_base
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [ShardClient(i, address, layout, give_up_after_s) for i, address in enumerate(addresses)]
+        self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._pool = ThreadPoolExecutor(len(self._clients) + 1, thread_name_prefix="exchange")
         # Two sets of buffers: one is computed with while the other is filled.
         self._buffers = [self._new_buffers(), self._new_buffers()]
@@ -179,8 +178,7 @@ class Exchange:
             self._pool.submit(self._exchange, shard, name, gradients, buffers, ahead)
             for shard in range(len(self._clients))
         ]
-        num_bytes = 0 if gradients is None else gradients.num_bytes(with_base=self._send_base)
-        return self._pool.submit(_collect, calls, buffers, gradients is not None, num_bytes)
+        return self._pool.submit(_collect, calls, buffers, gradients is not None)
 
     def _exchange(
         self, shard: int, name: pb.PushHeader, gradients: Gradients | None, buffers: Parameters | None, ahead: bool
@@ -189,12 +187,14 @@ class Exchange:
         begin = time.monotonic()
         client = self._clients[shard]
         reply = pb.PushReply()
+        chunks: list[codec.Outgoing] = []
         if gradients is not None:
             header = pb.PushHeader(base_version=gradients.versions[shard])
             header.MergeFrom(name)
             base = gradients.base[shard] if self._send_base and gradients.base is not None else None
-            factors = gradients.factors[shard] if gradients.factors else ()
-            reply = client.push(header, self.wire, gradients.trained[shard], gradients.statistics[shard], base, factors)
+            factors = gradients.factors[shard] if gradients.factors else []
+            chunks = self._packers[shard].pack(gradients.trained[shard], gradients.statistics[shard], factors, base)
+            reply = client.push(header, chunks)
         pushed = time.monotonic()
         version = reply.version
         if buffers is not None:
@@ -207,7 +207,8 @@ class Exchange:
             )
             version = client.pull(request, buffers.trained[shard], buffers.statistics[shard], buffers.frozen[shard])
             buffers.versions[shard] = version
-        return _Done(version, reply.staleness, reply.dropped, pushed - begin, time.monotonic() - pushed)
+        num_bytes = sum(chunk.num_bytes for chunk in chunks)
+        return _Done(version, reply.staleness, reply.dropped, pushed - begin, time.monotonic() - pushed, num_bytes)
 
     def _new_buffers(self) -> Parameters:
         layout, dtype = self._layout, codec.WIRE_DTYPES[self.wire]
@@ -220,7 +221,7 @@ class Exchange:
         )
 
 
-def _collect(calls: list[Future[_Done]], parameters: Parameters | None, pushed: bool, bytes_pushed: int) -> Answer:
+def _collect(calls: list[Future[_Done]], parameters: Parameters | None, pushed: bool) -> Answer:
     wait(calls)
     pulled = (*parameters.trained, *parameters.statistics, *parameters.frozen) if parameters else ()
     done = [call.result() for call in calls]
@@ -232,6 +233,6 @@ def _collect(calls: list[Future[_Done]], parameters: Parameters | None, pushed: 
         sum(d.staleness for d in done) / len(done),
         max(d.push_s for d in done),
         max(d.pull_s for d in done),
-        bytes_pushed,
+        sum(d.bytes_pushed for d in done),
         sum(part.nbytes for part in pulled),
     )
