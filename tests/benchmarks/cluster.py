@@ -46,6 +46,7 @@ class Load:
 
     Attributes:
         codec: Name of the wire codec.
+        push: Name of the codec of pushed gradients: `same` or `int8`.
         factored: Whether the head's gradient travels as factors.
         variables: File that lists the model's variables.
         num_shards: Shard processes.
@@ -59,6 +60,7 @@ class Load:
     """
 
     codec: str = "bfloat16"
+    push: str = "same"
     factored: bool = False
     variables: Path = shape.PAPER
     num_shards: int = 17
@@ -138,7 +140,7 @@ def _start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list
 def _start_workers(processes: Processes, addresses: list[str], load: Load) -> list[Child]:
     small, larger = divmod(load.num_workers, load.num_processes)
     workers, first = [], 0
-    settings = Settings(str(load.variables), addresses, load.codec, load.factored, 0, 0)
+    settings = Settings(str(load.variables), addresses, load.codec, load.push, load.factored, 0, 0)
     for i in range(load.num_processes):
         count = small + (i < larger)
         command = [

@@ -34,6 +34,7 @@ class Settings:
         variables: File that lists them.
         addresses: `host:port` of every shard, in order.
         codec: Name of the wire codec.
+        push: Name of the codec of pushed gradients: `same` or `int8`.
         factored: Whether the head's gradient travels as factors.
         first: Index of the first worker of this process.
         num_workers: Workers of this process.
@@ -43,6 +44,7 @@ class Settings:
     variables: str
     addresses: list[str]
     codec: str
+    push: str
     factored: bool
     first: int
     num_workers: int
@@ -71,6 +73,7 @@ class EmulatedWorker:
             wire=codec.CODECS[settings.codec],
             worker=index,
             incarnation=1,
+            push=codec.INT8 if settings.push == "int8" else codec.CODECS[settings.codec],
             give_up_after_s=settings.give_up_after_s,
         )
         self._exchange.connect()

@@ -41,11 +41,12 @@ class Mode:
 
     codec: str
     factored: bool = False
+    push: str = "same"
 
 
 # exact: what arrives is what a float32 exchange would have brought, rounded to the wire type.
 # best: the fastest whose training is as good.
-MODES = {"float32": Mode("float32"), "exact": Mode("bfloat16", factored=True), "best": Mode("bfloat16", True)}
+MODES = {"float32": Mode("float32"), "exact": Mode("bfloat16", factored=True), "best": Mode("bfloat16", True, "int8")}
 
 _PEERS = {f"tensorflow {wire}": wire for wire in tensorflow_ps.WIRES}
 
@@ -66,6 +67,7 @@ _PROFILE = flags.DEFINE_boolean("profile", False, "Sample where the CPU time goe
 def _load(mode: Mode, map_code: bool = False) -> cluster.Load:
     return cluster.Load(
         codec=mode.codec,
+        push=mode.push,
         factored=mode.factored,
         variables=Path(_VARIABLES.value),
         num_shards=_SHARDS.value,
@@ -148,7 +150,7 @@ def _summary(measured: dict[str, list[Measurement]]) -> dict[str, float | None]:
 
 
 def _title(mode: Mode) -> str:
-    return f"downpour {mode.codec}{' factors' * mode.factored}"
+    return f"downpour {mode.codec}{' factors' * mode.factored}{f' {mode.push}' * (mode.push != 'same')}"
 
 
 def _print_one(mode: Mode, measurement: Measurement) -> None:
