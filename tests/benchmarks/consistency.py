@@ -3,8 +3,8 @@
     python -m tests.benchmarks.consistency [--folder=DIR] [--modes=async,sync] [--seeds=3]
 
 Eight workers over four shard processes; worker 0 is five times slower, worker 1 pauses at random. Time is paced (see
-`tests.benchmarks.paced_fleet`): what is compared is the methods, not this machine. Each mode has the rate that was best
-for it in a sweep of factors of two (`--rate_factors` repeats it). Writes a table, `consistency.png` and, as the last
+`tests.benchmarks.paced_fleet`): what is compared is the methods, not this machine. `--rate_factors`
+sweeps the rates. Writes a table, `consistency.png` and, as the last
 line, `RESULT {json}`. Then local training, H batches alone between exchanges: bytes against accuracy.
 """
 
@@ -92,12 +92,14 @@ def summary(runs: list[Outcome]) -> dict[str, Any]:
 
 def plot(outcomes: dict[str, list[Outcome]], target: float, path: Path) -> None:
     """Accuracy over seconds and over images, the first seed of every mode."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")
     for axes, column, label in zip(figure.subplots(1, 2, sharey=True), (0, 2), ("seconds", "images"), strict=True):
-        for name, runs in outcomes.items():
-            axes.plot([p[column] for p in runs[0].curve], [p[3] for p in runs[0].curve], label=name, linewidth=1.4)
+        for number, (name, runs) in enumerate(outcomes.items()):
+            x, y = [p[column] for p in runs[0].curve], [p[3] for p in runs[0].curve]
+            axes.plot(x, y, label=name, linewidth=1.4, color=colormaps["tab20"](number % 20))
         axes.axhline(target, color="0.6", linestyle="--", linewidth=1)
         axes.set(xlabel=label, ylim=(0.5, target + 0.03))
         axes.grid(alpha=0.3)
