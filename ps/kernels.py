@@ -133,7 +133,8 @@ def to_float32(values: np.ndarray, out: np.ndarray) -> None:
 
 def quantize(x: np.ndarray, scales: np.ndarray, q: np.ndarray) -> None:
     """[n] float32 to [n] int8 and [ceil(n / INT8_BLOCK)] scales; what rounding left stays in `x`."""
-    loops.quantize()(x, scales, q, codec.INT8_BLOCK)
+    bits, scale_bits = x.view(np.uint32), scales.view(np.uint32)
+    loops.quantize()(x, bits, scales, scale_bits, q, codec.INT8_BLOCK)
 
 
 def dequantize(scales: np.ndarray, q: np.ndarray, first: int, out: np.ndarray) -> None:

@@ -264,24 +264,37 @@ def narrow(source, target):  # type: ignore[no-untyped-def]
         target[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
 
 
-@_loop(_V, _V, types.int8[::1], types.intp)
-def quantize(x, scales, q, block):  # type: ignore[no-untyped-def]
+@_loop(_V, _BITS32, _V, _BITS32, types.int8[::1], types.intp)
+def quantize(x, bits, scales, scale_bits, q, block):  # type: ignore[no-untyped-def]
     for b in range(scales.size):
-        start, stop = b * block, min((b + 1) * block, x.size)
-        largest = np.float32(0)
-        for i in range(start, stop):
-            largest = max(largest, abs(x[i]))
-        scales[b] = largest / np.float32(127)
+        # A slice each: indices that start at 0 are known not to be negative, so the loops vectorise.
+        block_bits, block_x = bits[b * block : (b + 1) * block], x[b * block : (b + 1) * block]
+        block_q = q[b * block : (b + 1) * block]
+        # As integers, since numbers of one sign compare like their bits: a float maximum would not vectorise.
+        largest_bits = np.uint32(0)
+        for i in range(block_bits.size):
+            largest_bits = max(largest_bits, block_bits[i] & np.uint32(0x7FFFFFFF))
+        scale_bits[b] = largest_bits
+        largest = scales[b]  # the same memory
+        scale = largest / np.float32(127)
         inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
-        for i in range(start, stop):
-            q[i] = np.int8(np.rint(x[i] * inverse))
-            x[i] -= np.float32(q[i]) * scales[b]
+        scales[b] = scale
+        for i in range(block_x.size):
+            rounded = np.rint(block_x[i] * inverse)
+            block_q[i] = np.int8(rounded)
+            block_x[i] -= rounded * scale
 
 
 @_loop(_PAYLOAD_SCALES, _PAYLOAD8, types.intp, types.intp, _V)
 def dequantize(scales, q, first, block, out):  # type: ignore[no-untyped-def]
-    for i in range(out.size):
-        out[i] = np.float32(q[first + i]) * scales[(first + i) // block]
+    done = 0
+    while done < out.size:
+        b = (first + done) // block
+        stop = min((b + 1) * block - first, out.size)
+        block_q, block_out, scale = q[first + done : first + stop], out[done:stop], scales[b]
+        for i in range(block_out.size):
+            block_out[i] = np.float32(block_q[i]) * scale
+        done = stop
 
 
 @_loop(_PAYLOAD32, returns=types.uint64)

@@ -135,7 +135,7 @@ def test_backups_fill_in_and_late_gradients_are_dropped_and_counted(start: Any) 
 
 
 def run_bounded(workers: list[Worker], lead: int, between: Callable[[int], None]) -> list[tuple[str, int, int]]:
-    """Every worker does NUM_STEPS; returns the log of ("start" or "end", worker, step), in the order of events."""
+    """Every worker does NUM_STEPS; returns the log of (event, worker, step): "start", "send", "end"."""
     log: list[tuple[str, int, int]] = []
     lock = threading.Lock()
 
@@ -150,6 +150,7 @@ def run_bounded(workers: list[Worker], lead: int, between: Callable[[int], None]
             note("start", index, step)
             between(index)
             gradients = least_squares(parameters, *batch(step, BATCH))
+            note("send", index, step)
             answer = mine.exchange.start(gradients, pull=False).result()
             note("end", index, step)
             assert answer.acknowledged
@@ -167,16 +168,20 @@ def test_bounded_never_lets_anybody_lead_by_more(start: Any, lead: int) -> None:
     slow = threading.Event()
     log = run_bounded(workers, lead, lambda index: slow.wait(0.05 if index == 2 else 0.005) and None)
     assert sum(event == "end" for event, _, _ in log) == 3 * NUM_STEPS
-    sent = [0, 0, 0]
-    leads = []
+    # The shards count a push between its "send" and its "end", and the slow worker spends its time before both.
+    assert max(leads(log, "send")) == lead, "nobody led by more, and the fast ones did run ahead"
+    assert max(leads(log, "end")) <= lead + 1
+
+
+def leads(log: list[tuple[str, int, int]], counted_at: str) -> list[int]:
+    """At each start of a step, how many pushes the worker was ahead of the one that had made the fewest."""
+    made = [0, 0, 0]
+    found = []
     for event, worker, step in log:
         if event == "start":
-            # A push that the shards have counted may not have been noted yet: one of each other worker.
-            leads.append(step - min(sent))
-        else:
-            sent[worker] += 1
-    assert max(leads) <= lead + 1
-    assert max(leads) >= lead, "the fast ones did run ahead"
+            found.append(step - min(made))
+        made[worker] += event == counted_at
+    return found
 
 
 def test_an_absent_worker_frees_the_others(start: Any) -> None:
