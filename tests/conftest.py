@@ -58,6 +58,7 @@ class ShardProcesses:
             [
                 *(sys.executable, "-m", "downpour.launch.ps", f"--index={index}", f"--port={port}", "--host=127.0.0.1"),
                 *(f"--arena={self._folder / f'shard-{index}.arena'}", f"--port_file={port_file}"),
+                f"--die_with_parent={os.getpid()}",
             ]
         )
         self.processes[index:] = [process, *self.processes[index + 1 :]]
