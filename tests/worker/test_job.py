@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -20,7 +21,7 @@ from downpour.proto.chief_pb2 import ProgressReply, RegisterRequest
 from downpour.proto.errors import DownpourError, JobFailed, LayoutMismatch, Unreachable, WorkerSuperseded
 from downpour.ps import checkpoint
 from downpour.ps.layout import STATISTIC, Layout, Slicing, Variable, plan
-from downpour.ps.pace import Async
+from downpour.ps.pace import Async, Bounded, Sync
 from downpour.ps.rules import Momentum
 from downpour.ps.schedules import Constant
 from downpour.ps.server import Server
@@ -106,6 +107,9 @@ class Cluster:
             except JobFailed as error:
                 failure = str(error)
                 raise
+            except Killed:
+                reporter.finish = lambda failure: reporter._ending.set()  # type: ignore[method-assign]
+                raise
             finally:
                 reporter.finish(failure)
         finally:
@@ -113,21 +117,51 @@ class Cluster:
             client.close()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+class Killed(Exception):
+    """Stands for SIGKILL: the worker falls silent without a last report."""
+
+
+@contextlib.contextmanager
+def serving(folder: Path, **changes: Any) -> Iterator[Cluster]:
+    """Three shards and a chief of two workers, whose plan has some changes."""
     servers = [Server(index) for index in range(3)]
     job = Plan(
         recipe="test", rule=Momentum(0.5), schedule=Constant(0.05), pace=Async(),
         staleness=Keep(), num_workers=2, lease_s=30, num_steps=30,
         checkpoint_every_steps=10, max_train_s=math.inf, facts={},
     )  # fmt: skip
-    chief = Chief(job, tmp_path, host="127.0.0.1", port=0)
+    chief = Chief(replace(job, **changes), folder, host="127.0.0.1", port=0)
     pool = ThreadPoolExecutor(8)
-    yield Cluster(servers, chief, pool, tmp_path)
-    pool.shutdown(wait=False, cancel_futures=True)  # after a failed test, the chief may still wait for workers
-    chief.close()
-    for server in servers:
-        server.stop(0)
+    try:
+        yield Cluster(servers, chief, pool, folder)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after a failed test, the chief may still wait for workers
+        chief.close()
+        for server in servers:
+            server.stop(0)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with serving(tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize("pace", [Bounded(1), Sync(2)], ids=["bounded", "sync"])
+def test_a_worker_that_never_comes_or_dies_holds_others_up_for_a_lease_only(tmp_path: Path, pace: Any) -> None:
+    def dies(parameters: Parameters, images: Any, labels: Any) -> Result:
+        if max(parameters.versions) >= 5:
+            raise Killed
+        return toward_one(parameters, images, labels)
+
+    with serving(tmp_path, pace=pace, lease_s=2, num_workers=3) as cluster:
+        chief = cluster.run_chief()
+        overlap = isinstance(pace, Bounded)
+        living = cluster.pool.submit(cluster.work, 0, overlap=overlap)
+        with pytest.raises(Killed):
+            cluster.work(1, step=dies, overlap=overlap)
+        living.result(GIVE_UP_S)
+        assert chief.result(GIVE_UP_S)["global_steps"] >= 30
 
 
 @pytest.mark.parametrize("overlap", [True, False])
