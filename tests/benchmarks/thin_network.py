@@ -92,7 +92,9 @@ def network(num_shard_hosts: int, num_worker_hosts: int, rate_mbit: float) -> It
         hosts = []
         for number in range(num_shard_hosts + num_worker_hosts):
             name, address = f"{tag}h{number}", _SUBNET.format(third, number + 1)
-            stack.callback(_run, f"ip netns delete {name}", check=False)  # its devices go with it
+            stack.callback(_run, f"ip netns delete {name}", check=False)
+            # A namespace's own devices go some time after it; the pair's other end, and so the pair, goes at once.
+            stack.callback(_run, f"ip link delete {name}o", check=False)
             _add_host(name, address, bridge, rate_mbit)
             hosts.append(Host(address, ("ip", "netns", "exec", name)))
         yield Network(tuple(hosts[:num_shard_hosts]), tuple(hosts[num_shard_hosts:]))

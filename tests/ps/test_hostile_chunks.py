@@ -32,10 +32,10 @@ def servicer() -> Servicer:
     return served
 
 
-def push_messages(sequence: int = 1, wire: int = codec.FLOAT32) -> list[bytes]:
+def push_messages(incarnation: int = 1) -> list[bytes]:
     """A whole, valid push."""
-    dtype = codec.WIRE_DTYPES[wire]
-    header = pb.PushHeader(fingerprint=LAYOUT.fingerprint, worker=3, incarnation=1, sequence=sequence)
+    wire, dtype = codec.FLOAT32, np.float32
+    header = pb.PushHeader(fingerprint=LAYOUT.fingerprint, worker=3, incarnation=incarnation, sequence=1)
     return [
         codec.encode_chunk(0, wire, np.ones(2 * (6 + 8), dtype), header, rows=2, count=FACTORS),
         codec.encode_chunk(FACTORS, wire, np.ones(REST, dtype)),
@@ -58,10 +58,13 @@ def numbers(served: Servicer) -> np.ndarray:
 
 
 def check_untouched(served: Servicer, before: np.ndarray, num_good: int) -> None:
-    """Only the elements of the first messages, which were good, may have changed; and the shard still works."""
+    """Only the elements of the first messages, which were good, may have changed; and the shard still works.
+
+    It works for the worker's last incarnation: a changed header may well have named a later one than the first.
+    """
     ends = [0, FACTORS, FACTORS + REST, SIZE]
     np.testing.assert_array_equal(numbers(served)[ends[num_good] :], before[ends[num_good] :])
-    assert send(served, push_messages(sequence=99)) is None
+    assert send(served, push_messages(incarnation=2**64 - 1)) is None
 
 
 def cuts() -> Iterator[tuple[int, int]]:
@@ -73,8 +76,8 @@ def cuts() -> Iterator[tuple[int, int]]:
 
 def test_a_stream_cut_at_every_byte_of_its_first_two_messages() -> None:
     served = servicer()
-    for sequence, (number, length) in enumerate(cuts(), 1):
-        messages = push_messages(min(sequence, 98))
+    messages = push_messages()
+    for number, length in cuts():
         served = servicer()
         before = numbers(served)
         error = send(served, [*messages[:number], messages[number][:length]])
