@@ -20,7 +20,7 @@ from downpour.ps.rules import Rule
 from downpour.ps.schedules import Schedule
 from downpour.ps.staleness import Compensate, Keep, Treatment
 from downpour.worker import cadence
-from downpour.worker.cadence import Cadence, EveryStep
+from downpour.worker.cadence import Accumulate, Cadence, EveryStep
 from downpour.worker.clip import Clip
 
 _ASYNC, _KEEP, _EVERY_STEP = Async(), Keep(), EveryStep()
@@ -74,6 +74,9 @@ class Exchange:
     Attributes:
         codec: Wire type of parameters and gradients, `float32` or `bfloat16`. Statistics always travel as float32.
         push: Codec of pushed gradients: `same`, or `int8` with error feedback.
+        pull: `live`, the shards' parameters of the moment; or `int8`, differences between publications that all workers
+            share: half the bytes of bfloat16 and no encoding for each worker, at the price of staleness.
+        publish_every: How many pushes of all workers together lie between two publications; 0 for one of each worker.
         factors: Push the gradient of a large dense layer as its two factors, where that takes less than half the bytes.
         overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
             step of staleness, which the staleness counters include.
@@ -82,6 +85,8 @@ class Exchange:
 
     codec: str = "bfloat16"
     push: str = "same"
+    pull: str = "live"
+    publish_every: int = 0
     factors: bool = True
     overlap: bool = True
     give_up_after_s: float = 60.0
@@ -91,6 +96,11 @@ class Exchange:
             raise ValueError(f"exchange.codec is {self.codec!r}; accepted are 'float32' and 'bfloat16'")
         if self.push not in ("same", "int8"):
             raise ValueError(f"exchange.push is {self.push!r}; accepted are 'same' and 'int8'")
+        if self.pull not in ("live", "int8"):
+            raise ValueError(f"exchange.pull is {self.pull!r}; accepted are 'live' and 'int8'")
+        if self.pull == "int8" and self.codec != "bfloat16":
+            raise ValueError(f"exchange.pull='int8' needs exchange.codec='bfloat16', not {self.codec!r}")
+        _at_least("exchange.publish_every", self.publish_every, 0)
         if not self.give_up_after_s > 0:
             raise ValueError(f"exchange.give_up_after_s is {self.give_up_after_s}; give a number of seconds above 0")
 
@@ -162,6 +172,12 @@ class Job:
         cadence.check(self.cadence, overlap=self.exchange.overlap)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
             raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")
+        allowed = isinstance(self.pace, Async) and isinstance(self.cadence, EveryStep | Accumulate)
+        if self.exchange.pull != "live" and not allowed:
+            raise ValueError(
+                f"exchange.pull={self.exchange.pull!r} needs pace Async and cadence EveryStep or Accumulate; "
+                f"a publication may be older than {type(self.pace).__name__} and {type(self.cadence).__name__} allow"
+            )
         _at_least("num_steps", self.num_steps, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
@@ -175,6 +191,13 @@ class Job:
             raise ValueError("evaluate_average is True without an average; give `average`, for example Polyak(0.999)")
         if not self.max_train_s > 0:
             raise ValueError(f"max_train_s is {self.max_train_s}; give a number of seconds above 0")
+
+    @property
+    def publish_every(self) -> int:
+        """Pushes between two publications; 0 if workers pull the live parameters."""
+        if self.exchange.pull == "live":
+            return 0
+        return self.exchange.publish_every or self.cluster.num_workers
 
 
 def _at_least(key: str, value: int, least: int) -> None:

@@ -54,6 +54,8 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
             layout,
             wire=wire,
             push=INT8 if job.exchange.push == "int8" else wire,
+            publish_every=job.publish_every,
+            overlap=job.exchange.overlap,
             worker=index,
             incarnation=incarnation,
             give_up_after_s=job.exchange.give_up_after_s,

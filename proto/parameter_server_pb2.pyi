@@ -92,24 +92,30 @@ class InitializeReply(_message.Message):
     def __init__(self, kept: bool = ..., version: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("fingerprint", "codec", "worker", "incarnation", "num_pushes")
+    __slots__ = ("fingerprint", "codec", "worker", "incarnation", "num_pushes", "publish_every", "publication")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NUM_PUSHES_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_EVERY_FIELD_NUMBER: _ClassVar[int]
+    PUBLICATION_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     codec: Codec
     worker: int
     incarnation: int
     num_pushes: int
-    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ...) -> None: ...
+    publish_every: int
+    publication: int
+    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ...) -> None: ...
 
 class PullHeader(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "publication")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PUBLICATION_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    publication: int
+    def __init__(self, version: _Optional[int] = ..., publication: _Optional[int] = ...) -> None: ...
 
 class PushHeader(_message.Message):
     __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version")

@@ -89,6 +89,11 @@ class ParameterServerServicer(object):
         the wire codec. Waits until the job's pace lets the worker go on.
         Each chunk is read under the lock that updates take; between two chunks updates may happen.
         The version in the first chunk is the one before the first element was read.
+
+        With `publish_every` the answer is the shard's latest publication instead: the vector as it was some pushes ago,
+        the same for every worker. A worker that has that publication gets one chunk that holds the header only; a worker
+        that has the one before gets the differences, the trained part in CODEC_INT8, then the statistics; any other gets
+        the whole vector. downpour/ps/publication.py says what a worker must compute.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -142,6 +142,17 @@ def dequantize(scales: np.ndarray, q: np.ndarray, first: int, out: np.ndarray) -
     loops.dequantize()(scales, q, first, codec.INT8_BLOCK, out)
 
 
+def difference(w: np.ndarray, published: np.ndarray, out: np.ndarray) -> None:
+    """Out = w - published, of [n] float32 and of [n] bfloat16 bits at any address."""
+    loops.difference()(w, published, out.view(np.uint32), out)
+
+
+def advance(published: np.ndarray, scales: np.ndarray, q: np.ndarray, out: np.ndarray) -> None:
+    """Out = published + q * scale of its block, [n] bfloat16 bits, the same on every machine; may be in place."""
+    wide = np.empty(codec.INT8_BLOCK, np.float32)
+    loops.advance()(published, scales, q, codec.INT8_BLOCK, wide, wide.view(np.uint32), out)
+
+
 def num_non_finite(values: np.ndarray) -> int:
     """How many of [n] float32, or bfloat16 as uint16 bits, are NaN or infinite; at any address."""
     if values.dtype == np.uint16:

@@ -297,6 +297,31 @@ def dequantize(scales, q, first, block, out):  # type: ignore[no-untyped-def]
         done = stop
 
 
+@_loop(_V, _PAYLOAD16, _BITS32, _V)
+def difference(w, published, bits, out):  # type: ignore[no-untyped-def]
+    # `bits` is the memory of `out`.
+    for i in range(out.size):
+        bits[i] = np.uint32(published[i]) << np.uint32(16)
+    for i in range(out.size):
+        out[i] = w[i] - out[i]
+
+
+@_loop(_PAYLOAD16, _PAYLOAD_SCALES, _PAYLOAD8, types.intp, _V, _BITS32, _BITS16)
+def advance(published, scales, q, block, wide, bits, out):  # type: ignore[no-untyped-def]
+    # `bits` is the memory of `wide`, room for a block. Two roundings to nearest, one of the sum and one to bfloat16, so
+    # that every machine gets the same bits. The sum of finite numbers is finite here, or it would have been refused.
+    for b in range(scales.size):
+        block_published, block_q = published[b * block : (b + 1) * block], q[b * block : (b + 1) * block]
+        block_out, scale = out[b * block : (b + 1) * block], scales[b]
+        for i in range(block_out.size):
+            bits[i] = np.uint32(block_published[i]) << np.uint32(16)
+        for i in range(block_out.size):
+            wide[i] += np.float32(block_q[i]) * scale
+        for i in range(block_out.size):
+            x = bits[i]
+            block_out[i] = np.uint16((x + np.uint32(0x7FFF) + ((x >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
 @_loop(_PAYLOAD32, returns=types.uint64)
 def count_non_finite(bits):  # type: ignore[no-untyped-def]
     # Integers, because a float test costs a branch an element; the exponent of NaN and infinity is all ones.

@@ -100,7 +100,12 @@ class Servicer:
         shard = self._check(request.fingerprint)
         if request.codec not in codec.WIRE_DTYPES:
             raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
+        if request.publish_every and request.codec != codec.BFLOAT16:
+            raise MalformedChunk(f"publications are bfloat16, codec {request.codec} was asked for")
         shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
+        if request.publish_every:
+            yield from shard.publications.latest(request.publish_every).messages(request.publication)
+            return
         header: pb.PullHeader | None = pb.PullHeader(version=shard.version)
         trained, pushed, size = shard.num_trained, shard.num_pushed, shard.size
         parts = ((request.codec, 0, trained), (codec.FLOAT32, trained, pushed), (request.codec, pushed, size))

@@ -26,6 +26,7 @@ from downpour.ps.arena import STALENESS_BUCKETS, Arena
 from downpour.ps.ledger import Known, Ledger
 from downpour.ps.named import from_message
 from downpour.ps.pace import Async, Pace, Sync
+from downpour.ps.publication import Publisher
 from downpour.ps.regions import Push, Region, Work, regions_of
 from downpour.ps.snapshot import Snapshot
 from downpour.ps.sources import source_of
@@ -38,12 +39,17 @@ class Shard:
 
     Args:
         arena: Complete memory of the shard.
+
+    Attributes:
+        arena: As given.
+        publications: What pulls that may be a little old are served from.
     """
 
     def __init__(self, arena: Arena) -> None:
         specification = arena.specification
         layout, index = arena.layout, specification.shard
         self.arena = arena
+        self.publications = Publisher(self)
         self.size = arena.parameters.size
         self.num_trained = layout.num_trained(index)
         self.num_pushed = layout.num_pushed(index)
@@ -77,12 +83,16 @@ class Shard:
         """Elements [start, stop), one of those that `cut` gives, in the wire dtype of a codec; a copy."""
         out = np.empty(stop - start, codec.WIRE_DTYPES[wire])
         values = self.arena.parameters[start:stop]
-        with self._region_at(start).lock if start < self.num_pushed else contextlib.nullcontext():
+        with self.unchanged(start):
             if wire == codec.BFLOAT16:
                 kernels.narrow(values, out)
             else:
                 out[:] = values
         return out
+
+    def unchanged(self, start: int) -> contextlib.AbstractContextManager[object]:
+        """No push changes the chunk of `cut` at `start` while the block lasts."""
+        return self._region_at(start).lock if start < self.num_pushed else contextlib.nullcontext()
 
     def wait_turn(self, request: pb.PullRequest, wait_s: float) -> None:
         """Returns once the pace lets the worker pull.

@@ -16,6 +16,7 @@ from downpour.proto.errors import LayoutMismatch, MalformedChunk, NotReady
 from downpour.proto.transport import call, open_channel
 from downpour.ps import layout as layouts
 from downpour.ps.layout import Layout
+from downpour.worker.pulled import Pulled
 
 Reply = TypeVar("Reply")
 
@@ -89,39 +90,24 @@ class ShardClient:
 
         return self._call(lambda: self._initialize(chunks(), timeout=self._give_up_after_s))
 
-    def pull(self, request: pb.PullRequest, trained: np.ndarray, statistics: np.ndarray, frozen: np.ndarray) -> int:
-        """Reads the shard's vector into three buffers, once the job's pace lets the worker go on.
+    def pull(self, request: pb.PullRequest, into: Pulled) -> None:
+        """Reads the shard's vector, once the job's pace lets the worker go on.
 
         Args:
-            request: Who pulls, for which step, and the codec of the trained and the frozen part.
-            trained: [num_trained] in the codec's wire dtype, overwritten.
-            statistics: [num_pushed - num_trained] float32, overwritten.
-            frozen: [size - num_pushed] in the codec's wire dtype, overwritten.
-
-        Returns:
-            The version that was read.
+            request: Who pulls, for which step, and in which codec.
+            into: What this worker has pulled of this shard before.
         """
-        size = trained.size + statistics.size + frozen.size
 
-        def attempt() -> int:
-            version, position = 0, 0
-            for message in self._pull(request, timeout=self._give_up_after_s):
-                chunk = codec.decode_chunk(message)
-                if isinstance(chunk.header, pb.PullHeader):
-                    version = chunk.header.version
-                if chunk.start != position:
-                    raise MalformedChunk(f"{self.peer} sent a chunk at {chunk.start} where {position} was due")
-                position += chunk.count
-                start, part = chunk.start, trained  # a chunk lies within one part
-                for following in (statistics, frozen):
-                    if start >= part.size:
-                        start, part = start - part.size, following
-                part[start : start + chunk.count] = chunk.values()
-            if position != size:
-                raise MalformedChunk(f"{self.peer} sent {position} of {size} elements")
-            return version
+        def attempt() -> None:
+            request.publication = into.begin()
+            try:
+                for message in self._pull(request, timeout=self._give_up_after_s):
+                    into.receive(codec.decode_chunk(message))
+                into.end()
+            except MalformedChunk as error:
+                raise MalformedChunk(f"pulling from {self.peer}: {error}") from None
 
-        return self._call(attempt)
+        self._call(attempt)
 
     def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
         """Sends a push, as `worker.packing` cuts it; without chunks only its name, which the shard counts."""

@@ -1,7 +1,8 @@
 """A worker's exchange with all shards: push gradients, pull parameters, every shard in parallel.
 
 Threads: one a shard does that shard's calls, a push always before the pull that follows it, so a worker's own
-last gradient is in what it pulls. The caller waits on the future that `start` returns, or computes meanwhile.
+last gradient is in what it pulls (unless it pulls publications, which may be older). The caller waits on the future
+that `start` returns, or computes meanwhile.
 No TensorFlow here.
 """
 
@@ -19,11 +20,12 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ShardClient
 from downpour.worker.packing import Packer
+from downpour.worker.pulled import Pulled
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a pull gives, one entry a shard. Overwritten by the second pull after it.
+    """What a pull gives, one entry a shard. Overwritten by the second pull after it; by the next without overlap.
 
     Attributes:
         trained: [num_trained] in the wire dtype (bfloat16 as uint16 bits).
@@ -107,6 +109,9 @@ class Exchange:
         push: Codec that gradients are pushed in: `wire`, or INT8.
         worker: Index of this worker.
         incarnation: Higher than that of any earlier process with this index.
+        publish_every: Not 0: pull publications, a new one after so many pushes of all workers together
+            (`downpour.ps.publication`). 0: the shard's vector of the moment.
+        overlap: Whether parameters are computed with while the next pull is under way, which takes twice the memory.
         send_base: Whether pushes carry `Gradients.base`.
         give_up_after_s: See `ShardClient`.
 
@@ -124,17 +129,19 @@ class Exchange:
         incarnation: int,
         give_up_after_s: float,
         push: pb.Codec | None = None,
+        publish_every: int = 0,
+        overlap: bool = True,
         send_base: bool = False,
     ) -> None:
         self._layout = layout
         self.wire = wire
+        self._publish_every = publish_every
         self._send_base = send_base
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [ShardClient(i, address, layout, give_up_after_s) for i, address in enumerate(addresses)]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._pool = ThreadPoolExecutor(len(self._clients) + 1, thread_name_prefix="exchange")
-        # Two sets of buffers: one is computed with while the other is filled.
-        self._buffers = [self._new_buffers(), self._new_buffers()]
+        self._pulled = [Pulled(layout, i, wire, keep=overlap) for i in range(len(addresses))]
 
     def connect(self) -> None:
         """Waits until every shard is ready, and compares layouts.
@@ -170,19 +177,13 @@ class Exchange:
             self._name.sequence += 1
         name = pb.PushHeader()
         name.CopyFrom(self._name)
-        buffers = None
-        if pull:
-            self._buffers.reverse()
-            buffers = self._buffers[0]
         calls = [
-            self._pool.submit(self._exchange, shard, name, gradients, buffers, ahead)
+            self._pool.submit(self._exchange, shard, name, gradients, pull, ahead)
             for shard in range(len(self._clients))
         ]
-        return self._pool.submit(_collect, calls, buffers, gradients is not None)
+        return self._pool.submit(_collect, calls, self._pulled if pull else (), gradients is not None)
 
-    def _exchange(
-        self, shard: int, name: pb.PushHeader, gradients: Gradients | None, buffers: Parameters | None, ahead: bool
-    ) -> _Done:
+    def _exchange(self, shard: int, name: pb.PushHeader, gradients: Gradients | None, pull: bool, ahead: bool) -> _Done:
         """One shard's push and pull."""
         begin = time.monotonic()
         client = self._clients[shard]
@@ -197,34 +198,33 @@ class Exchange:
             reply = client.push(header, chunks)
         pushed = time.monotonic()
         version = reply.version
-        if buffers is not None:
+        if pull:
             request = pb.PullRequest(
                 fingerprint=name.fingerprint,
                 codec=self.wire,
                 worker=name.worker,
                 incarnation=name.incarnation,
                 num_pushes=name.sequence + ahead,
+                publish_every=self._publish_every,
             )
-            version = client.pull(request, buffers.trained[shard], buffers.statistics[shard], buffers.frozen[shard])
-            buffers.versions[shard] = version
+            client.pull(request, self._pulled[shard])
+            version = max(version, self._pulled[shard].version)
         num_bytes = sum(chunk.num_bytes for chunk in chunks)
         return _Done(version, reply.staleness, reply.dropped, pushed - begin, time.monotonic() - pushed, num_bytes)
 
-    def _new_buffers(self) -> Parameters:
-        layout, dtype = self._layout, codec.WIRE_DTYPES[self.wire]
-        shards = range(layout.num_shards)
-        return Parameters(
-            [np.empty(layout.num_trained(shard), dtype) for shard in shards],
-            [np.empty(layout.num_pushed(shard) - layout.num_trained(shard), np.float32) for shard in shards],
-            [0 for _ in shards],
-            [np.empty(layout.size(shard) - layout.num_pushed(shard), dtype) for shard in shards],
-        )
 
-
-def _collect(calls: list[Future[_Done]], parameters: Parameters | None, pushed: bool) -> Answer:
+def _collect(calls: list[Future[_Done]], pulled: Sequence[Pulled], pushed: bool) -> Answer:
     wait(calls)
-    pulled = (*parameters.trained, *parameters.statistics, *parameters.frozen) if parameters else ()
     done = [call.result() for call in calls]
+    parameters = None
+    if pulled:
+        latest = [shard.latest for shard in pulled]
+        parameters = Parameters(
+            [vectors.trained for vectors in latest],
+            [vectors.statistics for vectors in latest],
+            [shard.version for shard in pulled],
+            [vectors.frozen for vectors in latest],
+        )
     return Answer(
         parameters,
         [d.version for d in done],
@@ -234,5 +234,5 @@ def _collect(calls: list[Future[_Done]], parameters: Parameters | None, pushed: 
         max(d.push_s for d in done),
         max(d.pull_s for d in done),
         sum(d.bytes_pushed for d in done),
-        sum(part.nbytes for part in pulled),
+        sum(shard.num_bytes for shard in pulled),
     )

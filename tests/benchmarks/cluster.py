@@ -47,6 +47,7 @@ class Load:
     Attributes:
         codec: Name of the wire codec.
         push: Name of the codec of pushed gradients: `same` or `int8`.
+        published: Whether workers pull publications, one for as many pushes as there are workers.
         factored: Whether the head's gradient travels as factors.
         variables: File that lists the model's variables.
         num_shards: Shard processes.
@@ -61,6 +62,7 @@ class Load:
 
     codec: str = "bfloat16"
     push: str = "same"
+    published: bool = False
     factored: bool = False
     variables: Path = shape.PAPER
     num_shards: int = 17
@@ -140,7 +142,8 @@ def _start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list
 def _start_workers(processes: Processes, addresses: list[str], load: Load) -> list[Child]:
     small, larger = divmod(load.num_workers, load.num_processes)
     workers, first = [], 0
-    settings = Settings(str(load.variables), addresses, load.codec, load.push, load.factored, 0, 0)
+    publish_every = load.num_workers if load.published else 0
+    settings = Settings(str(load.variables), addresses, load.codec, load.push, publish_every, load.factored, 0, 0)
     for i in range(load.num_processes):
         count = small + (i < larger)
         command = [

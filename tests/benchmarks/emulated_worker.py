@@ -19,7 +19,7 @@ from absl import flags
 from downpour.launch import entry
 from downpour.proto import codec
 from downpour.ps.layout import Layout
-from downpour.worker.exchange import Exchange, Gradients
+from downpour.worker.exchange import Answer, Exchange, Gradients
 from tests.benchmarks.measure import Steps, Window, take_steps, wait_for_window, write_result
 from tests.benchmarks.shape import BATCH_SIZE, layout_of
 
@@ -35,6 +35,7 @@ class Settings:
         addresses: `host:port` of every shard, in order.
         codec: Name of the wire codec.
         push: Name of the codec of pushed gradients: `same` or `int8`.
+        publish_every: As `Exchange` takes it.
         factored: Whether the head's gradient travels as factors.
         first: Index of the first worker of this process.
         num_workers: Workers of this process.
@@ -45,6 +46,7 @@ class Settings:
     addresses: list[str]
     codec: str
     push: str
+    publish_every: int
     factored: bool
     first: int
     num_workers: int
@@ -74,18 +76,25 @@ class EmulatedWorker:
             worker=index,
             incarnation=1,
             push=codec.INT8 if settings.push == "int8" else codec.CODECS[settings.codec],
+            publish_every=settings.publish_every,
+            overlap=False,
             give_up_after_s=settings.give_up_after_s,
         )
         self._exchange.connect()
-        self._versions = self._exchange.start().result().versions
+        self._versions = self._pulled(self._exchange.start().result())
         self._pushes = 0
 
     def step(self) -> tuple[float, float]:
         """Pushes and pulls everything; returns the seconds of both."""
         answer = self._exchange.start(replace(self._gradients, versions=self._versions)).result()
-        self._versions = answer.versions
+        self._versions = self._pulled(answer)
         self._pushes += answer.acknowledged
         return answer.push_s, answer.pull_s
+
+    def _pulled(self, answer: Answer) -> list[int]:
+        """Versions of what the next gradients would be computed from."""
+        assert answer.parameters is not None
+        return answer.parameters.versions
 
     def run(self, window: Window) -> Steps:
         """Takes steps through the window."""
@@ -118,7 +127,7 @@ def gradients_of(layout: Layout, wire: int) -> Gradients:
 def _to_wire(vector: np.ndarray, wire: int) -> np.ndarray:
     if wire != codec.BFLOAT16:
         return vector.astype(codec.WIRE_DTYPES[wire])
-    # Cut off instead of rounded: it needs no kernel, so a worker has no numba in it, here as in production.
+    # Cut off instead of rounded, which is as good here.
     return (vector.view(np.uint32) >> 16).astype(np.uint16)
 
 

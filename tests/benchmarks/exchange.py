@@ -42,11 +42,16 @@ class Mode:
     codec: str
     factored: bool = False
     push: str = "same"
+    published: bool = False
 
 
 # exact: what arrives is what a float32 exchange would have brought, rounded to the wire type.
 # best: the fastest whose training is as good.
-MODES = {"float32": Mode("float32"), "exact": Mode("bfloat16", factored=True), "best": Mode("bfloat16", True, "int8")}
+MODES = {
+    "float32": Mode("float32"),
+    "exact": Mode("bfloat16", factored=True),
+    "best": Mode("bfloat16", factored=True, published=True),
+}
 
 _PEERS = {f"tensorflow {wire}": wire for wire in tensorflow_ps.WIRES}
 
@@ -68,6 +73,7 @@ def _load(mode: Mode, map_code: bool = False) -> cluster.Load:
     return cluster.Load(
         codec=mode.codec,
         push=mode.push,
+        published=mode.published,
         factored=mode.factored,
         variables=Path(_VARIABLES.value),
         num_shards=_SHARDS.value,
@@ -150,7 +156,8 @@ def _summary(measured: dict[str, list[Measurement]]) -> dict[str, float | None]:
 
 
 def _title(mode: Mode) -> str:
-    return f"downpour {mode.codec}{' factors' * mode.factored}{f' {mode.push}' * (mode.push != 'same')}"
+    push = "" if mode.push == "same" else f" {mode.push}"
+    return f"downpour {mode.codec}{' factors' * mode.factored}{push}{' published' * mode.published}"
 
 
 def _print_one(mode: Mode, measurement: Measurement) -> None:

@@ -1,0 +1,219 @@
+"""Publications: a worker that follows them by differences holds what the shard published, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import MalformedChunk
+from downpour.ps import kernels
+from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
+from downpour.ps.publication import Publisher
+from downpour.ps.rules import SGD
+from downpour.ps.schedules import Constant
+from downpour.ps.servicer import Servicer
+from downpour.ps.shard import Shard
+from downpour.worker.exchange import Exchange, Gradients
+from downpour.worker.pulled import Pulled
+from tests.ps.pushing import new_shard, push
+from tests.worker.cluster import initialize
+
+NUM_TRAINED = 3 * codec.INT8_BLOCK + 17
+LAYOUT = plan(
+    [Variable("w", (NUM_TRAINED,)), Variable("m", (5,), STATISTIC), Variable("f", (9,), FROZEN)],
+    1,
+)
+NUM_PUSHED = NUM_TRAINED + 5
+
+
+@pytest.fixture
+def shard() -> Shard:
+    return new_shard(LAYOUT, np.random.default_rng(0).standard_normal(LAYOUT.size(0)).astype(np.float32), SGD())
+
+
+def pushes(shard: Shard, scale: float = 0.1) -> Iterator[int]:
+    """One random push after another; gives their numbers."""
+    rng = np.random.default_rng(1)
+    for sequence in range(1, 1000):
+        push(shard, sequence, rng.standard_normal(NUM_PUSHED).astype(np.float32) * np.float32(scale))
+        yield sequence
+
+
+def pulled(keep: bool = False) -> Pulled:
+    return Pulled(LAYOUT, 0, codec.BFLOAT16, keep=keep)
+
+
+def receive(into: Pulled, messages: Sequence[bytes]) -> None:
+    for message in messages:
+        into.receive(codec.decode_chunk(message))
+
+
+def follow(into: Pulled, publisher: Publisher, every: int = 1) -> None:
+    """One pull."""
+    receive(into, publisher.latest(every).messages(into.begin()))
+    into.end()
+
+
+def wide(bits: np.ndarray) -> np.ndarray:
+    out = np.empty(bits.size, np.float32)
+    kernels.widen(bits, out)
+    return out
+
+
+def check_same_as_whole(into: Pulled, publisher: Publisher) -> None:
+    new = pulled()
+    follow(new, publisher, every=10**6)
+    assert into.version == new.version
+    for mine, theirs in zip(vars(into.latest).values(), vars(new.latest).values(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_follower_holds_what_was_published(shard: Shard, keep: bool) -> None:
+    publisher, into = shard.publications, pulled(keep)
+    follow(into, publisher)
+    for sequence in pushes(shard):
+        before = into.latest.trained
+        copy = before.copy()
+        follow(into, publisher, every=3)
+        assert into.version == sequence // 3 * 3
+        check_same_as_whole(into, publisher)
+        if keep:
+            np.testing.assert_array_equal(before, copy)  # somebody may still compute with it
+        if sequence == 60:
+            break
+
+
+def test_errors_never_add_up(shard: Shard) -> None:
+    publisher, into = shard.publications, pulled()
+    errors = []
+    for sequence in pushes(shard):
+        follow(into, publisher)
+        live = shard.arena.parameters[:NUM_TRAINED]
+        steps = 0.45 / 127  # of the int8 of a push of deviation 0.1
+        error = np.abs(wide(into.latest.trained) - live) - np.abs(live) * 2.0**-8
+        errors.append(float(error.max()))
+        assert errors[-1] <= steps
+        if sequence == 200:
+            break
+    assert into.num_bytes < 1.2 * NUM_TRAINED + 100
+    np.testing.assert_array_equal(into.latest.statistics, shard.arena.parameters[NUM_TRAINED:NUM_PUSHED])
+
+
+def test_what_is_pulled_is_no_more_than_what_is_missing(shard: Shard) -> None:
+    publisher, into = shard.publications, pulled()
+    sizes = []
+    for sequence in pushes(shard):
+        follow(into, publisher, every=2)
+        sizes.append(into.num_bytes)
+        if sequence == 4:
+            break
+    whole, known, difference, still_known = sizes
+    assert (known, still_known) == (0, 0) or (known, difference) == (whole, 0)
+    assert 0 < max(sizes[1:]) < 0.7 * whole
+
+
+def test_a_follower_that_missed_a_publication_or_whose_shard_restarted_pulls_everything(shard: Shard) -> None:
+    publisher, into = shard.publications, pulled()
+    numbers = pushes(shard)
+    follow(into, publisher)
+    whole = into.num_bytes
+    for _ in range(2):
+        next(numbers)
+        publisher.latest(1)
+    follow(into, publisher)
+    assert into.num_bytes == whole
+    check_same_as_whole(into, publisher)
+    next(numbers)
+    follow(into, restarted := Publisher(shard))
+    assert into.num_bytes == whole
+    check_same_as_whole(into, restarted)
+
+
+def test_a_pull_that_breaks_in_the_middle_is_followed_by_a_whole_one(shard: Shard) -> None:
+    publisher, into = shard.publications, pulled()
+    follow(into, publisher)
+    next(pushes(shard))
+    messages = publisher.latest(1).messages(into.begin())
+    assert codec.decode_chunk(messages[0]).codec == codec.INT8
+    receive(into, messages[:1])
+    with pytest.raises(MalformedChunk, match="785 of 799 elements came"):
+        into.end()
+    assert into.begin() == 0  # its only copy is half of one and half of another
+    follow(into, publisher)
+    check_same_as_whole(into, publisher)
+
+
+def test_nobody_waits_while_a_publication_is_made(shard: Shard) -> None:
+    publisher = shard.publications
+    first = publisher.latest(1)
+    next(pushes(shard))
+    with publisher._making:
+        assert publisher.latest(1) is first
+    assert publisher.latest(1).header.version == 1
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (codec.encode_chunk(0, codec.INT8, np.zeros(4 + 14, np.uint8), count=14), "differences to nothing"),
+        (codec.encode_chunk(3, codec.BFLOAT16, np.zeros(4, np.uint16)), "a chunk at 3 came where 0 was due"),
+        (codec.encode_chunk(0, codec.BFLOAT16, np.zeros(2000, np.uint16)), "2000 elements came where 785 were due"),
+    ],
+)
+def test_what_does_not_fit_is_refused(chunk: bytes, message: str) -> None:
+    into = pulled()
+    into.begin()
+    with pytest.raises(MalformedChunk, match=message):
+        into.receive(codec.decode_chunk(chunk))
+
+
+def test_only_bfloat16_is_published(shard: Shard) -> None:
+    served = Servicer(0, None)
+    served._shard = shard
+    request = pb.PullRequest(fingerprint=LAYOUT.fingerprint, codec=codec.FLOAT32, publish_every=1)
+    with pytest.raises(MalformedChunk, match="publications are bfloat16"):
+        next(served.pull(request, None))  # type: ignore[arg-type]
+
+
+@pytest.mark.process
+def test_training_from_publications_ends_where_live_pulls_do(shards: Any) -> None:
+    """Least distance to a target, from many small steps, by two workers through a real shard that is restarted once."""
+    target = np.random.default_rng(5).standard_normal(NUM_TRAINED).astype(np.float32)
+    differences = np.zeros(5, np.float32)
+    for every in (0, 2):
+        addresses = shards.start(1)
+        values = [np.zeros(NUM_TRAINED, np.float32), differences, np.ones(9, np.float32)]
+        initialize(addresses, LAYOUT, values, SGD(), Constant(0.1))
+        exchanges = [
+            Exchange(
+                addresses,
+                LAYOUT,
+                wire=codec.BFLOAT16,
+                worker=i,
+                incarnation=1,
+                give_up_after_s=30,
+                publish_every=every,
+                overlap=False,
+            )
+            for i in range(2)
+        ]
+        answers = [exchange.start().result() for exchange in exchanges]
+        for _ in range(60):
+            for i, exchange in enumerate(exchanges):
+                got = answers[i].parameters
+                assert got is not None
+                np.testing.assert_array_equal(wide(got.frozen[0]), 1)
+                gradient = np.empty(NUM_TRAINED, np.uint16)
+                kernels.narrow(wide(got.trained[0]) - target, gradient)
+                answers[i] = exchange.start(Gradients([gradient], [differences], list(got.versions))).result()
+        assert got is not None
+        assert np.abs(wide(got.trained[0]) - target).max() < 2e-2  # bfloat16 of numbers below 4
+        assert max(answers[1].versions) == 120
+        for exchange in exchanges:
+            exchange.close()
