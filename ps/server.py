@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 
 from downpour.proto.transport import start_server
@@ -33,6 +35,8 @@ class Server:
     """
 
     def __init__(self, index: int, host: str = "127.0.0.1", port: int = 0, arena: Path | None = None) -> None:
+        # Not the server's own wait, which wakes up ten times a second; a simple queue is safe in a signal handler.
+        self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
         handler = Servicer(index, arena).handler()
         self._server, self.port = start_server(
             lambda server: server.add_generic_rpc_handlers((handler,)), host, port, _NUM_THREADS
@@ -50,12 +54,15 @@ class Server:
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Refuses new calls, lets open ones finish for so many seconds, then returns."""
-        self._server.stop(grace_s).wait()
+        self.stop_soon(grace_s)
+        self.wait()
 
     def stop_soon(self, grace_s: float = 5.0) -> None:
         """Begins to stop and returns at once, so that a signal handler may call it; `wait` then returns."""
-        self._server.stop(grace_s)
+        self._stopping.put(self._server.stop(grace_s))
 
     def wait(self) -> None:
         """Blocks until `stop`."""
-        self._server.wait_for_termination()
+        stopped = self._stopping.get()
+        self._stopping.put(stopped)  # for whoever else waits
+        stopped.wait()

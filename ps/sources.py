@@ -16,7 +16,7 @@ from downpour.ps import kernels
 from downpour.ps.layout import Factored
 
 # 256 KB of gradient; with parameters and two slots it fills a second-level cache of 1 MB.
-BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 17
 
 Piece = tuple[int, int]
 
