@@ -74,8 +74,8 @@ class Exchange:
     Attributes:
         codec: Wire type of parameters and gradients, `float32` or `bfloat16`. Statistics always travel as float32.
         push: Codec of pushed gradients: `same`, or `int8` with error feedback.
-        pull: `live`, the shards' parameters of the moment; or `int8`, differences between publications that all workers
-            share: half the bytes of bfloat16 and no encoding for each worker, at the price of staleness.
+        pull: `live`, the shards' parameters of the moment; or `int8` or `int4`, differences between publications that
+            all workers share: a half or a quarter of bfloat16's bytes, encoded once, at the price of staleness.
         publish_every: How many pushes of all workers together lie between two publications; 0 for one of each worker.
         factors: Push the gradient of a large dense layer as its two factors, where that takes less than half the bytes.
         overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
@@ -96,10 +96,10 @@ class Exchange:
             raise ValueError(f"exchange.codec is {self.codec!r}; accepted are 'float32' and 'bfloat16'")
         if self.push not in ("same", "int8"):
             raise ValueError(f"exchange.push is {self.push!r}; accepted are 'same' and 'int8'")
-        if self.pull not in ("live", "int8"):
-            raise ValueError(f"exchange.pull is {self.pull!r}; accepted are 'live' and 'int8'")
-        if self.pull == "int8" and self.codec != "bfloat16":
-            raise ValueError(f"exchange.pull='int8' needs exchange.codec='bfloat16', not {self.codec!r}")
+        if self.pull not in ("live", "int8", "int4"):
+            raise ValueError(f"exchange.pull is {self.pull!r}; accepted are 'live', 'int8' and 'int4'")
+        if self.pull != "live" and self.codec != "bfloat16":
+            raise ValueError(f"exchange.pull={self.pull!r} needs exchange.codec='bfloat16', not {self.codec!r}")
         _at_least("exchange.publish_every", self.publish_every, 0)
         if not self.give_up_after_s > 0:
             raise ValueError(f"exchange.give_up_after_s is {self.give_up_after_s}; give a number of seconds above 0")

@@ -14,7 +14,7 @@ from absl import logging
 from downpour.launch import entry, recipe, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
-from downpour.proto.codec import CODECS, INT8
+from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
 from downpour.ps.staleness import Compensate
 from downpour.worker.clients import ChiefClient
@@ -53,8 +53,9 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
             where.ps,
             layout,
             wire=wire,
-            push=INT8 if job.exchange.push == "int8" else wire,
+            push=BLOCK_CODECS.get(job.exchange.push),
             publish_every=job.publish_every,
+            differences=BLOCK_CODECS.get(job.exchange.pull),
             overlap=job.exchange.overlap,
             worker=index,
             incarnation=incarnation,

@@ -19,8 +19,10 @@ from downpour.proto.errors import MalformedChunk
 FLOAT32 = pb.CODEC_FLOAT32
 BFLOAT16 = pb.CODEC_BFLOAT16
 INT8 = pb.CODEC_INT8
+INT4 = pb.CODEC_INT4
 CODECS: dict[str, pb.Codec] = {"float32": FLOAT32, "bfloat16": BFLOAT16}  # of whole vectors
-INT8_BLOCK = 256  # elements that share a scale
+BLOCK_CODECS: dict[str, pb.Codec] = {"int8": INT8, "int4": INT4}
+BLOCK = 256  # elements that share a scale, in INT8 and INT4
 
 # bfloat16 travels and is stored as its 16 bits: numpy has no such type of its own.
 WIRE_DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<f4"), BFLOAT16: np.dtype("<u2")}
@@ -84,15 +86,15 @@ class Chunk:
         return x.reshape(self.rows, num_inputs), d.reshape(self.rows, num_outputs)
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of INT8: scales [ceil(count / INT8_BLOCK)] float32 and elements [count] int8, not copied.
+        """Of INT8 and INT4: scales [ceil(count / BLOCK)] float32 and the elements' bytes as int8, not copied.
 
         Raises:
-            MalformedChunk: The payload has another length.
+            MalformedChunk: Another codec, or a payload of another length.
         """
-        num_scales = -(-self.count // INT8_BLOCK)
-        if self.payload.nbytes != 4 * num_scales + self.count:
+        num_scales = num_blocks(self.count)
+        if self.codec not in (INT8, INT4) or self.payload.nbytes != blocks_bytes(self.codec, self.count):
             raise MalformedChunk(
-                f"chunk at {self.start} has {self.payload.nbytes} bytes for {self.count} int8 elements"
+                f"chunk at {self.start} has {self.payload.nbytes} bytes for {self.count} elements of codec {self.codec}"
             )
         return np.frombuffer(self.payload, "<f4", num_scales), np.frombuffer(self.payload, np.int8, -1, 4 * num_scales)
 
@@ -135,6 +137,23 @@ class Outgoing:
     def encode(self, header: Message | None) -> bytes:
         """As a message; the first of a stream carries a header."""
         return encode_chunk(self.start, self.codec, self.values, header, self.base, rows=self.rows, count=self.count)
+
+
+def num_blocks(count: int) -> int:
+    """Scales of `count` elements in INT8 or INT4."""
+    return -(-count // BLOCK)
+
+
+def blocks_bytes(codec: int, count: int) -> int:
+    """Payload of `count` elements in INT8 or INT4."""
+    return 4 * num_blocks(count) + (count if codec == INT8 else num_blocks(count) * BLOCK // 2)
+
+
+def new_blocks(codec: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Room for a payload of `count` elements in INT8 or INT4, and views of its scales and of its elements' bytes."""
+    payload = np.empty(blocks_bytes(codec, count), np.uint8)
+    first = 4 * num_blocks(count)
+    return payload, payload[:first].view(np.float32), payload[first:].view(np.int8)
 
 
 def split(start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -13,10 +13,12 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_FLOAT32: _ClassVar[Codec]
     CODEC_BFLOAT16: _ClassVar[Codec]
     CODEC_INT8: _ClassVar[Codec]
+    CODEC_INT4: _ClassVar[Codec]
 CODEC_UNSPECIFIED: Codec
 CODEC_FLOAT32: Codec
 CODEC_BFLOAT16: Codec
 CODEC_INT8: Codec
+CODEC_INT4: Codec
 
 class Chunk(_message.Message):
     __slots__ = ("initialize", "pull", "push", "start", "count", "codec", "payload", "base", "rows")
@@ -92,7 +94,7 @@ class InitializeReply(_message.Message):
     def __init__(self, kept: bool = ..., version: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("fingerprint", "codec", "worker", "incarnation", "num_pushes", "publish_every", "publication")
+    __slots__ = ("fingerprint", "codec", "worker", "incarnation", "num_pushes", "publish_every", "publication", "differences")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +102,7 @@ class PullRequest(_message.Message):
     NUM_PUSHES_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_EVERY_FIELD_NUMBER: _ClassVar[int]
     PUBLICATION_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     codec: Codec
     worker: int
@@ -107,7 +110,8 @@ class PullRequest(_message.Message):
     num_pushes: int
     publish_every: int
     publication: int
-    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ...) -> None: ...
+    differences: Codec
+    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ..., differences: _Optional[_Union[Codec, str]] = ...) -> None: ...
 
 class PullHeader(_message.Message):
     __slots__ = ("version", "publication")

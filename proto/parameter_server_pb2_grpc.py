@@ -92,8 +92,8 @@ class ParameterServerServicer(object):
 
         With `publish_every` the answer is the shard's latest publication instead: the vector as it was some pushes ago,
         the same for every worker. A worker that has that publication gets one chunk that holds the header only; a worker
-        that has the one before gets the differences, the trained part in CODEC_INT8, then the statistics; any other gets
-        the whole vector. downpour/ps/publication.py says what a worker must compute.
+        that has the one before gets the differences of the trained part, then the statistics; any other gets the whole
+        vector. downpour/ps/publication.py says what a worker must compute.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

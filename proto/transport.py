@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
+import grpc.experimental
 from absl import logging
 
 from downpour.proto.errors import DownpourError, NotReady, NotYet, Unreachable, abort, from_rpc_error
@@ -23,7 +24,9 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", -1),  # a chunk is bounded by its sender; a variable never is
     ("grpc.max_send_message_length", -1),
     ("grpc.http2.max_frame_size", 1 << 24),  # a 2 MB chunk in one frame instead of 128
-    ("grpc.http2.lookahead_bytes", 1 << 24),
+    # What a stream may send before somebody asks for it: memory of the receiver, for every open call. A message that is
+    # being read is let in whole.
+    ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.http2.bdp_probe", 0),  # the window is set above; probing only adds pings
     ("grpc.experimental.tcp_read_chunk_size", 4 << 20),
     ("grpc.http2.write_buffer_size", 8 << 20),
@@ -40,6 +43,8 @@ def open_channel(address: str) -> grpc.Channel:
         address,
         options=[
             *OPTIONS,
+            # A stream of answers is read by the thread that wants them instead of through one of its own.
+            (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),

@@ -132,14 +132,14 @@ def to_float32(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def quantize(x: np.ndarray, scales: np.ndarray, q: np.ndarray) -> None:
-    """[n] float32 to [n] int8 and [ceil(n / INT8_BLOCK)] scales; what rounding left stays in `x`."""
+    """[n] float32 to [n] int8 and [ceil(n / BLOCK)] scales; what rounding left stays in `x`."""
     bits, scale_bits = x.view(np.uint32), scales.view(np.uint32)
-    loops.quantize()(x, bits, scales, scale_bits, q, codec.INT8_BLOCK)
+    loops.quantize()(x, bits, scales, scale_bits, q, codec.BLOCK)
 
 
 def dequantize(scales: np.ndarray, q: np.ndarray, first: int, out: np.ndarray) -> None:
     """The inverse, of elements [first, first + n) of a chunk, without what rounding left; at any address."""
-    loops.dequantize()(scales, q, first, codec.INT8_BLOCK, out)
+    loops.dequantize()(scales, q, first, codec.BLOCK, out)
 
 
 def difference(w: np.ndarray, published: np.ndarray, out: np.ndarray) -> None:
@@ -147,10 +147,28 @@ def difference(w: np.ndarray, published: np.ndarray, out: np.ndarray) -> None:
     loops.difference()(w, published, out.view(np.uint32), out)
 
 
-def advance(published: np.ndarray, scales: np.ndarray, q: np.ndarray, out: np.ndarray) -> None:
-    """Out = published + q * scale of its block, [n] bfloat16 bits, the same on every machine; may be in place."""
-    wide = np.empty(codec.INT8_BLOCK, np.float32)
-    loops.advance()(published, scales, q, codec.INT8_BLOCK, wide, wide.view(np.uint32), out)
+def quantize4(x: np.ndarray, scales: np.ndarray, packed: np.ndarray) -> None:
+    """[n] float32 to INT4, [ceil(n / BLOCK) * BLOCK / 2] bytes and [ceil(n / BLOCK)] scales."""
+    room = np.empty(codec.BLOCK, np.int8)
+    loops.quantize4()(x, x.view(np.uint32), scales, scales.view(np.uint32), packed, codec.BLOCK, room)
+
+
+def advance(wire: int, published: np.ndarray, scales: np.ndarray, q: np.ndarray, out: np.ndarray) -> None:
+    """Out = published + q * scale of its block, [n] bfloat16 bits, the same on every machine; may be in place.
+
+    Args:
+        wire: Codec of `q`, INT8 or INT4.
+        published: [n] bfloat16 bits, at any address.
+        scales: As `Chunk.blocks` gives them.
+        q: Likewise.
+        out: [n] bfloat16 bits.
+    """
+    wide = np.empty(codec.BLOCK, np.float32)
+    room = published, scales, q, codec.BLOCK, wide, wide.view(np.uint32), out
+    if wire == codec.INT8:
+        loops.advance()(*room)
+    else:
+        loops.advance4()(*room, np.empty(codec.BLOCK, np.int8))
 
 
 def num_non_finite(values: np.ndarray) -> int:

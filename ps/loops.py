@@ -27,7 +27,7 @@ from numba import njit, types
 Loop = Callable[..., Any]
 
 _V, _S = types.float32[::1], types.float32  # a vector, a scalar
-_BITS16, _BITS32 = types.uint16[::1], types.uint32[::1]
+_BITS16, _BITS32, _BYTES = types.uint16[::1], types.uint32[::1], types.int8[::1]
 # A payload is a view of an immutable message and begins at any byte.
 _PAYLOAD16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
 _PAYLOAD32 = types.Array(types.uint32, 1, "C", readonly=True, aligned=False)
@@ -264,7 +264,7 @@ def narrow(source, target):  # type: ignore[no-untyped-def]
         target[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
 
 
-@_loop(_V, _BITS32, _V, _BITS32, types.int8[::1], types.intp)
+@_loop(_V, _BITS32, _V, _BITS32, _BYTES, types.intp)
 def quantize(x, bits, scales, scale_bits, q, block):  # type: ignore[no-untyped-def]
     for b in range(scales.size):
         # A slice each: indices that start at 0 are known not to be negative, so the loops vectorise.
@@ -283,6 +283,29 @@ def quantize(x, bits, scales, scale_bits, q, block):  # type: ignore[no-untyped-
             rounded = np.rint(block_x[i] * inverse)
             block_q[i] = np.int8(rounded)
             block_x[i] -= rounded * scale
+
+
+@_loop(_V, _BITS32, _V, _BITS32, _BYTES, types.intp, _BYTES)
+def quantize4(x, bits, scales, scale_bits, packed, block, q):  # type: ignore[no-untyped-def]
+    # `q` is room for a block.
+    half = block // 2
+    for b in range(scales.size):
+        block_bits, block_x = bits[b * block : (b + 1) * block], x[b * block : (b + 1) * block]
+        block_packed = packed[b * half : (b + 1) * half]
+        largest_bits = np.uint32(0)
+        for i in range(block_bits.size):
+            largest_bits = max(largest_bits, block_bits[i] & np.uint32(0x7FFFFFFF))
+        scale_bits[b] = largest_bits
+        largest = scales[b]  # the same memory
+        scales[b] = largest / np.float32(7)
+        inverse = np.float32(7) / largest if largest > 0 else np.float32(0)
+        for i in range(block_x.size, block):
+            q[i] = 0
+        for i in range(block_x.size):
+            q[i] = np.int8(np.rint(block_x[i] * inverse))
+        upper = q[half:block]
+        for i in range(half):
+            block_packed[i] = (q[i] + np.int8(8)) | ((upper[i] + np.int8(8)) << np.int8(4))
 
 
 @_loop(_PAYLOAD_SCALES, _PAYLOAD8, types.intp, types.intp, _V)
@@ -317,6 +340,27 @@ def advance(published, scales, q, block, wide, bits, out):  # type: ignore[no-un
             bits[i] = np.uint32(block_published[i]) << np.uint32(16)
         for i in range(block_out.size):
             wide[i] += np.float32(block_q[i]) * scale
+        for i in range(block_out.size):
+            x = bits[i]
+            block_out[i] = np.uint16((x + np.uint32(0x7FFF) + ((x >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@_loop(_PAYLOAD16, _PAYLOAD_SCALES, _PAYLOAD8, types.intp, _V, _BITS32, _BITS16, _BYTES)
+def advance4(published, scales, packed, block, wide, bits, out, q):  # type: ignore[no-untyped-def]
+    # As `advance`; `q` is room for a block.
+    half = block // 2
+    for b in range(scales.size):
+        block_published, block_packed = published[b * block : (b + 1) * block], packed[b * half : (b + 1) * half]
+        block_out, scale = out[b * block : (b + 1) * block], scales[b]
+        upper = q[half:block]
+        for i in range(half):
+            q[i] = (block_packed[i] & np.int8(15)) - np.int8(8)
+        for i in range(half):
+            upper[i] = ((block_packed[i] >> np.int8(4)) & np.int8(15)) - np.int8(8)
+        for i in range(block_out.size):
+            bits[i] = np.uint32(block_published[i]) << np.uint32(16)
+        for i in range(block_out.size):
+            wide[i] += np.float32(q[i]) * scale
         for i in range(block_out.size):
             x = bits[i]
             block_out[i] = np.uint16((x + np.uint32(0x7FFF) + ((x >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))

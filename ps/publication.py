@@ -6,12 +6,12 @@ versions of staleness at most, which the versions say and the staleness counters
 
 A publication p is a bfloat16 vector. The next one is made from the live vector w, block by block:
 
-    d = int8(w - p)         block-scaled, `downpour.ps.kernels.quantize`
+    d = int8(w - p)         or int4; block-scaled, `downpour.ps.kernels.quantize`
     p' = bfloat16(p + d)    `downpour.ps.kernels.advance`
 
-and a worker that has p receives d, half the bytes of p', and computes the same p', bit for bit. What rounding left out
-of d is in w - p' and so in the next difference: errors never add up. A worker without p (it has just come, or missed a
-publication, or its shard has restarted) receives p' itself.
+and a worker that has p receives d, half or a quarter of the bytes of p', and computes the same p', bit for bit. What
+rounding left out of d is in w - p' and so in the next difference: errors never add up. A worker without p (it has just
+come, or missed a publication, or its shard has restarted) receives p' itself.
 
 Statistics travel as float32 with either. Numbers of publications begin at random, so that one from before a restart of
 the shard is not mistaken for one of this process.
@@ -36,6 +36,11 @@ from downpour.ps import kernels
 if TYPE_CHECKING:
     from downpour.ps.shard import Shard
 
+# Elements of a message of differences: 2 MB, as one of bfloat16 has. A multiple of a block.
+_ELEMENTS: dict[int, int] = {codec.INT8: 2 * codec.CHUNK_ELEMENTS, codec.INT4: 4 * codec.CHUNK_ELEMENTS}
+
+_PIECE = 1 << 16  # elements that are worked on at a time, which fit a core's cache; whole blocks
+
 
 @dataclass(frozen=True)
 class Publication:
@@ -54,7 +59,7 @@ class Publication:
     def messages(self, known: int) -> Sequence[bytes]:
         """What a worker that has the publication `known` must receive; 0 for none."""
         if known == self.header.publication:
-            return [codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), self.header)]
+            return [_encode([], self.header)[0]]
         if self.differences and known == self.header.publication - 1:
             return self.differences
         return self.whole
@@ -65,13 +70,15 @@ class Publisher:
 
     Args:
         shard: The shard.
+        differences: Codec of differences, INT8 or INT4.
     """
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, differences: int) -> None:
         self._shard = shard
+        self._codec = differences
         self._making = threading.Lock()
         self._latest: Publication | None = None
-        self._published: dict[int, np.ndarray] = {}  # by first element, views of the messages of `whole`
+        self._published: np.ndarray | None = None  # [num_trained] bfloat16 bits
         self._number = secrets.randbits(62) + 1
 
     def latest(self, every: int) -> Publication:
@@ -92,40 +99,55 @@ class Publisher:
         shard = self._shard
         self._number += 1
         header = pb.PullHeader(version=shard.version, publication=self._number)
-        first: pb.PullHeader | None = header
-        whole: list[bytes] = []
-        differences: list[bytes] = []
-        is_first = not self._published
-        for start, stop in shard.cut(0, shard.num_trained):
-            if is_first:
-                values = shard.read(start, stop, codec.BFLOAT16)
-            else:
-                values, payload = self._advance(start, stop)
-                differences.append(codec.encode_chunk(start, codec.INT8, payload, first, count=stop - start))
-            whole.append(codec.encode_chunk(start, codec.BFLOAT16, values, first))
-            self._published[start] = codec.decode_chunk(whole[-1]).values()
-            first = None
-        for start, stop in shard.cut(shard.num_trained, shard.num_pushed):
-            message = codec.encode_chunk(start, codec.FLOAT32, shard.read(start, stop, codec.FLOAT32), first)
-            whole.append(message)
-            differences.append(message)
-            first = None
-        for start, stop in shard.cut(shard.num_pushed, shard.size):
-            whole.append(codec.encode_chunk(start, codec.BFLOAT16, shard.read(start, stop, codec.BFLOAT16), first))
-            first = None
-        if not whole:  # a shard without parameters has a version all the same
-            whole.append(codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), header))
-        return Publication(header, whole, [] if is_first or not self._published else differences)
+        differences: list[codec.Outgoing] = []
+        if self._published is None:
+            self._published = np.empty(shard.num_trained, np.uint16)
+            for start, stop in shard.cut(0, shard.num_trained):
+                self._published[start:stop] = shard.read(start, stop, codec.BFLOAT16)
+        else:
+            step = _ELEMENTS[self._codec]
+            starts = range(0, shard.num_trained, step)
+            differences = [self._advance(start, min(start + step, shard.num_trained)) for start in starts]
+        trained = [
+            codec.Outgoing(start, stop - start, codec.BFLOAT16, self._published[start:stop])
+            for start, stop in codec.split(0, shard.num_trained)
+        ]
+        statistics = self._read(shard.num_trained, shard.num_pushed, codec.FLOAT32)
+        frozen = self._read(shard.num_pushed, shard.size, codec.BFLOAT16)
+        return Publication(
+            header,
+            _encode([*trained, *statistics, *frozen], header),
+            _encode([*differences, *statistics], header) if differences else [],
+        )
 
-    def _advance(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The next publication of [start, stop), and the payload that leads to it."""
-        before = self._published[start]
-        num_scales = -(-before.size // codec.INT8_BLOCK)
-        payload = np.empty(4 * num_scales + before.size, np.uint8)
-        scales, q = payload[: 4 * num_scales].view(np.float32), payload[4 * num_scales :].view(np.int8)
-        difference, after = np.empty(before.size, np.float32), np.empty(before.size, np.uint16)
-        with self._shard.unchanged(start):
-            kernels.difference(self._shard.arena.parameters[start:stop], before, difference)
-        kernels.quantize(difference, scales, q)
-        kernels.advance(before, scales, q, after)
-        return after, payload
+    def _read(self, start: int, stop: int, wire: int) -> list[codec.Outgoing]:
+        """[start, stop) of the live vector."""
+        cut = self._shard.cut(start, stop)
+        return [codec.Outgoing(a, b - a, wire, self._shard.read(a, b, wire)) for a, b in cut]
+
+    def _advance(self, start: int, stop: int) -> codec.Outgoing:
+        """Makes [start, stop) the next publication, and gives the difference that leads to it."""
+        assert self._published is not None
+        payload, scales, q = codec.new_blocks(self._codec, stop - start)
+        quantize = kernels.quantize if self._codec == codec.INT8 else kernels.quantize4
+        difference = np.empty(_PIECE, np.float32)
+        for begin in range(start, stop, _PIECE):
+            end = min(begin + _PIECE, stop)
+            published = self._published[begin:end]
+            for a, b in self._shard.cut(begin, end):
+                into = difference[a - begin : b - begin]
+                with self._shard.unchanged(a):
+                    kernels.difference(self._shard.arena.parameters[a:b], self._published[a:b], into)
+            first, num = (begin - start) // codec.BLOCK, codec.num_blocks(end - begin)
+            at = codec.blocks_bytes(self._codec, begin - start) - 4 * first
+            part = scales[first : first + num], q[at : at + codec.blocks_bytes(self._codec, end - begin) - 4 * num]
+            quantize(difference[: end - begin], *part)
+            kernels.advance(self._codec, published, *part, published)
+        return codec.Outgoing(start, stop - start, self._codec, payload)
+
+
+def _encode(chunks: Sequence[codec.Outgoing], header: pb.PullHeader) -> list[bytes]:
+    """Messages of a stream; one of the header alone if there is nothing else."""
+    if not chunks:
+        return [codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), header)]
+    return [chunk.encode(None if number else header) for number, chunk in enumerate(chunks)]

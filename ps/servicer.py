@@ -27,6 +27,12 @@ SERVICE = "downpour.v1.ParameterServer"
 # A pull that the pace holds back is answered after so long, and asked again; it keeps a thread meanwhile.
 _TURN_S = 5.0
 
+# Pushes that are received, and pulls that are answered, at a time. The others wait where they are: what a shard has not
+# asked for fills the sender's buffers, not its own (`lookahead_bytes`). More would not be faster, and a shard's memory
+# would grow with the number of workers. A worker that stands still in the middle keeps its place until its deadline.
+_MAX_PUSHES = 4
+_MAX_PULLS = 4
+
 
 class Servicer:
     """Serves one shard, which is empty until the chief initialises it or its arena holds it already.
@@ -43,6 +49,7 @@ class Servicer:
         self._index = index
         self._arena_path = arena_path
         self._initializing = threading.Lock()
+        self._pushing, self._pulling = threading.Semaphore(_MAX_PUSHES), threading.Semaphore(_MAX_PULLS)
         arena = Arena.open(arena_path) if arena_path else None
         self._shard = Shard(arena) if arena else None
         if self._shard:
@@ -100,33 +107,31 @@ class Servicer:
         shard = self._check(request.fingerprint)
         if request.codec not in codec.WIRE_DTYPES:
             raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
-        if request.publish_every and request.codec != codec.BFLOAT16:
-            raise MalformedChunk(f"publications are bfloat16, codec {request.codec} was asked for")
+        if request.publish_every and (request.codec != codec.BFLOAT16 or request.differences not in shard.publications):
+            raise MalformedChunk(
+                f"publications are bfloat16 with differences in one of {sorted(shard.publications)}; "
+                f"codec {request.codec} with {request.differences} was asked for"
+            )
         shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
-        if request.publish_every:
-            yield from shard.publications.latest(request.publish_every).messages(request.publication)
-            return
-        header: pb.PullHeader | None = pb.PullHeader(version=shard.version)
-        trained, pushed, size = shard.num_trained, shard.num_pushed, shard.size
-        parts = ((request.codec, 0, trained), (codec.FLOAT32, trained, pushed), (request.codec, pushed, size))
-        for wire, begin, end in parts:
-            for start, stop in shard.cut(begin, end):
-                yield codec.encode_chunk(start, wire, shard.read(start, stop, wire), header)
-                header = None
-        if header:  # a shard without parameters has a version all the same
-            yield codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), header)
+        with self._pulling:
+            if request.publish_every:
+                publication = shard.publications[request.differences].latest(request.publish_every)
+                yield from publication.messages(request.publication)
+            else:
+                yield from _live(shard, request.codec)
 
     def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.PushReply:
         """Applies each chunk as it arrives; see `ParameterServer.Push`."""
-        chunks = map(codec.decode_chunk, messages)
-        first = next(chunks, None)
-        if first is None or not isinstance(first.header, pb.PushHeader):
-            raise MalformedChunk("the first chunk does not name a push")
-        shard = self._check(first.header.fingerprint)
-        push = shard.begin(first.header)
-        for chunk in itertools.chain((first,) if first.count else (), chunks):
-            shard.apply(push, chunk)
-        return shard.finish(push)
+        with self._pushing:
+            chunks = map(codec.decode_chunk, messages)
+            first = next(chunks, None)
+            if first is None or not isinstance(first.header, pb.PushHeader):
+                raise MalformedChunk("the first chunk does not name a push")
+            shard = self._check(first.header.fingerprint)
+            push = shard.begin(first.header)
+            for chunk in itertools.chain((first,) if first.count else (), chunks):
+                shard.apply(push, chunk)
+            return shard.finish(push)
 
     def absent(self, request: pb.AbsentRequest, context: grpc.ServicerContext) -> pb.AbsentReply:
         """Nobody waits for some workers; see `ParameterServer.Absent`."""
@@ -175,3 +180,16 @@ class Servicer:
                 "start every role with the same recipe and overrides"
             )
         return self._shard
+
+
+def _live(shard: Shard, wire: int) -> Iterator[bytes]:
+    """The messages of a pull of the moment."""
+    header: pb.PullHeader | None = pb.PullHeader(version=shard.version)
+    trained, pushed, size = shard.num_trained, shard.num_pushed, shard.size
+    parts = ((wire, 0, trained), (codec.FLOAT32, trained, pushed), (wire, pushed, size))
+    for part_wire, begin, end in parts:
+        for start, stop in shard.cut(begin, end):
+            yield codec.encode_chunk(start, part_wire, shard.read(start, stop, part_wire), header)
+            header = None
+    if header:  # a shard without parameters has a version all the same
+        yield codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), header)

@@ -91,7 +91,7 @@ class Factors:
                 f"factors for [{chunk.start}, {chunk.start + chunk.count}) of a matrix that is elsewhere"
             )
         x, d = self._payload = chunk.factors(group.num_inputs)
-        self._x = np.ascontiguousarray(_float32(x).T)
+        self._x = _float32(x)
         wide = _float32(d)
         widths = [r.size // group.num_inputs for r in group.ranges]
         begins = itertools.accumulate(widths, initial=0)
@@ -115,7 +115,8 @@ class Factors:
         offset = max(at for at in self._d if at <= start)
         d = self._d[offset]
         width = d.shape[1]
-        np.matmul(self._x[(start - offset) // width : (stop - offset) // width], d, out=out.reshape(-1, width))
+        x = self._x[:, (start - offset) // width : (stop - offset) // width]
+        np.matmul(x.T, d, out=out.reshape(-1, width))
 
 
 def source_of(chunk: codec.Chunk, groups: dict[int, Factored]) -> Source:

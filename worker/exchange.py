@@ -1,8 +1,9 @@
-"""A worker's exchange with all shards: push gradients, pull parameters, every shard in parallel.
+"""A worker's exchange with all shards: push gradients, pull parameters, several shards at a time.
 
-Threads: one a shard does that shard's calls, a push always before the pull that follows it, so a worker's own
-last gradient is in what it pulls (unless it pulls publications, which may be older). The caller waits on the future
-that `start` returns, or computes meanwhile.
+A push to a shard always comes before the pull that follows it, so a worker's own last gradient is in what it pulls
+(unless it pulls publications, which may be older).
+
+Threads: a few make the calls. The caller waits on the future that `start` returns, or computes meanwhile.
 No TensorFlow here.
 """
 
@@ -15,12 +16,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ShardClient
 from downpour.worker.packing import Packer
 from downpour.worker.pulled import Pulled
+
+# Calls of one worker at a time. More do not make an exchange faster, since it is the processor that they wait for, but
+# all of them hold messages in memory, here and on the shards.
+_MAX_CALLS = 4
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ class Answer:
         acknowledged: Whether there was a push; then every shard has acknowledged it.
         dropped: Whether a shard has left out some or all of it.
         staleness: Mean over the shards, in pushes.
-        push_s: Seconds the slowest shard's push took.
-        pull_s: Seconds the slowest shard's pull took.
+        push_s: Seconds until the last shard had acknowledged the push.
+        pull_s: Seconds from then until the last shard had been pulled; where some are pulled before, only the rest.
         bytes_pushed: Over all shards.
         bytes_pulled: Over all shards.
     """
@@ -88,15 +92,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Done:
-    """One shard's part of an exchange."""
+class _Pushed:
+    """One shard's part of a push."""
 
-    version: int
-    staleness: int
-    dropped: bool
-    push_s: float
-    pull_s: float
-    bytes_pushed: int
+    shard: int
+    reply: pb.PushReply
+    ended: float
+    num_bytes: int
 
 
 class Exchange:
@@ -111,6 +113,7 @@ class Exchange:
         incarnation: Higher than that of any earlier process with this index.
         publish_every: Not 0: pull publications, a new one after so many pushes of all workers together
             (`downpour.ps.publication`). 0: the shard's vector of the moment.
+        differences: Codec of the differences between publications, INT8 or INT4; None to pull every one whole.
         overlap: Whether parameters are computed with while the next pull is under way, which takes twice the memory.
         send_base: Whether pushes carry `Gradients.base`.
         give_up_after_s: See `ShardClient`.
@@ -130,17 +133,21 @@ class Exchange:
         give_up_after_s: float,
         push: pb.Codec | None = None,
         publish_every: int = 0,
+        differences: pb.Codec | None = None,
         overlap: bool = True,
         send_base: bool = False,
     ) -> None:
         self._layout = layout
         self.wire = wire
         self._publish_every = publish_every
+        self._differences = differences
         self._send_base = send_base
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [ShardClient(i, address, layout, give_up_after_s) for i, address in enumerate(addresses)]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
-        self._pool = ThreadPoolExecutor(len(self._clients) + 1, thread_name_prefix="exchange")
+        self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
+        # Every worker begins with another shard, so that they do not all wait for the same one.
+        self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
         self._pulled = [Pulled(layout, i, wire, keep=overlap) for i in range(len(addresses))]
 
     def connect(self) -> None:
@@ -177,62 +184,66 @@ class Exchange:
             self._name.sequence += 1
         name = pb.PushHeader()
         name.CopyFrom(self._name)
-        calls = [
-            self._pool.submit(self._exchange, shard, name, gradients, pull, ahead)
-            for shard in range(len(self._clients))
-        ]
-        return self._pool.submit(_collect, calls, self._pulled if pull else (), gradients is not None)
+        # All pushes come first in the queue: they wait for nobody, and a pull may wait for other workers' pushes.
+        pushes = [self._pool.submit(self._push, shard, name, gradients) for shard in self._order if gradients]
+        pushed = dict(zip(self._order, pushes, strict=False))
+        pulls = [self._pool.submit(self._pull, shard, name, pushed.get(shard), ahead) for shard in self._order if pull]
+        return self._pool.submit(self._collect, time.monotonic(), pushes, pulls)
 
-    def _exchange(self, shard: int, name: pb.PushHeader, gradients: Gradients | None, pull: bool, ahead: bool) -> _Done:
-        """One shard's push and pull."""
-        begin = time.monotonic()
-        client = self._clients[shard]
-        reply = pb.PushReply()
-        chunks: list[codec.Outgoing] = []
-        if gradients is not None:
-            header = pb.PushHeader(base_version=gradients.versions[shard])
-            header.MergeFrom(name)
-            base = gradients.base[shard] if self._send_base and gradients.base is not None else None
-            factors = gradients.factors[shard] if gradients.factors else []
-            chunks = self._packers[shard].pack(gradients.trained[shard], gradients.statistics[shard], factors, base)
-            reply = client.push(header, chunks)
-        pushed = time.monotonic()
-        version = reply.version
-        if pull:
-            request = pb.PullRequest(
-                fingerprint=name.fingerprint,
-                codec=self.wire,
-                worker=name.worker,
-                incarnation=name.incarnation,
-                num_pushes=name.sequence + ahead,
-                publish_every=self._publish_every,
-            )
-            client.pull(request, self._pulled[shard])
-            version = max(version, self._pulled[shard].version)
-        num_bytes = sum(chunk.num_bytes for chunk in chunks)
-        return _Done(version, reply.staleness, reply.dropped, pushed - begin, time.monotonic() - pushed, num_bytes)
+    def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> _Pushed:
+        """One shard's push."""
+        header = pb.PushHeader(base_version=gradients.versions[shard])
+        header.MergeFrom(name)
+        base = gradients.base[shard] if self._send_base and gradients.base is not None else None
+        factors = gradients.factors[shard] if gradients.factors else []
+        chunks = self._packers[shard].pack(gradients.trained[shard], gradients.statistics[shard], factors, base)
+        reply = self._clients[shard].push(header, chunks)
+        return _Pushed(shard, reply, time.monotonic(), sum(chunk.num_bytes for chunk in chunks))
 
-
-def _collect(calls: list[Future[_Done]], pulled: Sequence[Pulled], pushed: bool) -> Answer:
-    wait(calls)
-    done = [call.result() for call in calls]
-    parameters = None
-    if pulled:
-        latest = [shard.latest for shard in pulled]
-        parameters = Parameters(
-            [vectors.trained for vectors in latest],
-            [vectors.statistics for vectors in latest],
-            [shard.version for shard in pulled],
-            [vectors.frozen for vectors in latest],
+    def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[_Pushed] | None, ahead: bool) -> float:
+        """One shard's pull, after its push; returns when it ended."""
+        if pushed:
+            pushed.result()
+        request = pb.PullRequest(
+            fingerprint=name.fingerprint,
+            codec=self.wire,
+            worker=name.worker,
+            incarnation=name.incarnation,
+            num_pushes=name.sequence + ahead,
+            publish_every=self._publish_every,
+            differences=self._differences,
         )
-    return Answer(
-        parameters,
-        [d.version for d in done],
-        pushed,
-        any(d.dropped for d in done),
-        sum(d.staleness for d in done) / len(done),
-        max(d.push_s for d in done),
-        max(d.pull_s for d in done),
-        sum(d.bytes_pushed for d in done),
-        sum(shard.num_bytes for shard in pulled),
-    )
+        self._clients[shard].pull(request, self._pulled[shard])
+        return time.monotonic()
+
+    def _collect(self, begin: float, pushes: list[Future[_Pushed]], pulls: list[Future[float]]) -> Answer:
+        """The answer, once every call is over; raises what the first of them raised."""
+        wait(pushes)
+        wait(pulls)
+        pushed = [push.result() for push in pushes]
+        pushed_at = max((push.ended for push in pushed), default=begin)
+        pulled_at = max((pull.result() for pull in pulls), default=pushed_at)
+        versions = [0] * len(self._clients)
+        parameters = None
+        if pulls:
+            latest = [shard.latest for shard in self._pulled]
+            parameters = Parameters(
+                [vectors.trained for vectors in latest],
+                [vectors.statistics for vectors in latest],
+                [shard.version for shard in self._pulled],
+                [vectors.frozen for vectors in latest],
+            )
+            versions = list(parameters.versions)
+        for push in pushed:
+            versions[push.shard] = max(versions[push.shard], push.reply.version)
+        return Answer(
+            parameters,
+            versions,
+            bool(pushed),
+            any(push.reply.dropped for push in pushed),
+            sum(push.reply.staleness for push in pushed) / len(self._clients),
+            pushed_at - begin,
+            max(0.0, pulled_at - pushed_at),
+            sum(push.num_bytes for push in pushed),
+            sum(shard.num_bytes for shard in self._pulled) if pulls else 0,
+        )

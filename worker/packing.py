@@ -70,7 +70,6 @@ class Packer:
         wide = self._wide[: gradient.size]
         kernels.to_float32(gradient, wide)
         left += wide
-        num_scales = -(-left.size // codec.INT8_BLOCK)
-        payload = np.empty(4 * num_scales + left.size, np.uint8)
-        kernels.quantize(left, payload[: 4 * num_scales].view(np.float32), payload[4 * num_scales :].view(np.int8))
+        payload, scales, q = codec.new_blocks(codec.INT8, left.size)
+        kernels.quantize(left, scales, q)
         return payload

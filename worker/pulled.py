@@ -91,10 +91,10 @@ class Pulled:
         stop = start + chunk.count
         if stop > part.size:
             raise MalformedChunk(f"a chunk of {chunk.count} elements came where {part.size - start} were due")
-        if chunk.codec != codec.INT8:
+        if chunk.codec in codec.WIRE_DTYPES:
             part[start:stop] = chunk.values()
         elif part is into.trained and self._base:
-            kernels.advance(self.latest.trained[start:stop], *chunk.blocks(), part[start:stop])
+            kernels.advance(chunk.codec, self.latest.trained[start:stop], *chunk.blocks(), part[start:stop])
         else:
             raise MalformedChunk(f"a chunk at {chunk.start} holds differences to nothing")
 

@@ -47,7 +47,9 @@ class Load:
     Attributes:
         codec: Name of the wire codec.
         push: Name of the codec of pushed gradients: `same` or `int8`.
-        published: Whether workers pull publications, one for as many pushes as there are workers.
+        compute_s: What computing a gradient would take a worker, slept.
+        pull: What is pulled: `live`, or the name of the codec of differences between publications, of which there is
+            one for as many pushes as there are workers.
         factored: Whether the head's gradient travels as factors.
         variables: File that lists the model's variables.
         num_shards: Shard processes.
@@ -62,7 +64,8 @@ class Load:
 
     codec: str = "bfloat16"
     push: str = "same"
-    published: bool = False
+    pull: str = "live"
+    compute_s: float = 0.0
     factored: bool = False
     variables: Path = shape.PAPER
     num_shards: int = 17
@@ -142,8 +145,18 @@ def _start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list
 def _start_workers(processes: Processes, addresses: list[str], load: Load) -> list[Child]:
     small, larger = divmod(load.num_workers, load.num_processes)
     workers, first = [], 0
-    publish_every = load.num_workers if load.published else 0
-    settings = Settings(str(load.variables), addresses, load.codec, load.push, publish_every, load.factored, 0, 0)
+    settings = Settings(
+        variables=str(load.variables),
+        addresses=addresses,
+        codec=load.codec,
+        push=load.push,
+        pull=load.pull,
+        publish_every=load.num_workers,
+        compute_s=load.compute_s,
+        factored=load.factored,
+        first=0,
+        num_workers=0,
+    )
     for i in range(load.num_processes):
         count = small + (i < larger)
         command = [

@@ -8,6 +8,8 @@ process, each with its own connections and buffers. No TensorFlow.
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +37,9 @@ class Settings:
         addresses: `host:port` of every shard, in order.
         codec: Name of the wire codec.
         push: Name of the codec of pushed gradients: `same` or `int8`.
-        publish_every: As `Exchange` takes it.
+        pull: What is pulled: `live`, or the name of the codec of differences between publications.
+        publish_every: Pushes between two publications.
+        compute_s: What computing a gradient would take, slept; each time up to a tenth more or less.
         factored: Whether the head's gradient travels as factors.
         first: Index of the first worker of this process.
         num_workers: Workers of this process.
@@ -46,7 +50,9 @@ class Settings:
     addresses: list[str]
     codec: str
     push: str
+    pull: str
     publish_every: int
+    compute_s: float
     factored: bool
     first: int
     num_workers: int
@@ -69,14 +75,17 @@ class EmulatedWorker:
 
     def __init__(self, settings: Settings, layout: Layout, index: int, gradients: Gradients) -> None:
         self._gradients = gradients
+        self._compute_s = settings.compute_s
+        self._random = random.Random(index)
         self._exchange = Exchange(
             settings.addresses,
             layout,
             wire=codec.CODECS[settings.codec],
             worker=index,
             incarnation=1,
-            push=codec.INT8 if settings.push == "int8" else codec.CODECS[settings.codec],
-            publish_every=settings.publish_every,
+            push=codec.BLOCK_CODECS.get(settings.push),
+            publish_every=0 if settings.pull == "live" else settings.publish_every,
+            differences=codec.BLOCK_CODECS.get(settings.pull),
             overlap=False,
             give_up_after_s=settings.give_up_after_s,
         )
@@ -85,7 +94,10 @@ class EmulatedWorker:
         self._pushes = 0
 
     def step(self) -> tuple[float, float]:
-        """Pushes and pulls everything; returns the seconds of both."""
+        """Computes nothing for as long as it takes, then pushes and pulls everything; returns the seconds of both."""
+        # The first one is cut short, so that workers that begin together do not stay together.
+        part = self._random.uniform(0.9, 1.1) if self._pushes else self._random.random()
+        time.sleep(part * self._compute_s)
         answer = self._exchange.start(replace(self._gradients, versions=self._versions)).result()
         self._versions = self._pulled(answer)
         self._pushes += answer.acknowledged
@@ -109,10 +121,10 @@ class EmulatedWorker:
 
 def gradients_of(layout: Layout, wire: int) -> Gradients:
     """Random gradients of a realistic size."""
-    random = np.random.default_rng(1)
+    generator = np.random.default_rng(1)
 
     def numbers(size: int) -> np.ndarray:
-        return random.standard_normal(size, np.float32) * np.float32(1e-3)
+        return generator.standard_normal(size, np.float32) * np.float32(1e-3)
 
     trained, statistics, factors = [], [], []
     for shard in range(layout.num_shards):

@@ -42,7 +42,7 @@ class Mode:
     codec: str
     factored: bool = False
     push: str = "same"
-    published: bool = False
+    pull: str = "live"
 
 
 # exact: what arrives is what a float32 exchange would have brought, rounded to the wire type.
@@ -50,7 +50,7 @@ class Mode:
 MODES = {
     "float32": Mode("float32"),
     "exact": Mode("bfloat16", factored=True),
-    "best": Mode("bfloat16", factored=True, published=True),
+    "best": Mode("bfloat16", factored=True, pull="int4"),
 }
 
 _PEERS = {f"tensorflow {wire}": wire for wire in tensorflow_ps.WIRES}
@@ -61,6 +61,9 @@ _VARIABLES = flags.DEFINE_string("variables", str(shape.PAPER), "File that lists
 _SHARDS = flags.DEFINE_integer("shards", 17, "Shard processes.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 4, "Emulated workers.", lower_bound=1)
 _PROCESSES = flags.DEFINE_integer("worker_processes", 2, "Processes that share the workers.", lower_bound=1)
+_COMPUTE = flags.DEFINE_float(
+    "compute_s", 0.0, "Seconds that a worker sleeps before each push, in place of computing.", lower_bound=0
+)
 _WARMUP = flags.DEFINE_float("warmup", 3.0, "Seconds of work before the window.", lower_bound=0)
 _SECONDS = flags.DEFINE_float("seconds", 15.0, "Length of the window.", lower_bound=0.1)
 _SUITE = flags.DEFINE_boolean("suite", False, "Measure all modes and TensorFlow.")
@@ -73,7 +76,8 @@ def _load(mode: Mode, map_code: bool = False) -> cluster.Load:
     return cluster.Load(
         codec=mode.codec,
         push=mode.push,
-        published=mode.published,
+        pull=mode.pull,
+        compute_s=_COMPUTE.value,
         factored=mode.factored,
         variables=Path(_VARIABLES.value),
         num_shards=_SHARDS.value,
@@ -156,8 +160,9 @@ def _summary(measured: dict[str, list[Measurement]]) -> dict[str, float | None]:
 
 
 def _title(mode: Mode) -> str:
-    push = "" if mode.push == "same" else f" {mode.push}"
-    return f"downpour {mode.codec}{' factors' * mode.factored}{push}{' published' * mode.published}"
+    push = "" if mode.push == "same" else f" push {mode.push}"
+    pull = "" if mode.pull == "live" else f" pull {mode.pull}"
+    return f"downpour {mode.codec}{' factors' * mode.factored}{push}{pull}"
 
 
 def _print_one(mode: Mode, measurement: Measurement) -> None:

@@ -119,12 +119,12 @@ def test_backups_fill_in_and_late_gradients_are_dropped_and_counted(start: Any) 
     addresses, workers = start(3, pace=Sync(2, 1))
     slow = workers[2]
     stale = least_squares(slow.pull(), *batch(0, BATCH))
-    for worker in workers[:2]:
-        worker.pull()
+    pulled = [worker.pull() for worker in workers[:2]]
     for step in range(3):
-        gradients = [least_squares(w.exchange._buffers[0], *batch(step, BATCH)) for w in workers[:2]]
-        for future in [w.exchange.start(g) for w, g in zip(workers[:2], gradients, strict=True)]:
-            assert not future.result().dropped
+        gradients = [least_squares(parameters, *batch(step, BATCH)) for parameters in pulled]
+        answers = [w.exchange.start(g) for w, g in zip(workers[:2], gradients, strict=True)]
+        assert not any(answer.result().dropped for answer in answers)
+        pulled = [answer.result().parameters for answer in answers]
     answer = slow.exchange.start(stale).result()
     assert answer.dropped and answer.versions == [3, 3]
     for shard, address in enumerate(addresses):

@@ -18,7 +18,7 @@ from downpour.worker.exchange import Exchange, Gradients
 from downpour.worker.packing import Packer
 from tests.worker.cluster import initialize
 
-SIZE = 3 * codec.INT8_BLOCK + 17
+SIZE = 3 * codec.BLOCK + 17
 LAYOUT = plan([Variable("w", (SIZE,)), Variable("m", (5,), STATISTIC)], 1)
 NO_DIFFERENCES = np.zeros(5, np.float32)
 
@@ -36,8 +36,8 @@ def test_rounding_is_within_half_a_step_of_its_block(seed: int, scale: float) ->
     packer = Packer(LAYOUT, 0, codec.FLOAT32, codec.INT8)
     quantized, statistics = packer.pack(gradient, NO_DIFFERENCES, [])
     assert (quantized.codec, statistics.codec) == (codec.INT8, codec.FLOAT32)
-    for start in range(0, SIZE, codec.INT8_BLOCK):
-        block = slice(start, start + codec.INT8_BLOCK)
+    for start in range(0, SIZE, codec.BLOCK):
+        block = slice(start, start + codec.BLOCK)
         step = np.abs(gradient[block]).max() / 127
         assert np.abs(decoded(quantized)[block] - gradient[block]).max() <= 0.501 * step
 
