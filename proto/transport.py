@@ -26,7 +26,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.max_frame_size", 1 << 24),  # a 2 MB chunk in one frame instead of 128
     # What a stream may send before somebody asks for it: memory of the receiver, for every open call. A message that is
     # being read is let in whole.
-    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.http2.lookahead_bytes", 1 << 17),
     ("grpc.http2.bdp_probe", 0),  # the window is set above; probing only adds pings
     ("grpc.experimental.tcp_read_chunk_size", 4 << 20),
     ("grpc.http2.write_buffer_size", 8 << 20),

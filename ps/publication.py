@@ -21,9 +21,10 @@ Threads: any may call `latest`. One makes a publication while the others are ser
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,25 +45,32 @@ _PIECE = 1 << 16  # elements that are worked on at a time, which fit a core's ca
 
 @dataclass(frozen=True)
 class Publication:
-    """One publication, as messages.
+    """One publication.
 
     Attributes:
         header: Its version and its number.
-        whole: All of the vector.
-        differences: What leads to it from the publication numbered one less; empty for the first.
+        trained: [num_trained] bfloat16 bits.
+        rest: Statistics and frozen values.
+        differences: What leads to it from the publication numbered one less, as messages; empty for the first.
     """
 
     header: pb.PullHeader
-    whole: Sequence[bytes]
+    trained: np.ndarray
+    rest: Sequence[codec.Outgoing]
     differences: Sequence[bytes]
 
-    def messages(self, known: int) -> Sequence[bytes]:
+    def messages(self, known: int) -> Iterable[bytes]:
         """What a worker that has the publication `known` must receive; 0 for none."""
         if known == self.header.publication:
-            return [_encode([], self.header)[0]]
+            return _encoded([], self.header)
         if self.differences and known == self.header.publication - 1:
             return self.differences
-        return self.whole
+        # Not kept as messages: few workers need it, and it would take as much memory again.
+        trained = (
+            codec.Outgoing(start, stop - start, codec.BFLOAT16, self.trained[start:stop])
+            for start, stop in codec.split(0, self.trained.size)
+        )
+        return _encoded(itertools.chain(trained, self.rest), self.header)
 
 
 class Publisher:
@@ -78,7 +86,6 @@ class Publisher:
         self._codec = differences
         self._making = threading.Lock()
         self._latest: Publication | None = None
-        self._published: np.ndarray | None = None  # [num_trained] bfloat16 bits
         self._number = secrets.randbits(62) + 1
 
     def latest(self, every: int) -> Publication:
@@ -96,58 +103,54 @@ class Publisher:
         return latest
 
     def _make(self) -> Publication:
-        shard = self._shard
+        shard, before = self._shard, self._latest
         self._number += 1
         header = pb.PullHeader(version=shard.version, publication=self._number)
+        trained = np.empty(shard.num_trained, np.uint16)
         differences: list[codec.Outgoing] = []
-        if self._published is None:
-            self._published = np.empty(shard.num_trained, np.uint16)
+        if before is None:
             for start, stop in shard.cut(0, shard.num_trained):
-                self._published[start:stop] = shard.read(start, stop, codec.BFLOAT16)
+                trained[start:stop] = shard.read(start, stop, codec.BFLOAT16)
         else:
             step = _ELEMENTS[self._codec]
-            starts = range(0, shard.num_trained, step)
-            differences = [self._advance(start, min(start + step, shard.num_trained)) for start in starts]
-        trained = [
-            codec.Outgoing(start, stop - start, codec.BFLOAT16, self._published[start:stop])
-            for start, stop in codec.split(0, shard.num_trained)
-        ]
+            for start in range(0, shard.num_trained, step):
+                part = slice(start, min(start + step, shard.num_trained))
+                differences.append(self._advance(start, before.trained[part], trained[part]))
         statistics = self._read(shard.num_trained, shard.num_pushed, codec.FLOAT32)
         frozen = self._read(shard.num_pushed, shard.size, codec.BFLOAT16)
-        return Publication(
-            header,
-            _encode([*trained, *statistics, *frozen], header),
-            _encode([*differences, *statistics], header) if differences else [],
-        )
+        messages = list(_encoded([*differences, *statistics], header)) if differences else []
+        return Publication(header, trained, [*statistics, *frozen], messages)
 
     def _read(self, start: int, stop: int, wire: int) -> list[codec.Outgoing]:
         """[start, stop) of the live vector."""
         cut = self._shard.cut(start, stop)
         return [codec.Outgoing(a, b - a, wire, self._shard.read(a, b, wire)) for a, b in cut]
 
-    def _advance(self, start: int, stop: int) -> codec.Outgoing:
-        """Makes [start, stop) the next publication, and gives the difference that leads to it."""
-        assert self._published is not None
-        payload, scales, q = codec.new_blocks(self._codec, stop - start)
+    def _advance(self, first: int, before: np.ndarray, after: np.ndarray) -> codec.Outgoing:
+        """The difference that leads from one publication of [first, first + n) to the next, which it makes."""
+        payload, scales, q = codec.new_blocks(self._codec, before.size)
         quantize = kernels.quantize if self._codec == codec.INT8 else kernels.quantize4
         difference = np.empty(_PIECE, np.float32)
-        for begin in range(start, stop, _PIECE):
-            end = min(begin + _PIECE, stop)
-            published = self._published[begin:end]
-            for a, b in self._shard.cut(begin, end):
-                into = difference[a - begin : b - begin]
+        bytes_per_piece = codec.blocks_bytes(self._codec, _PIECE) - 4 * codec.num_blocks(_PIECE)
+        for number, start in enumerate(range(0, before.size, _PIECE)):
+            stop = min(start + _PIECE, before.size)
+            for a, b in self._shard.cut(first + start, first + stop):
+                mine = slice(a - first, b - first)
+                into = difference[a - first - start : b - first - start]
                 with self._shard.unchanged(a):
-                    kernels.difference(self._shard.arena.parameters[a:b], self._published[a:b], into)
-            first, num = (begin - start) // codec.BLOCK, codec.num_blocks(end - begin)
-            at = codec.blocks_bytes(self._codec, begin - start) - 4 * first
-            part = scales[first : first + num], q[at : at + codec.blocks_bytes(self._codec, end - begin) - 4 * num]
-            quantize(difference[: end - begin], *part)
-            kernels.advance(self._codec, published, *part, published)
-        return codec.Outgoing(start, stop - start, self._codec, payload)
+                    kernels.difference(self._shard.arena.parameters[a:b], before[mine], into)
+            blocks = scales[start // codec.BLOCK : codec.num_blocks(stop)]
+            part = q[number * bytes_per_piece : (number + 1) * bytes_per_piece]
+            quantize(difference[: stop - start], blocks, part)
+            kernels.advance(self._codec, before[start:stop], blocks, part, after[start:stop])
+        return codec.Outgoing(first, before.size, self._codec, payload)
 
 
-def _encode(chunks: Sequence[codec.Outgoing], header: pb.PullHeader) -> list[bytes]:
+def _encoded(chunks: Iterable[codec.Outgoing], header: pb.PullHeader) -> Iterator[bytes]:
     """Messages of a stream; one of the header alone if there is nothing else."""
-    if not chunks:
-        return [codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), header)]
-    return [chunk.encode(None if number else header) for number, chunk in enumerate(chunks)]
+    first: pb.PullHeader | None = header
+    for chunk in chunks:
+        yield chunk.encode(first)
+        first = None
+    if first:
+        yield codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), first)
