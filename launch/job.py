@@ -72,7 +72,8 @@ class Exchange:
     """How workers talk to shards.
 
     Attributes:
-        codec: Wire type of parameters and gradients, `float32` or `bfloat16`. Statistics always travel as float32.
+        codec: Wire type of parameters and gradients: `float32`, `bfloat16`, or `float16`, which rounds less and has no
+            numbers above 65,504 or below 6e-8. Statistics always travel as float32.
         push: Codec of pushed gradients: `same`, or `int8` with error feedback.
         pull: `live`, the shards' parameters of the moment; or `int8` or `int4`, differences between publications that
             all workers share: a half or a quarter of bfloat16's bytes, encoded once, at the price of staleness.
@@ -92,8 +93,8 @@ class Exchange:
     give_up_after_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.codec not in ("float32", "bfloat16"):
-            raise ValueError(f"exchange.codec is {self.codec!r}; accepted are 'float32' and 'bfloat16'")
+        if self.codec not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"exchange.codec is {self.codec!r}; accepted are 'float32', 'bfloat16' and 'float16'")
         if self.push not in ("same", "int8"):
             raise ValueError(f"exchange.push is {self.push!r}; accepted are 'same' and 'int8'")
         if self.pull not in ("live", "int8", "int4"):

@@ -18,14 +18,15 @@ from downpour.proto.errors import MalformedChunk
 
 FLOAT32 = pb.CODEC_FLOAT32
 BFLOAT16 = pb.CODEC_BFLOAT16
+FLOAT16 = pb.CODEC_FLOAT16
 INT8 = pb.CODEC_INT8
 INT4 = pb.CODEC_INT4
-CODECS: dict[str, pb.Codec] = {"float32": FLOAT32, "bfloat16": BFLOAT16}  # of whole vectors
+CODECS: dict[str, pb.Codec] = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}  # of whole vectors
 BLOCK_CODECS: dict[str, pb.Codec] = {"int8": INT8, "int4": INT4}
 BLOCK = 256  # elements that share a scale, in INT8 and INT4
 
 # bfloat16 travels and is stored as its 16 bits: numpy has no such type of its own.
-WIRE_DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<f4"), BFLOAT16: np.dtype("<u2")}
+WIRE_DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<f4"), BFLOAT16: np.dtype("<u2"), FLOAT16: np.dtype("<f2")}
 
 # 2 MB of bfloat16: smaller chunks cost context switches, larger ones cache misses (BUILD_NOTES.md).
 CHUNK_ELEMENTS = 1 << 20

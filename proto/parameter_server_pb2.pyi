@@ -14,11 +14,13 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_BFLOAT16: _ClassVar[Codec]
     CODEC_INT8: _ClassVar[Codec]
     CODEC_INT4: _ClassVar[Codec]
+    CODEC_FLOAT16: _ClassVar[Codec]
 CODEC_UNSPECIFIED: Codec
 CODEC_FLOAT32: Codec
 CODEC_BFLOAT16: Codec
 CODEC_INT8: Codec
 CODEC_INT4: Codec
+CODEC_FLOAT16: Codec
 
 class Chunk(_message.Message):
     __slots__ = ("initialize", "pull", "push", "start", "count", "codec", "payload", "base", "rows")

@@ -131,6 +131,15 @@ def to_float32(values: np.ndarray, out: np.ndarray) -> None:
         out[:] = values
 
 
+def to_wire(values: np.ndarray, out: np.ndarray) -> None:
+    """[n] float32 to [n] of a wire dtype, rounded to nearest even; what float16 cannot hold becomes infinite."""
+    if out.dtype == np.uint16:
+        narrow(values, out)
+    else:
+        with np.errstate(over="ignore"):
+            out[:] = values
+
+
 def quantize(x: np.ndarray, scales: np.ndarray, q: np.ndarray) -> None:
     """[n] float32 to [n] int8 and [ceil(n / BLOCK)] scales; what rounding left stays in `x`."""
     bits, scale_bits = x.view(np.uint32), scales.view(np.uint32)
@@ -172,9 +181,10 @@ def advance(wire: int, published: np.ndarray, scales: np.ndarray, q: np.ndarray,
 
 
 def num_non_finite(values: np.ndarray) -> int:
-    """How many of [n] float32, or bfloat16 as uint16 bits, are NaN or infinite; at any address."""
-    if values.dtype == np.uint16:
-        return int(loops.count_non_finite_16()(values))
+    """How many of [n] of a wire dtype are NaN or infinite; at any address."""
+    if values.dtype.itemsize == 2:
+        exponent = np.uint16(0x7F80 if values.dtype == np.uint16 else 0x7C00)
+        return int(loops.count_non_finite_16()(values.view(np.uint16), exponent))
     return int(loops.count_non_finite()(values.view(np.uint32)))
 
 

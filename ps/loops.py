@@ -375,9 +375,9 @@ def count_non_finite(bits):  # type: ignore[no-untyped-def]
     return count
 
 
-@_loop(_PAYLOAD16, returns=types.uint64)
-def count_non_finite_16(bits):  # type: ignore[no-untyped-def]
+@_loop(_PAYLOAD16, types.uint16, returns=types.uint64)
+def count_non_finite_16(bits, exponent):  # type: ignore[no-untyped-def]
     count = np.uint64(0)
     for i in range(bits.size):
-        count += np.uint64((bits[i] & np.uint16(0x7F80)) == np.uint16(0x7F80))
+        count += np.uint64((bits[i] & exponent) == exponent)
     return count

@@ -85,10 +85,7 @@ class Shard:
         out = np.empty(stop - start, codec.WIRE_DTYPES[wire])
         values = self.arena.parameters[start:stop]
         with self.unchanged(start):
-            if wire == codec.BFLOAT16:
-                kernels.narrow(values, out)
-            else:
-                out[:] = values
+            kernels.to_wire(values, out)
         return out
 
     def unchanged(self, start: int) -> contextlib.AbstractContextManager[object]:

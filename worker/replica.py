@@ -83,9 +83,9 @@ class _Replica:
         self._num_gathered = 0
 
     def fetched(self, parameters: Parameters) -> None:
-        trained = [_widened(vector, self._wire) for vector in parameters.trained]
+        trained = [_widened(vector) for vector in parameters.trained]
         statistics = [vector.copy() for vector in parameters.statistics]
-        frozen = [_widened(vector, self._wire) for vector in parameters.frozen]
+        frozen = [_widened(vector) for vector in parameters.frozen]
         self.parameters = Parameters(trained, statistics, list(parameters.versions), frozen)
         if isinstance(self._cadence, LocalSteps):
             self._start = [vector.copy() for vector in trained]
@@ -120,12 +120,10 @@ class _Replica:
         return Gradients([_narrowed(vector, self._wire) for vector in trained], self._statistics, versions)
 
 
-def _widened(vector: np.ndarray, wire: pb.Codec) -> np.ndarray:
+def _widened(vector: np.ndarray) -> np.ndarray:
     """A float32 copy of a vector of the wire."""
-    if wire == codec.FLOAT32:
-        return vector.copy()
     wide = np.empty(vector.size, np.float32)
-    kernels.widen(vector, wide)
+    kernels.to_float32(vector, wide)
     return wide
 
 
@@ -134,5 +132,5 @@ def _narrowed(vector: np.ndarray, wire: pb.Codec) -> np.ndarray:
     if wire == codec.FLOAT32:
         return vector
     narrow = np.empty(vector.size, codec.WIRE_DTYPES[wire])
-    kernels.narrow(vector, narrow)
+    kernels.to_wire(vector, narrow)
     return narrow

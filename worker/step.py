@@ -46,6 +46,7 @@ Tensors = list[tf.Tensor]
 _TENSOR_DTYPES: dict[pb.Codec, np.dtype] = {
     codec.FLOAT32: np.dtype(np.float32),
     codec.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+    codec.FLOAT16: np.dtype(np.float16),
 }
 
 

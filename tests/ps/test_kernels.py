@@ -9,10 +9,12 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pytest
 from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from downpour.proto import codec
 from downpour.ps import kernels
 from downpour.ps.named import to_message
 from downpour.ps.rules import KerasAdam
@@ -64,3 +66,20 @@ def test_the_cache_is_filled_by_a_command_for_one_rule_or_all() -> None:
         assert out.startswith("kernels compiled or loaded")
     cache = Path(kernels.__file__).parent / "__pycache__"
     assert list(cache.glob("loops.amsgrad-*.nbc"))
+
+
+@pytest.mark.parametrize("wire", list(codec.WIRE_DTYPES))
+def test_every_wire_dtype_there_and_back(wire: int) -> None:
+    values = np.array([0, 1, -1.5, 1e-3, 3e4, np.inf, -np.inf, np.nan], np.float32)
+    there, back = np.empty(values.size, codec.WIRE_DTYPES[wire]), np.empty(values.size, np.float32)
+    kernels.to_wire(values, there)
+    kernels.to_float32(there, back)
+    np.testing.assert_allclose(back, values, rtol=2.0**-8)
+    assert kernels.num_non_finite(there) == 3
+    assert kernels.num_non_finite(np.frombuffer(b"\0" + there.tobytes(), there.dtype, offset=1)) == 3
+
+
+def test_what_float16_cannot_hold_is_infinite() -> None:
+    out = np.empty(1, np.float16)
+    kernels.to_wire(np.array([1e6], np.float32), out)
+    assert kernels.num_non_finite(out) == 1

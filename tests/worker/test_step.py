@@ -52,7 +52,7 @@ def hand_written() -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("wire", [codec.FLOAT32, codec.BFLOAT16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("wire", list(codec.CODECS.values()), ids=list(codec.CODECS))
 @pytest.mark.parametrize("build", [mobile_net, hand_written])
 def test_any_keras_model_trains_unchanged(build: Callable[[], keras.Model], wire: Any) -> None:
     keras.utils.set_random_seed(0)
