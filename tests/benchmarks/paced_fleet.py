@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from downpour.launch import job
 from downpour.model.losses import softmax_cross_entropy
 from downpour.model.records import RecordCounts
 from downpour.proto import codec
@@ -37,6 +38,7 @@ from tests.worker.cluster import initialize
 
 NUM_SHARDS = 4
 _GIVE_UP_S = 60.0
+_FLOAT32 = job.Exchange(codec="float32", factors=False, overlap=False)
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to update."""
+    """One way to update, and to exchange; `exchange.publish_every` is taken as it is."""
 
     pace: Mode
     staleness: Treatment
     cadence: Cadence
     rule: Rule
     learning_rate: float
+    exchange: job.Exchange = _FLOAT32
 
 
 @dataclass
@@ -142,7 +145,9 @@ class Fleet:
         self._data, self._speeds, self._batch_size = data, speeds, batch_size
         self._model = network()
         self._layout: Layout = plan(variables_of(self._model), NUM_SHARDS, [Slicing("*head/kernel", NUM_SHARDS)])
-        self._step = TrainingStep(self._model, softmax_cross_entropy, self._layout)
+        self._steps = {
+            wire: TrainingStep(self._model, softmax_cross_entropy, self._layout, wire) for wire in codec.CODECS.values()
+        }
         self._step_lock = threading.Lock()
         self._predict = tf.function(lambda images: tf.argmax(self._model(images, training=False), axis=1))
         self._shards = ShardProcesses(folder)
@@ -177,13 +182,16 @@ class Fleet:
         return outcome
 
     def _work(self, addresses: list[str], method: Method, index: int, seed: int, totals: _Totals) -> None:
+        settings = method.exchange
         exchange = Exchange(
-            addresses, self._layout, wire=codec.FLOAT32, worker=index, incarnation=1, give_up_after_s=_GIVE_UP_S,
-            send_base=isinstance(method.staleness, Compensate),
+            addresses, self._layout, wire=codec.CODECS[settings.codec], worker=index, incarnation=1,
+            give_up_after_s=_GIVE_UP_S, send_base=isinstance(method.staleness, Compensate), overlap=settings.overlap,
+            push=codec.BLOCK_CODECS.get(settings.push), differences=codec.BLOCK_CODECS.get(settings.pull),
+            publish_every=settings.publish_every,
         )  # fmt: skip
         try:
             train(
-                self._paced(self._speeds[index], seed * 1000 + index, totals),
+                self._paced(self._steps[exchange.wire], self._speeds[index], seed * 1000 + index, totals),
                 exchange,
                 _Batches(self._data, self._batch_size, seed * 1000 + index),  # type: ignore[arg-type]
                 totals,  # type: ignore[arg-type]
@@ -194,13 +202,15 @@ class Fleet:
         finally:
             exchange.close()
 
-    def _paced(self, speed: Speed, seed: int, totals: _Totals) -> Callable[[Parameters, Any, Any], StepResult]:
+    def _paced(
+        self, compiled: TrainingStep, speed: Speed, seed: int, totals: _Totals
+    ) -> Callable[[Parameters, Any, Any], StepResult]:
         rng = np.random.default_rng(seed)
 
         def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
             end = time.monotonic() + speed.step_s + speed.pause_s * (rng.random() < speed.pause)
             with self._step_lock:
-                result = self._step(parameters, images, labels)
+                result = compiled(parameters, images, labels)
             totals.stop.wait(max(0.0, end - time.monotonic()))
             return result
 
