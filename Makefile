@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint bench bench-kernels consistency proto clean
+.PHONY: quickstart test lint bench bench-kernels codecs consistency proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result.
 quickstart: $(VENV)/quickstart
@@ -27,6 +27,12 @@ bench: $(VENV)/quickstart
 # The update rules against this machine's memory; half a minute.
 bench-kernels: $(VENV)/quickstart
 	$(BIN)/python -m tests.benchmarks.kernels
+
+# What the codecs do to learning: every way to push and pull beside float32; half an hour for both data sets.
+codecs: $(VENV)/quickstart
+	$(BIN)/downpour prepare openmoji --out=data/openmoji
+	$(BIN)/python -m tests.benchmarks.codecs --data=fashion_mnist
+	$(BIN)/python -m tests.benchmarks.codecs --data=quickstart
 
 # What asynchrony costs: every pace and staleness treatment on Fashion-MNIST; an hour for three seeds.
 consistency: $(VENV)/quickstart

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.exchange [--mode=best | --codec=bfloat16] [--workers=4] [--seconds=15]
     python -m tests.benchmarks.exchange --suite [--rounds=2]        what `make bench` runs
+    python -m tests.benchmarks.exchange --scaling                   cost by number of shards and of workers, with a plot
     python -m tests.benchmarks.exchange --profile                   where the CPU time goes; needs perf
 
 Shards are real processes, started as production starts them, with their memory in /dev/shm. Workers are emulated: no
@@ -12,7 +13,8 @@ have applied exactly the pushes that workers had acknowledged.
 `--suite` measures every mode of `MODES`, and TensorFlow's own parameter servers with the same number of workers
 (`tests.benchmarks.peers.tensorflow_ps`), one after the other, several rounds, so that whatever else the machine does
 hits all of them; of the rounds it takes the median. Its ratios compare float32 with TensorFlow's float32, the other
-modes with TensorFlow's bfloat16.
+modes with TensorFlow's bfloat16. The best mode is measured with a whole fleet of workers connected, too, each of which
+sleeps for as long as computing a gradient would take; the RESULT's steps of best and memory of the shards are of that.
 
 The last line is `RESULT {json}`.
 """
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from absl import flags
@@ -53,6 +55,7 @@ MODES = {
     "best": Mode("bfloat16", factored=True, pull="int4"),
 }
 
+_FLEET_TITLE = "best, a fleet"
 _PEERS = {f"tensorflow {wire}": wire for wire in tensorflow_ps.WIRES}
 
 _MODE = flags.DEFINE_enum("mode", "best", list(MODES), "How to exchange.")
@@ -61,6 +64,12 @@ _VARIABLES = flags.DEFINE_string("variables", str(shape.PAPER), "File that lists
 _SHARDS = flags.DEFINE_integer("shards", 17, "Shard processes.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 4, "Emulated workers.", lower_bound=1)
 _PROCESSES = flags.DEFINE_integer("worker_processes", 2, "Processes that share the workers.", lower_bound=1)
+_FLEET = flags.DEFINE_integer("fleet", 50, "Workers that the suite connects for the best mode.", lower_bound=1)
+_FLEET_COMPUTE = flags.DEFINE_float("fleet_compute_s", 5.0, "Seconds that each of them sleeps a step.", lower_bound=0)
+_SCALING = flags.DEFINE_boolean("scaling", False, "Measure the best mode for several numbers of shards and workers.")
+_SCALING_SHARDS = flags.DEFINE_list("scaling_shards", ["4", "17", "34"], "Numbers of shards of --scaling.")
+_SCALING_WORKERS = flags.DEFINE_list("scaling_workers", ["1", "10", "50"], "Numbers of workers of --scaling.")
+_OUT = flags.DEFINE_string("out", "runs/exchange", "Folder of the plot of --scaling.")
 _COMPUTE = flags.DEFINE_float(
     "compute_s", 0.0, "Seconds that a worker sleeps before each push, in place of computing.", lower_bound=0
 )
@@ -86,6 +95,19 @@ def _load(mode: Mode, map_code: bool = False) -> cluster.Load:
         warmup_s=_WARMUP.value,
         seconds=_SECONDS.value,
         map_code=map_code,
+    )
+
+
+def _fleet(num_shards: int | None = None, num_workers: int | None = None) -> cluster.Load:
+    """The best mode with so many workers, whose steps ask for the same of the shards however many they are."""
+    workers = num_workers or _FLEET.value
+    compute_s = _FLEET_COMPUTE.value * workers / _FLEET.value
+    return replace(
+        _load(MODES["best"]),
+        num_shards=num_shards or _SHARDS.value,
+        num_workers=workers,
+        compute_s=compute_s,
+        warmup_s=_WARMUP.value + 2 * compute_s,
     )
 
 
@@ -124,7 +146,7 @@ def run_profile(mode: Mode) -> None:
 
 def run_suite() -> None:
     """Measures everything, round by round."""
-    settings: dict[str, Callable[[], Measurement]] = {}
+    settings: dict[str, Callable[[], Measurement]] = {_FLEET_TITLE: lambda: cluster.run(_fleet())}
     for mode in MODES.values():  # modes that are set alike are measured once
         settings[_title(mode)] = lambda mode=mode: cluster.run(_load(mode))  # type: ignore[misc]
     for title, wire in _PEERS.items() if _PEER.value else ():
@@ -138,9 +160,39 @@ def run_suite() -> None:
     print(f"RESULT {json.dumps(_summary(measured))}", flush=True)
 
 
+def run_scaling() -> None:
+    """Measures the best mode for every pair of numbers of shards and workers."""
+    shards, workers = (list(map(int, flag.value)) for flag in (_SCALING_SHARDS, _SCALING_WORKERS))
+    core_ms: dict[int, list[float]] = {}
+    print(f"{'shards':>6} {'workers':>7} {HEADING}")
+    for num_workers in workers:
+        core_ms[num_workers] = []
+        for num_shards in shards:
+            measurement = cluster.run(_fleet(num_shards, num_workers))
+            print(f"{num_shards:>6} {num_workers:>7} {measurement.row()}", flush=True)
+            core_ms[num_workers].append(round(measurement.shard_core_ms + measurement.worker_core_ms, 1))
+    _plot_scaling(shards, core_ms, Path(_OUT.value) / "scaling.png")
+    print(f"RESULT {json.dumps({'shards': shards, 'core_ms_per_step': core_ms})}", flush=True)
+
+
+def _plot_scaling(shards: list[int], core_ms: dict[int, list[float]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for num_workers, values in core_ms.items():
+        axes.plot(shards, values, marker="o", label=f"{num_workers} workers")
+    axes.set(xlabel="shards", ylabel="core-ms a step, shards and workers", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+
+
 def _summary(measured: dict[str, list[Measurement]]) -> dict[str, float | None]:
     """What the suite found, as its RESULT line; None for what was not measured."""
     by_mode = {name: measured[_title(mode)] for name, mode in MODES.items()}
+    by_mode["best_of_few"], by_mode["best"] = by_mode["best"], measured[_FLEET_TITLE]
     steps = {name: median(rounds, "steps_per_second") for name, rounds in by_mode.items()}
     peers = {
         wire: median(measured[title], "steps_per_second") if title in measured else None
@@ -154,7 +206,8 @@ def _summary(measured: dict[str, list[Measurement]]) -> dict[str, float | None]:
         summary[f"mb_per_step_{name}"] = round(median(by_mode[name], "mb_per_step"), 1)
         core_ms = median(by_mode[name], "shard_core_ms") + median(by_mode[name], "worker_core_ms")
         summary[f"core_ms_per_step_{name}"] = round(core_ms, 1)
-    summary["num_workers"] = _WORKERS.value
+    summary["num_workers"] = _FLEET.value
+    summary["num_workers_other_modes"] = _WORKERS.value
     summary["ps_memory_mb"] = round(median(by_mode["best"], "shard_pss_mb"), 1)
     return summary
 
@@ -174,6 +227,8 @@ def _main() -> None:
     mode = Mode(_CODEC.value) if _CODEC.value else MODES[_MODE.value]
     if _SUITE.value:
         run_suite()
+    elif _SCALING.value:
+        run_scaling()
     elif _PROFILE.value:
         run_profile(mode)
     else:

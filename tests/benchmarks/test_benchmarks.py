@@ -71,12 +71,21 @@ def test_the_papers_model_is_the_papers() -> None:
 
 @pytest.mark.process
 def test_exchange(small: Path, run: Run) -> None:
-    result = run("exchange", "--suite", "--nopeers", "--rounds=1", "--worker_processes=1", *load(small))
+    result = run("exchange", "--suite", "--nopeers", "--rounds=1", "--worker_processes=1", "--fleet=5",
+                 "--fleet_compute_s=0.1", *load(small))  # fmt: skip
     assert result["steps_per_second_float32"] > 0 and result["steps_per_second_best"] > 0
     assert result["ratio_best"] is None  # TensorFlow was left out
-    assert result["num_workers"] == 3 and result["ps_memory_mb"] > 0
+    assert result["num_workers"] == 5 and result["ps_memory_mb"] > 0
     num_bytes = 2 * 4 * sum(v.size for v in shape.read_variables(small))
     assert result["mb_per_step_float32"] == pytest.approx(num_bytes / 1e6, rel=0.1)
+
+
+@pytest.mark.process
+def test_scaling(small: Path, run: Run, tmp_path: Path) -> None:
+    counts = ("--scaling_shards=1,2", "--scaling_workers=1,2", f"--out={tmp_path}", "--fleet_compute_s=0.1")
+    result = run("exchange", "--scaling", *counts, *load(small))
+    assert all(cost > 0 for costs in result["core_ms_per_step"].values() for cost in costs)
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
 
 
 @pytest.mark.process
