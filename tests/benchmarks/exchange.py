@@ -10,11 +10,12 @@ model is computed, but every step encodes, sends, applies, pulls and decodes eve
 A step is one worker's push and pull of the whole model; steps a second count all workers. At the end every shard must
 have applied exactly the pushes that workers had acknowledged.
 
-`--suite` measures every mode of `MODES`, and TensorFlow's own parameter servers with the same number of workers
-(`tests.benchmarks.peers.tensorflow_ps`), one after the other, several rounds, so that whatever else the machine does
-hits all of them; of the rounds it takes the median. Its ratios compare float32 with TensorFlow's float32, the other
-modes with TensorFlow's bfloat16. The best mode is measured with a whole fleet of workers connected, too, each of which
-sleeps for as long as computing a gradient would take; the RESULT's steps of best and memory of the shards are of that.
+`--suite` measures the modes float32, exact and best (`tests.benchmarks.modes`), and TensorFlow's own parameter servers
+with the same number of workers (`tests.benchmarks.peers.tensorflow_ps`), one after the other, several rounds, so that
+whatever else the machine does hits all of them; of the rounds it takes the median. Its ratios compare float32 with
+TensorFlow's float32, the other modes with TensorFlow's bfloat16. The best mode is measured with a whole fleet of
+workers connected, too, each of which sleeps for as long as computing a gradient would take; the RESULT's steps of best
+and memory of the shards are of that.
 
 The last line is `RESULT {json}`.
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
@@ -34,27 +35,10 @@ from downpour.proto import codec
 from tests.benchmarks import cluster, shape
 from tests.benchmarks.cpu_account import WORKERS, Account
 from tests.benchmarks.measure import HEADING, Measurement, as_json, median
+from tests.benchmarks.modes import MODES, Mode
 from tests.benchmarks.peers import tensorflow_ps
 
-
-@dataclass(frozen=True)
-class Mode:
-    """How workers and shards exchange: the only place that says what a mode means."""
-
-    codec: str
-    factored: bool = False
-    push: str = "same"
-    pull: str = "live"
-
-
-# exact: what arrives is what a float32 exchange would have brought, rounded to the wire type.
-# best: the fastest whose training is as good.
-MODES = {
-    "float32": Mode("float32"),
-    "exact": Mode("bfloat16", factored=True),
-    "best": Mode("bfloat16", factored=True, pull="int4"),
-}
-
+_SUITE_MODES = ("float32", "exact", "best")
 _FLEET_TITLE = "best, a fleet"
 _PEERS = {f"tensorflow {wire}": wire for wire in tensorflow_ps.WIRES}
 
@@ -147,8 +131,8 @@ def run_profile(mode: Mode) -> None:
 def run_suite() -> None:
     """Measures everything, round by round."""
     settings: dict[str, Callable[[], Measurement]] = {_FLEET_TITLE: lambda: cluster.run(_fleet())}
-    for mode in MODES.values():  # modes that are set alike are measured once
-        settings[_title(mode)] = lambda mode=mode: cluster.run(_load(mode))  # type: ignore[misc]
+    for mode in map(MODES.__getitem__, _SUITE_MODES):
+        settings[mode.title] = lambda mode=mode: cluster.run(_load(mode))  # type: ignore[misc]
     for title, wire in _PEERS.items() if _PEER.value else ():
         settings[title] = lambda wire=wire: tensorflow_ps.run(_peer_load(wire))  # type: ignore[misc]
     measured: dict[str, list[Measurement]] = {title: [] for title in settings}
@@ -191,7 +175,7 @@ def _plot_scaling(shards: list[int], core_ms: dict[int, list[float]], path: Path
 
 def _summary(measured: dict[str, list[Measurement]]) -> dict[str, float | None]:
     """What the suite found, as its RESULT line; None for what was not measured."""
-    by_mode = {name: measured[_title(mode)] for name, mode in MODES.items()}
+    by_mode = {name: measured[MODES[name].title] for name in _SUITE_MODES}
     by_mode["best_of_few"], by_mode["best"] = by_mode["best"], measured[_FLEET_TITLE]
     steps = {name: median(rounds, "steps_per_second") for name, rounds in by_mode.items()}
     peers = {
@@ -212,14 +196,8 @@ def _summary(measured: dict[str, list[Measurement]]) -> dict[str, float | None]:
     return summary
 
 
-def _title(mode: Mode) -> str:
-    push = "" if mode.push == "same" else f" push {mode.push}"
-    pull = "" if mode.pull == "live" else f" pull {mode.pull}"
-    return f"downpour {mode.codec}{' factors' * mode.factored}{push}{pull}"
-
-
 def _print_one(mode: Mode, measurement: Measurement) -> None:
-    print(f"{_title(mode)}, {_WORKERS.value} workers, {_SHARDS.value} shards; {measurement.pushes} pushes acknowledged")
+    print(f"{mode.title}, {_WORKERS.value} workers, {_SHARDS.value} shards; {measurement.pushes} pushes acknowledged")
     print(f"and applied by every shard\n{HEADING}\n{measurement.row()}")
 
 

@@ -71,6 +71,7 @@ class Measurement:
     Attributes:
         steps_per_second: Global: a worker's pull, push and update of everything is one step.
         mb_per_step: Bytes through the shards' sockets, both ways.
+        mb_sent_per_step: Of these, what shards sent.
         shard_core_ms: CPU milliseconds a step, all shards together.
         worker_core_ms: CPU milliseconds a step, all worker processes together.
         shard_pss_mb: Sum over the shards of memory, where what several share counts once.
@@ -82,6 +83,7 @@ class Measurement:
 
     steps_per_second: float
     mb_per_step: float
+    mb_sent_per_step: float
     shard_core_ms: float
     worker_core_ms: float
     shard_pss_mb: float
@@ -178,11 +180,16 @@ def measure(
     bytes_after = wire_bytes(shards, namespaces)  # of whole steps, the warm-up's and the last ones included
     for worker in workers:
         worker.write("end")
+    mb_sent, mb_received = (
+        (now - then) / sum(len(one.push_s) for one in steps) / _MB
+        for then, now in zip(bytes_before, bytes_after, strict=True)
+    )
     # The snapshots take a moment each; so count the steps between them, not between the edges that were planned.
     num_steps = sum(one.between(begin, end) for one in steps)
     measurement = Measurement(
         steps_per_second=num_steps / (end - begin),
-        mb_per_step=(bytes_after - bytes_before) / sum(len(one.push_s) for one in steps) / _MB,
+        mb_per_step=mb_sent + mb_received,
+        mb_sent_per_step=mb_sent,
         shard_core_ms=1000 * (after - before) / num_steps,
         worker_core_ms=1000 * (workers_after - workers_before) / num_steps,
         shard_pss_mb=sum(memory.pss.values()) / _MIB,
@@ -194,16 +201,17 @@ def measure(
     return measurement, steps
 
 
-def wire_bytes(processes: Sequence[Child], namespaces: Sequence[Sequence[str]] = ((),)) -> int:
-    """Bytes that the TCP sockets of some processes have sent and received, by the kernel's count; 0 without `ss`."""
+def wire_bytes(processes: Sequence[Child], namespaces: Sequence[Sequence[str]] = ((),)) -> tuple[int, int]:
+    """Bytes that the TCP sockets of some processes have sent, and received, by the kernel's count; 0 without `ss`."""
     pids = {child.pid for child in processes}
-    total = 0
+    sent, received = 0, 0
     for prefix in namespaces if shutil.which("ss") else ():
         command = [*prefix, "ss", "-tinpOH", "state", "established"]
         for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
             if pids & {int(pid) for pid in re.findall(r"pid=(\d+)", line)}:
-                total += sum(int(number) for number in re.findall(r"bytes_(?:sent|received):(\d+)", line))
-    return total
+                sent += sum(int(number) for number in re.findall(r"bytes_sent:(\d+)", line))
+                received += sum(int(number) for number in re.findall(r"bytes_received:(\d+)", line))
+    return sent, received
 
 
 def median(measurements: Sequence[Measurement], name: str) -> float:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from downpour.ps.rules import BY_NAME
-from tests.benchmarks import cpu_account, shape, thin_network
+from tests.benchmarks import cpu_account, fashion_mnist, shape, thin_network
 from tests.benchmarks.measure import Steps
 
 SMALL = [
@@ -94,6 +94,23 @@ def test_tensorflow(small: Path, run: Run) -> None:
     assert result["steps_per_second"] > 0 and result["mb_per_step"] > 0
 
 
+@pytest.mark.process
+def test_codecs(run: Run, tmp_path: Path) -> None:
+    if not Path(fashion_mnist.FOLDER).is_dir():
+        pytest.skip(f"no {fashion_mnist.FOLDER}; install Debian's dataset-fashion-mnist")
+    short = ("--seeds=1", "--seconds=2", "--step_seconds=0.02", f"--out={tmp_path}")
+    result = run("codecs", "--modes=float16,pull_int4", *short)
+    assert all(0 < scores[0] < 1 for scores in result.values()) and set(result) == {"float16", "pull_int4"}
+    assert (tmp_path / "fashion_mnist.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_whole_step(run: Run) -> None:
+    result = run("whole_step", "--depth=18", "--image_size=32", "--labels=50", "--batch_size=2", "--steps=1")
+    assert result["plain"] > 0 and result["downpour"] > 0
+
+
 def test_kernels(run: Run) -> None:
     result = run("kernels", "--repetitions=1", "--elements=300000")
     assert set(BY_NAME) | {"triad"} <= set(result)
@@ -104,8 +121,8 @@ def test_thin_network(small: Path, run: Run) -> None:
     reason = thin_network.obstacle()
     if reason:
         pytest.skip(reason)
-    result = run("thin_network", "--codecs=bfloat16", "--worker_hosts=1", *load(small))
-    assert 0 < result["bfloat16"]["share_of_line"]
+    result = run("thin_network", "--modes=best", "--worker_hosts=1", *load(small))
+    assert 0 < result["best"]["share_of_line"]
     assert "dp" not in subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
 
 

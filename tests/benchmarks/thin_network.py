@@ -1,10 +1,10 @@
 """The exchange between hosts that a thin line connects: where its bytes count, not its CPU time.
 
-    python -m tests.benchmarks.thin_network [--codecs=float32,bfloat16] [--rate_mbit=1000] [--shard_hosts=1]
+    python -m tests.benchmarks.thin_network [--modes=float32,smallest] [--rate_mbit=1000] [--shard_hosts=1]
 
 A host is a network namespace, tied by a veth pair to one bridge; what it sends and what it is sent are both shaped to
 the line's rate (`tc tbf`). Shards live in some hosts, worker processes in others; one full-duplex line per host, as in
-a rack of old machines. For every codec: steps a second over all workers, the share of the busiest line's rate that the
+a rack of old machines. For every mode: steps a second over all workers, the share of the busiest line's rate that the
 exchange used, and the limit: line rate over bytes a step, in the direction and on the side where it binds.
 
 Needs root and `ip` and `tc` (Debian: iproute2); without them it says so and ends with exit code 0. Namespaces, bridge
@@ -25,12 +25,12 @@ from pathlib import Path
 from absl import flags
 
 from downpour.launch import entry
-from downpour.proto import codec
 from tests.benchmarks import cluster, shape
 from tests.benchmarks.cluster import Host
 from tests.benchmarks.measure import HEADING, Measurement, as_json
+from tests.benchmarks.modes import MODES
 
-_CODECS = flags.DEFINE_list("codecs", list(codec.CODECS), "Wire codecs to measure.")
+_MODES = flags.DEFINE_list("modes", list(MODES), "Ways to exchange to measure; see tests.benchmarks.modes.")
 _RATE = flags.DEFINE_float("rate_mbit", 1000.0, "Line rate of a host, each way, in 10^6 bits a second.", lower_bound=1)
 _SHARD_HOSTS = flags.DEFINE_integer("shard_hosts", 1, "Hosts that share the shards.", lower_bound=1, upper_bound=100)
 _WORKER_HOSTS = flags.DEFINE_integer(
@@ -119,23 +119,27 @@ def _run(command: str, check: bool = True) -> None:
         raise ValueError(f"{command!r} failed: {done.stderr.strip() or done.stdout.strip()}")
 
 
-def limit(mb_per_step: float, num_hosts: int, rate_mbit: float) -> float:
-    """Steps a second that the lines allow: half of a step's bytes go each way, spread evenly over the hosts.
+def limit(mb_one_way: float, num_hosts: int, rate_mbit: float) -> float:
+    """Steps a second that the lines allow, whose bytes are spread evenly over the hosts.
 
     Args:
-        mb_per_step: 10^6 bytes, both ways together.
+        mb_one_way: 10^6 bytes of a step, in the direction that has more of them.
         num_hosts: Of shards or of workers, whichever are fewer.
         rate_mbit: Line rate, each way.
     """
-    return num_hosts * rate_mbit / 8 / (mb_per_step / 2)
+    return num_hosts * rate_mbit / 8 / mb_one_way
 
 
 def measure(name: str) -> tuple[Measurement, float]:
-    """A codec's measurement and its limit, in steps a second."""
+    """A mode's measurement and its limit, in steps a second."""
+    mode = MODES[name]
     num_worker_hosts = min(_WORKER_HOSTS.value, _WORKERS.value)
     with network(_SHARD_HOSTS.value, num_worker_hosts, _RATE.value) as hosts:
         load = cluster.Load(
-            codec=name,
+            codec=mode.codec,
+            push=mode.push,
+            pull=mode.pull,
+            factored=mode.factored,
             variables=Path(_VARIABLES.value),
             num_shards=_SHARDS.value,
             num_workers=_WORKERS.value,
@@ -147,13 +151,14 @@ def measure(name: str) -> tuple[Measurement, float]:
         )
         measurement = cluster.run(load)
     fewer = min(_SHARD_HOSTS.value, num_worker_hosts)
-    return measurement, limit(measurement.mb_per_step, fewer, _RATE.value)
+    one_way = max(measurement.mb_sent_per_step, measurement.mb_per_step - measurement.mb_sent_per_step)
+    return measurement, limit(one_way, fewer, _RATE.value)
 
 
 def _main() -> None:
-    unknown = sorted(set(_CODECS.value) - set(codec.CODECS))
+    unknown = sorted(set(_MODES.value) - set(MODES))
     if unknown:
-        raise ValueError(f"--codecs: {', '.join(unknown)} is not known; known are {', '.join(codec.CODECS)}")
+        raise ValueError(f"--modes: {', '.join(unknown)} is not known; known are {', '.join(MODES)}")
     reason = obstacle()
     if reason:
         print(f"skipped: {reason}")
@@ -163,7 +168,7 @@ def _main() -> None:
         f"{_RATE.value:g} Mbit/s a host and direction\n{'':<10} {HEADING} {'limit':>7} {'of line':>8}"
     )
     result = {}
-    for name in _CODECS.value:
+    for name in _MODES.value:
         measurement, steps = measure(name)
         share = measurement.steps_per_second / steps
         print(f"{name:<10} {measurement.row()} {steps:7.2f} {share:8.1%}", flush=True)
