@@ -172,12 +172,8 @@ def advance(wire: int, published: np.ndarray, scales: np.ndarray, q: np.ndarray,
         q: Likewise.
         out: [n] bfloat16 bits.
     """
-    wide = np.empty(codec.BLOCK, np.float32)
-    room = published, scales, q, codec.BLOCK, wide, wide.view(np.uint32), out
-    if wire == codec.INT8:
-        loops.advance()(*room)
-    else:
-        loops.advance4()(*room, np.empty(codec.BLOCK, np.int8))
+    room, wide = np.empty(codec.BLOCK, np.int8), np.empty(codec.BLOCK, np.float32)
+    loops.advance()(published, scales, q, wire == codec.INT4, codec.BLOCK, room, wide, wide.view(np.uint32), out)
 
 
 def num_non_finite(values: np.ndarray) -> int:

@@ -329,34 +329,25 @@ def difference(w, published, bits, out):  # type: ignore[no-untyped-def]
         out[i] = w[i] - out[i]
 
 
-@_loop(_PAYLOAD16, _PAYLOAD_SCALES, _PAYLOAD8, types.intp, _V, _BITS32, _BITS16)
-def advance(published, scales, q, block, wide, bits, out):  # type: ignore[no-untyped-def]
-    # `bits` is the memory of `wide`, room for a block. Two roundings to nearest, one of the sum and one to bfloat16, so
-    # that every machine gets the same bits. The sum of finite numbers is finite here, or it would have been refused.
-    for b in range(scales.size):
-        block_published, block_q = published[b * block : (b + 1) * block], q[b * block : (b + 1) * block]
-        block_out, scale = out[b * block : (b + 1) * block], scales[b]
-        for i in range(block_out.size):
-            bits[i] = np.uint32(block_published[i]) << np.uint32(16)
-        for i in range(block_out.size):
-            wide[i] += np.float32(block_q[i]) * scale
-        for i in range(block_out.size):
-            x = bits[i]
-            block_out[i] = np.uint16((x + np.uint32(0x7FFF) + ((x >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-
-@_loop(_PAYLOAD16, _PAYLOAD_SCALES, _PAYLOAD8, types.intp, _V, _BITS32, _BITS16, _BYTES)
-def advance4(published, scales, packed, block, wide, bits, out, q):  # type: ignore[no-untyped-def]
-    # As `advance`; `q` is room for a block.
+@_loop(_PAYLOAD16, _PAYLOAD_SCALES, _PAYLOAD8, types.boolean, types.intp, _BYTES, _V, _BITS32, _BITS16)
+def advance(published, scales, payload, is_int4, block, q, wide, bits, out):  # type: ignore[no-untyped-def]
+    # `q`, and `wide` with its memory `bits`, are room for a block. Two roundings to nearest, one of the sum and one to
+    # bfloat16, so that every machine gets the same bits.
     half = block // 2
+    upper = q[half:block]
     for b in range(scales.size):
-        block_published, block_packed = published[b * block : (b + 1) * block], packed[b * half : (b + 1) * half]
-        block_out, scale = out[b * block : (b + 1) * block], scales[b]
-        upper = q[half:block]
-        for i in range(half):
-            q[i] = (block_packed[i] & np.int8(15)) - np.int8(8)
-        for i in range(half):
-            upper[i] = ((block_packed[i] >> np.int8(4)) & np.int8(15)) - np.int8(8)
+        block_published, block_out = published[b * block : (b + 1) * block], out[b * block : (b + 1) * block]
+        scale = scales[b]
+        if is_int4:
+            packed = payload[b * half : (b + 1) * half]
+            for i in range(half):
+                q[i] = (packed[i] & np.int8(15)) - np.int8(8)
+            for i in range(half):
+                upper[i] = ((packed[i] >> np.int8(4)) & np.int8(15)) - np.int8(8)
+        else:
+            block_q = payload[b * block : (b + 1) * block]
+            for i in range(block_q.size):
+                q[i] = block_q[i]
         for i in range(block_out.size):
             bits[i] = np.uint32(block_published[i]) << np.uint32(16)
         for i in range(block_out.size):
