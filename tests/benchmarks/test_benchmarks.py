@@ -39,7 +39,7 @@ def run() -> Iterator[Run]:
 
     def call(module: str, *flags: str) -> dict[str, Any]:
         command = [sys.executable, "-m", f"tests.benchmarks.{module}", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=shape.ROOT, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=shape.ROOT, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
         last = done.stdout.splitlines()[-1]
         assert last.startswith("RESULT "), done.stdout
