@@ -112,7 +112,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One chunk of a push, to be encoded when it is sent: as often as the push must be sent.
+    """One chunk to be encoded when it is sent: a push as often as it must be sent.
 
     Attributes:
         start: First element, in the shard's vector.

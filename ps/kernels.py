@@ -140,10 +140,17 @@ def to_wire(values: np.ndarray, out: np.ndarray) -> None:
             out[:] = values
 
 
-def quantize(x: np.ndarray, scales: np.ndarray, q: np.ndarray) -> None:
-    """[n] float32 to [n] int8 and [ceil(n / BLOCK)] scales; what rounding left stays in `x`."""
+def quantize(x: np.ndarray, scales: np.ndarray, q: np.ndarray, levels: int = 127) -> None:
+    """[n] float32 to [n] int8 in [-levels, levels] and [ceil(n / BLOCK)] scales; what rounding left stays in `x`."""
     bits, scale_bits = x.view(np.uint32), scales.view(np.uint32)
-    loops.quantize()(x, bits, scales, scale_bits, q, codec.BLOCK)
+    loops.quantize()(x, bits, scales, scale_bits, q, codec.BLOCK, _f(levels))
+
+
+def quantize4(x: np.ndarray, scales: np.ndarray, packed: np.ndarray) -> None:
+    """Likewise to INT4, [ceil(n / BLOCK) * BLOCK / 2] bytes."""
+    q = np.zeros(2 * packed.size, np.int8)
+    quantize(x, scales, q[: x.size], levels=7)
+    loops.pack4()(q, packed, codec.BLOCK)
 
 
 def dequantize(scales: np.ndarray, q: np.ndarray, first: int, out: np.ndarray) -> None:
@@ -154,12 +161,6 @@ def dequantize(scales: np.ndarray, q: np.ndarray, first: int, out: np.ndarray) -
 def difference(w: np.ndarray, published: np.ndarray, out: np.ndarray) -> None:
     """Out = w - published, of [n] float32 and of [n] bfloat16 bits at any address."""
     loops.difference()(w, published, out.view(np.uint32), out)
-
-
-def quantize4(x: np.ndarray, scales: np.ndarray, packed: np.ndarray) -> None:
-    """[n] float32 to INT4, [ceil(n / BLOCK) * BLOCK / 2] bytes and [ceil(n / BLOCK)] scales."""
-    room = np.empty(codec.BLOCK, np.int8)
-    loops.quantize4()(x, x.view(np.uint32), scales, scales.view(np.uint32), packed, codec.BLOCK, room)
 
 
 def advance(wire: int, published: np.ndarray, scales: np.ndarray, q: np.ndarray, out: np.ndarray) -> None:

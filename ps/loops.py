@@ -264,8 +264,8 @@ def narrow(source, target):  # type: ignore[no-untyped-def]
         target[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
 
 
-@_loop(_V, _BITS32, _V, _BITS32, _BYTES, types.intp)
-def quantize(x, bits, scales, scale_bits, q, block):  # type: ignore[no-untyped-def]
+@_loop(_V, _BITS32, _V, _BITS32, _BYTES, types.intp, _S)
+def quantize(x, bits, scales, scale_bits, q, block, levels):  # type: ignore[no-untyped-def]
     for b in range(scales.size):
         # A slice each: indices that start at 0 are known not to be negative, so the loops vectorise.
         block_bits, block_x = bits[b * block : (b + 1) * block], x[b * block : (b + 1) * block]
@@ -276,8 +276,8 @@ def quantize(x, bits, scales, scale_bits, q, block):  # type: ignore[no-untyped-
             largest_bits = max(largest_bits, block_bits[i] & np.uint32(0x7FFFFFFF))
         scale_bits[b] = largest_bits
         largest = scales[b]  # the same memory
-        scale = largest / np.float32(127)
-        inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
+        scale = largest / levels
+        inverse = levels / largest if largest > 0 else np.float32(0)
         scales[b] = scale
         for i in range(block_x.size):
             rounded = np.rint(block_x[i] * inverse)
@@ -285,27 +285,14 @@ def quantize(x, bits, scales, scale_bits, q, block):  # type: ignore[no-untyped-
             block_x[i] -= rounded * scale
 
 
-@_loop(_V, _BITS32, _V, _BITS32, _BYTES, types.intp, _BYTES)
-def quantize4(x, bits, scales, scale_bits, packed, block, q):  # type: ignore[no-untyped-def]
-    # `q` is room for a block.
+@_loop(_BYTES, _BYTES, types.intp)
+def pack4(q, packed, block):  # type: ignore[no-untyped-def]
     half = block // 2
-    for b in range(scales.size):
-        block_bits, block_x = bits[b * block : (b + 1) * block], x[b * block : (b + 1) * block]
+    for b in range(packed.size // half):
+        lower, upper = q[b * block : b * block + half], q[b * block + half : (b + 1) * block]
         block_packed = packed[b * half : (b + 1) * half]
-        largest_bits = np.uint32(0)
-        for i in range(block_bits.size):
-            largest_bits = max(largest_bits, block_bits[i] & np.uint32(0x7FFFFFFF))
-        scale_bits[b] = largest_bits
-        largest = scales[b]  # the same memory
-        scales[b] = largest / np.float32(7)
-        inverse = np.float32(7) / largest if largest > 0 else np.float32(0)
-        for i in range(block_x.size, block):
-            q[i] = 0
-        for i in range(block_x.size):
-            q[i] = np.int8(np.rint(block_x[i] * inverse))
-        upper = q[half:block]
         for i in range(half):
-            block_packed[i] = (q[i] + np.int8(8)) | ((upper[i] + np.int8(8)) << np.int8(4))
+            block_packed[i] = (lower[i] + np.int8(8)) | ((upper[i] + np.int8(8)) << np.int8(4))
 
 
 @_loop(_PAYLOAD_SCALES, _PAYLOAD8, types.intp, types.intp, _V)

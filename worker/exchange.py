@@ -22,8 +22,8 @@ from downpour.worker.clients import ShardClient
 from downpour.worker.packing import Packer
 from downpour.worker.pulled import Pulled
 
-# Calls of one worker at a time. More do not make an exchange faster, since it is the processor that they wait for, but
-# all of them hold messages in memory, here and on the shards.
+# Calls of one worker at a time. All of them hold messages in memory, here and on the shards. On two cores, where calls
+# wait for the processor, more were not faster; over slow lines to many hosts that was not measured.
 _MAX_CALLS = 4
 
 
@@ -185,10 +185,11 @@ class Exchange:
         name = pb.PushHeader()
         name.CopyFrom(self._name)
         # All pushes come first in the queue: they wait for nobody, and a pull may wait for other workers' pushes.
-        pushes = [self._pool.submit(self._push, shard, name, gradients) for shard in self._order if gradients]
-        pushed = dict(zip(self._order, pushes, strict=False))
-        pulls = [self._pool.submit(self._pull, shard, name, pushed.get(shard), ahead) for shard in self._order if pull]
-        return self._pool.submit(self._collect, time.monotonic(), pushes, pulls)
+        pushes: dict[int, Future[_Pushed]] = {}
+        if gradients is not None:
+            pushes = {shard: self._pool.submit(self._push, shard, name, gradients) for shard in self._order}
+        pulls = [self._pool.submit(self._pull, shard, name, pushes.get(shard), ahead) for shard in self._order if pull]
+        return self._pool.submit(self._collect, time.monotonic(), list(pushes.values()), pulls)
 
     def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> _Pushed:
         """One shard's push."""

@@ -68,6 +68,7 @@ class Pulled:
     def begin(self) -> int:
         """A pull begins, perhaps after one that broke. Returns the publication that it may give differences to."""
         self._base, self._position, self.num_bytes = self._publication, 0, 0
+        self._header = pb.PullHeader()
         if len(self._sets) == 1:
             self._publication = 0  # for as long as it is half of one and half of another
         return self._base

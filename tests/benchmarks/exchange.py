@@ -1,6 +1,6 @@
 """What the exchange costs at the paper's shape: pulls, pushes and updates of 80.0 M parameters in 17 shards.
 
-    python -m tests.benchmarks.exchange [--mode=best | --codec=bfloat16] [--workers=4] [--seconds=15]
+    python -m tests.benchmarks.exchange [--mode=best] [--workers=4] [--seconds=15]
     python -m tests.benchmarks.exchange --suite [--rounds=2]        what `make bench` runs
     python -m tests.benchmarks.exchange --scaling                   cost by number of shards and of workers, with a plot
     python -m tests.benchmarks.exchange --profile                   where the CPU time goes; needs perf
@@ -31,7 +31,6 @@ from absl import flags
 
 from downpour.launch import entry
 from downpour.launch.scratch import scratch_folder
-from downpour.proto import codec
 from tests.benchmarks import cluster, shape
 from tests.benchmarks.cpu_account import WORKERS, Account
 from tests.benchmarks.measure import HEADING, Measurement, as_json, median
@@ -43,7 +42,6 @@ _FLEET_TITLE = "best, a fleet"
 _PEERS = {f"tensorflow {wire}": wire for wire in tensorflow_ps.WIRES}
 
 _MODE = flags.DEFINE_enum("mode", "best", list(MODES), "How to exchange.")
-_CODEC = flags.DEFINE_enum("codec", None, list(codec.CODECS), "How to exchange, as a codec alone; instead of --mode.")
 _VARIABLES = flags.DEFINE_string("variables", str(shape.PAPER), "File that lists the model's variables.")
 _SHARDS = flags.DEFINE_integer("shards", 17, "Shard processes.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 4, "Emulated workers.", lower_bound=1)
@@ -202,7 +200,7 @@ def _print_one(mode: Mode, measurement: Measurement) -> None:
 
 
 def _main() -> None:
-    mode = Mode(_CODEC.value) if _CODEC.value else MODES[_MODE.value]
+    mode = MODES[_MODE.value]
     if _SUITE.value:
         run_suite()
     elif _SCALING.value:
