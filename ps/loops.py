@@ -276,8 +276,9 @@ def quantize(x, bits, scales, scale_bits, q, block, levels):  # type: ignore[no-
             largest_bits = max(largest_bits, block_bits[i] & np.uint32(0x7FFFFFFF))
         scale_bits[b] = largest_bits
         largest = scales[b]  # the same memory
-        scale = largest / levels
-        inverse = levels / largest if largest > 0 else np.float32(0)
+        # Below this the inverse would overflow, and zeros become NaN: such a block stays as it is, and 0 is sent.
+        scale = largest / levels if largest > np.float32(1e-36) else np.float32(0)
+        inverse = levels / largest if largest > np.float32(1e-36) else np.float32(0)
         scales[b] = scale
         for i in range(block_x.size):
             rounded = np.rint(block_x[i] * inverse)
