@@ -72,8 +72,9 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
             return compiled(parameters, images, labels)
 
         try:
-            # Every worker shuffles the whole data set in an order of its own.
-            with job.data.training(batch_size=job.batch_size, seed=job.seed + index) as batches:
+            # All workers make the same order of the records; the chief's leases share it out.
+            leases = reporter.leases()
+            with job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
                 train(
                     step,
                     exchange,

@@ -1,4 +1,4 @@
-"""Data sets: endless shuffled training batches and one ordered pass over held-out images.
+"""Data sets: training batches of the records that leases name, and one ordered pass over held-out images.
 
 Batches are numpy arrays, made by the thread that iterates; `decode` has threads of its own, which end with the
 iterator. TensorFlow is imported only when records are decoded, so that a recipe can name its data without it.
@@ -8,25 +8,26 @@ Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes, `R` 
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from downpour.model.decode import Decoder, Picture
 from downpour.model.labels import LABELS_FILE, LabelTree
-from downpour.model.records import Record, RecordCounts, read_records
+from downpour.model.order import Lease, Order, Place, augmentation
+from downpour.model.records import RecordCounts, RecordIndex, read_records
 
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
+PlacedBatch = tuple[NDArray[np.float32], NDArray[np.float32], int]
 
-_OPEN_FILES = 8
-_SHUFFLE_RECORDS = 4096
+_STREAMED_BLOCK = 64  # records read from one place of the disk
 
 
 class Batches:
@@ -34,19 +35,26 @@ class Batches:
 
     Close it, or use it as a context manager, to end its threads and files.
 
+    Args:
+        batches: Gives images, labels, and the position after them.
+        counts: Of the records, kept by `batches`.
+
     Attributes:
         counts: Records read and skipped so far.
+        position: Records, good or bad, that are consumed up to and including the last batch, over all leases in order.
     """
 
-    def __init__(self, batches: Generator[Batch, None, None], counts: RecordCounts) -> None:
+    def __init__(self, batches: Generator[PlacedBatch, None, None], counts: RecordCounts) -> None:
         self.counts = counts
+        self.position = 0
         self._batches = batches
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._batches)
+        images, labels, self.position = next(self._batches)
+        return images, labels
 
     def __enter__(self) -> Self:
         return self
@@ -77,15 +85,28 @@ class Dataset(Protocol):
         """Number of labels, C."""
         ...
 
+    @property
+    def num_records(self) -> int:
+        """Training records, good or bad."""
+        ...
+
     def check(self) -> None:
         """Raises ValueError, saying how to mend it, when there is no data to read."""
         ...
 
-    def training(self, *, batch_size: int, seed: int) -> Batches:
-        """Endless batches of exactly `batch_size`, shuffled anew each epoch by `seed`; they run across epochs.
+    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
+        """Batches of exactly `batch_size` that run across leases and epochs; they end with `leases`.
+
+        What remains then and does not fill a batch is left out.
+
+        Args:
+            batch_size: Images in a batch, B.
+            seed: Of order and augmentation; the same for all workers, so that leases name the same records.
+            leases: Positions to train on; taken ahead of the batches by what is decoded ahead.
 
         Raises (while iterating):
             TooManyBadRecords: More than 1 % of the records read are damaged.
+            ValueError: A lease is not within an epoch.
         """
         ...
 
@@ -107,8 +128,8 @@ class ImageRecords:
     get the central window and are not mirrored.
 
     Training images whose resized bytes fit `memory_bytes` are decoded once and kept, so each is counted once.
-    Larger sets are streamed from disk: files in a new order each epoch, 8 of them open at a time, records drawn
-    from a buffer of 4,096; a record counts each time it is read.
+    Larger sets are read from disk by an index of where their records begin, 64 consecutive records about the same
+    time (see `Order`); a record counts each time it is read.
 
     Attributes:
         folder: Where the files are.
@@ -150,6 +171,11 @@ class ImageRecords:
         """See `Dataset.num_labels`."""
         return len(self.labels)
 
+    @property
+    def num_records(self) -> int:
+        """See `Dataset.num_records`."""
+        return len(self._index)
+
     def check(self) -> None:
         """See `Dataset.check`."""
         if not Path(self.folder).is_dir():
@@ -159,22 +185,24 @@ class ImageRecords:
         if not self.num_labels:
             raise ValueError(f"{Path(self.folder) / LABELS_FILE} has no labels; prepare the data again")
 
-    def training(self, *, batch_size: int, seed: int) -> Batches:
+    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
         """See `Dataset.training`."""
         _check_batch_size(batch_size)
         self.check()
-        rng = np.random.default_rng(seed)
         keep = self._fits_memory()
         counts = RecordCounts(judge_after=None) if keep else RecordCounts()
-        pictures = self._kept(rng, counts) if keep else self._streamed(rng, counts)
-        return Batches(self._assemble(pictures, batch_size, rng), counts)
+        places = Order(self.num_records, seed, 1 if keep else _STREAMED_BLOCK).places(leases)
+        pictures = self._kept(places, counts) if keep else self._streamed(places, counts)
+        whole = (group for group in _groups(pictures, batch_size) if len(group.members) == batch_size)
+        return Batches(self._assemble(whole, seed), counts)
 
     def heldout(self, *, batch_size: int) -> Batches:
         """See `Dataset.heldout`."""
         _check_batch_size(batch_size)
         self.check()
         counts = RecordCounts(judge_after=None)
-        return Batches(self._assemble(self._in_order("heldout", counts), batch_size, rng=None), counts)
+        pictures = ((None, picture) for picture in self._in_order("heldout", counts))
+        return Batches(self._assemble(_groups(pictures, batch_size), seed=0), counts)
 
     def _files(self, split: str) -> list[Path]:
         files = sorted(Path(self.folder).glob(f"{split}-*.tfrecord"))
@@ -184,74 +212,81 @@ class ImageRecords:
             )
         return files
 
-    def _kept(self, rng: np.random.Generator, counts: RecordCounts) -> Iterator[Picture]:
-        pictures = list(self._in_order("train", counts))
-        while True:
-            yield from (pictures[i] for i in rng.permutation(len(pictures)))
+    @cached_property
+    def _index(self) -> RecordIndex:
+        return RecordIndex(self._files("train"))
 
-    def _streamed(self, rng: np.random.Generator, counts: RecordCounts) -> Iterator[Picture]:
-        decoder = Decoder(self.resize, self.num_labels)
-        while True:
-            yield from decoder.decode_all(shuffled_records(self._files("train"), rng), counts)
-            counts.judge()
+    def _kept(self, places: Iterator[Place], counts: RecordCounts) -> Iterator[_Member]:
+        pictures = list(self._in_order("train", counts))
+        for place in places:
+            yield place, pictures[place.record]
+
+    def _streamed(self, places: Iterator[Place], counts: RecordCounts) -> Iterator[_Member]:
+        ahead, settled = itertools.tee(places)
+        records = self._index.read(place.record for place in ahead)
+        pictures = Decoder(self.resize, self.num_labels).decode_all(records, counts)
+        for picture, place in zip(pictures, settled, strict=True):
+            if counts.read % self.num_records == 0:
+                counts.judge()
+            yield place, picture
 
     def _fits_memory(self) -> bool:
-        files = self._files("train")
-        if sum(path.stat().st_size for path in files) > self.memory_bytes:
+        if sum(path.stat().st_size for path in self._files("train")) > self.memory_bytes:
             return False
-        num_records = sum(1 for path in files for _ in read_records(path))
-        return num_records * self.resize**2 * 3 <= self.memory_bytes
+        return self.num_records * self.resize**2 * 3 <= self.memory_bytes
 
-    def _in_order(self, split: str, counts: RecordCounts) -> Iterator[Picture]:
+    def _in_order(self, split: str, counts: RecordCounts) -> Iterator[Picture | None]:
         records = (record for path in self._files(split) for record in read_records(path))
         yield from Decoder(self.resize, self.num_labels).decode_all(records, counts)
         counts.judge()
 
-    def _assemble(
-        self, pictures: Iterator[Picture], batch_size: int, rng: np.random.Generator | None
-    ) -> Generator[Batch, None, None]:
-        """Batches out of pictures; augmented when there is a `rng`."""
-        for group in _groups(pictures, batch_size):
-            images = np.empty((len(group), self.crop, self.crop, 3), np.float32)
-            windows = self._windows(len(group), rng)
+    def _assemble(self, groups: Iterator[_Group], seed: int) -> Generator[PlacedBatch, None, None]:
+        """Batches out of groups; pictures that have a place are augmented."""
+        for members, position in groups:
+            images = np.empty((len(members), self.crop, self.crop, 3), np.float32)
             # Image by image, so that scaling works in the cache.
-            for image, picture, (top, left, step) in zip(images, group, windows, strict=True):
+            for image, (place, picture) in zip(images, members, strict=True):
+                top, left, step = self._window(place, seed)
                 image[:] = picture.image[top : top + self.crop, left : left + self.crop][:, ::step]
                 image *= np.float32(1 / 127.5)
                 image -= 1
-            yield images, multi_hot(self.labels, [picture.labels for picture in group])
+            yield images, multi_hot(self.labels, [picture.labels for _, picture in members]), position
 
-    def _windows(self, count: int, rng: np.random.Generator | None) -> NDArray[np.int64]:
-        """[count, 3]: top, left, and -1 for mirrored or 1 for not."""
+    def _window(self, place: Place | None, seed: int) -> tuple[int, int, int]:
+        """Top, left, and -1 for mirrored or 1 for not; the centre without a place."""
         room = self.resize - self.crop
-        if rng is None:
-            return np.tile([room // 2, room // 2, 1], (count, 1))
-        corners = rng.integers(0, room, (count, 2), endpoint=True)
-        steps = 1 - 2 * rng.integers(0, 2, (count, 1)) * self.mirror
-        return np.hstack([corners, steps])
+        if place is None:
+            return room // 2, room // 2, 1
+        top, left, mirrored = augmentation(seed, place.epoch, place.position).integers(
+            0, [room, room, 1], endpoint=True
+        )
+        return int(top), int(left), -1 if mirrored and self.mirror else 1
 
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """Endless images made from random numbers, to measure a shape for which there is no data.
+    """Images made from random numbers, to measure a shape for which there is no data.
 
-    Every label has a coarse colour pattern; an image is the mean of its labels' patterns plus noise, so there is
-    something to learn. Labels form a tree in which each has up to 16 children, early ones being more frequent.
+    A training image is a function of the seed and its record's number; nothing is kept. Every label has a coarse
+    colour pattern; an image is the mean of its labels' patterns plus noise, so there is something to learn. Labels
+    form a tree in which each has up to 16 children, early ones being more frequent.
 
     Attributes:
         image_size: Side of an image in pixels.
         num_labels: Number of labels, C.
         labels_per_image: Labels drawn for each image, before their ancestors are added.
         num_heldout: Images in the held-out pass.
+        num_records: Training images of an epoch.
     """
 
     image_size: int = 299
     num_labels: int = 18291
     labels_per_image: int = 2
     num_heldout: int = 256
+    num_records: int = 1 << 20
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "num_labels", "labels_per_image", "num_heldout"):
+        for name in ("image_size", "num_labels", "labels_per_image", "num_heldout", "num_records"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
 
@@ -266,11 +301,12 @@ class GeneratedImages:
     def check(self) -> None:
         """See `Dataset.check`; there is nothing that could be missing."""
 
-    def training(self, *, batch_size: int, seed: int) -> Batches:
-        """See `Dataset.training`; images never repeat."""
+    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
+        """See `Dataset.training`."""
         _check_batch_size(batch_size)
         counts = RecordCounts()
-        return Batches(self._generate(_forever(batch_size), np.random.default_rng([0, seed]), counts), counts)
+        places = Order(self.num_records, seed).places(leases)
+        return Batches(self._drawn(places, batch_size, seed, counts), counts)
 
     def heldout(self, *, batch_size: int) -> Batches:
         """See `Dataset.heldout`."""
@@ -278,21 +314,42 @@ class GeneratedImages:
         counts = RecordCounts()
         whole, rest = divmod(self.num_heldout, batch_size)
         sizes = [batch_size] * whole + [rest] * bool(rest)
-        return Batches(self._generate(sizes, np.random.default_rng([1, 0]), counts), counts)
+        return Batches(self._held_out(sizes, counts), counts)
 
-    def _generate(
-        self, sizes: Iterable[int], rng: np.random.Generator, counts: RecordCounts
-    ) -> Generator[Batch, None, None]:
-        cells = np.arange(self.image_size) * _PATTERN_SIDE // self.image_size
+    def _drawn(
+        self, places: Iterator[Place], batch_size: int, seed: int, counts: RecordCounts
+    ) -> Generator[PlacedBatch, None, None]:
+        while len(records := [place.record for place in itertools.islice(places, batch_size)]) == batch_size:
+            images, targets = self._blank(batch_size)
+            for image, target, record in zip(images, targets, records, strict=True):
+                rng = np.random.default_rng([0, seed, record])
+                self._draw(rng, image[None], target[None])
+            counts.read += batch_size
+            yield images, targets, counts.read
+
+    def _held_out(self, sizes: Iterable[int], counts: RecordCounts) -> Generator[PlacedBatch, None, None]:
+        rng = np.random.default_rng([1, 0])
         for size in sizes:
-            drawn = (rng.random((size, self.labels_per_image)) ** 2 * self.num_labels).astype(int)
-            targets = multi_hot(self.labels, drawn.tolist())
-            images = rng.standard_normal((size, self.image_size, self.image_size, 3), np.float32)
-            images *= 0.1
-            for image, target in zip(images, targets, strict=True):
-                image += _pattern(np.nonzero(target)[0].tolist())[cells[:, None], cells]
+            images, targets = self._blank(size)
+            self._draw(rng, images, targets)
             counts.read += size
-            yield np.clip(images, -1, 1, out=images), targets
+            yield images, targets, counts.read
+
+    def _blank(self, size: int) -> Batch:
+        """Room for a batch."""
+        shape = (size, self.image_size, self.image_size, 3)
+        return np.empty(shape, np.float32), np.empty((size, self.num_labels), np.float32)
+
+    def _draw(self, rng: np.random.Generator, images: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
+        """Fills [B, S, S, 3] images and [B, C] targets."""
+        cells = np.arange(self.image_size) * _PATTERN_SIDE // self.image_size
+        drawn = (rng.random((len(images), self.labels_per_image)) ** 2 * self.num_labels).astype(int)
+        targets[:] = multi_hot(self.labels, drawn.tolist())
+        rng.standard_normal(dtype=np.float32, out=images)
+        images *= 0.1
+        for image, target in zip(images, targets, strict=True):
+            image += _pattern(np.nonzero(target)[0].tolist())[cells[:, None], cells]
+        np.clip(images, -1, 1, out=images)
 
 
 def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.float32]:
@@ -309,20 +366,6 @@ def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.fl
     return hot
 
 
-def shuffled_records(files: list[Path], rng: np.random.Generator) -> Iterator[Record]:
-    """One epoch: every record of every file once, in an order that `rng` decides."""
-    order = [files[i] for i in rng.permutation(len(files))]
-    held: list[Record] = []
-    for record in _interleaved(order):
-        if len(held) < _SHUFFLE_RECORDS:
-            held.append(record)
-            continue
-        i = int(rng.integers(_SHUFFLE_RECORDS))
-        yield held[i]
-        held[i] = record
-    yield from (held[i] for i in rng.permutation(len(held)))
-
-
 _PATTERN_SIDE = 8
 _HOW_TO_PREPARE = (
     "it should hold train-*.tfrecord, heldout-*.tfrecord and labels.json; "
@@ -330,29 +373,29 @@ _HOW_TO_PREPARE = (
 )
 
 
-def _interleaved(files: list[Path]) -> Iterator[Record]:
-    """Records of a few files in turn; when one ends, the next file takes its place."""
-    waiting = deque(files)
-    active: deque[Iterator[Record]] = deque()
-    while waiting or active:
-        while waiting and len(active) < _OPEN_FILES:
-            active.append(read_records(waiting.popleft()))
-        source = active.popleft()
-        for record in source:
-            yield record
-            active.append(source)
-            break
+# A picture, None for a bad record, and where it stands; None in the held-out pass.
+_Member = tuple[Place | None, Picture | None]
 
 
-def _groups(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
-    group: list[Picture] = []
-    for picture in pictures:
-        group.append(picture)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+class _Group(NamedTuple):
+    """The pictures of a batch, all good, and how many records were met up to them."""
+
+    members: list[tuple[Place | None, Picture]]
+    position: int
+
+
+def _groups(pictures: Iterator[_Member], size: int) -> Iterator[_Group]:
+    """Groups of so many good pictures; the last one may be short."""
+    members: list[tuple[Place | None, Picture]] = []
+    position = 0
+    for position, (place, picture) in enumerate(pictures, start=1):
+        if picture is not None:
+            members.append((place, picture))
+        if len(members) == size:
+            yield _Group(members, position)
+            members = []
+    if members:
+        yield _Group(members, position)
 
 
 def _pattern(labels: list[int]) -> NDArray[np.float32]:
@@ -362,11 +405,6 @@ def _pattern(labels: list[int]) -> NDArray[np.float32]:
     for pattern, label in zip(each, labels, strict=True):
         pattern[:] = np.random.default_rng(label).uniform(-1, 1, shape[1:])
     return each.sum(axis=0) / np.float32(len(labels))
-
-
-def _forever(size: int) -> Iterator[int]:
-    while True:
-        yield size
 
 
 def _check_batch_size(batch_size: int) -> None:

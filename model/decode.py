@@ -61,8 +61,10 @@ class Decoder:
                 raise ValueError(f"label {label} is not in the tree, whose labels are 0 to {self._num_labels - 1}")
         return tuple(labels)
 
-    def decode_all(self, records: Iterator[Record], counts: RecordCounts) -> Iterator[Picture]:
-        """Pictures of all good records, in order; `counts` is kept as they are taken.
+    def decode_all(self, records: Iterator[Record], counts: RecordCounts) -> Iterator[Picture | None]:
+        """The picture of every record, in order, None for a bad one; `counts` is kept as they are taken.
+
+        Records are taken ahead of the pictures, a few for each thread.
 
         Raises:
             TooManyBadRecords: See `RecordCounts.bad`.
@@ -73,23 +75,23 @@ class Decoder:
             for record in records:
                 pending.append((record, pool.submit(self, record.data) if record.data is not None else None))
                 if len(pending) > _AHEAD:
-                    yield from _settle(*pending.popleft(), counts)
+                    yield _settle(*pending.popleft(), counts)
             while pending:
-                yield from _settle(*pending.popleft(), counts)
+                yield _settle(*pending.popleft(), counts)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _settle(record: Record, future: Future[Picture] | None, counts: RecordCounts) -> Iterator[Picture]:
+def _settle(record: Record, future: Future[Picture] | None, counts: RecordCounts) -> Picture | None:
     try:
         if future is None:
             raise ValueError(record.reason)
         picture = future.result()
     except ValueError as error:
         counts.bad(record.path, record.number, str(error))
-    else:
-        counts.good()
-        yield picture
+        return None
+    counts.good()
+    return picture
 
 
 def _gist(message: str) -> str:

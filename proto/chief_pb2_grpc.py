@@ -44,6 +44,11 @@ class ChiefStub(object):
                 request_serializer=downpour_dot_proto_dot_chief__pb2.WorkerReport.SerializeToString,
                 response_deserializer=downpour_dot_proto_dot_chief__pb2.ReportReply.FromString,
                 _registered_method=True)
+        self.Lease = channel.unary_unary(
+                '/downpour.v1.Chief/Lease',
+                request_serializer=downpour_dot_proto_dot_chief__pb2.LeaseRequest.SerializeToString,
+                response_deserializer=downpour_dot_proto_dot_chief__pb2.LeaseReply.FromString,
+                _registered_method=True)
         self.NextCheckpoint = channel.unary_unary(
                 '/downpour.v1.Chief/NextCheckpoint',
                 request_serializer=downpour_dot_proto_dot_chief__pb2.NextCheckpointRequest.SerializeToString,
@@ -74,6 +79,15 @@ class ChiefServicer(object):
 
     def Report(self, request, context):
         """A worker's totals, about once a second and once more when it ends. The answer says whether to stop.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lease(self, request, context):
+        """Records for a worker to train on: positions of the order that all workers make of an epoch by the job's seed.
+        What others left unfinished comes first, then what follows in the epoch. Asked again with the same number, since a
+        reply may be lost, it gives the same lease. Answered once the chief knows the layout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +126,11 @@ def add_ChiefServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=downpour_dot_proto_dot_chief__pb2.WorkerReport.FromString,
                     response_serializer=downpour_dot_proto_dot_chief__pb2.ReportReply.SerializeToString,
+            ),
+            'Lease': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lease,
+                    request_deserializer=downpour_dot_proto_dot_chief__pb2.LeaseRequest.FromString,
+                    response_serializer=downpour_dot_proto_dot_chief__pb2.LeaseReply.SerializeToString,
             ),
             'NextCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.NextCheckpoint,
@@ -183,6 +202,33 @@ class Chief(object):
             '/downpour.v1.Chief/Report',
             downpour_dot_proto_dot_chief__pb2.WorkerReport.SerializeToString,
             downpour_dot_proto_dot_chief__pb2.ReportReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/downpour.v1.Chief/Lease',
+            downpour_dot_proto_dot_chief__pb2.LeaseRequest.SerializeToString,
+            downpour_dot_proto_dot_chief__pb2.LeaseReply.FromString,
             options,
             channel_credentials,
             insecure,

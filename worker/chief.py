@@ -33,6 +33,7 @@ from downpour.ps.named import to_message
 from downpour.ps.pace import Async
 from downpour.worker.clients import ShardClient
 from downpour.worker.coordinator import Coordinator
+from downpour.worker.leases import LeaseTable
 
 _KEEP_CHECKPOINTS = 3
 _LOOK_EVERY_S = 1.0
@@ -57,6 +58,8 @@ class Plan:
         num_steps: Global steps until the end.
         checkpoint_every_steps: Global steps between checkpoints.
         max_train_s: Seconds of training after which the job ends all the same.
+        num_records: Training records, good or bad.
+        lease_records: Records that a worker is given at a time.
         facts: More entries for the summary.
         average: Of the parameters, an average of `downpour.ps.averages`, or None.
     """
@@ -71,6 +74,8 @@ class Plan:
     num_steps: int
     checkpoint_every_steps: int
     max_train_s: float
+    num_records: int
+    lease_records: int
     facts: dict[str, Any]
     average: Any = None
 
@@ -97,7 +102,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         # Everything below is guarded by `_changed`.
         self._layout: Layout | None = None
         self._coordinator = Coordinator(
-            plan.num_steps, plan.checkpoint_every_steps, plan.max_train_s, plan.num_workers, plan.lease_s
+            plan.num_steps,
+            plan.checkpoint_every_steps,
+            LeaseTable(plan.num_records, plan.lease_records),
+            plan.max_train_s,
+            plan.num_workers,
+            plan.lease_s,
         )
         self._state = pb.ProgressReply.STATE_PREPARING
         self._checkpoint: pb.NextCheckpointReply | None = None
@@ -131,6 +141,15 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             stop = self._coordinator.report(request, time.monotonic())
             self._changed.notify_all()
         return pb.ReportReply(stop=stop)
+
+    def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
+        """See `downpour/proto/chief.proto`."""
+        with self._changed:
+            if self._layout is None:
+                raise NotReady("the chief still builds its model")
+            now = time.monotonic()
+            lease = self._coordinator.lease(request.worker, request.incarnation, request.number, now)
+        return pb.LeaseReply(epoch=lease.epoch, start=lease.start, stop=lease.stop)
 
     def NextCheckpoint(
         self, request: pb.NextCheckpointRequest, context: grpc.ServicerContext
@@ -356,6 +375,8 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                     "push": round(coordinator.mean(lambda r: r.push_seconds), 4),
                 },
                 "bytes_per_step": int(coordinator.mean(lambda r: r.bytes_pulled + r.bytes_pushed)),
+                "epochs": round(coordinator.leases.epochs, 4),
+                "records_repeated": coordinator.leases.records_repeated,
                 "records_skipped": int(coordinator.total(lambda r: r.records_skipped)) + score.records_skipped,
                 "skipped_examples": coordinator.skipped_examples() + list(score.skipped_examples),
                 "failure": coordinator.failure,

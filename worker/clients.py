@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from downpour.model.order import Lease
 from downpour.proto import chief_pb2, chief_pb2_grpc, codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import LayoutMismatch, MalformedChunk, NotReady
@@ -165,6 +166,16 @@ class ChiefClient:
         """Sends a worker's totals; returns whether it should stop."""
         reply: chief_pb2.ReportReply = self._call(self._stub.Report, report)
         return reply.stop
+
+    def lease(self, worker: int, incarnation: int, number: int) -> Lease:
+        """The next positions to train on, for an incarnation that has received `number` leases.
+
+        Raises:
+            WorkerSuperseded: A newer incarnation is known, or the chief was started anew.
+        """
+        request = chief_pb2.LeaseRequest(worker=worker, incarnation=incarnation, number=number)
+        reply: chief_pb2.LeaseReply = self._call(self._stub.Lease, request)
+        return Lease(reply.epoch, reply.start, reply.stop)
 
     def next_checkpoint(self, after_step: int) -> chief_pb2.NextCheckpointReply:
         """The newest checkpoint after a step, with an empty directory if there is none."""

@@ -11,8 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from downpour.model.order import Lease
 from downpour.proto import chief_pb2 as pb
 from downpour.proto.errors import WorkerSuperseded
+from downpour.worker.leases import LeaseTable
 
 _RATE_WINDOW_S = 15.0
 
@@ -46,6 +48,7 @@ class Coordinator:
     Attributes:
         num_steps: Global steps until the job ends.
         checkpoint_every_steps: Global steps between checkpoints.
+        leases: Who trains on which records.
         max_train_s: Seconds of training after which the job ends all the same.
         num_workers: Workers that are expected.
         lease_s: A worker that says nothing for so many seconds is lost. It reports every second from a thread of its
@@ -58,6 +61,7 @@ class Coordinator:
 
     num_steps: int
     checkpoint_every_steps: int
+    leases: LeaseTable
     max_train_s: float = math.inf
     num_workers: int = 1
     lease_s: float = 30.0
@@ -85,6 +89,8 @@ class Coordinator:
                 f"--index={worker}; give every worker its own index"
             )
         if known is None or incarnation > known.incarnation:
+            if known is not None:
+                self.leases.release(worker, known.incarnation)
             self._workers[worker] = _Worker(incarnation, host, now_s)
 
     def report(self, report: pb.WorkerReport, now_s: float) -> bool:
@@ -98,6 +104,9 @@ class Coordinator:
         worker.last_heard_s, worker.finished = now_s, report.finished
         kept = self._reports.setdefault((report.worker, report.incarnation), pb.WorkerReport())
         kept.CopyFrom(report)
+        self.leases.done(report.worker, report.incarnation, report.records_done)
+        if report.finished:
+            self.leases.release(report.worker, report.incarnation)
         self.step = max(self.step, report.version)
         if report.steps and self.started_s is None:
             self.started_s = now_s - report.compute_seconds
@@ -105,6 +114,19 @@ class Coordinator:
             self.failure = f"worker {report.worker}: {report.failure}"
         self._mark(now_s)
         return self.should_stop(now_s)
+
+    def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease:
+        """Positions for a worker to train on, those that lost workers held first; see `LeaseTable.grant`.
+
+        Raises:
+            WorkerSuperseded: A newer incarnation of its index is known, or this chief does not know of its leases.
+        """
+        self.register(worker, incarnation, "", now_s)
+        self._workers[worker].last_heard_s = now_s
+        for index, known in self._workers.items():
+            if self._is_gone(known, now_s):
+                self.leases.release(index, known.incarnation)
+        return self.leases.grant(worker, incarnation, number)
 
     def should_stop(self, now_s: float) -> bool:
         """Whether training is over: enough steps, enough time, or a failure."""

@@ -45,8 +45,8 @@ def train(
     Args:
         step: Computes loss and gradients.
         exchange: Of this worker.
-        batches: Its images and labels.
-        reporter: Is told what was computed and exchanged.
+        batches: Its images and labels, and the position of its leases that they reach.
+        reporter: Is told what was computed and exchanged, and which position the acknowledged pushes reach.
         num_steps: Version at which training ends.
         overlap: See above.
         cadence: When to push and when to fetch, counted in batches.
@@ -59,7 +59,7 @@ def train(
     assert answer.parameters is not None
     mine.fetched(answer.parameters)
     ahead = exchange.start(ahead=True) if overlap else None
-    num_batches = 0
+    num_batches = sent = 0  # batches computed; position that the push under way reaches
     try:
         while not reporter.stop.is_set() and max(answer.versions) < num_steps:
             images, labels = next(batches)
@@ -71,17 +71,17 @@ def train(
                 continue
             gradients = mine.take() if push else None
             if ahead is None:
-                answer = exchange.start(gradients, pull=fetch).result()
+                answer, answered = exchange.start(gradients, pull=fetch).result(), batches.position
             else:
-                answer = ahead.result()
+                answer, answered = ahead.result(), sent
                 ahead = None  # its answer is taken, whatever the next start does
-                ahead = exchange.start(gradients, ahead=True)
+                ahead, sent = exchange.start(gradients, ahead=True), batches.position
             if answer.parameters is not None:
                 mine.fetched(answer.parameters)
-            reporter.exchanged(answer)
+            reporter.exchanged(answer, answered)
     finally:
         if ahead is not None:
-            reporter.exchanged(ahead.result())
+            reporter.exchanged(ahead.result(), sent)
 
 
 def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, reporter: Reporter) -> Gradients:

@@ -5,10 +5,13 @@ Threads: the training loop calls the counting methods; the reporter's own thread
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
+from collections.abc import Iterator
 
+from downpour.model.order import Lease
 from downpour.model.records import RecordCounts
 from downpour.proto.chief_pb2 import RegisterRequest, WorkerReport
 from downpour.proto.errors import DownpourError
@@ -34,6 +37,7 @@ class Reporter:
     def __init__(self, chief: ChiefClient, worker: int, incarnation: int, fingerprint: bytes) -> None:
         self.stop = threading.Event()
         self._chief = chief
+        self._worker, self._incarnation = worker, incarnation
         self._lock = threading.Lock()
         self._totals = WorkerReport(worker=worker, incarnation=incarnation)
         self._refusal: DownpourError | None = None
@@ -53,16 +57,24 @@ class Reporter:
             totals.compute_seconds += seconds
             totals.version = max(totals.version, version)
 
-    def exchanged(self, answer: Answer) -> None:
-        """Counts an answered exchange."""
+    def exchanged(self, answer: Answer, records_done: int) -> None:
+        """Counts an answered exchange.
+
+        Args:
+            answer: What came of it.
+            records_done: Positions of this worker's leases up to the end of what it pushed, if it pushed.
+        """
         with self._lock:
             totals = self._totals
+            seen = totals.versions or [0] * len(answer.versions)
+            totals.versions[:] = [max(pair) for pair in zip(seen, answer.versions, strict=True)]
             totals.version = max(totals.version, *answer.versions)
             if answer.parameters is not None:
                 totals.pull_seconds += answer.pull_s
                 totals.bytes_pulled += answer.bytes_pulled
             if answer.acknowledged:
                 totals.pushes_acknowledged += 1
+                totals.records_done = records_done
                 totals.pushes_dropped += answer.dropped
                 totals.staleness_sum += answer.staleness
                 totals.push_seconds += answer.push_s
@@ -74,6 +86,16 @@ class Reporter:
             self._totals.records_read = counts.read
             self._totals.records_skipped = counts.skipped
             self._totals.skipped_examples[:] = counts.examples
+
+    def leases(self) -> Iterator[Lease]:
+        """What to train on, asked of the chief one at a time as it is needed; without end.
+
+        Raises (while iterating):
+            WorkerSuperseded: See `ChiefClient.lease`.
+            Unreachable: The chief does not answer.
+        """
+        for number in itertools.count():
+            yield self._chief.lease(self._worker, self._incarnation, number)
 
     def finish(self, failure: str = "") -> None:
         """Sends the last report. With a failure, the chief ends the job.

@@ -95,6 +95,7 @@ class _Batches:
     """Endless shuffled batches of one worker."""
 
     counts = RecordCounts()
+    position = 0
 
     def __init__(self, data: FashionMnist, batch_size: int, seed: int) -> None:
         self._batches = self._shuffled(data, batch_size, np.random.default_rng(seed))
@@ -125,7 +126,7 @@ class _Totals:
 
     def read(self, counts: RecordCounts) -> None: ...
 
-    def exchanged(self, answer: Any) -> None:
+    def exchanged(self, answer: Any, records_done: int) -> None:
         with self._lock:
             self.pushes += answer.acknowledged
             self.num_bytes += answer.bytes_pushed + answer.bytes_pulled

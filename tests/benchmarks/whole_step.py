@@ -93,13 +93,14 @@ class _Clock:
 
     def read(self, counts: RecordCounts) -> None: ...
 
-    def exchanged(self, answer: Any) -> None: ...
+    def exchanged(self, answer: Any, records_done: int) -> None: ...
 
 
 class _SameBatch:
     """One batch for ever."""
 
     counts = RecordCounts()
+    position = 0
 
     def __init__(self) -> None:
         self._batch = batch()

@@ -28,13 +28,13 @@ from pathlib import Path
 class Paced(GeneratedImages):
     slow: Path = Path()
 
-    def training(self, *, batch_size, seed):
-        fast = super().training(batch_size=batch_size, seed=seed)
+    def training(self, *, batch_size, seed, leases):
+        fast = super().training(batch_size=batch_size, seed=seed, leases=leases)
 
         def pace():
-            for batch in fast:
+            for images, labels in fast:
                 time.sleep(0.3 if self.slow.exists() else 0)
-                yield batch
+                yield images, labels, fast.position
 
         return Batches(pace(), fast.counts)
 

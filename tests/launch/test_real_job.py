@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from downpour.model.order import Lease, Order
 from downpour.ps import checkpoint
 from downpour.ps.arena import Arena
 from tests.launch import jobs
@@ -23,22 +25,61 @@ RESULT_KEYS = {
     *("pushes_acknowledged", "pushes_applied_min", "pushes_applied_max"),
 }
 
-# Worker 1, whose seed is 1, meets images that are not numbers.
+# Worker 1 meets images that are not numbers.
 SPOILT = """
+from absl import flags
+
+
 @dataclass(frozen=True)
 class Spoilt(GeneratedImages):
-    def training(self, *, batch_size, seed):
-        good = super().training(batch_size=batch_size, seed=seed)
+    def training(self, *, batch_size, seed, leases):
+        good = super().training(batch_size=batch_size, seed=seed, leases=leases)
 
         def spoil():
             for number, (images, labels) in enumerate(good):
-                yield images * np.float32("nan" if seed == 1 and number >= 3 else 1), labels
+                bad = flags.FLAGS.index == 1 and number >= 3
+                yield images * np.float32("nan" if bad else 1), labels, good.position
 
         return Batches(spoil(), good.counts)
 
 
 def job():
     return tiny(data=Spoilt(image_size=8, num_labels=5, num_heldout=4), num_steps=100_000)
+"""
+
+# Workers note the records of every batch, and the positions up to the end of it. `Bounded` lets none run ahead.
+NOTED = """
+import json
+import os
+from pathlib import Path
+
+from absl import flags
+
+from downpour.ps.pace import Bounded
+from tests.model.test_data import number_of
+
+
+@dataclass(frozen=True)
+class Noted(ImageRecords):
+    notes: Path = Path()
+
+    def training(self, *, batch_size, seed, leases):
+        file = (self.notes / f"worker-{flags.FLAGS.index}-{os.getpid()}.jsonl").open("w", buffering=1)
+
+        def noted():
+            for lease in leases:
+                print(json.dumps([lease.epoch, lease.start, lease.stop]), file=file)
+                yield lease
+
+        batches = super().training(batch_size=batch_size, seed=seed, leases=noted())
+
+        def pass_on():
+            for images, labels in batches:
+                numbers = [number_of(image) for image in images]
+                print(json.dumps({"records": numbers, "position": batches.position}), file=file)
+                yield images, labels, batches.position
+
+        return Batches(pass_on(), batches.counts)
 """
 
 StartJob = Callable[..., jobs.LocalJob]
@@ -85,6 +126,59 @@ def job():
                   "heldout-00000.tfrecord, record 60: "):  # fmt: skip
         assert any(f"{images}/{place}" in example for example in result["skipped_examples"]), place
     assert not job.left_behind()
+
+
+class Notes:
+    """What the workers of a finished job with `NOTED` have trained on.
+
+    Attributes:
+        records: Numbers of all records they met.
+        positions: For each worker, (epoch, position) of its leases up to the end of its last batch.
+        open: Those of its leases behind them.
+        num_batches: Over all workers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.records: list[int] = []
+        self.positions: list[list[tuple[int, int]]] = []
+        self.open: list[tuple[int, int]] = []
+        self.num_batches = 0
+        for path in sorted(folder.glob("worker-*.jsonl")):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            leases = [line for line in lines if isinstance(line, list)]
+            batches = [line for line in lines if isinstance(line, dict)]
+            given = [(epoch, position) for epoch, start, stop in leases for position in range(start, stop)]
+            self.records += [number for batch in batches for number in batch["records"]]
+            self.positions.append(given[: batches[-1]["position"]])
+            self.open += given[batches[-1]["position"] :]
+            self.num_batches += len(batches)
+
+
+def test_two_workers_train_on_every_record_of_an_epoch_exactly_once(start: StartJob, tmp_path: Path) -> None:
+    images = jobs.write_images(tmp_path / "images", num_train=101, num_heldout=10, spoilt={8})
+    job = start(f"""{NOTED}
+
+def job():
+    data = Noted({str(images)!r}, resize=10, crop=8, notes=Path({str(tmp_path)!r}))
+    return tiny(data=data, num_steps=90, pace=Bounded(2))
+""")
+    assert job.end() == 0, job.stderr
+    result, notes = job.result(), Notes(tmp_path)
+    assert notes.num_batches == result["pushes_acknowledged"], "every batch became an acknowledged push"
+    assert len(notes.positions) == 2 and all(len(mine) > 101 for mine in notes.positions), "both took part"
+    trained = [place for mine in notes.positions for place in mine]
+    granted = sorted(trained + notes.open)
+    assert granted == [divmod(i, 101) for i in range(len(granted))], "each position was granted to one worker only"
+    assert result["records_repeated"] == 0
+    assert result["epochs"] == pytest.approx(len(trained) / 101, abs=1e-4)
+    finished = min((epoch for epoch, _ in notes.open), default=int(result["epochs"]))
+    assert finished >= 2
+    # Files in turn: records 0 to 50 are the even pictures. The spoilt one is met, and is no part of a batch.
+    order = Order(101, seed=0)
+    pictures = [*range(0, 101, 2), *range(1, 101, 2)]
+    met = Counter(pictures[order.records(Lease(epoch, at, at + 1))[0]] for epoch, at in trained)
+    assert set(met) == set(range(101)) and min(met.values()) >= finished
+    assert Counter(notes.records) == Counter({number: count for number, count in met.items() if number != 8})
 
 
 class Ledgers:

@@ -12,9 +12,13 @@ from tests.launch import jobs
 
 pytestmark = pytest.mark.process
 
-# Worker i of two computes the i-th half of what one worker alone computes at once. No batch norm, which sees batches.
+# Worker i of two computes the i-th half of what one worker alone computes at once, whatever its leases are. No batch
+# norm, which sees batches.
 HALVES = """
 import keras
+from absl import flags
+
+from downpour.model.order import forever
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,13 @@ class Plain:
 
 @dataclass(frozen=True)
 class Halves(GeneratedImages):
-    def training(self, *, batch_size, seed):
-        whole = super().training(batch_size=8, seed=0)
+    def training(self, *, batch_size, seed, leases):
+        whole = super().training(batch_size=8, seed=seed, leases=forever(self.num_records, 8))
 
         def parts():
             for images, labels in whole:
-                part = slice(seed * batch_size, (seed + 1) * batch_size)
-                yield images[part], labels[part]
+                start = flags.FLAGS.index * batch_size
+                yield images[start : start + batch_size], labels[start : start + batch_size], 0
 
         return Batches(parts(), whole.counts)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downpour.model.data import GeneratedImages, ImageRecords, multi_hot, shuffled_records
+from downpour.model.data import Batches, GeneratedImages, ImageRecords, multi_hot
 from downpour.model.labels import LABELS_FILE, LabelTree
+from downpour.model.order import Lease, Order, forever
 from downpour.model.records import LabelledImage, TooManyBadRecords, read_records, write_records
 
 TREE = LabelTree(names=("fruit", "apple", "pear", "tool", "hammer"), parents=(-1, 0, 0, -1, 3))
@@ -63,6 +64,11 @@ IN_MEMORY, STREAMED = 1 << 28, 0
 both_ways = pytest.mark.parametrize("memory_bytes", [IN_MEMORY, STREAMED])
 
 
+def training(data, *, batch_size: int, seed: int = 0, leases=None) -> Batches:
+    """Batches of a data set that one worker has for itself, in leases that fit nothing."""
+    return data.training(batch_size=batch_size, seed=seed, leases=leases or forever(data.num_records, 7))
+
+
 def numbers(batches, count: int) -> list[int]:
     return [number_of(image) for _, (images, _) in zip(range(count), batches, strict=False) for image in images]
 
@@ -70,7 +76,7 @@ def numbers(batches, count: int) -> list[int]:
 @both_ways
 def test_training_batches_have_one_shape_and_run_across_epochs(make_folder, memory_bytes):
     data = ImageRecords(make_folder(num_images=50), resize=12, crop=8, memory_bytes=memory_bytes)
-    with data.training(batch_size=16, seed=1) as batches:
+    with training(data, batch_size=16, seed=1) as batches:
         seen = []
         for _, (images, labels) in zip(range(25), batches, strict=False):
             assert images.shape == (16, 8, 8, 3)
@@ -85,7 +91,7 @@ def test_training_batches_have_one_shape_and_run_across_epochs(make_folder, memo
 @both_ways
 def test_the_seed_decides_the_order(make_folder, memory_bytes):
     data = ImageRecords(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes)
-    orders = [numbers(data.training(batch_size=10, seed=seed), 5) for seed in (1, 1, 2)]
+    orders = [numbers(training(data, batch_size=10, seed=seed), 5) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[2]) == list(range(50))
 
@@ -94,28 +100,62 @@ def test_the_seed_decides_the_order(make_folder, memory_bytes):
 def test_labels_come_with_their_ancestors(make_folder, memory_bytes):
     data = ImageRecords(make_folder(), resize=12, crop=12, memory_bytes=memory_bytes)
     rows = {0: [1, 1, 0, 0, 0], 1: [1, 0, 1, 0, 0], 2: [0, 0, 0, 1, 1]}
-    with data.training(batch_size=50, seed=0) as batches:
+    with training(data, batch_size=50, seed=0) as batches:
         images, labels = next(batches)
     for image, row in zip(images, labels, strict=True):
         assert row.tolist() == rows[number_of(image) % 3]
 
 
-def test_streamed_epochs_mix_files_and_positions(make_folder):
-    folder = make_folder(num_images=600, num_files=12)
-    files = sorted(folder.glob("train-*"))
-    rng = np.random.default_rng(0)
-    first, second = ([(r.path, r.number) for r in shuffled_records(files, rng)] for _ in range(2))
-    assert sorted(first) == sorted((path, number) for path in files for number in range(50))
-    assert first != second
-    assert len({path for path, _ in first[:100]}) > 8
+@both_ways
+def test_workers_meet_what_their_leases_name(make_folder, memory_bytes):
+    """However leases are cut and shared out: the same records, in the same windows, mirrored alike."""
+    data = ImageRecords(make_folder(num_images=200, num_files=3), resize=12, crop=8, memory_bytes=memory_bytes)
+    with training(data, batch_size=200, seed=5) as batches:
+        whole = [image.tobytes() for image in next(batches)[0]]
+    shared = {}
+    for mine in ([Lease(0, 0, 30), Lease(0, 90, 150)], [Lease(0, 30, 90), Lease(0, 150, 200)]):
+        positions = [position for lease in mine for position in range(lease.start, lease.stop)]
+        with data.training(batch_size=5, seed=5, leases=iter(mine)) as batches:
+            images = [image.tobytes() for images, _ in batches for image in images]
+        shared |= dict(zip(positions, images, strict=True))
+    assert [shared[position] for position in range(200)] == whole
 
 
-def test_a_small_shuffle_buffer_still_gives_every_record_once(make_folder, monkeypatch):
-    monkeypatch.setattr("downpour.model.data._SHUFFLE_RECORDS", 7)
-    files = sorted(make_folder(num_images=100).glob("train-*"))
-    order = [(r.path, r.number) for r in shuffled_records(files, np.random.default_rng(0))]
-    assert len(order) == len(set(order)) == 100
-    assert order != sorted(order)
+@both_ways
+def test_records_are_those_of_the_order(make_folder, memory_bytes):
+    data = ImageRecords(make_folder(num_images=60, num_files=1), resize=12, crop=8, memory_bytes=memory_bytes)
+    order = Order(60, 3, 1 if memory_bytes else 64)
+    leases = [Lease(7, 10, 25), Lease(9, 0, 15)]
+    with data.training(batch_size=30, seed=3, leases=iter(leases)) as batches:
+        assert numbers(batches, 1) == [place.record for place in order.places(leases)]
+
+
+@both_ways
+def test_batches_end_with_the_leases_and_leave_out_a_short_one(make_folder, memory_bytes):
+    data = ImageRecords(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes)
+    generated = GeneratedImages(image_size=4, num_labels=3, num_records=50)
+    for each in (data, generated):
+        with training(each, batch_size=8, leases=iter([Lease(0, 0, 9), Lease(1, 20, 33)])) as batches:
+            found = [(len(images), batches.position) for images, _ in batches]
+        assert found == [(8, 8), (8, 16)]
+
+
+@both_ways
+def test_the_position_counts_bad_records_too(make_folder, memory_bytes):
+    folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE], num_good=120)
+    data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
+    bad = Order(121, 0, 1 if memory_bytes else 64).records(Lease(0, 0, 121)).tolist().index(0)
+    with training(data, batch_size=10) as batches:
+        for number in range(1, 10):
+            next(batches)
+            assert batches.position == 10 * number + (bad < 10 * number)
+
+
+@both_ways
+def test_a_lease_of_other_data_is_refused(make_folder, memory_bytes):
+    data = ImageRecords(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes)
+    with pytest.raises(ValueError, match=r"positions 40 to 60 .* epoch of 50 records"):
+        next(training(data, batch_size=1, leases=iter([Lease(0, 40, 60)])))
 
 
 def test_heldout_is_one_ordered_pass_with_a_short_end(make_folder):
@@ -146,7 +186,7 @@ def corners(images: np.ndarray) -> list[tuple[int, int, int]]:
 
 def test_crops_reach_every_corner_and_half_are_mirrored(tmp_path):
     data = ImageRecords(gradient_folder(tmp_path / "g"), resize=20, crop=16)
-    with data.training(batch_size=1000, seed=3) as batches:
+    with training(data, batch_size=1000, seed=3) as batches:
         images, _ = next(batches)
     assert images.min() >= -1
     assert images.max() <= 1
@@ -158,7 +198,7 @@ def test_crops_reach_every_corner_and_half_are_mirrored(tmp_path):
 
 def test_mirror_can_be_turned_off(tmp_path):
     data = ImageRecords(gradient_folder(tmp_path / "g"), resize=20, crop=16, mirror=False)
-    with data.training(batch_size=200, seed=3) as batches:
+    with training(data, batch_size=200, seed=3) as batches:
         assert {step for *_, step in corners(next(batches)[0])} == {1}
 
 
@@ -196,7 +236,7 @@ UNKNOWN_LABEL = LabelledImage(numbered_image(0).encoded, (5,), "unknown label")
 def test_undecodable_record_is_skipped_counted_and_named(make_folder, memory_bytes, bad, reason):
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [bad], num_good=120)
     data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
-    with data.training(batch_size=120, seed=0) as batches:
+    with training(data, batch_size=120, seed=0) as batches:
         seen = numbers(batches, 2)
     assert sorted(seen) == sorted([*range(120)] * 2)
     assert batches.counts.skipped in ([1] if memory_bytes else [1, 2])  # once kept; once an epoch streamed
@@ -211,7 +251,7 @@ def test_truncated_file_is_counted_and_the_next_file_is_read(make_folder, memory
     torn = folder / "train-00000.tfrecord"
     torn.write_bytes(torn.read_bytes()[:-5])
     data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
-    with data.training(batch_size=300, seed=0) as batches:
+    with training(data, batch_size=300, seed=0) as batches:
         seen = numbers(batches, 1)
     assert set(seen) >= set(range(300)) - {298}
     assert 298 not in seen
@@ -223,7 +263,7 @@ def test_more_than_one_percent_bad_fails_clearly(make_folder, memory_bytes):
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE] * 2, num_good=120)
     data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
     with pytest.raises(TooManyBadRecords, match=r"2 of 122 records .* record 0: .*Unknown image"):
-        numbers(data.training(batch_size=60, seed=0), 10)
+        numbers(training(data, batch_size=60, seed=0), 10)
 
 
 @both_ways
@@ -231,12 +271,24 @@ def test_a_set_of_which_nothing_decodes_fails_too(make_folder, memory_bytes):
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE] * 1500, num_good=0)
     data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
     with pytest.raises(TooManyBadRecords, match=r"(1000 of 1000|1500 of 1500) records"):
-        next(data.training(batch_size=1, seed=0))
+        next(training(data, batch_size=1, seed=0))
+
+
+def test_a_few_records_of_a_large_streamed_set_are_no_reason_to_fail(make_folder):
+    """A worker of many sees a small part of each epoch; one bad record among its first says little."""
+    folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE], num_good=300)
+    data = ImageRecords(folder, resize=12, crop=8, memory_bytes=STREAMED)
+    bad = Order(301, 0, 64).records(Lease(0, 0, 301)).tolist().index(0)
+    start = max(bad - 5, 0)
+    leases = [Lease(0, start, start + 20), Lease(1, 0, 1)]
+    with training(data, batch_size=20, leases=iter(leases)) as batches:
+        assert len(numbers(batches, 1)) == 20
+    assert (batches.counts.read, batches.counts.skipped) == (21, 1)
 
 
 def test_a_few_bad_records_at_the_start_of_a_pass_in_order_are_no_reason_to_fail(make_folder):
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE] * 15, num_good=1600)
-    with ImageRecords(folder, resize=12, crop=8).training(batch_size=1600, seed=0) as batches:
+    with training(ImageRecords(folder, resize=12, crop=8), batch_size=1600) as batches:
         assert len(set(numbers(batches, 1))) == 1600
     assert (batches.counts.read, batches.counts.skipped) == (1615, 15)
 
@@ -282,7 +334,7 @@ def test_impossible_crops_are_refused(resize, crop):
 
 def test_impossible_batches_are_refused(make_folder):
     for data in (ImageRecords(make_folder()), GeneratedImages(image_size=8, num_labels=4)):
-        for start in (lambda d=data: d.training(batch_size=0, seed=0), lambda d=data: d.heldout(batch_size=0)):
+        for start in (lambda d=data: training(d, batch_size=0), lambda d=data: d.heldout(batch_size=0)):
             with pytest.raises(ValueError, match="batch_size is 0"):
                 start()
 
@@ -290,7 +342,7 @@ def test_impossible_batches_are_refused(make_folder):
 @both_ways
 def test_closing_ends_the_threads(make_folder, memory_bytes):
     before = set(threading.enumerate())
-    batches = ImageRecords(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes).training(batch_size=4, seed=0)
+    batches = training(ImageRecords(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes), batch_size=4)
     next(batches)
     batches.close()
     batches.close()
@@ -301,7 +353,7 @@ def test_closing_ends_the_threads(make_folder, memory_bytes):
 
 def test_generated_images_repeat_by_seed_and_differ_between_seeds():
     data = GeneratedImages(image_size=20, num_labels=50)
-    first, again, other = (next(data.training(batch_size=4, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (next(training(data, batch_size=4, seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(first[0], again[0])
     assert not np.array_equal(first[0], other[0])
     images, labels = first
@@ -311,9 +363,23 @@ def test_generated_images_repeat_by_seed_and_differ_between_seeds():
     assert np.abs(images).max() <= 1
 
 
+def test_a_generated_image_depends_on_its_number_alone():
+    data = GeneratedImages(image_size=8, num_labels=5, num_records=40)
+
+    def by_record(epoch: int, batch_size: int) -> dict[int, bytes]:
+        lease = Lease(epoch, 0, 40)
+        batches = data.training(batch_size=batch_size, seed=2, leases=iter([lease]))
+        images = [image.tobytes() for images, _ in batches for image in images]
+        return dict(zip(Order(40, 2).records(lease).tolist(), images, strict=True))
+
+    first = by_record(0, 8)
+    assert len(set(first.values())) == 40
+    assert by_record(1, 20) == first
+
+
 def test_generated_labels_hold_their_ancestors():
     data = GeneratedImages(image_size=4, num_labels=1000)
-    _, labels = next(data.training(batch_size=64, seed=0))
+    _, labels = next(training(data, batch_size=64, seed=0))
     for row in labels:
         names = np.nonzero(row)[0].tolist()
         assert tuple(names) == data.labels.with_ancestors(names)
@@ -322,7 +388,7 @@ def test_generated_labels_hold_their_ancestors():
 def test_generated_images_show_their_labels():
     """A linear map fitted on some images tells the labels of others: there is something to learn."""
     data = GeneratedImages(image_size=8, num_labels=20, labels_per_image=1, num_heldout=100)
-    images, labels = next(data.training(batch_size=2000, seed=0))
+    images, labels = next(training(data, batch_size=2000, seed=0))
     weights, *_ = np.linalg.lstsq(images.reshape(2000, -1), labels, rcond=None)
     heldout, truth = next(data.heldout(batch_size=100))
     assert ((heldout.reshape(100, -1) @ weights > 0.5) == truth).mean() > 0.97

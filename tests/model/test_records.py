@@ -5,6 +5,7 @@ import pytest
 from downpour.model.records import (
     LabelledImage,
     RecordCounts,
+    RecordIndex,
     TooManyBadRecords,
     frame,
     read_records,
@@ -82,6 +83,46 @@ def test_search_for_the_next_record_crosses_its_window(tmp_path, monkeypatch):
     for size in range(40, 80):
         records = read(tmp_path, flipped(frame(b"x" * size), 0) + FRAMED[0])
         assert [record.data for record in records] == [None, DATA[0]], size
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards"])
+def test_reading_by_number_agrees_with_reading_in_order(tmp_path, order):
+    contents = [b"".join(FRAMED), b"", b"GIF89a" * 1000, b"".join(FRAMED[:2]) + FRAMED[2][:50], FRAMED[0]]
+    contents += [flipped(b"".join(FRAMED), STARTS[2] + byte) for byte in (0, 9, 12, 100, len(FRAMED[2]) - 1)]
+    files = [tmp_path / f"{i}.tfrecord" for i in range(len(contents))]
+    for path, content in zip(files, contents, strict=True):
+        path.write_bytes(content)
+    expected = [record for path in files for record in read_records(path)]
+    index = RecordIndex(files)
+    assert len(index) == len(expected)
+    numbers = list(range(len(expected)))[:: 1 if order == "forwards" else -1]
+    assert list(index.read(numbers)) == [expected[number] for number in numbers]
+
+
+def test_reading_by_number_holds_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("downpour.model.records._OPEN_FILES", 2)
+    files = [tmp_path / f"{i}.tfrecord" for i in range(5)]
+    for i, path in enumerate(files):
+        path.write_bytes(frame(b"%d first" % i) + frame(b"%d second" % i))
+    opened, closed = [], []
+
+    def watched(*arguments):
+        file = open(*arguments)
+        opened.append(file)
+        return file
+
+    monkeypatch.setattr("downpour.model.records.open", watched, raising=False)
+    index = RecordIndex(files)
+    opened.clear()
+    reading = index.read([0, 2, 0, 4, 1, 9, 3])
+    seen = []
+    for record in reading:
+        seen.append(record.data)
+        closed.append(sum(file.closed for file in opened))
+    assert seen == [b"0 first", b"1 first", b"0 first", b"2 first", b"0 second", b"4 second", b"1 second"]
+    assert len(opened) == 5, "the file used last stays open"
+    assert len(opened) - closed[-1] == 2
+    assert all(file.closed for file in opened)
 
 
 def test_a_file_of_other_bytes_is_one_bad_record(tmp_path):

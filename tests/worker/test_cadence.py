@@ -53,6 +53,7 @@ class Batches:
     """Batches of one number: 0, 1, 2, ..."""
 
     counts = RecordCounts()
+    position = 0
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
@@ -73,7 +74,7 @@ class Silent:
 
     def read(self, counts: RecordCounts) -> None: ...
 
-    def exchanged(self, answer: Any) -> None:
+    def exchanged(self, answer: Any, records_done: int) -> None:
         self.num_pushes += answer.acknowledged
         self.num_pulls += answer.parameters is not None
 

@@ -6,13 +6,15 @@ import math
 
 import pytest
 
+from downpour.model.order import Lease
 from downpour.proto.chief_pb2 import WorkerReport
 from downpour.proto.errors import WorkerSuperseded
 from downpour.worker.coordinator import Coordinator
+from downpour.worker.leases import LeaseTable
 
 
 def coordinator(max_train_s: float = math.inf) -> Coordinator:
-    return Coordinator(num_steps=100, checkpoint_every_steps=30, max_train_s=max_train_s)
+    return Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20), max_train_s=max_train_s)
 
 
 def report(worker: int = 0, incarnation: int = 1, steps: int = 0, version: int = 0, **more: object) -> WorkerReport:
@@ -99,9 +101,40 @@ def test_progress_before_anything_happened() -> None:
 
 
 def test_nobody_must_wait_for_workers_that_ended_were_lost_or_never_came() -> None:
-    c = Coordinator(num_steps=100, checkpoint_every_steps=30, num_workers=3, lease_s=10, opened_s=0)
+    c = Coordinator(
+        num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20), num_workers=3, lease_s=10, opened_s=0
+    )
     c.report(WorkerReport(worker=0, incarnation=5, finished=True), 1)
     c.report(WorkerReport(worker=1, incarnation=6), 1)
     assert c.absent(9) == [(0, 5)]
     assert c.absent(10.5) == [(0, 5), (2, 0)]
     assert c.absent(11.5) == [(0, 5), (1, 6), (2, 0)]
+
+
+def test_leases_of_workers_that_end_are_lost_or_superseded_are_given_to_others() -> None:
+    c = coordinator()
+    assert [c.lease(worker, 1, 0, 0.0) for worker in range(3)] == [Lease(0, 0, 20), Lease(0, 20, 40), Lease(0, 40, 60)]
+    c.report(report(worker=0, records_done=8, finished=True), 1.0)
+    c.register(1, 2, "host b", 1.0)
+    c.report(report(worker=2, records_done=16), 2.0)
+    assert c.lease(3, 1, 0, 20.0) == Lease(0, 8, 20), "worker 0 has finished"
+    assert c.lease(3, 1, 1, 20.0) == Lease(0, 20, 40), "worker 1 was superseded"
+    assert c.lease(3, 1, 2, 20.0) == Lease(0, 60, 80)
+    c.report(report(worker=3), 32.0)
+    assert c.lease(3, 1, 3, 32.1) == Lease(0, 56, 60), "worker 2 was silent for a lease"
+    assert c.leases.records_repeated == 12 + 20 + 4
+    assert c.leases.epochs == pytest.approx(0.24)
+
+
+def test_asking_for_a_lease_is_a_sign_of_life() -> None:
+    c = coordinator()
+    c.lease(0, 1, 0, 0.0)
+    c.lease(0, 1, 1, 25.0)
+    assert c.lease(1, 1, 0, 50.0) == Lease(0, 40, 60)
+
+
+def test_an_older_incarnation_gets_no_lease() -> None:
+    c = coordinator()
+    c.register(0, 2, "host b", 0.0)
+    with pytest.raises(WorkerSuperseded, match="worker 0 was taken over by host b"):
+        c.lease(0, 1, 0, 1.0)

@@ -63,6 +63,7 @@ class FakeBatches:
     """Endless empty batches."""
 
     counts = RecordCounts()
+    position = 0
 
     def __next__(self) -> tuple[list[int], None]:
         return [0] * 8, None
@@ -128,7 +129,7 @@ def serving(folder: Path, **changes: Any) -> Iterator[Cluster]:
     job = Plan(
         recipe="test", rule=Momentum(0.5), schedule=Constant(0.05), pace=Async(),
         staleness=Keep(), num_workers=2, lease_s=30, num_steps=30,
-        checkpoint_every_steps=10, max_train_s=math.inf, facts={},
+        checkpoint_every_steps=10, max_train_s=math.inf, num_records=160, lease_records=20, facts={},
     )  # fmt: skip
     chief = Chief(replace(job, **changes), folder, host="127.0.0.1", port=0)
     pool = ThreadPoolExecutor(8)

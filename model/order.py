@@ -1,0 +1,132 @@
+"""The order in which an epoch's records are trained on, and the leases that cut it into pieces.
+
+The order is a function of the number of records, the seed and the epoch, never of the number of workers: whoever
+trains positions [start, stop) of an epoch meets the same records, and treats them alike (`augmentation`). Pure numpy;
+each iterating thread has an `Order` of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WINDOW_BLOCKS = 16
+_KEPT_EPOCHS = 2
+
+
+@dataclass(frozen=True, order=True)
+class Lease:
+    """Positions [start, stop) of an epoch's order, for one worker to train on."""
+
+    epoch: int
+    start: int
+    stop: int
+
+    @property
+    def num_records(self) -> int:
+        """How many positions it has."""
+        return self.stop - self.start
+
+
+class Place(NamedTuple):
+    """One position of an epoch, and the number of the record that stands there."""
+
+    epoch: int
+    position: int
+    record: int
+
+
+class Order:
+    """The order of every epoch's records.
+
+    Blocks of consecutive records are permuted. With blocks of more than one, records are then shuffled inside windows
+    of 16 blocks, so that those read about the same time lie in few places of the disk. Windows begin at multiples of
+    their length, so the order does not depend on how leases are cut. The last block may be short.
+
+    Args:
+        num_records: Records of an epoch; at least 1.
+        seed: Another seed gives another order; at least 0.
+        block: Consecutive records that stay in one window; 1 shuffles all records.
+    """
+
+    def __init__(self, num_records: int, seed: int, block: int = 1) -> None:
+        if num_records < 1 or seed < 0 or block < 1:
+            raise ValueError(
+                f"num_records is {num_records}, seed {seed} and block {block}; give at least 1 record, 0 and 1"
+            )
+        self._num_records = num_records
+        self._seed = seed
+        self._block = block
+        self._num_blocks = -(-num_records // block)
+        self._permutations: dict[int, NDArray[np.int64]] = {}
+
+    def records(self, lease: Lease) -> NDArray[np.int64]:
+        """[stop - start] numbers of the records at a lease's positions.
+
+        Raises:
+            ValueError: The positions are not within an epoch.
+        """
+        if not 0 <= lease.start <= lease.stop <= self._num_records:
+            raise ValueError(
+                f"positions {lease.start} to {lease.stop} are not within an epoch of {self._num_records} records; "
+                "chief and workers count different records: give all of them the same data"
+            )
+        if self._block == 1:
+            return self._permutation(lease.epoch)[lease.start : lease.stop]
+        return self._in_blocks(lease.epoch, self._within_windows(lease))
+
+    def places(self, leases: Iterable[Lease]) -> Iterator[Place]:
+        """Every position of some leases, in order."""
+        for lease in leases:
+            numbers = self.records(lease).tolist()
+            for position, number in zip(range(lease.start, lease.stop), numbers, strict=True):
+                yield Place(lease.epoch, position, number)
+
+    def _within_windows(self, lease: Lease) -> NDArray[np.int64]:
+        """[stop - start]: where a lease's positions fall once every window is shuffled."""
+        length = self._block * _WINDOW_BLOCKS
+        first, last = lease.start // length, -(-lease.stop // length)
+        windows = [np.zeros(0, np.int64)]
+        for window in range(first, last):
+            size = min(length, self._num_records - window * length)
+            rng = np.random.default_rng([self._seed, lease.epoch, 1 + window])
+            windows.append(window * length + rng.permutation(size))
+        return np.concatenate(windows)[lease.start - first * length : lease.stop - first * length]
+
+    def _in_blocks(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The records at some positions of the permuted blocks."""
+        permutation = self._permutation(epoch)
+        # Where the short block stands, everything behind it moves up by what it lacks.
+        missing = self._num_blocks * self._block - self._num_records
+        short = int(np.flatnonzero(permutation == self._num_blocks - 1)[0])
+        behind = positions >= (short + 1) * self._block - missing
+        places, offsets = np.divmod(positions + missing * behind, self._block)
+        return permutation[places] * self._block + offsets
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        """[num_blocks], of an epoch; the last few are kept, since leases of two epochs may take turns."""
+        if epoch not in self._permutations:
+            while len(self._permutations) >= _KEPT_EPOCHS:
+                del self._permutations[min(self._permutations)]
+            self._permutations[epoch] = np.random.default_rng([self._seed, epoch]).permutation(self._num_blocks)
+        return self._permutations[epoch]
+
+
+def augmentation(seed: int, epoch: int, position: int) -> np.random.Generator:
+    """Random numbers that depend on these three alone, so a record is treated alike whoever trains on it."""
+    key = np.array([seed, epoch], np.uint64)
+    counter = np.array([0, position, 0, 0], np.uint64)  # the first word counts up, from position to position apart
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def forever(num_records: int, lease_records: int) -> Iterator[Lease]:
+    """Leases of at most `lease_records`, epoch after epoch, for one worker without a chief."""
+    epoch = 0
+    while True:
+        for start in range(0, num_records, lease_records):
+            yield Lease(epoch, start, min(start + lease_records, num_records))
+        epoch += 1
