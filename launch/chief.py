@@ -11,9 +11,7 @@ from downpour.launch import entry, recipe, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
 from downpour.worker.chief import Chief, Plan
-
-_LEASE_BATCHES = 4  # a call to the chief for so many batches, which are also what a worker that dies leaves behind
-_LEASES_PER_EPOCH = 4  # each worker gets at least so many, so that small sets are shared evenly
+from downpour.worker.leases import lease_records
 
 topology.define_flags("chief")
 
@@ -55,7 +53,7 @@ def _plan(job: Job) -> Plan:
         checkpoint_every_steps=job.checkpoint_every_steps,
         max_train_s=job.max_train_s,
         num_records=job.data.num_records,
-        lease_records=_lease_records(job),
+        lease_records=lease_records(job.data.num_records, job.batch_size, job.cluster.num_workers),
         average=job.average,
         facts={
             "head_slices": job.slicing[0].num_slices if job.slicing else 1,
@@ -63,12 +61,6 @@ def _plan(job: Job) -> Plan:
             "codec": job.exchange.codec,
         },
     )
-
-
-def _lease_records(job: Job) -> int:
-    """Whole batches, at least one: a few, unless the epoch is too short for all workers to get several leases."""
-    batches = job.data.num_records // (job.batch_size * job.cluster.num_workers * _LEASES_PER_EPOCH)
-    return job.batch_size * min(max(batches, 1), _LEASE_BATCHES)
 
 
 if __name__ == "__main__":

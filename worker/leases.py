@@ -18,6 +18,21 @@ from typing import Any, Self
 from downpour.model.order import Lease
 from downpour.proto.errors import WorkerSuperseded
 
+_LEASE_BATCHES = 4  # between two calls to the chief
+_LEASES_PER_EPOCH = 4  # each worker gets at least so many, so that small sets are shared evenly
+
+
+def lease_records(num_records: int, batch_size: int, num_workers: int) -> int:
+    """How many records a lease should have: whole batches, a few, or fewer where an epoch is too short; at least one.
+
+    Args:
+        num_records: Of an epoch.
+        batch_size: Records that a worker trains on at a time.
+        num_workers: Who share an epoch.
+    """
+    batches = num_records // (batch_size * num_workers * _LEASES_PER_EPOCH)
+    return batch_size * min(max(batches, 1), _LEASE_BATCHES)
+
 
 @dataclass
 class _Holder:

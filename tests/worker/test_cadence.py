@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,13 +52,13 @@ class Batches:
     """Batches of one number: 0, 1, 2, ..."""
 
     counts = RecordCounts()
-    position = 0
 
     def __init__(self) -> None:
-        self._numbers = itertools.count()
+        self.position = 0
 
     def __next__(self) -> tuple[list[int], None]:
-        return [next(self._numbers)], None
+        self.position += 1
+        return [self.position - 1], None
 
 
 class Silent:
@@ -69,6 +68,7 @@ class Silent:
         self.stop = threading.Event()
         self.num_pushes = 0
         self.num_pulls = 0
+        self.records_done: list[int] = []
 
     def computed(self, **totals: Any) -> None: ...
 
@@ -76,6 +76,7 @@ class Silent:
 
     def exchanged(self, answer: Any, records_done: int) -> None:
         self.num_pushes += answer.acknowledged
+        self.records_done += [records_done] if answer.acknowledged else []
         self.num_pulls += answer.parameters is not None
 
 
@@ -85,7 +86,9 @@ def address() -> Iterator[str]:
         yield f"127.0.0.1:{server.port}"
 
 
-def run(address: str, cadence: Cadence, rule: Rule, rate: float, num_steps: int) -> tuple[np.ndarray, Silent]:
+def run(
+    address: str, cadence: Cadence, rule: Rule, rate: float, num_steps: int, *, overlap: bool = False
+) -> tuple[np.ndarray, Silent]:
     """Trains on one shard; returns its vector and what was exchanged."""
     client = ShardClient(0, address, LAYOUT, 20)
     specification = pb.ShardSpecification(
@@ -95,7 +98,7 @@ def run(address: str, cadence: Cadence, rule: Rule, rate: float, num_steps: int)
     client.initialize(specification, START)
     exchange = Exchange([address], LAYOUT, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20)
     reporter = Silent()
-    train(step, exchange, Batches(), reporter, num_steps=num_steps, overlap=False, cadence=cadence)  # type: ignore[arg-type]
+    train(step, exchange, Batches(), reporter, num_steps=num_steps, overlap=overlap, cadence=cadence)  # type: ignore[arg-type]
     end = exchange.start().result().parameters
     exchange.close()
     client.close()
@@ -111,6 +114,7 @@ def test_accumulate_pushes_the_mean(address: str) -> None:
     np.testing.assert_allclose(end[:SIZE], w, rtol=1e-6)
     np.testing.assert_array_equal(end[SIZE:], START[SIZE:] + 12)
     assert (reporter.num_pushes, reporter.num_pulls) == (4, 4)
+    assert reporter.records_done == [3, 6, 9, 12]
 
 
 @pytest.mark.parametrize(("push_every", "fetch_every"), [(1, 3), (2, 4), (4, 2), (3, 1), (1, 1)])
@@ -132,6 +136,14 @@ def test_downpour_pushes_and_fetches_at_its_own_times(address: str, push_every: 
     np.testing.assert_allclose(end[:SIZE], server, rtol=1e-5, atol=1e-6)
     assert (reporter.num_pushes, reporter.num_pulls) == (pushes, pulls)
     assert (end[SIZE:] == START[SIZE:] + 5 * push_every).all()
+    assert reporter.records_done == [push_every * push for push in range(1, pushes + 1)]
+
+
+@pytest.mark.parametrize("cadence", [EveryStep(), Accumulate(3)])
+def test_with_overlap_records_are_done_one_exchange_later(address: str, cadence: Cadence) -> None:
+    _, reporter = run(address, cadence, SGD(), RATE, 4, overlap=True)
+    assert reporter.records_done == [cadence.push_every * push for push in range(1, reporter.num_pushes + 1)]
+    assert reporter.num_pushes == reporter.num_pulls - 1 >= 4, "the first exchange has nothing to push"
 
 
 def test_local_steps_push_how_far_they_went_to_an_outer_rule(address: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from downpour.model.order import Lease
 from downpour.model.records import RecordCounts
 from downpour.proto import codec
 from downpour.proto.chief_pb2 import ProgressReply, RegisterRequest
@@ -60,13 +61,18 @@ def toward_one(parameters: Parameters, images: Any, labels: Any) -> Result:
 
 
 class FakeBatches:
-    """Endless empty batches."""
+    """Empty batches of 8 records each, of a worker's leases."""
 
     counts = RecordCounts()
-    position = 0
+
+    def __init__(self, leases: Iterator[Lease]) -> None:
+        self.position = 0
+        self._positions = (position for lease in leases for position in range(lease.start, lease.stop))
 
     def __next__(self) -> tuple[list[int], None]:
-        return [0] * 8, None
+        batch = [next(self._positions) for _ in range(8)]
+        self.position += len(batch)
+        return batch, None
 
 
 @dataclass
@@ -104,7 +110,8 @@ class Cluster:
             reporter = Reporter(client, index, incarnation, layout.fingerprint)
             failure = ""
             try:
-                train(step, exchange, FakeBatches(), reporter, num_steps=num_steps, overlap=overlap)  # type: ignore[arg-type]
+                batches = FakeBatches(reporter.leases())
+                train(step, exchange, batches, reporter, num_steps=num_steps, overlap=overlap)  # type: ignore[arg-type]
             except JobFailed as error:
                 failure = str(error)
                 raise
@@ -162,7 +169,9 @@ def test_a_worker_that_never_comes_or_dies_holds_others_up_for_a_lease_only(tmp_
         with pytest.raises(Killed):
             cluster.work(1, step=dies, overlap=overlap)
         living.result(GIVE_UP_S)
-        assert chief.result(GIVE_UP_S)["global_steps"] >= 30
+        summary = chief.result(GIVE_UP_S)
+        assert summary["global_steps"] >= 30
+        assert summary["records_repeated"] > 0, "what the dead one held was given to the other"
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -176,6 +185,10 @@ def test_two_workers_train_and_every_acknowledged_push_is_applied(cluster: Clust
     assert summary["pushes_acknowledged"] == summary["pushes_applied_min"] == summary["pushes_applied_max"]
     assert 30 <= summary["global_steps"] <= 30 + 2 * (1 + overlap)
     assert summary["num_ps"] == 3 and summary["failure"] == ""
+    assert summary["epochs"] * 160 == pytest.approx(8 * summary["pushes_acknowledged"], abs=0.01)
+    assert summary["records_repeated"] == 0
+    for report in cluster.chief._coordinator._reports.values():
+        assert len(report.versions) == 3 and max(report.versions) == report.version
     saved = checkpoint.load(max((cluster.run_dir / "checkpoints").iterdir()))
     w, head, m = LAYOUT.gather(saved.parameters())
     assert abs(w - 1).max() < 0.5 and abs(head - 1).max() < 0.5
@@ -186,10 +199,12 @@ def test_a_worker_that_comes_before_the_chief_has_its_model_waits(cluster: Clust
     client = ChiefClient(f"127.0.0.1:{cluster.chief.port}", GIVE_UP_S)
     hello = RegisterRequest(worker=0, incarnation=1, fingerprint=LAYOUT.fingerprint)
     registered = cluster.pool.submit(client.register, hello)
+    leased = cluster.pool.submit(client.lease, 0, 1, 0)
     assert client.progress().state == ProgressReply.STATE_PREPARING
-    assert not registered.done()
+    assert not registered.done() and not leased.done()
     chief = cluster.run_chief()
     registered.result()
+    assert leased.result() == client.lease(0, 1, 0) == Lease(0, 0, 20), "asked twice, since a reply may be lost"
     cluster.work(0)
     chief.result()
     client.close()

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from downpour.model.order import Lease
 from downpour.proto.errors import WorkerSuperseded
-from downpour.worker.leases import LeaseTable
+from downpour.worker.leases import LeaseTable, lease_records
 
 
 def test_the_next_epoch_begins_at_once() -> None:
@@ -105,6 +105,13 @@ def test_a_worker_that_knows_of_more_leases_than_the_table_must_start_anew() -> 
 def test_impossible_tables_are_refused(num_records: int, lease_records: int) -> None:
     with pytest.raises(ValueError, match="give at least 1 of each"):
         LeaseTable(num_records, lease_records)
+
+
+def test_leases_are_whole_batches_and_short_where_the_epoch_is() -> None:
+    assert lease_records(1 << 20, batch_size=32, num_workers=50) == 128
+    assert lease_records(3173, batch_size=128, num_workers=2) == 384
+    assert lease_records(101, batch_size=4, num_workers=2) == 12
+    assert lease_records(10, batch_size=16, num_workers=2) == 16
 
 
 def test_a_state_gives_back_what_workers_hold_unless_it_names_them() -> None:
