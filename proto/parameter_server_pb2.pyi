@@ -87,6 +87,16 @@ class Numbers(_message.Message):
     values: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class RestoreRequest(_message.Message):
+    __slots__ = ("specification", "directory", "without_slots")
+    SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    specification: ShardSpecification
+    directory: str
+    without_slots: bool
+    def __init__(self, specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., directory: _Optional[str] = ..., without_slots: bool = ...) -> None: ...
+
 class InitializeReply(_message.Message):
     __slots__ = ("kept", "version")
     KEPT_FIELD_NUMBER: _ClassVar[int]
@@ -175,7 +185,7 @@ class StatusRequest(_message.Message):
     def __init__(self, with_layout: bool = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped")
+    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification")
     READY_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +197,7 @@ class StatusReply(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PUSHES_FIELD_NUMBER: _ClassVar[int]
     PUSHES_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     shard: int
     fingerprint: bytes
@@ -198,7 +209,8 @@ class StatusReply(_message.Message):
     state_bytes: int
     pushes: int
     pushes_dropped: int
-    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ...) -> None: ...
+    specification: ShardSpecification
+    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ...) -> None: ...
 
 class WriteCheckpointRequest(_message.Message):
     __slots__ = ("fingerprint", "directory")
@@ -209,9 +221,20 @@ class WriteCheckpointRequest(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., directory: _Optional[str] = ...) -> None: ...
 
 class WriteCheckpointReply(_message.Message):
-    __slots__ = ("file", "version")
+    __slots__ = ("file", "version", "pushes", "checksums")
+    class Checksums(_message.Message):
+        __slots__ = ("tensor", "blocks")
+        TENSOR_FIELD_NUMBER: _ClassVar[int]
+        BLOCKS_FIELD_NUMBER: _ClassVar[int]
+        tensor: str
+        blocks: _containers.RepeatedScalarFieldContainer[int]
+        def __init__(self, tensor: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
     FILE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     file: str
     version: int
-    def __init__(self, file: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+    pushes: int
+    checksums: _containers.RepeatedCompositeFieldContainer[WriteCheckpointReply.Checksums]
+    def __init__(self, file: _Optional[str] = ..., version: _Optional[int] = ..., pushes: _Optional[int] = ..., checksums: _Optional[_Iterable[_Union[WriteCheckpointReply.Checksums, _Mapping]]] = ...) -> None: ...

@@ -44,6 +44,11 @@ class ParameterServerStub(object):
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
                 response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.InitializeReply.FromString,
                 _registered_method=True)
+        self.Restore = channel.unary_unary(
+                '/downpour.v1.ParameterServer/Restore',
+                request_serializer=downpour_dot_proto_dot_parameter__server__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.InitializeReply.FromString,
+                _registered_method=True)
         self.Pull = channel.unary_stream(
                 '/downpour.v1.ParameterServer/Pull',
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.PullRequest.SerializeToString,
@@ -84,6 +89,14 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Restore(self, request, context):
+        """Gives an empty shard its specification and what a checkpoint holds of its part of the model, which the shard reads
+        itself; the checkpoint may be of any number of shards. Otherwise like Initialize.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Pull(self, request, context):
         """The whole vector: the trained part in the wire codec asked for, the statistics in float32, then the frozen part in
         the wire codec. Waits until the job's pace lets the worker go on.
@@ -115,7 +128,7 @@ class ParameterServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WriteCheckpoint(self, request, context):
-        """Writes the shard's state to a file in `directory`, complete or not at all.
+        """Writes the shard's state to a file in `directory`, complete or not at all. Pushes go on meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +145,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
             'Initialize': grpc.stream_unary_rpc_method_handler(
                     servicer.Initialize,
                     request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
+                    response_serializer=downpour_dot_proto_dot_parameter__server__pb2.InitializeReply.SerializeToString,
+            ),
+            'Restore': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.RestoreRequest.FromString,
                     response_serializer=downpour_dot_proto_dot_parameter__server__pb2.InitializeReply.SerializeToString,
             ),
             'Pull': grpc.unary_stream_rpc_method_handler(
@@ -208,6 +226,33 @@ class ParameterServer(object):
             target,
             '/downpour.v1.ParameterServer/Initialize',
             downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
+            downpour_dot_proto_dot_parameter__server__pb2.InitializeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/downpour.v1.ParameterServer/Restore',
+            downpour_dot_proto_dot_parameter__server__pb2.RestoreRequest.SerializeToString,
             downpour_dot_proto_dot_parameter__server__pb2.InitializeReply.FromString,
             options,
             channel_credentials,

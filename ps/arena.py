@@ -1,17 +1,22 @@
 """A shard's memory: its numbers, counters and ledger in one memory-mapped file.
 
-A process that dies leaves the file as it was; the next one maps it and continues. The file is locked while it
-is mapped, so a second process on the same arena is refused. Without a path the memory is anonymous.
+A process that dies leaves the file as it was; the next one maps it, undoes what was cut off in the middle
+(`downpour.ps.undo`), and continues. The file is locked while it is mapped, so a second process on the same arena is
+refused. Without a path the memory is anonymous.
 
     offset 0     header    magic, sizes, checksum of the specification, "complete" mark; 1 page
     4096         the ShardSpecification as protobuf
     ...          counters  one record
     ...          rounds    one record a chunk
     ...          ledger    one record a worker
+    ...          undo log  a few records
     ...          vectors   parameters, each optimizer slot, the average, the sum of a round; float32, each on a page
                            boundary
+    ...          what the undo log has saved
 
-The mark is written last when an arena is created, so a half-created one counts as empty.
+The mark is written last when an arena is created, so a half-created one counts as empty. Nothing is written through to
+a disk before the arena is closed: when the machine itself has gone down meanwhile, which its boot id shows, the file
+may hold anything, and counts as empty, too. Then a checkpoint is what there is.
 Threads: none of its own; `downpour.ps.shard` guards every access.
 """
 
@@ -25,44 +30,35 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps import rules
 from downpour.ps.layout import Layout, from_canonical
+from downpour.ps.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS
 from downpour.ps.named import from_message
 from downpour.ps.pace import ROUND, Sync
-
-NUM_WORKERS = 1024
-STALENESS_BUCKETS = 256
+from downpour.ps.points import reach
+from downpour.ps.sources import BLOCK_ELEMENTS
+from downpour.ps.undo import RECORD, UndoLog
 
 _PAGE = 4096
-_MAGIC = b"DOWNPOUR ARENA 2"
+_MAGIC = b"DOWNPOUR ARENA 3"
 
 _HEADER = np.dtype(
-    [("magic", "S16"), ("specification_bytes", "<u4"), ("specification_crc", "<u4"), ("complete", "<u4")]
-)
-COUNTERS = np.dtype(
     [
-        ("version", "<u8"),  # updates applied
-        ("pushes", "<u8"),  # acknowledged, dropped ones included
-        ("dropped", "<u8"),  # pushes of which some or all was not applied
-        ("refused", "<u8"),  # pushes with non-finite numbers
-        ("repeated", "<u8"),  # pushes that came again after they had been applied
-        ("staleness", "<u8", (STALENESS_BUCKETS,)),  # histogram; the last bucket holds all above
-    ]
-)
-# The last push of each worker. `applied` elements of it are in the parameters; it counts once `complete` is set.
-LEDGER_ENTRY = np.dtype(
-    [
-        ("incarnation", "<u8"),
-        ("sequence", "<u8"),
-        ("applied", "<u8"),
-        ("staleness", "<u8"),
+        ("magic", "S16"),
+        ("specification_bytes", "<u4"),
+        ("specification_crc", "<u4"),
         ("complete", "<u4"),
-        ("dropped", "<u4"),
+        ("closed", "<u4"),  # everything is on the disk, and nothing has been mapped since
+        ("boot", "S40"),  # of the machine, when it was mapped last
     ]
 )
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# Steps at a time: pushes that are received at a time, and one for whatever else. `Sync` changes whole regions, one.
+_NUM_STEPS = 4
 
 
 class Arena:
@@ -71,14 +67,18 @@ class Arena:
     Attributes:
         specification: What the chief initialised it with.
         layout: The layout inside the specification.
-        counters: One COUNTERS record.
+        counters_record: [1] COUNTERS.
+        counters: The record in it.
         ledger: [NUM_WORKERS] LEDGER_ENTRY, indexed by worker.
-        parameters: [n] float32, the shard's vector.
-        slots: One [n] float32 for each optimizer slot, in the order of the rule's `slots`.
-        average: [n] float32, the average of the parameters if the job keeps one; it starts as `start_average` says.
+        vectors: [n] float32 each, by name: `parameters`, `slot.NAME` for each slot of the rule, `slot.average` if the
+            job keeps an average, `sum` of the gradients of a round under the pace `Sync`.
+        parameters: Of the vectors; the shard's vector.
+        slots: Of the vectors, in the order of the rule's `slots`.
+        average: Of the vectors, or None; it starts as `start_average` says.
+        sum: Of the vectors; empty under other paces.
         chunks: (start, stop) of the chunks that a push is cut into.
         rounds: One `downpour.ps.pace.ROUND` a chunk.
-        sum: [n] float32, gradients of the round under the pace `Sync`; empty under others.
+        undo: The undo log.
     """
 
     def __init__(self, memory: mmap.mmap, specification: pb.ShardSpecification, file_descriptor: int | None) -> None:
@@ -86,21 +86,24 @@ class Arena:
         self.layout = from_canonical(specification.layout)
         self._memory = memory
         self._file_descriptor = file_descriptor  # holds the lock for as long as the process lives
-        places = _places(specification, self.layout)
-        self.counters = np.frombuffer(memory, COUNTERS, 1, places.counters)[0]
-        self.ledger = np.frombuffer(memory, LEDGER_ENTRY, NUM_WORKERS, places.ledger)
         self.chunks = _chunks(self.layout, specification.shard)
+        names = vector_names(specification)
+        places = _Places(specification, self.layout, len(names))
+        self.counters_record = np.frombuffer(memory, COUNTERS, 1, places.counters)
+        self.counters = self.counters_record[0]
+        self.ledger = np.frombuffer(memory, LEDGER_ENTRY, NUM_WORKERS, places.ledger)
         self.rounds = np.frombuffer(memory, ROUND, len(self.chunks), places.rounds)
         size = self.layout.size(specification.shard)
         vectors = [np.frombuffer(memory, "<f4", size, at) for at in places.vectors]
-        self.sum = vectors.pop() if _is_sync(specification) else np.empty(0, np.float32)
-        self.average = vectors.pop() if specification.HasField("average") else None
-        self.parameters, *self.slots = vectors
-
-    @property
-    def saved(self) -> list[np.ndarray]:
-        """What a checkpoint holds: parameters, each slot, and the average if there is one."""
-        return [self.parameters, *self.slots, *([] if self.average is None else [self.average])]
+        self.vectors = dict(zip(names, vectors, strict=True))
+        self.parameters = vectors[0]
+        self.slots = vectors[1 : 1 + _num_slots(specification)]
+        self.average = self.vectors.get("slot.average")
+        self.sum = self.vectors.get("sum", np.empty(0, np.float32))
+        saved = np.frombuffer(memory, "<f4", places.num_saved, places.saved)
+        saved = saved.reshape(places.num_steps, len(names), places.longest_step)
+        records = np.frombuffer(memory, RECORD, 1 + places.num_steps, places.undo)
+        self.undo = UndoLog(records, list(saved), vectors, self.counters_record, self.ledger, self.rounds)
 
     @property
     def num_bytes(self) -> int:
@@ -114,24 +117,24 @@ class Arena:
         Raises:
             ValueError: The file is mapped by another process, or there is no room for it.
         """
-        layout = from_canonical(specification.layout)
-        places = _places(specification, layout)
+        places = _Places(specification, from_canonical(specification.layout), len(vector_names(specification)))
         memory, descriptor = _map(path, places.total, empty=True) if path else (mmap.mmap(-1, places.total), None)
+        reach("arena.reserved")
         body = specification.SerializeToString()
         memory[_PAGE : _PAGE + len(body)] = body
         header = np.frombuffer(memory, _HEADER, 1)
         header["magic"], header["specification_bytes"] = _MAGIC, len(body)
-        header["specification_crc"] = zlib.crc32(body)
+        header["specification_crc"], header["boot"] = zlib.crc32(body), _boot_id()
+        reach("arena.described")
         arena = cls(memory, specification, descriptor)
-        for slot, value in zip(
-            arena.slots, from_message(rules.BY_NAME, specification.rule).slots.values(), strict=True
-        ):
+        values = from_message(rules.BY_NAME, specification.rule).slots.values()
+        for slot, value in zip(arena.slots, values, strict=True):
             slot[:] = value
         return arena
 
     @classmethod
     def open(cls, path: Path) -> Arena | None:
-        """Maps a complete arena again; None when there is none.
+        """Maps a complete arena again and undoes what was cut off; None when there is none.
 
         Raises:
             ValueError: The file is mapped by another process, or is not an arena of this version.
@@ -147,7 +150,21 @@ class Arena:
         if header["magic"] != _MAGIC or zlib.crc32(body) != header["specification_crc"]:
             _unlock(descriptor)
             raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
-        return cls(memory, pb.ShardSpecification.FromString(body), descriptor)
+        if not header["closed"] and header["boot"] != _boot_id():
+            _unlock(descriptor)
+            logging.warning("the machine went down while %s was in use; what it holds is not continued", path)
+            return None
+        specification = pb.ShardSpecification.FromString(body)
+        layout = from_canonical(specification.layout)
+        if len(memory) < _Places(specification, layout, len(vector_names(specification))).total:
+            _unlock(descriptor)
+            raise ValueError(f"the arena {path} is cut off at {len(memory):,} bytes; remove it or give another --arena")
+        header["closed"], header["boot"] = 0, _boot_id()
+        arena = cls(memory, specification, descriptor)
+        undone = arena.undo.recover()
+        if undone:
+            logging.info("undid %d changes that the death of the process had cut off", undone)
+        return arena
 
     def start_average(self) -> None:
         """The average, if there is one, begins at the present parameters."""
@@ -157,32 +174,49 @@ class Arena:
     def mark_complete(self) -> None:
         """From here on the file is worth continuing from."""
         np.frombuffer(self._memory, _HEADER, 1)["complete"] = 1
+        reach("arena.complete")
 
     def close(self) -> None:
-        """Gives up the lock. The numbers stay mapped until nobody refers to them."""
+        """Writes everything to the file's disk and gives up the lock; nothing may change the numbers any longer.
+
+        They stay mapped until nobody refers to them.
+        """
         if self._file_descriptor is not None:
+            self._memory.flush()
+            np.frombuffer(self._memory, _HEADER, 1)["closed"] = 1
+            self._memory.flush(0, _PAGE)
             _unlock(self._file_descriptor)
             self._file_descriptor = None
 
 
+def vector_names(specification: pb.ShardSpecification) -> list[str]:
+    """Names of a shard's vectors, in their order."""
+    slots = [f"slot.{slot}" for slot in from_message(rules.BY_NAME, specification.rule).slots]
+    average = ["slot.average"] * specification.HasField("average")
+    return ["parameters", *slots, *average, *["sum"] * _is_sync(specification)]
+
+
 class _Places:
-    """Byte offsets of the parts of an arena."""
+    """Byte offsets of the parts of an arena, and how much its undo log saves."""
 
-    def __init__(self, specification_bytes: int, num_chunks: int, vector_bytes: int, num_vectors: int) -> None:
-        self.counters = _page_up(_PAGE + specification_bytes)
+    def __init__(self, specification: pb.ShardSpecification, layout: Layout, num_vectors: int) -> None:
+        chunks = _chunks(layout, specification.shard)
+        size = layout.size(specification.shard)
+        self.num_steps, self.longest_step = _NUM_STEPS, min(BLOCK_ELEMENTS, size)
+        for group in layout.factored(specification.shard):  # of which a step is whole rows
+            self.longest_step = max(self.longest_step, *(r.size // group.num_inputs for r in group.ranges))
+        if _is_sync(specification):
+            self.num_steps, self.longest_step = 1, max((stop - start for start, stop in chunks), default=0)
+        self.counters = _page_up(_PAGE + specification.ByteSize())
         self.rounds = self.counters + _page_up(COUNTERS.itemsize)
-        self.ledger = self.rounds + _page_up(ROUND.itemsize * num_chunks)
-        first = self.ledger + _page_up(LEDGER_ENTRY.itemsize * NUM_WORKERS)
-        stride = _page_up(vector_bytes)
+        self.ledger = self.rounds + _page_up(ROUND.itemsize * len(chunks))
+        self.undo = self.ledger + _page_up(LEDGER_ENTRY.itemsize * NUM_WORKERS)
+        first = self.undo + _page_up(RECORD.itemsize * (1 + self.num_steps))
+        stride = _page_up(4 * size)
         self.vectors = [first + i * stride for i in range(num_vectors)]
-        self.total = first + num_vectors * stride
-
-
-def _places(specification: pb.ShardSpecification, layout: Layout) -> _Places:
-    rule = from_message(rules.BY_NAME, specification.rule)
-    num_chunks = len(_chunks(layout, specification.shard))
-    num_vectors = 1 + len(rule.slots) + specification.HasField("average") + _is_sync(specification)
-    return _Places(specification.ByteSize(), num_chunks, 4 * layout.size(specification.shard), num_vectors)
+        self.saved = first + num_vectors * stride
+        self.num_saved = self.num_steps * num_vectors * self.longest_step
+        self.total = self.saved + _page_up(4 * self.num_saved)
 
 
 def _chunks(layout: Layout, shard: int) -> list[tuple[int, int]]:
@@ -194,6 +228,18 @@ def _chunks(layout: Layout, shard: int) -> list[tuple[int, int]]:
 
 def _is_sync(specification: pb.ShardSpecification) -> bool:
     return specification.pace.name == Sync.__name__
+
+
+def _num_slots(specification: pb.ShardSpecification) -> int:
+    return len(from_message(rules.BY_NAME, specification.rule).slots)
+
+
+def _boot_id() -> bytes:
+    """Differs after every start of the machine; empty where the system has none."""
+    try:
+        return _BOOT_ID.read_bytes().strip()
+    except OSError:
+        return b""
 
 
 def _page_up(num_bytes: int) -> int:

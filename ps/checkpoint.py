@@ -1,88 +1,204 @@
 """Checkpoints: one safetensors file a shard, written by the shard, and a manifest, written last by the chief.
 
-A file holds the shard's flat vectors (`parameters`, `slot.NAME` for each optimizer slot, `slot.average` if the job
-keeps an average of its parameters); the manifest holds the layout that says what is where. A directory without a
-manifest is not a checkpoint. Every file appears under its name only when it is complete.
+A shard's file holds its vectors (`parameters`, `slot.NAME` for each optimizer slot, `slot.average` and `sum` where the
+job has them) as float32, and its `counters`, `ledger` and `rounds` as unsigned integers (`downpour.ps.ledger`,
+`downpour.ps.pace`). The manifest holds the layout, which says what is where, a checksum of every 4 MB of every tensor,
+what the shards were told, and what the chief knew. A folder without a manifest is not a checkpoint. Every file appears
+under its name only when it is complete.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import google_crc32c
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from google.protobuf import json_format
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed
-from downpour.ps import rules
 from downpour.ps.layout import Layout, from_canonical
-from downpour.ps.named import from_message
-from downpour.ps.snapshot import Snapshot
+from downpour.ps.snapshot import BLOCK_ELEMENTS, Snapshot
+from downpour.ps.storage import Folder, StorageError
 
 MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
+_BLOCK_BYTES = 4 * BLOCK_ELEMENTS
+_LONGEST_HEADER_BYTES = 1 << 20
+_READ_BLOCKS = 16  # of one tensor at a time
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """What the manifest says of a shard's file: name, version, pushes counted, checksums of each tensor's blocks."""
+
+    file: str
+    version: int
+    pushes: int
+    checksums: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, reply: pb.WriteCheckpointReply) -> ShardFile:
+        """As the shard answered."""
+        checksums = {of.tensor: list(of.blocks) for of in reply.checksums}
+        return cls(reply.file, reply.version, reply.pushes, checksums)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its directory, global step, layout, and each shard's file and version."""
+    """A complete checkpoint.
 
-    directory: Path
+    Attributes:
+        directory: Path or URL of its folder.
+        step: Global step.
+        layout: Which element of which shard is what.
+        shards: One entry a shard.
+        specification: What the shards were told; `shard` and `layout` are not set.
+        progress: What the chief knew, for whoever resumes.
+    """
+
+    directory: str
     step: int
     layout: Layout
-    files: tuple[str, ...]
-    versions: tuple[int, ...]
+    shards: tuple[ShardFile, ...]
+    specification: pb.ShardSpecification = field(default_factory=pb.ShardSpecification)
+    progress: Mapping[str, Any] = field(default_factory=dict)
 
     def parameters(self, average: bool = False) -> list[np.ndarray]:
         """One flat float32 vector a shard: the parameters, or their average.
 
         Raises:
-            ValueError: A file is missing, damaged or of another size, or has no average.
+            ValueError: A file is missing or damaged, or has no average.
         """
-        return [
-            self._read(shard, "slot.average" if average else "parameters") for shard in range(self.layout.num_shards)
-        ]
+        name = "slot.average" if average else "parameters"
+        return [self.open(shard).vector(name) for shard in range(self.layout.num_shards)]
 
-    def _read(self, shard: int, tensor: str) -> np.ndarray:
-        path = self.directory / self.files[shard]
-        try:
-            with safe_open(path, framework="numpy") as file:
-                vector: np.ndarray = file.get_tensor(tensor)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"cannot read {tensor} from {path}: {error}; use another checkpoint") from None
-        if vector.size != self.layout.size(shard):
-            raise ValueError(f"{path} has {vector.size} parameters, its manifest says {self.layout.size(shard)}")
-        return vector
+    def is_whole(self) -> bool:
+        """Whether all its files are still there."""
+        names = Folder(self.directory).names()
+        return all(shard.file in names for shard in self.shards)
+
+    def open(self, shard: int) -> TensorFile:
+        """A shard's file.
+
+        Raises:
+            ValueError: It is missing, or not one.
+        """
+        return TensorFile(Folder(self.directory), self.shards[shard])
 
 
-def write_shard(directory: Path, specification: pb.ShardSpecification, snapshot: Snapshot) -> str:
-    """Writes one shard's file, block by block, and returns its name.
+class TensorFile:
+    """One shard's file, read piece by piece; every piece is compared with its checksum.
 
     Raises:
-        CheckpointFailed: The directory cannot be written, or the disk is full.
+        ValueError: The file is missing, or its header is damaged; as do all methods for what they read.
+    """
+
+    def __init__(self, folder: Folder, entry: ShardFile) -> None:
+        self._folder, self._entry = folder, entry
+        self._cached: tuple[str, int, bytes] = ("", 0, b"")  # tensor, block and content that were read last
+        self._data = 8 + min(int.from_bytes(self._read(0, 8), "little"), _LONGEST_HEADER_BYTES)
+        header = self._read(8, self._data)
+        try:
+            self._offsets: dict[str, list[int]] = {
+                name: tensor["data_offsets"] for name, tensor in json.loads(header).items() if name != "__metadata__"
+            }
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise self._damaged("its header") from None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of its tensors."""
+        return list(self._offsets)
+
+    def vector(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Elements [start, stop) of a float32 vector, all by default."""
+        first, last = self._place(name)
+        stop = (last - first) // 4 if stop is None else stop
+        out = np.empty(stop - start, np.float32)
+        raw = memoryview(out).cast("B")
+        at = 4 * start
+        while at < 4 * stop:
+            content = self._blocks(name, at // _BLOCK_BYTES, 4 * stop)
+            begin = at % _BLOCK_BYTES
+            part = content[begin : begin + 4 * stop - at]
+            raw[at - 4 * start : at - 4 * start + len(part)] = part
+            at += len(part)
+        return out
+
+    def record(self, name: str) -> np.ndarray:
+        """A tensor of unsigned integers, flat."""
+        first, last = self._place(name)
+        parts = []
+        for block in range(-(-(last - first) // _BLOCK_BYTES)):
+            parts.append(bytes(self._blocks(name, block, (block + 1) * _BLOCK_BYTES)))
+        return np.frombuffer(b"".join(parts), "<u8")
+
+    def _blocks(self, name: str, block: int, stop: int) -> memoryview:
+        """Whole blocks from one on, enough to reach byte `stop` of the tensor or as many as are read at a time."""
+        if self._cached[:2] == (name, block) and len(self._cached[2]) + block * _BLOCK_BYTES >= stop:
+            return memoryview(self._cached[2])
+        first, last = self._place(name)
+        begin = first + block * _BLOCK_BYTES
+        num_blocks = min(_READ_BLOCKS, -(-(stop - block * _BLOCK_BYTES) // _BLOCK_BYTES))
+        end = min(begin + num_blocks * _BLOCK_BYTES, last)
+        content = self._read(self._data + begin, self._data + end)
+        if len(content) != end - begin:
+            raise self._damaged(f"{name}, which ends after {begin + len(content) - first:,} of {last - first:,} bytes")
+        expected = self._entry.checksums.get(name, ())
+        for number, at in enumerate(range(0, len(content), _BLOCK_BYTES), block):
+            if number >= len(expected) or google_crc32c.value(content[at : at + _BLOCK_BYTES]) != expected[number]:
+                raise self._damaged(f"{name}, bytes {number * _BLOCK_BYTES:,} and following")
+        self._cached = name, block, content
+        return memoryview(content)
+
+    def _place(self, name: str) -> tuple[int, int]:
+        if name not in self._offsets:
+            raise ValueError(f"{self._folder.url}/{self._entry.file} has no {name}; it has {', '.join(self._offsets)}")
+        first, last = self._offsets[name]
+        return first, last
+
+    def _read(self, start: int, stop: int) -> bytes:
+        try:
+            return self._folder.read(self._entry.file, start, stop)
+        except FileNotFoundError:
+            raise ValueError(f"{self._folder.url}/{self._entry.file} is missing; use another checkpoint") from None
+        except StorageError as error:
+            raise ValueError(str(error)) from None
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(f"{self._folder.url}/{self._entry.file} is damaged: {what}; use another checkpoint")
+
+
+def write_shard(
+    directory: str | os.PathLike[str], specification: pb.ShardSpecification, snapshot: Snapshot
+) -> pb.WriteCheckpointReply:
+    """Writes one shard's file, piece by piece, and returns its name and checksums.
+
+    Raises:
+        CheckpointFailed: The folder cannot be written, or the disk is full.
     """
     num_shards = from_canonical(specification.layout).num_shards
     name = f"shard-{specification.shard:05d}-of-{num_shards:05d}.safetensors"
-    slots = from_message(rules.BY_NAME, specification.rule).slots
-    names = ["parameters", *(f"slot.{slot}" for slot in slots), *["slot.average"] * specification.HasField("average")]
-    metadata = {"version": str(snapshot.version), "fingerprint": specification.fingerprint.hex()}
+    checksums: dict[str, list[int]] = {}
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _appears_complete(directory / name) as temporary:
-            _write_safetensors(temporary, names, snapshot, metadata)
+        Folder(directory).write(name, _safetensors(specification, snapshot, checksums))
     except OSError as error:
-        raise CheckpointFailed(f"shard {specification.shard} cannot write {directory / name}: {error}") from None
-    return name
+        raise CheckpointFailed(f"shard {specification.shard}: {error}") from None
+    counters = snapshot.records["counters"][0]
+    reply = pb.WriteCheckpointReply(file=name, version=int(counters["version"]), pushes=int(counters["pushes"]))
+    for tensor, blocks in checksums.items():
+        reply.checksums.add(tensor=tensor, blocks=blocks)
+    return reply
 
 
 def write_manifest(checkpoint: Checkpoint) -> None:
-    """Makes a directory whose files are all written a checkpoint.
+    """Makes a folder whose files are all written a checkpoint.
 
     Raises:
         CheckpointFailed: The manifest cannot be written.
@@ -90,70 +206,80 @@ def write_manifest(checkpoint: Checkpoint) -> None:
     document = {
         "format": _FORMAT,
         "step": checkpoint.step,
-        "files": checkpoint.files,
-        "versions": checkpoint.versions,
+        "shards": [vars(shard) for shard in checkpoint.shards],
+        "specification": json_format.MessageToDict(checkpoint.specification),
+        "progress": checkpoint.progress,
         "layout": checkpoint.layout.canonical,
     }
     try:
-        with _appears_complete(checkpoint.directory / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(document, indent=1) + "\n")
+        Folder(checkpoint.directory).write(MANIFEST, [json.dumps(document, indent=1).encode() + b"\n"])
     except OSError as error:
-        raise CheckpointFailed(f"cannot write {checkpoint.directory / MANIFEST}: {error}") from None
+        raise CheckpointFailed(str(error)) from None
 
 
-def load(directory: Path) -> Checkpoint:
+def load(directory: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint's manifest.
 
     Raises:
         ValueError: There is none, or this version cannot read it.
     """
-    path = directory / MANIFEST
+    folder = Folder(directory)
+    path = f"{folder.url}/{MANIFEST}"
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(folder.read(MANIFEST))
         if document["format"] != _FORMAT:
-            raise ValueError(f"{path} has format {document['format']}; this version reads format {_FORMAT}")
+            hint = "a newer version of Downpour wrote it" if document["format"] > _FORMAT else "an older one did"
+            raise ValueError(f"{path} has format {document['format']}, this version reads format {_FORMAT}; {hint}")
         return Checkpoint(
-            directory,
+            folder.url,
             document["step"],
             from_canonical(document["layout"]),
-            tuple(document["files"]),
-            tuple(document["versions"]),
+            tuple(ShardFile(**shard) for shard in document["shards"]),
+            json_format.ParseDict(document["specification"], pb.ShardSpecification()),
+            document["progress"],
         )
     except FileNotFoundError:
-        raise ValueError(f"{directory} is not a complete checkpoint: it has no {MANIFEST}") from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder.url} is not a complete checkpoint: it has no {MANIFEST}") from None
+    except StorageError as error:
+        raise ValueError(str(error)) from None
+    except (KeyError, TypeError, json.JSONDecodeError, json_format.ParseError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; use another checkpoint") from None
 
 
-def _write_safetensors(path: Path, names: Sequence[str], snapshot: Snapshot, metadata: Mapping[str, str]) -> None:
-    """Writes the snapshot's float32 vectors in the safetensors format.
+def complete(folder: Folder) -> list[str]:
+    """Names of the complete checkpoints in a folder of checkpoints, oldest first.
+
+    Raises:
+        StorageError: The folder cannot be read.
+    """
+    return [name for name in folder.names() if name.startswith("step-") and MANIFEST in (folder / name).names()]
+
+
+def _safetensors(
+    specification: pb.ShardSpecification, snapshot: Snapshot, checksums: dict[str, list[int]]
+) -> Iterator[Any]:
+    """A file in the safetensors format, in pieces; fills in the checksums as they are taken.
 
     The library's own `save_file` needs all tensors at once, and copies each of them.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     vector_bytes = 4 * snapshot.size
-    for i, name in enumerate(names):
-        offsets = [i * vector_bytes, (i + 1) * vector_bytes]
-        header[name] = {"dtype": "F32", "shape": [snapshot.size], "data_offsets": offsets}
+    integers = {name: record.view("<u8").reshape(record.size, -1) for name, record in snapshot.records.items()}
+    places = [(name, "F32", [snapshot.size], vector_bytes) for name in snapshot.names]
+    places += [(name, "U64", list(record.shape), record.nbytes) for name, record in integers.items()]
+    header: dict[str, Any] = {"__metadata__": {"fingerprint": specification.fingerprint.hex()}}
+    end = 0
+    for name, dtype, shape, num_bytes in places:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + num_bytes]}
+        end += num_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of eight
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        data = file.tell()
-        for start, pieces in snapshot.blocks():
-            for i, piece in enumerate(pieces):
-                file.seek(data + i * vector_bytes + 4 * start)
-                file.write(piece.data)
-
-
-@contextlib.contextmanager
-def _appears_complete(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; renames it when the block succeeds, removes it when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    yield len(text).to_bytes(8, "little") + text
+    num_blocks = -(-vector_bytes // _BLOCK_BYTES)
+    for number, piece in enumerate(snapshot.pieces()):
+        raw = piece.tobytes()  # the checksum takes nothing else
+        checksums.setdefault(snapshot.names[number // num_blocks], []).append(google_crc32c.value(raw))
+        yield raw
+    for name, record in integers.items():
+        raw = record.tobytes()
+        checksums[name] = [google_crc32c.value(raw[at : at + _BLOCK_BYTES]) for at in range(0, len(raw), _BLOCK_BYTES)]
+        yield raw

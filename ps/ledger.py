@@ -14,6 +14,34 @@ import numpy as np
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import TooManyWorkers, WorkerSuperseded
 
+NUM_WORKERS = 1024
+STALENESS_BUCKETS = 256
+
+# What a shard counts, as it lies in the arena and in checkpoints. All fields are 8 bytes, so that an array of such
+# records is an array of integers, too.
+COUNTERS = np.dtype(
+    [
+        ("version", "<u8"),  # updates applied
+        ("pushes", "<u8"),  # acknowledged, dropped ones included
+        ("dropped", "<u8"),  # pushes of which some or all was not applied
+        ("refused", "<u8"),  # pushes with non-finite numbers
+        ("repeated", "<u8"),  # pushes that came again after they had been applied
+        ("staleness", "<u8", (STALENESS_BUCKETS,)),  # histogram; the last bucket holds all above
+    ]
+)
+# The last push of each worker. `applied` elements of it are in the parameters; it counts once `complete` is set.
+LEDGER_ENTRY = np.dtype(
+    [
+        ("incarnation", "<u8"),
+        ("sequence", "<u8"),
+        ("applied", "<u8"),
+        ("staleness", "<u8"),
+        ("complete", "<u8"),
+        ("dropped", "<u8"),
+        ("pushes", "<u8"),  # complete ones, of all incarnations
+    ]
+)
+
 
 class Known(enum.Enum):
     """What a ledger knows of a push that begins."""
@@ -24,13 +52,13 @@ class Known(enum.Enum):
 
 
 class Ledger:
-    """The last push of every worker, over records of `downpour.ps.arena.LEDGER_ENTRY`."""
+    """The last push of every worker, over [NUM_WORKERS] LEDGER_ENTRY, indexed by worker."""
 
     def __init__(self, entries: np.ndarray) -> None:
         self._entries = entries
 
-    def begin(self, push: pb.PushHeader) -> Known:
-        """Notes that a push arrives, and says what is known of it.
+    def known(self, push: pb.PushHeader) -> Known:
+        """What is known of a push that arrives.
 
         Raises:
             WorkerSuperseded: A newer incarnation of the worker has pushed.
@@ -44,12 +72,15 @@ class Ledger:
                 f"worker {push.worker} incarnation {push.incarnation} pushes after incarnation {entry['incarnation']} "
                 "of the same index did; give every running worker its own --index"
             )
-        known = (int(entry["incarnation"]), int(entry["sequence"]))
-        if (push.incarnation, push.sequence) > known:
-            entry["complete"], entry["applied"], entry["dropped"] = 0, 0, 0
-            entry["incarnation"], entry["sequence"] = push.incarnation, push.sequence
+        if (push.incarnation, push.sequence) > (int(entry["incarnation"]), int(entry["sequence"])):
             return Known.NEW
         return Known.COMPLETE if push.sequence < entry["sequence"] or entry["complete"] else Known.BROKEN
+
+    def begin(self, push: pb.PushHeader) -> None:
+        """A new push takes the place of the worker's last one."""
+        entry = self._entries[push.worker]
+        entry["complete"], entry["applied"], entry["dropped"] = 0, 0, 0
+        entry["incarnation"], entry["sequence"] = push.incarnation, push.sequence
 
     def applied(self, push: pb.PushHeader) -> int:
         """Elements of the push that are in the parameters.
@@ -57,14 +88,14 @@ class Ledger:
         Raises:
             WorkerSuperseded: The worker has begun a later push meanwhile; this one is a leftover.
         """
-        entry = self._entries[push.worker]
-        if (entry["incarnation"], entry["sequence"]) != (push.incarnation, push.sequence):
+        if not self._is_last(push):
             raise WorkerSuperseded(f"worker {push.worker} has begun a later push than {push.sequence}")
-        return int(entry["applied"])
+        return int(self._entries[push.worker]["applied"])
 
     def advance(self, push: pb.PushHeader, applied: int) -> None:
-        """The first `applied` elements of the push are in the parameters now."""
-        self._entries[push.worker]["applied"] = applied
+        """The first `applied` elements of the push are in the parameters now; nothing if another has replaced it."""
+        if self._is_last(push):
+            self._entries[push.worker]["applied"] = applied
 
     def drop(self, push: pb.PushHeader) -> None:
         """Some or all of the push is not applied."""
@@ -78,13 +109,24 @@ class Ledger:
         """All of the push is in the parameters, and counted."""
         entry = self._entries[push.worker]
         entry["staleness"] = staleness
+        entry["pushes"] += 1
         entry["complete"] = 1
 
     def is_complete(self, push: pb.PushHeader) -> bool:
-        """Whether this push, or a later one of the same incarnation, is complete."""
+        """Whether this push, or a later one of the same incarnation, is complete.
+
+        Raises:
+            WorkerSuperseded: A newer incarnation of the worker has pushed.
+        """
         entry = self._entries[push.worker]
+        if entry["incarnation"] > push.incarnation:
+            raise WorkerSuperseded(f"a newer incarnation of worker {push.worker} has pushed meanwhile")
         return bool(push.sequence < entry["sequence"] or entry["complete"])
 
     def staleness(self, push: pb.PushHeader) -> int:
         """Staleness recorded for the worker's last complete push."""
         return int(self._entries[push.worker]["staleness"])
+
+    def _is_last(self, push: pb.PushHeader) -> bool:
+        entry = self._entries[push.worker]
+        return bool(entry["incarnation"] == push.incarnation and entry["sequence"] == push.sequence)

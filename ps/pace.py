@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Progress of `Sync` on one chunk of a shard's vector: updates applied, and gradients summed towards the next.
-ROUND = np.dtype([("round", "<u8"), ("count", "<u4"), ("_padding", "<u4")])
+ROUND = np.dtype([("round", "<u8"), ("count", "<u8")])
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,10 @@ class Verdict:
     Attributes:
         late: Its round is over; drop it.
         first: It begins the sum.
-        count: Gradients in the sum with this one, if it completes the round; 0 if more are needed.
     """
 
     late: bool = False
     first: bool = False
-    count: int = 0
 
 
 @dataclass
@@ -146,20 +144,27 @@ class Pace:
             member.clock = member.offset + num_pushes
             member.pushed_version = base_version
 
-    def absent(self, gone: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Names workers, each with its incarnation, that are finished or lost; newer incarnations are kept.
-
-        Returns:
-            (chunk, gradients in its sum) for each chunk whose round this completes.
-        """
+    def absent(self, gone: Iterable[tuple[int, int]]) -> None:
+        """Names workers, each with its incarnation, that are finished or lost; newer incarnations are kept."""
         for worker, incarnation in gone:
             member = self._members.get(worker)
             if member is not None and member.incarnation <= incarnation:
                 del self._members[worker]
+
+    def due(self) -> list[int]:
+        """Chunks whose sum has all gradients that it needs, under `Sync`."""
         if not isinstance(self.mode, Sync):
             return []
-        counts = self._rounds["count"]
-        return [(chunk, self._complete(chunk)) for chunk in np.flatnonzero(counts >= self._needed()).tolist()]
+        chunks: list[int] = np.flatnonzero(self._rounds["count"] >= self._needed()).tolist()
+        return chunks
+
+    def complete(self, chunk: int) -> int:
+        """The next round of a chunk that is due begins; returns how many gradients are in the sum of the last."""
+        state = self._rounds[chunk]
+        count = int(state["count"])
+        state["round"] += 1
+        state["count"] = 0
+        return count
 
     def arrived(self, chunk: int, base_version: int) -> Verdict:
         """A gradient of `base_version` for one chunk has arrived, under `Sync`."""
@@ -168,18 +173,11 @@ class Pace:
             return Verdict(late=True)
         first = state["count"] == 0
         state["count"] += 1
-        return Verdict(first=first, count=self._complete(chunk) if state["count"] >= self._needed() else 0)
+        return Verdict(first=bool(first))
 
     def rounds(self) -> int:
         """Rounds that every chunk has completed, under `Sync`: the shard's version."""
         return int(self._rounds["round"].min())
-
-    def _complete(self, chunk: int) -> int:
-        state = self._rounds[chunk]
-        count = int(state["count"])
-        state["round"] += 1
-        state["count"] = 0
-        return count
 
     def _needed(self) -> int:
         assert isinstance(self.mode, Sync)

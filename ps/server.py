@@ -37,7 +37,8 @@ class Server:
     def __init__(self, index: int, host: str = "127.0.0.1", port: int = 0, arena: Path | None = None) -> None:
         # Not the server's own wait, which wakes up ten times a second; a simple queue is safe in a signal handler.
         self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
-        handler = Servicer(index, arena).handler()
+        self._servicer = Servicer(index, arena)
+        handler = self._servicer.handler()
         self._server, self.port = start_server(
             lambda server: server.add_generic_rpc_handlers((handler,)), host, port, _NUM_THREADS
         )
@@ -66,3 +67,4 @@ class Server:
         stopped = self._stopping.get()
         self._stopping.put(stopped)  # for whoever else waits
         stopped.wait()
+        self._servicer.close()

@@ -17,8 +17,8 @@ from absl import logging
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.errors import LayoutMismatch, MalformedChunk, NotReady
-from downpour.ps import checkpoint
+from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChunk, NotReady
+from downpour.ps import checkpoint, restore
 from downpour.ps.arena import Arena
 from downpour.ps.shard import Shard
 
@@ -48,7 +48,7 @@ class Servicer:
     def __init__(self, index: int, arena_path: Path | None) -> None:
         self._index = index
         self._arena_path = arena_path
-        self._initializing = threading.Lock()
+        self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
         self._pushing, self._pulling = threading.Semaphore(_MAX_PUSHES), threading.Semaphore(_MAX_PULLS)
         arena = Arena.open(arena_path) if arena_path else None
         self._shard = Shard(arena) if arena else None
@@ -65,6 +65,9 @@ class Servicer:
                 ),
                 "Initialize": grpc.stream_unary_rpc_method_handler(
                     self.initialize, None, pb.InitializeReply.SerializeToString
+                ),
+                "Restore": grpc.unary_unary_rpc_method_handler(
+                    self.restore, pb.RestoreRequest.FromString, pb.InitializeReply.SerializeToString
                 ),
                 "Pull": grpc.unary_stream_rpc_method_handler(self.pull, pb.PullRequest.FromString, None),
                 "Push": grpc.stream_unary_rpc_method_handler(self.push, None, pb.PushReply.SerializeToString),
@@ -85,7 +88,10 @@ class Servicer:
             return pb.StatusReply(shard=self._index)
         reply = self._shard.status()
         if request.with_layout:
-            reply.layout = self._shard.arena.specification.layout
+            specification = self._shard.arena.specification
+            reply.layout = specification.layout
+            reply.specification.CopyFrom(specification)
+            reply.specification.ClearField("layout")
         return reply
 
     def initialize(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.InitializeReply:
@@ -101,6 +107,24 @@ class Servicer:
             self._shard = self._create(first.header, first, chunks)
         logging.info("initialised with %s parameters", f"{self._shard.size:,}")
         return pb.InitializeReply(version=0)
+
+    def restore(self, request: pb.RestoreRequest, context: grpc.ServicerContext) -> pb.InitializeReply:
+        """Reads a checkpoint; see `ParameterServer.Restore`."""
+        with self._initializing:
+            if self._shard is not None:
+                self._check(request.specification.fingerprint)
+                return pb.InitializeReply(kept=True, version=self._shard.version)
+            try:
+                saved = checkpoint.load(request.directory)
+                arena = self._new_arena(request.specification)
+                restore.check(saved, arena.layout.variables)
+                restore.fill(arena, saved, with_slots=not request.without_slots)
+            except ValueError as error:
+                raise CheckpointFailed(f"shard {self._index}: {error}") from None
+            arena.mark_complete()
+            self._shard = Shard(arena)
+        logging.info("restored from %s at version %d", request.directory, self._shard.version)
+        return pb.InitializeReply(version=self._shard.version)
 
     def pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Streams the vector; see `ParameterServer.Pull`."""
@@ -143,18 +167,25 @@ class Servicer:
     ) -> pb.WriteCheckpointReply:
         """Writes a file; see `ParameterServer.WriteCheckpoint`."""
         shard = self._check(request.fingerprint)
-        with shard.snapshot() as snapshot:
-            name = checkpoint.write_shard(Path(request.directory), shard.arena.specification, snapshot)
-        return pb.WriteCheckpointReply(file=name, version=snapshot.version)
+        with self._checkpointing, shard.snapshot() as snapshot:
+            return checkpoint.write_shard(request.directory, shard.arena.specification, snapshot)
 
-    def _create(self, specification: pb.ShardSpecification, first: codec.Chunk, rest: Iterator[codec.Chunk]) -> Shard:
+    def close(self) -> None:
+        """Lets go of the arena; what is still under way is refused."""
+        if self._shard is not None:
+            self._shard.close()
+
+    def _new_arena(self, specification: pb.ShardSpecification) -> Arena:
         if specification.shard != self._index:
             raise LayoutMismatch(
                 f"this is shard {self._index}, called as shard {specification.shard}; "
                 "check the order of the addresses in --ps"
             )
+        return Arena.create(self._arena_path, specification)
+
+    def _create(self, specification: pb.ShardSpecification, first: codec.Chunk, rest: Iterator[codec.Chunk]) -> Shard:
         try:
-            arena = Arena.create(self._arena_path, specification)
+            arena = self._new_arena(specification)
         except ValueError as error:
             raise LayoutMismatch(f"shard {self._index}: {error}") from None
         position = 0
@@ -178,6 +209,7 @@ class Servicer:
             raise LayoutMismatch(
                 f"shard {self._index} holds layout {mine.hex()[:16]}, the call is for {fingerprint.hex()[:16]}; "
                 "start every role with the same recipe and overrides"
+                + (f", or give another --arena than {self._arena_path}" if self._arena_path else "")
             )
         return self._shard
 

@@ -3,7 +3,8 @@
 A push is applied chunk by chunk as it arrives; it advances the version when its last element has been applied, by one.
 Pulls and pushes of several workers interleave chunk by chunk (Hogwild within a push, atomic within a chunk). Under the
 pace `Sync` gradients are summed instead, chunk by chunk, and the version advances when every chunk has been updated
-with the mean of its sum.
+with the mean of its sum. Each piece of an update, and each push that begins or is counted, is one change of the arena's
+undo log, so that a process that dies leaves none of them half-done.
 
 Threads: any number may call. Each region's lock guards its part of the vectors (`downpour.ps.regions`); `_lock` guards
 ledger, counters, pace and snapshots, and is never held while numbers are crunched. A region's lock comes first.
@@ -22,15 +23,17 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError, MalformedChunk, NonFinite, NotYet
 from downpour.ps import kernels, pace, schedules, staleness
-from downpour.ps.arena import STALENESS_BUCKETS, Arena
-from downpour.ps.ledger import Known, Ledger
+from downpour.ps.arena import Arena
+from downpour.ps.ledger import STALENESS_BUCKETS, Known, Ledger
 from downpour.ps.named import from_message
 from downpour.ps.pace import Async, Pace, Sync
+from downpour.ps.points import reach
 from downpour.ps.publication import Publisher
 from downpour.ps.regions import Push, Region, Work, regions_of
 from downpour.ps.snapshot import Snapshot
 from downpour.ps.sources import source_of
 from downpour.ps.staleness import Compensate, Keep, Treatment
+from downpour.ps.undo import MAX_WORKERS
 from downpour.ps.updater import Updater
 
 
@@ -66,9 +69,13 @@ class Shard:
         self._pace = Pace(mode, specification.num_workers, arena.rounds)
         self._is_sync = isinstance(self._pace.mode, Sync)
         self._ledger = Ledger(arena.ledger)
+        # What a step of the undo log may change: every vector but the sum, and the sum.
+        self._sum_bit = 1 << len(arena.vectors) - 1 if self._is_sync else 0
+        self._state_bits = (1 << len(arena.vectors)) - 1 - self._sum_bit
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)  # a push is complete, or a worker is gone
         self._snapshots: list[Snapshot] = []  # being read
+        self._complete_rounds()  # that the death of a process has left due
 
     @property
     def version(self) -> int:
@@ -109,9 +116,8 @@ class Shard:
         """Nobody waits any longer for these workers (index, incarnation)."""
         with self._all_regions():
             with self._lock:
-                completed = self._pace.absent(gone)
-            for chunk, count in completed:
-                self._update_with_mean(self._regions[chunk], count, self.version)
+                self._pace.absent(gone)
+            self._complete_rounds()
             with self._lock:
                 self._moved.notify_all()
 
@@ -119,16 +125,20 @@ class Shard:
         """Opens a push; its rate, its number and its staleness are those of this moment.
 
         Raises:
-            WorkerSuperseded: See `Ledger.begin`.
-            TooManyWorkers: See `Ledger.begin`.
+            WorkerSuperseded: See `Ledger.known`.
+            TooManyWorkers: See `Ledger.known`.
         """
         with self._lock:
-            known = self._ledger.begin(header)
+            known = self._ledger.known(header)
             if known is Known.COMPLETE:
                 self.arena.counters["repeated"] += 1
             stale = max(0, self.version - header.base_version)
-            if known is Known.NEW and staleness.drops(self._staleness, stale):
-                self._ledger.drop(header)
+            if known is Known.NEW:
+                with self.arena.undo.bookkeeping(header.worker):
+                    self._ledger.begin(header)
+                    reach("ledger.begun")
+                    if staleness.drops(self._staleness, stale):
+                        self._ledger.drop(header)
             rate = self._schedule.rate(self.version) * staleness.rate_factor(self._staleness, stale)
             dropped = not self._is_sync and self._ledger.is_dropped(header)
             return Push(header, rate, self.version + 1, known is Known.COMPLETE, dropped)
@@ -174,7 +184,9 @@ class Shard:
         with self._lock:
             if not push.repeated and not self._ledger.is_complete(push.header):
                 self._ledger.applied(push.header)
-                self._complete(push)
+                with self.arena.undo.bookkeeping(push.header.worker):
+                    self._complete(push)
+                self._moved.notify_all()
                 return self._reply(push, repeated=False)
             return self._reply(push, repeated=True)
 
@@ -197,15 +209,23 @@ class Shard:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
-        """The version and `Arena.saved`, all of one moment, for as long as the block lasts."""
+        """Vectors, counters, ledger and rounds, all of one moment, for as long as the block lasts."""
         with self._all_regions(), self._lock:
-            snapshot = Snapshot(self.arena.saved, self.version, self._lock)
+            arena = self.arena
+            records = {"counters": arena.counters_record, "ledger": arena.ledger, "rounds": arena.rounds}
+            snapshot = Snapshot(arena.vectors, records, self._lock)
             self._snapshots.append(snapshot)
         try:
             yield snapshot
         finally:
             with self._lock:
                 self._snapshots.remove(snapshot)
+
+    def close(self) -> None:
+        """Closes the arena once nothing is being applied; pushes that go on are refused."""
+        with self._all_regions(), self._lock:
+            self.arena.undo.closed = True
+            self.arena.close()
 
     def _needs_base(self, chunk: codec.Chunk) -> bool:
         return isinstance(self._staleness, Compensate) and chunk.start < self.num_trained
@@ -247,7 +267,7 @@ class Shard:
             raise work.error
 
     def _apply_waiting(self, region: Region) -> None:
-        """Applies every gradient that waits for a region, whose lock is held."""
+        """Applies every gradient that waits for a region, whose lock is held; most of the time that is one."""
         works = region.take_waiting()
         with self._lock:
             # One push may wait twice, when it was sent again while its first connection still hangs.
@@ -259,12 +279,10 @@ class Shard:
             for work in live:
                 self._sum_up(region, work)
         else:
-            self._update(region, live)
-        with self._lock:
-            for work in works:
-                if work in live and not work.error:
-                    self._ledger.advance(work.push.header, work.stop)
-                work.done = True
+            for i in range(0, len(live), MAX_WORKERS):
+                self._update(region, live[i : i + MAX_WORKERS])
+        for work in works:
+            work.done = True
 
     def _is_due(self, work: Work) -> bool:
         """Whether anything of a gradient must be applied; says in the work from where on, or why it must not."""
@@ -282,19 +300,30 @@ class Shard:
 
     def _update(self, region: Region, works: Sequence[Work]) -> None:
         """Updates a region with some gradients, piece by piece."""
-        strength = self._staleness.strength if isinstance(self._staleness, Compensate) else 0.0
         for start, stop in region.pieces:
-            for work in works:
-                begin, end = max(start, work.first), min(stop, work.stop)
-                if begin >= end:
-                    continue
-                gradient = region.scratch[: end - begin]
-                work.source.decode((begin, end), gradient)
-                if work.base is not None:
-                    base = np.empty(end - begin, np.float32)
-                    kernels.to_float32(work.base[begin - work.start : end - work.start], base)
-                    kernels.compensate(gradient, self.arena.parameters[begin:end], base, strength)
-                self._updater.update(begin, gradient, work.push.learning_rate, work.push.step)
+            parts = [work for work in works if max(start, work.first) < min(stop, work.stop)]
+            if not parts:
+                continue
+            workers = [work.push.header.worker for work in parts]
+            with self.arena.undo.step(self._lock, (start, stop), self._state_bits, workers):
+                for work in parts:
+                    self._update_piece(region, work, max(start, work.first), min(stop, work.stop))
+                    reach("apply.updated")
+                with self._lock:
+                    for work in parts:
+                        self._ledger.advance(work.push.header, min(stop, work.stop))
+                        reach("apply.advanced")
+
+    def _update_piece(self, region: Region, work: Work, begin: int, end: int) -> None:
+        """Updates elements [begin, end) with one gradient."""
+        gradient = region.scratch[: end - begin]
+        work.source.decode((begin, end), gradient)
+        reach("apply.decoded")
+        if work.base is not None and isinstance(self._staleness, Compensate):
+            base = np.empty(end - begin, np.float32)
+            kernels.to_float32(work.base[begin - work.start : end - work.start], base)
+            kernels.compensate(gradient, self.arena.parameters[begin:end], base, self._staleness.strength)
+        self._updater.update(begin, gradient, work.push.learning_rate, work.push.step)
 
     def _complete(self, push: Push) -> None:
         """Counts a push, all of which has been applied, summed or dropped."""
@@ -303,12 +332,14 @@ class Shard:
         stale = max(0, self.version - header.base_version)
         counters["staleness"][min(stale, STALENESS_BUCKETS - 1)] += 1
         counters["pushes"] += 1
+        reach("complete.counted")
         counters["dropped"] += self._ledger.is_dropped(header)
         if not self._is_sync and not push.dropped:
             counters["version"] += 1
+            reach("complete.version")
         self._ledger.complete(header, stale)
+        reach("complete.ledger")
         self._pace.pushed(header.worker, header.incarnation, header.sequence, header.base_version)
-        self._moved.notify_all()
 
     def _reply(self, push: Push, *, repeated: bool) -> pb.PushReply:
         return pb.PushReply(
@@ -326,35 +357,56 @@ class Shard:
                 f"chunk [{work.start}, {work.stop}) is not cut as the pace Sync needs, [{region.start}, {region.stop})"
             )
             return
-        with self._lock:
-            verdict = self._pace.arrived(self._regions.index(region), header.base_version)
-            if verdict.late:
-                self._ledger.drop(header)
-        if verdict.late:
-            return
+        chunk = self._regions.index(region)
+        with self.arena.undo.step(self._lock, (region.start, region.stop), self._sum_bit, [header.worker], chunk):
+            with self._lock:
+                verdict = self._pace.arrived(chunk, header.base_version)
+                if verdict.late:
+                    self._ledger.drop(header)
+            if not verdict.late:
+                self._add_to_sum(region, work, verdict.first)
+            reach("sync.summed")
+            with self._lock:
+                self._ledger.advance(header, work.stop)
+        self._complete_rounds(chunk)
+
+    def _add_to_sum(self, region: Region, work: Work, first: bool) -> None:
         for start, stop in region.pieces:
             total = self.arena.sum[start:stop]
-            if verdict.first:
+            if first:
                 work.source.decode((start, stop), total)
             else:
                 gradient = region.scratch[: stop - start]
                 work.source.decode((start, stop), gradient)
                 kernels.add(total, gradient)
-        if verdict.count:
-            self._update_with_mean(region, verdict.count, header.base_version)
 
-    def _update_with_mean(self, region: Region, count: int, version: int) -> None:
-        """Updates a region of `version`, whose lock is held, with the mean of its sum."""
+    def _complete_rounds(self, only: int | None = None) -> None:
+        """Updates the chunks whose sum is complete, of all or of one; their regions' locks are held."""
+        with self._lock:
+            due = [chunk for chunk in self._pace.due() if only is None or chunk == only]
+        for chunk in due:
+            self._update_with_mean(chunk)
+        if self._is_sync:
+            with self._lock:
+                self.arena.counters["version"] = self._pace.rounds()
+                self._moved.notify_all()
+
+    def _update_with_mean(self, chunk: int) -> None:
+        """Updates the region of a chunk, whose lock is held, with the mean of its sum."""
+        region = self._regions[chunk]
         with self._lock:
             for snapshot in self._snapshots:
                 snapshot.preserve(region.start, region.stop)
-        for start, stop in region.pieces:
-            mean = self.arena.sum[start:stop]
-            mean /= np.float32(count)
-            self._updater.update(start, mean, self._schedule.rate(version), version + 1)
-        with self._lock:
-            self.arena.counters["version"] = self._pace.rounds()
-            self._moved.notify_all()
+        bits = self._state_bits | self._sum_bit
+        with self.arena.undo.step(self._lock, (region.start, region.stop), bits, [], chunk):
+            with self._lock:
+                version = int(self.arena.rounds[chunk]["round"])
+                count = self._pace.complete(chunk)
+            for start, stop in region.pieces:
+                mean = self.arena.sum[start:stop]
+                mean /= np.float32(count)
+                self._updater.update(start, mean, self._schedule.rate(version), version + 1)
+                reach("sync.updated")
 
     def _name_of(self, element: int) -> str:
         layout = self.arena.layout

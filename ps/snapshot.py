@@ -1,8 +1,8 @@
-"""A shard's vectors as they were at one moment, read block by block while pushes go on.
+"""A shard's vectors as they were at one moment, read piece by piece while pushes go on.
 
 A copy of everything would double a shard's memory and hold pushes up while it is made. Instead, a push that is about
-to change a block which has not been read yet copies that block first. So a push waits for one block at most, and a
-snapshot takes as much memory as pushes change before the reader gets there.
+to change a block which has not been read yet copies that block first, of every vector that is still to be read. So a
+push waits for one block at most, and a snapshot takes as much memory as pushes change before the reader gets there.
 
 Threads: the reader iterates in its own; the lock passed in guards `preserve` and every look at the vectors.
 """
@@ -10,47 +10,57 @@ Threads: the reader iterates in its own; the lock passed in guards `preserve` an
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 BLOCK_ELEMENTS = 1 << 20
-
-Block = tuple[int, list[np.ndarray]]
 
 
 class Snapshot:
     """Every vector of a shard at the moment this is made; made with the lock held.
 
     Args:
-        vectors: [n] float32 each, which pushes change in place.
-        version: Of the shard.
+        vectors: [n] float32 each, by name, which pushes change in place.
+        records: What else is of that moment, by name; copied.
         lock: Held by whoever changes the vectors.
+
+    Attributes:
+        names: Of the vectors, in the order in which they are read.
+        size: n.
+        records: As given, copied.
     """
 
-    def __init__(self, vectors: Sequence[np.ndarray], version: int, lock: threading.Lock) -> None:
-        self.version = version
-        self.size = vectors[0].size
-        self._vectors = vectors
+    def __init__(
+        self, vectors: Mapping[str, np.ndarray], records: Mapping[str, np.ndarray], lock: threading.Lock
+    ) -> None:
+        self.names = list(vectors)
+        self.size = next(iter(vectors.values())).size
+        self.records = {name: record.copy() for name, record in records.items()}
+        self._vectors = list(vectors.values())
+        self._num_blocks = -(-self.size // BLOCK_ELEMENTS)
         self._lock = lock
-        self._saved: dict[int, list[np.ndarray]] = {}
-        self._num_read = 0
+        self._saved: dict[tuple[int, int], np.ndarray] = {}  # by vector and block
+        self._next = (0, 0)  # vector and block that are read next
 
     def preserve(self, start: int, stop: int) -> None:
         """Keeps elements [start, stop) as they are; called with the lock held, before they change."""
-        for block in range(max(start // BLOCK_ELEMENTS, self._num_read), -(-stop // BLOCK_ELEMENTS)):
-            if block not in self._saved:
-                self._saved[block] = self._copy(block)
+        for block in range(start // BLOCK_ELEMENTS, -(-stop // BLOCK_ELEMENTS)):
+            for vector in range(self._next[0], len(self._vectors)):
+                at = vector, block
+                if at >= self._next and at not in self._saved:
+                    self._saved[at] = self._copy(*at)
 
-    def blocks(self) -> Iterator[Block]:
-        """From the first element to the last: (start, one copied piece of each vector), once."""
-        for block in range(-(-self.size // BLOCK_ELEMENTS)):
-            with self._lock:
-                saved = self._saved.pop(block, None)
-                pieces = self._copy(block) if saved is None else saved
-                self._num_read = block + 1
-            yield block * BLOCK_ELEMENTS, pieces
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Every vector from its first element to its last, one after another; copies, once."""
+        for vector in range(len(self._vectors)):
+            for block in range(self._num_blocks):
+                with self._lock:
+                    saved = self._saved.pop((vector, block), None)
+                    piece = self._copy(vector, block) if saved is None else saved
+                    self._next = (vector, block + 1)
+                yield piece
 
-    def _copy(self, block: int) -> list[np.ndarray]:
+    def _copy(self, vector: int, block: int) -> np.ndarray:
         start = block * BLOCK_ELEMENTS
-        return [vector[start : start + BLOCK_ELEMENTS].copy() for vector in self._vectors]
+        return self._vectors[vector][start : start + BLOCK_ELEMENTS].copy()

@@ -6,7 +6,6 @@ Threads: one. TensorFlow is allowed here.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,6 +18,7 @@ from downpour.model.data import Dataset
 from downpour.model.records import RecordCounts
 from downpour.proto.chief_pb2 import Score
 from downpour.ps import checkpoint, layout
+from downpour.ps.checkpoint import Checkpoint
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ChiefClient
 from downpour.worker.step import statistics_of
@@ -45,7 +45,7 @@ class Evaluator:
         self._batch_size = batch_size
         self._predict = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
 
-    def score(self, directory: Path) -> tuple[dict[str, float], RecordCounts]:
+    def score(self, directory: str) -> tuple[dict[str, float], RecordCounts]:
         """Scores one checkpoint.
 
         Returns:
@@ -57,10 +57,8 @@ class Evaluator:
             ValueError: The checkpoint or the data cannot be read, or there is no average.
         """
         saved = checkpoint.load(directory)
-        layout.check_same(self._layout, saved.layout.canonical, str(directory))
-        variables = [*self._model.trainable_variables, *statistics_of(self._model)]
-        for variable, value in zip(variables, saved.layout.gather(saved.parameters(self._average)), strict=True):
-            variable.assign(value)
+        layout.check_same(self._layout, saved.layout.canonical, saved.directory)
+        fill(self._model, saved, self._average)
         scores, labels, counts = self._predict_all()
         mean = metrics.mean_average_precision_at(scores, labels)
         chance = metrics.chance(labels)
@@ -81,6 +79,17 @@ class Evaluator:
             return np.concatenate(scores), np.concatenate(labels), batches.counts
 
 
+def fill(model: keras.Model, saved: Checkpoint, average: bool = False) -> None:
+    """Gives a model the parameters of a checkpoint of the same variables, or their average.
+
+    Raises:
+        ValueError: The checkpoint cannot be read, or has no average.
+    """
+    variables = [*model.trainable_variables, *statistics_of(model)]
+    for variable, value in zip(variables, saved.layout.gather(saved.parameters(average)), strict=True):
+        variable.assign(value)
+
+
 def run(evaluator: Evaluator, chief: ChiefClient) -> None:
     """Scores checkpoints as they come until the last one."""
     step = -1
@@ -91,7 +100,7 @@ def run(evaluator: Evaluator, chief: ChiefClient) -> None:
                 return
             time.sleep(_ASK_EVERY_S)
             continue
-        step, directory = found.step, Path(found.directory)
+        step, directory = found.step, found.directory
         try:
             metrics_, counts = evaluator.score(directory)
         except ValueError:
@@ -113,10 +122,9 @@ def run(evaluator: Evaluator, chief: ChiefClient) -> None:
             return
 
 
-def _is_whole(directory: Path) -> bool:
+def _is_whole(directory: str) -> bool:
     """Whether a checkpoint is still there with all its files; the chief keeps the newest few."""
     try:
-        files = checkpoint.load(directory).files
+        return checkpoint.load(directory).is_whole()
     except ValueError:
         return False
-    return all((directory / file).exists() for file in files)

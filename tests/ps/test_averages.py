@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps import checkpoint
 from downpour.ps.arena import Arena
 from downpour.ps.averages import BY_NAME, Mean, Polyak
 from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
@@ -21,6 +20,7 @@ from downpour.ps.rules import SGD, KerasAdam
 from downpour.ps.schedules import Constant
 from downpour.ps.shard import Shard
 from tests.ps.pushing import new_shard, push
+from tests.ps.saving import save_shards
 
 LAYOUT = plan([Variable("w", (9, 3), weight_decay=0.1), Variable("m", (4,), STATISTIC), Variable("f", (5,), FROZEN)], 1)
 SIZE, PUSHED = LAYOUT.size(0), LAYOUT.num_pushed(0)
@@ -95,9 +95,7 @@ def test_it_is_saved_as_a_slot_and_survives_in_the_arena(tmp_path: Path) -> None
     push(shard, 1, np.ones(PUSHED))
     assert arena.average is not None
     kept = arena.average.copy()
-    with shard.snapshot() as snapshot:
-        name = checkpoint.write_shard(tmp_path, specification, snapshot)
-    saved = checkpoint.Checkpoint(tmp_path, 1, LAYOUT, (name,), (1,))
+    saved = save_shards(tmp_path, [shard])
     np.testing.assert_array_equal(saved.parameters(average=True)[0], kept)
     np.testing.assert_array_equal(saved.parameters()[0], arena.parameters)
     assert (kept != arena.parameters)[:PUSHED].any()
@@ -109,10 +107,8 @@ def test_it_is_saved_as_a_slot_and_survives_in_the_arena(tmp_path: Path) -> None
 
 def test_a_checkpoint_without_an_average_says_so(tmp_path: Path) -> None:
     shard, _ = trained(None, 1)
-    with shard.snapshot() as snapshot:
-        name = checkpoint.write_shard(tmp_path, shard.arena.specification, snapshot)
-    saved = checkpoint.Checkpoint(tmp_path, 1, LAYOUT, (name,), (1,))
-    with pytest.raises(ValueError, match=r"cannot read slot\.average from"):
+    saved = save_shards(tmp_path, [shard])
+    with pytest.raises(ValueError, match=r"has no slot\.average; it has parameters"):
         saved.parameters(average=True)
 
 

@@ -1,72 +1,210 @@
-"""Files that safetensors itself reads, complete or not at all."""
+"""Files that safetensors itself reads, complete or not at all, on a disk and in an object store."""
 
 from __future__ import annotations
 
-import threading
+import json
+import os
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 from safetensors.numpy import load_file
 
-from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps import checkpoint
 from downpour.ps.layout import Variable, plan
-from downpour.ps.named import to_message
 from downpour.ps.rules import RMSProp
-from downpour.ps.snapshot import Snapshot
+from downpour.ps.storage import Folder
+from tests.ps.saving import save
 
 LAYOUT = plan([Variable("a", (3, 5)), Variable("b", (7,))], 2)
 
 
-def specification(shard: int) -> pb.ShardSpecification:
-    return pb.ShardSpecification(
-        shard=shard, fingerprint=LAYOUT.fingerprint, layout=LAYOUT.canonical, rule=to_message(RMSProp())
-    )
+def vectors(shard: int, offset: float = 0) -> dict[str, np.ndarray]:
+    names = ("parameters", "slot.ms", "slot.mom")
+    return {name: np.arange(LAYOUT.size(shard), dtype=np.float32) + 100 * i + offset for i, name in enumerate(names)}
 
 
-def vectors(shard: int) -> list[np.ndarray]:
-    return [np.arange(LAYOUT.size(shard), dtype=np.float32) + 100 * i for i in range(3)]
-
-
-def snapshot(shard: int) -> Snapshot:
-    return Snapshot(vectors(shard), 9, threading.Lock())
-
-
-def write(directory: Path) -> checkpoint.Checkpoint:
-    files = tuple(checkpoint.write_shard(directory, specification(i), snapshot(i)) for i in range(2))
-    saved = checkpoint.Checkpoint(directory, 9, LAYOUT, files, (9, 9))
-    checkpoint.write_manifest(saved)
-    return saved
+def write(folder: Path | str, offset: float = 0) -> checkpoint.Checkpoint:
+    return save(folder, LAYOUT, [vectors(0, offset), vectors(1, offset)], step=9, rule=RMSProp(), progress={"x": 1})
 
 
 def test_round_trip_and_format(tmp_path: Path) -> None:
     saved = write(tmp_path)
     assert checkpoint.load(tmp_path) == saved
     for shard, vector in enumerate(checkpoint.load(tmp_path).parameters()):
-        np.testing.assert_array_equal(vector, vectors(shard)[0])
-    tensors = load_file(tmp_path / saved.files[1])
-    assert sorted(tensors) == ["parameters", "slot.mom", "slot.ms"]
-    np.testing.assert_array_equal(tensors["slot.mom"], vectors(1)[2])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*saved.files, checkpoint.MANIFEST])
+        np.testing.assert_array_equal(vector, vectors(shard)["parameters"])
+    tensors = load_file(tmp_path / saved.shards[1].file)
+    assert sorted(tensors) == ["counters", "parameters", "slot.mom", "slot.ms"]
+    np.testing.assert_array_equal(tensors["slot.mom"], vectors(1)["slot.mom"])
+    names = sorted([*(shard.file for shard in saved.shards), checkpoint.MANIFEST])
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_part_of_a_long_vector_is_read_and_checked_by_blocks(tmp_path: Path) -> None:
+    """The second half of a checkpoint may be damaged without harm for who needs the first."""
+    size = 5 * checkpoint.BLOCK_ELEMENTS + 3
+    layout = plan([Variable("a", (size,))], 1)
+    values = np.arange(size, dtype=np.float32)
+    saved = save(tmp_path, layout, [{"parameters": values}])
+    file = saved.open(0)
+    for start, stop in ((0, size), (5, 6), (checkpoint.BLOCK_ELEMENTS - 1, 3 * checkpoint.BLOCK_ELEMENTS + 1)):
+        np.testing.assert_array_equal(file.vector("parameters", start, stop), values[start:stop])
+    path = tmp_path / saved.shards[0].file
+    content = bytearray(path.read_bytes())
+    content[-9 * 4] ^= 1
+    path.write_bytes(content)
+    np.testing.assert_array_equal(saved.open(0).vector("parameters", 0, 9), values[:9])
 
 
 def test_without_a_manifest_it_is_no_checkpoint(tmp_path: Path) -> None:
-    checkpoint.write_shard(tmp_path, specification(0), snapshot(0))
+    write(tmp_path)
+    (tmp_path / checkpoint.MANIFEST).unlink()
     with pytest.raises(ValueError, match="not a complete checkpoint"):
         checkpoint.load(tmp_path)
 
 
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+def test_every_flipped_bit_and_every_cut_is_found_and_named(tmp_path: Path) -> None:
     saved = write(tmp_path)
-    path = tmp_path / saved.files[0]
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=rf"cannot read parameters from .*{saved.files[0]}"):
+    path = tmp_path / saved.shards[0].file
+    content = path.read_bytes()
+    data = 8 + int.from_bytes(content[:8], "little")
+    size = 4 * LAYOUT.size(0)
+    for at in range(data, data + 3 * size, 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        tensor = list(vectors(0))[(at - data) // size]
+        with pytest.raises(ValueError, match=rf"{saved.shards[0].file} is damaged: {tensor}"):
+            saved.open(0).vector(tensor)
+    for length in range(0, data + size, 11):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=rf"{saved.shards[0].file} is damaged"):
+            saved.parameters()
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{saved.shards[0].file} is missing"):
         saved.parameters()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(format=9), "has format 9, this version reads format 2; a newer version"),
+        (lambda document: document.update(format=1), "has format 1, this version reads format 2; an older one"),
+        (lambda document: document.pop("shards"), "is damaged: KeyError"),
+        (lambda document: document.update(shards=[3]), "is damaged: TypeError"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read(tmp_path: Path, change: Any, message: str) -> None:
+    write(tmp_path)
+    path = tmp_path / checkpoint.MANIFEST
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointFailed, match="shard 0 cannot write"):
-        checkpoint.write_shard(tmp_path / "file" / "folder", specification(0), snapshot(0))
+    with pytest.raises(CheckpointFailed, match="shard 0: cannot write shard-00000-of-00002.safetensors in"):
+        write(tmp_path / "file" / "folder")
+    with pytest.raises(ValueError, match="give another folder, or the right to write there"):
+        Folder(tmp_path / "file" / "folder").check()
+    with pytest.raises(ValueError, match="cannot use nosuch://bucket"):
+        Folder("nosuch://bucket/folder")
+
+
+def test_a_folder_by_its_url(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}/checkpoints"
+    saved = write(f"{url}/step-1")
+    assert checkpoint.load(f"{url}/step-1") == saved
+    Folder(f"{url}/step-2").write("half", [b"no manifest"])
+    assert checkpoint.complete(Folder(url)) == ["step-1"]
+    np.testing.assert_array_equal(saved.parameters()[0], vectors(0)["parameters"])
+    Folder(url).remove("step-1")
+    assert Folder(url).names() == ["step-2"]
+
+
+class Fails(OSError):
+    """The fault that was planned."""
+
+
+class FaultyFileSystem(LocalFileSystem):
+    """A disk of which one operation fails; with `dies` every later one as well, as in a process that has ended."""
+
+    protocol = "faulty"
+    cachable = False
+    countdown, dies = -1, False
+
+    def count(self) -> None:
+        cls = type(self)
+        if cls.countdown == 0 and not cls.dies:
+            cls.countdown = -1
+            raise Fails(28, "No space left on device")
+        if cls.countdown == 0:
+            raise Fails(5, "the process has died")
+        cls.countdown -= cls.countdown > 0
+
+    def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
+        if mode == "rb":
+            return super()._open(path, mode, **more)
+        self.count()
+        return FaultyFile(path, mode, fs=self, **more)
+
+    def mv(self, path1: str, path2: str, **more: Any) -> None:
+        self.count()
+        super().mv(path1, path2, **more)
+
+    def rm(self, path: str, *more: Any, **named: Any) -> None:
+        if type(self).dies:
+            self.count()
+        super().rm(path, *more, **named)
+
+
+class FaultyFile(LocalFileOpener):
+    def write(self, *content: Any) -> int:
+        self.fs.count()
+        return int(self.f.write(*content))
+
+    def flush(self) -> None:
+        self.fs.count()
+        self.f.flush()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_interrupted_at_any_operation_the_previous_checkpoint_restores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    """Each open, write, flush, fsync and rename fails in turn: the disk is full, or the process ends there."""
+    fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
+    fsync = os.fsync
+
+    def faulty_fsync(descriptor: int) -> None:
+        FaultyFileSystem().count()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", faulty_fsync)
+    monkeypatch.setattr(FaultyFileSystem, "dies", dies)
+    first, second = f"faulty://{tmp_path}/step-1", f"faulty://{tmp_path}/step-2"
+    write(first)
+    before = checkpoint.load(first)
+    faults = 0
+    for number in range(200):
+        FaultyFileSystem.countdown = number
+        try:
+            write(second, offset=0.5)
+        except CheckpointFailed:
+            faults += 1
+        else:
+            break
+        finally:
+            FaultyFileSystem.countdown = -1
+        assert checkpoint.complete(Folder(f"faulty://{tmp_path}")) in (["step-1"], ["step-1", "step-2"])
+        assert checkpoint.load(first) == before
+        np.testing.assert_array_equal(before.parameters()[1], vectors(1)["parameters"])
+        if not dies:
+            assert not [name for name in Folder(second).names() if name.startswith(".")], "nothing half-written is left"
+    assert faults >= 25, "every operation failed once"
+    np.testing.assert_array_equal(checkpoint.load(second).parameters()[0], vectors(0, 0.5)["parameters"])

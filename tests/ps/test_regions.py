@@ -76,7 +76,7 @@ def push(shard: Shard, header: pb.PushHeader, chunks: list[bytes]) -> pb.PushRep
 
 
 def state(shard: Shard) -> list[np.ndarray]:
-    return [vector.copy() for vector in shard.arena.saved]
+    return [vector.copy() for vector in shard.arena.vectors.values()]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -175,7 +175,7 @@ def test_pulls_and_snapshots_go_on_beside_many_pushes() -> None:
             for start, end in shard.cut(0, shard.size):
                 shard.read(start, end, codec.BFLOAT16)
             with shard.snapshot() as snapshot:
-                moments = {float(piece[0]) for _, (piece,) in snapshot.blocks()}
+                moments = {float(piece[0]) for piece in snapshot.pieces()}
             # Every push moves every trained element by the same amount, region by region.
             assert len(moments) <= 3
             reads += 1

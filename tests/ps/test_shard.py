@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite, TooManyWorkers, WorkerSuperseded
-from downpour.ps.arena import NUM_WORKERS, Arena
+from downpour.ps.arena import Arena
 from downpour.ps.layout import STATISTIC, Variable, plan
+from downpour.ps.ledger import NUM_WORKERS
 from downpour.ps.named import to_message
 from downpour.ps.rules import SGD, RMSProp
 from downpour.ps.schedules import Constant, StaircaseExponential

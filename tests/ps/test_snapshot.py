@@ -15,32 +15,33 @@ SIZE = 3 * BLOCK_ELEMENTS + 5
 
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_pushes_between_blocks_do_not_show(data: st.DataObject) -> None:
-    vectors = [np.zeros(SIZE, np.float32), np.ones(SIZE, np.float32)]
+def test_pushes_between_pieces_do_not_show(data: st.DataObject) -> None:
+    vectors = {"a": np.zeros(SIZE, np.float32), "b": np.ones(SIZE, np.float32)}
+    records = {"counters": np.array([3, 4], np.uint64)}
     lock = threading.Lock()
-    snapshot = Snapshot(vectors, 4, lock)
-    read = [np.full(SIZE, np.nan, np.float32) for _ in vectors]
-    blocks = snapshot.blocks()
-    for _ in range(4):
+    snapshot = Snapshot(vectors, records, lock)
+    records["counters"][:] = 0
+    read = []
+    pieces = snapshot.pieces()
+    for _ in range(8):
         start = data.draw(st.integers(0, SIZE - 1))
         stop = data.draw(st.integers(start + 1, SIZE))
         with lock:
             snapshot.preserve(start, stop)
-            for vector in vectors:
+            for vector in vectors.values():
                 vector[start:stop] += 7
-        at, pieces = next(blocks)
-        for vector, piece in zip(read, pieces, strict=True):
-            vector[at : at + piece.size] = piece
-    assert next(blocks, None) is None
-    assert (read[0] == 0).all() and (read[1] == 1).all()
+        read.append(next(pieces))
+    assert next(pieces, None) is None
+    a, b = np.split(np.concatenate(read), 2)
+    assert (a == 0).all() and (b == 1).all()
+    assert snapshot.records["counters"].tolist() == [3, 4]
 
 
 def test_what_has_been_read_is_not_kept() -> None:
-    vectors = [np.zeros(SIZE, np.float32)]
-    snapshot = Snapshot(vectors, 0, threading.Lock())
-    blocks = snapshot.blocks()
-    next(blocks)
+    snapshot = Snapshot({"a": np.zeros(SIZE, np.float32), "b": np.zeros(SIZE, np.float32)}, {}, threading.Lock())
+    pieces = snapshot.pieces()
+    next(pieces)
     snapshot.preserve(0, BLOCK_ELEMENTS)
-    assert not snapshot._saved
+    assert list(snapshot._saved) == [(1, 0)]
     snapshot.preserve(0, BLOCK_ELEMENTS + 1)
-    assert list(snapshot._saved) == [1]
+    assert list(snapshot._saved) == [(1, 0), (0, 1), (1, 1)]

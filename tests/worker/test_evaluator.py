@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,15 +14,11 @@ import pytest
 
 from downpour.launch import recipe
 from downpour.model.records import RecordCounts
-from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps import checkpoint
 from downpour.ps.averages import Polyak
 from downpour.ps.layout import plan
-from downpour.ps.named import to_message
-from downpour.ps.rules import SGD
-from downpour.ps.snapshot import Snapshot
 from downpour.worker.evaluator import Evaluator
 from downpour.worker.step import variables_of
+from tests.ps.saving import save
 
 
 class Batches:
@@ -46,15 +41,9 @@ def test_it_scores_the_parameters_or_the_average(tmp_path: Path, average: bool, 
     """The parameters rank every image's label first, the average last."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")])
     layout = plan(variables_of(model), 1)
-    specification = pb.ShardSpecification(
-        fingerprint=layout.fingerprint, layout=layout.canonical, rule=to_message(SGD()),
-        average=to_message(Polyak(0.5)),
-    )  # fmt: skip
     right = np.eye(3, dtype=np.float32).ravel()
-    snapshot = Snapshot([right, -right], 1, threading.Lock())
-    file = checkpoint.write_shard(tmp_path, specification, snapshot)
-    checkpoint.write_manifest(checkpoint.Checkpoint(tmp_path, 1, layout, (file,), (1,)))
-    metrics, _ = Evaluator(model, layout, Data(), 8, average=average).score(tmp_path)  # type: ignore[arg-type]
+    save(tmp_path, layout, [{"parameters": right, "slot.average": -right}])
+    metrics, _ = Evaluator(model, layout, Data(), 8, average=average).score(str(tmp_path))  # type: ignore[arg-type]
     assert metrics["map_at_100_unweighted"] == pytest.approx(score)
 
 

@@ -21,7 +21,8 @@ def write_checkpoint(folder: Path, step: int) -> str:
     directory.mkdir()
     (directory / "shard").touch()
     layout = plan([Variable("w", (3,))], 1)
-    checkpoint.write_manifest(checkpoint.Checkpoint(directory, step, layout, ("shard",), (step,)))
+    file = checkpoint.ShardFile("shard", step, step, {})
+    checkpoint.write_manifest(checkpoint.Checkpoint(str(directory), step, layout, (file,)))
     return str(directory)
 
 
@@ -48,7 +49,8 @@ class Evaluator:
     def __init__(self, at: str, before: Any) -> None:
         self._at, self._before = at, before
 
-    def score(self, directory: Path) -> tuple[dict[str, float], RecordCounts]:
+    def score(self, folder: str) -> tuple[dict[str, float], RecordCounts]:
+        directory = Path(folder)
         if directory.name == self._at:
             self._before(directory)
         checkpoint.load(directory)

@@ -1,0 +1,162 @@
+"""Folders of checkpoints, on a disk or in an object store (through fsspec): a file is there whole or not at all.
+
+On a disk a file is written under a temporary name, flushed to the disk and renamed; an object store shows what has
+been uploaded to its end. Threads: any; a `Folder` keeps nothing but the place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from downpour.ps.points import reach
+
+_UPLOAD_BYTES = 16 << 20  # of one part, in an object store
+
+
+class StorageError(OSError):
+    """An object store or a disk has refused; the message names the place."""
+
+
+class Folder:
+    """One folder.
+
+    Args:
+        url: A path, or a URL that fsspec knows: `s3://bucket/folder`, `gs://...`.
+
+    Attributes:
+        url: As given; of a local folder its absolute path.
+
+    Raises:
+        ValueError: Nothing is known of such URLs, or its library is not installed.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        text = os.fspath(url)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(text)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"cannot use {text}: {error}; give a path or a URL whose library is installed (s3://: downpour[s3])"
+            ) from None
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self.url = self._root if self._is_local else text.rstrip("/")
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.url}/{name}")
+
+    def names(self) -> list[str]:
+        """Of the files and folders in it, sorted; none if it does not exist.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        with self._explained("list"):
+            self._fs.invalidate_cache(self._root)
+            if not self._fs.isdir(self._root):
+                return []
+            return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in self._fs.ls(self._root, detail=False))
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """A file, or bytes [start, stop) of it.
+
+        Raises:
+            FileNotFoundError: There is none.
+            StorageError: It cannot be read.
+        """
+        with self._explained(f"read {name} in"):
+            content: bytes = self._fs.cat_file(f"{self._root}/{name}", start=start, end=stop)
+            return content
+
+    def write(self, name: str, pieces: Iterable[Any]) -> None:
+        """A file of these pieces (bytes, arrays), which takes the place of one that is there.
+
+        Raises:
+            StorageError: It cannot be written; nothing has changed.
+        """
+        with self._explained(f"write {name} in"):
+            self._fs.makedirs(self._root, exist_ok=True)
+            if self._is_local:
+                self._write_and_rename(name, pieces)
+            else:
+                self._upload(name, pieces)
+
+    def remove(self, name: str) -> None:
+        """A file, or a folder with what is in it.
+
+        Raises:
+            StorageError: It cannot be removed.
+        """
+        with self._explained(f"remove {name} in"):
+            self._fs.rm(f"{self._root}/{name}", recursive=True)
+
+    def check(self) -> None:
+        """Writes a small file and removes it.
+
+        Raises:
+            ValueError: One of these does not work.
+        """
+        name = f".writable-{secrets.token_hex(4)}"
+        try:
+            self.write(name, [b"Downpour looks whether it may write here.\n"])
+            self.remove(name)
+        except OSError as error:
+            raise ValueError(f"{error}; give another folder, or the right to write there") from None
+
+    def _write_and_rename(self, name: str, pieces: Iterable[Any]) -> None:
+        temporary = f"{self._root}/.{name}.{secrets.token_hex(4)}"
+        try:
+            with self._fs.open(temporary, "wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                    reach("storage.piece")
+                file.flush()
+                os.fsync(file.fileno())
+            reach("storage.written")
+            self._fs.mv(temporary, f"{self._root}/{name}")
+            reach("storage.renamed")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._fs.rm(temporary)
+            raise
+        descriptor = os.open(self._root, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the new name, too
+        finally:
+            os.close(descriptor)
+
+    def _upload(self, name: str, pieces: Iterable[Any]) -> None:
+        file = self._fs.open(f"{self._root}/{name}", "wb", autocommit=False, block_size=_UPLOAD_BYTES)
+        try:
+            for piece in pieces:
+                file.write(piece)
+            file.close()
+            file.commit()
+        except BaseException:
+            file.discard()
+            raise
+
+    @contextlib.contextmanager
+    def _explained(self, action: str) -> Iterator[None]:
+        """Errors name the place. What libraries of object stores raise beside OSError becomes one."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except _errors() as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise StorageError(f"cannot {action} {self.url}: {reason}") from None
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    try:
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return (OSError,)
+    return (OSError, BotoCoreError)

@@ -1,0 +1,192 @@
+"""The undo log of an arena: what makes each step of an update happen wholly or not at all.
+
+A process can die between any two instructions, and what it had stored until then is in the arena. So before anything
+is changed, it is copied into a record of the log, and the record is armed; when the change is whole, the record is
+disarmed, by one aligned store. Whoever maps the arena next writes back what an armed record holds. Two kinds of change:
+
+    a step          elements [start, stop) of some vectors, how far the pushes in question have come (ledger), and
+                    under the pace `Sync` the round of the chunk
+    bookkeeping     all counters and one worker's ledger entry: a push begins, or is complete and counted
+
+A push is many steps. One that is cut off by the death of the process is undone; the ledger then says where its push
+stands, to the element, the worker sends the push again, and the rest is applied: each element once.
+
+Stores of a process that was killed are not lost, since the kernel keeps the pages; those of a machine that lost power
+may be, in any order, so an arena that was not closed is only continued under the boot of the machine it was written
+under (`downpour.ps.arena`).
+
+Order: a step is armed with the shard's lock held, and bookkeeping happens within one hold of that lock. So where both
+are armed bookkeeping began later, and is undone first.
+
+Threads: any may take steps, as many at a time as there are records; others wait. Two steps never touch the same
+elements at a time: regions are locked (`downpour.ps.regions`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from queue import LifoQueue
+
+import numpy as np
+
+from downpour.proto.errors import NotReady
+from downpour.ps.ledger import COUNTERS, LEDGER_ENTRY
+from downpour.ps.pace import ROUND
+from downpour.ps.points import reach
+
+MAX_WORKERS = 16  # whose pushes one step applies
+
+RECORD = np.dtype(
+    [
+        ("armed", "<u8"),
+        ("start", "<u8"),
+        ("stop", "<u8"),
+        ("vectors", "<u8"),  # a bit for each vector whose elements were saved
+        ("has_round", "<u8"),
+        ("chunk", "<u8"),
+        ("round", ROUND),
+        ("has_counters", "<u8"),
+        ("counters", COUNTERS),
+        ("num_workers", "<u8"),
+        ("workers", "<u8", (MAX_WORKERS,)),
+        ("entries", LEDGER_ENTRY, (MAX_WORKERS,)),
+    ]
+)
+
+
+class UndoLog:
+    """The log over one arena's memory.
+
+    Args:
+        records: [1 + n] RECORD: one for bookkeeping, n for steps.
+        saved: n arrays [number of vectors, longest step] float32.
+        vectors: The arena's, float32 of one length, those that a step may change.
+        counters: [1] COUNTERS.
+        ledger: LEDGER_ENTRY, indexed by worker.
+        rounds: One ROUND a chunk.
+
+    Attributes:
+        closed: No change may begin any longer.
+    """
+
+    def __init__(
+        self,
+        records: np.ndarray,
+        saved: Sequence[np.ndarray],
+        vectors: Sequence[np.ndarray],
+        counters: np.ndarray,
+        ledger: np.ndarray,
+        rounds: np.ndarray,
+    ) -> None:
+        self._records, self._saved, self._vectors = records, saved, vectors
+        self._counters, self._ledger, self._rounds = counters, ledger, rounds
+        self.closed = False  # guarded by the shard's lock
+        self._free: LifoQueue[int] = LifoQueue()  # the last one used is in the cache
+        for number in range(1, len(records)):
+            self._free.put(number)
+
+    def recover(self) -> int:
+        """Undoes what was cut off; returns how many changes that were."""
+        armed = [number for number in range(len(self._records)) if self._records[number]["armed"]]
+        for number in armed:  # bookkeeping, number 0, first
+            self._undo(number)
+        return len(armed)
+
+    @contextlib.contextmanager
+    def step(
+        self,
+        lock: threading.Lock,
+        span: tuple[int, int],
+        vectors: int,
+        workers: Sequence[int],
+        chunk: int | None = None,
+    ) -> Iterator[None]:
+        """What the block does to these happens wholly or not at all, also when it raises.
+
+        Args:
+            lock: The shard's; not held.
+            span: [start, stop), no longer than `saved`.
+            vectors: A bit for each vector that the block changes.
+            workers: At most MAX_WORKERS whose ledger entries say how far their push is applied.
+            chunk: Whose round the block changes, if it does.
+        """
+        number = self._free.get()
+        record, saved = self._records[number], self._saved[number - 1]
+        try:
+            start, stop = span
+            for i in _bits(vectors):
+                np.copyto(saved[i, : stop - start], self._vectors[i][start:stop])
+            reach("step.copied")
+            record["start"], record["stop"], record["vectors"] = start, stop, vectors
+            record["has_counters"], record["num_workers"] = 0, len(workers)
+            record["has_round"] = chunk is not None
+            with lock:
+                self._refuse_if_closed()
+                for i, worker in enumerate(workers):
+                    record["workers"][i], record["entries"][i] = worker, self._ledger[worker]
+                if chunk is not None:
+                    record["chunk"], record["round"] = chunk, self._rounds[chunk]
+                reach("step.described")
+                record["armed"] = 1
+            reach("step.armed")
+            with self._undone_if_it_fails(number):
+                yield
+                reach("step.changed")
+            reach("step.disarmed")
+        finally:
+            self._free.put(number)
+
+    @contextlib.contextmanager
+    def bookkeeping(self, worker: int) -> Iterator[None]:
+        """Likewise for all counters and a worker's ledger entry; called with the shard's lock held."""
+        self._refuse_if_closed()
+        record = self._records[0]
+        record["vectors"], record["has_round"], record["num_workers"] = 0, 0, 1
+        record["has_counters"], record["counters"] = 1, self._counters[0]
+        record["workers"][0], record["entries"][0] = worker, self._ledger[worker]
+        reach("bookkeeping.described")
+        record["armed"] = 1
+        reach("bookkeeping.armed")
+        with self._undone_if_it_fails(0):
+            yield
+            reach("bookkeeping.changed")
+        reach("bookkeeping.disarmed")
+
+    def _refuse_if_closed(self) -> None:
+        if self.closed:
+            raise NotReady("the shard is stopping")
+
+    @contextlib.contextmanager
+    def _undone_if_it_fails(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._undo(number)
+            raise
+        self._records[number]["armed"] = 0
+
+    def _undo(self, number: int) -> None:
+        """Writes back what a record holds; may be cut off itself and done again."""
+        record = self._records[number]
+        start, stop = int(record["start"]), int(record["stop"])
+        for i in _bits(int(record["vectors"])):
+            self._vectors[i][start:stop] = self._saved[number - 1][i, : stop - start]
+        reach("undo.vectors")
+        if record["has_round"]:
+            self._rounds[int(record["chunk"])] = record["round"]
+        if record["has_counters"]:
+            self._counters[0] = record["counters"]
+        for worker, before in zip(record["workers"], record["entries"][: int(record["num_workers"])], strict=False):
+            entry = self._ledger[int(worker)]
+            # A step leaves alone the entry of a push that another has replaced since.
+            same = entry["incarnation"] == before["incarnation"] and entry["sequence"] == before["sequence"]
+            if same or record["has_counters"]:
+                self._ledger[int(worker)] = before
+        reach("undo.ledger")
+        record["armed"] = 0
+
+
+def _bits(mask: int) -> list[int]:
+    return [i for i in range(mask.bit_length()) if mask >> i & 1]
