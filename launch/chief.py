@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from absl import logging
 
-from downpour.launch import entry, recipe, topology
+from downpour.launch import entry, initial, recipe, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
 from downpour.worker.chief import Chief, Plan
 from downpour.worker.leases import lease_records
 
 topology.define_flags("chief")
+initial.define_flags()
 
 
 def main() -> None:
@@ -26,15 +27,16 @@ def _run() -> None:
     where, index = topology.from_flags("chief", job)
     job.data.check()
     host, port = topology.listen_address("chief", where, index)
-    chief = Chief(_plan(job), topology.run_dir(job), host=host, port=port)
+    run_dir = topology.run_dir(job)
+    source = initial.from_flags(run_dir)
+    chief = Chief(_plan(job), run_dir, host=host, port=port)
     try:
         # Before the model, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(chief.port)
         model, layout = build(job)
-
-        from downpour.worker.step import initial_values
-
-        chief.run(layout, where.ps, lambda: initial_values(model), job.exchange.give_up_after_s)
+        if source:
+            logging.info("empty shards begin as in %s; shards that hold parameters keep them", source.path)
+        chief.run(layout, where.ps, lambda: initial.values(model, layout, source), job.exchange.give_up_after_s)
     finally:
         chief.close()
     logging.info("done")

@@ -24,13 +24,14 @@ from typing import Any
 
 from absl import flags
 
-from downpour.launch import entry, progress, recipe, report, topology
+from downpour.launch import entry, initial, progress, recipe, report, topology
 from downpour.launch.job import Job
 from downpour.launch.memory import PeakMemory
 from downpour.launch.scratch import scratch_folder
 from downpour.launch.supervisor import Interrupted, ProcessFailed, Program, Supervisor
 
 topology.define_recipe_flags()
+initial.define_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Where the job writes; runs/NAME of the recipe by default.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Short for --set=batch_size=N.")
 _STEPS = flags.DEFINE_integer("steps", None, "Short for --set=num_steps=N.")
@@ -59,6 +60,7 @@ class Run:
         run_dir: Gets logs, checkpoints and results.
         evaluator: Whether one is started.
         arena_parent: Of the folder for the shards' memory; None to choose.
+        source: Of initial values, as the chief is told; None for fresh ones.
     """
 
     recipe: str
@@ -67,6 +69,7 @@ class Run:
     run_dir: Path
     evaluator: bool = True
     arena_parent: Path | None = None
+    source: initial.Source | None = None
 
     def common_flags(self) -> dict[str, topology.FlagValue]:
         """What worker, chief and evaluator are all told."""
@@ -87,7 +90,8 @@ class _Cluster:
         shards = {f"ps/{i}": self._shard_flags(i) for i in range(self.run.job.cluster.num_ps)}
         self._start_servers("ps", shards)
         where = self.run.common_flags() | {"ps": ",".join(self._address(name) for name in shards)}
-        self._start_servers("chief", {"chief": where | {"evaluator": self.run.evaluator}})
+        source = self.run.source.flags() if self.run.source else {}
+        self._start_servers("chief", {"chief": where | {"evaluator": self.run.evaluator, **source}})
         where["chief"] = self._address("chief")
         for i in range(self.run.job.cluster.num_workers):
             self.supervisor.start(Program(f"worker/{i}", topology.command("worker", i, where)))
@@ -166,6 +170,8 @@ def check(job_run: Run) -> None:
     if job_run.arena_parent is not None and not os.access(job_run.arena_parent, os.W_OK | os.X_OK):
         raise ValueError(f"folder {job_run.arena_parent} is missing or not writable; give another --arena_parent")
     job_run.job.data.check()
+    if job_run.source:
+        initial.check(job_run.source)
     try:
         (job_run.run_dir / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -255,13 +261,15 @@ def _from_flags() -> Run:
         *(f"{key}={value}" for key, value in shortcuts if value is not None),
     ]
     job = recipe.from_flags()
+    run_dir = Path(_RUN_DIR.value or Path("runs") / job.name)
     return Run(
         recipe=str(flags.FLAGS["recipe"].value),
         overrides=tuple(flags.FLAGS["set"].value or ()),
         job=job,
-        run_dir=Path(_RUN_DIR.value or Path("runs") / job.name),
+        run_dir=run_dir,
         evaluator=bool(_EVALUATOR.value),
         arena_parent=Path(_ARENA_PARENT.value) if _ARENA_PARENT.value else None,
+        source=initial.from_flags(run_dir),
     )
 
 

@@ -121,14 +121,14 @@ class TensorFile:
         first, last = self._place(name)
         stop = (last - first) // 4 if stop is None else stop
         out = np.empty(stop - start, np.float32)
-        raw = memoryview(out).cast("B")
+        raw = out.view(np.uint8)
         at = 4 * start
         while at < 4 * stop:
             content = self._blocks(name, at // _BLOCK_BYTES, 4 * stop)
             begin = at % _BLOCK_BYTES
-            part = content[begin : begin + 4 * stop - at]
-            raw[at - 4 * start : at - 4 * start + len(part)] = part
-            at += len(part)
+            part = np.frombuffer(content[begin : begin + 4 * stop - at], np.uint8)
+            raw[at - 4 * start :][: part.size] = part
+            at += part.size
         return out
 
     def record(self, name: str) -> np.ndarray:
@@ -263,7 +263,10 @@ def _safetensors(
     The library's own `save_file` needs all tensors at once, and copies each of them.
     """
     vector_bytes = 4 * snapshot.size
-    integers = {name: record.view("<u8").reshape(record.size, -1) for name, record in snapshot.records.items()}
+    integers = {
+        name: record.view("<u8").reshape(record.size, record.dtype.itemsize // 8)
+        for name, record in snapshot.records.items()
+    }
     places = [(name, "F32", [snapshot.size], vector_bytes) for name in snapshot.names]
     places += [(name, "U64", list(record.shape), record.nbytes) for name, record in integers.items()]
     header: dict[str, Any] = {"__metadata__": {"fingerprint": specification.fingerprint.hex()}}

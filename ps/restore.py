@@ -129,8 +129,9 @@ def _box(r: Range, shape: tuple[int, ...]) -> _Box:
 def _within(flat: np.ndarray, box: _Box, part: _Box) -> np.ndarray:
     """The elements of `part`, a view of the flat elements of `box`."""
     whole = flat.reshape([stop - begin for begin, stop in box])
-    inside = zip(box, part, strict=True)
-    return whole[..., *(slice(begin - first, stop - first) for (first, _), (begin, stop) in inside)]
+    inside = tuple(slice(begin - first, stop - first) for (first, _), (begin, stop) in zip(box, part, strict=True))
+    view: np.ndarray = whole[(..., *inside)]  # with the dots a view even where there are no axes
+    return view
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
