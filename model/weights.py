@@ -1,0 +1,176 @@
+"""Weights in Keras's files: written so that Keras alone can load them, read by the names of variables.
+
+| ending | what it is |
+|---|---|
+| `.keras` | a model with its weights |
+| `.weights.h5` | weights, as Keras 3 writes them |
+| `.h5` | a model with its weights, as older Keras wrote them; read also if it holds weights alone |
+| none | a folder, TensorFlow's SavedModel; can be written, not read |
+
+A variable's name is its path in Keras, `stem_conv/kernel`. Keras is imported in the functions, so that a launcher can
+check the name of a file without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+KERAS, WEIGHTS, LEGACY, SAVED_MODEL = ".keras", ".weights.h5", ".h5", ""
+
+Pairs = Iterator[tuple[str, Any]]  # names of variables and their values
+Numbered = Mapping[str, Any]  # the variables of one layer, by number
+
+
+def file_ending(path: str | Path) -> str | None:
+    """`.keras`, `.weights.h5` or `.h5`; None of any other file."""
+    name = Path(path).name
+    return next((ending for ending in (KERAS, WEIGHTS, LEGACY) if name.endswith(ending)), None)
+
+
+def save(model: keras.Model, path: Path, ending: str) -> None:
+    """Writes a model's weights, and the model itself unless the ending is `.weights.h5`.
+
+    Args:
+        model: A built model. Its optimizer, if any, is left out.
+        path: To write to; ends with `ending`.
+        ending: KERAS, WEIGHTS, LEGACY or SAVED_MODEL.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if ending == SAVED_MODEL:
+        model.export(path, verbose=False)
+    elif ending == WEIGHTS:
+        model.save_weights(path)
+    else:
+        model.save(path, include_optimizer=False)
+
+
+def own_classes(model: keras.Model) -> list[str]:
+    """The classes of layers, `module.Class`, without which Keras alone cannot load a `.keras` or `.h5` file."""
+    kinds = {type(layer) for layer in model._flatten_layers()}
+    return sorted(f"{k.__module__}.{k.__qualname__}" for k in kinds if k.__module__.partition(".")[0] != "keras")
+
+
+def read(path: str | Path, model: keras.Model, names: Collection[str]) -> dict[str, np.ndarray]:
+    """The values of variables in a Keras file, float32.
+
+    Args:
+        path: A `.keras`, `.weights.h5` or `.h5` file.
+        model: The model that needs the values. Files of Keras 3 name layers but only number the variables of each,
+            which are taken to be those of this model's layers of the same name.
+        names: Of the variables. Those that are not in the file are left out of the result.
+
+    Raises:
+        ValueError: The file is missing or damaged, is of no such kind, has two variables of a name, or has in a layer
+            another number of variables than the model.
+    """
+    wanted = set(names)
+    pairs = (_read_keras if file_ending(path) == KERAS else _read_hdf5)(path, model, wanted)
+    found: dict[str, np.ndarray] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{path} has two variables {name!r}; give a file whose layers have names of their own")
+        if name in wanted:
+            found[name] = np.asarray(value, np.float32)
+    return found
+
+
+def _read_keras(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs:
+    """Layer by layer: the paths of a loaded model's variables need not be those that it was saved with."""
+    import keras
+
+    try:
+        loaded = keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be loaded by Keras: {error}; give another file") from None
+    return _by_layer(path, [(layer.name, _own_variables(layer)) for layer in loaded._flatten_layers()], model, wanted)
+
+
+def _read_hdf5(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs:
+    """Keras 3's weights or legacy ones, whichever the file holds: both endings have been used for both."""
+    import h5py  # type: ignore[import-untyped]
+
+    try:
+        with h5py.File(path) as file:
+            root = file.get("model_weights", file)  # a legacy file of weights alone has them at the top
+            if _texts(root, "layer_names"):
+                yield from _read_legacy(root)
+            else:
+                yield from _by_layer(path, _groups(path, file), model, wanted)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as an HDF5 file of Keras: {error}; give another file") from None
+
+
+def _read_legacy(root: Any) -> Pairs:
+    """A group a layer, whose attribute lists its weights; TensorFlow added `:0` to their names."""
+    groups = [root[layer] for layer in _texts(root, "layer_names")]
+    groups += [root[name] for name in ("top_level_model_weights",) if name in root]
+    for group in groups:
+        for name in _texts(group, "weight_names"):
+            yield name.removesuffix(":0"), group[name]
+
+
+def _groups(path: str | Path, file: Any) -> list[tuple[str, Numbered]]:
+    """Keras 3's groups `vars`, one a layer, which have the layer's name as an attribute."""
+    groups: list[Any] = []
+    file.visititems(lambda _, item: groups.append(item) if "name" in item.attrs else None)
+    if not groups:
+        raise ValueError(f"{path} has no names of layers, as files of older Keras; save that model as .keras instead")
+    return [(_text(group.attrs["name"]), group) for group in groups]
+
+
+def _by_layer(path: str | Path, layers: Sequence[tuple[str, Numbered]], model: keras.Model, wanted: set[str]) -> Pairs:
+    """The variables of layers that have the name of one of the model's; within a layer they are only numbered."""
+    for layer in model._flatten_layers():
+        paths = {number: variable.path for number, variable in _own_variables(layer).items()}
+        if wanted.isdisjoint(paths.values()):
+            continue
+        for numbered in (numbered for name, numbered in layers if name == layer.name):
+            if len(numbered) != len(paths):
+                raise ValueError(
+                    f"{path} has {len(numbered)} variables in layer {layer.name!r}, the model has {len(paths)}: "
+                    f"{', '.join(paths.values())}; the layers must be alike"
+                )
+            yield from ((name, _array(numbered[number])) for number, name in paths.items())
+
+
+def _own_variables(layer: Any) -> Numbered:
+    """A layer's variables without those of layers in it, by the number that each has in a file of Keras 3."""
+    variables: dict[str, Any] = {}
+    layer.save_own_variables(variables)
+    return {number: variable for number, variable in variables.items() if hasattr(variable, "path")}
+
+
+def _array(value: Any) -> np.ndarray:
+    """Of a variable or a data set; HDF5 has no bfloat16, Keras notes it beside the bytes."""
+    if hasattr(value, "numpy"):
+        return value.numpy()
+    if "dtype" not in value.attrs:
+        return np.array(value)
+    import ml_dtypes
+
+    return np.array(value, dtype=ml_dtypes.bfloat16)
+
+
+def _texts(group: Any, attribute: str) -> list[str]:
+    """A list of texts; a long one is kept in pieces, `layer_names0`, `layer_names1` and so on."""
+    if attribute in group.attrs:
+        return [_text(entry) for entry in group.attrs[attribute]]
+    texts: list[str] = []
+    piece = 0
+    while f"{attribute}{piece}" in group.attrs:
+        texts += [_text(entry) for entry in group.attrs[f"{attribute}{piece}"]]
+        piece += 1
+    return texts
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
