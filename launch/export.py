@@ -110,7 +110,7 @@ def _check_free(out: Path, ending: str, overwrite: bool) -> None:
 def _filled(job: Job, saved: Checkpoint, average: bool) -> Any:
     """The job's model with a checkpoint's values."""
     model, layout = build(job)
-    check_same(_names_and_shapes(layout), _names_and_shapes(saved.layout).canonical, str(saved.directory))
+    check_same(_names_and_shapes(layout), _names_and_shapes(saved.layout).canonical, saved.directory)
 
     from downpour.worker import evaluator
 

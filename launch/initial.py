@@ -23,6 +23,7 @@ from downpour.ps import checkpoint
 from downpour.ps.checkpoint import Checkpoint
 from downpour.ps.layout import Layout, Variable
 from downpour.ps.patterns import matching
+from downpour.ps.storage import Folder, StorageError
 
 _ACCEPTED = "a .keras, .weights.h5 or .h5 file, a checkpoint's folder, or a run's folder with checkpoints"
 _SHOWN = 3  # variables that one message names
@@ -80,16 +81,20 @@ def check(source: Source) -> None:
 
 
 def load_checkpoint(path: str) -> Checkpoint:
-    """The checkpoint in a folder, or the newest complete one of a run's folder on this machine.
+    """The checkpoint in a folder, or the newest complete one of a run's folder; a path or a URL.
 
     Raises:
-        ValueError: There is none, or it is damaged.
+        ValueError: There is none, it is damaged, or the folder cannot be read.
     """
-    if _is_url(path):
-        return checkpoint.load(path)
-    for folder in (Path(path), *sorted(Path(path).glob("checkpoints/step-*"), reverse=True)):
-        if (folder / checkpoint.MANIFEST).exists():
-            return checkpoint.load(folder)
+    try:
+        folder = Folder(path)
+        steps = folder / "checkpoints"
+        if checkpoint.MANIFEST in folder.names():
+            return checkpoint.load(folder.url)
+        if names := checkpoint.complete(steps):
+            return checkpoint.load(f"{steps.url}/{names[-1]}")
+    except StorageError as error:
+        raise ValueError(str(error)) from None
     raise ValueError(
         f"{path} is not a complete checkpoint and holds none; give a checkpoint's folder, which has a "
         f"{checkpoint.MANIFEST}, or the folder of a run that has written one"
@@ -122,12 +127,9 @@ def values(model: Any, layout: Layout, source: Source | None) -> list[np.ndarray
     return [found.get(name, value) for name, value in zip(names, fresh, strict=True)]
 
 
-def _is_url(path: str) -> bool:
-    return "://" in path
-
-
 def _is_folder(path: str) -> bool:
-    return _is_url(path) or Path(path).is_dir()
+    """Whether it can only be a checkpoint or a run; these may be in an object store, Keras's files may not."""
+    return "://" in path or Path(path).is_dir()
 
 
 def _read(path: str, model: Any, wanted: Collection[str]) -> dict[str, np.ndarray]:

@@ -75,7 +75,7 @@ class Trained:
         job = self.job("cluster.num_workers=1")
         model, layout = build(job)
         scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, average=average)
-        scorer.score(max((self.run_dir / "checkpoints").iterdir()))
+        scorer.score(str(max((self.run_dir / "checkpoints").iterdir())))
         result: np.ndarray = scorer._predict(self.images).numpy()
         return result
 

@@ -1,4 +1,4 @@
-"""Initial values from Keras files, for the variables that are named."""
+"""Initial values from Keras files and checkpoints, for the variables that are named."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from downpour.model import weights
 from downpour.model.resnet import ResNet
 from downpour.ps.layout import Layout, plan
 from downpour.worker.step import initial_values, variables_of
+from tests.ps.saving import save
 
 SMALL = ResNet(depth=18, width=2, stem="3x3/2")
 BACKBONE = ("stem_*", "stage*")
@@ -25,6 +26,12 @@ def network(num_labels: int, seed: int) -> tuple[keras.Model, Layout]:
     keras.utils.set_random_seed(seed)
     model = SMALL.build(8, num_labels)
     return model, plan(variables_of(model), 2)
+
+
+def write_checkpoint(folder: str, model: keras.Model, step: int) -> None:
+    """As two shards and a chief write one."""
+    layout = plan(variables_of(model), 2)
+    save(folder, layout, [{"parameters": vector} for vector in layout.scatter(initial_values(model))], step=step)
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +45,16 @@ def trained() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def sources(trained: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the trained network in every kind of file."""
+    """A folder with the trained network in every form."""
     folder = tmp_path_factory.mktemp("sources")
     for ending in (weights.KERAS, weights.WEIGHTS, weights.LEGACY):
         weights.save(trained, folder / f"model{ending}", ending)
+    write_checkpoint(f"{folder}/run/checkpoints/step-0000000020", trained, 20)
+    (folder / "run" / "checkpoints" / "step-0000000030").mkdir()  # not complete
     return folder
 
 
-FORMS = ("model.keras", "model.weights.h5", "model.h5")
+FORMS = ("model.keras", "model.weights.h5", "model.h5", "run", "run/checkpoints/step-0000000020")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -75,6 +84,17 @@ def test_without_patterns_everything_comes_from_the_source(sources: Path, traine
 def test_without_a_source_values_are_fresh() -> None:
     model, layout = network(num_labels=5, seed=2)
     for value, expected in zip(initial.values(model, layout, None), initial_values(model), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_the_newest_checkpoint_of_a_run_is_taken_from_an_object_store_too(trained: keras.Model) -> None:
+    for step in (20, 9, 100):
+        write_checkpoint(f"memory://initial/checkpoints/step-{step:010d}", trained, step)
+    model, layout = network(num_labels=7, seed=2)
+    initial.check(Source("memory://initial"))
+    assert initial.load_checkpoint("memory://initial").step == 100
+    got = initial.values(model, layout, Source("memory://initial/checkpoints/step-0000000009"))
+    for value, expected in zip(got, initial_values(trained), strict=True):
         np.testing.assert_array_equal(value, expected)
 
 
@@ -111,6 +131,10 @@ def test_a_pattern_that_matches_nothing_is_refused(sources: Path) -> None:
     [
         ("nothing.keras", "nothing.keras is missing; give a .keras, .weights.h5 or .h5 file, a checkpoint's folder"),
         ("weights.npz", "weights.npz is of no known kind; give a .keras, .weights.h5"),
+        (
+            "memory://nowhere",
+            "memory://nowhere is not a complete checkpoint and holds none; give a checkpoint's folder",
+        ),
         ("empty", "empty is not a complete checkpoint and holds none; give a checkpoint's folder"),
     ],
 )
@@ -118,7 +142,7 @@ def test_what_is_no_source_is_refused_before_tensorflow(tmp_path: Path, name: st
     (tmp_path / "weights.npz").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):
-        initial.check(Source(str(tmp_path / name)))
+        initial.check(Source(name if "://" in name else str(tmp_path / name)))
 
 
 @pytest.fixture
