@@ -54,6 +54,7 @@ class Servicer:
         self._shard = Shard(arena) if arena else None
         if self._shard:
             logging.info("continues from its arena at version %d", self._shard.version)
+            _log_ledger(self._shard.arena)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The methods, as `downpour/proto/parameter_server.proto` describes them."""
@@ -155,7 +156,11 @@ class Servicer:
             push = shard.begin(first.header)
             for chunk in itertools.chain((first,) if first.count else (), chunks):
                 shard.apply(push, chunk)
-            return shard.finish(push)
+            reply = shard.finish(push)
+            # Before the answer: whatever a worker has been told is in this log.
+            what = "repeated" if reply.repeated else "counted"
+            logging.debug("push %d/%d/%d %s", push.header.worker, push.header.incarnation, push.header.sequence, what)
+            return reply
 
     def absent(self, request: pb.AbsentRequest, context: grpc.ServicerContext) -> pb.AbsentReply:
         """Nobody waits for some workers; see `ParameterServer.Absent`."""
@@ -212,6 +217,14 @@ class Servicer:
                 + (f", or give another --arena than {self._arena_path}" if self._arena_path else "")
             )
         return self._shard
+
+
+def _log_ledger(arena: Arena) -> None:
+    """The last push of every worker, whose own line the end of the process before may have swallowed."""
+    for worker, entry in enumerate(arena.ledger):
+        if entry["incarnation"]:
+            what = "complete" if entry["complete"] else "incomplete"
+            logging.debug("ledger %d/%d/%d %s", worker, entry["incarnation"], entry["sequence"], what)
 
 
 def _live(shard: Shard, wire: int) -> Iterator[bytes]:

@@ -11,6 +11,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from absl import logging
+
 from downpour.model.order import Lease
 from downpour.model.records import RecordCounts
 from downpour.proto.chief_pb2 import RegisterRequest, WorkerReport
@@ -79,6 +81,9 @@ class Reporter:
                 totals.staleness_sum += answer.staleness
                 totals.push_seconds += answer.push_s
                 totals.bytes_pushed += answer.bytes_pushed
+                # Every push of an incarnation is acknowledged before the next begins, so their count names it.
+                name = totals.pushes_acknowledged
+                logging.debug("push %d/%d/%d acknowledged", self._worker, self._incarnation, name)
 
     def read(self, counts: RecordCounts) -> None:
         """Notes how many records have been read and skipped so far."""
