@@ -130,6 +130,7 @@ class Arena:
         values = from_message(rules.BY_NAME, specification.rule).slots.values()
         for slot, value in zip(arena.slots, values, strict=True):
             slot[:] = value
+        reach("arena.slots")
         return arena
 
     @classmethod
@@ -160,6 +161,8 @@ class Arena:
             _unlock(descriptor)
             raise ValueError(f"the arena {path} is cut off at {len(memory):,} bytes; remove it or give another --arena")
         header["closed"], header["boot"] = 0, _boot_id()
+        memory.flush(0, _PAGE)  # before anything changes: the disk must not call the file closed any longer
+        reach("arena.reopened")
         arena = cls(memory, specification, descriptor)
         undone = arena.undo.recover()
         if undone:
@@ -170,6 +173,7 @@ class Arena:
         """The average, if there is one, begins at the present parameters."""
         if self.average is not None:
             self.average[:] = self.parameters
+            reach("arena.averaged")
 
     def mark_complete(self) -> None:
         """From here on the file is worth continuing from."""
@@ -183,8 +187,10 @@ class Arena:
         """
         if self._file_descriptor is not None:
             self._memory.flush()
+            reach("arena.flushed")
             np.frombuffer(self._memory, _HEADER, 1)["closed"] = 1
             self._memory.flush(0, _PAGE)
+            reach("arena.closed")
             _unlock(self._file_descriptor)
             self._file_descriptor = None
 
@@ -256,6 +262,7 @@ def _map(path: Path, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, int]:
         raise ValueError(f"the arena {path} belongs to a running shard; stop it or give another --arena") from None
     if empty:
         os.ftruncate(descriptor, 0)  # what an interrupted creation left
+        reach("arena.emptied")
     try:
         # Reserve the blocks now: a full disk must be an error here, not a SIGBUS in the middle of an update.
         os.posix_fallocate(descriptor, 0, num_bytes)

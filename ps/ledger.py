@@ -13,6 +13,7 @@ import numpy as np
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import TooManyWorkers, WorkerSuperseded
+from downpour.ps.points import reach
 
 NUM_WORKERS = 1024
 STALENESS_BUCKETS = 256
@@ -79,8 +80,12 @@ class Ledger:
     def begin(self, push: pb.PushHeader) -> None:
         """A new push takes the place of the worker's last one."""
         entry = self._entries[push.worker]
-        entry["complete"], entry["applied"], entry["dropped"] = 0, 0, 0
-        entry["incarnation"], entry["sequence"] = push.incarnation, push.sequence
+        entry["complete"] = 0
+        reach("ledger.reopened")
+        entry["applied"], entry["dropped"] = 0, 0
+        entry["incarnation"] = push.incarnation
+        reach("ledger.incarnation")
+        entry["sequence"] = push.sequence
 
     def applied(self, push: pb.PushHeader) -> int:
         """Elements of the push that are in the parameters.
@@ -110,6 +115,7 @@ class Ledger:
         entry = self._entries[push.worker]
         entry["staleness"] = staleness
         entry["pushes"] += 1
+        reach("ledger.counted")
         entry["complete"] = 1
 
     def is_complete(self, push: pb.PushHeader) -> bool:

@@ -139,6 +139,7 @@ class Shard:
                     reach("ledger.begun")
                     if staleness.drops(self._staleness, stale):
                         self._ledger.drop(header)
+                        reach("ledger.dropped")
             rate = self._schedule.rate(self.version) * staleness.rate_factor(self._staleness, stale)
             dropped = not self._is_sync and self._ledger.is_dropped(header)
             return Push(header, rate, self.version + 1, known is Known.COMPLETE, dropped)
@@ -295,6 +296,7 @@ class Shard:
         work.first = max(work.start, done)
         if work.push.dropped and done < work.stop:
             self._ledger.advance(header, work.stop)
+            reach("apply.skipped")
             return False
         return done < work.stop
 
@@ -361,6 +363,7 @@ class Shard:
         with self.arena.undo.step(self._lock, (region.start, region.stop), self._sum_bit, [header.worker], chunk):
             with self._lock:
                 verdict = self._pace.arrived(chunk, header.base_version)
+                reach("sync.arrived")
                 if verdict.late:
                     self._ledger.drop(header)
             if not verdict.late:
@@ -389,6 +392,7 @@ class Shard:
         if self._is_sync:
             with self._lock:
                 self.arena.counters["version"] = self._pace.rounds()
+                reach("sync.version")
                 self._moved.notify_all()
 
     def _update_with_mean(self, chunk: int) -> None:
@@ -402,6 +406,7 @@ class Shard:
             with self._lock:
                 version = int(self.arena.rounds[chunk]["round"])
                 count = self._pace.complete(chunk)
+                reach("sync.completed")
             for start, stop in region.pieces:
                 mean = self.arena.sum[start:stop]
                 mean /= np.float32(count)

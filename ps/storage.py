@@ -113,10 +113,12 @@ class Folder:
         temporary = f"{self._root}/.{name}.{secrets.token_hex(4)}"
         try:
             with self._fs.open(temporary, "wb") as file:
+                reach("storage.opened")
                 for piece in pieces:
                     file.write(piece)
                     reach("storage.piece")
                 file.flush()
+                reach("storage.flushed")
                 os.fsync(file.fileno())
             reach("storage.written")
             self._fs.mv(temporary, f"{self._root}/{name}")
@@ -128,6 +130,7 @@ class Folder:
         descriptor = os.open(self._root, os.O_RDONLY)
         try:
             os.fsync(descriptor)  # the new name, too
+            reach("storage.synced")
         finally:
             os.close(descriptor)
 

@@ -173,11 +173,14 @@ class UndoLog:
         start, stop = int(record["start"]), int(record["stop"])
         for i in _bits(int(record["vectors"])):
             self._vectors[i][start:stop] = self._saved[number - 1][i, : stop - start]
+            reach("undo.vector")
         reach("undo.vectors")
         if record["has_round"]:
             self._rounds[int(record["chunk"])] = record["round"]
+            reach("undo.round")
         if record["has_counters"]:
             self._counters[0] = record["counters"]
+            reach("undo.counters")
         for worker, before in zip(record["workers"], record["entries"][: int(record["num_workers"])], strict=False):
             entry = self._ledger[int(worker)]
             # A step leaves alone the entry of a push that another has replaced since.
@@ -186,6 +189,7 @@ class UndoLog:
                 self._ledger[int(worker)] = before
         reach("undo.ledger")
         record["armed"] = 0
+        reach("undo.disarmed")
 
 
 def _bits(mask: int) -> list[int]:

@@ -1,0 +1,214 @@
+"""A shard without sockets whose process kills itself at a named point, and continues when it is started again.
+
+    python -m tests.ps.killable
+
+reads jobs from its input, one JSON list a line: `[folder, scenario, point, passing, repeated]`. For each it forks; the
+new process opens the arena in the folder, or makes one, sends every push that no worker has had an answer to, writes a
+checkpoint and closes the arena. When it comes to the point for the `passing`-th time (from 1) it sends itself SIGKILL.
+The exit code is written to the output: 0, 1 for an exception, or the number of the signal, negative. All imports are
+done by then, and all loops loaded, so that a job takes milliseconds, and a test can kill hundreds.
+
+In the folder: `arena`, `checkpoint/`, `answers` (a line for each answer that a worker got, written before it sends its
+next push), and after a run to its end `passed.json`, how often each point was passed.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps import arena as arenas
+from downpour.ps import checkpoint, points, sources
+from downpour.ps.arena import Arena
+from downpour.ps.averages import Polyak
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Slicing, Variable, plan
+from downpour.ps.named import to_message
+from downpour.ps.pace import Async, Mode, Sync
+from downpour.ps.rules import RMSProp
+from downpour.ps.schedules import StaircaseExponential
+from downpour.ps.shard import Shard
+from downpour.ps.staleness import Drop
+
+# Elements of a chunk and of a piece here: a push has 4 regions, of 4, 2, 1 and 1 pieces.
+_CHUNK, _BLOCK = 16, 12
+_CUT = 10  # of chunks that are cut in the middle of pieces and across regions
+_INPUTS, _OUTPUTS, _ROWS = 6, 8, 3
+LAYOUT = plan(
+    [
+        Variable("k", (_INPUTS, _OUTPUTS), FACTORED, weight_decay=1e-3),
+        Variable("b", (20,), weight_decay=1e-3),
+        Variable("g", (7,)),
+        Variable("mean", (5,), STATISTIC),
+        Variable("fixed", (3,), FROZEN),
+    ],
+    1,
+    [Slicing("k", 2)],
+)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A push: whose, which, computed from which version, and whether with factors."""
+
+    worker: int
+    sequence: int
+    base_version: int
+    factored: bool = True
+
+    @property
+    def header(self) -> pb.PushHeader:
+        return pb.PushHeader(worker=self.worker, incarnation=1, sequence=self.sequence, base_version=self.base_version)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is sent: one round after another; the chunks of the pushes of a round interleave."""
+
+    pace: Mode
+    rounds: Sequence[Sequence[Sent]]
+
+
+SCENARIOS = {
+    # The last one is dropped: too stale.
+    "async": Scenario(Async(), [[Sent(0, 1, 0)], [Sent(1, 1, 0, factored=False)], [Sent(0, 2, 1)], [Sent(1, 2, 0)]]),
+    "interleaved": Scenario(Async(), [[Sent(0, 1, 0), Sent(1, 1, 0, factored=False)], [Sent(0, 2, 2)]]),
+    # The third one is late; the last one's round is not full, and its sum is in the checkpoint.
+    "sync": Scenario(
+        Sync(2), [[Sent(0, 1, 0)], [Sent(1, 1, 0)], [Sent(0, 2, 0)], [Sent(0, 3, 1)], [Sent(1, 2, 1)], [Sent(1, 3, 2)]]
+    ),
+}
+
+
+def shrink(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Makes chunks and pieces small, for all arenas made or opened from here on."""
+    set_attribute(codec, "CHUNK_ELEMENTS", _CHUNK)
+    for module in (sources, arenas):
+        set_attribute(module, "BLOCK_ELEMENTS", _BLOCK)
+
+
+def run(folder: Path, scenario: Scenario, repeated: int = 0) -> None:
+    """Sends what is unanswered, the first push of as many rounds as `repeated` twice; writes a checkpoint; closes."""
+    folder.mkdir(exist_ok=True)
+    shard = Shard(Arena.open(folder / "arena") or _new_arena(folder / "arena", scenario.pace))
+    answered = {(worker, sequence) for worker, sequence, *_ in answers(folder)}
+    for sent in scenario.rounds:
+        _send(folder, shard, [one for one in sent if (one.worker, one.sequence) not in answered])
+        if repeated:
+            repeated -= 1
+            _send(folder, shard, sent[:1])
+    with shard.snapshot() as snapshot:
+        checkpoint.write_shard(folder / "checkpoint", shard.arena.specification, snapshot)
+    shard.close()
+
+
+def answers(folder: Path) -> list[tuple[int, ...]]:
+    """Worker, sequence, version, staleness, dropped, repeated of every answer, in order."""
+    path = folder / "answers"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [tuple(map(int, line.split())) for line in lines]
+
+
+def _new_arena(path: Path, pace: Mode) -> Arena:
+    specification = pb.ShardSpecification(
+        fingerprint=LAYOUT.fingerprint,
+        layout=LAYOUT.canonical,
+        rule=to_message(RMSProp(momentum=0.9)),
+        schedule=to_message(StaircaseExponential(0.1, 0.5, 2)),
+        average=to_message(Polyak(0.75)),
+        pace=to_message(pace),
+        num_workers=2,
+    )
+    if not isinstance(pace, Sync):
+        specification.staleness.CopyFrom(to_message(Drop(2)))
+    arena = Arena.create(path, specification)
+    arena.parameters[:] = np.random.default_rng(0).standard_normal(LAYOUT.size(0), np.float32)
+    arena.start_average()
+    arena.mark_complete()
+    return arena
+
+
+def _send(folder: Path, shard: Shard, sent: Sequence[Sent]) -> None:
+    opened = [shard.begin(one.header) for one in sent]
+    for chunks in itertools.zip_longest(*map(_chunks, sent)):
+        for push, chunk in zip(opened, chunks, strict=True):
+            if chunk:
+                shard.apply(push, codec.decode_chunk(chunk))
+    for one, push in zip(sent, opened, strict=True):
+        reply = shard.finish(push)
+        points.reach("finish.done")
+        numbers = one.worker, one.sequence, reply.version, reply.staleness, reply.dropped, reply.repeated
+        with (folder / "answers").open("a") as file:
+            file.write(" ".join(str(int(number)) for number in numbers) + "\n")
+
+
+def _chunks(sent: Sent) -> Iterator[bytes]:
+    """The messages of a push: one of factors and others cut as regions are, or all dense and cut anyhow."""
+    rng = np.random.default_rng([sent.worker, sent.sequence])
+    [group] = LAYOUT.factored(0)
+    values = rng.standard_normal(LAYOUT.num_pushed(0), np.float32)
+    if sent.factored:
+        factors = rng.standard_normal(_ROWS * (_INPUTS + _OUTPUTS), np.float32)
+        yield codec.encode_chunk(0, codec.FLOAT32, factors, rows=_ROWS, count=group.size)
+        trained = LAYOUT.num_trained(0)
+        cuts = [*codec.split(group.size, trained), *codec.split(trained, values.size)]
+    else:
+        cuts = [(start, min(start + _CUT, values.size)) for start in range(0, values.size, _CUT)]
+    for start, stop in cuts:
+        yield codec.encode_chunk(start, codec.FLOAT32, values[start:stop])
+
+
+def _do(folder: Path, scenario: str, point: str, passing: int, repeated: int) -> None:
+    """One job, in a process of its own."""
+    passed: collections.Counter[str] = collections.Counter()
+
+    def on_reach(name: str) -> None:
+        passed[name] += 1
+        if name == point and passed[name] == passing:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    points.on_reach = on_reach
+    run(folder, SCENARIOS[scenario], repeated)
+    (folder / "passed.json").write_text(json.dumps(passed))
+
+
+def _fork_and_do(job: Sequence[Any]) -> int:
+    """Does a job in a new process; returns its exit code, negative if a signal ended it."""
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            _do(Path(job[0]), *job[1:])
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _main() -> None:
+    shrink()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, scenario in SCENARIOS.items():  # loads what is loaded lazily
+            run(Path(folder) / name, scenario)
+    for line in sys.stdin:
+        print(_fork_and_do(json.loads(line)), flush=True)
+
+
+if __name__ == "__main__":
+    _main()
