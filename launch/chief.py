@@ -1,17 +1,28 @@
 """Starts a job on its shards, watches it, checkpoints it and ends it. Never computes.
 
 python -m downpour.launch.chief --recipe=quickstart --ps=HOST:PORT,... --port=2223 --run_dir=runs/quickstart
+
+Started again, it goes on where the shards and its journal in --run_dir are. Where the shards have lost everything,
+--resume (or --resume_if_any) continues from the newest checkpoint; otherwise a new run begins, in place of what is in
+the folder.
 """
 
 from __future__ import annotations
 
-from absl import logging
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from absl import flags, logging
 
 from downpour.launch import entry, initial, recipe, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
-from downpour.worker.chief import Chief, Plan
+from downpour.ps.layout import Layout
+from downpour.worker.chief import Chief
 from downpour.worker.leases import lease_records
+from downpour.worker.plan import Plan
+from downpour.worker.shards import known_layout
 
 topology.define_flags("chief")
 initial.define_flags()
@@ -33,13 +44,33 @@ def _run() -> None:
     try:
         # Before the model, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(chief.port)
-        model, layout = build(job)
+        known = known_layout(where.ps)
         if source:
             logging.info("empty shards begin as in %s; shards that hold parameters keep them", source.path)
-        chief.run(layout, where.ps, lambda: initial.values(model, layout, source), job.exchange.give_up_after_s)
+        model = _Model(job, source)
+        # A chief that is started again needs no model, and is back in a second.
+        layout = known or model.built[1]
+        chief.run(layout, where.ps, model.initial_values, job.exchange.give_up_after_s)
     finally:
         chief.close()
     logging.info("done")
+
+
+class _Model:
+    """The job's model, built when somebody needs it."""
+
+    def __init__(self, job: Job, source: initial.Source | None) -> None:
+        self._job, self._source = job, source
+
+    @cached_property
+    def built(self) -> tuple[Any, Layout]:
+        """The Keras model and its layout."""
+        return build(self._job)
+
+    def initial_values(self) -> list[np.ndarray]:
+        """One array a variable."""
+        model, layout = self.built
+        return initial.values(model, layout, self._source)
 
 
 def _plan(job: Job) -> Plan:
@@ -57,6 +88,11 @@ def _plan(job: Job) -> Plan:
         num_records=job.data.num_records,
         lease_records=lease_records(job.data.num_records, job.batch_size, job.cluster.num_workers),
         average=job.average,
+        checkpoint_dir=topology.checkpoint_dir(topology.run_dir(job)),
+        keep_checkpoints=job.keep_checkpoints,
+        keep_every_steps=job.keep_every_steps,
+        resume=topology.resume(),
+        description={"recipe": job.name, "overrides": list(flags.FLAGS["set"].value or ()), "job": repr(job)},
         facts={
             "head_slices": job.slicing[0].num_slices if job.slicing else 1,
             "batch_size": job.batch_size,

@@ -10,7 +10,8 @@ A role's module defines its flags at import, and its whole `main` is one call:
     def _run() -> int | None: ...
 
 Exit codes: 0 done, 1 a bug (with its traceback), 2 the user or the cluster must mend something (one line on
-stderr, never a traceback unless `--verbosity=1`), 130 interrupted.
+stderr, never a traceback unless `--verbosity=1`), 69 a peer did not answer for as long as it was told to try (likewise
+one line; starting the process again may help), 130 interrupted.
 
 Log lines read `[worker/3 step=120 version=118] message`. `set_role` says what stands before the first blank,
 `set_context(step=120, version=118)` what follows; the context belongs to the process, not to a thread, and a
@@ -30,9 +31,9 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from downpour.proto.errors import DownpourError
+from downpour.proto.errors import DownpourError, Unreachable
 
-OK, BUG, REFUSED, INTERRUPTED = 0, 1, 2, 130
+OK, BUG, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 2, 69, 130
 
 _DIE_WITH_PARENT = flags.DEFINE_integer(
     "die_with_parent", 0, "Process id of the parent; this process ends when that one does. 0: never.", lower_bound=0
@@ -64,6 +65,9 @@ def run(main: Callable[[], int | None], role: str) -> NoReturn:
         code = main() or OK
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Unreachable as error:
+        refuse(error)
+        code = UNREACHABLE
     except (ValueError, DownpourError, flags.Error) as error:
         code = refuse(error)
     logging.flush()

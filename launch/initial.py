@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
+from downpour.launch import topology
 from downpour.model import weights
 from downpour.ps import checkpoint
 from downpour.ps.checkpoint import Checkpoint
@@ -64,6 +65,8 @@ def from_flags(run_dir: Path) -> Source | None:
         if only:
             raise ValueError(f"--init_only={','.join(only)} without --init_from; give {_ACCEPTED}")
         return None
+    if topology.resume() == "yes":
+        raise ValueError("--init_from with --resume: the checkpoint has all values; leave one of them out")
     place, run = Path(path).resolve(), run_dir.resolve()
     if place == run or place.is_relative_to(run / "checkpoints"):
         raise ValueError(f"--init_from={path}: a new run in {run_dir} removes what is there; give another --run_dir")

@@ -135,6 +135,8 @@ class Job:
         cluster: Processes.
         exchange: Wire settings.
         checkpoint_every_steps: Global steps between checkpoints, each of which the evaluator scores.
+        keep_checkpoints: How many of the newest are kept.
+        keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
         max_train_s: Seconds of training after which the job ends even if steps are left.
         seed: Of initial values, shuffling and augmentation.
     """
@@ -162,6 +164,8 @@ class Job:
     cluster: Cluster = field(default_factory=Cluster)
     exchange: Exchange = field(default_factory=Exchange)
     checkpoint_every_steps: int = 1000
+    keep_checkpoints: int = 3
+    keep_every_steps: int = 0
     max_train_s: float = math.inf
     seed: int = 0
 
@@ -182,6 +186,8 @@ class Job:
         _at_least("num_steps", self.num_steps, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        _at_least("keep_checkpoints", self.keep_checkpoints, 1)
+        _at_least("keep_every_steps", self.keep_every_steps, 0)
         for i, slicing in enumerate(self.slicing):
             _at_least(f"slicing.{i}.num_slices", slicing.num_slices, 1)
         if not self.weight_decay >= 0:

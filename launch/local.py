@@ -1,6 +1,6 @@
 """Trains on this machine: every role a process of its own, started by the commands that production runs.
 
-    python -m downpour.launch.local --recipe=quickstart [--set=cluster.num_ps=3] [--run_dir=runs/mine]
+    python -m downpour.launch.local --recipe=quickstart [--set=cluster.num_ps=3] [--run_dir=runs/mine] [--resume]
 
 Order: the job is checked (recipe, data, run folder) before anything starts; the shards' kernels are compiled once;
 shards, chief, workers and evaluator start; what crashes is restarted, a shard or chief at its old port. When the
@@ -29,8 +29,11 @@ from downpour.launch.job import Job
 from downpour.launch.memory import PeakMemory
 from downpour.launch.scratch import scratch_folder
 from downpour.launch.supervisor import Interrupted, ProcessFailed, Program, Supervisor
+from downpour.ps import checkpoint
+from downpour.ps.storage import Folder
 
 topology.define_recipe_flags()
+topology.define_checkpoint_flags()
 initial.define_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Where the job writes; runs/NAME of the recipe by default.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Short for --set=batch_size=N.")
@@ -91,7 +94,8 @@ class _Cluster:
         self._start_servers("ps", shards)
         where = self.run.common_flags() | {"ps": ",".join(self._address(name) for name in shards)}
         source = self.run.source.flags() if self.run.source else {}
-        self._start_servers("chief", {"chief": where | {"evaluator": self.run.evaluator, **source}})
+        chief = where | {"evaluator": self.run.evaluator, **source, **topology.checkpoint_flags()}
+        self._start_servers("chief", {"chief": chief})
         where["chief"] = self._address("chief")
         for i in range(self.run.job.cluster.num_workers):
             self.supervisor.start(Program(f"worker/{i}", topology.command("worker", i, where)))
@@ -172,12 +176,16 @@ def check(job_run: Run) -> None:
     job_run.job.data.check()
     if job_run.source:
         initial.check(job_run.source)
+    checkpoints = Folder(topology.checkpoint_dir(job_run.run_dir))
+    if topology.resume() == "yes":
+        checkpoint.to_resume(checkpoints)
     try:
         (job_run.run_dir / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"run folder {job_run.run_dir}: {error.strerror}; give another --run_dir") from None
     if not os.access(job_run.run_dir, os.W_OK):
         raise ValueError(f"run folder {job_run.run_dir} is not writable; give another --run_dir")
+    checkpoints.check()
 
 
 def _watch(cluster: _Cluster, display: progress.Display, memory: PeakMemory) -> None:

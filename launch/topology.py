@@ -14,6 +14,8 @@ Local emulation, manifests and tests all start roles through `command`; every ro
 | `--ps`, `--chief` | worker, chief, evaluator | addresses; without them TF_CONFIG decides |
 | `--evaluator` | chief | whether an evaluator will score the checkpoints |
 | `--host`, `--port`, `--port_file` | ps, chief | where to listen; where to write the port |
+| `--checkpoint_dir` | chief | where checkpoints go, a path or a URL that shards and evaluator reach, too |
+| `--resume`, `--resume_if_any` | chief | empty shards continue from the newest checkpoint |
 | `--arena` | ps | file with the shard's numbers |
 
 Imports absl only: a shard needs this module.
@@ -119,6 +121,33 @@ def define_flags(role: str) -> None:
         _define(flags.DEFINE_string, "arena", None, "File that holds the shard's numbers; a new one is made.")
     if role == "chief":
         _define(flags.DEFINE_boolean, "evaluator", True, "Whether an evaluator will score the checkpoints.")
+        define_checkpoint_flags()
+
+
+def define_checkpoint_flags() -> None:
+    """Defines `--checkpoint_dir`, `--resume` and `--resume_if_any`."""
+    where = "Folder of the checkpoints, a path or a URL such as s3://bucket/run; checkpoints in --run_dir by default."
+    _define(flags.DEFINE_string, "checkpoint_dir", "", where)
+    _define(flags.DEFINE_boolean, "resume", False, "Continue from the newest checkpoint; an error if there is none.")
+    _define(flags.DEFINE_boolean, "resume_if_any", False, "Continue from the newest checkpoint, if there is one.")
+
+
+def checkpoint_flags() -> dict[str, FlagValue]:
+    """What was given of those, for another process."""
+    values = {name: _value(name, None) for name in ("checkpoint_dir", "resume", "resume_if_any")}
+    return {name: value for name, value in values.items() if value}
+
+
+def checkpoint_dir(run_dir: Path) -> str:
+    """Where the checkpoints of a run are: a path or a URL."""
+    return _value("checkpoint_dir", "") or str(run_dir.absolute() / "checkpoints")
+
+
+def resume() -> str:
+    """`yes`, `if_any` or `no`, by the flags."""
+    if _value("resume", False):
+        return "yes"
+    return "if_any" if _value("resume_if_any", False) else "no"
 
 
 def define_recipe_flags() -> None:

@@ -213,12 +213,14 @@ class StatusReply(_message.Message):
     def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ...) -> None: ...
 
 class WriteCheckpointRequest(_message.Message):
-    __slots__ = ("fingerprint", "directory")
+    __slots__ = ("fingerprint", "directory", "check_only")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    CHECK_ONLY_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     directory: str
-    def __init__(self, fingerprint: _Optional[bytes] = ..., directory: _Optional[str] = ...) -> None: ...
+    check_only: bool
+    def __init__(self, fingerprint: _Optional[bytes] = ..., directory: _Optional[str] = ..., check_only: bool = ...) -> None: ...
 
 class WriteCheckpointReply(_message.Message):
     __slots__ = ("file", "version", "pushes", "checksums")

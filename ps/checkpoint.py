@@ -255,6 +255,37 @@ def complete(folder: Folder) -> list[str]:
     return [name for name in folder.names() if name.startswith("step-") and MANIFEST in (folder / name).names()]
 
 
+def to_resume(folder: Folder) -> str:
+    """Folder of the newest complete checkpoint.
+
+    Raises:
+        ValueError: There is none.
+    """
+    names = complete(folder)
+    if not names:
+        raise ValueError(
+            f"--resume, but {folder.url} has no complete checkpoint; give the folder of a run that has written one, "
+            "or leave --resume out to begin anew"
+        )
+    return f"{folder.url}/{names[-1]}"
+
+
+def superseded(names: Sequence[str], keep_last: int, keep_every: int) -> list[str]:
+    """Of checkpoints `step-N`, oldest first, those that need not be kept.
+
+    Args:
+        names: All there are.
+        keep_last: How many of the newest are kept.
+        keep_every: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
+    """
+    periods = [int(name.removeprefix("step-")) // keep_every if keep_every else 0 for name in names]
+    return [
+        name
+        for i, name in enumerate(names[: max(0, len(names) - keep_last)])
+        if periods[i] == 0 or (i > 0 and periods[i] == periods[i - 1])
+    ]
+
+
 def _safetensors(
     specification: pb.ShardSpecification, snapshot: Snapshot, checksums: dict[str, list[int]]
 ) -> Iterator[Any]:

@@ -9,6 +9,7 @@ which is still under way from before counts again. Pure but for the files; no lo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -129,8 +130,9 @@ def _box(r: Range, shape: tuple[int, ...]) -> _Box:
 def _within(flat: np.ndarray, box: _Box, part: _Box) -> np.ndarray:
     """The elements of `part`, a view of the flat elements of `box`."""
     whole = flat.reshape([stop - begin for begin, stop in box])
-    inside = tuple(slice(begin - first, stop - first) for (first, _), (begin, stop) in zip(box, part, strict=True))
-    view: np.ndarray = whole[(..., *inside)]  # with the dots a view even where there are no axes
+    inside = [slice(begin - first, stop - first) for (first, _), (begin, stop) in zip(box, part, strict=True)]
+    index: Any = (..., *inside)  # with the dots a view even where there are no axes
+    view: np.ndarray = whole[index]
     return view
 
 

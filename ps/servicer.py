@@ -21,6 +21,7 @@ from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChu
 from downpour.ps import checkpoint, restore
 from downpour.ps.arena import Arena
 from downpour.ps.shard import Shard
+from downpour.ps.storage import Folder
 
 SERVICE = "downpour.v1.ParameterServer"
 
@@ -172,6 +173,12 @@ class Servicer:
     ) -> pb.WriteCheckpointReply:
         """Writes a file; see `ParameterServer.WriteCheckpoint`."""
         shard = self._check(request.fingerprint)
+        if request.check_only:
+            try:
+                Folder(request.directory).check()
+            except ValueError as error:
+                raise CheckpointFailed(f"shard {self._index}: {error}") from None
+            return pb.WriteCheckpointReply()
         with self._checkpointing, shard.snapshot() as snapshot:
             return checkpoint.write_shard(request.directory, shard.arena.specification, snapshot)
 

@@ -1,20 +1,19 @@
 """The chief: gives the shards their values, checkpoints, watches, ends the job. Never computes.
 
-`Coordinator` decides; this module does the I/O around it: a gRPC service, the shards, files in the run's folder.
-Threads: gRPC's threads enter the servicer, the main thread runs `Chief.run`; one condition guards the coordinator
-and is notified whenever an event came in. No TensorFlow: the initial values are passed in.
+`Coordinator` decides; this module does the I/O around it: a gRPC service, the shards (`worker.shards`), files
+(`worker.run_folder`). A chief that is started again finds the shards as they are and its own knowledge in the journal,
+which is written before an answer that depends on it goes out; training goes on meanwhile.
+
+Threads: gRPC's threads enter the servicer, the main thread runs `Chief.run`, one looks after the shards; one condition
+guards the coordinator and is notified whenever an event came in. No TensorFlow: the initial values are passed in.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,59 +24,28 @@ from absl import logging
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
 from downpour.proto import parameter_server_pb2 as ps_pb
-from downpour.proto.errors import CheckpointFailed, JobFailed, LayoutMismatch, NotReady
+from downpour.proto.errors import (
+    CheckpointFailed,
+    DownpourError,
+    JobFailed,
+    LayoutMismatch,
+    NotReady,
+    Unreachable,
+)
 from downpour.proto.transport import start_server
-from downpour.ps import checkpoint
 from downpour.ps.layout import Layout
-from downpour.ps.named import to_message
 from downpour.ps.pace import Async
-from downpour.worker.clients import ShardClient
 from downpour.worker.coordinator import Coordinator
 from downpour.worker.leases import LeaseTable
+from downpour.worker.plan import Plan
+from downpour.worker.run_folder import RunFolder
+from downpour.worker.shards import Loss, Shards
 
-_KEEP_CHECKPOINTS = 3
 _LOOK_EVERY_S = 1.0
 _WORKERS_END_S = 120.0
 _SCORE_WITHIN_S = 600.0
 # Room for every worker of the reference fleet (50) and the evaluator to be in a call at once.
 _NUM_THREADS = 64
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the chief must know of a job.
-
-    Attributes:
-        recipe: Name, for the summary.
-        rule: Update rule of the shards.
-        schedule: Learning-rate schedule of the shards.
-        pace: How far apart workers may be, a mode of `downpour.ps.pace`.
-        staleness: What shards do about it, a treatment of `downpour.ps.staleness`.
-        num_workers: Workers that are expected.
-        lease_s: A worker that says nothing for so many seconds is lost.
-        num_steps: Global steps until the end.
-        checkpoint_every_steps: Global steps between checkpoints.
-        max_train_s: Seconds of training after which the job ends all the same.
-        num_records: Training records, good or bad.
-        lease_records: Records that a worker is given at a time.
-        facts: More entries for the summary.
-        average: Of the parameters, an average of `downpour.ps.averages`, or None.
-    """
-
-    recipe: str
-    rule: Any
-    schedule: Any
-    pace: Any
-    staleness: Any
-    num_workers: int
-    lease_s: float
-    num_steps: int
-    checkpoint_every_steps: int
-    max_train_s: float
-    num_records: int
-    lease_records: int
-    facts: dict[str, Any]
-    average: Any = None
 
 
 class Chief(chief_pb2_grpc.ChiefServicer):
@@ -91,13 +59,16 @@ class Chief(chief_pb2_grpc.ChiefServicer):
 
     Attributes:
         port: The port it listens on.
+
+    Raises:
+        ValueError: The folder of the run or of its checkpoints cannot be written, or the port is taken.
     """
 
     def __init__(self, plan: Plan, run_dir: Path, *, host: str, port: int) -> None:
         self._plan = plan
-        self._run_dir = run_dir
-        self._shards: list[ShardClient] = []
-        self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shards")
+        self._folder = RunFolder(run_dir, plan.checkpoint_dir)
+        self._shards: Shards | None = None
+        self._ending = threading.Event()
         self._changed = threading.Condition()
         # Everything below is guarded by `_changed`.
         self._layout: Layout | None = None
@@ -113,7 +84,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._checkpoint: pb.NextCheckpointReply | None = None
         self._scores: dict[int, pb.Score] = {}
         self._evaluator_heard_s: float | None = None
-        run_dir.mkdir(parents=True, exist_ok=True)
+        self._losses: list[Loss] = []
+        self._polled: list[int] = []  # versions of the shards, when they were looked at last
+        self._resumed_from: int | None = None
         self._server, self.port = start_server(
             lambda server: chief_pb2_grpc.add_ChiefServicer_to_server(self, server), host, port, _NUM_THREADS
         )
@@ -149,6 +122,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 raise NotReady("the chief still builds its model")
             now = time.monotonic()
             lease = self._coordinator.lease(request.worker, request.incarnation, request.number, now)
+            self._write_journal()
         return pb.LeaseReply(epoch=lease.epoch, start=lease.start, stop=lease.stop)
 
     def NextCheckpoint(
@@ -169,8 +143,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         with self._changed:
             self._scores[request.step] = request
             seconds = self._coordinator.train_s(time.monotonic())
+            self._write_journal()
             self._changed.notify_all()
-        self._note({"kind": "score", "step": request.step, "seconds": round(seconds, 2), **metrics})
+        self._folder.note({"kind": "score", "step": request.step, "seconds": round(seconds, 2), **metrics})
         return pb.ReportScoreReply()
 
     def Progress(self, request: pb.ProgressRequest, context: grpc.ServicerContext) -> pb.ProgressReply:
@@ -204,70 +179,118 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             JobFailed: A worker ended the job. The last good state has been checkpointed.
             Unreachable: A shard does not answer.
         """
-        self._shards = [ShardClient(i, address, layout, give_up_after_s) for i, address in enumerate(shards)]
+        self._shards = Shards(shards, layout, self._plan.told(), give_up_after_s)
         with self._changed:
             self._layout = layout
-        self._initialize(layout, initial_values)
+        self._begin(self._shards, initial_values)
         with self._changed:
             self._state = pb.ProgressReply.STATE_TRAINING
             self._coordinator.opened_s = time.monotonic()
-        self._watch(layout)
+        healer = threading.Thread(target=self._heal, args=(self._shards, initial_values), name="healer", daemon=True)
+        healer.start()
+        self._watch(self._shards)
         self._enter(pb.ProgressReply.STATE_SCORING)
-        self._wait_for_workers()
-        self._write_checkpoint(layout, last=True)
+        self._wait_for_workers(self._shards)
+        self._write_checkpoint(self._shards, last=True)
         failure = self._coordinator.failure
         if not failure:
             self._wait_for_last_score()
-        summary = self._summary(layout)
-        _write_json(self._run_dir / "summary.json", summary)
+        summary = self._summary(self._shards)
+        self._folder.write_summary(summary)
         self._enter(pb.ProgressReply.STATE_FAILED if failure else pb.ProgressReply.STATE_DONE)
         if failure:
-            raise JobFailed(f"{failure}; the parameters before it are in {self._run_dir / 'checkpoints'}")
+            raise JobFailed(f"{failure}; the parameters before it are in {self._folder.checkpoints.url}")
         return summary
 
     def close(self) -> None:
         """Stops serving, after a moment in which others can learn that the job is over."""
+        self._ending.set()
         self._server.stop(grace=2.0).wait()
-        self._pool.shutdown()
-        for shard in self._shards:
-            shard.close()
+        if self._shards is not None:
+            self._shards.close()
 
-    def _initialize(self, layout: Layout, initial_values: Callable[[], list[np.ndarray]]) -> None:
-        statuses = self._on_all(ShardClient.status)
-        if all(status.ready for status in statuses):
-            self._on_all(ShardClient.wait_ready)  # compares layouts
-            logging.info("the shards hold parameters already; training continues")
-            return
-        self._forget_earlier_run()
-        specification = ps_pb.ShardSpecification(
-            fingerprint=layout.fingerprint,
-            layout=layout.canonical,
-            rule=to_message(self._plan.rule),
-            schedule=to_message(self._plan.schedule),
-            pace=to_message(self._plan.pace),
-            num_workers=self._plan.num_workers,
-            staleness=to_message(self._plan.staleness),
-            average=None if self._plan.average is None else to_message(self._plan.average),
+    def _begin(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
+        """A job that goes on, one that is resumed, or a new one."""
+        statuses = shards.statuses()
+        empty = [shard for shard, status in enumerate(statuses) if not status.ready]
+        if len(empty) < len(shards):
+            self._go_on(shards, empty, initial_values)
+        elif saved := self._folder.resume(self._plan.resume):
+            shards.restore(saved)
+            with self._changed:
+                self._coordinator.load(saved.progress["coordinator"], time.monotonic())
+                self._checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+                self._resumed_from = saved.step
+            logging.info("resumed from %s", saved.directory)
+        else:
+            values = initial_values()  # first: a mistake in where they come from must not cost the run before
+            self._folder.begin()
+            shards.initialize(lambda: values)
+            logging.info("%d shards initialised", len(shards))
+        shards.check_job()
+        shards.check_may_write(self._folder.checkpoints.url)
+
+    def _go_on(self, shards: Shards, empty: Sequence[int], initial_values: Callable[[], list[np.ndarray]]) -> None:
+        """The shards, or some of them, hold parameters: this chief has been started again."""
+        journal = self._folder.journal()
+        with self._changed:
+            if journal and journal["fingerprint"] == shards.layout.fingerprint.hex():
+                self._load_journal(journal)
+        logging.info("the shards hold parameters already; training continues")
+        if empty:
+            self._look_after(shards, initial_values)
+
+    def _load_journal(self, journal: Mapping[str, Any]) -> None:
+        self._coordinator.load(journal["coordinator"], time.monotonic(), gap_s=journal["gap_s"])
+        self._scores = {
+            entry["step"]: pb.Score(step=entry["step"], metrics=entry["metrics"]) for entry in journal["scores"]
+        }
+        if journal["checkpoint"]:
+            self._checkpoint = pb.NextCheckpointReply(**journal["checkpoint"])
+        self._losses = [Loss(**loss) for loss in journal["losses"]]
+        self._resumed_from = journal["resumed_from"]
+
+    def _write_journal(self) -> None:
+        """Called with the lock held."""
+        assert self._layout is not None
+        known = self._checkpoint
+        self._folder.write_journal(
+            {
+                "fingerprint": self._layout.fingerprint.hex(),
+                "coordinator": self._coordinator.state(time.monotonic(), with_workers=True),
+                "scores": [{"step": step, "metrics": dict(score.metrics)} for step, score in self._scores.items()],
+                "checkpoint": {"directory": known.directory, "step": known.step} if known else None,
+                "losses": [vars(loss) for loss in self._losses],
+                "resumed_from": self._resumed_from,
+            }
         )
-        vectors = layout.scatter(initial_values())
 
-        def initialize(shard: ShardClient, number: int) -> None:
-            mine = ps_pb.ShardSpecification(shard=number)
-            mine.MergeFrom(specification)
-            shard.initialize(mine, vectors[number])
+    def _heal(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
+        while not self._ending.wait(_LOOK_EVERY_S):
+            try:
+                self._look_after(shards, initial_values)
+            except DownpourError as error:  # it has died again, or a checkpoint cannot be read: the next look tells
+                logging.error("shards cannot be given their parameters: %s", error)
 
-        for future in [self._pool.submit(initialize, shard, i) for i, shard in enumerate(self._shards)]:
-            future.result()
-        logging.info("%d shards initialised", len(self._shards))
+    def _look_after(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
+        """Fills shards that have come back without their memory, and notes what was lost."""
+        statuses = shards.look()
+        with self._changed:
+            polled = self._polled or [0] * len(shards)
+            reported = self._coordinator.versions or [0] * len(shards)
+            before = {loss.shard: loss.version + loss.updates for loss in self._losses}
+        # A report from before an earlier loss says nothing about this one.
+        seen = [
+            max(p, r if r > before.get(i, -1) else 0) for i, (p, r) in enumerate(zip(polled, reported, strict=True))
+        ]
+        losses = shards.heal(statuses, seen, self._folder.newest, initial_values)
+        with self._changed:
+            self._polled = [p if status is None else status.version for p, status in zip(polled, statuses, strict=True)]
+            if losses:
+                self._losses += losses
+                self._write_journal()
 
-    def _forget_earlier_run(self) -> None:
-        """Empty shards begin a new run: what another one left in the folder would be taken for this one's."""
-        for name in ("history.jsonl", "summary.json"):
-            (self._run_dir / name).unlink(missing_ok=True)
-        if (self._run_dir / "checkpoints").is_dir():
-            shutil.rmtree(self._run_dir / "checkpoints")
-
-    def _watch(self, layout: Layout) -> None:
+    def _watch(self, shards: Shards) -> None:
         """Until training is over: notes the loss about once a second, and writes checkpoints when they are due."""
         noted = -1
         while True:
@@ -275,56 +298,47 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 self._changed.wait(_LOOK_EVERY_S)
                 now = time.monotonic()
                 over = self._coordinator.should_stop(now)
-                step, loss, seconds = (
-                    self._coordinator.step,
-                    self._coordinator.recent_loss(),
-                    self._coordinator.train_s(now),
-                )
+                step, loss = self._coordinator.step, self._coordinator.recent_loss()
+                seconds = self._coordinator.train_s(now)
                 due = self._coordinator.checkpoint_due()
-            self._name_absent(now)
+                self._write_journal()
+            self._name_absent(shards, now)
             if step > noted and math.isfinite(loss):
-                self._note({"kind": "loss", "step": step, "seconds": round(seconds, 2), "loss": loss})
+                self._folder.note({"kind": "loss", "step": step, "seconds": round(seconds, 2), "loss": loss})
                 noted = step
             if over:
                 return
             if due:
-                self._write_checkpoint(layout, last=False)
+                self._write_checkpoint(shards, last=False)
 
-    def _write_checkpoint(self, layout: Layout, *, last: bool) -> None:
+    def _write_checkpoint(self, shards: Shards, *, last: bool) -> None:
         """Asks every shard for its file, then writes the manifest. A failure only ends the job if it is the last."""
         with self._changed:
             step = self._coordinator.step
             self._coordinator.checkpointed(step)
-        directory = self._run_dir / "checkpoints" / f"step-{step:010d}"
+            # Before the shards are asked: whatever counts as done here is in their files.
+            coordinator = self._coordinator.state(time.monotonic(), with_workers=False)
+        progress = {"coordinator": coordinator, "job": dict(self._plan.description)}
         try:
-            replies = self._on_all(lambda shard: shard.write_checkpoint(str(directory.absolute())))
-            checkpoint.write_manifest(
-                checkpoint.Checkpoint(
-                    directory,
-                    step,
-                    layout,
-                    tuple(reply.file for reply in replies),
-                    tuple(reply.version for reply in replies),
-                )
-            )
-        except CheckpointFailed as error:
+            saved = shards.write_checkpoint(self._folder.checkpoint_dir(step), step, progress)
+            self._folder.keep(self._plan.keep_checkpoints, self._plan.keep_every_steps)
+        except (CheckpointFailed, Unreachable, OSError) as error:
             if last:
                 raise
             logging.error("no checkpoint at step %d: %s", step, error)
             return
         with self._changed:
-            self._checkpoint = pb.NextCheckpointReply(directory=str(directory.absolute()), step=step, last=last)
-        for old in sorted(directory.parent.glob("step-*"))[:-_KEEP_CHECKPOINTS]:
-            shutil.rmtree(old)
+            self._checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            self._write_journal()
 
-    def _name_absent(self, now_s: float) -> None:
+    def _name_absent(self, shards: Shards, now_s: float) -> None:
         """Tells the shards, again and again since they may restart, for whom nobody must wait."""
         with self._changed:
             absent = [] if isinstance(self._plan.pace, Async) else self._coordinator.absent(now_s)
         if absent:
-            self._on_all(lambda shard: shard.absent(absent))
+            shards.absent(absent)
 
-    def _wait_for_workers(self) -> None:
+    def _wait_for_workers(self, shards: Shards) -> None:
         """Until all have ended; one that has ended may be what others still wait for."""
         deadline = time.monotonic() + _WORKERS_END_S
         while time.monotonic() < deadline:
@@ -332,7 +346,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 if self._coordinator.workers_ended(time.monotonic()):
                     return
                 self._changed.wait(_LOOK_EVERY_S)
-            self._name_absent(time.monotonic())
+            self._name_absent(shards, time.monotonic())
 
     def _wait_for_last_score(self) -> None:
         """Waits for the score of the last checkpoint, if an evaluator has ever asked for one."""
@@ -343,8 +357,8 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         if not self._wait(scored, _SCORE_WITHIN_S):
             logging.error("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
 
-    def _summary(self, layout: Layout) -> dict[str, Any]:
-        statuses = self._on_all(ShardClient.status)
+    def _summary(self, shards: Shards) -> dict[str, Any]:
+        statuses, layout = shards.statuses(), shards.layout
         with self._changed:
             coordinator = self._coordinator
             seconds = coordinator.train_s(time.monotonic())
@@ -352,7 +366,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             score = self._scores[max(self._scores)] if self._scores else pb.Score()
             return {
                 "recipe": self._plan.recipe,
-                "num_ps": len(self._shards),
+                "num_ps": len(shards),
                 "num_workers": self._plan.num_workers,
                 **self._plan.facts,
                 "parameters": sum(v.size for v in layout.variables),
@@ -379,16 +393,10 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 "records_repeated": coordinator.leases.records_repeated,
                 "records_skipped": int(coordinator.total(lambda r: r.records_skipped)) + score.records_skipped,
                 "skipped_examples": coordinator.skipped_examples() + list(score.skipped_examples),
+                "updates_lost": {str(loss.shard): loss.updates for loss in self._losses},
+                "resumed_from": self._resumed_from,
                 "failure": coordinator.failure,
             }
-
-    def _on_all(self, action: Callable[[ShardClient], Any]) -> list[Any]:
-        """Runs an action on every shard, in parallel; raises the first error after all have ended."""
-        futures = [self._pool.submit(action, shard) for shard in self._shards]
-        errors = [error for future in futures if (error := future.exception())]
-        if errors:
-            raise errors[0]
-        return [future.result() for future in futures]
 
     def _enter(self, state: pb.ProgressReply.State) -> None:
         with self._changed:
@@ -402,18 +410,8 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 self._changed.wait(_LOOK_EVERY_S)
             return condition()
 
-    def _note(self, entry: dict[str, Any]) -> None:
-        with (self._run_dir / "history.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
 
 def _histogram(statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
     """Pushes by staleness, over all shards; what no push had is left out."""
     counts = np.sum([status.staleness_histogram for status in statuses], axis=0)
     return {str(staleness): int(count) for staleness, count in enumerate(counts) if count}
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)

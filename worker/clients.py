@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import grpc
 import numpy as np
 
 from downpour.model.order import Lease
@@ -22,6 +23,7 @@ from downpour.worker.pulled import Pulled
 Reply = TypeVar("Reply")
 
 _PATH = "/downpour.v1.ParameterServer/"
+_RESTORE_S = 600.0  # deadline of reading a checkpoint, however slow the store
 
 
 class ShardClient:
@@ -32,11 +34,15 @@ class ShardClient:
         address: `host:port`.
         layout: The layout this process computed.
         give_up_after_s: Deadline of a call, and how long a failing one is repeated before `Unreachable`.
+
+    Attributes:
+        peer: Role and address, for messages.
+        shard: As given.
     """
 
     def __init__(self, shard: int, address: str, layout: Layout, give_up_after_s: float) -> None:
         self.peer = f"shard {shard} at {address}"
-        self._shard = shard
+        self.shard = shard
         self._layout = layout
         self._give_up_after_s = give_up_after_s
         self._channel = open_channel(address)
@@ -45,6 +51,9 @@ class ShardClient:
             _PATH + "Status", pb.StatusRequest.SerializeToString, pb.StatusReply.FromString
         )
         self._initialize = self._channel.stream_unary(_PATH + "Initialize", None, pb.InitializeReply.FromString)
+        self._restore = self._channel.unary_unary(
+            _PATH + "Restore", pb.RestoreRequest.SerializeToString, pb.InitializeReply.FromString
+        )
         self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString, None)
         self._push = self._channel.stream_unary(_PATH + "Push", None, pb.PushReply.FromString)
         self._absent = self._channel.unary_unary(
@@ -63,6 +72,21 @@ class ShardClient:
     def status(self) -> pb.StatusReply:
         """The shard's counters, and whether it is ready."""
         return self._call(lambda: self._status(pb.StatusRequest(), timeout=self._give_up_after_s))
+
+    def described(self) -> pb.StatusReply:
+        """The same, with what the shard was told."""
+        request = pb.StatusRequest(with_layout=True)
+        return self._call(lambda: self._status(request, timeout=self._give_up_after_s))
+
+    def look(self, timeout_s: float, *, with_layout: bool = False) -> pb.StatusReply | None:
+        """The shard's counters, or None when it does not answer within so many seconds."""
+        try:
+            reply: pb.StatusReply = self._status(
+                pb.StatusRequest(with_layout=with_layout), timeout=timeout_s, wait_for_ready=True
+            )
+        except grpc.RpcError:
+            return None
+        return reply
 
     def wait_ready(self) -> None:
         """Waits until the shard is initialised, and compares layouts.
@@ -90,6 +114,15 @@ class ShardClient:
                 yield codec.encode_chunk(start, codec.FLOAT32, values[start:stop], header)
 
         return self._call(lambda: self._initialize(chunks(), timeout=self._give_up_after_s))
+
+    def restore(self, specification: pb.ShardSpecification, directory: str, *, with_slots: bool) -> pb.InitializeReply:
+        """Has the shard, if it is empty, read a checkpoint.
+
+        Raises:
+            CheckpointFailed: It cannot be read.
+        """
+        request = pb.RestoreRequest(specification=specification, directory=directory, without_slots=not with_slots)
+        return self._call(lambda: self._restore(request, timeout=_RESTORE_S))
 
     def pull(self, request: pb.PullRequest, into: Pulled) -> None:
         """Reads the shard's vector, once the job's pace lets the worker go on.
@@ -128,9 +161,15 @@ class ShardClient:
             request.workers.add(index=index, incarnation=incarnation)
         self._call(lambda: self._absent(request, timeout=self._give_up_after_s))
 
-    def write_checkpoint(self, directory: str) -> pb.WriteCheckpointReply:
-        """Asks the shard to write its file into a directory."""
-        request = pb.WriteCheckpointRequest(fingerprint=self._layout.fingerprint, directory=directory)
+    def write_checkpoint(self, directory: str, *, check_only: bool = False) -> pb.WriteCheckpointReply:
+        """Asks the shard to write its file into a directory, or only whether it may.
+
+        Raises:
+            CheckpointFailed: It cannot.
+        """
+        request = pb.WriteCheckpointRequest(
+            fingerprint=self._layout.fingerprint, directory=directory, check_only=check_only
+        )
         return self._call(lambda: self._write_checkpoint(request, timeout=self._give_up_after_s))
 
     def _call(self, attempt: Callable[[], Reply]) -> Reply:

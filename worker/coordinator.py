@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf import json_format
 
 from downpour.model.order import Lease
 from downpour.proto import chief_pb2 as pb
@@ -57,6 +60,8 @@ class Coordinator:
         started_s: When the first step began, as far as its worker's first report says.
         step: Highest version a worker has seen.
         failure: Why the job failed; empty while it has not.
+        seconds_before: Seconds of training before this object was made, by a chief before this one.
+        versions: Highest version of each shard that a worker has reported.
     """
 
     num_steps: int
@@ -70,6 +75,8 @@ class Coordinator:
     started_s: float | None = None
     ended_s: float | None = None
     failure: str = ""
+    seconds_before: float = 0.0
+    versions: list[int] = field(default_factory=list)
     _workers: dict[int, _Worker] = field(default_factory=dict)
     # Totals of every incarnation ever seen: what a dead one did still counts.
     _reports: dict[tuple[int, int], pb.WorkerReport] = field(default_factory=dict)
@@ -108,6 +115,9 @@ class Coordinator:
         if report.finished:
             self.leases.release(report.worker, report.incarnation)
         self.step = max(self.step, report.version)
+        if report.versions:
+            known = self.versions or [0] * len(report.versions)
+            self.versions = [max(pair) for pair in zip(known, report.versions, strict=True)]
         if report.steps and self.started_s is None:
             self.started_s = now_s - report.compute_seconds
         if report.failure and not self.failure:
@@ -130,7 +140,7 @@ class Coordinator:
 
     def should_stop(self, now_s: float) -> bool:
         """Whether training is over: enough steps, enough time, or a failure."""
-        out_of_time = self.started_s is not None and now_s - self.started_s > self.max_train_s
+        out_of_time = self.started_s is not None and self.train_s(now_s) > self.max_train_s
         stop = self.step >= self.num_steps or out_of_time or bool(self.failure)
         if stop and self.ended_s is None:
             self.ended_s = now_s
@@ -157,7 +167,60 @@ class Coordinator:
 
     def train_s(self, now_s: float) -> float:
         """Seconds of training so far."""
-        return 0.0 if self.started_s is None else (self.ended_s or now_s) - self.started_s
+        here = 0.0 if self.started_s is None else (self.ended_s or now_s) - self.started_s
+        return self.seconds_before + here
+
+    def state(self, now_s: float, *, with_workers: bool) -> dict[str, Any]:
+        """Everything that a later chief must know, as JSON takes it.
+
+        Args:
+            now_s: The time.
+            with_workers: Whether workers go on. Without, what they hold is given back, and others will come.
+        """
+        reports = [json_format.MessageToDict(report) for report in self._reports.values()]
+        state = {
+            "step": self.step,
+            "train_s": self.train_s(now_s),
+            "started": self.started_s is not None or bool(self.seconds_before),
+            "ended": self.ended_s is not None,
+            "failure": self.failure,
+            "checkpoint_step": self._checkpoint_step,
+            "versions": self.versions,
+            "reports": reports,
+            "leases": self.leases.state(with_holders=with_workers),
+        }
+        if with_workers:
+            state["workers"] = {
+                str(index): [worker.incarnation, worker.host, worker.finished]
+                for index, worker in self._workers.items()
+            }
+        return state
+
+    def load(self, state: Mapping[str, Any], now_s: float, *, gap_s: float = 0.0) -> None:
+        """Goes on from a state; `gap_s` are the seconds of training that no chief has seen.
+
+        Raises:
+            ValueError: The state is of other records than the job's.
+            KeyError: It is no state.
+        """
+        if state["leases"]["num_records"] != self.leases.num_records:
+            raise ValueError(
+                f"the job was begun with {state['leases']['num_records']} training records and now there are "
+                f"{self.leases.num_records}; give the data it was begun with"
+            )
+        self.step, self.failure = state["step"], state["failure"]
+        self._checkpoint_step, self.versions = state["checkpoint_step"], list(state["versions"])
+        self.leases = LeaseTable.from_state(state["leases"], self.leases.lease_records)
+        for entry in state["reports"]:
+            report = json_format.ParseDict(entry, pb.WorkerReport())
+            self._reports[report.worker, report.incarnation] = report
+        self.seconds_before = state["train_s"]
+        workers = state.get("workers", {})
+        for index, (incarnation, host, finished) in workers.items():
+            self._workers[int(index)] = _Worker(incarnation, host, now_s, finished)
+        if workers and state["started"]:
+            self.started_s = now_s - gap_s
+            self.ended_s = self.started_s if state["ended"] else None
 
     def total(self, value: Callable[[pb.WorkerReport], float]) -> float:
         """Sum of a field over all incarnations of all workers."""

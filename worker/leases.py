@@ -68,6 +68,7 @@ class LeaseTable:
 
     Attributes:
         num_records: As given.
+        lease_records: As given.
         epoch: The newest epoch of which positions were granted.
         records_repeated: Positions granted again after they had been given back, which may be seen twice.
     """
@@ -78,7 +79,7 @@ class LeaseTable:
         self.num_records = num_records
         self.epoch = 0
         self.records_repeated = 0
-        self._lease_records = lease_records
+        self.lease_records = lease_records
         self._next = 0  # first position of the epoch that was not granted
         self._returned: list[Lease] = []  # sorted
         self._holders: dict[int, _Holder] = {}
@@ -213,7 +214,7 @@ class LeaseTable:
             return lease
         if self._next == self.num_records:
             self.epoch, self._next = self.epoch + 1, 0
-        start, self._next = self._next, min(self._next + self._lease_records, self.num_records)
+        start, self._next = self._next, min(self._next + self.lease_records, self.num_records)
         return Lease(self.epoch, start, self._next)
 
     def _held(self) -> list[Lease]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -137,6 +138,7 @@ def serving(folder: Path, **changes: Any) -> Iterator[Cluster]:
         recipe="test", rule=Momentum(0.5), schedule=Constant(0.05), pace=Async(),
         staleness=Keep(), num_workers=2, lease_s=30, num_steps=30,
         checkpoint_every_steps=10, max_train_s=math.inf, num_records=160, lease_records=20, facts={},
+        checkpoint_dir=str(folder / "checkpoints"),
     )  # fmt: skip
     chief = Chief(replace(job, **changes), folder, host="127.0.0.1", port=0)
     pool = ThreadPoolExecutor(8)
@@ -293,8 +295,16 @@ def test_an_unreachable_shard_is_named_with_its_address_and_the_time(tmp_path: P
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(cluster: Cluster) -> None:
+    """The folder is there when the job begins, and becomes a file meanwhile."""
+
+    def replaces(parameters: Parameters, images: Any, labels: Any) -> Result:
+        folder = cluster.run_dir / "checkpoints"
+        if folder.is_dir() and max(parameters.versions) >= 25:
+            shutil.rmtree(folder)
+            folder.write_text("a file where a folder is needed")
+        return toward_one(parameters, images, labels)
+
     chief = cluster.run_chief()
-    (cluster.run_dir / "checkpoints").write_text("a file where a folder is needed")
-    cluster.work(0)
-    with pytest.raises(DownpourError, match=r"shard \d cannot write"):
+    cluster.work(0, step=replaces)
+    with pytest.raises(DownpourError, match=r"shard \d: cannot write"):
         chief.result()

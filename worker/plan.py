@@ -1,0 +1,68 @@
+"""What the chief must know of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps.named import to_message
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the chief must know of a job.
+
+    Attributes:
+        recipe: Name, for the summary.
+        rule: Update rule of the shards.
+        schedule: Learning-rate schedule of the shards.
+        pace: How far apart workers may be, a mode of `downpour.ps.pace`.
+        staleness: What shards do about it, a treatment of `downpour.ps.staleness`.
+        num_workers: Workers that are expected.
+        lease_s: A worker that says nothing for so many seconds is lost.
+        num_steps: Global steps until the end.
+        checkpoint_every_steps: Global steps between checkpoints.
+        max_train_s: Seconds of training after which the job ends all the same.
+        num_records: Training records, good or bad.
+        lease_records: Records that a worker is given at a time.
+        facts: More entries for the summary.
+        average: Of the parameters, an average of `downpour.ps.averages`, or None.
+        checkpoint_dir: Path or URL of the checkpoints' folder.
+        keep_checkpoints: How many of the newest are kept.
+        keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
+        resume: Whether empty shards begin with the newest checkpoint of an earlier run: `no`, `yes`, or `if_any`.
+        description: What the job is, for whoever reads a checkpoint.
+    """
+
+    recipe: str
+    rule: Any
+    schedule: Any
+    pace: Any
+    staleness: Any
+    num_workers: int
+    lease_s: float
+    num_steps: int
+    checkpoint_every_steps: int
+    max_train_s: float
+    num_records: int
+    lease_records: int
+    facts: dict[str, Any]
+    checkpoint_dir: str
+    average: Any = None
+    keep_checkpoints: int = 3
+    keep_every_steps: int = 0
+    resume: str = "no"
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self) -> pb.ShardSpecification:
+        """What every shard must know of it."""
+        return pb.ShardSpecification(
+            rule=to_message(self.rule),
+            schedule=to_message(self.schedule),
+            pace=to_message(self.pace),
+            num_workers=self.num_workers,
+            staleness=to_message(self.staleness),
+            average=None if self.average is None else to_message(self.average),
+        )
