@@ -1,0 +1,1 @@
+"""Breaks a running job on purpose, and counts what became of every push."""

@@ -1,0 +1,260 @@
+"""One run of a job under faults: starts it, strikes it, waits for its end, and counts.
+
+Entered by the main thread only, as `Supervisor` wants it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from downpour.launch import progress, recipe, topology
+from downpour.launch.job import Job
+from downpour.launch.progress import ChiefWatcher
+from downpour.launch.report import SUMMARY_FILE
+from downpour.launch.scratch import scratch_folder
+from downpour.launch.supervisor import ProcessFailed, Supervisor
+from downpour.proto.chief_pb2 import ProgressReply
+from tests.chaos import counting
+from tests.chaos.cluster import Cluster, Sessions
+from tests.chaos.counting import Span
+from tests.chaos.proxy import Proxies
+from tests.chaos.schedule import PAUSE, Fault
+from tests.chaos.strikes import Strike, Striker
+
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1"}
+
+_START_S = 600.0  # until the first step
+_END_S = 120.0  # for workers and evaluator after the chief
+_LATE = 3.0  # a run that takes so many times its seconds has failed
+_ASK_EVERY_S, _ASK_TIMEOUT_S, _TELL_EVERY_S = 1.0, 0.2, 15.0
+_ERRORS = ("error:", "warning:", "Error", "ended with", "Traceback")  # in lines that are shown
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to run.
+
+    Attributes:
+        recipe: Name or path.
+        overrides: Each `key=value`.
+        run_dir: Gets logs and results.
+        seconds: How long training should take.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    run_dir: Path
+    seconds: float
+
+    def job(self) -> Job:
+        """The job that recipe and overrides make."""
+        return recipe.load(self.recipe, self.overrides)
+
+    def flags(self) -> dict[str, topology.FlagValue]:
+        """What chief, workers and evaluator are told."""
+        return {"recipe": self.recipe, "set": self.overrides, "run_dir": self.run_dir}
+
+
+@dataclass
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        strikes: The faults.
+        times: Of acknowledged pushes, by WORKER/INCARNATION.
+        count: What became of every push; None if the shards could not be asked.
+        summary: The chief's; empty if it has written none.
+        seconds: From the first step to the end of the chief.
+        failure: Why the run ended before its time; empty if it did not.
+        left: Processes that outlived it.
+    """
+
+    strikes: list[Strike] = field(default_factory=list)
+    times: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    count: counting.Count | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    failure: str = ""
+    left: list[str] = field(default_factory=list)
+
+    def result(self) -> dict[str, Any]:
+        """The figures, by the names under which they are reported."""
+        fired = [strike for strike in self.strikes if strike.fired]
+        count = self.count or counting.Count(0, ["unknown"], 0, 0)
+        return {
+            "faults_planned": len(self.strikes),
+            "faults_fired": len(fired),
+            "faults_by_kind": dict(sorted(Counter(strike.fault.kind for strike in fired).items())),
+            "faults_by_role": dict(sorted(Counter(s.fault.target.partition("/")[0] for s in fired).items())),
+            "pushes_acknowledged": count.acknowledged,
+            "pushes_lost": len(count.lost),
+            "pushes_doubled": count.doubled,
+            "pushes_repeated": count.repeated,
+            "worker_incarnations": len(self.times),
+            "longest_stall_s": round(counting.longest_stall_s(self.times, self._pauses()), 2),
+            "longest_stall_without_fault_s": round(counting.longest_stall_s(self.times, self._faults()), 2),
+            "score": self.summary.get("map_at_100"),
+            "global_steps": self.summary.get("global_steps"),
+            "processes_left": len(self.left),
+            "seconds": round(self.seconds, 1),
+            "failure": self.failure,
+        }
+
+    def _pauses(self) -> dict[str, list[Span]]:
+        """When each worker was paused itself."""
+        spans = defaultdict(list)
+        for strike in self.strikes:
+            role, _, index = strike.fault.target.partition("/")
+            if role == "worker" and strike.fault.kind == PAUSE and strike.begun_s is not None:
+                spans[index].append(_span(strike))
+        return spans
+
+    def _faults(self) -> dict[str, list[Span]]:
+        """When anything was broken, for each worker."""
+        spans = [_span(strike) for strike in self.strikes if strike.begun_s is not None]
+        return {name.partition("/")[0]: spans for name in self.times}
+
+
+def run(what: Run, faults: Sequence[Fault], *, with_proxies: bool = True) -> Outcome:
+    """Runs a job under faults, to its end.
+
+    Raises:
+        Interrupted: A signal ended it; no process is left.
+    """
+    outcome, sessions = Outcome(), Sessions()
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"} | ENVIRONMENT
+    with contextlib.ExitStack() as closing:
+        scratch = closing.enter_context(scratch_folder())
+        proxies = closing.enter_context(Proxies())
+        on_line = functools.partial(_hear, outcome)
+        supervisor = closing.enter_context(Supervisor(what.run_dir / "logs", environment, on_line))
+        used = proxies if with_proxies else None
+        cluster = Cluster(supervisor, what.flags(), what.job().cluster, scratch, used)
+        striker = Striker(faults, supervisor.pids, proxies, _tell)
+        outcome.strikes = striker.strikes
+        try:
+            cluster.start()
+            watch = closing.enter_context(Watch(cluster, striker, what.seconds, sessions))
+            supervisor.wait(watch.over)
+            outcome.seconds = watch.seconds
+            striker.close()
+            _end(what, cluster, outcome)
+        except (ProcessFailed, grpc.RpcError) as error:
+            outcome.failure = str(error)
+        finally:
+            striker.close()
+            sessions.note(supervisor.pids())
+    outcome.left = sessions.left()
+    return outcome
+
+
+class Watch:
+    """Looks at a running job again and again, and lets the faults strike once it trains. A context manager.
+
+    The clock of the faults runs ahead where the job does: so many faults strike so many steps on any machine.
+
+    Args:
+        cluster: The job's processes.
+        striker: Carries the faults out.
+        seconds: How long training should take.
+        sessions: Learns of every process.
+
+    Attributes:
+        begun_s: When training began, by the monotonic clock; None before.
+    """
+
+    def __init__(self, cluster: Cluster, striker: Striker, seconds: float, sessions: Sessions) -> None:
+        self.begun_s: float | None = None
+        self._cluster, self._striker, self._seconds, self._sessions = cluster, striker, seconds, sessions
+        self._watcher = ChiefWatcher(cluster.chief_address())
+        self._made_s = time.monotonic()
+        self._ask_at = self._tell_at = 0.0
+        self._done = 0.0  # part of the job's steps
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watcher.close()
+
+    @property
+    def seconds(self) -> float:
+        """Since training began."""
+        return 0.0 if self.begun_s is None else time.monotonic() - self.begun_s
+
+    def over(self) -> bool:
+        """One look; whether the chief is done.
+
+        Raises:
+            ProcessFailed: It takes far too long.
+        """
+        self._sessions.note(self._cluster.supervisor.pids())
+        if time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + _ASK_EVERY_S
+            self._ask()
+        if self.begun_s is not None:
+            self._striker.tick(max(self.seconds, self._done * self._seconds))
+        elif time.monotonic() > self._made_s + _START_S:
+            raise ProcessFailed(1, f"no step within {_START_S:.0f} s")
+        if self.seconds > _LATE * self._seconds + _END_S:
+            raise ProcessFailed(1, f"not done after {self.seconds:.0f} s, {_LATE:.0f} times what was planned")
+        return self._cluster.supervisor.exit_code("chief") is not None
+
+    def _ask(self) -> None:
+        reply = self._watcher.ask(_ASK_TIMEOUT_S)
+        if reply is None:
+            return
+        self._done = reply.step / max(1, reply.num_steps)
+        if self.begun_s is None and reply.state == ProgressReply.STATE_TRAINING and reply.step:
+            self.begun_s = time.monotonic()
+        if time.monotonic() >= self._tell_at:
+            self._tell_at = time.monotonic() + _TELL_EVERY_S
+            print(f"[{self.seconds:.0f} s] {progress.summary(reply)}", file=sys.stderr, flush=True)
+
+
+def _end(what: Run, cluster: Cluster, outcome: Outcome) -> None:
+    """Lets workers and evaluator end, asks the shards for their counters, and counts."""
+    late = cluster.supervisor.drain(cluster.clients(), _END_S)
+    path = what.run_dir / SUMMARY_FILE
+    if path.exists():
+        outcome.summary = json.loads(path.read_text())
+    statuses = cluster.statuses()
+    log_dir = what.run_dir / "logs"
+    workers = [
+        counting.read_worker(lines) for lines in counting.read_logs(log_dir, "worker", cluster.counts.num_workers)
+    ]
+    shards = [counting.read_shard(lines) for lines in counting.read_logs(log_dir, "ps", cluster.counts.num_ps)]
+    repeated = sum(status.pushes_repeated for status in statuses)
+    outcome.count = counting.count(workers, shards, [status.pushes for status in statuses], repeated)
+    if late:
+        outcome.failure = f"{', '.join(late)} did not end {_END_S:.0f} s after the chief"
+
+
+def _hear(outcome: Outcome, name: str, text: str) -> None:
+    """Notes when a push was acknowledged; shows what went wrong."""
+    event = counting.parse(text)
+    if event and event[0] == "acknowledged":
+        outcome.times[event[1].rpartition("/")[0]].append(time.monotonic())
+    elif any(word in text for word in _ERRORS) and not progress.is_noise(text):
+        print(progress.prefixed(name, text), file=sys.stderr, flush=True)
+
+
+def _tell(strike: Strike) -> None:
+    print(f"[fault] {strike}", file=sys.stderr, flush=True)
+
+
+def _span(strike: Strike) -> Span:
+    assert strike.begun_s is not None and strike.ended_s is not None
+    return strike.begun_s, strike.ended_s

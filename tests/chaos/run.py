@@ -1,0 +1,98 @@
+"""Trains under faults and counts: what was lost, what was doubled, who was held up, who was left.
+
+    python -m tests.chaos.run [--recipe=quickstart] [--seconds=600] [--faults=110] [--seed=0] [--undisturbed=0.69,0.7]
+
+Kills and pauses processes, cuts, delays and duplicates connections, as `tests.chaos.schedule` says; every fault must
+be seen to have happened. Without `--undisturbed` the same number of steps is trained once more in peace, for its
+score. The last line on stdout is `RESULT {json}`. Exit code 1 if an acknowledged push was lost or any push counted
+twice, a process was left, a fault did not fire, or the job did not come to its end.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from downpour.launch import entry, topology
+from downpour.launch.supervisor import Interrupted
+from tests.chaos import harness
+from tests.chaos.schedule import KINDS, schedule
+
+topology.define_recipe_flags()
+_RUN_DIR = flags.DEFINE_string("run_dir", "runs/chaos", "Folder of logs and checkpoints.")
+_SECONDS = flags.DEFINE_float("seconds", 600.0, "Of training; fewer if it has all its steps before.", 5.0)
+_FAULTS = flags.DEFINE_integer("faults", 110, "How many.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the schedule of faults.")
+_KINDS = flags.DEFINE_list("kinds", list(KINDS), "Kinds of faults.")
+_ROLES = flags.DEFINE_list("roles", ["ps", "worker", "chief", "evaluator"], "Roles that are struck.")
+_UNDISTURBED = flags.DEFINE_list("undisturbed", None, "Scores of undisturbed runs; one is made if there are none.")
+
+_CALM_S, _CALM_PART = (5.0, 30.0), 0.25  # the last seconds, or part of all, are without faults: what died comes back
+# The quickstart's steps in so many seconds, more than a small machine gets to, and its rate halved as often as ever.
+_STEPS_PER_S = 6
+_HALVE_EVERY = 300 / 700
+
+
+def _overrides(seconds: float) -> tuple[str, ...]:
+    """The job made to last so long."""
+    given = list(flags.FLAGS["set"].value or [])
+    if flags.FLAGS["recipe"].value == "quickstart":
+        steps = round(seconds * _STEPS_PER_S)
+        every = {"num_steps": steps, "schedule.every": round(steps * _HALVE_EVERY), "checkpoint_every_steps": 200}
+        given = [*(f"{key}={value}" for key, value in every.items()), *given]
+    return (*given, f"max_train_s={seconds}")
+
+
+def _undisturbed(disturbed: harness.Run, num_steps: int) -> dict[str, Any]:
+    """The figures of a run of so many steps in peace."""
+    overrides = (*disturbed.overrides, f"num_steps={num_steps}", f"max_train_s={10 * disturbed.seconds}")
+    peace = harness.Run(disturbed.recipe, overrides, disturbed.run_dir / "undisturbed", disturbed.seconds)
+    return harness.run(peace, [], with_proxies=False).result()
+
+
+def _scores(what: harness.Run, result: dict[str, Any]) -> dict[str, Any]:
+    if _UNDISTURBED.value is not None:
+        return {"score_undisturbed": [float(score) for score in _UNDISTURBED.value]}
+    if not result["global_steps"]:
+        return {"score_undisturbed": None}
+    peace = _undisturbed(what, result["global_steps"])
+    return {
+        "score_undisturbed": peace["score"],
+        "seconds_undisturbed": peace["seconds"],
+        "stall_undisturbed_s": peace["longest_stall_s"],
+    }
+
+
+def _is_bad(result: dict[str, Any]) -> bool:
+    figures = ("pushes_lost", "pushes_doubled", "processes_left", "failure")
+    unfired = result["faults_fired"] != result["faults_planned"]
+    return unfired or not result["pushes_acknowledged"] or any(result[key] for key in figures)
+
+
+def _main() -> int | None:
+    seconds = _SECONDS.value
+    what = harness.Run(flags.FLAGS["recipe"].value or "quickstart", _overrides(seconds), Path(_RUN_DIR.value), seconds)
+    cluster = what.job().cluster
+    counts = {"ps": cluster.num_ps, "worker": cluster.num_workers, "chief": 1, "evaluator": 1}
+    roles = {role: count for role, count in counts.items() if role in _ROLES.value}
+    calm_s = (_CALM_S[0], min(_CALM_S[1], _CALM_PART * seconds))
+    faults = schedule(_SEED.value, seconds, _FAULTS.value, roles, kinds=_KINDS.value, calm_s=calm_s)
+    try:
+        outcome = harness.run(what, faults)
+        result = outcome.result() | {"recipe": what.recipe, "seed": _SEED.value}
+        for line in (*outcome.left, *(outcome.count.lost[:20] if outcome.count else ())):
+            print(f"[chaos] left or lost: {line}", file=sys.stderr)
+        result |= _scores(what, result)
+    except Interrupted as error:
+        print(f"[chaos] {error}; every process has ended", file=sys.stderr)
+        return error.code
+    print(f"RESULT {json.dumps(result)}", flush=True)
+    return 1 if _is_bad(result) else None
+
+
+if __name__ == "__main__":
+    entry.run(_main, role="chaos")
