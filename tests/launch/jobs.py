@@ -125,7 +125,7 @@ class LocalJob:
         self._folder = folder
         self._out, self._err = folder / "stdout", folder / "stderr"
         self.scratch = folder / "scratch"
-        self.scratch.mkdir()
+        self.scratch.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "downpour.launch.local", f"--recipe={recipe}", f"--run_dir={self.run_dir}"]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(

@@ -236,7 +236,8 @@ def test_shard_worker_and_evaluator_are_replaced_in_the_middle_of_training(start
     slow.unlink()
 
     assert job.end() == 0, job.stderr
-    result, versions = job.result(), last_checkpoint(job.run_dir).versions
+    result = job.result()
+    versions = [shard.version for shard in last_checkpoint(job.run_dir).shards]
     assert (result["pushes_applied_min"], result["pushes_applied_max"]) == (min(versions), max(versions))
     killed = [pushes for _, pushes in ledgers.first]
     assert min(killed) > 0 and max(killed) - min(killed) <= 1, "one push of the killed worker was under way"

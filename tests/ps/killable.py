@@ -21,8 +21,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,8 @@ from downpour.ps.averages import Polyak
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Slicing, Variable, plan
 from downpour.ps.named import to_message
 from downpour.ps.pace import Async, Mode, Sync
-from downpour.ps.rules import RMSProp
-from downpour.ps.schedules import StaircaseExponential
+from downpour.ps.rules import SGD, RMSProp
+from downpour.ps.schedules import Constant, StaircaseExponential
 from downpour.ps.shard import Shard
 from downpour.ps.staleness import Drop
 
@@ -49,9 +51,9 @@ _CUT = 10  # of chunks that are cut in the middle of pieces and across regions
 _INPUTS, _OUTPUTS, _ROWS = 6, 8, 3
 LAYOUT = plan(
     [
-        Variable("k", (_INPUTS, _OUTPUTS), FACTORED, weight_decay=1e-3),
-        Variable("b", (20,), weight_decay=1e-3),
-        Variable("g", (7,)),
+        Variable("k", (_INPUTS, _OUTPUTS), FACTORED),
+        Variable("b", (20,)),
+        Variable("g", (7,), rate=0.5),
         Variable("mean", (5,), STATISTIC),
         Variable("fixed", (3,), FROZEN),
     ],
@@ -76,10 +78,18 @@ class Sent:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is sent: one round after another; the chunks of the pushes of a round interleave."""
+    """What is sent, one round after another.
+
+    Attributes:
+        pace: The job's.
+        rounds: Pushes whose chunks interleave, always in the same order.
+        exact: The pushes of a round come at once, each from a thread; then all numbers are whole ones and none depends
+            on the order.
+    """
 
     pace: Mode
     rounds: Sequence[Sequence[Sent]]
+    exact: bool = False
 
 
 SCENARIOS = {
@@ -89,6 +99,12 @@ SCENARIOS = {
     # The third one is late; the last one's round is not full, and its sum is in the checkpoint.
     "sync": Scenario(
         Sync(2), [[Sent(0, 1, 0)], [Sent(1, 1, 0)], [Sent(0, 2, 0)], [Sent(0, 3, 1)], [Sent(1, 2, 1)], [Sent(1, 3, 2)]]
+    ),
+    # From versions so late that nothing is stale.
+    "at once": Scenario(
+        Async(),
+        [[Sent(worker, sequence, 99, worker != 1) for worker in range(4)] for sequence in range(1, 7)],
+        exact=True,
     ),
 }
 
@@ -103,10 +119,14 @@ def shrink(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
 def run(folder: Path, scenario: Scenario, repeated: int = 0) -> None:
     """Sends what is unanswered, the first push of as many rounds as `repeated` twice; writes a checkpoint; closes."""
     folder.mkdir(exist_ok=True)
-    shard = Shard(Arena.open(folder / "arena") or _new_arena(folder / "arena", scenario.pace))
+    shard = Shard(Arena.open(folder / "arena") or _new_arena(folder / "arena", scenario))
     answered = {(worker, sequence) for worker, sequence, *_ in answers(folder)}
     for sent in scenario.rounds:
-        _send(folder, shard, [one for one in sent if (one.worker, one.sequence) not in answered])
+        unanswered = [one for one in sent if (one.worker, one.sequence) not in answered]
+        if scenario.exact:
+            _send_at_once(folder, shard, unanswered)
+        else:
+            _send(folder, shard, unanswered)
         if repeated:
             repeated -= 1
             _send(folder, shard, sent[:1])
@@ -122,28 +142,34 @@ def answers(folder: Path) -> list[tuple[int, ...]]:
     return [tuple(map(int, line.split())) for line in lines]
 
 
-def _new_arena(path: Path, pace: Mode) -> Arena:
+def _new_arena(path: Path, scenario: Scenario) -> Arena:
     specification = pb.ShardSpecification(
         fingerprint=LAYOUT.fingerprint,
         layout=LAYOUT.canonical,
-        rule=to_message(RMSProp(momentum=0.9)),
-        schedule=to_message(StaircaseExponential(0.1, 0.5, 2)),
-        average=to_message(Polyak(0.75)),
-        pace=to_message(pace),
+        rule=to_message(SGD() if scenario.exact else RMSProp(momentum=0.9)),
+        schedule=to_message(Constant(1.0) if scenario.exact else StaircaseExponential(0.1, 0.5, 2)),
+        average=None if scenario.exact else to_message(Polyak(0.75)),
+        pace=to_message(scenario.pace),
         num_workers=2,
     )
-    if not isinstance(pace, Sync):
+    if not isinstance(scenario.pace, Sync):
         specification.staleness.CopyFrom(to_message(Drop(2)))
     arena = Arena.create(path, specification)
-    arena.parameters[:] = np.random.default_rng(0).standard_normal(LAYOUT.size(0), np.float32)
+    arena.parameters[:] = _numbers(np.random.default_rng(0), LAYOUT.size(0), scenario.exact)
     arena.start_average()
     arena.mark_complete()
     return arena
 
 
-def _send(folder: Path, shard: Shard, sent: Sequence[Sent]) -> None:
+def _send_at_once(folder: Path, shard: Shard, sent: Sequence[Sent]) -> None:
+    with ThreadPoolExecutor(max(1, len(sent))) as pool:
+        for future in [pool.submit(_send, folder, shard, [one], exact=True) for one in sent]:
+            future.result()
+
+
+def _send(folder: Path, shard: Shard, sent: Sequence[Sent], *, exact: bool = False) -> None:
     opened = [shard.begin(one.header) for one in sent]
-    for chunks in itertools.zip_longest(*map(_chunks, sent)):
+    for chunks in itertools.zip_longest(*(_chunks(one, exact) for one in sent)):
         for push, chunk in zip(opened, chunks, strict=True):
             if chunk:
                 shard.apply(push, codec.decode_chunk(chunk))
@@ -155,13 +181,13 @@ def _send(folder: Path, shard: Shard, sent: Sequence[Sent]) -> None:
             file.write(" ".join(str(int(number)) for number in numbers) + "\n")
 
 
-def _chunks(sent: Sent) -> Iterator[bytes]:
+def _chunks(sent: Sent, exact: bool) -> Iterator[bytes]:
     """The messages of a push: one of factors and others cut as regions are, or all dense and cut anyhow."""
     rng = np.random.default_rng([sent.worker, sent.sequence])
     [group] = LAYOUT.factored(0)
-    values = rng.standard_normal(LAYOUT.num_pushed(0), np.float32)
+    values = _numbers(rng, LAYOUT.num_pushed(0), exact)
     if sent.factored:
-        factors = rng.standard_normal(_ROWS * (_INPUTS + _OUTPUTS), np.float32)
+        factors = _numbers(rng, _ROWS * (_INPUTS + _OUTPUTS), exact)
         yield codec.encode_chunk(0, codec.FLOAT32, factors, rows=_ROWS, count=group.size)
         trained = LAYOUT.num_trained(0)
         cuts = [*codec.split(group.size, trained), *codec.split(trained, values.size)]
@@ -171,14 +197,20 @@ def _chunks(sent: Sent) -> Iterator[bytes]:
         yield codec.encode_chunk(start, codec.FLOAT32, values[start:stop])
 
 
+def _numbers(rng: np.random.Generator, count: int, exact: bool) -> np.ndarray:
+    return rng.integers(-9, 10, count).astype(np.float32) if exact else rng.standard_normal(count, np.float32)
+
+
 def _do(folder: Path, scenario: str, point: str, passing: int, repeated: int) -> None:
     """One job, in a process of its own."""
     passed: collections.Counter[str] = collections.Counter()
+    counting = threading.Lock()
 
     def on_reach(name: str) -> None:
-        passed[name] += 1
-        if name == point and passed[name] == passing:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with counting:
+            passed[name] += 1
+            if name == point and passed[name] == passing:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     points.on_reach = on_reach
     run(folder, SCENARIOS[scenario], repeated)
