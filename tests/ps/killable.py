@@ -117,7 +117,7 @@ def shrink(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
 
 
 def run(folder: Path, scenario: Scenario, repeated: int = 0) -> None:
-    """Sends what is unanswered, the first push of as many rounds as `repeated` twice; writes a checkpoint; closes."""
+    """Sends what is unanswered, and the first push `repeated` times again; writes a checkpoint; closes."""
     folder.mkdir(exist_ok=True)
     shard = Shard(Arena.open(folder / "arena") or _new_arena(folder / "arena", scenario))
     answered = {(worker, sequence) for worker, sequence, *_ in answers(folder)}
@@ -127,9 +127,8 @@ def run(folder: Path, scenario: Scenario, repeated: int = 0) -> None:
             _send_at_once(folder, shard, unanswered)
         else:
             _send(folder, shard, unanswered)
-        if repeated:
-            repeated -= 1
-            _send(folder, shard, sent[:1])
+        for _ in range(repeated if sent is scenario.rounds[0] else 0):
+            _send(folder, shard, sent[:1], exact=scenario.exact)
     with shard.snapshot() as snapshot:
         checkpoint.write_shard(folder / "checkpoint", shard.arena.specification, snapshot)
     shard.close()
@@ -162,6 +161,7 @@ def _new_arena(path: Path, scenario: Scenario) -> Arena:
 
 
 def _send_at_once(folder: Path, shard: Shard, sent: Sequence[Sent]) -> None:
+    sys.setswitchinterval(1e-5)  # so that threads meet, in a process that lives for milliseconds
     with ThreadPoolExecutor(max(1, len(sent))) as pool:
         for future in [pool.submit(_send, folder, shard, [one], exact=True) for one in sent]:
             future.result()

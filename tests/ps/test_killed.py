@@ -68,7 +68,7 @@ class Killer:
             self.passed[scenario] = passed_in(self.undisturbed(scenario))
 
     def undisturbed(self, scenario: str, repeated: int = 0) -> Path:
-        """The folder of an undisturbed run in which so many pushes were sent twice."""
+        """The folder of an undisturbed run in which so many times a push came again."""
         folder = self._folder / f"{scenario}-{repeated}"
         if not folder.exists():
             self._run(folder, scenario, repeated=repeated)
@@ -86,12 +86,14 @@ class Killer:
     def finish(self, folder: Path, scenario: str, where: str) -> dict[str, int]:
         """Runs to the end, compares, and removes the folder; returns how often each point was passed."""
         self._run(folder, scenario)
-        theirs = self.undisturbed(scenario, sum(answer[-1] for answer in killable.answers(folder)))
+        mine, repeated = state(folder), num_repeated(folder)
         if scenario in IN_ORDER:
             assert told(folder) == told(self.undisturbed(scenario)), where
+            assert repeated == sum(answer[-1] for answer in killable.answers(folder)) <= 1, where
+        theirs = self.undisturbed(scenario, repeated)
+        for name, value in state(theirs).items():
+            np.testing.assert_array_equal(mine[name], value, f"{where}: {name}")
         assert checkpoint_files(folder) == checkpoint_files(theirs), where
-        for name, value in state(folder).items():
-            np.testing.assert_array_equal(value, state(theirs)[name], f"{where}: {name}")
         passed = passed_in(folder)
         shutil.rmtree(folder)
         return passed
@@ -140,6 +142,14 @@ def checkpoint_files(folder: Path) -> dict[str, bytes]:
     """Files under their own names; a write that was cut off leaves one whose name begins with a dot."""
     files = (folder / "checkpoint").glob("[!.]*")
     return {path.name: path.read_bytes() for path in files}
+
+
+def num_repeated(folder: Path) -> int:
+    """How often a push came after it had been counted, because the answer was lost."""
+    arena = Arena.open(folder / "arena")
+    assert arena is not None
+    arena.close()
+    return int(arena.counters["repeated"])
 
 
 def state(folder: Path) -> dict[str, np.ndarray]:
