@@ -50,7 +50,7 @@ class Run:
         recipe: Name or path.
         overrides: Each `key=value`.
         run_dir: Gets logs and results.
-        seconds: How long training should take.
+        seconds: How long training takes, roughly.
     """
 
     recipe: str
@@ -163,12 +163,13 @@ def run(what: Run, faults: Sequence[Fault], *, with_proxies: bool = True) -> Out
 class Watch:
     """Looks at a running job again and again, and lets the faults strike once it trains. A context manager.
 
-    The clock of the faults runs ahead where the job does: so many faults strike so many steps on any machine.
+    The clock of the faults is the job's steps, on any machine: a fault planned for a third of the seconds strikes
+    after a third of the steps. While nothing can train, nothing more is broken.
 
     Args:
         cluster: The job's processes.
         striker: Carries the faults out.
-        seconds: How long training should take.
+        seconds: How long training takes, roughly; the faults are planned for so many.
         sessions: Learns of every process.
 
     Attributes:
@@ -205,7 +206,7 @@ class Watch:
             self._ask_at = time.monotonic() + _ASK_EVERY_S
             self._ask()
         if self.begun_s is not None:
-            self._striker.tick(max(self.seconds, self._done * self._seconds))
+            self._striker.tick(self._done * self._seconds)
         elif time.monotonic() > self._made_s + _START_S:
             raise ProcessFailed(1, f"no step within {_START_S:.0f} s")
         if self.seconds > _LATE * self._seconds + _END_S:

@@ -24,32 +24,34 @@ from tests.chaos.schedule import KINDS, schedule
 
 topology.define_recipe_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", "runs/chaos", "Folder of logs and checkpoints.")
-_SECONDS = flags.DEFINE_float("seconds", 600.0, "Of training; fewer if it has all its steps before.", 5.0)
+_SECONDS = flags.DEFINE_float("seconds", 600.0, "Of training, roughly: it is the steps that are given.", 5.0)
+_STEPS_PER_S = flags.DEFINE_float(
+    "steps_per_s", 4.0, "How many of them in a second; what two cores do under faults.", 0.1
+)
 _FAULTS = flags.DEFINE_integer("faults", 110, "How many.", 0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the schedule of faults.")
 _KINDS = flags.DEFINE_list("kinds", list(KINDS), "Kinds of faults.")
 _ROLES = flags.DEFINE_list("roles", ["ps", "worker", "chief", "evaluator"], "Roles that are struck.")
 _UNDISTURBED = flags.DEFINE_list("undisturbed", None, "Scores of undisturbed runs; one is made if there are none.")
 
-_CALM_S, _CALM_PART = (5.0, 30.0), 0.25  # the last seconds, or part of all, are without faults: what died comes back
-# The quickstart's steps in so many seconds, more than a small machine gets to, and its rate halved as often as ever.
-_STEPS_PER_S = 6
-_HALVE_EVERY = 300 / 700
+_CALM_S = 5.0, 20.0  # at the beginning; and at the end, where what died comes back
+_CALM_PART = 0.2  # of all the seconds, at most
+_LATEST = 3.0  # times the seconds, after which the job ends anyway
+_HALVE_EVERY = 300 / 700  # of the quickstart's steps, as in its recipe
 
 
 def _overrides(seconds: float) -> tuple[str, ...]:
     """The job made to last so long."""
-    given = list(flags.FLAGS["set"].value or [])
+    steps = round(seconds * _STEPS_PER_S.value)
+    values: dict[str, Any] = {"num_steps": steps, "max_train_s": _LATEST * seconds}
     if flags.FLAGS["recipe"].value == "quickstart":
-        steps = round(seconds * _STEPS_PER_S)
-        every = {"num_steps": steps, "schedule.every": round(steps * _HALVE_EVERY), "checkpoint_every_steps": 200}
-        given = [*(f"{key}={value}" for key, value in every.items()), *given]
-    return (*given, f"max_train_s={seconds}")
+        values |= {"schedule.every": round(steps * _HALVE_EVERY), "checkpoint_every_steps": max(1, steps // 20)}
+    return (*(f"{key}={value}" for key, value in values.items()), *(flags.FLAGS["set"].value or ()))
 
 
 def _undisturbed(disturbed: harness.Run, num_steps: int) -> dict[str, Any]:
     """The figures of a run of so many steps in peace."""
-    overrides = (*disturbed.overrides, f"num_steps={num_steps}", f"max_train_s={10 * disturbed.seconds}")
+    overrides = (*disturbed.overrides, f"num_steps={num_steps}")
     peace = harness.Run(disturbed.recipe, overrides, disturbed.run_dir / "undisturbed", disturbed.seconds)
     return harness.run(peace, [], with_proxies=False).result()
 
@@ -75,11 +77,12 @@ def _is_bad(result: dict[str, Any]) -> bool:
 
 def _main() -> int | None:
     seconds = _SECONDS.value
-    what = harness.Run(flags.FLAGS["recipe"].value or "quickstart", _overrides(seconds), Path(_RUN_DIR.value), seconds)
+    flags.FLAGS["recipe"].value = flags.FLAGS["recipe"].value or "quickstart"
+    what = harness.Run(flags.FLAGS["recipe"].value, _overrides(seconds), Path(_RUN_DIR.value), seconds)
     cluster = what.job().cluster
     counts = {"ps": cluster.num_ps, "worker": cluster.num_workers, "chief": 1, "evaluator": 1}
     roles = {role: count for role, count in counts.items() if role in _ROLES.value}
-    calm_s = (_CALM_S[0], min(_CALM_S[1], _CALM_PART * seconds))
+    calm_s = tuple(min(calm_s, _CALM_PART * seconds) for calm_s in _CALM_S)
     faults = schedule(_SEED.value, seconds, _FAULTS.value, roles, kinds=_KINDS.value, calm_s=calm_s)
     try:
         outcome = harness.run(what, faults)

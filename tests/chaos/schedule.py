@@ -25,7 +25,7 @@ class Fault:
     """One fault.
 
     Attributes:
-        at_s: Seconds after training has begun.
+        at_s: Seconds after training has begun, if it goes as fast as planned.
         kind: One of `KINDS`.
         target: Process, such as `ps/3` or `chief`.
         duration_s: Until it ends; 0 for what is over at once.

@@ -1,0 +1,45 @@
+"""A small job under faults of every kind keeps every push it has acknowledged, counts none twice, leaves nobody."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.schedule import KINDS
+from tests.launch.jobs import write_recipe
+
+NUM_FAULTS, SEED = 12, 296  # kills a shard, a worker and the chief
+SETTINGS = (
+    "exchange.give_up_after_s=120",  # on a busy machine a chief takes its time to load TensorFlow
+    "checkpoint_every_steps=300",
+    "clip=Clip(by_global_norm=1)",  # batches of four, and normalised: now and then a gradient explodes
+)
+
+
+@pytest.mark.process
+def test_a_job_under_faults_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "tests.chaos.run",
+            f"--recipe={write_recipe(tmp_path)}",
+            f"--run_dir={tmp_path / 'run'}",
+        ),
+        *(f"--faults={NUM_FAULTS}", f"--seed={SEED}", "--seconds=30", "--steps_per_s=30", "--undisturbed="),
+        *(f"--set={setting}" for setting in SETTINGS),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    last = ended.stdout.splitlines()[-1] if ended.stdout else ""
+    assert last.startswith("RESULT {"), ended.stderr
+    result = json.loads(last.removeprefix("RESULT "))
+    assert ended.returncode == 0, f"{result}\n{ended.stderr}"
+    assert result["faults_fired"] == NUM_FAULTS
+    assert set(result["faults_by_kind"]) == set(KINDS)
+    assert result["pushes_acknowledged"] > 100
+    assert result["score"] is not None
+    assert (result["pushes_lost"], result["pushes_doubled"], result["processes_left"]) == (0, 0, 0)
