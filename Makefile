@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint bench bench-kernels codecs consistency proto clean
+.PHONY: quickstart test lint bench bench-kernels codecs consistency chaos soak proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result.
 quickstart: $(VENV)/quickstart
@@ -37,6 +37,15 @@ codecs: $(VENV)/quickstart
 # What asynchrony costs: every pace and staleness treatment on Fashion-MNIST; an hour for three seeds.
 consistency: $(VENV)/quickstart
 	$(BIN)/python -m tests.benchmarks.consistency
+
+# The quickstart under 110 faults, counting every push, and once more in peace; a quarter of an hour.
+chaos: $(VENV)/quickstart
+	$(BIN)/downpour prepare openmoji --out=data/openmoji
+	$(BIN)/python -m tests.chaos.run --recipe=quickstart
+
+# A small job for an hour: do files, threads, processes or memory grow?
+soak: $(VENV)/dev
+	$(BIN)/python -m tests.chaos.soak
 
 # Regenerates the committed code of the .proto files; a test checks that it matches.
 proto: $(VENV)/dev

@@ -26,7 +26,7 @@ _HOST = "127.0.0.1"
 _BIND_TIMEOUT_S = 180.0
 _STATUS_TIMEOUT_S = 60.0
 _RESTARTS = 10**6
-_VERBOSE = 1  # logs what is counted
+_DEBUG = 1
 
 Flags = dict[str, topology.FlagValue]
 
@@ -41,6 +41,7 @@ class Cluster:
         counts: How many there are.
         scratch: Folder for arenas and port files.
         proxies: Between clients and servers; None for none.
+        verbose: Whether they log every push.
         ports: Of shards and chief, by process name.
     """
 
@@ -49,13 +50,14 @@ class Cluster:
     counts: Counts
     scratch: Path
     proxies: Proxies | None = None
+    verbose: bool = True
     ports: dict[str, int] = field(default_factory=dict)
     _commands: dict[str, list[str]] = field(default_factory=dict)
 
     def start(self) -> None:
         """Starts every role; shards and chief first, since the others need their addresses."""
         self.supervisor.run(Program("kernels", [sys.executable, "-m", "downpour.ps.kernels"], max_restarts=0))
-        own: Flags = {"die_with_parent": os.getpid(), "verbosity": _VERBOSE}
+        own: Flags = {"die_with_parent": os.getpid(), "verbosity": _DEBUG if self.verbose else None}
         shards = [f"ps/{i}" for i in range(self.counts.num_ps)]
         for name in shards:
             self._start_server(name, own | {"arena": self.scratch / f"{name.replace('/', '-')}.arena"})

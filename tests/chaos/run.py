@@ -82,7 +82,7 @@ def _main() -> int | None:
     cluster = what.job().cluster
     counts = {"ps": cluster.num_ps, "worker": cluster.num_workers, "chief": 1, "evaluator": 1}
     roles = {role: count for role, count in counts.items() if role in _ROLES.value}
-    calm_s = tuple(min(calm_s, _CALM_PART * seconds) for calm_s in _CALM_S)
+    calm_s = min(_CALM_S[0], _CALM_PART * seconds), min(_CALM_S[1], _CALM_PART * seconds)
     faults = schedule(_SEED.value, seconds, _FAULTS.value, roles, kinds=_KINDS.value, calm_s=calm_s)
     try:
         outcome = harness.run(what, faults)
