@@ -140,8 +140,10 @@ class Arena:
         Raises:
             ValueError: The file is mapped by another process, or is not an arena of this version.
         """
-        if not path.exists() or path.stat().st_size < _PAGE:
+        if not path.exists() or path.stat().st_size == 0:
             return None
+        if path.stat().st_size < _PAGE:
+            raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
         memory, descriptor = _map(path, path.stat().st_size, empty=False)
         header = np.frombuffer(memory, _HEADER, 1)[0]
         if header["magic"] == b"" or (header["magic"] == _MAGIC and not header["complete"]):

@@ -30,7 +30,6 @@ MANIFEST = "manifest.json"
 _FORMAT = 2
 _BLOCK_BYTES = 4 * BLOCK_ELEMENTS
 _LONGEST_HEADER_BYTES = 1 << 20
-_READ_BLOCKS = 16  # of one tensor at a time
 
 
 @dataclass(frozen=True)
@@ -116,17 +115,18 @@ class TensorFile:
         """Of its tensors."""
         return list(self._offsets)
 
-    def vector(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Elements [start, stop) of a float32 vector, all by default."""
+    def vector(self, name: str, start: int = 0, stop: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """Elements [start, stop) of a float32 vector, all by default; written to `out` if it is given."""
         first, last = self._place(name)
         stop = (last - first) // 4 if stop is None else stop
-        out = np.empty(stop - start, np.float32)
+        out = np.empty(stop - start, np.float32) if out is None else out
+        assert out.size == stop - start, (out.size, start, stop)
         raw = out.view(np.uint8)
         at = 4 * start
         while at < 4 * stop:
             content = self._blocks(name, at // _BLOCK_BYTES, 4 * stop)
             begin = at % _BLOCK_BYTES
-            part = np.frombuffer(content[begin : begin + 4 * stop - at], np.uint8)
+            part = np.frombuffer(content, np.uint8)[begin : begin + 4 * stop - at]
             raw[at - 4 * start :][: part.size] = part
             at += part.size
         return out
@@ -145,14 +145,15 @@ class TensorFile:
             return memoryview(self._cached[2])
         first, last = self._place(name)
         begin = first + block * _BLOCK_BYTES
-        num_blocks = min(_READ_BLOCKS, -(-(stop - block * _BLOCK_BYTES) // _BLOCK_BYTES))
+        num_blocks = min(self._folder.read_bytes // _BLOCK_BYTES, -(-(stop - block * _BLOCK_BYTES) // _BLOCK_BYTES))
         end = min(begin + num_blocks * _BLOCK_BYTES, last)
         content = self._read(self._data + begin, self._data + end)
         if len(content) != end - begin:
             raise self._damaged(f"{name}, which ends after {begin + len(content) - first:,} of {last - first:,} bytes")
         expected = self._entry.checksums.get(name, ())
         for number, at in enumerate(range(0, len(content), _BLOCK_BYTES), block):
-            if number >= len(expected) or google_crc32c.value(content[at : at + _BLOCK_BYTES]) != expected[number]:
+            part = content if len(content) <= _BLOCK_BYTES else content[at : at + _BLOCK_BYTES]
+            if number >= len(expected) or google_crc32c.value(part) != expected[number]:
                 raise self._damaged(f"{name}, bytes {number * _BLOCK_BYTES:,} and following")
         self._cached = name, block, content
         return memoryview(content)
@@ -211,8 +212,12 @@ def write_manifest(checkpoint: Checkpoint) -> None:
         "progress": checkpoint.progress,
         "layout": checkpoint.layout.canonical,
     }
+    folder = Folder(checkpoint.directory)
     try:
-        Folder(checkpoint.directory).write(MANIFEST, [json.dumps(document, indent=1).encode() + b"\n"])
+        for name in folder.names():
+            if name.startswith(".shard-"):  # of a shard that died while it wrote
+                folder.remove(name)
+        folder.write(MANIFEST, [json.dumps(document, indent=1).encode() + b"\n"])
     except OSError as error:
         raise CheckpointFailed(str(error)) from None
 

@@ -103,8 +103,9 @@ class Ledger:
             self._entries[push.worker]["applied"] = applied
 
     def drop(self, push: pb.PushHeader) -> None:
-        """Some or all of the push is not applied."""
-        self._entries[push.worker]["dropped"] = 1
+        """Some or all of the push is not applied; nothing if another has replaced it."""
+        if self._is_last(push):
+            self._entries[push.worker]["dropped"] = 1
 
     def is_dropped(self, push: pb.PushHeader) -> bool:
         """Whether `drop` was called for the worker's last push."""

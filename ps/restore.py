@@ -56,7 +56,7 @@ def fill(arena: Arena, checkpoint: Checkpoint, *, with_slots: bool) -> None:
         file = checkpoint.open(shard)
         for name in names:
             _check_has(file, name, checkpoint)
-            arena.vectors[name][:] = file.vector(name)
+            file.vector(name, out=arena.vectors[name])
         if with_slots:
             arena.counters_record[:] = file.record("counters").view(COUNTERS)
             arena.ledger[:] = file.record("ledger").view(LEDGER_ENTRY)

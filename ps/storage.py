@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from downpour.ps.points import reach
 
 _UPLOAD_BYTES = 16 << 20  # of one part, in an object store
+_DOWNLOAD_BYTES, _READ_BYTES = 64 << 20, 4 << 20  # an answer of an object store takes long to begin
 
 
 class StorageError(OSError):
@@ -32,6 +33,7 @@ class Folder:
 
     Attributes:
         url: As given; of a local folder its absolute path.
+        read_bytes: How much to read at a time, a multiple of 4 MB.
 
     Raises:
         ValueError: Nothing is known of such URLs, or its library is not installed.
@@ -47,6 +49,7 @@ class Folder:
             ) from None
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self.url = self._root if self._is_local else text.rstrip("/")
+        self.read_bytes = _READ_BYTES if self._is_local else _DOWNLOAD_BYTES
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.url}/{name}")

@@ -59,7 +59,7 @@ class Load:
         seconds: Length of the window.
         shard_hosts: Shard i runs on host i modulo their number.
         worker_hosts: Worker process i likewise.
-        map_code: Whether shards tell a profiler the names of their compiled loops.
+        shard_module: What a shard process runs in place of the production module, with the same flags.
     """
 
     codec: str = "bfloat16"
@@ -75,7 +75,7 @@ class Load:
     seconds: float = 15.0
     shard_hosts: tuple[Host, ...] = field(default=(Host(),))
     worker_hosts: tuple[Host, ...] = field(default=(Host(),))
-    map_code: bool = False
+    shard_module: str = "downpour.launch.ps"
 
     def __post_init__(self) -> None:
         for name in ("num_shards", "num_workers", "num_processes"):
@@ -100,7 +100,7 @@ def run(load: Load, watch: Watch = lambda shards, workers: nullcontext()) -> Mea
     cache_kernels()
     layout = shape.layout_of(load.variables, load.num_shards, factored=load.factored)
     with scratch_folder() as scratch, Processes(scratch) as processes:
-        shards, addresses = _start_shards(processes, scratch, load)
+        shards, addresses = start_shards(processes, scratch, load)
         initialize(addresses, layout, shape.initial_values(layout), RULE, Constant(learning_rate=1e-6))
         workers = _start_workers(processes, addresses, load)
         measurement, _ = measure(
@@ -123,7 +123,7 @@ def cache_kernels() -> None:
     )
 
 
-def _start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list[Child], list[str]]:
+def start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list[Child], list[str]]:
     """Starts all, then waits for their ports. Returns processes and addresses."""
     shards, hosts = [], [load.shard_hosts[i % len(load.shard_hosts)] for i in range(load.num_shards)]
     for i, host in enumerate(hosts):
@@ -135,8 +135,7 @@ def _start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list
             "die_with_parent": os.getpid(),
         }
         command = topology.command("ps", i, values)
-        if load.map_code:
-            command[command.index("downpour.launch.ps")] = "tests.benchmarks.mapped_shard"
+        command[command.index("downpour.launch.ps")] = load.shard_module
         shards.append(processes.start(f"ps/{i}", [*host.prefix, *command]))
     ports = [int(wait_for_file(scratch / f"ps-{i}.port", shard)) for i, shard in enumerate(shards)]
     return shards, [f"{host.address}:{port}" for host, port in zip(hosts, ports, strict=True)]

@@ -26,6 +26,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -63,7 +64,7 @@ _PEER = flags.DEFINE_boolean("peers", True, "Whether the suite measures TensorFl
 _PROFILE = flags.DEFINE_boolean("profile", False, "Sample where the CPU time goes.")
 
 
-def _load(mode: Mode, map_code: bool = False) -> cluster.Load:
+def _load(mode: Mode, **more: Any) -> cluster.Load:
     return cluster.Load(
         codec=mode.codec,
         push=mode.push,
@@ -76,7 +77,7 @@ def _load(mode: Mode, map_code: bool = False) -> cluster.Load:
         num_processes=_PROCESSES.value,
         warmup_s=_WARMUP.value,
         seconds=_SECONDS.value,
-        map_code=map_code,
+        **more,
     )
 
 
@@ -111,7 +112,7 @@ def run_profile(mode: Mode) -> None:
     with scratch_folder() as folder:
         account = Account(folder)
         try:
-            measurement = cluster.run(_load(mode, map_code=True), account.recording)
+            measurement = cluster.run(_load(mode, shard_module="tests.benchmarks.mapped_shard"), account.recording)
             shares = account.shares()
         finally:
             account.close()

@@ -28,6 +28,12 @@ class Worker:
     pulled: int | None = None
 
 
+def arrive(decider: Pace, chunk: int, base_version: int) -> tuple[pace.Verdict, int]:
+    """A gradient comes, as the shard lets it; returns the verdict and the gradients of the round that it completes."""
+    verdict = decider.arrived(chunk, base_version)
+    return verdict, sum(decider.complete(due) for due in decider.due())
+
+
 def advance(decider: Pace, worker: Worker, version: int) -> tuple[bool, int]:
     """Lets a worker do its next action if it may; returns whether it could, and the shard's version after it."""
     if worker.pulled is None:
@@ -37,7 +43,7 @@ def advance(decider: Pace, worker: Worker, version: int) -> tuple[bool, int]:
         return True, version
     if isinstance(decider.mode, Sync):
         for chunk in range(NUM_CHUNKS):
-            decider.arrived(chunk, worker.pulled)
+            arrive(decider, chunk, worker.pulled)
         version = decider.rounds()
     else:
         version += 1
@@ -88,9 +94,9 @@ def test_every_version_is_of_the_first_n_gradients(n: int, backups: int, data: s
 
 def test_late_gradients_are_told_so_and_the_first_begins_a_sum() -> None:
     decider = new(Sync(2, 1), 3)
-    assert decider.arrived(0, 0) == pace.Verdict(first=True)
-    assert decider.arrived(0, 0) == pace.Verdict(count=2)
-    assert decider.arrived(0, 0) == pace.Verdict(late=True)
+    assert arrive(decider, 0, 0) == (pace.Verdict(first=True), 0)
+    assert arrive(decider, 0, 0) == (pace.Verdict(), 2)
+    assert arrive(decider, 0, 0) == (pace.Verdict(late=True), 0)
     assert decider.rounds() == 0, "the other chunks are not through"
     assert not decider.may_pull(2, 1, 0, 0), "a mixture of two versions"
 
@@ -100,19 +106,20 @@ def test_a_lost_worker_holds_up_nobody() -> None:
     decider.pushed(0, 1, 1, 0)
     decider.pushed(1, 1, 1, 0)
     assert not decider.may_pull(0, 1, 1, 2)
-    assert decider.absent([(2, 0)]) == []
+    decider.absent([(2, 0)])
     assert decider.may_pull(0, 1, 1, 2)
 
 
 def test_when_too_few_live_the_round_is_complete_with_fewer() -> None:
     decider = new(Sync(3), 3)
     for chunk in range(NUM_CHUNKS):
-        decider.arrived(chunk, 0)
-        decider.arrived(chunk, 0)
-    assert decider.absent([(2, 0)]) == [(0, 2), (1, 2), (2, 2)]
+        assert arrive(decider, chunk, 0)[1] == arrive(decider, chunk, 0)[1] == 0
+    decider.absent([(2, 0)])
+    assert decider.due() == [0, 1, 2]
+    assert [decider.complete(chunk) for chunk in decider.due()] == [2, 2, 2]
     assert decider.rounds() == 1
-    assert decider.arrived(0, 1) == pace.Verdict(first=True)
-    assert decider.arrived(0, 1).count == 2
+    assert arrive(decider, 0, 1) == (pace.Verdict(first=True), 0)
+    assert arrive(decider, 0, 1)[1] == 2
 
 
 def test_a_worker_that_returns_neither_leads_nor_holds_up() -> None:
