@@ -50,6 +50,9 @@ def check(command: str, folder: Path) -> None:
         (folder / value("out", arguments) / "in the way").mkdir(parents=True)
         result = run([name, *arguments], folder)
         assert f"{value('out', arguments)} exists and is not a prepared data set" in result.stderr, result.stderr
+    elif name == "export":
+        result = run([name, *arguments], folder)
+        assert f"{value('checkpoint', arguments)} is not a complete checkpoint and holds none" in result.stderr
     else:
         assert name == "layout", f"say here how to check {command!r}"
         check_layout(arguments, folder)
@@ -118,6 +121,7 @@ def test_a_command_is_accepted(command: str, tmp_path: Path) -> None:
         "downpour local --recipe=quickstart --shards=11",
         "downpour prepare imagenet --out=data/imagenet",
         "downpour prepare openmoji --out=data/openmoji --size=36",
+        "downpour export --checkpoint=runs/quickstart --recipe=quickstart --outt=quickstart.keras",
         "downpour layout --recipe=quickstart --set=cluster.nmu_ps=11",
     ],
 )

@@ -37,7 +37,7 @@ _WARM_UP_S = flags.DEFINE_float(
 )
 
 _START_S = 600.0
-_OVERRIDES = ("num_steps=1000000000", "checkpoint_every_steps=2000", "clip=Clip(by_global_norm=1)")
+_OVERRIDES = ("num_steps=1000000000", "checkpoint_every_steps=1000", "clip=Clip(by_global_norm=1)")
 _MB = 1 << 20
 _MORE = 1.0  # files, threads or processes: a mean that is higher by more than one
 _MEMORY_GROWTH = 1.05
@@ -146,13 +146,15 @@ def run(run_dir: Path, seconds: float, every_s: float, warm_up_s: float) -> Soak
         ProcessFailed: The job did not start, or was refused.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    for manifest in _manifests(run_dir):  # of a run before, which would be taken for this one's
+        manifest.unlink()
     path = write_recipe(run_dir)
     common: Flags = {"recipe": path, "set": _OVERRIDES, "run_dir": run_dir}
     environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"} | ENVIRONMENT
     with scratch_folder() as scratch, Supervisor(run_dir / "logs", environment) as supervisor:
         cluster = Cluster(supervisor, common, recipe.load(path).cluster, scratch, verbose=False)
         cluster.start()
-        if not supervisor.wait((run_dir / "checkpoints").exists, _START_S):
+        if not supervisor.wait(lambda: bool(_manifests(run_dir)), _START_S):
             raise ProcessFailed(1, f"no checkpoint within {_START_S:.0f} s; see {run_dir}/logs")
         supervisor.wait(lambda: False, warm_up_s)
         soak = Soak(supervisor, run_dir / "samples.tsv", every_s)
@@ -163,6 +165,10 @@ def run(run_dir: Path, seconds: float, every_s: float, warm_up_s: float) -> Soak
 
         supervisor.wait(over)
     return soak
+
+
+def _manifests(run_dir: Path) -> list[Path]:
+    return list(run_dir.glob("checkpoints/step-*/manifest.json"))
 
 
 def _main() -> int | None:
