@@ -96,9 +96,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""
         with self._changed:
-            if self._layout is None:
-                raise NotReady("the chief still builds its model")
-            mine = self._layout.fingerprint
+            mine = self._ready().fingerprint
             if request.fingerprint != mine:
                 raise LayoutMismatch(
                     f"worker {request.worker} computed layout {request.fingerprint.hex()[:16]}, the chief "
@@ -111,6 +109,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
     def Report(self, request: pb.WorkerReport, context: grpc.ServicerContext) -> pb.ReportReply:
         """See `downpour/proto/chief.proto`."""
         with self._changed:
+            self._ready()
             stop = self._coordinator.report(request, time.monotonic())
             self._changed.notify_all()
         return pb.ReportReply(stop=stop)
@@ -118,8 +117,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
     def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
         """See `downpour/proto/chief.proto`."""
         with self._changed:
-            if self._layout is None:
-                raise NotReady("the chief still builds its model")
+            self._ready()
             now = time.monotonic()
             lease = self._coordinator.lease(request.worker, request.incarnation, request.number, now)
             self._write_journal()
@@ -141,6 +139,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         """See `downpour/proto/chief.proto`."""
         metrics = dict(request.metrics)
         with self._changed:
+            self._ready()
             self._scores[request.step] = request
             seconds = self._coordinator.train_s(time.monotonic())
             self._write_journal()
@@ -180,10 +179,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             Unreachable: A shard does not answer.
         """
         self._shards = Shards(shards, layout, self._plan.told(), give_up_after_s)
-        with self._changed:
-            self._layout = layout
         self._begin(self._shards, initial_values)
         with self._changed:
+            self._layout = layout
             self._state = pb.ProgressReply.STATE_TRAINING
             self._coordinator.opened_s = time.monotonic()
         healer = threading.Thread(target=self._heal, args=(self._shards, initial_values), name="healer", daemon=True)
@@ -209,6 +207,16 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         if self._shards is not None:
             self._shards.close()
 
+    def _ready(self) -> Layout:
+        """The layout, once this chief knows what the last one knew; called with the lock held.
+
+        Raises:
+            NotReady: It does not yet.
+        """
+        if self._layout is None:
+            raise NotReady("the chief still builds its model, or looks where the job stands")
+        return self._layout
+
     def _begin(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
         """A job that goes on, one that is resumed, or a new one."""
         statuses = shards.statuses()
@@ -216,11 +224,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         if len(empty) < len(shards):
             self._go_on(shards, empty, initial_values)
         elif saved := self._folder.resume(self._plan.resume):
-            shards.restore(saved)
             with self._changed:
                 self._coordinator.load(saved.progress["coordinator"], time.monotonic())
                 self._checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
                 self._resumed_from = saved.step
+                self._write_journal()  # first: a chief that is started again meanwhile must not find the older one
+            shards.restore(saved)
             logging.info("resumed from %s", saved.directory)
         else:
             values = initial_values()  # first: a mistake in where they come from must not cost the run before
@@ -252,11 +261,11 @@ class Chief(chief_pb2_grpc.ChiefServicer):
 
     def _write_journal(self) -> None:
         """Called with the lock held."""
-        assert self._layout is not None
+        assert self._shards is not None
         known = self._checkpoint
         self._folder.write_journal(
             {
-                "fingerprint": self._layout.fingerprint.hex(),
+                "fingerprint": self._shards.layout.fingerprint.hex(),
                 "coordinator": self._coordinator.state(time.monotonic(), with_workers=True),
                 "scores": [{"step": step, "metrics": dict(score.metrics)} for step, score in self._scores.items()],
                 "checkpoint": {"directory": known.directory, "step": known.step} if known else None,

@@ -174,16 +174,12 @@ class Shards:
 
 def known_layout(addresses: Sequence[str]) -> Layout | None:
     """The layout that some shard holds, if one that answers soon holds any: a job goes on."""
-    nothing = Layout((), len(addresses), ())
-    for shard, address in enumerate(addresses):
-        client = ShardClient(shard, address, nothing, _LOOK_S)
-        try:
-            status = client.look(_LOOK_S, with_layout=True)
-        finally:
-            client.close()
-        if status is not None and status.ready:
-            return from_canonical(status.layout)
-    return None
+    clients = [ShardClient(i, address, Layout((), 0, ()), _LOOK_S) for i, address in enumerate(addresses)]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        statuses = list(pool.map(lambda client: client.look(_LOOK_S, with_layout=True), clients))
+    for client in clients:
+        client.close()
+    return next((from_canonical(status.layout) for status in statuses if status is not None and status.ready), None)
 
 
 def _words(named: pb.Named) -> str:
