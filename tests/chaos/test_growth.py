@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.chaos.soak import sample, table, trends
+from tests.chaos.growth import sample, table, trends
 
 HOUR = [30.0 * i for i in range(121)]
 
