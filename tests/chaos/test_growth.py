@@ -18,6 +18,7 @@ HOUR = [30.0 * i for i in range(121)]
         ("fds", [20.0 + i % 2 for i in range(121)], False),  # goes up and down
         ("fds", [20.0 + i / 20 for i in range(121)], True),
         ("threads", [9.0] * 60 + [12.0] * 61, True),
+        ("threads", [16.0 + i * 7 % 5 for i in range(121)], False),
         ("processes", [6.0] * 121, False),
         ("rss_mb", [100.0 + i / 30 for i in range(121)], False),  # 4 % within the hour
         ("pss_mb", [100.0 + i / 15 for i in range(121)], True),
