@@ -104,7 +104,6 @@ class Outcome:
             "pushes_repeated": count.repeated,
             "worker_incarnations": len(self.times),
             "longest_stall_s": round(counting.longest_stall_s(self.times, self._pauses()), 2),
-            "longest_stall_without_fault_s": round(counting.longest_stall_s(self.times, self._faults()), 2),
             "score": self.summary.get("map_at_100"),
             "global_steps": self.summary.get("global_steps"),
             "processes_left": len(self.left),
@@ -120,11 +119,6 @@ class Outcome:
             if role == "worker" and strike.fault.kind == PAUSE and strike.begun_s is not None:
                 spans[index].append(_span(strike))
         return spans
-
-    def _faults(self) -> dict[str, list[Span]]:
-        """When anything was broken, for each worker."""
-        spans = [_span(strike) for strike in self.strikes if strike.begun_s is not None]
-        return {name.partition("/")[0]: spans for name in self.times}
 
 
 def run(what: Run, faults: Sequence[Fault], *, with_proxies: bool = True) -> Outcome:
