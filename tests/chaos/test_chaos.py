@@ -16,7 +16,7 @@ NUM_FAULTS, SEED = 12, 296  # kills a shard, a worker and the chief
 SETTINGS = (
     "exchange.give_up_after_s=120",  # on a busy machine a chief takes its time to load TensorFlow
     "checkpoint_every_steps=300",
-    "clip=Clip(by_global_norm=1)",  # batches of four, and normalised: now and then a gradient explodes
+    "clip=Clip(by_global_norm=1)",  # two channels wide: where both have died, gradients explode
 )
 
 
