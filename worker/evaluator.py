@@ -87,7 +87,9 @@ def fill(model: keras.Model, saved: Checkpoint, average: bool = False) -> None:
     """
     variables = [*model.trainable_variables, *statistics_of(model)]
     for variable, value in zip(variables, saved.layout.gather(saved.parameters(average)), strict=True):
-        variable.assign(value)
+        # Differences of stale statistics, added up, can take a variance below zero for a moment.
+        is_variance = variable.path.endswith("/moving_variance")
+        variable.assign(np.maximum(value, 0) if is_variance else value)
 
 
 def run(evaluator: Evaluator, chief: ChiefClient) -> None:
