@@ -106,9 +106,12 @@ class Folder:
             ValueError: One of these does not work.
         """
         name = f".writable-{secrets.token_hex(4)}"
+        is_new = self._is_local and not os.path.isdir(self._root)
         try:
             self.write(name, [b"Downpour looks whether it may write here.\n"])
             self.remove(name)
+            if is_new:
+                os.rmdir(self._root)
         except OSError as error:
             raise ValueError(f"{error}; give another folder, or the right to write there") from None
 
