@@ -100,20 +100,20 @@ class Folder:
             self._fs.rm(f"{self._root}/{name}", recursive=True)
 
     def check(self) -> None:
-        """Writes a small file and removes it.
+        """Writes a small file and removes it; of a local folder that is not there yet, in the nearest one that is, so
+        that no look leaves a folder behind and two at once do not disturb each other.
 
         Raises:
             ValueError: One of these does not work.
         """
+        folder = Folder(_nearest(self._root)) if self._is_local else self
         name = f".writable-{secrets.token_hex(4)}"
-        is_new = self._is_local and not os.path.isdir(self._root)
         try:
-            self.write(name, [b"Downpour looks whether it may write here.\n"])
-            self.remove(name)
-            if is_new:
-                os.rmdir(self._root)
+            folder.write(name, [b"Downpour looks whether it may write here.\n"])
+            folder.remove(name)
         except OSError as error:
-            raise ValueError(f"{error}; give another folder, or the right to write there") from None
+            place = "" if folder.url == self.url else f"cannot make {self.url}: "
+            raise ValueError(f"{place}{error}; give another folder, or the right to write there") from None
 
     def _write_and_rename(self, name: str, pieces: Iterable[Any]) -> None:
         temporary = f"{self._root}/.{name}.{secrets.token_hex(4)}"
@@ -161,6 +161,13 @@ class Folder:
         except _errors() as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise StorageError(f"cannot {action} {self.url}: {reason}") from None
+
+
+def _nearest(path: str) -> str:
+    """The deepest part of a path that is there."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,18 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         Folder(tmp_path / "file" / "folder").check()
     with pytest.raises(ValueError, match="cannot use nosuch://bucket"):
         Folder("nosuch://bucket/folder")
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_none_and_disturbs_nobody(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "run" / "checkpoints")
+
+    def look(_: int) -> None:
+        for _ in range(50):
+            folder.check()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(look, range(4)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_by_its_url(tmp_path: Path) -> None:
