@@ -100,8 +100,10 @@ class Folder:
             self._fs.rm(f"{self._root}/{name}", recursive=True)
 
     def check(self) -> None:
-        """Writes a small file and removes it; of a local folder that is not there yet, in the nearest one that is, so
-        that no look leaves a folder behind and two at once do not disturb each other.
+        """Writes a small file and removes it.
+
+        Of a local folder that is not there yet, in the nearest one that is: a look leaves no folder behind, and two at
+        once do not disturb each other.
 
         Raises:
             ValueError: One of these does not work.
