@@ -9,6 +9,7 @@ the folder.
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +23,6 @@ from downpour.ps.layout import Layout
 from downpour.worker.chief import Chief
 from downpour.worker.leases import lease_records
 from downpour.worker.plan import Plan
-from downpour.worker.shards import known_layout
 
 topology.define_flags("chief")
 initial.define_flags()
@@ -44,12 +44,11 @@ def _run() -> None:
     try:
         # Before the model, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(chief.port)
-        known = known_layout(where.ps)
         if source:
             logging.info("empty shards begin as in %s; shards that hold parameters keep them", source.path)
         model = _Model(job, source)
         # A chief that is started again needs no model, and is back in a second.
-        layout = known or model.built[1]
+        layout = chief.known_layout(where.ps) or model.built[1]
         chief.run(layout, where.ps, model.initial_values, job.exchange.give_up_after_s)
     finally:
         chief.close()
@@ -92,13 +91,18 @@ def _plan(job: Job) -> Plan:
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
         resume=topology.resume(),
-        description={"recipe": job.name, "overrides": list(flags.FLAGS["set"].value or ()), "job": repr(job)},
+        description={"recipe": job.name, "overrides": list(flags.FLAGS["set"].value or ()), "job": _words(job)},
         facts={
             "head_slices": job.slicing[0].num_slices if job.slicing else 1,
             "batch_size": job.batch_size,
             "codec": job.exchange.codec,
         },
     )
+
+
+def _words(job: Job) -> str:
+    """Everything that the recipe decides, the same in every process: without the addresses of functions."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(job))
 
 
 if __name__ == "__main__":

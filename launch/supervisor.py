@@ -32,7 +32,7 @@ from typing import IO, Any, Self
 from downpour.launch.entry import REFUSED
 
 _TICK_S = 0.05
-_REFUSAL = "] error: "
+_REFUSAL = "] error: "  # as `entry.refuse` writes; what a process survives it logs as a warning
 _HOLD_S = 60.0  # from an error line to the end of its process, which on a busy machine unloads TensorFlow slowly
 # As the last line of a traceback: `package.SomeError: message`.
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")

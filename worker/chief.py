@@ -39,7 +39,7 @@ from downpour.worker.coordinator import Coordinator
 from downpour.worker.leases import LeaseTable
 from downpour.worker.plan import Plan
 from downpour.worker.run_folder import RunFolder
-from downpour.worker.shards import Loss, Shards
+from downpour.worker.shards import Loss, Shards, known_layout
 
 _LOOK_EVERY_S = 1.0
 _WORKERS_END_S = 120.0
@@ -159,6 +159,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
 
     # What the chief does.
 
+    def known_layout(self, shards: Sequence[str]) -> Layout | None:
+        """The layout of shards that hold this very job, as the journal says; then no model need be built to know it."""
+        journal = self._folder.journal()
+        same = journal is not None and journal.get("job") == self._plan.description.get("job")
+        return known_layout(shards) if same else None
+
     def run(
         self,
         layout: Layout,
@@ -266,6 +272,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._folder.write_journal(
             {
                 "fingerprint": self._shards.layout.fingerprint.hex(),
+                "job": self._plan.description.get("job"),
                 "coordinator": self._coordinator.state(time.monotonic(), with_workers=True),
                 "scores": [{"step": step, "metrics": dict(score.metrics)} for step, score in self._scores.items()],
                 "checkpoint": {"directory": known.directory, "step": known.step} if known else None,
@@ -279,7 +286,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             try:
                 self._look_after(shards, initial_values)
             except DownpourError as error:  # it has died again, or a checkpoint cannot be read: the next look tells
-                logging.error("shards cannot be given their parameters: %s", error)
+                logging.warning("shards cannot be given their parameters: %s", error)
 
     def _look_after(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
         """Fills shards that have come back without their memory, and notes what was lost."""
@@ -334,7 +341,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         except (CheckpointFailed, Unreachable, OSError) as error:
             if last:
                 raise
-            logging.error("no checkpoint at step %d: %s", step, error)
+            logging.warning("no checkpoint at step %d: %s", step, error)
             return
         with self._changed:
             self._checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
@@ -364,7 +371,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             return self._checkpoint is None or self._evaluator_heard_s is None or self._checkpoint.step in self._scores
 
         if not self._wait(scored, _SCORE_WITHIN_S):
-            logging.error("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
+            logging.warning("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
 
     def _summary(self, shards: Shards) -> dict[str, Any]:
         statuses, layout = shards.statuses(), shards.layout
@@ -402,7 +409,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 "records_repeated": coordinator.leases.records_repeated,
                 "records_skipped": int(coordinator.total(lambda r: r.records_skipped)) + score.records_skipped,
                 "skipped_examples": coordinator.skipped_examples() + list(score.skipped_examples),
-                "updates_lost": {str(loss.shard): loss.updates for loss in self._losses},
+                "updates_lost": _updates_lost(self._losses, statuses),
                 "resumed_from": self._resumed_from,
                 "failure": coordinator.failure,
             }
@@ -424,3 +431,11 @@ def _histogram(statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
     """Pushes by staleness, over all shards; what no push had is left out."""
     counts = np.sum([status.staleness_histogram for status in statuses], axis=0)
     return {str(staleness): int(count) for staleness, count in enumerate(counts) if count}
+
+
+def _updates_lost(losses: Sequence[Loss], statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
+    """By shard. What a shard had counted last, and nobody had seen, shows beside the shard that counted most."""
+    most = max(status.pushes for status in statuses)
+    shards = sorted({loss.shard for loss in losses})
+    seen = {shard: sum(loss.updates for loss in losses if loss.shard == shard) for shard in shards}
+    return {str(shard): max(updates, most - statuses[shard].pushes) for shard, updates in seen.items()}

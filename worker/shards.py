@@ -130,7 +130,7 @@ class Shards:
         losses = [Loss(i, version, max(0, seen[i] - version)) for i, version in zip(empty, versions, strict=True)]
         for loss in losses:
             whence = folder or "initial values"
-            logging.error("shard %d lost its memory: back at version %d from %s, %d updates lost", loss.shard,
+            logging.warning("shard %d lost its memory: back at version %d from %s, %d updates lost", loss.shard,
                           loss.version, whence, loss.updates)  # fmt: skip
         return losses
 

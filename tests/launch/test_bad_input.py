@@ -128,10 +128,10 @@ def start_role(tmp_path: Path) -> Iterator[StartRole]:
         process.communicate()
 
 
-def refusal(process: subprocess.Popen[str]) -> str:
-    """The message of a role that must end with exit code 2."""
+def refusal(process: subprocess.Popen[str], code: int = 2) -> str:
+    """The message of a role that must end with this exit code."""
     _, err = process.communicate(timeout=jobs.START_S)
-    assert process.returncode == 2, err
+    assert process.returncode == code, err
     assert "Traceback" not in err
     lines = err.splitlines()
     assert [line for line in lines if "] error: " in line] == lines[-1:], err
@@ -175,7 +175,7 @@ def test_workers_that_do_not_belong_to_a_job_are_refused_and_leave_it_alone(
     assert re.search(r"layout ([0-9a-f]{16}).* (?!\1)[0-9a-f]{16}.*; start .* with the same recipe and over", message)
     message = refusal(wider_chief)
     assert re.search(rf"layout [0-9a-f]{{16}} here, [0-9a-f]{{16}} on shard 0 at {addresses[0]}: here .*stem", message)
-    message = refusal(lost)
+    message = refusal(lost, code=69)
     assert re.search(rf"shard 1 at 127.0.0.1:{taken_port} did not answer for [23] s \(\d+ tries\)", message), message
     step = chief.progress().step
     wait_until(lambda: chief.progress().step > step, "a step of the newer worker", jobs.START_S)
