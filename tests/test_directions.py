@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ast
+import dis
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -19,13 +20,21 @@ WITH_TENSORFLOW = {"worker/step.py", "worker/evaluator.py", "launch/build.py"}
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it."""
+    """Every module that a file imports, anywhere in it; of `from a import b` both `a` and `a.b`.
+
+    From its byte code: `ast.parse` of Python 3.11 may fail in a process with other threads.
+    """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    codes = [compile(path.read_text(), str(path), "exec")]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        module = ""
+        for instruction in dis.get_instructions(code):
+            if instruction.opname == "IMPORT_NAME":
+                module = instruction.argval
+                found.add(module)
+            elif instruction.opname == "IMPORT_FROM":
+                found.add(f"{module}.{instruction.argval}")
     return found
 
 

@@ -37,6 +37,7 @@ ENVIRONMENT = {"PYTHONUNBUFFERED": "1"}
 
 _START_S = 600.0  # until the first step
 _END_S = 120.0  # for workers and evaluator after the chief
+_FINDS_NOBODY = "still waiting for the chief"
 _LATE = 3.0  # a run that takes so many times its seconds has failed
 _ASK_EVERY_S, _ASK_TIMEOUT_S, _TELL_EVERY_S = 1.0, 0.2, 15.0
 _ERRORS = ("error:", "warning:", "Error", "ended with", "Traceback")  # in lines that are shown
@@ -221,7 +222,7 @@ class Watch:
 
 def _end(what: Run, cluster: Cluster, outcome: Outcome) -> None:
     """Lets workers and evaluator end, asks the shards for their counters, and counts."""
-    late = cluster.supervisor.drain(cluster.clients(), _END_S)
+    late = _late(cluster)
     path = what.run_dir / SUMMARY_FILE
     if path.exists():
         outcome.summary = json.loads(path.read_text())
@@ -235,6 +236,19 @@ def _end(what: Run, cluster: Cluster, outcome: Outcome) -> None:
     outcome.count = counting.count(workers, shards, [status.pushes for status in statuses], repeated)
     if late:
         outcome.failure = f"{', '.join(late)} did not end {_END_S:.0f} s after the chief"
+
+
+def _late(cluster: Cluster) -> list[str]:
+    """Workers and evaluator that do not end by themselves.
+
+    One that was started anew as the chief ended finds nobody to ask, and waits for as long as it is told to.
+    """
+    supervisor, deadline_s = cluster.supervisor, time.monotonic() + _END_S
+    while True:
+        running = supervisor.drain(cluster.clients(), _ASK_EVERY_S)
+        late = [name for name in running if _FINDS_NOBODY not in supervisor.reason(name)]
+        if not late or time.monotonic() > deadline_s:
+            return late
 
 
 def _hear(outcome: Outcome, name: str, text: str) -> None:
