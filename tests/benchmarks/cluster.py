@@ -24,20 +24,13 @@ from downpour.ps.schedules import Constant
 from downpour.worker.clients import ShardClient
 from tests.benchmarks import shape
 from tests.benchmarks.emulated_worker import Settings
+from tests.benchmarks.hosts import Host
 from tests.benchmarks.measure import Measurement, measure
 from tests.benchmarks.processes import Child, Processes, wait_for_file
 from tests.worker.cluster import initialize
 
 RULE = RMSProp(rho=0.9, momentum=0.9)  # the paper's
 _TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True)
-class Host:
-    """Where processes run: its address, and what to put before a command to run it there."""
-
-    address: str = "127.0.0.1"
-    prefix: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

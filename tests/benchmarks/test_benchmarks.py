@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from downpour.ps.rules import BY_NAME
-from tests.benchmarks import cpu_account, fashion_mnist, shape, thin_network
+from tests.benchmarks import cpu_account, fashion_mnist, hosts, shape
 from tests.benchmarks.measure import Steps
 
 SMALL = [
@@ -118,7 +118,7 @@ def test_kernels(run: Run) -> None:
 
 @pytest.mark.process
 def test_thin_network(small: Path, run: Run) -> None:
-    reason = thin_network.obstacle()
+    reason = hosts.obstacle()
     if reason:
         pytest.skip(reason)
     result = run("thin_network", "--modes=best", "--worker_hosts=1", *load(small))
