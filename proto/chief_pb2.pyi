@@ -20,8 +20,10 @@ class RegisterRequest(_message.Message):
     def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., host: _Optional[str] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("stop",)
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    stop: bool
+    def __init__(self, stop: bool = ...) -> None: ...
 
 class WorkerReport(_message.Message):
     __slots__ = ("worker", "incarnation", "version", "steps", "images", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions")
@@ -186,3 +188,17 @@ class ProgressReply(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     failure: str
     def __init__(self, state: _Optional[_Union[ProgressReply.State, str]] = ..., step: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., images_per_second: _Optional[float] = ..., pushes_per_second: _Optional[float] = ..., staleness_mean: _Optional[float] = ..., seconds_left: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., failure: _Optional[str] = ...) -> None: ...
+
+class LeavingRequest(_message.Message):
+    __slots__ = ("shard", "incarnation")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    incarnation: int
+    def __init__(self, shard: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class LeavingReply(_message.Message):
+    __slots__ = ("may_go",)
+    MAY_GO_FIELD_NUMBER: _ClassVar[int]
+    may_go: bool
+    def __init__(self, may_go: bool = ...) -> None: ...

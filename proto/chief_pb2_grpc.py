@@ -64,6 +64,11 @@ class ChiefStub(object):
                 request_serializer=downpour_dot_proto_dot_chief__pb2.ProgressRequest.SerializeToString,
                 response_deserializer=downpour_dot_proto_dot_chief__pb2.ProgressReply.FromString,
                 _registered_method=True)
+        self.Leaving = channel.unary_unary(
+                '/downpour.v1.Chief/Leaving',
+                request_serializer=downpour_dot_proto_dot_chief__pb2.LeavingRequest.SerializeToString,
+                response_deserializer=downpour_dot_proto_dot_chief__pb2.LeavingReply.FromString,
+                _registered_method=True)
 
 
 class ChiefServicer(object):
@@ -114,6 +119,14 @@ class ChiefServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leaving(self, request, context):
+        """A shard that has been told to end asks for a checkpoint first. Answered at once; the shard asks again, several times
+        a second, until it may go. While it waits for one checkpoint, asking again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChiefServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +159,11 @@ def add_ChiefServicer_to_server(servicer, server):
                     servicer.Progress,
                     request_deserializer=downpour_dot_proto_dot_chief__pb2.ProgressRequest.FromString,
                     response_serializer=downpour_dot_proto_dot_chief__pb2.ProgressReply.SerializeToString,
+            ),
+            'Leaving': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leaving,
+                    request_deserializer=downpour_dot_proto_dot_chief__pb2.LeavingRequest.FromString,
+                    response_serializer=downpour_dot_proto_dot_chief__pb2.LeavingReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +328,33 @@ class Chief(object):
             '/downpour.v1.Chief/Progress',
             downpour_dot_proto_dot_chief__pb2.ProgressRequest.SerializeToString,
             downpour_dot_proto_dot_chief__pb2.ProgressReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leaving(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/downpour.v1.Chief/Leaving',
+            downpour_dot_proto_dot_chief__pb2.LeavingRequest.SerializeToString,
+            downpour_dot_proto_dot_chief__pb2.LeavingReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -240,3 +240,13 @@ class WriteCheckpointReply(_message.Message):
     pushes: int
     checksums: _containers.RepeatedCompositeFieldContainer[WriteCheckpointReply.Checksums]
     def __init__(self, file: _Optional[str] = ..., version: _Optional[int] = ..., pushes: _Optional[int] = ..., checksums: _Optional[_Iterable[_Union[WriteCheckpointReply.Checksums, _Mapping]]] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ("fingerprint",)
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    def __init__(self, fingerprint: _Optional[bytes] = ...) -> None: ...
+
+class StopReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

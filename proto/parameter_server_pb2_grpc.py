@@ -69,6 +69,11 @@ class ParameterServerStub(object):
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.WriteCheckpointRequest.SerializeToString,
                 response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.WriteCheckpointReply.FromString,
                 _registered_method=True)
+        self.Stop = channel.unary_unary(
+                '/downpour.v1.ParameterServer/Stop',
+                request_serializer=downpour_dot_proto_dot_parameter__server__pb2.StopRequest.SerializeToString,
+                response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.StopReply.FromString,
+                _registered_method=True)
 
 
 class ParameterServerServicer(object):
@@ -134,6 +139,13 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Stop(self, request, context):
+        """The job is over: the shard answers, lets open calls finish, closes its arena, and its process ends with exit code 0.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ParameterServerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -171,6 +183,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.WriteCheckpoint,
                     request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.WriteCheckpointRequest.FromString,
                     response_serializer=downpour_dot_proto_dot_parameter__server__pb2.WriteCheckpointReply.SerializeToString,
+            ),
+            'Stop': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stop,
+                    request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.StopRequest.FromString,
+                    response_serializer=downpour_dot_proto_dot_parameter__server__pb2.StopReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -362,6 +379,33 @@ class ParameterServer(object):
             '/downpour.v1.ParameterServer/WriteCheckpoint',
             downpour_dot_proto_dot_parameter__server__pb2.WriteCheckpointRequest.SerializeToString,
             downpour_dot_proto_dot_parameter__server__pb2.WriteCheckpointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/downpour.v1.ParameterServer/Stop',
+            downpour_dot_proto_dot_parameter__server__pb2.StopRequest.SerializeToString,
+            downpour_dot_proto_dot_parameter__server__pb2.StopReply.FromString,
             options,
             channel_credentials,
             insecure,
