@@ -23,7 +23,6 @@ from absl import logging
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
-from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.proto.errors import (
     CheckpointFailed,
     DownpourError,
@@ -40,6 +39,7 @@ from downpour.worker.leases import LeaseTable
 from downpour.worker.plan import Plan
 from downpour.worker.run_folder import RunFolder
 from downpour.worker.shards import Loss, Shards, known_layout
+from downpour.worker.summary import summary
 
 _LOOK_EVERY_S = 1.0
 _WORKERS_END_S = 120.0
@@ -199,12 +199,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         failure = self._coordinator.failure
         if not failure:
             self._wait_for_last_score()
-        summary = self._summary(self._shards)
-        self._folder.write_summary(summary)
+        found = self._summary(self._shards)
+        self._folder.write_summary(found)
         self._enter(pb.ProgressReply.STATE_FAILED if failure else pb.ProgressReply.STATE_DONE)
         if failure:
             raise JobFailed(f"{failure}; the parameters before it are in {self._folder.checkpoints.url}")
-        return summary
+        return found
 
     def close(self) -> None:
         """Stops serving, after a moment in which others can learn that the job is over."""
@@ -374,45 +374,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             logging.warning("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
 
     def _summary(self, shards: Shards) -> dict[str, Any]:
-        statuses, layout = shards.statuses(), shards.layout
+        statuses = shards.statuses()
         with self._changed:
-            coordinator = self._coordinator
-            seconds = coordinator.train_s(time.monotonic())
-            images = coordinator.total(lambda r: r.images)
             score = self._scores[max(self._scores)] if self._scores else pb.Score()
-            return {
-                "recipe": self._plan.recipe,
-                "num_ps": len(shards),
-                "num_workers": self._plan.num_workers,
-                **self._plan.facts,
-                "parameters": sum(v.size for v in layout.variables),
-                "imbalance": round(layout.imbalance, 5),
-                "global_steps": min(status.version for status in statuses),
-                "seconds": round(seconds, 2),
-                "images_per_second": round(images / seconds, 1) if seconds else 0.0,
-                "loss": coordinator.recent_loss(),
-                **score.metrics,
-                "staleness_mean": round(coordinator.mean(lambda r: r.staleness_sum), 3),
-                "staleness_histogram": _histogram(statuses),
-                "pushes_acknowledged": int(coordinator.total(lambda r: r.pushes_acknowledged)),
-                "pushes_applied_min": min(status.pushes for status in statuses),
-                "pushes_applied_max": max(status.pushes for status in statuses),
-                "pushes_dropped": int(coordinator.total(lambda r: r.pushes_dropped)),
-                "pushes_refused": sum(status.pushes_refused for status in statuses),
-                "seconds_per_step": {
-                    "pull": round(coordinator.mean(lambda r: r.pull_seconds), 4),
-                    "compute": round(coordinator.mean(lambda r: r.compute_seconds), 4),
-                    "push": round(coordinator.mean(lambda r: r.push_seconds), 4),
-                },
-                "bytes_per_step": int(coordinator.mean(lambda r: r.bytes_pulled + r.bytes_pushed)),
-                "epochs": round(coordinator.leases.epochs, 4),
-                "records_repeated": coordinator.leases.records_repeated,
-                "records_skipped": int(coordinator.total(lambda r: r.records_skipped)) + score.records_skipped,
-                "skipped_examples": coordinator.skipped_examples() + list(score.skipped_examples),
-                "updates_lost": _updates_lost(self._losses, statuses),
-                "resumed_from": self._resumed_from,
-                "failure": coordinator.failure,
-            }
+            now = time.monotonic()
+            found = summary(self._plan, shards.layout, self._coordinator, statuses, score, self._losses, now)
+            return found | {"resumed_from": self._resumed_from, "failure": self._coordinator.failure}
 
     def _enter(self, state: pb.ProgressReply.State) -> None:
         with self._changed:
@@ -425,17 +392,3 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             while not condition() and time.monotonic() < deadline:
                 self._changed.wait(_LOOK_EVERY_S)
             return condition()
-
-
-def _histogram(statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
-    """Pushes by staleness, over all shards; what no push had is left out."""
-    counts = np.sum([status.staleness_histogram for status in statuses], axis=0)
-    return {str(staleness): int(count) for staleness, count in enumerate(counts) if count}
-
-
-def _updates_lost(losses: Sequence[Loss], statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
-    """By shard. What a shard had counted last, and nobody had seen, shows beside the shard that counted most."""
-    most = max(status.pushes for status in statuses)
-    shards = sorted({loss.shard for loss in losses})
-    seen = {shard: sum(loss.updates for loss in losses if loss.shard == shard) for shard in shards}
-    return {str(shard): max(updates, most - statuses[shard].pushes) for shard, updates in seen.items()}
