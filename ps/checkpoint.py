@@ -115,12 +115,11 @@ class TensorFile:
         """Of its tensors."""
         return list(self._offsets)
 
-    def vector(self, name: str, start: int = 0, stop: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
-        """Elements [start, stop) of a float32 vector, all by default; written to `out` if it is given."""
+    def vector(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Elements [start, stop) of a float32 vector, all by default."""
         first, last = self._place(name)
         stop = (last - first) // 4 if stop is None else stop
-        out = np.empty(stop - start, np.float32) if out is None else out
-        assert out.size == stop - start, (out.size, start, stop)
+        out = np.empty(stop - start, np.float32)
         raw = out.view(np.uint8)
         at = 4 * start
         while at < 4 * stop:
@@ -131,18 +130,23 @@ class TensorFile:
             at += part.size
         return out
 
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """A tensor's bytes, in order."""
+        first, last = self._place(name)
+        at = 0
+        while at < last - first:
+            piece = self._blocks(name, at // _BLOCK_BYTES, last - first)
+            at += len(piece)
+            yield piece
+
     def record(self, name: str) -> np.ndarray:
         """A tensor of unsigned integers, flat."""
-        first, last = self._place(name)
-        parts = []
-        for block in range(-(-(last - first) // _BLOCK_BYTES)):
-            parts.append(bytes(self._blocks(name, block, (block + 1) * _BLOCK_BYTES)))
-        return np.frombuffer(b"".join(parts), "<u8")
+        return np.frombuffer(b"".join(self.pieces(name)), "<u8")
 
-    def _blocks(self, name: str, block: int, stop: int) -> memoryview:
+    def _blocks(self, name: str, block: int, stop: int) -> bytes:
         """Whole blocks from one on, enough to reach byte `stop` of the tensor or as many as are read at a time."""
         if self._cached[:2] == (name, block) and len(self._cached[2]) + block * _BLOCK_BYTES >= stop:
-            return memoryview(self._cached[2])
+            return self._cached[2]
         first, last = self._place(name)
         begin = first + block * _BLOCK_BYTES
         num_blocks = min(self._folder.read_bytes // _BLOCK_BYTES, -(-(stop - block * _BLOCK_BYTES) // _BLOCK_BYTES))
@@ -156,7 +160,7 @@ class TensorFile:
             if number >= len(expected) or google_crc32c.value(part) != expected[number]:
                 raise self._damaged(f"{name}, bytes {number * _BLOCK_BYTES:,} and following")
         self._cached = name, block, content
-        return memoryview(content)
+        return content
 
     def _place(self, name: str) -> tuple[int, int]:
         if name not in self._offsets:

@@ -10,6 +10,7 @@ A push covers the trained ranges and the statistics, a pull everything.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -329,6 +330,7 @@ def plan(variables: Sequence[Variable], num_shards: int, slicing: Sequence[Slici
     return _assemble(tuple(variables), num_shards, placed)
 
 
+@functools.lru_cache(maxsize=4)  # a role meets the same text again and again
 def from_canonical(text: str) -> Layout:
     """The layout that a canonical form describes.
 

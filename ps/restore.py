@@ -9,14 +9,16 @@ which is still under way from before counts again. Pure but for the files; no lo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import LayoutMismatch
 from downpour.ps.arena import Arena
 from downpour.ps.checkpoint import Checkpoint, TensorFile
-from downpour.ps.layout import Layout, Range, Variable
+from downpour.ps.layout import Layout, Range, Variable, from_canonical
 from downpour.ps.ledger import COUNTERS, LEDGER_ENTRY
 from downpour.ps.pace import ROUND
 
@@ -39,34 +41,50 @@ def check(checkpoint: Checkpoint, variables: Sequence[Variable]) -> None:
         )
 
 
-def fill(arena: Arena, checkpoint: Checkpoint, *, with_slots: bool) -> None:
-    """Fills a new arena.
+def arena_of(
+    path: Path | None, specification: pb.ShardSpecification, checkpoint: Checkpoint, *, with_slots: bool
+) -> Arena:
+    """A new arena with what a checkpoint holds of it, not yet complete.
 
     Args:
-        arena: Not yet complete; its slots have their initial values.
-        checkpoint: Of the same variables, see `check`.
+        path: Of its file; None for anonymous memory.
+        specification: Of the shard.
+        checkpoint: Where its numbers are.
         with_slots: Whether slots, average, counters and ledger come back as well.
 
     Raises:
-        ValueError: A file is missing or damaged, or lacks a slot that the rule needs.
+        LayoutMismatch: The checkpoint is of other variables.
+        ValueError: A file is missing or damaged, or lacks a slot that the rule needs; or there is no room.
     """
-    shard = arena.specification.shard
-    names = [name for name in arena.vectors if with_slots or name == "parameters"]
-    if checkpoint.layout.canonical == arena.layout.canonical:
-        file = checkpoint.open(shard)
-        for name in names:
-            _check_has(file, name, checkpoint)
-            file.vector(name, out=arena.vectors[name])
-        if with_slots:
-            arena.counters_record[:] = file.record("counters").view(COUNTERS)
-            arena.ledger[:] = file.record("ledger").view(LEDGER_ENTRY)
-            arena.rounds[:] = file.record("rounds").view(ROUND)
-    else:
-        _redistribute(arena, checkpoint, [name for name in names if name != "sum"])
-        if with_slots:
-            _merge_records(arena, checkpoint)
-    if not with_slots:
-        arena.start_average()
+    layout = from_canonical(specification.layout)
+    check(checkpoint, layout.variables)
+    same_layout = checkpoint.layout.canonical == layout.canonical
+    arena = Arena.create(path, specification, hollow=same_layout and with_slots)
+    with arena.closed_on_error():
+        if same_layout and with_slots:
+            _copy(arena, checkpoint)
+        else:
+            names = [name for name in arena.vectors if name == "parameters" or (with_slots and name != "sum")]
+            _redistribute(arena, checkpoint, names)
+            if with_slots:
+                _merge_records(arena, checkpoint)
+            else:
+                arena.start_average()
+    return arena
+
+
+def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
+    """Everything, as it was."""
+    file = checkpoint.open(arena.specification.shard)
+    for name in arena.vectors:
+        _check_has(file, name, checkpoint)
+        at = 0
+        for piece in file.pieces(name):
+            arena.write(name, at, piece)
+            at += len(piece)
+    arena.counters_record[:] = file.record("counters").view(COUNTERS)
+    arena.ledger[:] = file.record("ledger").view(LEDGER_ENTRY)
+    arena.rounds[:] = file.record("rounds").view(ROUND)
 
 
 def _redistribute(arena: Arena, checkpoint: Checkpoint, names: list[str]) -> None:

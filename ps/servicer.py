@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import grpc
@@ -118,9 +118,10 @@ class Servicer:
                 return pb.InitializeReply(kept=True, version=self._shard.version)
             try:
                 saved = checkpoint.load(request.directory)
-                arena = self._new_arena(request.specification)
-                restore.check(saved, arena.layout.variables)
-                restore.fill(arena, saved, with_slots=not request.without_slots)
+                self._check_index(request.specification)
+                arena = restore.arena_of(
+                    self._arena_path, request.specification, saved, with_slots=not request.without_slots
+                )
             except ValueError as error:
                 raise CheckpointFailed(f"shard {self._index}: {error}") from None
             arena.mark_complete()
@@ -187,28 +188,21 @@ class Servicer:
         if self._shard is not None:
             self._shard.close()
 
-    def _new_arena(self, specification: pb.ShardSpecification) -> Arena:
+    def _check_index(self, specification: pb.ShardSpecification) -> None:
         if specification.shard != self._index:
             raise LayoutMismatch(
                 f"this is shard {self._index}, called as shard {specification.shard}; "
                 "check the order of the addresses in --ps"
             )
-        return Arena.create(self._arena_path, specification)
 
     def _create(self, specification: pb.ShardSpecification, first: codec.Chunk, rest: Iterator[codec.Chunk]) -> Shard:
+        self._check_index(specification)
         try:
-            arena = self._new_arena(specification)
+            arena = Arena.create(self._arena_path, specification)
         except ValueError as error:
             raise LayoutMismatch(f"shard {self._index}: {error}") from None
-        position = 0
-        for chunk in itertools.chain((first,), rest):
-            stop = position + chunk.count
-            if chunk.start != position or stop > arena.parameters.size or chunk.codec != codec.FLOAT32:
-                raise MalformedChunk(f"initial values [{chunk.start}, {chunk.start + chunk.count}) out of order")
-            arena.parameters[position:stop] = chunk.values()
-            position = stop
-        if position != arena.parameters.size:
-            raise MalformedChunk(f"initial values end after {position} of {arena.parameters.size} elements")
+        with arena.closed_on_error():
+            _receive(arena, itertools.chain((first,), rest))
         arena.start_average()
         arena.mark_complete()
         return Shard(arena)
@@ -224,6 +218,19 @@ class Servicer:
                 + (f", or give another --arena than {self._arena_path}" if self._arena_path else "")
             )
         return self._shard
+
+
+def _receive(arena: Arena, chunks: Iterable[codec.Chunk]) -> None:
+    """Initial values, all of them and in order."""
+    position, size = 0, arena.parameters.size
+    for chunk in chunks:
+        stop = position + chunk.count
+        if chunk.start != position or stop > size or chunk.codec != codec.FLOAT32:
+            raise MalformedChunk(f"initial values [{chunk.start}, {chunk.start + chunk.count}) out of order")
+        arena.parameters[position:stop] = chunk.values()
+        position = stop
+    if position != size:
+        raise MalformedChunk(f"initial values end after {position} of {size} elements")
 
 
 def _log_ledger(arena: Arena) -> None:

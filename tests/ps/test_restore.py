@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +38,20 @@ def layout(num_shards: int, num_slices: int = 5, axis: int = -1) -> Layout:
     return plan(VARIABLES, num_shards, [Slicing("head", num_slices, axis), Slicing("bias", num_slices)])
 
 
-def arena(of: Layout, shard: int, rule: Rule = RULE, average: Any = None) -> Arena:
-    return Arena.create(
-        None,
-        pb.ShardSpecification(
-            shard=shard,
-            fingerprint=of.fingerprint,
-            layout=of.canonical,
-            rule=to_message(rule),
-            schedule=to_message(Constant(0.1)),
-            average=None if average is None else to_message(average),
-        ),
+def told(of: Layout, shard: int, rule: Rule = RULE, average: Any = None) -> pb.ShardSpecification:
+    return pb.ShardSpecification(
+        shard=shard,
+        fingerprint=of.fingerprint,
+        layout=of.canonical,
+        rule=to_message(rule),
+        schedule=to_message(Constant(0.1)),
+        average=None if average is None else to_message(average),
     )
-
-
-def arenas(of: Layout, **more: Any) -> list[Arena]:
-    return [arena(of, shard, **more) for shard in range(of.num_shards)]
 
 
 def filled(of: Layout, seed: int = 0, **more: Any) -> list[Arena]:
     rng = np.random.default_rng(seed)
-    made = arenas(of, **more)
+    made = [Arena.create(None, told(of, shard, **more)) for shard in range(of.num_shards)]
     for one in made:
         for vector in one.vectors.values():
             vector[:] = rng.random(vector.size)
@@ -72,11 +66,17 @@ def written(folder: Path, made: list[Arena]) -> checkpoint.Checkpoint:
 
 
 def restored(saved: checkpoint.Checkpoint, of: Layout, with_slots: bool = True, **more: Any) -> list[Arena]:
-    made = arenas(of, **more)
-    for one in made:
-        restore.check(saved, one.layout.variables)
-        restore.fill(one, saved, with_slots=with_slots)
+    """Each in a file, as shards have it, closed and opened again."""
+    folder = Path(tempfile.mkdtemp(dir=saved.directory))
+    made = []
+    for shard in range(of.num_shards):
+        path = folder / str(shard)
+        one = restore.arena_of(path, told(of, shard, **more), saved, with_slots=with_slots)
         one.mark_complete()
+        one.close()
+        opened = Arena.open(path)
+        assert opened is not None
+        made.append(opened)
     return made
 
 
