@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,14 @@ from hypothesis import strategies as st
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.errors import DownpourError, MalformedChunk
+from downpour.proto.errors import CheckpointFailed, DownpourError, MalformedChunk
 from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, plan
+from downpour.ps.named import to_message
 from downpour.ps.rules import SGD
+from downpour.ps.schedules import Constant
 from downpour.ps.servicer import Servicer
 from tests.ps.pushing import new_shard
+from tests.ps.saving import save_shards
 
 LAYOUT = plan(
     [Variable("k", (6, 8), FACTORED), Variable("b", (20,)), Variable("m", (3,), STATISTIC)], 1, [Slicing("k", 2)]
@@ -83,6 +88,47 @@ def test_a_stream_cut_at_every_byte_of_its_first_two_messages() -> None:
         error = send(served, [*messages[:number], messages[number][:length]])
         assert error is not None, (number, length)
         check_untouched(served, before, number)
+
+
+def initial_messages() -> list[bytes]:
+    """Of a chief that gives a shard its values."""
+    told = pb.ShardSpecification(
+        fingerprint=LAYOUT.fingerprint,
+        layout=LAYOUT.canonical,
+        rule=to_message(SGD()),
+        schedule=to_message(Constant(0.1)),
+    )
+    ones = np.ones(SIZE, np.float32)
+    return [codec.encode_chunk(0, codec.FLOAT32, ones[:9], told), codec.encode_chunk(9, codec.FLOAT32, ones[9:])]
+
+
+@pytest.mark.parametrize("cut", [1, 60, None])
+def test_initial_values_that_were_cut_off_can_be_sent_again(tmp_path: Path, cut: int | None) -> None:
+    """The arena's file is let go of."""
+    served = Servicer(0, tmp_path / "arena")
+    first, second = initial_messages()
+    broken = [first] if cut is None else [first, second[:cut]]
+    with pytest.raises(MalformedChunk):
+        served.initialize(iter(broken), None)  # type: ignore[arg-type]
+    served.initialize(iter([first, second]), None)  # type: ignore[arg-type]
+    assert served._shard is not None and served._shard.arena.parameters.sum() == SIZE
+    served.close()
+
+
+def test_a_damaged_checkpoint_does_not_hold_the_arena(tmp_path: Path) -> None:
+    saved = save_shards(tmp_path / "good", [new_shard(LAYOUT, np.ones(SIZE, np.float32), SGD())])
+    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    file = tmp_path / "bad" / saved.shards[0].file
+    file.write_bytes(file.read_bytes()[:-4000])
+    served = Servicer(0, tmp_path / "arena")
+    request = pb.RestoreRequest(directory=str(tmp_path / "bad"))
+    request.specification.CopyFrom(codec.decode_chunk(initial_messages()[0]).header)
+    with pytest.raises(CheckpointFailed, match="is damaged"):
+        served.restore(request, None)  # type: ignore[arg-type]
+    request.directory = str(tmp_path / "good")
+    served.restore(request, None)  # type: ignore[arg-type]
+    assert served._shard is not None and served._shard.arena.parameters.sum() == SIZE
+    served.close()
 
 
 @pytest.mark.parametrize("number", [0, 1])
