@@ -246,6 +246,11 @@ def vector_names(specification: pb.ShardSpecification) -> list[str]:
     return ["parameters", *slots, *average, *["sum"] * _is_sync(specification)]
 
 
+def bytes_needed(specification: pb.ShardSpecification) -> int:
+    """How much room the arena of a shard takes."""
+    return _Places(specification, from_canonical(specification.layout), len(vector_names(specification))).total
+
+
 class _Places:
     """Byte offsets of the parts of an arena, and how much its undo log saves."""
 

@@ -183,3 +183,7 @@ def flip(path: Path, whole: bytes, at: int, bits: int) -> None:
     content = bytearray(whole)
     content[at] ^= bits
     path.write_bytes(content)
+
+
+def test_the_room_an_arena_needs_is_known_beforehand() -> None:
+    assert arenas.bytes_needed(SPECIFICATION) == Arena.create(None, SPECIFICATION).num_bytes
