@@ -21,6 +21,7 @@ _SUBCOMMANDS = {
     "evaluator": ("downpour.launch.evaluator", "the evaluator"),
     "layout": ("downpour.launch.layout_table", "print where a recipe's parameters are placed"),
     "prepare": ("downpour.launch.cli", "write a data set's files: prepare openmoji --out=data/openmoji"),
+    "certs": ("downpour.launch.certs", "make a job's certificates: certs --job=NAME --out=FOLDER"),
     "export": ("downpour.launch.export", "write a checkpoint as a file that Keras loads"),
 }
 _DATASETS = ("openmoji",)

@@ -10,6 +10,8 @@
 | MalformedChunk      | INVALID_ARGUMENT      | shard          | no: the sender is broken                     |
 | TooManyWorkers      | RESOURCE_EXHAUSTED    | shard          | no: the ledger has no room for this index    |
 | CheckpointFailed    | INTERNAL              | shard          | at the next checkpoint                       |
+| Unauthenticated     | UNAUTHENTICATED       | shard, chief   | no: no certificate or token of this job      |
+| Forbidden           | PERMISSION_DENIED     | shard, chief   | no: the caller's role may not do that        |
 | Unreachable         | (raised by the caller)| nobody         | it was, for as long as the caller was told to|
 | JobFailed           | (raised by the caller)| nobody         | no: the training itself went wrong           |
 
@@ -79,6 +81,18 @@ class CheckpointFailed(DownpourError):
     status = grpc.StatusCode.INTERNAL
 
 
+class Unauthenticated(DownpourError):
+    """The caller, or the server it reached, could not show that it belongs to the job."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+
+
+class Forbidden(DownpourError):
+    """The caller's role may not make this call."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+
+
 class Unreachable(DownpourError):
     """A peer did not answer for as long as the caller was told to try."""
 
@@ -98,6 +112,8 @@ BY_NAME: dict[str, type[DownpourError]] = {
         MalformedChunk,
         TooManyWorkers,
         CheckpointFailed,
+        Unauthenticated,
+        Forbidden,
     )
 }
 

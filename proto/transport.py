@@ -1,28 +1,53 @@
-"""gRPC as Downpour uses it: settings with their reasons, one error mapping, one retry loop.
+"""gRPC as Downpour uses it: settings with their reasons, credentials, one error mapping, one retry loop.
 
-Threads: gRPC's own call the interceptor; `call` runs in its caller's.
+Nobody else opens a channel or starts a server, but for `downpour.proto.health`.
+
+Threads: gRPC's own call the interceptor and ask for certificates; `call` runs in its caller's.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 import grpc.experimental
 from absl import logging
 
-from downpour.proto.errors import DownpourError, NotReady, NotYet, Unreachable, abort, from_rpc_error
+from downpour.proto.errors import (
+    DownpourError,
+    MalformedChunk,
+    NotReady,
+    NotYet,
+    Unauthenticated,
+    Unreachable,
+    abort,
+    from_rpc_error,
+)
+from downpour.proto.security import PLAIN, Certificates, Gate, Security
+from downpour.proto.tls import server_name
 
 Result = TypeVar("Result")
 
+# gRPC's own lines about every stranger's handshake; `Gate` counts them. Read when the first channel or server is made.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+# The largest messages are chunks: 2^20 elements of float32 with the base they were computed from are 8 MB, a
+# specification with the layout of ten thousand variables 2 MB, and factors are only sent up to `MAX_FACTORS_BYTES`.
+MAX_MESSAGE_BYTES = 16 << 20
+MAX_FACTORS_BYTES = 12 << 20
+
 # Measured at the paper's shape; see "Transport" in BUILD_NOTES.md.
 OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_receive_message_length", -1),  # a chunk is bounded by its sender; a variable never is
-    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.http2.max_frame_size", 1 << 24),  # a 2 MB chunk in one frame instead of 128
     # What a stream may send before somebody asks for it: memory of the receiver, for every open call. A message that is
     # being read is let in whole.
@@ -37,11 +62,79 @@ OPTIONS: list[tuple[str, Any]] = [
 _TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A channel of its own connection, which reconnects within a second of the peer's return."""
-    return grpc.insecure_channel(
-        address,
-        options=[
+_HANDSHAKE_S = 5.0  # until a connection must have shown its certificate, and said that it speaks HTTP/2
+_MAX_CONNECTIONS = 2048  # also those that still say nothing, which take 30 KB each
+_SPARE_FILES = 256  # of the process, beside its connections
+_MAX_STREAMS = 32  # calls of one connection at a time; a worker has 4, the chief as many as it makes to one shard
+_CALLS_PER_THREAD = 8  # open or waiting; more are refused and come again
+
+# What gRPC reports when a peer answers, but not as one of the job, and what that means.
+_NOT_OURS = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by the CA in this process's ca.crt, or has expired",
+    "Hostname Verification Check failed": "its certificate names another job or role",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; start it with --tls, too",
+}
+_MAYBE_REFUSED = "Socket closed"  # what a client sees of a handshake that the server ends
+
+
+class Channel:
+    """A connection to one server, whose calls carry the job's token.
+
+    When this process's certificates have been renewed, calls that begin later go over a new connection: the old one
+    would not get through a handshake again.
+
+    Args:
+        address: `host:port`.
+        security: Of this process.
+        role: Of the server, which its certificate must name.
+    """
+
+    def __init__(self, address: str, security: Security, role: str) -> None:
+        self._address, self._security, self._role = address, security, role
+        self._lock = threading.Lock()
+        self._made: list[tuple[int, grpc.Channel]] = []
+
+    def unary_unary(self, *arguments: Any, **more: Any) -> Callable[..., Any]:
+        """As those of `grpc.Channel`."""
+        return self._method("unary_unary", arguments, more)
+
+    def unary_stream(self, *arguments: Any, **more: Any) -> Callable[..., Any]:
+        """As those of `grpc.Channel`."""
+        return self._method("unary_stream", arguments, more)
+
+    def stream_unary(self, *arguments: Any, **more: Any) -> Callable[..., Any]:
+        """As those of `grpc.Channel`."""
+        return self._method("stream_unary", arguments, more)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        with self._lock:
+            for _, channel in self._made:
+                channel.close()
+
+    def _method(self, kind: str, arguments: tuple[Any, ...], more: dict[str, Any]) -> Callable[..., Any]:
+        made: tuple[grpc.Channel | None, Any] = (None, None)
+
+        def call(*values: Any, **options: Any) -> Any:
+            nonlocal made
+            channel = self._latest()
+            if made[0] is not channel:
+                made = channel, getattr(channel, kind)(*arguments, **more)
+            return made[1](*values, metadata=self._security.metadata, **options)
+
+        return call
+
+    def _latest(self) -> grpc.Channel:
+        certificates = self._security.certificates
+        number, files = certificates.latest() if certificates else (0, None)
+        with self._lock:
+            if not self._made or self._made[-1][0] != number:
+                credentials = files and grpc.ssl_channel_credentials(files.ca, files.key, files.certificate)
+                self._made.append((number, self._open(credentials)))  # calls may go on over the one before
+            return self._made[-1][1]
+
+    def _open(self, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        options = [
             *OPTIONS,
             # A stream of answers is read by the thread that wants them instead of through one of its own.
             (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
@@ -49,12 +142,26 @@ def open_channel(address: str) -> grpc.Channel:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
-        ],
-    )
+        ]
+        if credentials is None:
+            return grpc.insecure_channel(self._address, options)
+        assert self._security.certificates is not None
+        name = server_name(self._role, self._security.certificates.job)
+        return grpc.secure_channel(self._address, credentials, [*options, ("grpc.ssl_target_name_override", name)])
+
+
+def open_channel(address: str, security: Security = PLAIN, role: str = "ps") -> Channel:
+    """A channel of its own connection, which reconnects within a second of the peer's return; see `Channel`."""
+    return Channel(address, security, role)
 
 
 def start_server(
-    register: Callable[[grpc.Server], None], host: str, port: int, num_threads: int
+    register: Callable[[grpc.Server], None],
+    host: str,
+    port: int,
+    num_threads: int,
+    security: Security = PLAIN,
+    gate: Gate | None = None,
 ) -> tuple[grpc.Server, int]:
     """Starts a server and returns it with the port it is bound to.
 
@@ -63,18 +170,32 @@ def start_server(
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
         num_threads: Calls that may be open at once; more wait.
+        security: Of this process.
+        gate: What admits calls and counts; a new one by default.
 
     Raises:
-        ValueError: The address cannot be bound.
+        ValueError: The address cannot be bound, or not with this security.
     """
+    security.check_host(host)
+    gate = gate or Gate(security)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     server = grpc.server(
         ThreadPoolExecutor(num_threads, thread_name_prefix="grpc"),
-        interceptors=(ErrorInterceptor(),),
-        options=[*OPTIONS, ("grpc.so_reuseport", 0)],  # a port that is taken must fail, not be shared
+        interceptors=(ErrorInterceptor(gate),),
+        options=[
+            *OPTIONS,
+            ("grpc.so_reuseport", 0),  # a port that is taken must fail, not be shared
+            ("grpc.server_handshake_timeout_ms", int(1000 * _HANDSHAKE_S)),
+            ("grpc.max_allowed_incoming_connections", max(64, min(_MAX_CONNECTIONS, files - _SPARE_FILES))),
+            ("grpc.max_concurrent_streams", _MAX_STREAMS),
+        ],
+        maximum_concurrent_rpcs=_CALLS_PER_THREAD * num_threads,
     )
     register(server)
+    credentials = _server_credentials(security.certificates, gate) if security.certificates else None
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        where = f"{host}:{port}"
+        bound = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
     except RuntimeError:
         bound = 0
     if not bound:
@@ -86,8 +207,32 @@ def start_server(
     return server, bound
 
 
+def _server_credentials(certificates: Certificates, gate: Gate) -> grpc.ServerCredentials:
+    """Ask every caller for a certificate, and show the newest of this process."""
+    shown, files = certificates.latest()
+    lock = threading.Lock()
+
+    def configuration(files: Any) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], files.ca)
+
+    def connection_begins() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal shown
+        gate.connection_began()
+        number, latest = certificates.latest()
+        with lock:
+            if number == shown:
+                return None
+            shown = number
+        return configuration(latest)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(files), connection_begins, True)
+
+
 class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Turns our exceptions into their gRPC status, whatever kind of method raised them."""
+    """Lets calls through the gate; turns our exceptions into their gRPC status, whatever kind of method raised them."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     def intercept_service(self, continuation: Callable[..., Any], details: grpc.HandlerCallDetails) -> Any:
         """See `grpc.ServerInterceptor`."""
@@ -102,12 +247,17 @@ class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ha
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
         behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        return kind(wrap(behaviour), handler.request_deserializer, handler.response_serializer)
+        admit = partial(self._gate.admit, details.method)
+        return kind(wrap(behaviour, admit), handler.request_deserializer, handler.response_serializer)
 
 
-def _mapped(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+Admit = Callable[[grpc.ServicerContext], None]
+
+
+def _mapped(behaviour: Callable[..., Any], admit: Admit) -> Callable[..., Any]:
     def call(request: Any, context: grpc.ServicerContext) -> Any:
         try:
+            admit(context)
             return behaviour(request, context)
         except DownpourError as error:
             return abort(context, error)
@@ -115,9 +265,10 @@ def _mapped(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _mapped_stream(behaviour: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def _mapped_stream(behaviour: Callable[..., Iterator[Any]], admit: Admit) -> Callable[..., Iterator[Any]]:
     def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         try:
+            admit(context)
             yield from behaviour(request, context)
         except DownpourError as error:
             abort(context, error)
@@ -140,6 +291,8 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
 
     Raises:
         Unreachable: Every attempt failed for `give_up_after_s` seconds.
+        Unauthenticated: Likewise, and lastly because the peer's certificate is not one of this job's. That may pass,
+            too: where addresses are given out anew, an old one may lead to another job for a while.
         DownpourError: What the peer answered, when trying again cannot help.
     """
     start = time.monotonic()
@@ -158,6 +311,10 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
         attempts += 1
         waited = time.monotonic() - start
         if waited > give_up_after_s:
+            if stranger := next((meaning for sign, meaning in _NOT_OURS.items() if sign in reason), None):
+                raise Unauthenticated(f"{peer} is not one of this job: {stranger}")
+            if _MAYBE_REFUSED in reason:
+                reason += " (it may have refused this process's certificate: it must be of the same CA)"
             raise Unreachable(
                 f"{peer} did not answer for {waited:.0f} s ({attempts} tries): {reason}; "
                 "check that it runs and that the address is right"
@@ -171,6 +328,9 @@ def _reason_to_retry(error: grpc.RpcError, refusal: DownpourError | None) -> str
     """What a failed call says, if it may succeed later; raises what cannot."""
     if refusal is not None and not isinstance(refusal, NotReady):
         raise refusal from None
-    if refusal is None and error.code() not in _TRANSIENT:
+    if refusal is None and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        if "larger than max" in str(error.details()):
+            raise MalformedChunk(f"{error.details()}; slice the variable, or make the batch smaller") from None
+    elif refusal is None and error.code() not in _TRANSIENT:
         raise error
     return str(refusal or error.details() or error.code().name)

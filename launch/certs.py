@@ -1,0 +1,216 @@
+"""Makes the certificates of one job: a CA of its own and one certificate a role.
+
+    downpour certs --job=quickstart --out=certs [--days=365]
+
+writes `certs/ca.crt`, `certs/ca.key` and, for every role, `certs/ROLE/tls.crt`, `tls.key` and `ca.crt`, as Kubernetes
+names them; a role is started with `--tls=certs/ROLE`. Run again for the same job, it keeps the CA and makes new leaf
+certificates, which running roles take up by themselves. `ca.key` is needed for that alone: keep it off the cluster.
+
+Needs the package cryptography: `pip install 'downpour[tls]'`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from pathlib import Path
+
+from absl import flags
+
+from downpour.launch import entry
+from downpour.proto.tls import CA, CERTIFICATE, DOMAIN, KEY, ROLES, check_installed
+
+try:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+except ModuleNotFoundError:
+    pass  # `make` says so
+
+_CA_KEY = "ca.key"
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_CLOCKS_DIFFER = datetime.timedelta(minutes=5)
+_LONGEST_DAYS = 3650
+
+
+def main() -> None:
+    """`downpour certs`."""
+    flags.DEFINE_string("job", None, "Name of the job; a DNS label.")
+    flags.DEFINE_string("out", None, "Folder to write to.")
+    flags.DEFINE_integer("days", 365, f"Days until the certificates expire, 1 to {_LONGEST_DAYS}.")
+    entry.run(_main, role="certs")
+
+
+def _main() -> None:
+    values = flags.FLAGS
+    if not values["job"].value or not values["out"].value:
+        raise ValueError("give --job=NAME and --out=FOLDER")
+    folder = Path(values["out"].value)
+    make(values["job"].value, folder, int(values["days"].value or 0))
+    print(
+        f"start each role with --tls={folder}/ROLE, ROLE one of {', '.join(ROLES)}; keep {folder}/{_CA_KEY} to yourself"
+    )
+
+
+def check_job(name: str) -> None:
+    """Raises `ValueError` unless a name is a DNS label, as host names and Kubernetes want it."""
+    if not _LABEL.fullmatch(name):
+        raise ValueError(
+            f"job name {name!r} is no DNS label (RFC 1123); give 1 to 63 small letters, digits and -, "
+            "of which the first and the last are no -"
+        )
+
+
+def make(job: str, folder: Path, days: int = 365) -> None:
+    """Writes a CA, unless the folder has this job's, and a certificate for every role.
+
+    Args:
+        job: Name of the job.
+        folder: Gets the files.
+        days: Until the leaf certificates expire; a new CA lasts for ten years.
+
+    Raises:
+        ValueError: The name or the days are not accepted, or the folder is another job's or cannot be written.
+    """
+    check_job(job)
+    if not 1 <= days <= _LONGEST_DAYS:
+        raise ValueError(f"--days={days}; give 1 to {_LONGEST_DAYS}")
+    check_installed()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        authority = _Authority.open(job, folder) or _Authority.create(job, folder)
+        for role in ROLES:
+            (folder / role).mkdir(mode=0o700, exist_ok=True)
+            authority.issue(role, folder / role, datetime.timedelta(days=days))
+    except OSError as error:
+        raise ValueError(f"{error.filename or folder}: {error.strerror}; give another --out") from None
+
+
+class _Authority:
+    """A job's CA: its key and its certificate."""
+
+    def __init__(self, job: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
+        self._job, self._key, self._certificate = job, key, certificate
+
+    @classmethod
+    def open(cls, job: str, folder: Path) -> _Authority | None:
+        """What is in the folder, None if there is nothing of a CA."""
+
+        certificate, key = folder / CA, folder / _CA_KEY
+        if not certificate.exists() and not key.exists():
+            return None
+        elsewhere = "nothing was written; give another --out"
+        try:
+            read = x509.load_pem_x509_certificate(certificate.read_bytes())
+            private = load_pem_private_key(key.read_bytes(), None)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{folder} has a {CA} or {_CA_KEY} that cannot be read ({error}); {elsewhere}") from None
+        name = read.subject.rfc4514_string()
+        if name != _name(job, "ca").rfc4514_string():
+            raise ValueError(f"{certificate} is the CA {name!r}, not that of job {job!r}; {elsewhere}")
+        if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != read.public_key():
+            raise ValueError(f"{key} is not the key of {certificate}; {elsewhere}")
+        if read.not_valid_after_utc <= _now():
+            raise ValueError(f"the CA {certificate} expired on {read.not_valid_after_utc:%Y-%m-%d}; {elsewhere}")
+        return cls(job, private, read)
+
+    @classmethod
+    def create(cls, job: str, folder: Path) -> _Authority:
+        """A new one, written to the folder: the key first, so that a certificate never lacks it."""
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            _builder(_name(job, "ca"), key.public_key(), datetime.timedelta(days=_LONGEST_DAYS))
+            .issuer_name(_name(job, "ca"))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(sign_certificates=True), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        _write(folder / _CA_KEY, _private_pem(key), 0o600)
+        _write(folder / CA, certificate.public_bytes(Encoding.PEM), 0o644)
+        return cls(job, key, certificate)
+
+    def issue(self, role: str, folder: Path, lasts: datetime.timedelta) -> None:
+        """Writes a new key and certificate of a role."""
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            _builder(_name(self._job, role), key.public_key(), lasts)
+            .issuer_name(self._certificate.subject)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(sign_certificates=False), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(f"{role}.{self._job}.{DOMAIN}")]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+        # Each is renamed into place; a role that reads in between sees a key that does not fit, and keeps what it has.
+        _write(folder / KEY, _private_pem(key), 0o600)
+        _write(folder / CERTIFICATE, certificate.public_bytes(Encoding.PEM), 0o644)
+        _write(folder / CA, self._certificate.public_bytes(Encoding.PEM), 0o644)
+
+
+def _name(job: str, role: str) -> x509.Name:
+    """For people: what counts is the alternative name."""
+
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, job),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"downpour {role}"),
+        ]
+    )
+
+
+def _builder(subject: x509.Name, key: ec.EllipticCurvePublicKey, lasts: datetime.timedelta) -> x509.CertificateBuilder:
+
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_now() - _CLOCKS_DIFFER)
+        .not_valid_after(_now() + lasts)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
+
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=sign_certificates,
+        crl_sign=sign_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Complete or not at all, and never readable for others on the way."""
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+    part.replace(path)

@@ -1,0 +1,146 @@
+"""A role's certificate: where its files are, whether they can be used, and whom a certificate names.
+
+A folder holds `tls.crt`, `tls.key` and `ca.crt` (PEM), as Kubernetes TLS secrets and cert-manager do. A certificate
+names no host but a role and a job, as the DNS name `ROLE.JOB.downpour` in its subject alternative name. A server takes
+the caller's role from it, a client checks that it has reached the role it meant; so addresses may change.
+
+No gRPC here; cryptography is imported when a certificate is read.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CERTIFICATE, KEY, CA = "tls.crt", "tls.key", "ca.crt"
+DOMAIN = "downpour"
+ROLES = ("ps", "worker", "chief", "evaluator")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a folder holds, as PEM."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+    ca: bytes
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whom a certificate names, and until when."""
+
+    role: str
+    job: str
+    ends: datetime.datetime
+
+
+def server_name(role: str, job: str) -> str:
+    """The DNS name in the certificate of a role of a job."""
+    return f"{role}.{job}.{DOMAIN}"
+
+
+def role_in(names: Iterable[str], job: str) -> str:
+    """The role that a certificate's DNS names give their owner in a job; empty when it is none of it, or several."""
+    roles = {role for role in ROLES for name in names if name == server_name(role, job)}
+    return roles.pop() if len(roles) == 1 else ""
+
+
+def check_installed() -> None:
+    """Raises `ValueError` when cryptography is not installed."""
+    if importlib.util.find_spec("cryptography") is None:
+        raise ValueError("TLS needs the package cryptography; install it with pip install 'downpour[tls]'")
+
+
+def read(folder: Path) -> Files:
+    """Reads a folder.
+
+    Raises:
+        ValueError: A file is missing or unreadable.
+    """
+    found = []
+    for name in (CERTIFICATE, KEY, CA):
+        try:
+            found.append((folder / name).read_bytes())
+        except OSError as error:
+            raise ValueError(
+                f"--tls={folder}: {name} cannot be read: {error.strerror}; the folder must hold {CERTIFICATE}, {KEY} "
+                f"and {CA} (downpour certs makes them)"
+            ) from None
+    return Files(*found)
+
+
+def check(folder: Path, files: Files, role: str) -> Identity:
+    """Whom the certificate of a folder names.
+
+    Raises:
+        ValueError: It cannot be used by a process of this role now: unreadable, not signed by this CA, expired or not
+            yet valid, not fitting the key, or naming another role.
+    """
+    check_installed()
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        part = CERTIFICATE
+        chain = x509.load_pem_x509_certificates(files.certificate)
+        part = CA
+        authorities = x509.load_pem_x509_certificates(files.ca)
+        part = KEY
+        key = load_pem_private_key(files.key, None)
+    except (ValueError, TypeError) as error:  # TypeError: the key wants a password
+        # Not the library's own words, which could show what stands in the file.
+        raise ValueError(f"--tls={folder}: {part} is no PEM file that can be read ({type(error).__name__})") from None
+    leaf = chain[0]
+    if key.public_key() != leaf.public_key():
+        raise ValueError(f"--tls={folder}: {KEY} is not the key of {CERTIFICATE}; make both anew")
+    now = datetime.datetime.now(datetime.UTC)
+    if now > leaf.not_valid_after_utc:
+        raise ValueError(f"--tls={folder}: {CERTIFICATE} expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    if now < leaf.not_valid_before_utc:
+        raise ValueError(
+            f"--tls={folder}: {CERTIFICATE} is valid from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on, and it is "
+            f"{now:%Y-%m-%d %H:%M}; check this machine's clock"
+        )
+    issuers = [one for one in (*chain[1:], *authorities) if one.subject == leaf.issuer]
+    for issuer in issuers:
+        try:
+            leaf.verify_directly_issued_by(issuer)
+            break
+        except (InvalidSignature, ValueError, TypeError):
+            continue
+    else:
+        raise ValueError(f"--tls={folder}: {CERTIFICATE} is not signed by the CA in {CA}; take both from the same job")
+    identity = _identity(folder, _dns_names(leaf), leaf.not_valid_after_utc)
+    if identity.role != role:
+        raise ValueError(
+            f"--tls={folder}: {CERTIFICATE} is that of role {identity.role!r} of job {identity.job!r}, but this "
+            f"process is a {role}; give the folder with the certificate of {server_name(role, identity.job)}"
+        )
+    return identity
+
+
+def _dns_names(certificate: object) -> list[str]:
+    from cryptography import x509
+
+    assert isinstance(certificate, x509.Certificate)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.DNSName)
+
+
+def _identity(folder: Path, names: list[str], ends: datetime.datetime) -> Identity:
+    ours = [name for name in names if name.endswith(f".{DOMAIN}")]
+    parts = ours[0].split(".") if len(ours) == 1 else []
+    if len(parts) != 3 or parts[0] not in ROLES or not parts[1]:
+        raise ValueError(
+            f"--tls={folder}: {CERTIFICATE} names {', '.join(names) or 'nobody'}; its subject alternative name must "
+            f"have one DNS name ROLE.JOB.{DOMAIN} with ROLE one of {', '.join(ROLES)}"
+        )
+    return Identity(parts[0], parts[1], ends)
