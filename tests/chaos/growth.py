@@ -58,10 +58,9 @@ def sample(pids: Mapping[str, int]) -> dict[tuple[str, str], float]:
     for name, pid in pids.items():
         try:
             process = psutil.Process(pid)
-            memory = process.memory_full_info()
-            values = {"fds": process.num_fds(), "threads": process.num_threads(), "rss_mb": memory.rss / _MB}
-            if hasattr(memory, "pss"):
-                values["pss_mb"] = memory.pss / _MB
+            # Not the proportional size: it grows when others end that have mapped the same libraries.
+            rss = process.memory_info().rss
+            values = {"fds": process.num_fds(), "threads": process.num_threads(), "rss_mb": rss / _MB}
         except psutil.NoSuchProcess:
             continue
         found |= {(name, quantity): float(value) for quantity, value in values.items()}

@@ -21,7 +21,7 @@ HOUR = [30.0 * i for i in range(121)]
         ("threads", [16.0 + i * 7 % 5 for i in range(121)], False),
         ("processes", [6.0] * 121, False),
         ("rss_mb", [100.0 + i / 30 for i in range(121)], False),  # 4 % within the hour
-        ("pss_mb", [100.0 + i / 15 for i in range(121)], True),
+        ("rss_mb", [100.0 + i / 15 for i in range(121)], True),
     ],
 )
 def test_growth(quantity: str, values: list[float], grows: bool) -> None:
