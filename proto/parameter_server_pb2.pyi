@@ -185,7 +185,18 @@ class StatusRequest(_message.Message):
     def __init__(self, with_layout: bool = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification")
+    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests")
+    class Guests(_message.Message):
+        __slots__ = ("connections", "connections_admitted", "refused_role", "refused_token")
+        CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+        CONNECTIONS_ADMITTED_FIELD_NUMBER: _ClassVar[int]
+        REFUSED_ROLE_FIELD_NUMBER: _ClassVar[int]
+        REFUSED_TOKEN_FIELD_NUMBER: _ClassVar[int]
+        connections: int
+        connections_admitted: int
+        refused_role: int
+        refused_token: int
+        def __init__(self, connections: _Optional[int] = ..., connections_admitted: _Optional[int] = ..., refused_role: _Optional[int] = ..., refused_token: _Optional[int] = ...) -> None: ...
     READY_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -198,6 +209,7 @@ class StatusReply(_message.Message):
     PUSHES_FIELD_NUMBER: _ClassVar[int]
     PUSHES_DROPPED_FIELD_NUMBER: _ClassVar[int]
     SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
+    GUESTS_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     shard: int
     fingerprint: bytes
@@ -210,7 +222,8 @@ class StatusReply(_message.Message):
     pushes: int
     pushes_dropped: int
     specification: ShardSpecification
-    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ...) -> None: ...
+    guests: StatusReply.Guests
+    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., guests: _Optional[_Union[StatusReply.Guests, _Mapping]] = ...) -> None: ...
 
 class WriteCheckpointRequest(_message.Message):
     __slots__ = ("fingerprint", "directory", "check_only")
