@@ -37,7 +37,7 @@ class Server:
     def __init__(self, index: int, host: str = "127.0.0.1", port: int = 0, arena: Path | None = None) -> None:
         # Not the server's own wait, which wakes up ten times a second; a simple queue is safe in a signal handler.
         self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
-        self._servicer = Servicer(index, arena)
+        self._servicer = Servicer(index, arena, self.stop_soon)
         handler = self._servicer.handler()
         self._server, self.port = start_server(
             lambda server: server.add_generic_rpc_handlers((handler,)), host, port, _NUM_THREADS
@@ -59,7 +59,7 @@ class Server:
         self.wait()
 
     def stop_soon(self, grace_s: float = 5.0) -> None:
-        """Begins to stop and returns at once, so that a signal handler may call it; `wait` then returns."""
+        """Begins to stop and returns at once, so that a signal handler or a call may; `wait` then returns."""
         self._stopping.put(self._server.stop(grace_s))
 
     def wait(self) -> None:

@@ -41,13 +41,15 @@ class Servicer:
     Args:
         index: Index of this shard.
         arena_path: File of the arena; None for anonymous memory.
+        stop_soon: Begins to end the server and returns at once.
 
     Raises:
         ValueError: The arena cannot be used.
     """
 
-    def __init__(self, index: int, arena_path: Path | None) -> None:
+    def __init__(self, index: int, arena_path: Path | None, stop_soon: Callable[[], None] = lambda: None) -> None:
         self._index = index
+        self._stop_soon = stop_soon
         self._arena_path = arena_path
         self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
         self._pushing, self._pulling = threading.Semaphore(_MAX_PUSHES), threading.Semaphore(_MAX_PULLS)
@@ -80,6 +82,9 @@ class Servicer:
                     self.write_checkpoint,
                     pb.WriteCheckpointRequest.FromString,
                     pb.WriteCheckpointReply.SerializeToString,
+                ),
+                "Stop": grpc.unary_unary_rpc_method_handler(
+                    self.stop, pb.StopRequest.FromString, pb.StopReply.SerializeToString
                 ),
             },
         )
@@ -182,6 +187,14 @@ class Servicer:
             return pb.WriteCheckpointReply()
         with self._checkpointing, shard.snapshot() as snapshot:
             return checkpoint.write_shard(request.directory, shard.arena.specification, snapshot)
+
+    def stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:
+        """The job is over; see `ParameterServer.Stop`."""
+        if self._shard is not None:
+            self._check(request.fingerprint)
+        logging.info("the job is over")
+        self._stop_soon()
+        return pb.StopReply()
 
     def close(self) -> None:
         """Lets go of the arena; what is still under way is refused."""

@@ -35,6 +35,7 @@ from downpour.proto.transport import start_server
 from downpour.ps.layout import Layout
 from downpour.ps.pace import Async
 from downpour.worker.coordinator import Coordinator
+from downpour.worker.departures import Departures
 from downpour.worker.leases import LeaseTable
 from downpour.worker.plan import Plan
 from downpour.worker.run_folder import RunFolder
@@ -44,6 +45,7 @@ from downpour.worker.summary import summary
 _LOOK_EVERY_S = 1.0
 _WORKERS_END_S = 120.0
 _SCORE_WITHIN_S = 600.0
+_COMES_WITHIN_S = 120.0  # an evaluator that nobody has heard of when training is over
 # Room for every worker of the reference fleet (50) and the evaluator to be in a call at once.
 _NUM_THREADS = 64
 
@@ -81,6 +83,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             plan.lease_s,
         )
         self._state = pb.ProgressReply.STATE_PREPARING
+        self._departures = Departures()
         self._checkpoint: pb.NextCheckpointReply | None = None
         self._scores: dict[int, pb.Score] = {}
         self._evaluator_heard_s: float | None = None
@@ -95,6 +98,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""
+        self._plan.check_worker(request.worker)
         with self._changed:
             mine = self._ready().fingerprint
             if request.fingerprint != mine:
@@ -102,9 +106,11 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                     f"worker {request.worker} computed layout {request.fingerprint.hex()[:16]}, the chief "
                     f"{mine.hex()[:16]}; start every role with the same recipe and overrides"
                 )
-            self._coordinator.register(request.worker, request.incarnation, request.host, time.monotonic())
+            now = time.monotonic()
+            self._coordinator.register(request.worker, request.incarnation, request.host, now)
+            stop = self._coordinator.should_stop(now)
         logging.info("worker %d is %s", request.worker, request.host)
-        return pb.RegisterReply()
+        return pb.RegisterReply(stop=stop)
 
     def Report(self, request: pb.WorkerReport, context: grpc.ServicerContext) -> pb.ReportReply:
         """See `downpour/proto/chief.proto`."""
@@ -157,6 +163,14 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 reply.metrics.update(self._scores[max(self._scores)].metrics)
         return reply
 
+    def Leaving(self, request: pb.LeavingRequest, context: grpc.ServicerContext) -> pb.LeavingReply:
+        """See `downpour/proto/chief.proto`."""
+        with self._changed:
+            self._ready()
+            may_go = self._departures.ask(request.shard, request.incarnation, time.monotonic())
+            self._changed.notify_all()
+            return pb.LeavingReply(may_go=may_go or (self._checkpoint is not None and self._checkpoint.last))
+
     # What the chief does.
 
     def known_layout(self, shards: Sequence[str]) -> Layout | None:
@@ -171,6 +185,8 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         shards: Sequence[str],
         initial_values: Callable[[], list[np.ndarray]],
         give_up_after_s: float,
+        *,
+        stop_shards: bool = False,
     ) -> dict[str, Any]:
         """Carries the job from empty shards to the summary, which is also written to `summary.json`.
 
@@ -179,6 +195,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             shards: Addresses of the shards, in order.
             initial_values: Gives one array a variable, in the layout's order; called if any shard is empty.
             give_up_after_s: See `ShardClient`.
+            stop_shards: Whether to end the shards when the job is over, failed or not.
 
         Raises:
             JobFailed: A worker ended the job. The last good state has been checkpointed.
@@ -202,6 +219,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         found = self._summary(self._shards)
         self._folder.write_summary(found)
         self._enter(pb.ProgressReply.STATE_FAILED if failure else pb.ProgressReply.STATE_DONE)
+        self._ending.set()
+        if stop_shards:
+            self._shards.stop()
         if failure:
             raise JobFailed(f"{failure}; the parameters before it are in {self._folder.checkpoints.url}")
         return found
@@ -212,6 +232,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._server.stop(grace=2.0).wait()
         if self._shards is not None:
             self._shards.close()
+
+    def hold(self) -> None:
+        """Brings the journal up to date and answers nothing any more: this process is about to end."""
+        self._changed.acquire()  # for good: what others are told after this, the next chief would not know
+        if self._layout is not None:
+            self._write_journal()
 
     def _ready(self) -> Layout:
         """The layout, once this chief knows what the last one knew; called with the lock held.
@@ -319,6 +345,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                 due = self._coordinator.checkpoint_due()
                 self._write_journal()
             self._name_absent(shards, now)
+            self._see_off(shards)
             if step > noted and math.isfinite(loss):
                 self._folder.note({"kind": "loss", "step": step, "seconds": round(seconds, 2), "loss": loss})
                 noted = step
@@ -332,6 +359,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         with self._changed:
             step = self._coordinator.step
             self._coordinator.checkpointed(step)
+            self._departures.begin(time.monotonic())
             # Before the shards are asked: whatever counts as done here is in their files.
             coordinator = self._coordinator.state(time.monotonic(), with_workers=False)
         progress = {"coordinator": coordinator, "job": dict(self._plan.description)}
@@ -345,6 +373,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             return
         with self._changed:
             self._checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            self._departures.end()
             self._write_journal()
 
     def _name_absent(self, shards: Shards, now_s: float) -> None:
@@ -363,14 +392,37 @@ class Chief(chief_pb2_grpc.ChiefServicer):
                     return
                 self._changed.wait(_LOOK_EVERY_S)
             self._name_absent(shards, time.monotonic())
+            self._see_off(shards)
+
+    def _see_off(self, shards: Shards) -> None:
+        """Writes a checkpoint for the shards that leave, if there are any, of what they hold at this moment."""
+        with self._changed:
+            if not self._departures.due(time.monotonic()):
+                return
+        versions = [status.version for status in shards.look() if status is not None]
+        with self._changed:
+            self._coordinator.saw(max(versions, default=0))  # workers report only once a second
+            step = self._coordinator.step
+            if self._checkpoint is not None and self._checkpoint.step == step:  # nothing has happened since
+                self._departures.begin(time.monotonic())
+                self._departures.end()
+                return
+        logging.info("a shard leaves; a checkpoint at step %d", step)
+        self._write_checkpoint(shards, last=False)
 
     def _wait_for_last_score(self) -> None:
-        """Waits for the score of the last checkpoint, if an evaluator has ever asked for one."""
+        """Waits for the score of the last checkpoint, if an evaluator has ever asked for one, or is to come."""
+
+        def heard() -> bool:
+            return self._evaluator_heard_s is not None
 
         def scored() -> bool:
-            return self._checkpoint is None or self._evaluator_heard_s is None or self._checkpoint.step in self._scores
+            return self._checkpoint is None or self._checkpoint.step in self._scores
 
-        if not self._wait(scored, _SCORE_WITHIN_S):
+        if not self._wait(heard, _COMES_WITHIN_S if self._plan.expects_evaluator else 0.0):
+            if self._plan.expects_evaluator:
+                logging.warning("no evaluator came within %.0f s; start without one by --noevaluator", _COMES_WITHIN_S)
+        elif not self._wait(scored, _SCORE_WITHIN_S):
             logging.warning("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
 
     def _summary(self, shards: Shards) -> dict[str, Any]:

@@ -64,6 +64,9 @@ class ShardClient:
             pb.WriteCheckpointRequest.SerializeToString,
             pb.WriteCheckpointReply.FromString,
         )
+        self._stop = self._channel.unary_unary(
+            _PATH + "Stop", pb.StopRequest.SerializeToString, pb.StopReply.FromString
+        )
 
     def close(self) -> None:
         """Ends the connection."""
@@ -172,6 +175,11 @@ class ShardClient:
         )
         return self._call(lambda: self._write_checkpoint(request, timeout=self._give_up_after_s))
 
+    def stop(self, within_s: float) -> None:
+        """Tells the shard that the job is over; tries for so many seconds."""
+        request = pb.StopRequest(fingerprint=self._layout.fingerprint)
+        call(self.peer, within_s, lambda: self._stop(request, timeout=within_s))
+
     def _call(self, attempt: Callable[[], Reply]) -> Reply:
         try:
             return call(self.peer, self._give_up_after_s, attempt)
@@ -192,14 +200,16 @@ class ChiefClient:
         """Ends the connection."""
         self._channel.close()
 
-    def register(self, request: chief_pb2.RegisterRequest) -> None:
-        """Announces a worker.
+    def register(self, request: chief_pb2.RegisterRequest) -> bool:
+        """Announces a worker; returns whether it should stop, since training is over.
 
         Raises:
             LayoutMismatch: The chief computed another layout.
             WorkerSuperseded: A newer incarnation of the index is known.
+            TooManyWorkers: The job takes no worker of this index.
         """
-        self._call(self._stub.Register, request)
+        reply: chief_pb2.RegisterReply = self._call(self._stub.Register, request)
+        return reply.stop
 
     def report(self, report: chief_pb2.WorkerReport) -> bool:
         """Sends a worker's totals; returns whether it should stop."""
@@ -223,6 +233,24 @@ class ChiefClient:
     def report_score(self, score: chief_pb2.Score) -> None:
         """Hands in the score of a checkpoint."""
         self._call(self._stub.ReportScore, score)
+
+    def report_once(self, report: chief_pb2.WorkerReport, within_s: float) -> None:
+        """Sends a worker's totals once, without trying again.
+
+        Raises:
+            grpc.RpcError: They have not arrived within so many seconds.
+        """
+        self._stub.Report(report, timeout=within_s)
+
+    def leaving(self, shard: int, incarnation: int, within_s: float) -> bool:
+        """A shard is about to end; returns whether it may. Asks once.
+
+        Raises:
+            grpc.RpcError: There is no answer within so many seconds.
+        """
+        request = chief_pb2.LeavingRequest(shard=shard, incarnation=incarnation)
+        reply: chief_pb2.LeavingReply = self._stub.Leaving(request, timeout=within_s)
+        return reply.may_go
 
     def progress(self) -> chief_pb2.ProgressReply:
         """What a progress display shows."""

@@ -58,7 +58,7 @@ class Coordinator:
             own, however long its steps take.
         opened_s: When workers could begin.
         started_s: When the first step began, as far as its worker's first report says.
-        step: Highest version a worker has seen.
+        step: Highest version of a shard that a worker or the chief has seen.
         failure: Why the job failed; empty while it has not.
         seconds_before: Seconds of training before this object was made, by a chief before this one.
         versions: Highest version of each shard that a worker has reported.
@@ -108,13 +108,15 @@ class Coordinator:
         """
         self.register(report.worker, report.incarnation, "", now_s)
         worker = self._workers[report.worker]
+        if worker.finished and not report.finished:  # sent before its last one, and overtaken
+            return self.should_stop(now_s)
         worker.last_heard_s, worker.finished = now_s, report.finished
         kept = self._reports.setdefault((report.worker, report.incarnation), pb.WorkerReport())
         kept.CopyFrom(report)
         self.leases.done(report.worker, report.incarnation, report.records_done)
         if report.finished:
             self.leases.release(report.worker, report.incarnation)
-        self.step = max(self.step, report.version)
+        self.saw(report.version)
         if report.versions:
             known = self.versions or [0] * len(report.versions)
             self.versions = [max(pair) for pair in zip(known, report.versions, strict=True)]
@@ -124,6 +126,10 @@ class Coordinator:
             self.failure = f"worker {report.worker}: {report.failure}"
         self._mark(now_s)
         return self.should_stop(now_s)
+
+    def saw(self, version: int) -> None:
+        """A shard has reached a version."""
+        self.step = max(self.step, version)
 
     def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease:
         """Positions for a worker to train on, those that lost workers held first; see `LeaseTable.grant`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import TooManyWorkers
 from downpour.ps.named import to_message
 
 
@@ -34,6 +35,8 @@ class Plan:
         keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
         resume: Whether empty shards begin with the newest checkpoint of an earlier run: `no`, `yes`, or `if_any`.
         description: What the job is, for whoever reads a checkpoint.
+        max_workers: A worker's index is below it; 0 for num_workers.
+        expects_evaluator: Whether an evaluator will come, if it has not yet when training is over.
     """
 
     recipe: str
@@ -55,6 +58,17 @@ class Plan:
     keep_every_steps: int = 0
     resume: str = "no"
     description: Mapping[str, Any] = field(default_factory=dict)
+    max_workers: int = 0
+    expects_evaluator: bool = False
+
+    def check_worker(self, index: int) -> None:
+        """Raises `TooManyWorkers` when the job takes no worker of this index."""
+        most = max(self.num_workers, self.max_workers)
+        if index >= most:
+            raise TooManyWorkers(
+                f"worker {index} of a job whose cluster.max_workers is {most}; give an --index of 0 to {most - 1}, "
+                "or start the chief with a larger cluster.max_workers"
+            )
 
     def told(self) -> pb.ShardSpecification:
         """What every shard must know of it."""

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import numpy as np
 from absl import logging
 
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.errors import LayoutMismatch
+from downpour.proto.errors import DownpourError, LayoutMismatch
 from downpour.ps import checkpoint, restore
 from downpour.ps.checkpoint import Checkpoint, ShardFile
 from downpour.ps.layout import Layout, from_canonical
@@ -22,6 +23,7 @@ from downpour.worker.clients import ShardClient
 
 _NUM_THREADS = 64
 _LOOK_S = 2.0  # for an answer of a shard that may be away
+_STOP_S = 10.0  # until a shard that is to stop has been told
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,17 @@ class Shards:
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:
         """Names workers (index, incarnation) that nobody must wait for any longer."""
         self._on_all(lambda client: client.absent(workers))
+
+    def stop(self) -> None:
+        """Tells every shard that the job is over. One that does not answer soon is left alone, with a warning."""
+
+        def tell(client: ShardClient) -> None:
+            try:
+                client.stop(_STOP_S)
+            except (DownpourError, grpc.RpcError) as error:
+                logging.warning("%s was not stopped: %s", client.peer, error)
+
+        self._on_all(tell)
 
     def _told_to(self, client: ShardClient) -> pb.ShardSpecification:
         specification = pb.ShardSpecification(shard=client.shard)
