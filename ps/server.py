@@ -7,6 +7,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
+from downpour.proto.security import PLAIN, Gate, Security
 from downpour.proto.transport import start_server
 from downpour.ps.servicer import Servicer
 
@@ -22,6 +23,7 @@ class Server:
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
         arena: File of the arena; None for anonymous memory.
+        security: Of this process.
 
     Attributes:
         port: The port it listens on.
@@ -34,14 +36,27 @@ class Server:
             server.wait()
     """
 
-    def __init__(self, index: int, host: str = "127.0.0.1", port: int = 0, arena: Path | None = None) -> None:
+    def __init__(
+        self,
+        index: int,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        arena: Path | None = None,
+        security: Security = PLAIN,
+    ) -> None:
         # Not the server's own wait, which wakes up ten times a second; a simple queue is safe in a signal handler.
         self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
-        self._servicer = Servicer(index, arena, self.stop_soon)
+        gate = Gate(security)
+        self._servicer = Servicer(index, arena, self.stop_soon, gate)
         handler = self._servicer.handler()
         self._server, self.port = start_server(
-            lambda server: server.add_generic_rpc_handlers((handler,)), host, port, _NUM_THREADS
+            lambda server: server.add_generic_rpc_handlers((handler,)), host, port, _NUM_THREADS, security, gate
         )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the shard holds parameters."""
+        return self._servicer.ready
 
     def __enter__(self) -> Server:
         """Returns the server, which serves already."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,7 @@ from absl import logging
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChunk, NotReady
+from downpour.proto.security import Gate
 from downpour.ps import checkpoint, restore
 from downpour.ps.arena import Arena
 from downpour.ps.shard import Shard
@@ -42,14 +44,22 @@ class Servicer:
         index: Index of this shard.
         arena_path: File of the arena; None for anonymous memory.
         stop_soon: Begins to end the server and returns at once.
+        gate: Of the server; its counts are in the status.
 
     Raises:
         ValueError: The arena cannot be used.
     """
 
-    def __init__(self, index: int, arena_path: Path | None, stop_soon: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        index: int,
+        arena_path: Path | None,
+        stop_soon: Callable[[], None] = lambda: None,
+        gate: Gate | None = None,
+    ) -> None:
         self._index = index
         self._stop_soon = stop_soon
+        self._gate = gate
         self._arena_path = arena_path
         self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
         self._pushing, self._pulling = threading.Semaphore(_MAX_PUSHES), threading.Semaphore(_MAX_PULLS)
@@ -58,6 +68,11 @@ class Servicer:
         if self._shard:
             logging.info("continues from its arena at version %d", self._shard.version)
             _log_ledger(self._shard.arena)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the shard holds parameters."""
+        return self._shard is not None
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The methods, as `downpour/proto/parameter_server.proto` describes them."""
@@ -91,9 +106,11 @@ class Servicer:
 
     def status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
         """Counters; see `ParameterServer.Status`."""
+        reply = pb.StatusReply(shard=self._index) if self._shard is None else self._shard.status()
+        if self._gate:
+            reply.guests.MergeFrom(pb.StatusReply.Guests(**asdict(self._gate.counts())))
         if self._shard is None:
-            return pb.StatusReply(shard=self._index)
-        reply = self._shard.status()
+            return reply
         if request.with_layout:
             specification = self._shard.arena.specification
             reply.layout = specification.layout

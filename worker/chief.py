@@ -31,6 +31,7 @@ from downpour.proto.errors import (
     NotReady,
     Unreachable,
 )
+from downpour.proto.security import PLAIN, Security
 from downpour.proto.transport import start_server
 from downpour.ps.layout import Layout
 from downpour.ps.pace import Async
@@ -58,6 +59,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         run_dir: Folder of checkpoints, history and summary.
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
+        security: Of this process.
 
     Attributes:
         port: The port it listens on.
@@ -66,8 +68,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         ValueError: The folder of the run or of its checkpoints cannot be written, or the port is taken.
     """
 
-    def __init__(self, plan: Plan, run_dir: Path, *, host: str, port: int) -> None:
+    def __init__(self, plan: Plan, run_dir: Path, *, host: str, port: int, security: Security = PLAIN) -> None:
         self._plan = plan
+        self._security = security
         self._folder = RunFolder(run_dir, plan.checkpoint_dir)
         self._shards: Shards | None = None
         self._ending = threading.Event()
@@ -91,7 +94,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._polled: list[int] = []  # versions of the shards, when they were looked at last
         self._resumed_from: int | None = None
         self._server, self.port = start_server(
-            lambda server: chief_pb2_grpc.add_ChiefServicer_to_server(self, server), host, port, _NUM_THREADS
+            lambda server: chief_pb2_grpc.add_ChiefServicer_to_server(self, server), host, port, _NUM_THREADS, security
         )
 
     # What workers, the evaluator and the launcher ask.
@@ -177,7 +180,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         """The layout of shards that hold this very job, as the journal says; then no model need be built to know it."""
         journal = self._folder.journal()
         same = journal is not None and journal.get("job") == self._plan.description.get("job")
-        return known_layout(shards) if same else None
+        return known_layout(shards, self._security) if same else None
 
     def run(
         self,
@@ -201,7 +204,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             JobFailed: A worker ended the job. The last good state has been checkpointed.
             Unreachable: A shard does not answer.
         """
-        self._shards = Shards(shards, layout, self._plan.told(), give_up_after_s)
+        self._shards = Shards(shards, layout, self._plan.told(), give_up_after_s, self._security)
         self._begin(self._shards, initial_values)
         with self._changed:
             self._layout = layout

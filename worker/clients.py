@@ -15,6 +15,7 @@ from downpour.model.order import Lease
 from downpour.proto import chief_pb2, chief_pb2_grpc, codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import LayoutMismatch, MalformedChunk, NotReady
+from downpour.proto.security import PLAIN, Security
 from downpour.proto.transport import call, open_channel
 from downpour.ps import layout as layouts
 from downpour.ps.layout import Layout
@@ -34,18 +35,21 @@ class ShardClient:
         address: `host:port`.
         layout: The layout this process computed.
         give_up_after_s: Deadline of a call, and how long a failing one is repeated before `Unreachable`.
+        security: Of this process.
 
     Attributes:
         peer: Role and address, for messages.
         shard: As given.
     """
 
-    def __init__(self, shard: int, address: str, layout: Layout, give_up_after_s: float) -> None:
+    def __init__(
+        self, shard: int, address: str, layout: Layout, give_up_after_s: float, security: Security = PLAIN
+    ) -> None:
         self.peer = f"shard {shard} at {address}"
         self.shard = shard
         self._layout = layout
         self._give_up_after_s = give_up_after_s
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, security, "ps")
         # Chunk streams carry raw bytes: `codec` encodes and decodes them.
         self._status = self._channel.unary_unary(
             _PATH + "Status", pb.StatusRequest.SerializeToString, pb.StatusReply.FromString
@@ -190,10 +194,10 @@ class ShardClient:
 class ChiefClient:
     """The chief as workers, the evaluator and the launcher see it."""
 
-    def __init__(self, address: str, give_up_after_s: float) -> None:
+    def __init__(self, address: str, give_up_after_s: float, security: Security = PLAIN) -> None:
         self.peer = f"the chief at {address}"
         self._give_up_after_s = give_up_after_s
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, security, "chief")
         self._stub = chief_pb2_grpc.ChiefStub(self._channel)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.security import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ShardClient
 from downpour.worker.packing import Packer
@@ -117,6 +118,7 @@ class Exchange:
         overlap: Whether parameters are computed with while the next pull is under way, which takes twice the memory.
         send_base: Whether pushes carry `Gradients.base`.
         give_up_after_s: See `ShardClient`.
+        security: Of this process.
 
     Attributes:
         wire: As given.
@@ -136,6 +138,7 @@ class Exchange:
         differences: pb.Codec | None = None,
         overlap: bool = True,
         send_base: bool = False,
+        security: Security = PLAIN,
     ) -> None:
         self._layout = layout
         self.wire = wire
@@ -143,7 +146,7 @@ class Exchange:
         self._differences = differences
         self._send_base = send_base
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
-        self._clients = [ShardClient(i, address, layout, give_up_after_s) for i, address in enumerate(addresses)]
+        self._clients = [ShardClient(i, address, layout, give_up_after_s, security) for i, address in enumerate(addresses)]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
         # Every worker begins with another shard, so that they do not all wait for the same one.

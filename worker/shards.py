@@ -16,6 +16,7 @@ from absl import logging
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError, LayoutMismatch
+from downpour.proto.security import PLAIN, Security
 from downpour.ps import checkpoint, restore
 from downpour.ps.checkpoint import Checkpoint, ShardFile
 from downpour.ps.layout import Layout, from_canonical
@@ -43,15 +44,21 @@ class Shards:
         layout: Of the job's variables.
         told: What every shard is told; `shard`, `layout` and `fingerprint` are set here.
         give_up_after_s: See `ShardClient`.
+        security: Of this process.
     """
 
     def __init__(
-        self, addresses: Sequence[str], layout: Layout, told: pb.ShardSpecification, give_up_after_s: float
+        self,
+        addresses: Sequence[str],
+        layout: Layout,
+        told: pb.ShardSpecification,
+        give_up_after_s: float,
+        security: Security = PLAIN,
     ) -> None:
         self.layout = layout
         self._told = pb.ShardSpecification(layout=layout.canonical, fingerprint=layout.fingerprint)
         self._told.MergeFrom(told)
-        self._clients = [ShardClient(i, address, layout, give_up_after_s) for i, address in enumerate(addresses)]
+        self._clients = [ShardClient(i, address, layout, give_up_after_s, security) for i, address in enumerate(addresses)]
         self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shards")
 
     def __len__(self) -> int:
@@ -185,9 +192,9 @@ class Shards:
         return [future.result() for future in futures]
 
 
-def known_layout(addresses: Sequence[str]) -> Layout | None:
+def known_layout(addresses: Sequence[str], security: Security = PLAIN) -> Layout | None:
     """The layout that some shard holds, if one that answers soon holds any: a job goes on."""
-    clients = [ShardClient(i, address, Layout((), 0, ()), _LOOK_S) for i, address in enumerate(addresses)]
+    clients = [ShardClient(i, address, Layout((), 0, ()), _LOOK_S, security) for i, address in enumerate(addresses)]
     with ThreadPoolExecutor(len(clients)) as pool:
         statuses = list(pool.map(lambda client: client.look(_LOOK_S, with_layout=True), clients))
     for client in clients:
