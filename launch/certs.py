@@ -98,7 +98,6 @@ class _Authority:
     @classmethod
     def open(cls, job: str, folder: Path) -> _Authority | None:
         """What is in the folder, None if there is nothing of a CA."""
-
         certificate, key = folder / CA, folder / _CA_KEY
         if not certificate.exists() and not key.exists():
             return None
@@ -120,7 +119,6 @@ class _Authority:
     @classmethod
     def create(cls, job: str, folder: Path) -> _Authority:
         """A new one, written to the folder: the key first, so that a certificate never lacks it."""
-
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             _builder(_name(job, "ca"), key.public_key(), datetime.timedelta(days=_LONGEST_DAYS))
@@ -135,7 +133,6 @@ class _Authority:
 
     def issue(self, role: str, folder: Path, lasts: datetime.timedelta) -> None:
         """Writes a new key and certificate of a role."""
-
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             _builder(_name(self._job, role), key.public_key(), lasts)
@@ -161,7 +158,6 @@ class _Authority:
 
 def _name(job: str, role: str) -> x509.Name:
     """For people: what counts is the alternative name."""
-
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, job),

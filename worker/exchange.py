@@ -146,7 +146,9 @@ class Exchange:
         self._differences = differences
         self._send_base = send_base
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
-        self._clients = [ShardClient(i, address, layout, give_up_after_s, security) for i, address in enumerate(addresses)]
+        self._clients = [
+            ShardClient(i, address, layout, give_up_after_s, security) for i, address in enumerate(addresses)
+        ]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
         # Every worker begins with another shard, so that they do not all wait for the same one.

@@ -58,7 +58,9 @@ class Shards:
         self.layout = layout
         self._told = pb.ShardSpecification(layout=layout.canonical, fingerprint=layout.fingerprint)
         self._told.MergeFrom(told)
-        self._clients = [ShardClient(i, address, layout, give_up_after_s, security) for i, address in enumerate(addresses)]
+        self._clients = [
+            ShardClient(i, address, layout, give_up_after_s, security) for i, address in enumerate(addresses)
+        ]
         self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shards")
 
     def __len__(self) -> int:
