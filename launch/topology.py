@@ -17,8 +17,9 @@ Local emulation, manifests and tests all start roles through `command`; every ro
 | `--checkpoint_dir` | chief | where checkpoints go, a path or a URL that shards and evaluator reach, too |
 | `--resume`, `--resume_if_any` | chief | empty shards continue from the newest checkpoint |
 | `--arena` | ps | file with the shard's numbers |
+| `--tls`, `--token_file`, `--health_port` | all | see `downpour.launch.security` |
 
-Imports absl only: a shard needs this module.
+Imports nothing that a shard does not have.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from downpour.launch import entry
+from downpour.launch import entry, security
 
 if TYPE_CHECKING:
     from downpour.launch.job import Job
@@ -106,6 +107,7 @@ def flag_arguments(values: Mapping[str, FlagValue]) -> list[str]:
 
 def define_flags(role: str) -> None:
     """Defines every flag of a role; flags that another role of the same process has defined are kept."""
+    security.define_flags(role)
     if role in ("ps", "worker"):
         _define(flags.DEFINE_integer, "index", None, "Which of its role this process is.", lower_bound=0)
     if role in _CLIENTS:

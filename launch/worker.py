@@ -6,16 +6,18 @@ python -m downpour.launch.worker --recipe=quickstart --index=0 --ps=HOST:PORT,..
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from typing import Any
 
 from absl import logging
 
-from downpour.launch import entry, recipe, topology
+from downpour.launch import entry, recipe, security, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
 from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
+from downpour.proto.security import Security
 from downpour.ps.staleness import Compensate
 from downpour.worker.clients import ChiefClient
 from downpour.worker.exchange import Exchange, Parameters
@@ -35,10 +37,12 @@ def _run() -> None:
     job = recipe.from_flags()
     where, index = topology.from_flags("worker", job)
     job.data.check()
-    _train(job, where, index)
+    mine, ready = security.from_flags("worker"), threading.Event()
+    with security.health(ready.is_set):
+        _train(job, where, index, mine, ready)
 
 
-def _train(job: Job, where: topology.Topology, index: int) -> None:
+def _train(job: Job, where: topology.Topology, index: int, mine: Security, ready: threading.Event) -> None:
     model, layout = build(job, job.cluster.threads_per_worker)
 
     from downpour.worker.step import StepResult, TrainingStep
@@ -47,7 +51,7 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
     incarnation = time.time_ns()
     wire = CODECS[job.exchange.codec]
     with contextlib.ExitStack() as closing:
-        chief = ChiefClient(where.chief, job.exchange.give_up_after_s)
+        chief = ChiefClient(where.chief, job.exchange.give_up_after_s, mine)
         closing.callback(chief.close)
         exchange = Exchange(
             where.ps,
@@ -61,10 +65,12 @@ def _train(job: Job, where: topology.Topology, index: int) -> None:
             incarnation=incarnation,
             give_up_after_s=job.exchange.give_up_after_s,
             send_base=isinstance(job.staleness, Compensate),
+            security=mine,
         )
         closing.callback(exchange.close)
         exchange.connect()  # a shard says what differs in another layout, the chief only that it does
         reporter = Reporter(chief, index, incarnation, layout.fingerprint)
+        ready.set()
         compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, wire), job.clip)
 
         def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:

@@ -229,6 +229,11 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             raise JobFailed(f"{failure}; the parameters before it are in {self._folder.checkpoints.url}")
         return found
 
+    @property
+    def ready(self) -> bool:
+        """Whether it knows the layout, and answers."""
+        return self._layout is not None  # unlocked: a moment early or late is no matter
+
     def close(self) -> None:
         """Stops serving, after a moment in which others can learn that the job is over."""
         self._ending.set()
