@@ -238,23 +238,19 @@ class ChiefClient:
         """Hands in the score of a checkpoint."""
         self._call(self._stub.ReportScore, score)
 
-    def report_once(self, report: chief_pb2.WorkerReport, within_s: float) -> None:
-        """Sends a worker's totals once, without trying again.
-
-        Raises:
-            grpc.RpcError: They have not arrived within so many seconds.
-        """
-        self._stub.Report(report, timeout=within_s)
+    def report_once(self, report: chief_pb2.WorkerReport, within_s: float) -> bool:
+        """Sends a worker's totals once; returns whether they have arrived within so many seconds."""
+        return _once(self._stub.Report, report, within_s) is not None
 
     def leaving(self, shard: int, incarnation: int, within_s: float) -> bool:
-        """A shard is about to end; returns whether it may. Asks once.
-
-        Raises:
-            grpc.RpcError: There is no answer within so many seconds.
-        """
+        """A shard is about to end; returns whether it may. Asks once; without an answer it may not."""
         request = chief_pb2.LeavingRequest(shard=shard, incarnation=incarnation)
-        reply: chief_pb2.LeavingReply = self._stub.Leaving(request, timeout=within_s)
-        return reply.may_go
+        reply: chief_pb2.LeavingReply | None = _once(self._stub.Leaving, request, within_s)
+        return reply is not None and reply.may_go
+
+    def look(self, within_s: float) -> chief_pb2.ProgressReply | None:
+        """What `progress` gives, asked once; None without an answer within so many seconds."""
+        return _once(self._stub.Progress, chief_pb2.ProgressRequest(), within_s)
 
     def progress(self) -> chief_pb2.ProgressReply:
         """What a progress display shows."""
@@ -262,3 +258,11 @@ class ChiefClient:
 
     def _call(self, method: Callable[..., Reply], request: object) -> Reply:
         return call(self.peer, self._give_up_after_s, lambda: method(request, timeout=self._give_up_after_s))
+
+
+def _once(method: Callable[..., Reply], request: object, within_s: float) -> Reply | None:
+    """Calls without trying again; None if that fails."""
+    try:
+        return method(request, timeout=within_s)
+    except grpc.RpcError:
+        return None

@@ -153,6 +153,7 @@ class Exchange:
         self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
         # Every worker begins with another shard, so that they do not all wait for the same one.
         self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
+        self._begun_s, self._pushes = 0.0, list[Future[_Pushed]]()  # of the exchange that was begun last
         self._pulled = [Pulled(layout, i, wire, keep=overlap) for i in range(len(addresses))]
 
     def connect(self) -> None:
@@ -194,7 +195,18 @@ class Exchange:
         if gradients is not None:
             pushes = {shard: self._pool.submit(self._push, shard, name, gradients) for shard in self._order}
         pulls = [self._pool.submit(self._pull, shard, name, pushes.get(shard), ahead) for shard in self._order if pull]
-        return self._pool.submit(self._collect, time.monotonic(), list(pushes.values()), pulls)
+        self._begun_s, self._pushes = time.monotonic(), list(pushes.values())
+        return self._pool.submit(self._collect, self._begun_s, self._pushes, pulls)
+
+    def acknowledged(self, within_s: float) -> Answer | None:
+        """The answer of the push that was begun last, without the pull that follows it.
+
+        None if nothing was pushed, or some shard has not acknowledged it within so many seconds.
+        """
+        wait(self._pushes, within_s)
+        if not self._pushes or any(not push.done() or push.exception() for push in self._pushes):
+            return None
+        return self._collect(self._begun_s, self._pushes, [])
 
     def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> _Pushed:
         """One shard's push."""

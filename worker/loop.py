@@ -1,4 +1,4 @@
-"""The training loop of one worker: pull, compute, push, until the job has its steps.
+"""The training loop of one worker: pull, compute, push, until the job has its steps or the worker leaves.
 
 Threads: the loop runs in one; `Exchange` and `Reporter` have their own. No TensorFlow here: the step and the
 batches are passed in.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any
 
 from downpour.model.data import Batches
 from downpour.proto.errors import JobFailed
 from downpour.worker.cadence import Cadence, EveryStep
-from downpour.worker.exchange import Exchange, Gradients, Parameters
+from downpour.worker.exchange import Answer, Exchange, Gradients, Parameters
 from downpour.worker.replica import contribution
 from downpour.worker.reporter import Reporter
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Step = Callable[[Parameters, Any, Any], "StepResult"]
 
 _EVERY_STEP = EveryStep()
+_NEVER: Future[None] = Future()
+_ACKNOWLEDGED_WITHIN_S = 4.0  # a push that is under way when the worker leaves
 
 
 def train(
@@ -35,12 +38,15 @@ def train(
     num_steps: int,
     overlap: bool,
     cadence: Cadence = _EVERY_STEP,
+    leaving: Future[None] = _NEVER,
 ) -> None:
-    """Trains until a shard's version reaches `num_steps` or the chief says stop.
+    """Trains until a shard's version reaches `num_steps`, the chief says stop, or this worker leaves.
 
     Without overlap a step is pull, compute, push, one after the other. With overlap the exchange of the last
     gradients and the next parameters runs while a batch is computed, so a step works with parameters that
     lack this worker's own last gradient: one step of staleness more.
+
+    A worker that leaves drops its batch, and waits only for a push that is under way, not for other workers.
 
     Args:
         step: Computes loss and gradients.
@@ -50,38 +56,54 @@ def train(
         num_steps: Version at which training ends.
         overlap: See above.
         cadence: When to push and when to fetch, counted in batches.
+        leaving: Done when this worker is to leave.
 
     Raises:
         JobFailed: The loss or a gradient is not finite. Nothing of that step has been pushed.
     """
     mine = contribution(cadence, exchange.wire)
-    answer = exchange.start().result()
-    assert answer.parameters is not None
+    answer = _answer(exchange, exchange.start(), leaving)
+    if answer is None or answer.parameters is None:
+        return
     mine.fetched(answer.parameters)
     ahead = exchange.start(ahead=True) if overlap else None
     num_batches = sent = 0  # batches computed; position that the push under way reaches
     try:
-        while not reporter.stop.is_set() and max(answer.versions) < num_steps:
+        while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
             images, labels = next(batches)
             mine.computed(_compute(step, mine.parameters, images, labels, reporter))
             reporter.read(batches.counts)
             num_batches += 1
             push, fetch = num_batches % cadence.push_every == 0, num_batches % cadence.fetch_every == 0
+            if leaving.done():
+                return
             if not push and not fetch:
                 continue
             gradients = mine.take() if push else None
             if ahead is None:
-                answer, answered = exchange.start(gradients, pull=fetch).result(), batches.position
+                under_way, reaches = exchange.start(gradients, pull=fetch), batches.position
+                latest = _answer(exchange, under_way, leaving)
             else:
-                answer, answered = ahead.result(), sent
+                latest, reaches = _answer(exchange, ahead, leaving), sent
                 ahead = None  # its answer is taken, whatever the next start does
-                ahead, sent = exchange.start(gradients, ahead=True), batches.position
+                if not leaving.done():
+                    ahead, sent = exchange.start(gradients, ahead=True), batches.position
+            if latest is None:
+                return
+            answer = latest
+            reporter.exchanged(answer, reaches)
             if answer.parameters is not None:
                 mine.fetched(answer.parameters)
-            reporter.exchanged(answer, answered)
     finally:
-        if ahead is not None:
-            reporter.exchanged(ahead.result(), sent)
+        if ahead is not None and (latest := _answer(exchange, ahead, leaving)):
+            reporter.exchanged(latest, sent)
+
+
+def _answer(exchange: Exchange, under_way: Future[Answer], leaving: Future[None]) -> Answer | None:
+    """The answer of an exchange; of a worker that leaves meanwhile that of its push alone, None if there is none."""
+    either: list[Future[Any]] = [under_way, leaving]
+    wait(either, return_when=FIRST_COMPLETED)
+    return under_way.result() if under_way.done() else exchange.acknowledged(_ACKNOWLEDGED_WITHIN_S)
 
 
 def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, reporter: Reporter) -> Gradients:

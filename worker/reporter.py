@@ -45,7 +45,9 @@ class Reporter:
         self._refusal: DownpourError | None = None
         self._ending = threading.Event()
         host = f"{socket.gethostname()} process {os.getpid()}"
-        chief.register(RegisterRequest(worker=worker, incarnation=incarnation, fingerprint=fingerprint, host=host))
+        hello = RegisterRequest(worker=worker, incarnation=incarnation, fingerprint=fingerprint, host=host)
+        if chief.register(hello):
+            self.stop.set()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -116,6 +118,14 @@ class Reporter:
             self._totals.finished = True
             self._totals.failure = failure
         self._chief.report(self._totals)
+
+    def leave(self, within_s: float) -> bool:
+        """Sends the last report of a worker that leaves, once; others get its leases. Returns whether it arrived."""
+        self._ending.set()
+        self._thread.join(within_s)
+        with self._lock:
+            self._totals.finished = True
+        return self._chief.report_once(self._totals, within_s)
 
     def _run(self) -> None:
         while not self._ending.wait(_EVERY_S):
