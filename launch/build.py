@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from downpour.launch.job import Job
+from downpour.proto.codec import CODECS, WIRE_DTYPES
+from downpour.proto.transport import MAX_FACTORS_BYTES
 from downpour.ps.layout import Layout, plan
 from downpour.ps.pace import Sync
 from downpour.ps.staleness import Compensate
@@ -37,21 +39,37 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     keras.utils.set_random_seed(job.seed)
     model = job.model.build(image_size, num_labels)
-    variables = variables_of(
-        model,
-        job.weight_decay,
-        job.undecayed,
-        decay=job.decay,
-        rates=job.rates,
-        frozen=job.frozen,
-        factored=factored_names(model, job.batch_size) if _may_factor(job) else (),
-    )
-    layout = plan(variables, job.cluster.num_ps, job.slicing)
+    factored = factored_names(model, job.batch_size) if _may_factor(job) else set()
+    while True:
+        variables = variables_of(
+            model,
+            job.weight_decay,
+            job.undecayed,
+            decay=job.decay,
+            rates=job.rates,
+            frozen=job.frozen,
+            factored=factored,
+        )
+        layout = plan(variables, job.cluster.num_ps, job.slicing)
+        too_large = unsendable(layout, job.batch_size, WIRE_DTYPES[CODECS[job.exchange.codec]].itemsize)
+        if not too_large:
+            break
+        factored -= too_large
     if isinstance(job.pace, Sync):
         for shard in range(layout.num_shards):
             if not layout.num_pushed(shard):  # its version would never move, and everybody would wait for it
                 raise ValueError(f"pace: under Sync shard {shard} has nothing to update; give a smaller cluster.num_ps")
     return model, layout
+
+
+def unsendable(layout: Layout, batch_size: int, itemsize: int) -> set[str]:
+    """Names of factored variables whose factors, one message a shard, are more than a message may hold."""
+    return {
+        layout.variables[group.ranges[0].variable].name
+        for shard in range(layout.num_shards)
+        for group in layout.factored(shard)
+        if batch_size * (group.num_inputs + group.num_outputs) * itemsize > MAX_FACTORS_BYTES
+    }
 
 
 def _may_factor(job: Job) -> bool:
