@@ -45,7 +45,8 @@ def server_name(role: str, job: str) -> str:
 
 def role_in(names: Iterable[str], job: str) -> str:
     """The role that a certificate's DNS names give their owner in a job; empty when it is none of it, or several."""
-    roles = {role for role in ROLES for name in names if name == server_name(role, job)}
+    given = set(names)
+    roles = {role for role in ROLES if server_name(role, job) in given}
     return roles.pop() if len(roles) == 1 else ""
 
 
