@@ -132,9 +132,22 @@ def test_a_damaged_checkpoint_does_not_hold_the_arena(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
+@settings(max_examples=500)
+@given(data=st.data())
+def test_a_thousand_changed_messages(number: int, data: st.DataObject) -> None:
+    check_changed(number, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
 @settings(max_examples=5000)
 @given(data=st.data())
 def test_ten_thousand_changed_messages(number: int, data: st.DataObject) -> None:
+    check_changed(number, data)
+
+
+def check_changed(number: int, data: st.DataObject) -> None:
+    """A push with one of its messages changed is refused and leaves the numbers alone."""
     messages = push_messages()
     message = bytearray(messages[number])
     for _ in range(data.draw(st.integers(1, 4))):
