@@ -1,0 +1,135 @@
+"""The four Indexed Jobs of a job. Pure.
+
+`specification` is a Job's `spec` without its pods' template's namesake rules: JobSet takes the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from downpour.launch import entry
+from downpour.launch.kubernetes import names, pods
+from downpour.launch.kubernetes.deployment import Deployment
+from downpour.launch.topology import ROLES, Topology
+
+TERMINATED = 143  # 128 + SIGTERM: told to go before the job was done
+KEEP_FINISHED_S = 24 * 3600
+
+_FAILURES = 20  # of one process, not counting those that a machine or we ourselves are the reason of
+_SHARD_RESTARTS = 100  # for each shard
+
+HEADS = {
+    "ps": """\
+The shards of the job: an Indexed Job, no StatefulSet.
+What a StatefulSet is good for, they have here, too: stable names (pod i is NAME-ps-i behind the headless Service), all
+started at once, one replaced under its own name. But a StatefulSet runs until somebody deletes it; these are gone when
+the job is done: the chief tells them to stop (--stop_shards), they exit with 0, and the Job is complete.""",
+    "worker": """\
+The workers: an elastic Indexed Job. More or fewer at any time, without a restart, up to cluster.max_workers:
+    kubectl patch job NAME-worker --type=merge --patch='{"spec": {"completions": N, "parallelism": N}}'
+Both numbers together, as Kubernetes wants it; those with the highest indices go first.""",
+    "chief": """\
+The chief: creates or restores the model, hands out records, has checkpoints written, ends the job. An Indexed Job of
+one, for its stable name.""",
+    "evaluator": """\
+The evaluator: scores every checkpoint on held-out data. Nothing cuts it off: the chief ends only after the score of the
+last checkpoint, and the evaluator by itself when it has no more to score.""",
+}
+
+
+def job(deployment: Deployment, role: str) -> dict[str, Any]:
+    """The Job of a role."""
+    assert role in ROLES, role
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": names.object_name(deployment.name, role),
+            "labels": names.labels(deployment.name, role),
+        },
+        "spec": specification(deployment, role, deployment.topology, may_scale=True),
+    }
+
+
+def specification(deployment: Deployment, role: str, where: Topology, *, may_scale: bool) -> dict[str, Any]:
+    """A Job's `spec`.
+
+    Args:
+        deployment: The job.
+        role: Of the Job.
+        where: Addresses that its pods are told.
+        may_scale: Whether somebody may change the number of its pods while it runs; then the Service's name must be
+            said here, too, as nobody else does.
+    """
+    template = pods.template(deployment, role, deployment.command(role, where))
+    subdomain = {"subdomain": deployment.name} if may_scale else {}
+    template["spec"] = {**_restart(role), **subdomain, **template["spec"]}
+    count = deployment.count(role)
+    return {
+        "completionMode": "Indexed",
+        "completions": count,
+        "parallelism": count,
+        **_failures(role, count, may_scale=may_scale),
+        "#podReplacementPolicy": "One pod of a name at a time: the next one starts when the last one has ended.",
+        "podReplacementPolicy": "Failed",
+        **_success(role),
+        "#ttlSecondsAfterFinished": (
+            "Finished Jobs are removed after a day. There is no activeDeadlineSeconds: a job may train for months, and "
+            "what ends it is num_steps or max_train_s of its recipe, after a last checkpoint."
+        ),
+        "ttlSecondsAfterFinished": KEEP_FINISHED_S,
+        "template": template,
+    }
+
+
+def _restart(role: str) -> dict[str, Any]:
+    if role == "ps":
+        why = (
+            "In place, so that the arena is kept. Kubernetes has no podFailurePolicy for such pods; there is nothing "
+            "to forgive either: a shard that was killed goes on where it was."
+        )
+        return {"#restartPolicy": why, "restartPolicy": "OnFailure"}
+    return {"restartPolicy": "Never"}
+
+
+def _failures(role: str, count: int, *, may_scale: bool) -> dict[str, Any]:
+    """How often a process may fail, and what of that counts."""
+    if role == "ps":
+        why = "Restarts of all shards together, as far as their pods are still there."
+        return {"#backoffLimit": why, "backoffLimit": _SHARD_RESTARTS * count}
+    if role == "worker":
+        why = "A worker that fails so often is given up; the others go on, since nobody waits for anybody."
+        limit = {"#backoffLimitPerIndex": why, "backoffLimitPerIndex": _FAILURES}
+    else:
+        limit = {"backoffLimit": _FAILURES}
+    # A worker beyond cluster.max_workers, after too generous a patch, must not take the others with it.
+    mend = "FailIndex" if role == "worker" and may_scale else "FailJob"
+    return limit | {
+        "#podFailurePolicy": (
+            "Does not count: a pod that its machine, an eviction or a preemption ended, or that was told to go "
+            f"({TERMINATED}). Never tried again: what somebody must mend ({entry.REFUSED}). Everything else counts, "
+            f"also a peer that did not answer ({entry.UNREACHABLE})."
+        ),
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {"action": "Ignore", "onExitCodes": _exits(role, TERMINATED)},
+                {"action": mend, "onExitCodes": _exits(role, entry.REFUSED)},
+            ]
+        },
+    }
+
+
+def _exits(role: str, code: int) -> dict[str, Any]:
+    return {"containerName": role, "operator": "In", "values": [code]}
+
+
+def _success(role: str) -> dict[str, Any]:
+    whys = {
+        "ps": "When one shard was told that the job is done, all are: one that was just starting again is ended, too.",
+        "worker": "When one worker has seen that the job has its steps, all are done: one that was just starting again "
+        "would find no chief.",
+    }
+    if role not in whys:
+        return {}
+    return {"#successPolicy": whys[role], "successPolicy": {"rules": [{"succeededCount": 1}]}}

@@ -1,0 +1,90 @@
+"""The same job as one JobSet (jobset.x-k8s.io/v1alpha2). Pure.
+
+Its pods have other names, `NAME-ps-0-i` instead of `NAME-ps-i`, so that commands name other addresses; Jobs and pods
+are the same otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from downpour.launch.kubernetes import jobs, names
+from downpour.launch.kubernetes.deployment import Deployment
+from downpour.launch.topology import ROLES
+
+HEAD = """\
+The whole job as one object, for the JobSet controller. Unlike the four Jobs it ends everything also when the chief has
+failed for good; but its numbers cannot change while it runs."""
+
+_MAX_RESTARTS = 10
+
+
+def host(job: str, role: str, index: int) -> str:
+    """Of a pod: JobSet puts the number of the replica before the index of the pod."""
+    return f"{job}-{role}-0-{index}.{job}"
+
+
+def document(deployment: Deployment) -> dict[str, Any]:
+    """The JobSet."""
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": deployment.name, "labels": names.labels(deployment.name)},
+        "spec": {
+            "network": {
+                "enableDNSHostnames": True,
+                "subdomain": deployment.name,
+                "#publishNotReadyAddresses": "The chief must find shards that it has not filled yet.",
+                "publishNotReadyAddresses": True,
+            },
+            "#successPolicy": "The chief ends last but for those who have nothing more to do; then everything ends.",
+            "successPolicy": {"operator": "All", "targetReplicatedJobs": ["chief"]},
+            "failurePolicy": _failure_policy(),
+            "ttlSecondsAfterFinished": jobs.KEEP_FINISHED_S,
+            "replicatedJobs": [_replicated(deployment, role) for role in ROLES],
+        },
+    }
+
+
+def _replicated(deployment: Deployment, role: str) -> dict[str, Any]:
+    where = deployment.cluster(host)
+    specification = jobs.specification(deployment, role, where, may_scale=False)
+    for key in ("ttlSecondsAfterFinished", "#ttlSecondsAfterFinished"):
+        del specification[key]  # the JobSet's own counts
+    return {
+        "name": role,
+        "replicas": 1,
+        "template": {
+            "metadata": {"labels": names.labels(deployment.name, role)},
+            "spec": specification,
+        },
+    }
+
+
+def _failure_policy() -> dict[str, Any]:
+    """What happens when a Job has used up what its own rules allow."""
+    return {
+        "#maxRestarts": "Of Jobs or of the JobSet, together, after each Job's own limit.",
+        "maxRestarts": _MAX_RESTARTS,
+        "#rules": "The first that fits counts.",
+        "rules": [
+            {
+                "#name": "Exit code 2: somebody must mend something, and trying again would not.",
+                "name": "mend",
+                "action": "FailJobSet",
+                "onJobFailureReasons": ["PodFailurePolicy"],
+            },
+            {
+                "#name": "These lose nothing when they start anew; shards and the others go on meanwhile.",
+                "name": "stateless",
+                "action": "RestartJob",
+                "targetReplicatedJobs": ["worker", "chief", "evaluator"],
+            },
+            {
+                "#name": "All shards at once, the others with them: the chief begins with the newest checkpoint.",
+                "name": "shards",
+                "action": "RestartJobSet",
+                "targetReplicatedJobs": ["ps"],
+            },
+        ],
+    }

@@ -1,0 +1,125 @@
+"""What the processes of a job need, computed from the layout of its model.
+
+Only `measure` builds the model, and so imports TensorFlow; the sums themselves are pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from downpour.launch.build import build
+from downpour.launch.job import Job
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps import arena
+from downpour.ps.layout import Layout
+from downpour.ps.named import to_message
+
+_MI = 1 << 20
+_SHARD_PROCESS = 150 * _MI  # measured: state + at most this (PSS); see BUILD_NOTES.md
+_RECEIVED_AT_A_TIME = 3  # pushes, each with one chunk on the wire and one decoded
+_TENSORFLOW_PROCESS = 1000 * _MI  # measured: 700 to 800 MB
+_COPIES = 6  # of all parameters: pulled, pushed, their wire forms, the graph's own, and one in reserve
+_BATCHES = 8  # that are decoded ahead
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes, by what they are for; of shards, what the largest takes.
+
+    Attributes:
+        arena: File with vectors, ledger and undo log.
+        waiting: Chunks of pushes that have arrived and are not applied yet.
+        published: A publication, and the differences that lead to it; 0 for live pulls.
+        snapshot: What a checkpoint may copy because pushes change it before it is read: all vectors.
+        parameters: Of all shards, as float32.
+        batches: Pictures that are decoded ahead.
+        activations: Of one batch, forwards and backwards.
+        on_gpu: Whether workers keep those on a GPU; the evaluator has none.
+    """
+
+    arena: int
+    waiting: int
+    published: int
+    snapshot: int
+    parameters: int
+    batches: int
+    activations: int
+    on_gpu: bool = False
+
+    def requests(self) -> Mapping[str, dict[str, int]]:
+        """The parts of each role's memory request, in MiB, by what they are for."""
+        shard = {
+            "arena": self.arena,
+            "process": _SHARD_PROCESS,
+            "pushes that wait": self.waiting,
+            "publication": self.published,
+        }
+        model = {"TensorFlow": _TENSORFLOW_PROCESS, f"{_COPIES} copies of the parameters": _COPIES * self.parameters}
+        batches = {"batches decoded ahead": self.batches}
+        forwards = {"activations": self.activations // 2}
+        both = {} if self.on_gpu else {"activations, forwards and backwards": self.activations}
+        chief = {"TensorFlow": _TENSORFLOW_PROCESS, "3 copies of the parameters": 3 * self.parameters}
+        parts = {"ps": shard, "worker": model | batches | both, "chief": chief, "evaluator": model | batches | forwards}
+        return {role: {name: mib(size) for name, size in of.items() if size} for role, of in parts.items()}
+
+    def limits(self) -> Mapping[str, dict[str, int]]:
+        """What a role's memory limit has beyond its request, likewise."""
+        spare = {role: {"as much again": sum(parts.values())} for role, parts in self.requests().items()}
+        return spare | {"ps": {"copies for a checkpoint": mib(self.snapshot)}}
+
+
+def mib(num_bytes: float) -> int:
+    """MiB, rounded up."""
+    return math.ceil(num_bytes / _MI)
+
+
+def measure(job: Job, *, gpu: bool) -> Sizes:
+    """Builds the job's model and computes what it needs.
+
+    Raises:
+        ValueError: As `downpour.launch.build.build` says, or the data's labels are not there.
+    """
+    model, layout = build(job)
+    shapes = (layer.output.shape for layer in model.layers if hasattr(layer.output, "shape"))
+    activations = sum(math.prod(shape[1:]) for shape in shapes)
+    picture = 3 * job.data.image_size**2
+    sizes = of_layout(job, layout, activations=2 * 4 * job.batch_size * activations, picture=4 * picture)
+    return replace(sizes, on_gpu=gpu)
+
+
+def of_layout(job: Job, layout: Layout, *, activations: int, picture: int) -> Sizes:
+    """The sums.
+
+    Args:
+        job: The job.
+        layout: Of its model.
+        activations: Bytes, of one batch.
+        picture: Bytes, of one decoded picture.
+    """
+    shards = range(layout.num_shards)
+    told = pb.ShardSpecification(
+        rule=to_message(job.rule),
+        schedule=to_message(job.schedule),
+        pace=to_message(job.pace),
+        staleness=to_message(job.staleness),
+        average=None if job.average is None else to_message(job.average),
+        layout=layout.canonical,
+        fingerprint=layout.fingerprint,
+    )
+    largest = max(shards, key=layout.size)
+    told.shard = largest
+    vectors = len(arena.vector_names(told)) * 4 * layout.size(largest)
+    chunk = min(codec.CHUNK_ELEMENTS, layout.size(largest))
+    trained = layout.num_trained(largest)
+    return Sizes(
+        arena=arena.bytes_needed(told),
+        waiting=_RECEIVED_AT_A_TIME * 2 * 4 * chunk,
+        published={"live": 0, "int8": 2 * 2 + 2, "int4": 2 * 2 + 1}[job.exchange.pull] * trained,
+        snapshot=vectors,
+        parameters=4 * sum(layout.size(shard) for shard in shards),
+        batches=_BATCHES * job.batch_size * picture,
+        activations=activations,
+    )

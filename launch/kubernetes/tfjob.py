@@ -1,0 +1,66 @@
+"""The same job as a Kubeflow TFJob (kubeflow.org/v1). Pure.
+
+Its controller gives every pod the cluster, its role and its index as TF_CONFIG, which `downpour.launch.topology` reads;
+so commands name neither addresses nor indices. It makes a Service for every pod itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from downpour.launch.kubernetes import jobs, names, pods
+from downpour.launch.kubernetes.deployment import Deployment
+from downpour.launch.topology import ROLES
+
+HEAD = """\
+The job for Kubeflow's training operator (v1). TF_CONFIG, which it puts into every pod, names addresses and indices;
+that is why no command does."""
+
+REPLICAS = {"ps": "PS", "worker": "Worker", "chief": "Chief", "evaluator": "Evaluator"}
+
+# ExitCode: codes from 128 on are tried again in a new pod, as a lost or preempted machine leaves them; those below fail
+# the job.
+_RESTART = {"ps": "OnFailure", "worker": "ExitCode", "chief": "ExitCode", "evaluator": "ExitCode"}
+
+_CONTAINER = "tensorflow"  # what the operator looks for
+_PORT = "tfjob-port"
+_RESTARTS = 100  # of each shard's container
+
+
+def document(deployment: Deployment) -> dict[str, Any]:
+    """The TFJob."""
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "TFJob",
+        "metadata": {"name": deployment.name, "labels": names.labels(deployment.name)},
+        "spec": {
+            "runPolicy": {
+                "#cleanPodPolicy": "When the chief is done, pods that still run are ended; others stay for their logs.",
+                "cleanPodPolicy": "Running",
+                "#backoffLimit": "Restarts in place; only shards have those.",
+                "backoffLimit": _RESTARTS * deployment.count("ps"),
+                "ttlSecondsAfterFinished": jobs.KEEP_FINISHED_S,
+            },
+            "#tfReplicaSpecs": "No successPolicy: by default a TFJob with a Chief is done when its chief is.",
+            "tfReplicaSpecs": {REPLICAS[role]: _replica(deployment, role) for role in ROLES},
+        },
+    }
+
+
+def _replica(deployment: Deployment, role: str) -> dict[str, Any]:
+    template = pods.template(deployment, role, deployment.tf_config_command(role), _CONTAINER)
+    (container,) = template["spec"]["containers"]
+    container["ports"] = [port | {"name": _PORT} if port["name"] == "grpc" else port for port in container["ports"]]
+    if role == "ps":
+        why = "In place, so that the arena is kept."
+    else:
+        why = (
+            "Codes from 128 on, of a machine that was lost, are tried again; others are final, so a peer that does not "
+            "answer must be waited for: see --set=exchange.give_up_after_s."
+        )
+    return {
+        "replicas": deployment.count(role),
+        "#restartPolicy": why,
+        "restartPolicy": _RESTART[role],
+        "template": template,
+    }
