@@ -174,12 +174,14 @@ class Counts:
         connections_admitted: Of these, from which a call was admitted.
         refused_role: Calls refused because their caller's role may not make them.
         refused_token: Calls refused for a wrong or missing token.
+        refused_malformed: Streams refused because they do not follow the protocol, or hold a message that is too large.
     """
 
     connections: int = 0
     connections_admitted: int = 0
     refused_role: int = 0
     refused_token: int = 0
+    refused_malformed: int = 0
 
 
 class Gate:
@@ -197,12 +199,12 @@ class Gate:
         self._job = security.certificates.job if security.certificates else ""
         self._lock = threading.Lock()
         # Everything below is guarded by `_lock`.
-        self._connections = self._refused_role = self._refused_token = 0
+        self._connections = self._refused_role = self._refused_token = self._refused_malformed = 0
         self._peers: set[str] = set()
         self._former_peers = 0
         self._log_at = time.monotonic() + log_every_s
         self._connections_then = 0  # when the log was looked at last
-        self._logged = (0, 0, 0)
+        self._logged = (0, 0, 0, 0)
 
     def connection_began(self) -> None:
         """A handshake begins."""
@@ -228,12 +230,18 @@ class Gate:
         if refusal is not None:
             raise refusal
 
+    def saw_malformed(self) -> None:
+        """A call that was admitted has been refused for what it sent."""
+        with self._lock:
+            self._refused_malformed += 1
+
     def counts(self) -> Counts:
         """Of this moment."""
         with self._lock:
             # Beyond `_MOST_PEERS` some of these are counted twice.
             admitted = min(self._former_peers + len(self._peers), self._connections)
-            return Counts(self._connections, admitted, self._refused_role, self._refused_token)
+            refused = self._refused_role, self._refused_token, self._refused_malformed
+            return Counts(self._connections, admitted, *refused)
 
     def _refusal(self, method: str, context: grpc.ServicerContext) -> Forbidden | Unauthenticated | None:
         if self._token and not self._knows_token(context):
@@ -270,12 +278,14 @@ class Gate:
             # Of connections that have had time enough to make a call.
             silent = max(0, self._connections_then - self._former_peers - len(self._peers))
             self._connections_then = self._connections
-            totals = (max(silent, self._logged[0]), self._refused_role, self._refused_token)
+            refused = self._refused_role, self._refused_token, self._refused_malformed
+            totals = (max(silent, self._logged[0]), *refused)
             if totals == self._logged:
                 return
             self._logged = totals
         logging.warning(
-            "strangers so far: %d connections without a call, %d calls refused for their role, %d for their token",
+            "strangers so far: %d connections without a call, calls refused: %d for their role, %d for their token, "
+            "%d for what they sent",
             *totals,
         )
 

@@ -248,7 +248,7 @@ class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ha
         }[handler.request_streaming, handler.response_streaming]
         behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         admit = partial(self._gate.admit, details.method)
-        return kind(wrap(behaviour, admit), handler.request_deserializer, handler.response_serializer)
+        return kind(wrap(behaviour, admit, self._gate), handler.request_deserializer, handler.response_serializer)
 
 
 Admit = Callable[[grpc.ServicerContext], None]
