@@ -21,7 +21,7 @@ import grpc
 from absl import logging
 
 from downpour.proto import tls
-from downpour.proto.errors import Forbidden, Unauthenticated
+from downpour.proto.errors import DownpourError, Forbidden, MalformedChunk, Unauthenticated
 
 TOKEN_KEY = "downpour-token"
 _TOKEN = re.compile(r"[!-~]{16,1024}")  # what a header may carry
@@ -219,21 +219,19 @@ class Gate:
             Forbidden: Its caller's role may not make it.
         """
         refusal = self._refusal(method, context)
-        with self._lock:
-            if refusal is None:
-                self._remember(context.peer())
-            elif isinstance(refusal, Forbidden):
-                self._refused_role += 1
-            else:
-                self._refused_token += 1
-        self._log_strangers()
         if refusal is not None:
             raise refusal
-
-    def saw_malformed(self) -> None:
-        """A call that was admitted has been refused for what it sent."""
         with self._lock:
-            self._refused_malformed += 1
+            self._remember(context.peer())
+        self._log_strangers()
+
+    def refused(self, error: DownpourError) -> None:
+        """A call ends with this error."""
+        with self._lock:
+            self._refused_role += isinstance(error, Forbidden)
+            self._refused_token += isinstance(error, Unauthenticated)
+            self._refused_malformed += isinstance(error, MalformedChunk)
+        self._log_strangers()
 
     def counts(self) -> Counts:
         """Of this moment."""

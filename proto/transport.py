@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -247,30 +246,30 @@ class ErrorInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ha
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
         behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        admit = partial(self._gate.admit, details.method)
-        return kind(wrap(behaviour, admit, self._gate), handler.request_deserializer, handler.response_serializer)
+        return kind(
+            wrap(behaviour, details.method, self._gate), handler.request_deserializer, handler.response_serializer
+        )
 
 
-Admit = Callable[[grpc.ServicerContext], None]
-
-
-def _mapped(behaviour: Callable[..., Any], admit: Admit) -> Callable[..., Any]:
+def _mapped(behaviour: Callable[..., Any], method: str, gate: Gate) -> Callable[..., Any]:
     def call(request: Any, context: grpc.ServicerContext) -> Any:
         try:
-            admit(context)
+            gate.admit(method, context)
             return behaviour(request, context)
         except DownpourError as error:
+            gate.refused(error)
             return abort(context, error)
 
     return call
 
 
-def _mapped_stream(behaviour: Callable[..., Iterator[Any]], admit: Admit) -> Callable[..., Iterator[Any]]:
+def _mapped_stream(behaviour: Callable[..., Iterator[Any]], method: str, gate: Gate) -> Callable[..., Iterator[Any]]:
     def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         try:
-            admit(context)
+            gate.admit(method, context)
             yield from behaviour(request, context)
         except DownpourError as error:
+            gate.refused(error)
             abort(context, error)
 
     return call
