@@ -1,0 +1,286 @@
+"""Predicts what a cluster will do before there is one: steps a second, what limits them, staleness, how many shards.
+
+    downpour plan --recipe=jft300m --num_labels=18291 --workers=50 --gbit=10 --seconds_per_step=7.2
+
+Bytes come from the layout, costs from measuring one shard process on this machine for some seconds (or from
+--core_ms_per_step), and steps and staleness from simulating workers, lines and shards as queues
+(`downpour.launch.queueing`). Every shard and every worker counts as a host with a line of its own, and its cores are
+taken to be as fast as this machine's. The last line is `RESULT {json}`.
+
+It knows jobs whose workers push and pull every step and wait for nobody (pace Async, cadence EveryStep). TLS, restarts
+and checkpoints are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from absl import flags
+
+from downpour.launch import demand, entry, queueing, recipe, topology
+from downpour.launch.demand import Cost, Costs
+from downpour.launch.job import Job
+from downpour.launch.queueing import Fleet, Prediction
+from downpour.ps.layout import Layout
+from downpour.ps.layout import plan as place
+
+topology.define_recipe_flags()
+_WORKERS = flags.DEFINE_integer("workers", None, "Workers; the recipe's by default.")
+_GBIT = flags.DEFINE_float("gbit", 10.0, "Line rate of a host, each way, in 10^9 bits a second.")
+_SECONDS = flags.DEFINE_float("seconds_per_step", None, "What a worker takes to compute one gradient.")
+_SPREAD = flags.DEFINE_float("spread", 0.1, "Standard deviation of those seconds, of their mean (lognormal).")
+_CORES = flags.DEFINE_float("cores_per_shard", 1.0, "Cores of one shard's host or container.")
+_COSTS = flags.DEFINE_float(
+    "core_ms_per_step", None, "Core-milliseconds of all shards together for one step; measured here by default."
+)
+_MEASURE_S = flags.DEFINE_float("measure_s", 1.0, "Seconds of each of the four measurements.")
+_LABELS = flags.DEFINE_integer("num_labels", None, "Labels of the data, where the data themselves are not here.")
+
+# Shards count as no bottleneck while they are busy for at most this share of the time: above, queues grow fast.
+_BUSY = 0.8
+_MAX_SHARDS = 100
+_MAX_WORKERS = 1024  # a shard's ledger has room for so many
+# Of a shard for a push and a pull that carry nothing: half of what exchange benchmarks found for both sides.
+_CALLS_S = 1.7e-3
+_MB, _MIB = 1e6, 1 << 20
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is asked about.
+
+    Attributes:
+        num_workers: Workers.
+        gbit: Line rate of a host, each way.
+        seconds_per_step: What a worker takes to compute one gradient.
+        spread: Standard deviation of that, of its mean.
+        cores_per_shard: Of each shard.
+    """
+
+    num_workers: int
+    gbit: float
+    seconds_per_step: float
+    spread: float = 0.1
+    cores_per_shard: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_workers <= _MAX_WORKERS:
+            raise ValueError(f"--workers={self.num_workers}; give 1 to {_MAX_WORKERS}, as many as a shard knows")
+        for name, value in (("gbit", self.gbit), ("cores_per_shard", self.cores_per_shard)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"--{name}={value:g}; give a number above 0")
+        for name, value in (("seconds_per_step", self.seconds_per_step), ("spread", self.spread)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"--{name}={value:g}; give a number of at least 0")
+
+
+def check(job: Job) -> None:
+    """Raises `ValueError` for a job whose workers wait for each other, or do not push and pull every step."""
+    for key, value, known in (("pace", job.pace, "Async"), ("cadence", job.cadence, "EveryStep")):
+        if type(value).__name__ != known:
+            raise ValueError(f"{key} is {type(value).__name__}; plan predicts {known} only, add --set={key}={known}")
+
+
+def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Fleet:
+    """A job on a cluster, as `queueing` takes it."""
+    pushes, pulls = demand.calls(layout, job, costs)
+    bytes_per_s = cluster.gbit * 1e9 / 8
+    return Fleet(
+        num_workers=cluster.num_workers,
+        compute_s=cluster.seconds_per_step,
+        spread=cluster.spread,
+        pushes=pushes,
+        pulls=pulls,
+        whole_bytes=[demand.whole_bytes(layout, shard, job) for shard in range(layout.num_shards)],
+        publish_every=job.publish_every,
+        overlap=job.exchange.overlap,
+        shard_cores=cluster.cores_per_shard,
+        shard_bytes_per_s=bytes_per_s,
+        worker_bytes_per_s=bytes_per_s,
+    )
+
+
+def shards_limit(fleet: Fleet) -> float:
+    """Steps a second that the shards allow."""
+    limits = fleet.limits()
+    return min(limits["shards' cores"], limits["shards' network"])
+
+
+def workers_limit(fleet: Fleet) -> float:
+    """Steps a second of workers that no shard lets wait: their computing, and their own lines and cores."""
+    unbounded = replace(
+        fleet,
+        num_workers=1,
+        publish_every=0,
+        shard_bytes_per_s=math.inf,
+        pushes=[replace(call, shard_s=0.0) for call in fleet.pushes],
+        pulls=[replace(call, shard_s=0.0) for call in fleet.pulls],
+    )
+    return fleet.num_workers * queueing.simulate(unbounded, num_steps=100).steps_per_second
+
+
+def enough_shards(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Layout | None:
+    """The layout on the fewest shards that are no bottleneck; None if not even the most are enough."""
+    wanted = workers_limit(fleet_of(job, layout, costs, cluster))
+    for num_shards in range(1, _MAX_SHARDS + 1):
+        one = place(layout.variables, num_shards, job.slicing)
+        if wanted <= _BUSY * shards_limit(fleet_of(job, one, costs, cluster)):
+            return one
+    return None
+
+
+def known_costs(job: Job, layout: Layout, core_ms: float) -> Costs:
+    """Costs whose sum over the shards of a layout is given; half of the rest is for pushes, half for pulls.
+
+    Raises:
+        ValueError: It is less than calls cost that carry nothing.
+    """
+    total, calls_s = core_ms / 1000, _CALLS_S * layout.num_shards
+    if not calls_s < total < math.inf:
+        raise ValueError(
+            f"--core_ms_per_step={core_ms:g}; {layout.num_shards} pushes and pulls take {1000 * calls_s:.1f} core-ms "
+            "without carrying anything: give more, or leave the flag out to have it measured"
+        )
+    half = Cost(_CALLS_S / 2, (total - calls_s) / 2 / sum(r.size for r in layout.ranges))
+    return Costs(shard_push=half, shard_pull=half)
+
+
+def report(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> tuple[str, dict[str, Any]]:
+    """What there is to say: a table for people, and the RESULT."""
+    fleet = fleet_of(job, layout, costs, cluster)
+    found, best = queueing.simulate(fleet), enough_shards(job, layout, costs, cluster)
+    result = _result(job, layout, fleet, found)
+    lines = [
+        f"{job.name}: {sum(r.size for r in layout.ranges):,} parameters on {layout.num_shards} shards with "
+        f"{cluster.cores_per_shard:g} cores each, {cluster.num_workers} workers that compute for "
+        f"{cluster.seconds_per_step:g} s a step, {cluster.gbit:g} Gbit/s a host",
+        f"a step pushes {result['mb_pushed_per_step']:.1f} MB and pulls {result['mb_pulled_per_step']:.1f} MB; "
+        f"it takes {result['shard_core_ms_per_step']:.0f} core-ms of the shards and "
+        f"{result['worker_core_ms_per_step']:.0f} of the worker",
+        "",
+        f"{'what would limit':<20} {'steps/s':>9} {'used':>6}",
+    ]
+    for name, limit in sorted(fleet.limits().items(), key=lambda item: item[1]):
+        lines.append(f"{name:<20} {limit:9.2f} {found.steps_per_second / limit:6.0%}")
+    lines += [
+        f"{'predicted':<20} {found.steps_per_second:9.2f}        bottleneck: {fleet.bottleneck()}",
+        "",
+        f"an exchange takes {found.exchange_s:.2f} s{', while a worker computes' if fleet.overlap else ''}",
+        f"staleness: mean {found.staleness_mean:.1f}, half at most {result['staleness_p50']}, "
+        f"99 % at most {result['staleness_p99']} pushes",
+        *_histogram(found),
+        "",
+        f"{layout.num_shards} shards, the recipe's: {_shards_words(job, layout, fleet)}",
+    ]
+    if best is None:
+        lines.append(f"no number of shards up to {_MAX_SHARDS} is enough: cut large variables into more slices, give "
+                     "shards more --cores_per_shard or --gbit, or choose a codec with fewer bytes")  # fmt: skip
+    else:
+        result |= {"shards_to_choose": best.num_shards, "shard_memory_mb": _memory_mb(job, best)}
+        words = _shards_words(job, best, fleet_of(job, best, costs, cluster))
+        lines.append(f"{best.num_shards} to choose, the fewest that are busy at most {_BUSY:.0%}: {words}")
+    return "\n".join(lines), result
+
+
+def _result(job: Job, layout: Layout, fleet: Fleet, found: Prediction) -> dict[str, Any]:
+    calls = [*fleet.pushes, *fleet.pulls]
+    last = int(found.staleness.nonzero()[0].max(initial=0))
+    return {
+        "recipe": job.name,
+        "num_ps": layout.num_shards,
+        "num_workers": fleet.num_workers,
+        "steps_per_second": round(found.steps_per_second, 4),
+        "bottleneck": fleet.bottleneck(),
+        "limits": {name: round(limit, 3) for name, limit in fleet.limits().items() if limit < math.inf},
+        "staleness_mean": round(found.staleness_mean, 3),
+        "staleness_p50": queueing.percentile_of(found.staleness, 0.5),
+        "staleness_p99": queueing.percentile_of(found.staleness, 0.99),
+        "staleness_histogram": found.staleness[: last + 1].tolist(),
+        "exchange_s": round(found.exchange_s, 4),
+        "mb_pushed_per_step": round(sum(call.num_bytes for call in fleet.pushes) / _MB, 3),
+        "mb_pulled_per_step": round(found.bytes_pulled / _MB, 3),
+        "shard_core_ms_per_step": round(1000 * sum(call.shard_s for call in calls), 2),
+        "worker_core_ms_per_step": round(1000 * sum(call.worker_s for call in calls), 2),
+        "recipe_shard_memory_mb": _memory_mb(job, layout),
+        "shards_to_choose": None,
+        "shard_memory_mb": None,
+    }
+
+
+def _memory_mb(job: Job, layout: Layout) -> int:
+    """Of the largest shard, in 2^20 bytes."""
+    return math.ceil(max(demand.memory_bytes(layout, i, job) for i in range(layout.num_shards)) / _MIB)
+
+
+def _shards_words(job: Job, layout: Layout, fleet: Fleet) -> str:
+    return f"they allow {shards_limit(fleet):.2f} steps/s and need up to {_memory_mb(job, layout):,} MB of memory each"
+
+
+def _histogram(found: Prediction) -> list[str]:
+    """Ten rows at most."""
+    used = found.staleness.nonzero()[0]
+    if not used.size:
+        return []
+    first, last = int(used.min()), int(used.max())
+    width = max(1, -(-(last - first + 1) // 10))
+    counts = [(at, int(found.staleness[at : at + width].sum())) for at in range(first, last + 1, width)]
+    most, total = max(count for _, count in counts), int(found.staleness.sum())
+    label = f"{last}-{last}"
+    rows = []
+    for at, count in counts:
+        span = f"{at}" if width == 1 else f"{at}-{at + width - 1}"
+        rows.append(f"  {span:>{len(label)}} {count / total:6.1%} {'#' * round(40 * count / most)}")
+    return rows
+
+
+def _job() -> Job:
+    job = recipe.from_flags()
+    if _WORKERS.value is not None and _WORKERS.value >= 1:
+        job = replace(job, cluster=replace(job.cluster, num_workers=_WORKERS.value))
+    if _LABELS.value is not None:
+        from downpour.model.data import GeneratedImages
+
+        job = replace(job, data=GeneratedImages(image_size=job.data.image_size, num_labels=_LABELS.value))
+    return job
+
+
+def _layout(job: Job) -> Layout:
+    from downpour.launch.build import build
+
+    try:
+        job.data.num_labels  # noqa: B018  # before TensorFlow loads
+    except ValueError as error:
+        raise ValueError(f"{error}; or give their number, --num_labels=N") from None
+    return build(job)[1]
+
+
+def _main() -> None:
+    job = _job()
+    check(job)
+    if _SECONDS.value is None:
+        raise ValueError("no --seconds_per_step; give what a worker takes to compute one gradient, in seconds")
+    workers = job.cluster.num_workers if _WORKERS.value is None else _WORKERS.value
+    cluster = Cluster(workers, _GBIT.value, _SECONDS.value, _SPREAD.value, _CORES.value)
+    if not 0 < _MEASURE_S.value <= 60:
+        raise ValueError(f"--measure_s={_MEASURE_S.value:g}; give a number of seconds above 0, 60 at most")
+    layout = _layout(job)
+    if _COSTS.value is None:
+        from downpour.launch import shard_costs
+
+        costs = shard_costs.measure(job, layout, _MEASURE_S.value)
+    else:
+        costs = known_costs(job, layout, _COSTS.value)
+    text, result = report(job, layout, costs, cluster)
+    print(f"{text}\nRESULT {json.dumps(result)}", flush=True)
+
+
+def main() -> None:
+    """Prints the prediction."""
+    entry.run(_main, role="plan")
+
+
+if __name__ == "__main__":
+    main()
