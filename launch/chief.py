@@ -5,6 +5,9 @@ python -m downpour.launch.chief --recipe=quickstart --ps=HOST:PORT,... --port=22
 Started again, it goes on where the shards and its journal in --run_dir are. Where the shards have lost everything,
 --resume (or --resume_if_any) continues from the newest checkpoint; otherwise a new run begins, in place of what is in
 the folder.
+
+At SIGTERM it brings its journal up to date and ends with 143. With `--stop_shards` it ends the shards when the job is
+over, failed or not.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from downpour.launch import entry, initial, recipe, security, topology
+from downpour.launch import ending, entry, initial, recipe, security, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
 from downpour.ps.layout import Layout
@@ -35,6 +38,7 @@ def main() -> None:
 
 
 def _run() -> None:
+    ending.on_sigterm()
     job = recipe.from_flags()
     where, index = topology.from_flags("chief", job)
     job.data.check()
@@ -42,8 +46,9 @@ def _run() -> None:
     run_dir = topology.run_dir(job)
     source = initial.from_flags(run_dir)
     security.prepare_server()
-    chief = Chief(_plan(job), run_dir, host=host, port=port, security=security.from_flags("chief"))
+    chief = Chief(_plan(job, where.evaluator), run_dir, host=host, port=port, security=security.from_flags("chief"))
     with contextlib.closing(chief), security.health(lambda: chief.ready):
+        ending.on_sigterm(lambda: _leave(chief))
         # Before the model, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(chief.port)
         if source:
@@ -51,8 +56,15 @@ def _run() -> None:
         model = _Model(job, source)
         # A chief that is started again needs no model, and is back in a second.
         layout = chief.known_layout(where.ps) or model.built[1]
-        chief.run(layout, where.ps, model.initial_values, job.exchange.give_up_after_s)
+        give_up_after_s, stop = job.exchange.give_up_after_s, bool(flags.FLAGS["stop_shards"].value)
+        chief.run(layout, where.ps, model.initial_values, give_up_after_s, stop_shards=stop)
     logging.info("done")
+
+
+def _leave(chief: Chief) -> None:
+    chief.hold()
+    logging.info("told to end; the journal is written")
+    ending.end_now()
 
 
 class _Model:
@@ -72,7 +84,7 @@ class _Model:
         return initial.values(model, layout, self._source)
 
 
-def _plan(job: Job) -> Plan:
+def _plan(job: Job, evaluator: bool) -> Plan:
     return Plan(
         recipe=job.name,
         rule=job.rule,
@@ -80,6 +92,8 @@ def _plan(job: Job) -> Plan:
         pace=job.pace,
         staleness=job.staleness,
         num_workers=job.cluster.num_workers,
+        max_workers=job.cluster.most_workers,
+        expects_evaluator=evaluator,
         lease_s=job.cluster.lease_s,
         num_steps=job.num_steps,
         checkpoint_every_steps=job.checkpoint_every_steps,

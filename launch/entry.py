@@ -11,7 +11,8 @@ A role's module defines its flags at import, and its whole `main` is one call:
 
 Exit codes: 0 done, 1 a bug (with its traceback), 2 the user or the cluster must mend something (one line on
 stderr, never a traceback unless `--verbosity=1`), 69 a peer did not answer for as long as it was told to try (likewise
-one line; starting the process again may help), 130 interrupted.
+one line; starting the process again may help), 130 interrupted, 143 told to end by SIGTERM
+(`downpour.launch.ending`).
 
 Log lines read `[worker/3 step=120 version=118] message`. `set_role` says what stands before the first blank,
 `set_context(step=120, version=118)` what follows; the context belongs to the process, not to a thread, and a
@@ -33,7 +34,7 @@ from absl import flags, logging
 
 from downpour.proto.errors import DownpourError, Unreachable
 
-OK, BUG, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 2, 69, 130
+OK, BUG, REFUSED, UNREACHABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 69, 130, 143
 
 _DIE_WITH_PARENT = flags.DEFINE_integer(
     "die_with_parent", 0, "Process id of the parent; this process ends when that one does. 0: never.", lower_bound=0
@@ -156,4 +157,10 @@ def _die_with_parent(parent: int) -> None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(TERMINATED)
+
+
+def parent_is_gone() -> bool:
+    """Whether this process is to die with its parent, and that has died."""
+    parent = _DIE_WITH_PARENT.value
+    return bool(parent) and os.getppid() != parent

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 
-from downpour.launch import entry, recipe, security, topology
+from downpour.launch import ending, entry, recipe, security, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
 from downpour.proto.security import Security
@@ -22,6 +22,7 @@ def main() -> None:
 
 
 def _run() -> None:
+    ending.on_sigterm()  # it keeps nothing: the one that is started in its place scores the newest checkpoint
     job = recipe.from_flags()
     where, _ = topology.from_flags("evaluator", job)
     job.data.check()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from downpour.model.data import Dataset
-from downpour.ps import averages, pace, rules, schedules, staleness
+from downpour.ps import averages, ledger, pace, rules, schedules, staleness
 from downpour.ps.averages import Average
 from downpour.ps.layout import Rate, Slicing
 from downpour.ps.pace import Async, Mode
@@ -49,22 +49,38 @@ class Cluster:
 
     Attributes:
         num_ps: Parameter-server shards.
-        num_workers: Workers.
+        num_workers: Workers that are expected; leases and publications are of a size for so many.
+        max_workers: How many there may be: with `Async` and `Bounded` workers of an index below it may come and go at
+            any time. 0 for as many as `num_workers`.
         threads_per_worker: TensorFlow threads in one worker; 0 for one per core.
         lease_s: A worker that says nothing for so many seconds is lost, and nobody waits for it any longer.
     """
 
     num_ps: int = 17
     num_workers: int = 2
+    max_workers: int = 0
     threads_per_worker: int = 0
     lease_s: float = 30.0
 
     def __post_init__(self) -> None:
         _at_least("cluster.num_ps", self.num_ps, 1)
         _at_least("cluster.num_workers", self.num_workers, 1)
+        _at_least("cluster.max_workers", self.max_workers, 0)
+        if self.max_workers and self.max_workers < self.num_workers:
+            raise ValueError(
+                f"cluster.max_workers is {self.max_workers}, less than cluster.num_workers, {self.num_workers}; "
+                "give at least as many, or 0 for as many"
+            )
+        if self.most_workers > ledger.NUM_WORKERS:
+            raise ValueError(f"cluster.max_workers is {self.most_workers}; shards keep room for {ledger.NUM_WORKERS}")
         _at_least("cluster.threads_per_worker", self.threads_per_worker, 0)
         if not self.lease_s >= 3:
             raise ValueError(f"cluster.lease_s is {self.lease_s}; give at least 3 seconds, workers report every second")
+
+    @property
+    def most_workers(self) -> int:
+        """Every worker's index is below it."""
+        return max(self.num_workers, self.max_workers)
 
 
 @dataclass(frozen=True)
@@ -173,7 +189,7 @@ class Job:
     CHOICES: ClassVar[dict[str, dict[str, type]]] = _CHOICES
 
     def __post_init__(self) -> None:
-        pace.check(self.pace, self.cluster.num_workers, overlap=self.exchange.overlap)
+        pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.exchange.overlap)
         cadence.check(self.cadence, overlap=self.exchange.overlap)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
             raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")

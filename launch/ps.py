@@ -1,39 +1,82 @@
 """Serves one parameter-server shard. Needs no TensorFlow.
 
 python -m downpour.launch.ps --index=0 --port=2222 --arena=/dev/shm/shard-0.arena
+
+It ends with exit code 0 when the chief says that the job is over. At SIGTERM it ends with 0, too, unless it was given
+`--chief`: then it first asks the chief for a checkpoint, serves until that is written or `--grace_s` is over, and ends
+with 143, to be started again on another machine. A second SIGTERM ends it at once.
 """
 
 from __future__ import annotations
 
 import signal
+import threading
+import time
 from pathlib import Path
 
 from absl import flags, logging
 
-from downpour.launch import entry, security, topology
+from downpour.launch import ending, entry, security, topology
 from downpour.ps.server import Server
+from downpour.worker.clients import ChiefClient
 
 topology.define_flags("ps")
 
+_ASK_EVERY_S, _ANSWER_WITHIN_S = 0.25, 2.0
+
 
 def main() -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Serves until the job is over, or until SIGTERM or SIGINT."""
     entry.run(_run, role="ps")
 
 
-def _run() -> None:
+def _run() -> int:
     where, index = topology.from_flags("ps")
     host, port = topology.listen_address("ps", where, index)
     arena = flags.FLAGS["arena"].value
     security.prepare_server()
     server = Server(index, host, port, Path(arena) if arena else None, security.from_flags("ps"))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop_soon())
+    end = _End(server, index, flags.FLAGS["chief"].value or "")
+    ending.on_sigterm(end.leave)
+    signal.signal(signal.SIGINT, lambda *_: server.stop_soon())
     logging.info("listens on %s:%d", host, server.port)
     topology.write_port(server.port)
     with security.health(lambda: server.ready):
         server.wait()
     logging.info("stopped")
+    return end.code
+
+
+class _End:
+    """What a shard does at SIGTERM.
+
+    Attributes:
+        code: To exit with once the server has stopped.
+    """
+
+    def __init__(self, server: Server, index: int, chief: str) -> None:
+        self.code = entry.OK
+        self._server, self._index, self._chief = server, index, chief
+
+    def leave(self) -> None:
+        """Stops the server, after a checkpoint if there is somebody to ask for one and something to lose."""
+        if self._chief and self._server.ready:
+            self._wait_for_checkpoint()
+        if self._chief:
+            self.code = entry.TERMINATED
+        self._server.stop_soon()
+
+    def _wait_for_checkpoint(self) -> None:
+        begin, incarnation = time.monotonic(), time.time_ns()
+        grace_s = float(flags.FLAGS["grace_s"].value or 0.0)
+        chief = ChiefClient(self._chief, grace_s, security.from_flags("ps"))
+        pause = threading.Event()
+        while (left := begin + grace_s - time.monotonic()) > 0:
+            if chief.leaving(self._index, incarnation, min(left, _ANSWER_WITHIN_S)):
+                logging.info("leaves; a checkpoint was written within %.1f s", time.monotonic() - begin)
+                return
+            pause.wait(min(left, _ASK_EVERY_S))
+        logging.warning("leaves without a checkpoint: the chief wrote none within %.0f s", grace_s)
 
 
 if __name__ == "__main__":

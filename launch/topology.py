@@ -12,6 +12,8 @@ Local emulation, manifests and tests all start roles through `command`; every ro
 | `--recipe`, `--set` | worker, chief, evaluator | the job (read by `downpour.launch.recipe`) |
 | `--run_dir` | worker, chief, evaluator | where the job writes |
 | `--ps`, `--chief` | worker, chief, evaluator | addresses; without them TF_CONFIG decides |
+| `--chief`, `--grace_s` | ps | whom to ask for a checkpoint at SIGTERM, and how long to wait for it |
+| `--stop_shards` | chief | whether it ends the shards when the job is over |
 | `--evaluator` | chief | whether an evaluator will score the checkpoints |
 | `--host`, `--port`, `--port_file` | ps, chief | where to listen; where to write the port |
 | `--checkpoint_dir` | chief | where checkpoints go, a path or a URL that shards and evaluator reach, too |
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 ROLES = ("ps", "worker", "chief", "evaluator")
 _SERVERS, _CLIENTS = ("ps", "chief"), ("worker", "chief", "evaluator")
 
-FlagValue = str | int | Path | bool | Iterable[str] | None
+FlagValue = str | int | float | Path | bool | Iterable[str] | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def flag_arguments(values: Mapping[str, FlagValue]) -> list[str]:
     for name, value in values.items():
         if isinstance(value, bool):
             arguments.append(f"--{name}" if value else f"--no{name}")
-        elif isinstance(value, str | int | Path):
+        elif isinstance(value, str | int | float | Path):
             arguments += [f"--{name}={value}"] if value != "" else []
         elif value is not None:
             arguments += [f"--{name}={one}" for one in value]
@@ -121,7 +123,10 @@ def define_flags(role: str) -> None:
         _define(flags.DEFINE_string, "port_file", None, "File to write the port to once it is bound.")
     if role == "ps":
         _define(flags.DEFINE_string, "arena", None, "File that holds the shard's numbers; a new one is made.")
+        _define(flags.DEFINE_string, "chief", "", "host:port of the chief, asked for a checkpoint at SIGTERM.")
+        _define(flags.DEFINE_float, "grace_s", 20.0, "Seconds to wait for that checkpoint.", lower_bound=0.0)
     if role == "chief":
+        _define(flags.DEFINE_boolean, "stop_shards", False, "Whether to end the shards when the job is over.")
         _define(flags.DEFINE_boolean, "evaluator", True, "Whether an evaluator will score the checkpoints.")
         define_checkpoint_flags()
 
@@ -172,7 +177,7 @@ def from_flags(role: str, job: Job | None = None) -> tuple[Topology, int]:
     """
     ps, chief, index = _value("ps", []), _value("chief", ""), _value("index", None)
     text = os.environ.get("TF_CONFIG", "")
-    if ps or chief or not text:
+    if _by_flags(role) or not text:
         if role in _CLIENTS:
             _check_flags(role, ps, chief, index)
         topology, index = Topology(tuple(ps), chief, job.cluster.num_workers if job else 0), index or 0
@@ -181,7 +186,7 @@ def from_flags(role: str, job: Job | None = None) -> tuple[Topology, int]:
         if at != role:
             raise ValueError(f"TF_CONFIG says task type {at!r}, but this process is started as {role!r}")
         index = place if index is None else index
-    topology = replace(topology, evaluator=_value("evaluator", True))
+    topology = replace(topology, chief=chief or topology.chief, evaluator=_value("evaluator", True))
     entry.set_role(f"{role}/{index}" if role in ("ps", "worker") else role)
     if job:
         check_counts(topology, job, index if role == "worker" else 0)
@@ -196,14 +201,18 @@ def check_counts(topology: Topology, job: Job, worker: int = 0) -> None:
     ):
         if given != wanted:
             raise ValueError(f"the cluster has {given} but the job's {key} is {wanted}; add --set={key}={given}")
-    if worker >= topology.num_workers:
-        raise ValueError(f"--index={worker} with {topology.num_workers} workers; give 0 to {topology.num_workers - 1}")
+    most = job.cluster.most_workers
+    if worker >= most:
+        raise ValueError(
+            f"--index={worker}, but the job takes {most} workers; give 0 to {most - 1}, or start every role with "
+            f"--set=cluster.max_workers={worker + 1}"
+        )
 
 
 def listen_address(role: str, topology: Topology, index: int) -> tuple[str, int]:
     """Host and port that a shard or chief binds: of its flags, else the port that TF_CONFIG gives it, else 0."""
     port = _value("port", None)
-    if port is None and _value("ps", []) == [] and not _value("chief", ""):
+    if port is None and not _by_flags(role):
         known = role == "chief" or index < len(topology.ps)
         port = int(topology.address(role, index).rpartition(":")[2]) if known and _in_tf_config() else None
     return _value("host", "0.0.0.0"), port or 0
@@ -289,6 +298,11 @@ def _check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"address {address!r} is not host:port with a port from 1 to 65535")
+
+
+def _by_flags(role: str) -> bool:
+    """Whether flags say where the cluster is. To a shard `--chief` says only whom to ask when it ends."""
+    return bool(_value("ps", []) or (role in _CLIENTS and _value("chief", "")))
 
 
 def _in_tf_config() -> bool:

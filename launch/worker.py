@@ -1,6 +1,9 @@
 """Trains as one worker: pulls parameters, computes gradients on its own batches, pushes them.
 
 python -m downpour.launch.worker --recipe=quickstart --index=0 --ps=HOST:PORT,... --chief=HOST:PORT
+
+At SIGTERM it drops its batch, waits a moment for a push that is under way, gives its leases back and ends with 143. One
+that comes when training is over ends with 0.
 """
 
 from __future__ import annotations
@@ -8,16 +11,19 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from concurrent.futures import Future
 from typing import Any
 
 from absl import logging
 
-from downpour.launch import entry, recipe, security, topology
+from downpour.launch import ending, entry, recipe, security, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
+from downpour.proto.chief_pb2 import ProgressReply
 from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
 from downpour.proto.security import Security
+from downpour.ps.layout import Layout
 from downpour.ps.staleness import Compensate
 from downpour.worker.clients import ChiefClient
 from downpour.worker.exchange import Exchange, Parameters
@@ -27,6 +33,10 @@ from downpour.worker.reporter import Reporter
 
 topology.define_flags("worker")
 
+_OVER = (ProgressReply.STATE_SCORING, ProgressReply.STATE_DONE, ProgressReply.STATE_FAILED)
+_LEAVE_WITHIN_S = 6.0  # from SIGTERM to the last report
+_LOOK_S, _LOOK_AGAIN_S = 2.0, 0.5  # for the chief's answer; between two looks whether it is there
+
 
 def main() -> None:
     """Trains until the job has its steps."""
@@ -34,53 +44,107 @@ def main() -> None:
 
 
 def _run() -> None:
+    ending.on_sigterm()
     job = recipe.from_flags()
     where, index = topology.from_flags("worker", job)
     job.data.check()
     mine, ready = security.from_flags("worker"), threading.Event()
-    with security.health(ready.is_set):
-        _train(job, where, index, mine, ready)
-
-
-def _train(job: Job, where: topology.Topology, index: int, mine: Security, ready: threading.Event) -> None:
-    model, layout = build(job, job.cluster.threads_per_worker)
-
-    from downpour.worker.step import StepResult, TrainingStep
-
-    # Later processes with this index have a higher incarnation, as long as clocks do not run backwards.
-    incarnation = time.time_ns()
-    wire = CODECS[job.exchange.codec]
     with contextlib.ExitStack() as closing:
+        closing.enter_context(security.health(ready.is_set))
         chief = ChiefClient(where.chief, job.exchange.give_up_after_s, mine)
         closing.callback(chief.close)
-        exchange = Exchange(
-            where.ps,
-            layout,
-            wire=wire,
-            push=BLOCK_CODECS.get(job.exchange.push),
-            publish_every=job.publish_every,
-            differences=BLOCK_CODECS.get(job.exchange.pull),
-            overlap=job.exchange.overlap,
-            worker=index,
-            incarnation=incarnation,
-            give_up_after_s=job.exchange.give_up_after_s,
-            send_base=isinstance(job.staleness, Compensate),
-            security=mine,
-        )
+        if _is_over(chief):  # before the model, which takes seconds, and the shards, which have ended perhaps
+            return
+        model, layout = build(job, job.cluster.threads_per_worker)
+        # Later processes with this index have a higher incarnation, as long as clocks do not run backwards.
+        exchange = _exchange(job, where, layout, index, time.time_ns(), mine)
         closing.callback(exchange.close)
         exchange.connect()  # a shard says what differs in another layout, the chief only that it does
-        reporter = Reporter(chief, index, incarnation, layout.fingerprint)
+        reporter = Reporter(chief, index, exchange.incarnation, layout.fingerprint)
         ready.set()
-        compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, wire), job.clip)
+        _train(job, model, layout, exchange, _Worker(chief, reporter))
+    logging.info("trained")
 
-        def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
-            entry.set_context(version=max(parameters.versions))
-            return compiled(parameters, images, labels)
 
-        try:
-            # All workers make the same order of the records; the chief's leases share it out.
-            leases = reporter.leases()
-            with job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
+def _is_over(chief: ChiefClient) -> bool:
+    """Whether training is over, as far as the chief is there to tell."""
+    found = chief.look(_LOOK_S)
+    over = found is not None and found.state in _OVER
+    if found is not None and over:
+        how = f"failed ({found.failure})" if found.failure else "has its steps"
+        logging.info("the job %s: at step %d of %d nothing is left to do", how, found.step, found.num_steps)
+    return over
+
+
+def _exchange(
+    job: Job, where: topology.Topology, layout: Layout, index: int, incarnation: int, mine: Security
+) -> Exchange:
+    return Exchange(
+        where.ps,
+        layout,
+        wire=CODECS[job.exchange.codec],
+        push=BLOCK_CODECS.get(job.exchange.push),
+        publish_every=job.publish_every,
+        differences=BLOCK_CODECS.get(job.exchange.pull),
+        overlap=job.exchange.overlap,
+        worker=index,
+        incarnation=incarnation,
+        give_up_after_s=job.exchange.give_up_after_s,
+        send_base=isinstance(job.staleness, Compensate),
+        security=mine,
+    )
+
+
+class _Worker:
+    """How this worker ends before the job does.
+
+    Attributes:
+        reporter: Tells the chief.
+        leaving: Done at SIGTERM.
+        trained: Set when the training loop has ended, for whatever reason.
+    """
+
+    def __init__(self, chief: ChiefClient, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.leaving: Future[None] = Future()
+        self.trained = threading.Event()
+        self._chief = chief
+        self._gone = threading.Event()
+        ending.on_sigterm(self._leave)
+
+    def wait_for_end(self) -> None:
+        """Of the process, which another thread is about to end."""
+        self._gone.wait()
+
+    def _leave(self) -> None:
+        """Lets the loop end, tells the chief, and ends; without waiting where nobody is there to be told."""
+        if self.trained.is_set():
+            return  # it ends by itself
+        self.leaving.set_result(None)
+        deadline = time.monotonic() + _LEAVE_WITHIN_S
+        while not self.trained.wait(_LOOK_AGAIN_S) and time.monotonic() < deadline:
+            if entry.parent_is_gone() or self._chief.look(_LOOK_S) is None:
+                ending.end_now()
+        told = self.reporter.leave(_LOOK_S)
+        logging.info("told to end; %s", "others have its leases" if told else "the chief does not know")
+        ending.end_now()
+
+
+def _train(job: Job, model: Any, layout: Layout, exchange: Exchange, worker: _Worker) -> None:
+    from downpour.worker.step import StepResult, TrainingStep
+
+    compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, exchange.wire), job.clip)
+    reporter = worker.reporter
+
+    def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
+        entry.set_context(version=max(parameters.versions))
+        return compiled(parameters, images, labels)
+
+    try:
+        # All workers make the same order of the records; the chief's leases share it out.
+        leases = reporter.leases()
+        with job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
+            try:
                 train(
                     step,
                     exchange,
@@ -89,15 +153,19 @@ def _train(job: Job, where: topology.Topology, index: int, mine: Security, ready
                     num_steps=job.num_steps,
                     overlap=job.exchange.overlap,
                     cadence=job.cadence,
+                    leaving=worker.leaving,
                 )
-        except BaseException as error:
-            # These are the job's fault, and the chief ends it for everybody; others are this worker's own.
-            failure = str(error) if isinstance(error, JobFailed | NonFinite | ValueError) else ""
-            with contextlib.suppress(DownpourError):
-                reporter.finish(failure)
-            raise
-        reporter.finish()
-    logging.info("trained")
+            finally:
+                worker.trained.set()
+            if worker.leaving.done():
+                worker.wait_for_end()
+    except BaseException as error:
+        # These are the job's fault, and the chief ends it for everybody; others are this worker's own.
+        failure = str(error) if isinstance(error, JobFailed | NonFinite | ValueError) else ""
+        with contextlib.suppress(DownpourError):
+            reporter.finish(failure)
+        raise
+    reporter.finish()
 
 
 if __name__ == "__main__":

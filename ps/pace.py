@@ -15,9 +15,10 @@ dropped and counted. Which are the first is decided chunk by chunk, so a worker 
 holds up nothing that others can fill; when fewer than N workers live, as many as live are enough.
 
 Nothing blocks for longer than a lease: the chief names the workers that are gone, and they stop counting. A worker
-that comes (back) starts at min c, so it neither holds up nor leads. Clocks are of this process: a shard that was
-restarted begins them anew at its workers' next calls, so on that shard a lead may once grow by `lead`; the other
-shards still hold the worker to its bound.
+that comes starts at min c, so it neither holds up nor leads; so does one that was named and lives, with its next push
+(a pull may be what a dead one has left behind, and nobody must wait for that). Clocks are of this process: a shard
+that was restarted begins them anew at its workers' next calls, so on that shard a lead may once grow by `lead`; the
+other shards still hold the worker to its bound.
 
 Why nobody waits for ever: pushes never wait, so whatever is computed is counted, and the worker whose clock is least
 may always pull. What would deadlock: a pull for step k that must return before push k - 1 is sent (overlap) with
@@ -69,14 +70,19 @@ Mode = Async | Bounded | Sync
 BY_NAME: dict[str, type] = {mode.__name__: mode for mode in (Async, Bounded, Sync)}
 
 
-def check(mode: Mode, num_workers: int, *, overlap: bool) -> None:
-    """Raises `ValueError` for a mode that a cluster could not run."""
+def check(mode: Mode, num_workers: int, most_workers: int, *, overlap: bool) -> None:
+    """Raises `ValueError` for a mode that a cluster of so many workers, at most so many, could not run."""
     if isinstance(mode, Bounded) and overlap and mode.lead < 1:
         raise ValueError("pace: lead is 0 with exchange.overlap; give a lead of at least 1, or exchange.overlap=False")
     if not isinstance(mode, Sync):
         return
     if overlap:
         raise ValueError("pace: Sync needs exchange.overlap=False; a gradient must be of the version it is applied to")
+    if most_workers > num_workers:
+        raise ValueError(
+            f"pace: Sync is for exactly cluster.num_workers = {num_workers} workers, and cluster.max_workers is "
+            f"{most_workers}; leave cluster.max_workers out, or give pace Async or Bounded"
+        )
     if mode.backups >= num_workers:
         raise ValueError(
             f"pace: backups is {mode.backups} of {num_workers} workers; give fewer backups than cluster.num_workers"
@@ -124,6 +130,7 @@ class Pace:
         self.mode = mode
         self._rounds = rounds
         self._members = {worker: _Member(0, 0) for worker in range(num_workers)}
+        self._gone: dict[int, int] = {}  # the incarnation of a worker that was named absent
 
     def may_pull(self, worker: int, incarnation: int, num_pushes: int, version: int) -> bool:
         """Whether a worker may have the parameters of the step before which it makes `num_pushes` pushes.
@@ -132,6 +139,8 @@ class Pace:
         """
         if isinstance(self.mode, Async) or not incarnation:
             return True
+        if incarnation <= self._gone.get(worker, 0):
+            return isinstance(self.mode, Bounded) or not self._between_rounds()
         member = self._member(worker, incarnation, num_pushes)
         if isinstance(self.mode, Bounded):
             return member.offset + num_pushes - self._least() <= self.mode.lead
@@ -140,6 +149,7 @@ class Pace:
     def pushed(self, worker: int, incarnation: int, num_pushes: int, base_version: int) -> None:
         """A worker's push is complete, its `num_pushes`-th, computed from `base_version`."""
         if not isinstance(self.mode, Async):
+            self._gone.pop(worker, None)
             member = self._member(worker, incarnation, num_pushes - 1)
             member.clock = member.offset + num_pushes
             member.pushed_version = base_version
@@ -148,8 +158,9 @@ class Pace:
         """Names workers, each with its incarnation, that are finished or lost; newer incarnations are kept."""
         for worker, incarnation in gone:
             member = self._members.get(worker)
-            if member is not None and member.incarnation <= incarnation:
-                del self._members[worker]
+            if member is None or member.incarnation <= incarnation:
+                self._members.pop(worker, None)
+                self._gone[worker] = max(incarnation, self._gone.get(worker, 0))
 
     def due(self) -> list[int]:
         """Chunks whose sum has all gradients that it needs, under `Sync`."""

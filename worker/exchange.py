@@ -122,6 +122,7 @@ class Exchange:
 
     Attributes:
         wire: As given.
+        incarnation: As given.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Exchange:
     ) -> None:
         self._layout = layout
         self.wire = wire
+        self.incarnation = incarnation
         self._publish_every = publish_every
         self._differences = differences
         self._send_base = send_base

@@ -66,8 +66,8 @@ class Plan:
         most = max(self.num_workers, self.max_workers)
         if index >= most:
             raise TooManyWorkers(
-                f"worker {index} of a job whose cluster.max_workers is {most}; give an --index of 0 to {most - 1}, "
-                "or start the chief with a larger cluster.max_workers"
+                f"worker {index}, but the job takes {most} workers; give an --index of 0 to {most - 1}, or start the "
+                f"chief with --set=cluster.max_workers={index + 1}"
             )
 
     def told(self) -> pb.ShardSpecification:

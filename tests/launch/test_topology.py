@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 
 from downpour.launch import entry, topology
+from downpour.launch.job import Cluster
 
 CLUSTER = {"ps": ["a:1", "b:2"], "worker": ["c:3", "d:4", "e:5"], "chief": ["f:6"]}
 
@@ -16,8 +17,9 @@ def tf_config(task=("worker", 1), **changes):
     return json.dumps({"cluster": cluster, "task": {"type": task[0], "index": task[1]}, "environment": "cloud"})
 
 
-def fake_job(num_ps=2, num_workers=3):
-    return SimpleNamespace(name="fake", cluster=SimpleNamespace(num_ps=num_ps, num_workers=num_workers))
+def fake_job(num_ps=2, num_workers=3, max_workers=0):
+    cluster = Cluster(num_ps=num_ps, num_workers=num_workers, max_workers=max_workers)
+    return SimpleNamespace(name="fake", cluster=cluster)
 
 
 @pytest.fixture
@@ -109,7 +111,11 @@ def test_chief_listens_on_its_flag(parse):
             "worker lacks --ps and --chief and --index; give them as flags or the whole cluster as TF_CONFIG",
         ),
         ("evaluator", ["--chief=f:6"], "evaluator lacks --ps;"),
-        ("worker", ["--chief=f:6", "--ps=a:1,b:2", "--index=3"], "--index=3 with 3 workers; give 0 to 2"),
+        (
+            "worker",
+            ["--chief=f:6", "--ps=a:1,b:2", "--index=3"],
+            "job takes 3 workers; give 0 to 2, or .*max_workers=4",
+        ),
         ("worker", ["--chief=f:6", "--ps=a:1", "--index=0"], "add --set=cluster.num_ps=1"),
         ("worker", ["--chief=f:6", "--ps=a:1,b", "--index=0"], "address 'b'"),
     ],
@@ -150,3 +156,25 @@ def test_command_is_what_production_runs():
         *("--port=0", "--noevaluator"),
     ]
     assert topology.command("chief", 0, {}, python="python") == ["python", "-m", "downpour.launch.chief"]
+
+
+def test_a_worker_may_have_an_index_up_to_the_limit_of_the_job(parse):
+    parse("worker", "--ps=a:1,b:2", "--chief=f:6", "--index=4")
+    assert topology.from_flags("worker", fake_job(max_workers=5))[1] == 4
+    parse("worker", "--ps=a:1,b:2", "--chief=f:6", "--index=5")
+    with pytest.raises(ValueError, match=r"--index=5, but the job takes 5 workers; give 0 to 4, or .*max_workers=6"):
+        topology.from_flags("worker", fake_job(max_workers=5))
+
+
+def test_the_chief_that_a_shard_asks_says_nothing_of_the_cluster(parse, monkeypatch):
+    parse("ps", "--index=1", "--port=5", "--chief=f:6")
+    where, index = topology.from_flags("ps")
+    assert (where.ps, where.chief, index) == ((), "f:6", 1)
+    parse("ps", "--chief=f:6")
+    monkeypatch.setenv("TF_CONFIG", tf_config(("ps", 1)))
+    where, index = topology.from_flags("ps")
+    assert index == 1 and where.ps == ("a:1", "b:2")
+    assert topology.listen_address("ps", where, index)[1] == 2
+    parse("ps", "--chief=nowhere")
+    with pytest.raises(ValueError, match="address 'nowhere' is not host:port"):
+        topology.from_flags("ps")

@@ -169,7 +169,40 @@ def test_async_never_waits() -> None:
 )
 def test_modes_that_could_not_run_are_refused(mode: pace.Mode, overlap: bool, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pace.check(mode, 4, overlap=overlap)
+        pace.check(mode, 4, 4, overlap=overlap)
+
+
+def test_only_sync_refuses_workers_that_come_and_go() -> None:
+    with pytest.raises(ValueError, match=r"exactly cluster.num_workers = 4 workers, and cluster.max_workers is 6"):
+        pace.check(Sync(4), 4, 6, overlap=False)
+    for mode in (Async(), Bounded(2)):
+        pace.check(mode, 4, 6, overlap=True)
+
+
+def test_nobody_waits_for_a_pull_that_a_worker_has_left_behind() -> None:
+    decider = new(Bounded(1), 3)
+    for pushes in range(1, 4):
+        decider.pushed(0, 1, pushes, 0)
+        decider.pushed(2, 1, pushes, 0)
+    assert decider.may_pull(1, 1, 0, 0) and not decider.may_pull(2, 1, 3, 0)
+    decider.absent([(1, 1)])
+    assert decider.may_pull(1, 1, 0, 0), "asked again by the call that is still open"
+    decider.pushed(0, 1, 4, 0)
+    decider.pushed(2, 1, 4, 0)
+    assert decider.may_pull(0, 1, 5, 0) and decider.may_pull(2, 1, 5, 0)
+    decider.pushed(1, 1, 1, 0)  # it lives after all
+    assert not decider.may_pull(0, 1, 6, 0)
+
+
+def test_a_worker_beyond_those_that_are_expected_is_waited_for_once_it_has_come() -> None:
+    decider = new(Bounded(1), 1)
+    decider.pushed(0, 1, 1, 0)
+    assert decider.may_pull(7, 1, 0, 0)
+    for pushes in (2, 3):
+        decider.pushed(0, 1, pushes, 0)
+    assert not decider.may_pull(0, 1, 3, 0)
+    decider.absent([(7, 1)])
+    assert decider.may_pull(0, 1, 3, 0)
 
 
 def test_numbers_out_of_range() -> None:
