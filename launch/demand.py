@@ -1,4 +1,4 @@
-"""What one step asks of every shard, by the layout and the job: bytes on the wire, core-seconds, memory. Pure.
+"""What one step asks of every shard, by the layout and the job: bytes on the wire, core-seconds. Pure.
 
 Bytes are those of the payloads, as `downpour.worker.packing` cuts a push and the shards answer a pull; gRPC and TCP add
 about one percent.
@@ -12,11 +12,8 @@ from downpour.launch.job import Job
 from downpour.launch.queueing import Call
 from downpour.proto import codec
 from downpour.ps.layout import Layout
-from downpour.ps.pace import Sync
 from downpour.ps.staleness import Compensate
 
-# Of a shard's process beside its numbers: interpreter, gRPC, compiled loops, messages in flight. Measured: 69-168 MB.
-PROCESS_BYTES = 150 << 20
 _FLOAT32_BYTES = 4
 
 
@@ -45,15 +42,6 @@ def whole_bytes(layout: Layout, shard: int, job: Job) -> int:
     wire = codec.WIRE_DTYPES[codec.CODECS[job.exchange.codec]].itemsize
     num_frozen = layout.size(shard) - layout.num_pushed(shard)
     return wire * (layout.num_trained(shard) + num_frozen) + _statistics_bytes(layout, shard)
-
-
-def memory_bytes(layout: Layout, shard: int, job: Job) -> int:
-    """Memory that a shard needs: its vectors, its publications, and the process around them."""
-    vectors = 1 + len(job.rule.slots) + (job.average is not None) + isinstance(job.pace, Sync)
-    memory = PROCESS_BYTES + _FLOAT32_BYTES * layout.size(shard) * vectors
-    if job.exchange.pull != "live":  # the latest and the one before, and what leads from one to the other
-        memory += 2 * (whole_bytes(layout, shard, job) + pull_bytes(layout, shard, job))
-    return memory
 
 
 def _statistics_bytes(layout: Layout, shard: int) -> int:

@@ -23,6 +23,7 @@ from absl import flags
 from downpour.launch import demand, entry, queueing, recipe, topology
 from downpour.launch.demand import Cost, Costs
 from downpour.launch.job import Job
+from downpour.launch.kubernetes import sizes
 from downpour.launch.queueing import Fleet, Prediction
 from downpour.ps.layout import Layout
 from downpour.ps.layout import plan as place
@@ -45,7 +46,7 @@ _MAX_SHARDS = 100
 _MAX_WORKERS = 1024  # a shard's ledger has room for so many
 # Of a shard for a push and a pull that carry nothing: half of what exchange benchmarks found for both sides.
 _CALLS_S = 1.7e-3
-_MB, _MIB = 1e6, 1 << 20
+_MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def report(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> tuple[st
         f"{'what would limit':<20} {'steps/s':>9} {'used':>6}",
     ]
     for name, limit in sorted(fleet.limits().items(), key=lambda item: item[1]):
-        lines.append(f"{name:<20} {limit:9.2f} {found.steps_per_second / limit:6.0%}")
+        if limit < math.inf:  # else it has nothing to do
+            lines.append(f"{name:<20} {limit:9.2f} {found.steps_per_second / limit:6.0%}")
     lines += [
         f"{'predicted':<20} {found.steps_per_second:9.2f}        bottleneck: {fleet.bottleneck()}",
         "",
@@ -211,8 +213,8 @@ def _result(job: Job, layout: Layout, fleet: Fleet, found: Prediction) -> dict[s
 
 
 def _memory_mb(job: Job, layout: Layout) -> int:
-    """Of the largest shard, in 2^20 bytes."""
-    return math.ceil(max(demand.memory_bytes(layout, i, job) for i in range(layout.num_shards)) / _MIB)
+    """Of the largest shard, in 2^20 bytes, as the Kubernetes manifests request it."""
+    return sum(sizes.of_layout(job, layout, activations=0, picture=0).requests()["ps"].values())
 
 
 def _shards_words(job: Job, layout: Layout, fleet: Fleet) -> str:
