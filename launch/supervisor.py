@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
 
-from downpour.launch.entry import REFUSED
+from downpour.launch.entry import REFUSED, TERMINATED
 
 _TICK_S = 0.05
 _REFUSAL = "] error: "  # as `entry.refuse` writes; what a process survives it logs as a warning
@@ -281,7 +281,7 @@ class Supervisor:
                     self._release(watched)
         code = watched.process.returncode if watched.process else None
         # A process that is stopped in the middle of being refused ends by SIGTERM.
-        if code not in (None, REFUSED, -signal.SIGTERM) or time.monotonic() > watched.held_at + _HOLD_S:
+        if code not in (None, REFUSED, TERMINATED, -signal.SIGTERM) or time.monotonic() > watched.held_at + _HOLD_S:
             self._release(watched)
 
     def _release(self, watched: _Watched) -> None:

@@ -114,7 +114,7 @@ def test_chief_listens_on_its_flag(parse):
         (
             "worker",
             ["--chief=f:6", "--ps=a:1,b:2", "--index=3"],
-            "job takes 3 workers; give 0 to 2, or .*max_workers=4",
+            "takes 3 workers; give 0 to 2, or .*max_workers=4",
         ),
         ("worker", ["--chief=f:6", "--ps=a:1", "--index=0"], "add --set=cluster.num_ps=1"),
         ("worker", ["--chief=f:6", "--ps=a:1,b", "--index=0"], "address 'b'"),
