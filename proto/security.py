@@ -174,7 +174,8 @@ class Counts:
         connections_admitted: Of these, from which a call was admitted.
         refused_role: Calls refused because their caller's role may not make them.
         refused_token: Calls refused for a wrong or missing token.
-        refused_malformed: Streams refused because they do not follow the protocol, or hold a message that is too large.
+        refused_malformed: Streams refused because they do not follow the protocol.
+        broken_off: Streams that ended in the middle: the caller died, or a message was larger than may be.
     """
 
     connections: int = 0
@@ -182,6 +183,7 @@ class Counts:
     refused_role: int = 0
     refused_token: int = 0
     refused_malformed: int = 0
+    broken_off: int = 0
 
 
 class Gate:
@@ -200,6 +202,7 @@ class Gate:
         self._lock = threading.Lock()
         # Everything below is guarded by `_lock`.
         self._connections = self._refused_role = self._refused_token = self._refused_malformed = 0
+        self._broken_off = 0
         self._peers: set[str] = set()
         self._former_peers = 0
         self._log_at = time.monotonic() + log_every_s
@@ -225,6 +228,11 @@ class Gate:
             self._remember(context.peer())
         self._log_strangers()
 
+    def broke_off(self) -> None:
+        """A stream of requests ends in the middle."""
+        with self._lock:
+            self._broken_off += 1
+
     def refused(self, error: DownpourError) -> None:
         """A call ends with this error."""
         with self._lock:
@@ -239,7 +247,7 @@ class Gate:
             # Beyond `_MOST_PEERS` some of these are counted twice.
             admitted = min(self._former_peers + len(self._peers), self._connections)
             refused = self._refused_role, self._refused_token, self._refused_malformed
-            return Counts(self._connections, admitted, *refused)
+            return Counts(self._connections, admitted, *refused, self._broken_off)
 
     def _refusal(self, method: str, context: grpc.ServicerContext) -> Forbidden | Unauthenticated | None:
         if self._token and not self._knows_token(context):

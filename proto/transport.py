@@ -259,6 +259,9 @@ def _mapped(behaviour: Callable[..., Any], method: str, gate: Gate) -> Callable[
         except DownpourError as error:
             gate.refused(error)
             return abort(context, error)
+        except grpc.RpcError:  # of this call's own requests
+            gate.broke_off()
+            raise
 
     return call
 
