@@ -17,20 +17,22 @@ from google.protobuf import json_format
 
 from downpour.launch import topology
 from downpour.launch.scratch import scratch_folder
+from downpour.proto import codec
 from downpour.ps.layout import Layout
 from downpour.ps.named import to_message
 from downpour.ps.rules import RMSProp
 from downpour.ps.schedules import Constant
 from downpour.worker.clients import ShardClient
 from tests.benchmarks import shape
-from tests.benchmarks.emulated_worker import Settings
-from tests.benchmarks.hosts import Host
+from tests.benchmarks.emulated_worker import Settings, save_gradients
+from tests.benchmarks.hosts import LOOPBACK, Host
 from tests.benchmarks.measure import Measurement, measure
 from tests.benchmarks.processes import Child, Processes, wait_for_file
 from tests.worker.cluster import initialize
 
 RULE = RMSProp(rho=0.9, momentum=0.9)  # the paper's
 _TIMEOUT_S = 120.0
+_GRADIENTS = "gradients"
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,16 @@ class Load:
         object.__setattr__(self, "num_processes", min(self.num_processes, self.num_workers))
 
 
-Watch = Callable[[Sequence[Child], Sequence[Child]], AbstractContextManager[object]]
+Watch = Callable[[Sequence[Child], Sequence[Child], Sequence[str]], AbstractContextManager[object]]
 
 
-def run(load: Load, watch: Watch = lambda shards, workers: nullcontext()) -> Measurement:
+def run(load: Load, watch: Watch = lambda shards, workers, addresses: nullcontext()) -> Measurement:
     """Measures our shards under a load.
 
     Args:
         load: The load.
-        watch: Called with shards and worker processes; gives what is entered as the window begins, left as it ends.
+        watch: Called with shards, worker processes and the shards' addresses; gives what is entered as the window
+            begins, left as it ends.
 
     Raises:
         ValueError: A process failed, or a shard's count of pushes is not the workers'.
@@ -95,14 +98,15 @@ def run(load: Load, watch: Watch = lambda shards, workers: nullcontext()) -> Mea
     with scratch_folder() as scratch, Processes(scratch) as processes:
         shards, addresses = start_shards(processes, scratch, load)
         initialize(addresses, layout, shape.initial_values(layout), RULE, Constant(learning_rate=1e-6))
-        workers = _start_workers(processes, addresses, load)
+        save_gradients(scratch / _GRADIENTS, layout, codec.CODECS[load.codec])
+        workers = _start_workers(processes, addresses, scratch / _GRADIENTS, load)
         measurement, _ = measure(
             shards,
             workers,
             warmup_s=load.warmup_s,
             seconds=load.seconds,
             namespaces=sorted({host.prefix for host in load.shard_hosts}),
-            watch=watch(shards, workers),
+            watch=watch(shards, workers, addresses),
         )
         _check_pushes(addresses, layout, measurement.pushes)
     return measurement
@@ -125,6 +129,7 @@ def start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list[
             "port": 0,
             "port_file": scratch / f"ps-{i}.port",
             "arena": scratch / f"shard-{i}.arena",
+            "listen_in_plain_text_on_the_network": host.address != LOOPBACK,
             "die_with_parent": os.getpid(),
         }
         command = topology.command("ps", i, values)
@@ -134,12 +139,13 @@ def start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list[
     return shards, [f"{host.address}:{port}" for host, port in zip(hosts, ports, strict=True)]
 
 
-def _start_workers(processes: Processes, addresses: list[str], load: Load) -> list[Child]:
+def _start_workers(processes: Processes, addresses: list[str], gradients: Path, load: Load) -> list[Child]:
     small, larger = divmod(load.num_workers, load.num_processes)
     workers, first = [], 0
     settings = Settings(
         variables=str(load.variables),
         addresses=addresses,
+        gradients=str(gradients),
         codec=load.codec,
         push=load.push,
         pull=load.pull,

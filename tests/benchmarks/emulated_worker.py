@@ -1,8 +1,8 @@
 """Workers without a model: each pushes the same gradients again and again, through the real exchange.
 
-Started by `tests.benchmarks.cluster`, never by hand. The gradients are made once; every step really encodes, sends
-and pulls them, and what comes back is decoded into the buffers a training step would read. Several workers share a
-process, each with its own connections and buffers. No TensorFlow.
+Started by `tests.benchmarks.cluster`, never by hand. The gradients are made once, and all processes map them; every
+step really encodes, sends and pulls them, and what comes back is decoded into the buffers a training step would read.
+Several workers share a process, each with its own connections and buffers. No TensorFlow.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ class Settings:
     Attributes:
         variables: File that lists them.
         addresses: `host:port` of every shard, in order.
+        gradients: File that `save_gradients` has written.
         codec: Name of the wire codec.
         push: Name of the codec of pushed gradients: `same` or `int8`.
         pull: What is pulled: `live`, or the name of the codec of differences between publications.
@@ -48,6 +49,7 @@ class Settings:
 
     variables: str
     addresses: list[str]
+    gradients: str
     codec: str
     push: str
     pull: str
@@ -119,21 +121,39 @@ class EmulatedWorker:
         self._exchange.close()
 
 
-def gradients_of(layout: Layout, wire: int) -> Gradients:
-    """Random gradients of a realistic size."""
+def save_gradients(file: Path, layout: Layout, wire: int) -> None:
+    """Writes random gradients of a realistic size, for the workers of any number of processes."""
     generator = np.random.default_rng(1)
+    with file.open("wb") as out:
+        for count, is_wire in _arrays(layout):
+            numbers = generator.standard_normal(count, np.float32) * np.float32(1e-3)
+            (_to_wire(numbers, wire) if is_wire else numbers).tofile(out)
 
-    def numbers(size: int) -> np.ndarray:
-        return generator.standard_normal(size, np.float32) * np.float32(1e-3)
 
+def mapped_gradients(file: Path, layout: Layout, wire: int) -> Gradients:
+    """Those gradients, in memory that all processes share."""
+    mapped, at, arrays = np.memmap(file, np.uint8, "r"), 0, []
+    for count, is_wire in _arrays(layout):
+        dtype = codec.WIRE_DTYPES[wire] if is_wire else np.dtype(np.float32)
+        arrays.append(np.asarray(mapped[at : at + count * dtype.itemsize]).view(dtype))
+        at += count * dtype.itemsize
+    rest = iter(arrays)
     trained, statistics, factors = [], [], []
     for shard in range(layout.num_shards):
-        num_trained = layout.num_trained(shard)
-        trained.append(_to_wire(numbers(num_trained - layout.num_factored(shard)), wire))
-        statistics.append(numbers(layout.num_pushed(shard) - num_trained))
-        sizes = [BATCH_SIZE * (group.num_inputs + group.num_outputs) for group in layout.factored(shard)]
-        factors.append([_to_wire(numbers(size), wire) for size in sizes])
+        trained.append(next(rest))
+        statistics.append(next(rest))
+        factors.append([next(rest) for _ in layout.factored(shard)])
     return Gradients(trained, statistics, [0] * layout.num_shards, factors=factors)
+
+
+def _arrays(layout: Layout) -> Iterator[tuple[int, bool]]:
+    """Elements of each array of a push, shard by shard, and whether they are in the wire dtype or in float32."""
+    for shard in range(layout.num_shards):
+        num_trained = layout.num_trained(shard)
+        yield num_trained - layout.num_factored(shard), True
+        yield layout.num_pushed(shard) - num_trained, False
+        for group in layout.factored(shard):
+            yield BATCH_SIZE * (group.num_inputs + group.num_outputs), True
 
 
 def _to_wire(vector: np.ndarray, wire: int) -> np.ndarray:
@@ -146,7 +166,7 @@ def _to_wire(vector: np.ndarray, wire: int) -> np.ndarray:
 def run(settings: Settings) -> None:
     """Makes the workers, waits for the times, lets all of them run."""
     layout = layout_of(Path(settings.variables), len(settings.addresses), factored=settings.factored)
-    gradients = gradients_of(layout, codec.CODECS[settings.codec])
+    gradients = mapped_gradients(Path(settings.gradients), layout, codec.CODECS[settings.codec])
     indices: Sequence[int] = range(settings.first, settings.first + settings.num_workers)
     workers = [EmulatedWorker(settings, layout, index, gradients) for index in indices]
     window = wait_for_window()

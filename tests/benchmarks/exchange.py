@@ -112,7 +112,10 @@ def run_profile(mode: Mode) -> None:
     with scratch_folder() as folder:
         account = Account(folder)
         try:
-            measurement = cluster.run(_load(mode, shard_module="tests.benchmarks.mapped_shard"), account.recording)
+            measurement = cluster.run(
+                _load(mode, shard_module="tests.benchmarks.mapped_shard"),
+                lambda shards, workers, _: account.recording(shards, workers),
+            )
             shares = account.shares()
         finally:
             account.close()

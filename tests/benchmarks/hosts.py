@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 _SUBNET = "198.18.{}.{}"  # 198.18.0.0/15 is set aside for benchmarks (RFC 2544)
+LOOPBACK = "127.0.0.1"
 _BURST_BYTES = 256 * 1024
 _QUEUE_MS = 50
 
@@ -23,7 +24,7 @@ _QUEUE_MS = 50
 class Host:
     """Where processes run: its address, and what to put before a command to run it there."""
 
-    address: str = "127.0.0.1"
+    address: str = LOOPBACK
     prefix: tuple[str, ...] = ()
 
 

@@ -1,0 +1,211 @@
+"""A whole fleet as hosts of its own: 17 shards and 50 workers in 67 network namespaces, against its prediction.
+
+    python -m tests.benchmarks.fleet [--rates_mbit=1000,50] [--workers=50] [--compute_s=5]
+
+Every shard and every worker has an address and a line of its own (`tests.benchmarks.hosts`). Shards are started as
+production starts them; workers are emulated: they sleep in place of computing, and exchange for real. A few workers
+measure first what a step costs; `downpour.launch.queueing` predicts from that, from the lines and from the layout's
+bytes what the whole fleet will do. Then it runs, once for each line rate.
+
+All 67 hosts share this machine's cores, and the prediction knows that: where the cores are the limit, it says so, and a
+slower line makes the network the limit. Needs root, `ip` and `tc`; without them it says so and ends with exit code 0.
+The last line is `RESULT {json}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from absl import flags
+
+from downpour.launch import demand, entry, queueing, recipe
+from downpour.launch.queueing import Call, Fleet, Prediction
+from downpour.ps.layout import Layout
+from downpour.worker.clients import ShardClient
+from tests.benchmarks import cluster, shape
+from tests.benchmarks.hosts import network, obstacle
+from tests.benchmarks.measure import Measurement, as_json
+from tests.benchmarks.modes import MODES, Mode
+from tests.benchmarks.processes import Child
+
+_MODE = flags.DEFINE_enum("mode", "best", list(MODES), "How to exchange.")
+_RATES = flags.DEFINE_list("rates_mbit", ["1000", "50"], "Line rates of a host, each way, in 10^6 bits a second.")
+_VARIABLES = flags.DEFINE_string("variables", str(shape.PAPER), "File that lists the model's variables.")
+_SHARDS = flags.DEFINE_integer("shards", 17, "Shards.", lower_bound=1, upper_bound=100)
+_WORKERS = flags.DEFINE_integer("workers", 50, "Workers.", lower_bound=1, upper_bound=100)
+_COMPUTE = flags.DEFINE_float("compute_s", 5.0, "Seconds that a worker sleeps in place of computing.", lower_bound=0)
+_FEW = flags.DEFINE_integer("few", 4, "Workers that measure what a step costs.", lower_bound=1)
+_WARMUP = flags.DEFINE_float("warmup", 20.0, "Seconds of work before the window.", lower_bound=0)
+_SECONDS = flags.DEFINE_float("seconds", 40.0, "Length of the window.", lower_bound=0.1)
+
+_FAST_MBIT = 10_000.0  # the line of the few
+# Emulated workers sleep for 0.9 to 1.1 times what they should, evenly: this deviation from the mean.
+_SPREAD = 0.1 / 3**0.5
+_TIMEOUT_S = 60.0
+_GIB = float(1 << 30)
+
+
+class Seen:
+    """What the shards counted, and the memory in use, between begin and end of a window."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self.staleness = np.zeros(queueing.BUCKETS, np.int64)
+        self.memory_gib = 0.0
+
+    @contextmanager
+    def watching(self, shards: Sequence[Child], workers: Sequence[Child], addresses: Sequence[str]) -> Iterator[None]:
+        """For `cluster.run`."""
+        clients = [ShardClient(i, address, self._layout, _TIMEOUT_S) for i, address in enumerate(addresses)]
+        before = self._histogram(clients)
+        yield
+        self.staleness = self._histogram(clients) - before
+        self.memory_gib = (psutil.virtual_memory().total - psutil.virtual_memory().available) / _GIB
+        for client in clients:
+            client.close()
+
+    def _histogram(self, clients: Sequence[ShardClient]) -> np.ndarray:
+        return np.sum([client.status().staleness_histogram for client in clients], axis=0)
+
+
+def load_of(mode: Mode, rate_mbit: float, num_workers: int, compute_s: float) -> tuple[Measurement, Seen]:
+    """Runs some workers, each on its own host."""
+    seen = Seen(_layout(mode))
+    with network(_SHARDS.value, num_workers, rate_mbit) as hosts:
+        load = cluster.Load(
+            codec=mode.codec,
+            push=mode.push,
+            pull=mode.pull,
+            factored=mode.factored,
+            compute_s=compute_s,
+            variables=Path(_VARIABLES.value),
+            num_shards=_SHARDS.value,
+            num_workers=num_workers,
+            num_processes=num_workers,
+            warmup_s=_WARMUP.value if compute_s else min(_WARMUP.value, 5.0),
+            seconds=_SECONDS.value if compute_s else min(_SECONDS.value, 15.0),
+            shard_hosts=hosts.shards,
+            worker_hosts=hosts.workers,
+        )
+        return cluster.run(load, seen.watching), seen
+
+
+def _layout(mode: Mode) -> Layout:
+    return shape.layout_of(Path(_VARIABLES.value), _SHARDS.value, factored=mode.factored)
+
+
+def fleet_of(mode: Mode, costs: Measurement, rate_mbit: float) -> Fleet:
+    """The whole fleet, for the simulation: bytes of the layout, costs as measured, all on this machine's cores."""
+    layout, job = _layout(mode), recipe.load("paper_shape")
+    exchange = dataclasses.replace(job.exchange, codec=mode.codec, push=mode.push, pull=mode.pull)
+    job = dataclasses.replace(job, exchange=exchange, batch_size=shape.BATCH_SIZE)
+    shards = range(layout.num_shards)
+    both = [(demand.push_bytes(layout, i, job), demand.pull_bytes(layout, i, job)) for i in shards]
+    # A step's cost is shared out by bytes: what is measured is the whole of it.
+    per_byte = [core_ms / 1000 / sum(map(sum, both)) for core_ms in (costs.shard_core_ms, costs.worker_core_ms)]
+    pushes, pulls = ([Call(one[i], *(one[i] * cost for cost in per_byte)) for one in both] for i in (0, 1))
+    line = rate_mbit * 1e6 / 8
+    return Fleet(
+        num_workers=_WORKERS.value,
+        compute_s=_COMPUTE.value,
+        spread=_SPREAD,
+        pushes=pushes,
+        pulls=pulls,
+        whole_bytes=[demand.whole_bytes(layout, i, job) for i in shards],
+        publish_every=_WORKERS.value if mode.pull != "live" else 0,
+        shared_cores=float(os.cpu_count() or 1),
+        shard_bytes_per_s=line,
+        worker_bytes_per_s=line,
+    )
+
+
+def compare(rate_mbit: float, fleet: Fleet, predicted: Prediction, measured: Measurement, seen: Seen) -> dict[str, Any]:
+    """Prints both side by side; the same for the RESULT."""
+    rows = {
+        "steps/s": (predicted.steps_per_second, measured.steps_per_second),
+        "staleness mean": (predicted.staleness_mean, queueing.mean_of(seen.staleness)),
+    } | {
+        f"staleness p{share:.0%}"[:-1]: (
+            queueing.percentile_of(predicted.staleness, share), queueing.percentile_of(seen.staleness, share)
+        )
+        for share in (0.1, 0.5, 0.9, 0.99)
+    }  # fmt: skip
+    print(f"\n{rate_mbit:g} Mbit/s a host; bottleneck: {fleet.bottleneck()} ("
+          + ", ".join(f"{name} {steps:.2f}" for name, steps in sorted(fleet.limits().items(), key=lambda i: i[1]))
+          + f" steps/s)\n{'':<16} {'predicted':>9} {'measured':>9}")  # fmt: skip
+    for name, (expected, found) in rows.items():
+        print(f"{name:<16} {expected:9.2f} {found:9.2f}")
+    apart = queueing.distance(predicted.staleness, seen.staleness)
+    share = measured.steps_per_second / fleet.limits()["shards' network"]
+    print(
+        f"histograms at most {apart:.0%} apart; {share:.0%} of the heaviest shard's line; "
+        f"{seen.memory_gib:.1f} GiB in use"
+    )
+    _print_histograms(predicted.staleness, seen.staleness)
+    return as_json(
+        measured,
+        rate_mbit=rate_mbit,
+        bottleneck=fleet.bottleneck(),
+        predicted_steps_per_second=round(predicted.steps_per_second, 3),
+        share_of_line=round(share, 3),
+        staleness={name: [round(float(one), 2) for one in pair] for name, pair in rows.items() if name != "steps/s"},
+        histograms_apart=round(apart, 3),
+        memory_gib=round(seen.memory_gib, 2),
+    )
+
+
+def _print_histograms(predicted: np.ndarray, measured: np.ndarray) -> None:
+    used = (predicted + measured).nonzero()[0]
+    if not used.size:
+        return
+    first, last = int(used.min()), int(used.max())
+    width = max(1, -(-(last - first + 1) // 12))
+    for at in range(first, last + 1, width):
+        shares = [one[at : at + width].sum() / max(1, one.sum()) for one in (predicted, measured)]
+        print(f"  {at:>3}-{at + width - 1:<3} {shares[0]:6.1%} {shares[1]:6.1%} {'#' * round(60 * shares[1])}")
+
+
+def _main() -> None:
+    try:
+        rates = [float(rate) for rate in _RATES.value]
+    except ValueError:
+        raise ValueError(f"--rates_mbit={','.join(_RATES.value)}; give numbers with commas, such as 1000,50") from None
+    if not rates or not all(1 <= rate <= 1e6 for rate in rates):
+        raise ValueError(f"--rates_mbit={','.join(_RATES.value)}; give rates of 1 to 1000000")
+    reason = obstacle()
+    if reason:
+        print(f"skipped: {reason}")
+        return
+    mode = MODES[_MODE.value]
+    costs, _ = load_of(mode, _FAST_MBIT, min(_FEW.value, _WORKERS.value), 0.0)
+    print(
+        f"{_SHARDS.value} shards and {_WORKERS.value} workers that compute for {_COMPUTE.value:g} s, a host each, "
+        f"{mode.title}; a step costs {costs.shard_core_ms:.0f} core-ms of the shards and {costs.worker_core_ms:.0f} of "
+        f"a worker, measured with {min(_FEW.value, _WORKERS.value)} workers at {costs.steps_per_second:.2f} steps/s",
+        flush=True,
+    )
+    results = []
+    for rate in rates:
+        fleet = fleet_of(mode, costs, rate)
+        predicted = queueing.simulate(fleet)
+        measured, seen = load_of(mode, rate, _WORKERS.value, _COMPUTE.value)
+        results.append(compare(rate, fleet, predicted, measured, seen))
+    core_ms = {"shards": round(costs.shard_core_ms, 1), "worker": round(costs.worker_core_ms, 1)}
+    print(f"RESULT {json.dumps({'core_ms_per_step': core_ms, 'runs': results})}", flush=True)
+
+
+def main() -> None:
+    """See the module."""
+    entry.run(_main, role="fleet")
+
+
+if __name__ == "__main__":
+    main()
