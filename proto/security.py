@@ -175,7 +175,8 @@ class Counts:
         refused_role: Calls refused because their caller's role may not make them.
         refused_token: Calls refused for a wrong or missing token.
         refused_malformed: Streams refused because they do not follow the protocol.
-        broken_off: Streams that ended in the middle: the caller died, or a message was larger than may be.
+        broken_off: Streams that ended in the middle: the caller died, or a message was larger than may be, which some
+            of the time counts as malformed.
     """
 
     connections: int = 0
