@@ -29,10 +29,13 @@ DEV = [
     "flask-cors>=6.0",
     "grpcio-tools==1.75.1",  # its generated code loads beside any protobuf from 6.31.1 on
     "hypothesis>=6.100",
+    "jsonschema>=4.26",
+    "kubernetes-validate==1.37.0",  # brings the schemas of the Kubernetes versions that manifests are checked against
     "moto[s3]>=5.2",  # with flask a real S3 server on loopback
     "mypy>=1.18",
     "pytest>=8.4",
     "pytest-timeout>=2.4",
+    "pyyaml>=6.0",
     "ruff>=0.14",
     "safetensors>=0.5",
     "scikit-learn>=1.6",

@@ -59,7 +59,7 @@ def _run() -> None:
             raise ValueError(f"no --{flag}; give one, such as --{flag}={example}")
     out = Path(values["out"])
     _check_folder(out)
-    deployment = plan(values)
+    deployment = plan(recipe.from_flags(), values)
     write(out, files(deployment))
     size = deployment.sizes
     print(
@@ -68,13 +68,16 @@ def _run() -> None:
     )
 
 
-def plan(values: Mapping[str, Any]) -> Deployment:
+def plan(job: Job, values: Mapping[str, Any]) -> Deployment:
     """What flags ask for, checked; the model is built last, since that takes seconds.
+
+    Args:
+        job: Of the recipe, with its overrides.
+        values: Flags by name.
 
     Raises:
         ValueError: Kubernetes would refuse a name, an image has no tag, or the recipe is not to be had.
     """
-    job = recipe.from_flags()
     overrides = tuple(values["set"] or ())
     name = values["name"] or names.default_job(job.name)
     data_claim = _data_claim(job, name, values["data_claim"])
