@@ -20,11 +20,12 @@ _SUBCOMMANDS = {
     "chief": ("downpour.launch.chief", "the chief"),
     "evaluator": ("downpour.launch.evaluator", "the evaluator"),
     "layout": ("downpour.launch.layout_table", "print where a recipe's parameters are placed"),
-    "plan": ("downpour.launch.plan", "predict steps a second, bottleneck, staleness and the number of shards"),
     "prepare": ("downpour.launch.cli", "write a data set's files: prepare openmoji --out=data/openmoji"),
     "certs": ("downpour.launch.certs", "make a job's certificates: certs --job=NAME --out=FOLDER"),
     "kubernetes": ("downpour.launch.kubernetes.command", "write Kubernetes manifests of a recipe's job"),
     "export": ("downpour.launch.export", "write a checkpoint as a file that Keras loads"),
+    "plan": ("downpour.launch.plan", "predict steps a second, bottleneck, staleness and the number of shards"),
+    "ssh": ("downpour.launch.ssh", "train on the hosts that a file lists"),
 }
 _DATASETS = ("openmoji",)
 

@@ -1,0 +1,178 @@
+"""Starts a job on hosts that a file lists, over ssh, and stays until it is done.
+
+    downpour ssh --hosts=hosts.txt --recipe=quickstart --run_dir=/shared/run --tls=/shared/certificates
+
+A line of the file is a host, or user@host, and the roles that run there, repeated for more than one of a kind:
+
+    cpu1  chief evaluator
+    cpu2  ps ps
+    gpu1  worker
+    gpu2  worker
+
+The file decides the numbers of shards and workers; they are numbered in its order. Shards and chief listen on ports
+counted up from --port. Every host needs Downpour in --directory, and chief, shards and evaluator need a --run_dir (or
+--checkpoint_dir) that all of them reach. What crashes is started again; when the chief is done, the rest ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+
+from downpour.launch import entry, recipe, topology
+from downpour.launch.supervisor import Interrupted, ProcessFailed, Program, Supervisor
+from downpour.launch.topology import FlagValue, Topology
+
+topology.define_recipe_flags()
+topology.define_checkpoint_flags()
+_HOSTS = flags.DEFINE_string("hosts", None, "File that lists hosts and their roles.")
+_VIA = flags.DEFINE_string("via", "ssh -tt -o BatchMode=yes {}", "Runs a shell command, given after it, on host {}.")
+_PORT = flags.DEFINE_integer("port", 2222, "Port of the first shard; others count up.", lower_bound=1)
+_PYTHON = flags.DEFINE_string("python", "python3", "Interpreter on the hosts.")
+_DIRECTORY = flags.DEFINE_string("directory", None, "Working directory on the hosts; this one by default.")
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Where the job writes, on all hosts; runs/NAME by default.")
+_ARENA_DIR = flags.DEFINE_string(
+    "arena_dir", None, "Where shards keep their memory, such as /dev/shm: see --help of ps."
+)
+_TLS = flags.DEFINE_string("tls", None, "Folder that `downpour certs` has made, on all hosts.")
+_TOKEN_FILE = flags.DEFINE_string("token_file", None, "File with the job's token, on all hosts.")
+_PLAIN_TEXT = flags.DEFINE_boolean(
+    "listen_in_plain_text_on_the_network", False, "Serve anybody who can reach the hosts, unencrypted."
+)
+
+_END_GRACE_S = 60.0  # for the others after the chief is done
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process of the job: `host` is what --via is given, `index` counts within the role."""
+
+    role: str
+    index: int
+    host: str
+
+    @property
+    def name(self) -> str:
+        """As logs name it."""
+        return f"{self.role}/{self.index}" if self.role in ("ps", "worker") else self.role
+
+    @property
+    def address(self) -> str:
+        """Of its host, as other hosts know it."""
+        return self.host.rpartition("@")[2]
+
+
+def read_hosts(text: str) -> list[Place]:
+    """Where every process runs, in the order in which they are started: shards, chief, workers, evaluator.
+
+    Raises:
+        ValueError: A word is no role, or a role is missing or there too often.
+    """
+    places: list[Place] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        host, *roles = line.partition("#")[0].split() or [""]
+        for role in roles:
+            if role not in topology.ROLES:
+                raise ValueError(f"--hosts, line {number}: {role!r} is no role; roles are {', '.join(topology.ROLES)}")
+            places.append(Place(role, sum(place.role == role for place in places), host))
+        if host and not roles:
+            raise ValueError(f"--hosts, line {number}: {host} has no role; add some of {', '.join(topology.ROLES)}")
+    counts = {role: sum(place.role == role for place in places) for role in topology.ROLES}
+    if counts["chief"] != 1 or counts["evaluator"] > 1 or not counts["ps"] or not counts["worker"]:
+        given = ", ".join(f"{count} {role}" for role, count in counts.items())
+        raise ValueError(f"--hosts lists {given}; give one chief, one ps and worker or more, one evaluator at most")
+    return sorted(places, key=lambda place: ("ps", "chief", "worker", "evaluator").index(place.role))
+
+
+def topology_of(places: list[Place], first_port: int) -> Topology:
+    """The cluster, its listeners on ports of their own."""
+    listeners = [place for place in places if place.role in ("ps", "chief")]
+    addresses = {place.name: f"{place.address}:{first_port + i}" for i, place in enumerate(listeners)}
+    return Topology(
+        ps=tuple(addresses[place.name] for place in listeners if place.role == "ps"),
+        chief=addresses["chief"],
+        num_workers=sum(place.role == "worker" for place in places),
+        evaluator=any(place.role == "evaluator" for place in places),
+    )
+
+
+def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue]) -> str:
+    """What a shell on the host of a process is to run.
+
+    Args:
+        place: The process.
+        cluster: All of them.
+        common: Flags of chief, workers and evaluator.
+    """
+    values: dict[str, FlagValue] = {
+        "tls": f"{_TLS.value.rstrip('/')}/{place.role}" if _TLS.value else None,
+        "token_file": _TOKEN_FILE.value,
+    }
+    values |= {"chief": cluster.chief} if place.role == "ps" else common | cluster.flags()
+    if place.role in ("ps", "chief"):
+        values["port"] = int(cluster.address(place.role, place.index).rpartition(":")[2])
+        values["listen_in_plain_text_on_the_network"] = _PLAIN_TEXT.value or None
+    if place.role == "chief":
+        more = {"chief": None, "stop_shards": True, "evaluator": cluster.evaluator}
+        values |= more | topology.checkpoint_flags()
+    begin, end = "exec ", ""
+    if place.role == "ps" and _ARENA_DIR.value:
+        values["arena"] = arena = f"{_ARENA_DIR.value.rstrip('/')}/downpour-{place.index}.arena"
+        begin, end = "", f" && rm -f {shlex.quote(arena)}"  # once the job is over
+    command = shlex.join(topology.command(place.role, place.index, values, python=_PYTHON.value))
+    return f"cd {shlex.quote(_DIRECTORY.value or os.getcwd())} && {begin}{command}{end}"
+
+
+def _main() -> int | None:
+    if not _HOSTS.value:
+        raise ValueError("no --hosts; give a file with a host and its roles in each line (see --help)")
+    try:
+        places = read_hosts(Path(_HOSTS.value).read_text())
+    except OSError as error:
+        raise ValueError(f"--hosts={_HOSTS.value}: {error.strerror}") from None
+    if "{}" not in _VIA.value:
+        raise ValueError(f"--via={_VIA.value} has no {{}}, the place of the host's name")
+    cluster = topology_of(places, _PORT.value)
+    overrides = [f"cluster.num_ps={len(cluster.ps)}", f"cluster.num_workers={cluster.num_workers}"]
+    flags.FLAGS["set"].value = [*(flags.FLAGS["set"].value or []), *overrides]
+    job = recipe.from_flags()
+    run_dir = Path(_RUN_DIR.value or Path("runs") / job.name)
+    common: dict[str, FlagValue] = {
+        "recipe": flags.FLAGS["recipe"].value, "set": flags.FLAGS["set"].value, "run_dir": run_dir,
+    }  # fmt: skip
+    try:
+        _run([(place, shell_command(place, cluster, common)) for place in places], run_dir)
+    except (Interrupted, ProcessFailed) as error:
+        print(f"[ssh] {'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+        return error.code
+    print(f"[ssh] done; see {run_dir}/summary.json", file=sys.stderr)
+    return None
+
+
+def _run(commands: list[tuple[Place, str]], run_dir: Path) -> None:
+    """Until the chief is done and the others have ended."""
+
+    def show(name: str, line: str) -> None:
+        print(line if line.startswith("[") else f"[{name}] {line}", file=sys.stderr, flush=True)
+
+    with Supervisor(run_dir / "logs", os.environ, show) as supervisor:
+        for place, command in commands:
+            via = [word.replace("{}", place.host) for word in shlex.split(_VIA.value)]
+            supervisor.start(Program(place.name, [*via, command]))
+        supervisor.wait(lambda: supervisor.exit_code("chief") is not None)
+        for name in supervisor.drain([place.name for place, _ in commands], _END_GRACE_S):
+            show("ssh", f"{name} did not end {_END_GRACE_S:.0f} s after the chief; stopping it")
+
+
+def main() -> None:
+    """Runs the job of the flags on the hosts."""
+    entry.run(_main, role="ssh")
+
+
+if __name__ == "__main__":
+    main()

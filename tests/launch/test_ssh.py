@@ -1,0 +1,146 @@
+"""`downpour ssh`: what it makes of a file of hosts, and a job whose hosts are network namespaces."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from downpour.launch import ssh, topology
+from tests.benchmarks import hosts
+from tests.benchmarks.hosts import Host
+from tests.launch import jobs
+
+HOSTS = """
+# host     roles
+me@cpu1    chief evaluator
+cpu2       ps ps
+
+gpu1       worker        # the fast one
+me@gpu2    worker ps
+"""
+
+# As ssh does, it joins its arguments with blanks and has a shell on the host run them.
+SSH = """#!/bin/sh
+host=${{1#*@}}; shift
+exec ip netns exec "$(sed -n "s/^$host //p" {names})" sh -c "$*"
+"""
+
+
+def run(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "downpour.launch.cli", "ssh", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+
+
+def test_the_file_says_who_runs_where() -> None:
+    places = ssh.read_hosts(HOSTS)
+    assert [(place.name, place.host) for place in places] == [
+        ("ps/0", "cpu2"), ("ps/1", "cpu2"), ("ps/2", "me@gpu2"), ("chief", "me@cpu1"), ("worker/0", "gpu1"),
+        ("worker/1", "me@gpu2"), ("evaluator", "me@cpu1"),
+    ]  # fmt: skip
+    cluster = ssh.topology_of(places, 2222)
+    assert cluster == topology.Topology(("cpu2:2222", "cpu2:2223", "gpu2:2224"), "cpu1:2225", num_workers=2)
+    assert not ssh.topology_of([place for place in places if place.role != "evaluator"], 1).evaluator
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lists 0 ps, 0 worker, 0 chief, 0 evaluator; give one chief"),
+        ("a chief chief ps worker", "lists 1 ps, 1 worker, 2 chief"),
+        ("a chief evaluator ps worker\nb evaluator", "2 evaluator"),
+        ("a chief worker", "lists 0 ps"),
+        ("a chief ps worker\n\nb wroker", "line 3: 'wroker' is no role; roles are ps, worker, chief, evaluator"),
+        ("a chief ps worker\nb # idle", "line 2: b has no role"),
+    ],
+)
+def test_a_file_that_makes_no_cluster_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ssh.read_hosts(text)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no --hosts; give a file"),
+        (("--hosts=/missing",), "--hosts=/missing: No such file"),
+        (("--hosts={hosts}",), "no recipe; give --recipe=NAME"),
+        (("--hosts={hosts}", "--recipe=quickstart", "--via=ssh"), "--via=ssh has no {}"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text(HOSTS)
+    done = run(*(argument.replace("{hosts}", str(tmp_path / "hosts")) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def namespaces_as_hosts(folder: Path, network: hosts.Network) -> tuple[list[Host], str]:
+    """The hosts, and a --via that reaches them as ssh would."""
+    names = folder / "names"
+    names.write_text("".join(f"{host.address} {host.prefix[-1]}\n" for host in network.shards))
+    script = folder / "ssh"
+    script.write_text(SSH.format(names=names))
+    script.chmod(0o755)
+    return list(network.shards), f"{script} {{}}"
+
+
+def make_certificates(folder: Path) -> tuple[str, str]:
+    """The flags for a job's certificates and its token."""
+    subprocess.run(
+        [sys.executable, "-m", "downpour.launch.cli", "certs", "--job=tiny", f"--out={folder / 'certs'}"], check=True
+    )
+    token = folder / "token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    return f"--tls={folder / 'certs'}", f"--token_file={token}"
+
+
+@pytest.mark.process
+def test_a_job_on_four_hosts_trains_with_tls_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    reason = hosts.obstacle()
+    if reason:
+        pytest.skip(reason)
+    arenas, run_dir = tmp_path / "arenas", tmp_path / "run"
+    arenas.mkdir()
+    with hosts.network(4, 0, 1000) as network:
+        (a, b, c, d), via = namespaces_as_hosts(tmp_path, network)
+        file = tmp_path / "hosts"
+        file.write_text(
+            f"{a.address} chief evaluator\nme@{b.address} ps\n{c.address} worker\n{d.address} worker ps ps\n"
+        )
+        done = run(
+            f"--hosts={file}", f"--via={via}", f"--recipe={jobs.write_recipe(tmp_path)}", f"--run_dir={run_dir}",
+            f"--python={sys.executable}", f"--directory={Path.cwd()}", f"--arena_dir={arenas}",
+            *make_certificates(tmp_path),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        for host in (a, b, c, d):
+            left = subprocess.run(["ip", "netns", "pids", host.prefix[-1]], capture_output=True, text=True, check=True)
+            assert not left.stdout, f"still running on {host.address}: {left.stdout}\n{done.stderr}"
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["num_ps"], summary["num_workers"]) == (3, 2), "the file decides"
+    assert summary["pushes_applied_min"] == summary["pushes_applied_max"] >= 40
+    assert summary["map_at_100"] is not None, "the last checkpoint is scored"
+    assert not list(arenas.iterdir()), "arenas of a job that is over are removed"
+    assert "ended with" not in done.stderr, "something had to be restarted, or was cut off"
+
+
+@pytest.mark.process
+def test_without_certificates_the_roles_refuse_to_serve_the_network(tmp_path: Path) -> None:
+    reason = hosts.obstacle()
+    if reason:
+        pytest.skip(reason)
+    with hosts.network(1, 0, 1000) as network:
+        (a,), via = namespaces_as_hosts(tmp_path, network)
+        (tmp_path / "hosts").write_text(f"{a.address} chief ps worker\n")
+        done = run(
+            f"--hosts={tmp_path / 'hosts'}", f"--via={via}", f"--recipe={jobs.write_recipe(tmp_path)}",
+            f"--run_dir={tmp_path / 'run'}", f"--python={sys.executable}", f"--directory={Path.cwd()}",
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "--listen_in_plain_text_on_the_network" in done.stderr.splitlines()[-1], done.stderr
