@@ -226,7 +226,7 @@ def _source(name: str) -> tuple[str, str]:
 
 def _room(job: Job) -> list[str]:
     """Room for twice the workers, as their number may grow while the job runs; not where the pace counts them."""
-    if getattr(job.cluster, "max_workers", -1) != 0 or isinstance(job.pace, Sync):
+    if job.cluster.max_workers or isinstance(job.pace, Sync):
         return []
     return [f"cluster.max_workers={max(job.cluster.num_workers, min(2 * job.cluster.num_workers, NUM_WORKERS))}"]
 

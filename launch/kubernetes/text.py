@@ -19,7 +19,7 @@ _WIDTH = 116
 # What stays itself without quotes in YAML 1.1 and 1.2: no numbers, no booleans, no indicators.
 _PLAIN = re.compile(r"(--?)?[A-Za-z/.$]([A-Za-z0-9_./,:=@$()+-]*[A-Za-z0-9_./)-])?|[0-9]+(m|Ki|Mi|Gi|Ti)")
 _NOT_TEXT = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|~|\.inf|\.nan)")
-_UNPRINTABLE = re.compile(r"[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd]")
+_UNPRINTABLE = re.compile("[^\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 
 
 def plain(value: Any) -> Any:
@@ -99,4 +99,5 @@ def _block(key: str, text: str, indent: str) -> Iterator[str]:
 def _scalar(value: Any) -> str:
     if isinstance(value, str) and _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value):
         return value
-    return json.dumps(value)  # JSON is YAML
+    # JSON is YAML, but for its pairs of escapes for one character.
+    return _UNPRINTABLE.sub(lambda found: f"\\U{ord(found[0]):08x}", json.dumps(value, ensure_ascii=False))
