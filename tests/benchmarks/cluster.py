@@ -18,13 +18,14 @@ from google.protobuf import json_format
 from downpour.launch import topology
 from downpour.launch.scratch import scratch_folder
 from downpour.proto import codec
+from downpour.proto.security import Security
 from downpour.ps.layout import Layout
 from downpour.ps.named import to_message
 from downpour.ps.rules import RMSProp
 from downpour.ps.schedules import Constant
 from downpour.worker.clients import ShardClient
 from tests.benchmarks import shape
-from tests.benchmarks.emulated_worker import Settings, save_gradients
+from tests.benchmarks.emulated_worker import Settings, security_of, save_gradients
 from tests.benchmarks.hosts import LOOPBACK, Host
 from tests.benchmarks.measure import Measurement, measure
 from tests.benchmarks.processes import Child, Processes, wait_for_file
@@ -55,6 +56,7 @@ class Load:
         shard_hosts: Shard i runs on host i modulo their number.
         worker_hosts: Worker process i likewise.
         shard_module: What a shard process runs in place of the production module, with the same flags.
+        certificates: Folder with a job's certificates, one folder a role in it; None for plain text.
     """
 
     codec: str = "bfloat16"
@@ -71,6 +73,7 @@ class Load:
     shard_hosts: tuple[Host, ...] = field(default=(Host(),))
     worker_hosts: tuple[Host, ...] = field(default=(Host(),))
     shard_module: str = "downpour.launch.ps"
+    certificates: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_shards", "num_workers", "num_processes"):
@@ -95,9 +98,10 @@ def run(load: Load, watch: Watch = lambda shards, workers, addresses: nullcontex
     """
     cache_kernels()
     layout = shape.layout_of(load.variables, load.num_shards, factored=load.factored)
+    chief = security_of("chief", load.certificates)
     with scratch_folder() as scratch, Processes(scratch) as processes:
         shards, addresses = start_shards(processes, scratch, load)
-        initialize(addresses, layout, shape.initial_values(layout), RULE, Constant(learning_rate=1e-6))
+        initialize(addresses, layout, shape.initial_values(layout), RULE, Constant(learning_rate=1e-6), security=chief)
         save_gradients(scratch / _GRADIENTS, layout, codec.CODECS[load.codec])
         workers = _start_workers(processes, addresses, scratch / _GRADIENTS, load)
         measurement, _ = measure(
@@ -108,7 +112,7 @@ def run(load: Load, watch: Watch = lambda shards, workers, addresses: nullcontex
             namespaces=sorted({host.prefix for host in load.shard_hosts}),
             watch=watch(shards, workers, addresses),
         )
-        _check_pushes(addresses, layout, measurement.pushes)
+        _check_pushes(addresses, layout, measurement.pushes, chief)
     return measurement
 
 
@@ -131,6 +135,7 @@ def start_shards(processes: Processes, scratch: Path, load: Load) -> tuple[list[
             "arena": scratch / f"shard-{i}.arena",
             "listen_in_plain_text_on_the_network": host.address != LOOPBACK,
             "die_with_parent": os.getpid(),
+            "tls": load.certificates and load.certificates / "ps",
         }
         command = topology.command("ps", i, values)
         command[command.index("downpour.launch.ps")] = load.shard_module
@@ -154,6 +159,7 @@ def _start_workers(processes: Processes, addresses: list[str], gradients: Path, 
         factored=load.factored,
         first=0,
         num_workers=0,
+        certificates=str(load.certificates or ""),
     )
     for i in range(load.num_processes):
         count = small + (i < larger)
@@ -167,9 +173,9 @@ def _start_workers(processes: Processes, addresses: list[str], gradients: Path, 
     return workers
 
 
-def _check_pushes(addresses: Sequence[str], layout: Layout, acknowledged: int) -> None:
+def _check_pushes(addresses: Sequence[str], layout: Layout, acknowledged: int, chief: Security) -> None:
     for i, address in enumerate(addresses):
-        client = ShardClient(i, address, layout, _TIMEOUT_S)
+        client = ShardClient(i, address, layout, _TIMEOUT_S, chief)
         status = client.status()
         client.close()
         if (status.version, status.pushes_repeated) != (acknowledged, 0):

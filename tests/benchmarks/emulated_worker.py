@@ -20,6 +20,7 @@ from absl import flags
 
 from downpour.launch import entry
 from downpour.proto import codec
+from downpour.proto.security import PLAIN, Certificates, Security
 from downpour.ps.layout import Layout
 from downpour.worker.exchange import Answer, Exchange, Gradients
 from tests.benchmarks.measure import Steps, Window, take_steps, wait_for_window, write_result
@@ -45,6 +46,7 @@ class Settings:
         first: Index of the first worker of this process.
         num_workers: Workers of this process.
         give_up_after_s: Deadline of a call.
+        certificates: Folder with the job's certificates, one folder a role in it; empty for plain text.
     """
 
     variables: str
@@ -59,10 +61,16 @@ class Settings:
     first: int
     num_workers: int
     give_up_after_s: float = 120.0
+    certificates: str = ""
 
     def flag(self) -> str:
         """For the command line."""
         return f"--settings={json.dumps(asdict(self))}"
+
+
+def security_of(role: str, certificates: Path | None) -> Security:
+    """Of a process of this role, by the folder that holds its role's folder."""
+    return Security(Certificates(certificates / role, role)) if certificates else PLAIN
 
 
 class EmulatedWorker:
@@ -73,9 +81,12 @@ class EmulatedWorker:
         layout: The layout.
         index: Index of this worker.
         gradients: What every step pushes.
+        security: Of the process.
     """
 
-    def __init__(self, settings: Settings, layout: Layout, index: int, gradients: Gradients) -> None:
+    def __init__(
+        self, settings: Settings, layout: Layout, index: int, gradients: Gradients, security: Security = PLAIN
+    ) -> None:
         self._gradients = gradients
         self._compute_s = settings.compute_s
         self._random = random.Random(index)
@@ -90,6 +101,7 @@ class EmulatedWorker:
             differences=codec.BLOCK_CODECS.get(settings.pull),
             overlap=False,
             give_up_after_s=settings.give_up_after_s,
+            security=security,
         )
         self._exchange.connect()
         self._versions = self._pulled(self._exchange.start().result())
@@ -168,7 +180,8 @@ def run(settings: Settings) -> None:
     layout = layout_of(Path(settings.variables), len(settings.addresses), factored=settings.factored)
     gradients = mapped_gradients(Path(settings.gradients), layout, codec.CODECS[settings.codec])
     indices: Sequence[int] = range(settings.first, settings.first + settings.num_workers)
-    workers = [EmulatedWorker(settings, layout, index, gradients) for index in indices]
+    security = security_of("worker", Path(settings.certificates) if settings.certificates else None)
+    workers = [EmulatedWorker(settings, layout, index, gradients, security) for index in indices]
     window = wait_for_window()
     with ThreadPoolExecutor(len(workers), thread_name_prefix="worker") as pool:
         write_result(list(pool.map(lambda worker: worker.run(window), workers)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.security import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.ps.named import to_message
 from downpour.ps.pace import Async
@@ -28,10 +29,11 @@ def initialize(
     staleness: Any = _KEEP,
     num_workers: int = 1,
     average: Any = None,
+    security: Security = PLAIN,
 ) -> None:
     """Gives every shard the layout, what to do with pushes, and its part of the values."""
     for i, (address, vector) in enumerate(zip(addresses, layout.scatter(values), strict=True)):
-        client = ShardClient(i, address, layout, give_up_after_s=30)
+        client = ShardClient(i, address, layout, 30, security)
         client.initialize(
             pb.ShardSpecification(
                 shard=i,
