@@ -25,7 +25,7 @@ from downpour.ps.rules import RMSProp
 from downpour.ps.schedules import Constant
 from downpour.worker.clients import ShardClient
 from tests.benchmarks import shape
-from tests.benchmarks.emulated_worker import Settings, security_of, save_gradients
+from tests.benchmarks.emulated_worker import Settings, save_gradients, security_of
 from tests.benchmarks.hosts import LOOPBACK, Host
 from tests.benchmarks.measure import Measurement, measure
 from tests.benchmarks.processes import Child, Processes, wait_for_file
