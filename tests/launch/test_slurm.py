@@ -105,7 +105,11 @@ def commands(tmp_path: Path, groups: Sequence[Sequence[str]], **environment: str
 
 def test_addresses_come_from_the_groups_nodes(tmp_path: Path) -> None:
     found = commands(
-        tmp_path, [["cpu1", "cpu2"], ["gpu1", "gpu2", "gpu3"], ["login1"]], SHARDS_PER_NODE="2", PORT="3000"
+        tmp_path,
+        [["cpu1", "cpu2"], ["gpu1", "gpu2", "gpu3"], ["login1"]],
+        SHARDS_PER_NODE="2",
+        PORT="3000",
+        CHIEF_FLAGS="--resume_if_any",
     )
     arena = f"/dev/shm/downpour-{os.getpid()}"
     places = [("cpu1", 3000), ("cpu1", 3001), ("cpu2", 3000), ("cpu2", 3001)]
@@ -118,7 +122,7 @@ def test_addresses_come_from_the_groups_nodes(tmp_path: Path) -> None:
         "--set=seed=3 --set=cluster.num_ps=4 --set=cluster.num_workers=3"
     )
     workers = [f"gpu{index + 1}: worker --index={index} {job}" for index in range(3)]
-    others = [f"login1: chief --port=3002 --stop_shards {job}", f"login1: evaluator {job}"]
+    others = [f"login1: chief --port=3002 --stop_shards {job} --resume_if_any", f"login1: evaluator {job}"]
     assert found == sorted([*shards, *workers, *others])
 
 
