@@ -27,6 +27,7 @@ import psutil
 from absl import flags
 
 from downpour.launch import demand, entry, queueing, recipe
+from downpour.launch.memory import PeakMemory
 from downpour.launch.queueing import Call, Fleet, Prediction
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ShardClient
@@ -50,7 +51,8 @@ _FAST_MBIT = 10_000.0  # the line of the few
 # Emulated workers sleep for 0.9 to 1.1 times what they should, evenly: this deviation from the mean.
 _SPREAD = 0.1 / 3**0.5
 _TIMEOUT_S = 60.0
-_GIB = float(1 << 30)
+_PROCESS_BYTES = 140 << 20  # of interpreter, gRPC and messages in flight
+_GIB, _MIB = float(1 << 30), float(1 << 20)
 
 
 class Seen:
@@ -59,7 +61,7 @@ class Seen:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self.staleness = np.zeros(queueing.BUCKETS, np.int64)
-        self.memory_gib = 0.0
+        self.memory_gib = self.worker_mib = 0.0
 
     @contextmanager
     def watching(self, shards: Sequence[Child], workers: Sequence[Child], addresses: Sequence[str]) -> Iterator[None]:
@@ -69,6 +71,9 @@ class Seen:
         yield
         self.staleness = self._histogram(clients) - before
         self.memory_gib = (psutil.virtual_memory().total - psutil.virtual_memory().available) / _GIB
+        memory = PeakMemory()
+        memory.sample({worker.name: worker.pid for worker in workers})
+        self.worker_mib = sum(memory.pss.values()) / len(workers) / _MIB
         for client in clients:
             client.close()
 
@@ -147,7 +152,7 @@ def compare(rate_mbit: float, fleet: Fleet, predicted: Prediction, measured: Mea
     share = measured.steps_per_second / fleet.limits()["shards' network"]
     print(
         f"histograms at most {apart:.0%} apart; {share:.0%} of the heaviest shard's line; "
-        f"{seen.memory_gib:.1f} GiB in use"
+        f"{seen.memory_gib:.1f} GiB in use, {seen.worker_mib:.0f} MiB by a worker"
     )
     _print_histograms(predicted.staleness, seen.staleness)
     return as_json(
@@ -159,6 +164,7 @@ def compare(rate_mbit: float, fleet: Fleet, predicted: Prediction, measured: Mea
         staleness={name: [round(float(one), 2) for one in pair] for name, pair in rows.items() if name != "steps/s"},
         histograms_apart=round(apart, 3),
         memory_gib=round(seen.memory_gib, 2),
+        worker_mib=round(seen.worker_mib, 1),
     )
 
 
@@ -173,6 +179,19 @@ def _print_histograms(predicted: np.ndarray, measured: np.ndarray) -> None:
         print(f"  {at:>3}-{at + width - 1:<3} {shares[0]:6.1%} {shares[1]:6.1%} {'#' * round(60 * shares[1])}")
 
 
+def check_memory() -> None:
+    """Raises `ValueError` when so many processes would drive others out of memory."""
+    num_bytes = 2 * sum(variable.size for variable in shape.read_variables(Path(_VARIABLES.value)))
+    # A worker holds what it has pulled in bfloat16, a shard its part of parameters and two slots in float32.
+    needed = _WORKERS.value * (num_bytes + _PROCESS_BYTES) + _SHARDS.value * _PROCESS_BYTES + 6 * num_bytes
+    available = psutil.virtual_memory().available
+    if available < needed:
+        raise ValueError(
+            f"{_SHARDS.value} shards and {_WORKERS.value} workers take about {needed / _GIB:.1f} GiB of memory, but "
+            f"{available / _GIB:.1f} are available; give fewer --workers"
+        )
+
+
 def _main() -> None:
     try:
         rates = [float(rate) for rate in _RATES.value]
@@ -184,6 +203,7 @@ def _main() -> None:
     if reason:
         print(f"skipped: {reason}")
         return
+    check_memory()
     mode = MODES[_MODE.value]
     costs, _ = load_of(mode, _FAST_MBIT, min(_FEW.value, _WORKERS.value), 0.0)
     print(
