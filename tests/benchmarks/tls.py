@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -139,16 +139,22 @@ def _load(name: str) -> cluster.Load:
 def _of_mode(
     mode: str, plain: list[Measurement], secure: list[Measurement], knocked: list[Measurement]
 ) -> dict[str, float]:
-    def ratio(these: list[Measurement], those: list[Measurement], name: str = "steps_per_second") -> float:
-        values = [getattr(a, name) / getattr(b, name) for a, b in zip(these, those, strict=True)]
-        return round(float(np.median(values)), 3)
+    def ratio(these: list[Measurement], those: list[Measurement], of: Callable[[Measurement], float]) -> float:
+        return round(float(np.median([of(a) / of(b) for a, b in zip(these, those, strict=True)])), 3)
+
+    def speed(one: Measurement) -> float:
+        return one.steps_per_second
+
+    def core_ms(one: Measurement) -> float:
+        return one.shard_core_ms + one.worker_core_ms
 
     return {
-        f"{mode}_steps_per_second_plain": round(float(np.median([one.steps_per_second for one in plain])), 3),
-        f"{mode}_steps_per_second_tls": round(float(np.median([one.steps_per_second for one in secure])), 3),
-        f"{mode}_ratio_tls": ratio(secure, plain),
-        f"{mode}_ratio_strangers": ratio(knocked, secure),
-        f"{mode}_shard_core_ms_ratio_tls": ratio(secure, plain, "shard_core_ms"),
+        f"{mode}_steps_per_second_plain": round(float(np.median(list(map(speed, plain)))), 3),
+        f"{mode}_steps_per_second_tls": round(float(np.median(list(map(speed, secure)))), 3),
+        f"{mode}_ratio_tls": ratio(secure, plain, speed),
+        f"{mode}_ratio_strangers": ratio(knocked, secure, speed),
+        f"{mode}_core_ms_ratio_tls": ratio(secure, plain, core_ms),  # of CPU time a step, shards and workers
+        f"{mode}_core_ms_ratio_strangers": ratio(knocked, secure, core_ms),
         f"{mode}_mb_per_step": round(float(np.median([one.mb_per_step for one in secure])), 1),
     }
 
