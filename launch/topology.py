@@ -119,7 +119,8 @@ def define_flags(role: str) -> None:
         _define(flags.DEFINE_string, "chief", "", "host:port of the chief; TF_CONFIG by default.")
     if role in _SERVERS:
         _define(flags.DEFINE_string, "host", "0.0.0.0", "Interface to listen on.")
-        _define(flags.DEFINE_integer, "port", None, "Port to listen on, 0 for any; TF_CONFIG by default, else 0.")
+        text = "Port to listen on, 0 for any; TF_CONFIG by default, else 0."
+        _define(flags.DEFINE_integer, "port", None, text, lower_bound=0, upper_bound=65535)
         _define(flags.DEFINE_string, "port_file", None, "File to write the port to once it is bound.")
     if role == "ps":
         _define(flags.DEFINE_string, "arena", None, "File that holds the shard's numbers; a new one is made.")
