@@ -24,6 +24,7 @@ from absl import flags
 from downpour.proto.health import Health
 from downpour.proto.security import PLAIN, Certificates, Security, read_token
 
+_PORT = {"lower_bound": 0, "upper_bound": 65535}
 _MOST_FILES = 1 << 16  # enough, and what closes every possible descriptor stays fast
 
 
@@ -31,7 +32,7 @@ def define_flags(role: str) -> None:
     """Defines the flags above."""
     _define(flags.DEFINE_string, "tls", None, "Folder with tls.crt, tls.key and ca.crt of this role (downpour certs).")
     _define(flags.DEFINE_string, "token_file", None, "File with the job's token, asked for and sent with every call.")
-    _define(flags.DEFINE_integer, "health_port", None, "Port of the gRPC health service, in plain text.")
+    _define(flags.DEFINE_integer, "health_port", None, "Port of the gRPC health service, in plain text.", **_PORT)
     if role in ("ps", "chief"):
         text = "Serve anybody who can reach this machine, unencrypted. Use --tls instead."
         _define(flags.DEFINE_boolean, "listen_in_plain_text_on_the_network", False, text)
@@ -73,9 +74,9 @@ def prepare_server() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _define(define: Any, name: str, default: Any, text: str) -> None:
+def _define(define: Any, name: str, default: Any, text: str, **more: Any) -> None:
     if name not in flags.FLAGS:
-        define(name, default, text, flag_values=flags.FLAGS)
+        define(name, default, text, flag_values=flags.FLAGS, **more)
 
 
 def _value(name: str) -> Any:

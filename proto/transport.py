@@ -1,6 +1,6 @@
 """gRPC as Downpour uses it: settings with their reasons, credentials, one error mapping, one retry loop.
 
-Nobody else opens a channel or starts a server, but for `downpour.proto.health`.
+Nobody else opens a channel or starts a server, but for `downpour.proto.health` and the display of `downpour local`.
 
 Threads: gRPC's own call the interceptor and ask for certificates; `call` runs in its caller's.
 """

@@ -1,0 +1,124 @@
+"""Servers and channels with certificates, in this process: renewal, and how many calls a server takes."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from downpour.launch import certs
+from downpour.proto import transport
+from downpour.proto.errors import Unauthenticated
+from downpour.proto.security import Certificates, Gate, Security
+from tests.certificates import JOB
+from tests.conftest import wait_until
+
+_PATH = "/downpour.v1.ParameterServer/Status"
+
+
+class Holding:
+    """Answers at once, or, when it is asked to hold, only after `let_go`."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.held = 0
+
+    def status(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        if request == b"hold":
+            self.held += 1
+            self.let_go.wait(60)
+        return b"answer"
+
+    def register(self, server: grpc.Server) -> None:
+        handler = {"Status": grpc.unary_unary_rpc_method_handler(self.status)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("downpour.v1.ParameterServer", handler),))
+
+
+@pytest.fixture
+def holding() -> Holding:
+    return Holding()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    certs.make(JOB, tmp_path / "certs")
+    return tmp_path / "certs"
+
+
+@pytest.fixture
+def server(folder: Path, holding: Holding) -> Iterator[tuple[str, Security, Gate]]:
+    """Address, security and gate of a shard's server."""
+    security = Security(Certificates(folder / "ps", "ps"))
+    gate = Gate(security)
+    server, port = transport.start_server(holding.register, "127.0.0.1", 0, 2, security, gate)
+    yield f"127.0.0.1:{port}", security, gate
+    holding.let_go.set()
+    server.stop(None).wait()
+
+
+def look_now(security: Security) -> None:
+    """Instead of in a second."""
+    assert security.certificates is not None
+    security.certificates._look_at = 0.0
+
+
+def ask(channel: transport.Channel) -> bytes:
+    answer: bytes = transport.call("a shard", 0.5, lambda: channel.unary_unary(_PATH)(b"", timeout=5))
+    return answer
+
+
+def test_renewed_certificates_are_used_by_both_sides_and_connections_go_on(
+    server: tuple[str, Security, Gate], folder: Path, tmp_path: Path
+) -> None:
+    address, security, gate = server
+    mine, late = (Security(Certificates(folder / "worker", "worker")) for _ in range(2))
+    channel = transport.open_channel(address, mine)
+    assert ask(channel) == b"answer"
+
+    certs.make(JOB, tmp_path / "renewed")  # another CA, so that nobody can mix them up
+    shutil.copytree(tmp_path / "renewed" / "ps", folder / "ps", dirs_exist_ok=True)
+    look_now(security)
+    assert ask(channel) == b"answer"
+    assert gate.counts().connections == 1, "the connection did not go on"
+    stale = transport.open_channel(address, late)
+    with pytest.raises(Unauthenticated, match="not signed by the CA"):
+        ask(stale)
+
+    shutil.copytree(tmp_path / "renewed" / "worker", folder / "worker", dirs_exist_ok=True)
+    before = gate.counts().connections_admitted
+    for one, channel_of_one in ((mine, channel), (late, stale)):
+        look_now(one)
+        assert ask(channel_of_one) == b"answer"
+    assert gate.counts().connections_admitted == before + 2
+    channel.close()
+    stale.close()
+
+
+def test_calls_beyond_what_a_server_takes_come_again(
+    server: tuple[str, Security, Gate], folder: Path, holding: Holding
+) -> None:
+    channel = transport.open_channel(server[0], Security(Certificates(folder / "worker", "worker")))
+    method = channel.unary_unary(_PATH)
+    most = 2 * transport._CALLS_PER_THREAD
+    with ThreadPoolExecutor(most) as pool:
+        calls = [pool.submit(method, b"hold", timeout=60) for _ in range(most)]
+        wait_until(lambda: holding.held == 2, "calls that are held")
+
+        def refused() -> bool:
+            try:
+                method(b"", timeout=0.2)
+            except grpc.RpcError as error:
+                return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            return False
+
+        wait_until(refused, "a refusal")
+        late = pool.submit(transport.call, "a shard", 30.0, lambda: method(b"", timeout=30))
+        holding.let_go.set()
+        assert late.result() == b"answer"
+        assert {call.result() for call in calls} == {b"answer"}
+    channel.close()
