@@ -104,31 +104,12 @@ def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Fleet:
     )
 
 
-def shards_limit(fleet: Fleet) -> float:
-    """Steps a second that the shards allow."""
-    limits = fleet.limits()
-    return min(limits["shards' cores"], limits["shards' network"])
-
-
-def workers_limit(fleet: Fleet) -> float:
-    """Steps a second of workers that no shard lets wait: their computing, and their own lines and cores."""
-    unbounded = replace(
-        fleet,
-        num_workers=1,
-        publish_every=0,
-        shard_bytes_per_s=math.inf,
-        pushes=[replace(call, shard_s=0.0) for call in fleet.pushes],
-        pulls=[replace(call, shard_s=0.0) for call in fleet.pulls],
-    )
-    return fleet.num_workers * queueing.simulate(unbounded, num_steps=100).steps_per_second
-
-
 def enough_shards(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Layout | None:
     """The layout on the fewest shards that are no bottleneck; None if not even the most are enough."""
-    wanted = workers_limit(fleet_of(job, layout, costs, cluster))
+    wanted = fleet_of(job, layout, costs, cluster).workers_limit()
     for num_shards in range(1, _MAX_SHARDS + 1):
         one = place(layout.variables, num_shards, job.slicing)
-        if wanted <= _BUSY * shards_limit(fleet_of(job, one, costs, cluster)):
+        if wanted <= _BUSY * fleet_of(job, one, costs, cluster).shards_limit():
             return one
     return None
 
@@ -164,7 +145,8 @@ def report(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> tuple[st
         "",
         f"{'what would limit':<20} {'steps/s':>9} {'used':>6}",
     ]
-    for name, limit in sorted(fleet.limits().items(), key=lambda item: item[1]):
+    limits = fleet.limits() | {"workers, undelayed": fleet.workers_limit()}
+    for name, limit in sorted(limits.items(), key=lambda item: item[1]):
         if limit < math.inf:  # else it has nothing to do
             lines.append(f"{name:<20} {limit:9.2f} {found.steps_per_second / limit:6.0%}")
     lines += [
@@ -218,7 +200,7 @@ def _memory_mb(job: Job, layout: Layout) -> int:
 
 
 def _shards_words(job: Job, layout: Layout, fleet: Fleet) -> str:
-    return f"they allow {shards_limit(fleet):.2f} steps/s and need up to {_memory_mb(job, layout):,} MB of memory each"
+    return f"they allow {fleet.shards_limit():.2f} steps/s and need up to {_memory_mb(job, layout):,} MB of memory each"
 
 
 def _histogram(found: Prediction) -> list[str]:

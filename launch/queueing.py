@@ -96,7 +96,7 @@ class Fleet:
             raise ValueError(f"compute times are {self.compute!r}; accepted are {', '.join(COMPUTE_TIMES)}")
 
     def limits(self) -> dict[str, float]:
-        """Steps a second that each resource allows if nothing else limits; the least is the bottleneck.
+        """Steps a second that each resource allows if nothing else limits.
 
         A worker pushes before it pulls, so its line works one way after the other; a shard's works both ways at once.
         """
@@ -117,9 +117,24 @@ class Fleet:
             "shards' cores": _over(self.shard_cores, busiest_s),
         }
 
+    def workers_limit(self) -> float:
+        """Steps a second of workers that no shard lets wait: of one alone, times their number."""
+        calls = [*self.pushes, *self.pulls]
+        exchange_s = max(
+            sum(call.num_bytes for call in calls) / self.worker_bytes_per_s,
+            0.0 if self.shared_cores else sum(call.worker_s for call in calls) / self.worker_cores,
+        )
+        both = max(self.compute_s, exchange_s) if self.overlap else self.compute_s + exchange_s
+        return _over(self.num_workers, both)
+
+    def shards_limit(self) -> float:
+        """Steps a second that the shards allow, or the cores of the machine that they share."""
+        return min(limit for name, limit in self.limits().items() if not name.startswith("workers'"))
+
     def bottleneck(self) -> str:
-        """The resource that limits first."""
-        limits = self.limits()
+        """The resource to have more of: of the shards' if they allow less than the workers could do, else of these."""
+        of_workers = self.workers_limit() <= self.shards_limit()
+        limits = {name: limit for name, limit in self.limits().items() if name.startswith("workers'") == of_workers}
         return min(limits, key=limits.__getitem__)
 
 

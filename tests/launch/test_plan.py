@@ -115,10 +115,10 @@ def test_the_shards_to_choose_are_the_fewest_that_are_enough(cluster: Cluster) -
     job, layout = paper()
     best = plan.enough_shards(job, layout, COSTS, cluster)
     assert best is not None
-    wanted = plan.workers_limit(plan.fleet_of(job, layout, COSTS, cluster))
+    wanted = plan.fleet_of(job, layout, COSTS, cluster).workers_limit()
     fewer = layouts.plan(layout.variables, best.num_shards - 1, job.slicing) if best.num_shards > 1 else None
-    assert plan.shards_limit(plan.fleet_of(job, best, COSTS, cluster)) >= wanted / 0.8
-    assert fewer is None or plan.shards_limit(plan.fleet_of(job, fewer, COSTS, cluster)) < wanted / 0.8
+    assert plan.fleet_of(job, best, COSTS, cluster).shards_limit() >= wanted / 0.8
+    assert fewer is None or plan.fleet_of(job, fewer, COSTS, cluster).shards_limit() < wanted / 0.8
     # What the advice is for: with it the workers go on almost as if they were alone.
     predicted = plan.report(job, best, COSTS, cluster)[1]
     assert predicted["steps_per_second"] > 0.85 * wanted

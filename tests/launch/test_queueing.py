@@ -77,6 +77,19 @@ def test_the_bottleneck_is_named_and_sets_the_pace(
     assert 0.8 * steps_per_second <= found <= 1.15 * steps_per_second
 
 
+def test_a_worker_that_waits_for_its_own_exchange_is_the_bottleneck_though_no_line_is_full() -> None:
+    """1 Gbit/s a host: 7.2 s of computing, then 5.1 s on the worker's line; the shards' lines could do 6.6 a second."""
+    fleet = paper(shard_bytes_per_s=125 * MB, worker_bytes_per_s=125 * MB)
+    assert fleet.limits()["shards' network"] < fleet.limits()["workers' compute"]
+    assert fleet.workers_limit() == pytest.approx(50 / (7.2 + 2 * 17 * 18.8 / 125))
+    assert fleet.bottleneck() == "workers' compute"
+    assert simulate(fleet).steps_per_second == pytest.approx(fleet.workers_limit(), rel=0.12)
+    # With overlap the workers' own lines no longer add to their computing, and the shards' do limit.
+    overlapped = paper(shard_bytes_per_s=125 * MB, worker_bytes_per_s=125 * MB, overlap=True)
+    assert overlapped.bottleneck() == "shards' network"
+    assert simulate(overlapped).steps_per_second == pytest.approx(125 / 18.8, rel=0.05)
+
+
 def test_the_same_seed_gives_the_same_prediction() -> None:
     one, again, other = simulate(paper()), simulate(paper()), simulate(paper(), seed=1)
     assert one.steps_per_second == again.steps_per_second and (one.staleness == again.staleness).all()
