@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint bench bench-kernels codecs consistency chaos soak proto clean
+.PHONY: quickstart test lint bench bench-kernels codecs fleet consistency chaos soak proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result.
 quickstart: $(VENV)/quickstart
@@ -33,6 +33,10 @@ codecs: $(VENV)/quickstart
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
 	$(BIN)/python -m tests.benchmarks.codecs --data=fashion_mnist
 	$(BIN)/python -m tests.benchmarks.codecs --data=quickstart
+
+# 67 network namespaces as hosts, once with a fast line and once with a slow one; seven minutes, 20 GB, root, alone.
+fleet: $(VENV)/dev
+	$(BIN)/python -m tests.benchmarks.fleet
 
 # What asynchrony costs: every pace and staleness treatment on Fashion-MNIST; an hour for three seeds.
 consistency: $(VENV)/quickstart

@@ -135,12 +135,12 @@ def _main() -> int | None:
         places = read_hosts(Path(_HOSTS.value).read_text())
     except OSError as error:
         raise ValueError(f"--hosts={_HOSTS.value}: {error.strerror}") from None
-    if "{}" not in _VIA.value:
-        raise ValueError(f"--via={_VIA.value} has no {{}}, the place of the host's name")
     cluster = topology_of(places, _PORT.value)
     overrides = [f"cluster.num_ps={len(cluster.ps)}", f"cluster.num_workers={cluster.num_workers}"]
     flags.FLAGS["set"].value = [*(flags.FLAGS["set"].value or []), *overrides]
     job = recipe.from_flags()
+    if "{}" not in _VIA.value:
+        raise ValueError(f"--via={_VIA.value} has no {{}}, the place of the host's name")
     run_dir = Path(_RUN_DIR.value or Path("runs") / job.name)
     common: dict[str, FlagValue] = {
         "recipe": flags.FLAGS["recipe"].value, "set": flags.FLAGS["set"].value, "run_dir": run_dir,

@@ -50,6 +50,13 @@ def check(command: str, folder: Path) -> None:
         (folder / value("out", arguments) / "in the way").mkdir(parents=True)
         result = run([name, *arguments], folder)
         assert f"{value('out', arguments)} exists and is not a prepared data set" in result.stderr, result.stderr
+    elif name == "plan":
+        result = run([name, *arguments, "--measure_s=0"], folder)
+        assert result.stderr.startswith("[plan] error: --measure_s=0; give"), result.stderr
+    elif name == "ssh":
+        (folder / value("hosts", arguments)).write_text("a chief ps worker\n")
+        result = run([name, *arguments, "--via=ssh"], folder)
+        assert result.stderr.startswith("[ssh] error: --via=ssh has no {}"), result.stderr
     elif name == "export":
         result = run([name, *arguments], folder)
         assert f"{value('checkpoint', arguments)} is not a complete checkpoint and holds none" in result.stderr
@@ -123,6 +130,8 @@ def test_a_command_is_accepted(command: str, tmp_path: Path) -> None:
         "downpour prepare openmoji --out=data/openmoji --size=36",
         "downpour export --checkpoint=runs/quickstart --recipe=quickstart --outt=quickstart.keras",
         "downpour layout --recipe=quickstart --set=cluster.nmu_ps=11",
+        "downpour plan --recipe=quickstart --seconds_per_stpe=2",
+        "downpour ssh --hosts=hosts.txt --recipe=quikstart",
     ],
 )
 def test_a_wrong_command_is_noticed(command: str, tmp_path: Path) -> None:
