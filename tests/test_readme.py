@@ -57,6 +57,9 @@ def check(command: str, folder: Path) -> None:
         (folder / value("hosts", arguments)).write_text("a chief ps worker\n")
         result = run([name, *arguments, "--via=ssh"], folder)
         assert result.stderr.startswith("[ssh] error: --via=ssh has no {}"), result.stderr
+    elif name == "certs":
+        assert run([name, *arguments], folder).returncode == 0
+        assert (folder / value("out", arguments) / "worker" / "tls.key").exists()
     elif name == "export":
         result = run([name, *arguments], folder)
         assert f"{value('checkpoint', arguments)} is not a complete checkpoint and holds none" in result.stderr
@@ -130,6 +133,7 @@ def test_a_command_is_accepted(command: str, tmp_path: Path) -> None:
         "downpour prepare openmoji --out=data/openmoji --size=36",
         "downpour export --checkpoint=runs/quickstart --recipe=quickstart --outt=quickstart.keras",
         "downpour layout --recipe=quickstart --set=cluster.nmu_ps=11",
+        "downpour certs --job=Quickstart --out=certs",
         "downpour plan --recipe=quickstart --seconds_per_stpe=2",
         "downpour ssh --hosts=hosts.txt --recipe=quikstart",
     ],
