@@ -44,6 +44,7 @@ RUN python -m pip install --constraint=constraints.txt ".[${EXTRAS}]"
 RUN find /opt/downpour/venv -path '*/downpour/*' -name '*.py' -exec touch --date=@1000000000 {} + \
     && python -m compileall -q -f --invalidation-mode=unchecked-hash /opt/downpour/venv/lib/python3.11/site-packages/downpour
 RUN python -m downpour.ps.kernels \
+    && python -m pip uninstall --quiet --yes setuptools pip \
     && chmod -R a+rX /opt/downpour
 
 FROM source AS worker-files
@@ -55,6 +56,7 @@ RUN case "${ACCELERATOR}" in cpu) cuda= ;; gpu) cuda='tensorflow[and-cuda]' ;; \
 RUN find /opt/downpour/venv -path '*/downpour/*' -name '*.py' -exec touch --date=@1000000000 {} + \
     && python -m compileall -q -f --invalidation-mode=unchecked-hash /opt/downpour/venv/lib/python3.11/site-packages/downpour
 RUN python -m downpour.ps.kernels \
+    && python -m pip uninstall --quiet --yes setuptools pip \
     && chmod -R a+rX /opt/downpour
 
 FROM runtime AS shard
