@@ -50,6 +50,10 @@ def document(deployment: Deployment) -> dict[str, Any]:
 def _replica(deployment: Deployment, role: str) -> dict[str, Any]:
     template = pods.template(deployment, role, deployment.tf_config_command(role), _CONTAINER)
     (container,) = template["spec"]["containers"]
+    # The operator's Services publish a pod's name only once it is ready. A shard is ready once the chief has filled it,
+    # and the chief could not find it before that: they would wait for each other for ever.
+    for key in ("#readinessProbe", "readinessProbe"):
+        del container[key]
     container["ports"] = [port | {"name": _PORT} if port["name"] == "grpc" else port for port in container["ports"]]
     if role == "ps":
         why = "In place, so that the arena is kept."

@@ -15,8 +15,10 @@ from pathlib import Path
 from tests.kubelet.container import Image
 from tests.kubelet.fields import Document, known
 from tests.kubelet.indexed_job import COMPLETE, IndexedJob
+from tests.kubelet.jobset import JobSet
 from tests.kubelet.network import Network, network
 from tests.kubelet.pod import Node, Pod
+from tests.kubelet.tfjob import TFJob
 
 _NAMESPACE = "default"
 _PAUSE_S = 0.03
@@ -28,14 +30,14 @@ class Cluster:
 
     Attributes:
         pods: Those that there are, by name.
-        jobs: By name.
+        jobs: Jobs, TFJobs and JobSets by name.
         claims: Folders by claim; a test puts those in that nobody makes.
         events: What has happened, with seconds since the beginning.
     """
 
     def __init__(self, folder: Path, image: Image, made: Network) -> None:
         self.pods: dict[str, Pod] = {}
-        self.jobs: dict[str, IndexedJob] = {}
+        self.jobs: dict[str, IndexedJob | TFJob | JobSet] = {}
         self.claims: dict[str, Path] = {}
         self.events: list[tuple[float, str]] = []
         self._begin = time.monotonic()
@@ -66,6 +68,10 @@ class Cluster:
             if kind == "Job":
                 known(document, "apiVersion", "kind", "metadata", "spec")
                 self.jobs[name] = IndexedJob(name, document["spec"], self.make_pod, self.told)
+            elif kind == "TFJob":
+                self.jobs[name] = TFJob(name, document["spec"], _NAMESPACE, self.make_pod, self.serve, self.told)
+            elif kind == "JobSet":
+                self.jobs[name] = JobSet(name, document["spec"], self.make_pod, self.serve, self.told)
             elif kind == "PersistentVolumeClaim":
                 self.claims[name] = self._folder / "claims" / name
                 self.claims[name].mkdir(parents=True)
@@ -80,6 +86,10 @@ class Cluster:
         self.pods[name] = pod
         self.told(f"{name}: made at {pod.address}")
         return pod
+
+    def serve(self, service: Document) -> None:
+        """Makes a Service, for controllers."""
+        self._objects["Service", service["metadata"]["name"]] = service
 
     def tick(self) -> None:
         """Does what is due, everywhere."""

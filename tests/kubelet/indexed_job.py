@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tests.kubelet.fields import Document, known
 from tests.kubelet.pod import SUCCEEDED, Pod
 
-COMPLETE, FAILED, ACTIVE = "Complete", "Failed", ""
+COMPLETE, FAILED, DELETED, ACTIVE = "Complete", "Failed", "Deleted", ""
 BACK_OFF_S, _MOST_BACK_OFF_S = 10.0, 600.0
 _INDEX = "JOB_COMPLETION_INDEX"
 _SPEC = (
@@ -39,7 +39,7 @@ class IndexedJob:
         told: Takes a line of what has happened.
 
     Attributes:
-        state: `ACTIVE`, `COMPLETE` or `FAILED`.
+        state: `ACTIVE`, `COMPLETE`, `FAILED` or `DELETED`.
         reason: Why it failed.
         pods: By index, those that have not been replaced.
         failures: Failed pods by index that count; what is ignored does not.
@@ -67,6 +67,10 @@ class IndexedJob:
     def scale(self, number: int) -> None:
         """Patches completions and parallelism together: an elastic Indexed Job."""
         self.spec["completions"] = self.spec["parallelism"] = number
+
+    def delete(self) -> None:
+        """Ends its pods, if it is not done yet."""
+        self._outcome = self._outcome or DELETED
 
     def tick(self) -> list[Pod]:
         """Does what is due; pods that are no more."""

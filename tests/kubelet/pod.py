@@ -95,9 +95,10 @@ class Pod:
 
     @property
     def ready(self) -> bool:
-        """Whether its readiness probe says so."""
-        probe = self._probes.get("readinessProbe")
-        return self._is_main and not self.deleted and (probe is None or probe.passed)
+        """Whether it has started, and its readiness probe says so."""
+        probe, startup = self._probes.get("readinessProbe"), self._probes.get("startupProbe")
+        started = startup is None or startup.passed_after_s is not None
+        return self._is_main and not self.deleted and started and (probe is None or probe.passed)
 
     @property
     def ended(self) -> bool:

@@ -13,18 +13,32 @@ from tests.launch.kubernetes.manifests import build
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 
-END_S = 420.0  # when other tests keep this machine busy; alone it takes a tenth of that
+END_S = 300.0  # when other tests keep this machine busy; alone it takes a tenth of that
 
 
-def test_a_job_runs_from_its_manifests_to_its_end(kubernetes: Cluster, tmp_path: Path) -> None:
+def write(tmp_path: Path) -> Path:
     recipe = write_recipe(tmp_path)
-    out = manifests.write(tmp_path / "deploy", str(recipe), "tiny", "--set=exchange.give_up_after_s=300")
-    kubernetes.apply(build(out / "base"))
-    kubernetes.wait(kubernetes.all_complete, "the end of all Jobs", END_S)
+    return manifests.write(tmp_path / "deploy", str(recipe), "tiny", "--set=exchange.give_up_after_s=300")
 
+
+def run(kubernetes: Cluster, folder: Path) -> None:
+    """Applies a folder and waits until everything has ended; every push must have been counted once."""
+    kubernetes.apply(build(folder))
+    kubernetes.wait(kubernetes.all_complete, "the end of everything", END_S)
     found = manifests.summary(kubernetes, "tiny")
     assert found["global_steps"] >= 40
     assert found["pushes_acknowledged"] == found["pushes_applied_min"] == found["pushes_applied_max"]
     assert found["map_at_100"] > 0, found
+
+
+def test_a_job_runs_from_its_manifests_to_its_end(kubernetes: Cluster, tmp_path: Path) -> None:
+    run(kubernetes, write(tmp_path) / "base")
     assert not kubernetes.pods
     assert not any(job.failures for job in kubernetes.jobs.values()), kubernetes.describe()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["jobset", "tfjob"])
+def test_a_job_runs_as_one_object(form: str, kubernetes: Cluster, tmp_path: Path) -> None:
+    run(kubernetes, write(tmp_path) / form)
+    assert all(pod.exit_code == 0 for pod in kubernetes.pods.values()), kubernetes.describe()
