@@ -127,6 +127,16 @@ def test_thin_network(small: Path, run: Run) -> None:
 
 
 @pytest.mark.process
+def test_tls(small: Path, run: Run) -> None:
+    flags = ("--modes=best", "--rounds=1", "--silent=200", "--seconds=3")
+    result = run("tls", *load(small), *flags)
+    assert result["cipher"].startswith("TLS_")
+    assert result["best_ratio_tls"] > 0 and result["best_ratio_strangers"] > 0
+    counted, knocked = result["strangers_counted"], result["strangers"]
+    assert counted["connections"] - counted["connections_admitted"] >= 200 + knocked["others"] > 200
+
+
+@pytest.mark.process
 def test_fleet(small: Path, run: Run) -> None:
     """Lines are slow enough to be the limit, however busy this machine is: then the prediction must hold."""
     reason = hosts.obstacle()
