@@ -1,7 +1,8 @@
 """A container: namespaces, a root file system and a memory limit of its own, and an image to run.
 
 An image is this machine's /usr, the interpreter of this environment and the folders that Downpour is installed from,
-all read-only, with the compiled loops where the image's build leaves them. It gives a container PATH and nothing else.
+all read-only, with the compiled loops where the image's build leaves them. It gives a container PATH, and the
+processor that the loops are for.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class Image:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the image gives."""
-        return {"PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"}
+        """What the image gives, as the Dockerfile's ENV does; the other variables of that are in the manifests, too."""
+        processor = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
+        return {"PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin", **processor}
 
 
 @dataclass(frozen=True)

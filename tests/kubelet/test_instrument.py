@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from downpour.launch.topology import from_tf_config
 from tests.kubelet import indexed_job
 from tests.kubelet.cluster import Cluster
 from tests.kubelet.fields import check_pod, environment, expand
+from tests.kubelet.tfjob import tf_config
 
 pytestmark = pytest.mark.process
 
@@ -94,7 +96,7 @@ def test_a_container_has_what_its_manifest_says_and_no_more(kubernetes: Cluster)
         assert names.split()[2:] == [
             f"j-{index}.all{end}" for end in ("", ".default", ".default.svc", ".default.svc.cluster.local")
         ]
-        assert variables == "variables GREETING JOB_COMPLETION_INDEX PATH PWD"
+        assert variables == "variables GREETING JOB_COMPLETION_INDEX NUMBA_CPU_FEATURES NUMBA_CPU_NAME PATH PWD"
 
 
 def test_restarts_keep_an_empty_dir_and_new_pods_do_not(kubernetes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,3 +131,14 @@ def test_what_is_not_played_is_refused() -> None:
 def test_variables_are_put_into_arguments() -> None:
     assert expand("a$(B)-$(C)-$$(B)", {"B": "x"}) == "ax-$(C)-$(B)"
     assert environment({"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "$(A)2"}]})["B"] == "12"
+
+
+def test_tf_config_is_what_kubeflow_sets() -> None:
+    container = {"name": "tensorflow", "ports": [{"name": "tfjob-port", "containerPort": 2222}]}
+    replica = {"replicas": 1, "template": {"spec": {"containers": [container]}}}
+    replicas = {"PS": replica | {"replicas": 2}, "Worker": replica, "Chief": replica, "Evaluator": replica}
+    where, role, index = from_tf_config(tf_config("job", "team", replicas, "PS", 1))
+    assert where.ps == ("job-ps-0.team.svc:2222", "job-ps-1.team.svc:2222")
+    assert (where.chief, where.num_workers, where.evaluator) == ("job-chief-0.team.svc:2222", 1, False)
+    assert (role, index) == ("ps", 1)
+    assert from_tf_config(tf_config("job", "team", replicas, "Evaluator", 0))[1] == "evaluator"
