@@ -7,7 +7,7 @@ Started again, it goes on where the shards and its journal in --run_dir are. Whe
 the folder.
 
 At SIGTERM it brings its journal up to date and ends with 143. With `--stop_shards` it ends the shards when the job is
-over, failed or not.
+over, failed or not; and told to end itself, it first writes the checkpoint of shards that are told so with it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from downpour.worker.plan import Plan
 
 topology.define_flags("chief")
 initial.define_flags()
+
+_SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
 
 def main() -> None:
@@ -62,6 +64,8 @@ def _run() -> None:
 
 
 def _leave(chief: Chief) -> None:
+    if flags.FLAGS["stop_shards"].value:
+        chief.see_off(_SEE_OFF_WITHIN_S)
     chief.hold()
     logging.info("told to end; the journal is written")
     ending.end_now()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,17 @@ from downpour.ps.layout import Layout
 from downpour.ps.pace import Async
 from downpour.worker.coordinator import Coordinator
 from downpour.worker.departures import Departures
+from downpour.worker.known import Known
 from downpour.worker.leases import LeaseTable
 from downpour.worker.plan import Plan
 from downpour.worker.run_folder import RunFolder
-from downpour.worker.shards import Loss, Shards, known_layout
+from downpour.worker.shards import Shards, known_layout
 from downpour.worker.summary import summary
 
 _LOOK_EVERY_S = 1.0
 _WORKERS_END_S = 120.0
 _SCORE_WITHIN_S = 600.0
+_GATHER_S = 1.0  # until shards that leave at the same time have said so
 _COMES_WITHIN_S = 120.0  # an evaluator that nobody has heard of when training is over
 # Room for every worker of the reference fleet (50) and the evaluator to be in a call at once.
 _NUM_THREADS = 64
@@ -85,14 +87,11 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             plan.num_workers,
             plan.lease_s,
         )
+        self._known = Known(self._coordinator)
         self._state = pb.ProgressReply.STATE_PREPARING
         self._departures = Departures()
-        self._checkpoint: pb.NextCheckpointReply | None = None
-        self._scores: dict[int, pb.Score] = {}
         self._evaluator_heard_s: float | None = None
-        self._losses: list[Loss] = []
         self._polled: list[int] = []  # versions of the shards, when they were looked at last
-        self._resumed_from: int | None = None
         self._server, self.port = start_server(
             lambda server: chief_pb2_grpc.add_ChiefServicer_to_server(self, server), host, port, _NUM_THREADS, security
         )
@@ -138,8 +137,8 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         """See `downpour/proto/chief.proto`."""
         with self._changed:
             self._evaluator_heard_s = time.monotonic()
-            if self._checkpoint is not None and self._checkpoint.step > request.after_step:
-                return self._checkpoint
+            if self._known.checkpoint is not None and self._known.checkpoint.step > request.after_step:
+                return self._known.checkpoint
             return pb.NextCheckpointReply(
                 stop=self._state in (pb.ProgressReply.STATE_DONE, pb.ProgressReply.STATE_FAILED)
             )
@@ -149,7 +148,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         metrics = dict(request.metrics)
         with self._changed:
             self._ready()
-            self._scores[request.step] = request
+            self._known.scores[request.step] = request
             seconds = self._coordinator.train_s(time.monotonic())
             self._write_journal()
             self._changed.notify_all()
@@ -162,8 +161,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             reply = self._coordinator.progress(time.monotonic())
             waits = self._state == pb.ProgressReply.STATE_TRAINING and self._coordinator.started_s is None
             reply.state = pb.ProgressReply.STATE_PREPARING if waits else self._state
-            if self._scores:
-                reply.metrics.update(self._scores[max(self._scores)].metrics)
+            reply.metrics.update(self._known.newest_score.metrics)
         return reply
 
     def Leaving(self, request: pb.LeavingRequest, context: grpc.ServicerContext) -> pb.LeavingReply:
@@ -172,7 +170,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             self._ready()
             may_go = self._departures.ask(request.shard, request.incarnation, time.monotonic())
             self._changed.notify_all()
-            return pb.LeavingReply(may_go=may_go or (self._checkpoint is not None and self._checkpoint.last))
+            return pb.LeavingReply(
+                may_go=may_go or (self._known.checkpoint is not None and self._known.checkpoint.last)
+            )
 
     # What the chief does.
 
@@ -241,6 +241,15 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         if self._shards is not None:
             self._shards.close()
 
+    def see_off(self, within_s: float) -> None:
+        """Returns once shards that leave at the same time have their checkpoint, or nobody knows of any."""
+        begin = time.monotonic()
+        with self._changed:
+            while (now := time.monotonic()) < begin + within_s:
+                if now > begin + _GATHER_S and not self._departures.waiting(now):
+                    return
+                self._changed.wait(_GATHER_S / 4)
+
     def hold(self) -> None:
         """Brings the journal up to date and answers nothing any more: this process is about to end."""
         self._changed.acquire()  # for good: what others are told after this, the next chief would not know
@@ -266,8 +275,8 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         elif saved := self._folder.resume(self._plan.resume):
             with self._changed:
                 self._coordinator.load(saved.progress["coordinator"], time.monotonic())
-                self._checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
-                self._resumed_from = saved.step
+                self._known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+                self._known.resumed_from = saved.step
                 self._write_journal()  # first: a chief that is started again meanwhile must not find the older one
             shards.restore(saved)
             logging.info("resumed from %s", saved.directory)
@@ -284,36 +293,16 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         journal = self._folder.journal()
         with self._changed:
             if journal and journal["fingerprint"] == shards.layout.fingerprint.hex():
-                self._load_journal(journal)
+                self._known.load(journal, time.monotonic())
         logging.info("the shards hold parameters already; training continues")
         if empty:
             self._look_after(shards, initial_values)
 
-    def _load_journal(self, journal: Mapping[str, Any]) -> None:
-        self._coordinator.load(journal["coordinator"], time.monotonic(), gap_s=journal["gap_s"])
-        self._scores = {
-            entry["step"]: pb.Score(step=entry["step"], metrics=entry["metrics"]) for entry in journal["scores"]
-        }
-        if journal["checkpoint"]:
-            self._checkpoint = pb.NextCheckpointReply(**journal["checkpoint"])
-        self._losses = [Loss(**loss) for loss in journal["losses"]]
-        self._resumed_from = journal["resumed_from"]
-
     def _write_journal(self) -> None:
         """Called with the lock held."""
         assert self._shards is not None
-        known = self._checkpoint
-        self._folder.write_journal(
-            {
-                "fingerprint": self._shards.layout.fingerprint.hex(),
-                "job": self._plan.description.get("job"),
-                "coordinator": self._coordinator.state(time.monotonic(), with_workers=True),
-                "scores": [{"step": step, "metrics": dict(score.metrics)} for step, score in self._scores.items()],
-                "checkpoint": {"directory": known.directory, "step": known.step} if known else None,
-                "losses": [vars(loss) for loss in self._losses],
-                "resumed_from": self._resumed_from,
-            }
-        )
+        about = {"fingerprint": self._shards.layout.fingerprint.hex(), "job": self._plan.description.get("job")}
+        self._folder.write_journal(about | self._known.state(time.monotonic()))
 
     def _heal(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
         while not self._ending.wait(_LOOK_EVERY_S):
@@ -328,7 +317,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         with self._changed:
             polled = self._polled or [0] * len(shards)
             reported = self._coordinator.versions or [0] * len(shards)
-            before = {loss.shard: loss.version + loss.updates for loss in self._losses}
+            before = {loss.shard: loss.version + loss.updates for loss in self._known.losses}
         # A report from before an earlier loss says nothing about this one.
         seen = [
             max(p, r if r > before.get(i, -1) else 0) for i, (p, r) in enumerate(zip(polled, reported, strict=True))
@@ -337,7 +326,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         with self._changed:
             self._polled = [p if status is None else status.version for p, status in zip(polled, statuses, strict=True)]
             if losses:
-                self._losses += losses
+                self._known.losses += losses
                 self._write_journal()
 
     def _watch(self, shards: Shards) -> None:
@@ -380,7 +369,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             logging.warning("no checkpoint at step %d: %s", step, error)
             return
         with self._changed:
-            self._checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            self._known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
             self._departures.end()
             self._write_journal()
 
@@ -411,7 +400,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         with self._changed:
             self._coordinator.saw(max(versions, default=0))  # workers report only once a second
             step = self._coordinator.step
-            if self._checkpoint is not None and self._checkpoint.step == step:  # nothing has happened since
+            if self._known.checkpoint is not None and self._known.checkpoint.step == step:  # nothing has happened since
                 self._departures.begin(time.monotonic())
                 self._departures.end()
                 return
@@ -425,7 +414,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             return self._evaluator_heard_s is not None
 
         def scored() -> bool:
-            return self._checkpoint is None or self._checkpoint.step in self._scores
+            return self._known.checkpoint is None or self._known.checkpoint.step in self._known.scores
 
         if not self._wait(heard, _COMES_WITHIN_S if self._plan.expects_evaluator else 0.0):
             if self._plan.expects_evaluator:
@@ -436,10 +425,10 @@ class Chief(chief_pb2_grpc.ChiefServicer):
     def _summary(self, shards: Shards) -> dict[str, Any]:
         statuses = shards.statuses()
         with self._changed:
-            score = self._scores[max(self._scores)] if self._scores else pb.Score()
+            score = self._known.newest_score
             now = time.monotonic()
-            found = summary(self._plan, shards.layout, self._coordinator, statuses, score, self._losses, now)
-            return found | {"resumed_from": self._resumed_from, "failure": self._coordinator.failure}
+            found = summary(self._plan, shards.layout, self._coordinator, statuses, score, self._known.losses, now)
+            return found | {"resumed_from": self._known.resumed_from, "failure": self._coordinator.failure}
 
     def _enter(self, state: pb.ProgressReply.State) -> None:
         with self._changed:

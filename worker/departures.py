@@ -20,6 +20,7 @@ class _Request:
     asked_s: float
     heard_s: float
     served: bool = False
+    told: bool = False
 
 
 @dataclass
@@ -35,7 +36,12 @@ class Departures:
         if known is None or known.incarnation != incarnation:
             known = self._requests[shard] = _Request(incarnation, now_s, now_s)
         known.heard_s = now_s
-        return not self._unserved(now_s)
+        known.told = not self._unserved(now_s)
+        return known.told
+
+    def waiting(self, now_s: float) -> bool:
+        """Whether a shard that leaves has yet to be told that it may go."""
+        return any(not r.told and now_s - r.heard_s <= _FORGET_S for r in self._requests.values())
 
     def due(self, now_s: float) -> bool:
         """Whether to begin a checkpoint."""

@@ -97,6 +97,29 @@ def test_all_shards_are_taken_away_at_once_and_one_checkpoint_serves_them(
     assert fleet.summary()["global_steps"] >= 100
 
 
+def test_a_whole_job_is_taken_away_and_another_number_of_shards_goes_on_from_that_moment(
+    new_fleet: StartFleet, tmp_path: Path
+) -> None:
+    fleet = new_fleet(2, "num_steps=100")
+    fleet.start_all("worker/0", "worker/1")
+    fleet.wait_for_step(10)
+    everybody = ["chief", *fleet.shards(), "worker/0", "worker/1"]
+    for name in everybody:
+        fleet.send(name)
+    assert {name: fleet.end(name, 25) for name in everybody} == dict.fromkeys(everybody, 143)
+    (saved,) = checkpoints(fleet)
+    for name in fleet.shards():
+        assert fleet.logged(name, "leaves; a checkpoint was written"), fleet.tail(name)
+        fleet.arena(name).unlink()
+    fleet = new_fleet(3, "num_steps=100")
+    for name in (*fleet.shards(), "worker/0", "worker/1"):
+        fleet.start(name)
+    fleet.start("chief", resume=True)
+    end_well(fleet, tmp_path, "worker/0", "worker/1")
+    summary = fleet.summary()
+    assert summary["resumed_from"] == saved.step and summary["num_ps"] == 3 and summary["global_steps"] >= 100
+
+
 def test_a_shard_does_not_wait_for_ever_and_a_second_signal_ends_it_at_once(new_fleet: StartFleet) -> None:
     fleet = new_fleet(2)
     fleet.start("ps/0", grace_s=2)

@@ -14,7 +14,8 @@ def test_one_checkpoint_serves_all_that_leave_within_a_moment() -> None:
     leaving.begin(0.6)
     assert not leaving.ask(0, 1, 0.7), "it is only begun"
     leaving.end()
-    assert leaving.ask(0, 1, 0.8) and leaving.ask(1, 1, 0.8)
+    assert leaving.ask(0, 1, 0.8) and leaving.waiting(0.8), "shard 1 has not been told"
+    assert leaving.ask(1, 1, 0.8) and not leaving.waiting(0.8)
     assert not leaving.due(5.0)
 
 
