@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(3600)]
 DATA = Path("data/openmoji")  # `make quickstart` prepares it
 FLAGS = ["--set=cluster.num_ps=5", "--set=cluster.num_workers=3", "--set=max_train_s=3000"]
 DEADLINE_S = 900.0  # of anything, when other tests keep this machine busy
+NUM_ENDED_WORKERS = 4  # one is deleted, three go when there shall be fewer
 GOOD_MAP = 0.55  # what the recipe promises
 
 
@@ -64,7 +65,6 @@ def test_quickstart_trains_through_faults_and_scaling(kubernetes: Cluster, quick
     wait(lambda: ready("worker", 5), "five workers")
 
     wait_for_step(320)
-    before = chief.progress()
     kubernetes.evict("quickstart-ps-3")
     evicted = pods["quickstart-ps-3"]
     wait(lambda: evicted.ended, "the shard's end")
@@ -75,14 +75,17 @@ def test_quickstart_trains_through_faults_and_scaling(kubernetes: Cluster, quick
 
     jobs["quickstart-worker"].scale(2)
     wait(lambda: len([name for name in pods if "-worker-" in name]) == 2, "two workers")
-    assert chief.progress().step >= before.step
     chief.close()
 
     wait(kubernetes.all_complete, "the end of all Jobs")
     assert not pods
     found = manifests.summary(kubernetes, "quickstart")
-    print(found)
-    print(kubernetes.describe())
-    print(kubernetes.memory)
+    print(found, kubernetes.describe(), kubernetes.memory, sep="\n")
     assert found["global_steps"] >= 700
     assert found["map_at_100"] >= GOOD_MAP
+    # Only the evicted shard may have lost anything: what came between its checkpoint and its end, which it says. What
+    # is counted and was not acknowledged is the last push of a worker that was ended, one each at most.
+    assert set(found["updates_lost"]) <= {"3"}
+    lost = sum(found["updates_lost"].values())
+    assert found["pushes_applied_min"] + lost >= found["pushes_acknowledged"]
+    assert found["pushes_applied_max"] - found["pushes_acknowledged"] <= NUM_ENDED_WORKERS
