@@ -3,7 +3,7 @@
 #     docker build --target=shard --tag=registry.example/downpour-shard:1.0 .
 #     docker build --target=worker --tag=registry.example/downpour-worker:1.0 [--build-arg=ACCELERATOR=gpu] .
 #
-# ACCELERATOR  cpu or gpu: whether TensorFlow's CUDA libraries go into the worker image.
+# ACCELERATOR  cpu, the smaller TensorFlow; or gpu, with the CUDA libraries it needs.
 # EXTRAS       of setup.py, with commas: tls, and s3 where checkpoints go to an object store.
 # KERNEL_CPU   LLVM's name of the oldest processor that the images shall run on.
 # PYTHON       The image to begin from.
@@ -50,9 +50,9 @@ RUN python -m downpour.ps.kernels \
 FROM source AS worker-files
 ARG EXTRAS=tls
 ARG ACCELERATOR=cpu
-RUN case "${ACCELERATOR}" in cpu) cuda= ;; gpu) cuda='tensorflow[and-cuda]' ;; \
+RUN case "${ACCELERATOR}" in cpu) worker=worker-cpu cuda= ;; gpu) worker=worker cuda='tensorflow[and-cuda]' ;; \
         *) echo "ACCELERATOR is ${ACCELERATOR}; give cpu or gpu" >&2; exit 2 ;; esac \
-    && python -m pip install --constraint=constraints.txt ".[worker,${EXTRAS}]" ${cuda}
+    && python -m pip install --constraint=constraints.txt ".[${worker},${EXTRAS}]" ${cuda}
 RUN find /opt/downpour/venv -path '*/downpour/*' -name '*.py' -exec touch --date=@1000000000 {} + \
     && python -m compileall -q -f --invalidation-mode=unchecked-hash /opt/downpour/venv/lib/python3.11/site-packages/downpour
 RUN python -m downpour.ps.kernels \
