@@ -215,7 +215,9 @@ class Coordinator:
                 f"{self.leases.num_records}; give the data it was begun with"
             )
         self.step, self.failure = state["step"], state["failure"]
-        self._checkpoint_step, self.versions = state["checkpoint_step"], list(state["versions"])
+        self._checkpoint_step = state["checkpoint_step"]
+        # Shards that are restored begin at the checkpoint's versions, and may be another number.
+        self.versions = list(state["versions"]) if "workers" in state else []
         self.leases = LeaseTable.from_state(state["leases"], self.leases.lease_records)
         for entry in state["reports"]:
             report = json_format.ParseDict(entry, pb.WorkerReport())

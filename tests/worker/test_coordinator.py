@@ -138,3 +138,14 @@ def test_an_older_incarnation_gets_no_lease() -> None:
     c.register(0, 2, "host b", 0.0)
     with pytest.raises(WorkerSuperseded, match="worker 0 was taken over by host b"):
         c.lease(0, 1, 0, 1.0)
+
+
+def test_a_job_that_is_resumed_may_have_another_number_of_shards() -> None:
+    c = coordinator()
+    c.report(report(steps=2, version=2, versions=[2, 1]), 1.0)
+    resumed, restarted = coordinator(), coordinator()
+    resumed.load(c.state(2.0, with_workers=False), 3.0)
+    assert not resumed.report(report(incarnation=2, versions=[3, 2, 3]), 4.0)
+    assert resumed.versions == [3, 2, 3]
+    restarted.load(c.state(2.0, with_workers=True), 3.0)
+    assert restarted.versions == [2, 1]
