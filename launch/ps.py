@@ -2,8 +2,8 @@
 
 python -m downpour.launch.ps --index=0 --port=2222 --arena=/dev/shm/shard-0.arena
 
-It ends with exit code 0 when the chief says that the job is over. At SIGTERM it ends with 0, too, unless it was given
-`--chief`: then it first asks the chief for a checkpoint, serves until that is written or `--grace_s` is over, and ends
+It ends with exit code 0 when the chief says that the job is over. At SIGTERM it ends with 0, too, unless `--chief` or
+TF_CONFIG names the chief: then it first asks the chief for a checkpoint, serves until that is written or `--grace_s` is over, and ends
 with 143, to be started again on another machine. A second SIGTERM ends it at once.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from downpour.launch import ending, entry, security, topology
+from downpour.proto.security import Security
 from downpour.ps.server import Server
 from downpour.worker.clients import ChiefClient
 
@@ -35,8 +36,9 @@ def _run() -> int:
     host, port = topology.listen_address("ps", where, index)
     arena = flags.FLAGS["arena"].value
     security.prepare_server()
-    server = Server(index, host, port, Path(arena) if arena else None, security.from_flags("ps"))
-    end = _End(server, index, flags.FLAGS["chief"].value or "")
+    mine = security.from_flags("ps")
+    server = Server(index, host, port, Path(arena) if arena else None, mine)
+    end = _End(server, index, where.chief, mine)
     ending.on_sigterm(end.leave)
     signal.signal(signal.SIGINT, lambda *_: server.stop_soon())
     logging.info("listens on %s:%d", host, server.port)
@@ -54,9 +56,9 @@ class _End:
         code: To exit with once the server has stopped.
     """
 
-    def __init__(self, server: Server, index: int, chief: str) -> None:
+    def __init__(self, server: Server, index: int, chief: str, mine: Security) -> None:
         self.code = entry.OK
-        self._server, self._index, self._chief = server, index, chief
+        self._server, self._index, self._chief, self._security = server, index, chief, mine
 
     def leave(self) -> None:
         """Stops the server, after a checkpoint if there is somebody to ask for one and something to lose."""
@@ -69,7 +71,7 @@ class _End:
     def _wait_for_checkpoint(self) -> None:
         begin, incarnation = time.monotonic(), time.time_ns()
         grace_s = float(flags.FLAGS["grace_s"].value or 0.0)
-        chief = ChiefClient(self._chief, grace_s, security.from_flags("ps"))
+        chief = ChiefClient(self._chief, grace_s, self._security)
         pause = threading.Event()
         while (left := begin + grace_s - time.monotonic()) > 0:
             if chief.leaving(self._index, incarnation, min(left, _ANSWER_WITHIN_S)):
