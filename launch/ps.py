@@ -3,8 +3,8 @@
 python -m downpour.launch.ps --index=0 --port=2222 --arena=/dev/shm/shard-0.arena
 
 It ends with exit code 0 when the chief says that the job is over. At SIGTERM it ends with 0, too, unless `--chief` or
-TF_CONFIG names the chief: then it first asks the chief for a checkpoint, serves until that is written or `--grace_s` is over, and ends
-with 143, to be started again on another machine. A second SIGTERM ends it at once.
+TF_CONFIG names the chief: then it first asks the chief for a checkpoint, serves until that is written or `--grace_s` is
+over, and ends with 143, to be started again on another machine. A second SIGTERM ends it at once.
 """
 
 from __future__ import annotations
