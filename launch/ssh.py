@@ -28,23 +28,6 @@ from downpour.launch import entry, recipe, topology
 from downpour.launch.supervisor import Interrupted, ProcessFailed, Program, Supervisor
 from downpour.launch.topology import FlagValue, Topology
 
-topology.define_recipe_flags()
-topology.define_checkpoint_flags()
-_HOSTS = flags.DEFINE_string("hosts", None, "File that lists hosts and their roles.")
-_VIA = flags.DEFINE_string("via", "ssh -tt -o BatchMode=yes {}", "Runs a shell command, given after it, on host {}.")
-_PORT = flags.DEFINE_integer("port", 2222, "Port of the first shard; others count up.", lower_bound=1)
-_PYTHON = flags.DEFINE_string("python", "python3", "Interpreter on the hosts.")
-_DIRECTORY = flags.DEFINE_string("directory", None, "Working directory on the hosts; this one by default.")
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Where the job writes, on all hosts; runs/NAME by default.")
-_ARENA_DIR = flags.DEFINE_string(
-    "arena_dir", None, "Where shards keep their memory, such as /dev/shm: see --help of ps."
-)
-_TLS = flags.DEFINE_string("tls", None, "Folder that `downpour certs` has made, on all hosts.")
-_TOKEN_FILE = flags.DEFINE_string("token_file", None, "File with the job's token, on all hosts.")
-_PLAIN_TEXT = flags.DEFINE_boolean(
-    "listen_in_plain_text_on_the_network", False, "Serve anybody who can reach the hosts, unencrypted."
-)
-
 _END_GRACE_S = 60.0  # for the others after the chief is done
 
 
@@ -110,38 +93,38 @@ def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue])
         common: Flags of chief, workers and evaluator.
     """
     values: dict[str, FlagValue] = {
-        "tls": f"{_TLS.value.rstrip('/')}/{place.role}" if _TLS.value else None,
-        "token_file": _TOKEN_FILE.value,
+        "tls": f"{flags.FLAGS.tls.rstrip('/')}/{place.role}" if flags.FLAGS.tls else None,
+        "token_file": flags.FLAGS.token_file,
     }
     values |= {"chief": cluster.chief} if place.role == "ps" else common | cluster.flags()
     if place.role in ("ps", "chief"):
         values["port"] = int(cluster.address(place.role, place.index).rpartition(":")[2])
-        values["listen_in_plain_text_on_the_network"] = _PLAIN_TEXT.value or None
+        values["listen_in_plain_text_on_the_network"] = flags.FLAGS.listen_in_plain_text_on_the_network or None
     if place.role == "chief":
         more = {"chief": None, "stop_shards": True, "evaluator": cluster.evaluator}
         values |= more | topology.checkpoint_flags()
     begin, end = "exec ", ""
-    if place.role == "ps" and _ARENA_DIR.value:
-        values["arena"] = arena = f"{_ARENA_DIR.value.rstrip('/')}/downpour-{place.index}.arena"
+    if place.role == "ps" and flags.FLAGS.arena_dir:
+        values["arena"] = arena = f"{flags.FLAGS.arena_dir.rstrip('/')}/downpour-{place.index}.arena"
         begin, end = "", f" && rm -f {shlex.quote(arena)}"  # once the job is over
-    command = shlex.join(topology.command(place.role, place.index, values, python=_PYTHON.value))
-    return f"cd {shlex.quote(_DIRECTORY.value or os.getcwd())} && {begin}{command}{end}"
+    command = shlex.join(topology.command(place.role, place.index, values, python=flags.FLAGS.python))
+    return f"cd {shlex.quote(flags.FLAGS.directory or os.getcwd())} && {begin}{command}{end}"
 
 
 def _main() -> int | None:
-    if not _HOSTS.value:
+    if not flags.FLAGS.hosts:
         raise ValueError("no --hosts; give a file with a host and its roles in each line (see --help)")
     try:
-        places = read_hosts(Path(_HOSTS.value).read_text())
+        places = read_hosts(Path(flags.FLAGS.hosts).read_text())
     except OSError as error:
-        raise ValueError(f"--hosts={_HOSTS.value}: {error.strerror}") from None
-    cluster = topology_of(places, _PORT.value)
+        raise ValueError(f"--hosts={flags.FLAGS.hosts}: {error.strerror}") from None
+    cluster = topology_of(places, flags.FLAGS.port)
     overrides = [f"cluster.num_ps={len(cluster.ps)}", f"cluster.num_workers={cluster.num_workers}"]
     flags.FLAGS["set"].value = [*(flags.FLAGS["set"].value or []), *overrides]
     job = recipe.from_flags()
-    if "{}" not in _VIA.value:
-        raise ValueError(f"--via={_VIA.value} has no {{}}, the place of the host's name")
-    run_dir = Path(_RUN_DIR.value or Path("runs") / job.name)
+    if "{}" not in flags.FLAGS.via:
+        raise ValueError(f"--via={flags.FLAGS.via} has no {{}}, the place of the host's name")
+    run_dir = Path(flags.FLAGS.run_dir or Path("runs") / job.name)
     common: dict[str, FlagValue] = {
         "recipe": flags.FLAGS["recipe"].value, "set": flags.FLAGS["set"].value, "run_dir": run_dir,
     }  # fmt: skip
@@ -162,7 +145,7 @@ def _run(commands: list[tuple[Place, str]], run_dir: Path) -> None:
 
     with Supervisor(run_dir / "logs", os.environ, show) as supervisor:
         for place, command in commands:
-            via = [word.replace("{}", place.host) for word in shlex.split(_VIA.value)]
+            via = [word.replace("{}", place.host) for word in shlex.split(flags.FLAGS.via)]
             supervisor.start(Program(place.name, [*via, command]))
         supervisor.wait(lambda: supervisor.exit_code("chief") is not None)
         for name in supervisor.drain([place.name for place, _ in commands], _END_GRACE_S):
@@ -171,6 +154,20 @@ def _run(commands: list[tuple[Place, str]], run_dir: Path) -> None:
 
 def main() -> None:
     """Runs the job of the flags on the hosts."""
+    topology.define_recipe_flags()
+    topology.define_checkpoint_flags()
+    flags.DEFINE_string("hosts", None, "File that lists hosts and their roles.")
+    flags.DEFINE_string("via", "ssh -tt -o BatchMode=yes {}", "Runs a shell command, given after it, on host {}.")
+    flags.DEFINE_integer("port", 2222, "Port of the first shard; others count up.", lower_bound=1)
+    flags.DEFINE_string("python", "python3", "Interpreter on the hosts.")
+    flags.DEFINE_string("directory", None, "Working directory on the hosts; this one by default.")
+    flags.DEFINE_string("run_dir", None, "Where the job writes, on all hosts; runs/NAME by default.")
+    flags.DEFINE_string("arena_dir", None, "Where shards keep their memory, such as /dev/shm: see --help of ps.")
+    flags.DEFINE_string("tls", None, "Folder that `downpour certs` has made, on all hosts.")
+    flags.DEFINE_string("token_file", None, "File with the job's token, on all hosts.")
+    flags.DEFINE_boolean(
+        "listen_in_plain_text_on_the_network", False, "Serve anybody who can reach the hosts, unencrypted."
+    )
     entry.run(_main, role="ssh")
 
 
