@@ -13,11 +13,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 _SUBNET = "198.18.{}.{}"  # 198.18.0.0/15 is set aside for benchmarks (RFC 2544)
 LOOPBACK = "127.0.0.1"
 _BURST_BYTES = 256 * 1024
 _QUEUE_MS = 50
+_NEIGHBOURS = Path("/proc/sys/net/ipv4/neigh/default")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def network(num_shard_hosts: int, num_worker_hosts: int, rate_mbit: float) -> It
     tag = f"dp{os.getpid()}"[:9]  # a device's name has 15 characters at most
     third = os.getpid() % 256
     with ExitStack() as stack:
+        stack.enter_context(_room_for_neighbours(num_shard_hosts + num_worker_hosts + 1))
         bridge = f"{tag}br"
         stack.callback(_run, f"ip link delete {bridge}", check=False)
         _run(f"ip link add {bridge} type bridge")
@@ -79,6 +82,25 @@ def network(num_shard_hosts: int, num_worker_hosts: int, rate_mbit: float) -> It
             _add_host(name, address, bridge, rate_mbit)
             hosts.append(Host(address, ("ip", "netns", "exec", name)))
         yield Network(tuple(hosts[:num_shard_hosts]), tuple(hosts[num_shard_hosts:]))
+
+
+@contextmanager
+def _room_for_neighbours(num_hosts: int) -> Iterator[None]:
+    """Lets the kernel remember who has which address, of every host for every other; as it was before afterwards.
+
+    All namespaces share one table, of 1,024 entries by default. When it is full, hosts lose each other: "No
+    route to host", connections that break off.
+    """
+    before = {file: file.read_text() for file in sorted(_NEIGHBOURS.glob("gc_thresh*"))}
+    needed = 2 * num_hosts**2
+    try:
+        # From the highest on: no threshold may be above the next.
+        for file in sorted(before, reverse=True) if needed > int(min(before.values(), key=int, default="0")) else ():
+            file.write_text(f"{max(needed, int(before[file]))}\n")
+        yield
+    finally:
+        for file, value in before.items():
+            file.write_text(value)
 
 
 def _add_host(name: str, address: str, bridge: str, rate_mbit: float) -> None:
