@@ -70,12 +70,13 @@ def _make_root(root: Path, told: dict) -> None:
         place = root / path.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
+    for source, place, read_only in told["mounts"]:
+        _bind(source, _place(root, place), read_only=read_only)
+    # After the volumes: a checkout in /tmp lies in one of them.
     for path in told["image"]:
         _bind(path, _place(root, path), read_only=True)
     for source, place in told["built"].items():
         _bind(source, _place(root, place), read_only=True)
-    for source, place, read_only in told["mounts"]:
-        _bind(source, _place(root, place), read_only=read_only)
     _mount("proc", _place(root, "/proc"), "proc")
     _bind("/sys", _place(root, "/sys"), read_only=True)
     _mount("tmpfs", _place(root, "/dev"), "tmpfs", data="mode=755")
