@@ -1,6 +1,6 @@
 """A whole fleet as hosts of its own: 17 shards and 50 workers in 67 network namespaces, against its prediction.
 
-    python -m tests.benchmarks.fleet [--rates_mbit=1000,50] [--workers=50] [--compute_s=5]
+    python -m tests.benchmarks.fleet [--rates_mbit=1000,100] [--workers=50] [--compute_s=5]
 
 Every shard and every worker has an address and a line of its own (`tests.benchmarks.hosts`). Shards are started as
 production starts them; workers are emulated: they sleep in place of computing, and exchange for real. A few workers
@@ -8,8 +8,10 @@ measure first what a step costs; `downpour.launch.queueing` predicts from that, 
 bytes what the whole fleet will do. Then it runs, once for each line rate.
 
 All 67 hosts share this machine's cores, and the prediction knows that: where the cores are the limit, it says so, and a
-slower line makes the network the limit. Needs root, `ip` and `tc`; without them it says so and ends with exit code 0.
-The last line is `RESULT {json}`.
+slower line makes the network the limit. A second prediction takes the costs that the whole fleet turned out to have: it
+says whether the queues are right where the costs are not.
+
+Needs root, `ip` and `tc`; without them it says so and ends with exit code 0. The last line is `RESULT {json}`.
 """
 
 from __future__ import annotations
@@ -38,19 +40,20 @@ from tests.benchmarks.modes import MODES, Mode
 from tests.benchmarks.processes import Child
 
 _MODE = flags.DEFINE_enum("mode", "best", list(MODES), "How to exchange.")
-_RATES = flags.DEFINE_list("rates_mbit", ["1000", "50"], "Line rates of a host, each way, in 10^6 bits a second.")
+_RATES = flags.DEFINE_list("rates_mbit", ["1000", "100"], "Line rates of a host, each way, in 10^6 bits a second.")
 _VARIABLES = flags.DEFINE_string("variables", str(shape.PAPER), "File that lists the model's variables.")
 _SHARDS = flags.DEFINE_integer("shards", 17, "Shards.", lower_bound=1, upper_bound=100)
 _WORKERS = flags.DEFINE_integer("workers", 50, "Workers.", lower_bound=1, upper_bound=100)
 _COMPUTE = flags.DEFINE_float("compute_s", 5.0, "Seconds that a worker sleeps in place of computing.", lower_bound=0)
 _FEW = flags.DEFINE_integer("few", 4, "Workers that measure what a step costs.", lower_bound=1)
-_WARMUP = flags.DEFINE_float("warmup", 20.0, "Seconds of work before the window.", lower_bound=0)
-_SECONDS = flags.DEFINE_float("seconds", 40.0, "Length of the window.", lower_bound=0.1)
+_WARMUP = flags.DEFINE_float("warmup_cycles", 3.0, "Predicted steps of every worker before the window.", lower_bound=0)
+_CYCLES = flags.DEFINE_float("cycles", 4.0, "Predicted steps of every worker in the window.", lower_bound=0.1)
+_FEW_SECONDS = flags.DEFINE_float("few_seconds", 15.0, "Length of the few's window.", lower_bound=0.1)
 
 _FAST_MBIT = 10_000.0  # the line of the few
 # Emulated workers sleep for 0.9 to 1.1 times what they should, evenly: this deviation from the mean.
 _SPREAD = 0.1 / 3**0.5
-_TIMEOUT_S = 60.0
+_FEW_WARMUP_S, _TIMEOUT_S = 3.0, 60.0
 _PROCESS_BYTES = 140 << 20  # of interpreter, gRPC and messages in flight
 _GIB, _MIB = float(1 << 30), float(1 << 20)
 
@@ -81,7 +84,9 @@ class Seen:
         return np.sum([client.status().staleness_histogram for client in clients], axis=0)
 
 
-def load_of(mode: Mode, rate_mbit: float, num_workers: int, compute_s: float) -> tuple[Measurement, Seen]:
+def run_workers(
+    mode: Mode, rate_mbit: float, num_workers: int, compute_s: float, warmup_s: float, seconds: float
+) -> tuple[Measurement, Seen]:
     """Runs some workers, each on its own host."""
     seen = Seen(_layout(mode))
     with network(_SHARDS.value, num_workers, rate_mbit) as hosts:
@@ -95,8 +100,8 @@ def load_of(mode: Mode, rate_mbit: float, num_workers: int, compute_s: float) ->
             num_shards=_SHARDS.value,
             num_workers=num_workers,
             num_processes=num_workers,
-            warmup_s=_WARMUP.value if compute_s else min(_WARMUP.value, 5.0),
-            seconds=_SECONDS.value if compute_s else min(_SECONDS.value, 15.0),
+            warmup_s=warmup_s,
+            seconds=seconds,
             shard_hosts=hosts.shards,
             worker_hosts=hosts.workers,
         )
@@ -132,22 +137,26 @@ def fleet_of(mode: Mode, costs: Measurement, rate_mbit: float) -> Fleet:
     )
 
 
-def compare(rate_mbit: float, fleet: Fleet, predicted: Prediction, measured: Measurement, seen: Seen) -> dict[str, Any]:
-    """Prints both side by side; the same for the RESULT."""
-    rows = {
-        "steps/s": (predicted.steps_per_second, measured.steps_per_second),
-        "staleness mean": (predicted.staleness_mean, queueing.mean_of(seen.staleness)),
-    } | {
-        f"staleness p{share:.0%}"[:-1]: (
-            queueing.percentile_of(predicted.staleness, share), queueing.percentile_of(seen.staleness, share)
+def compare(
+    rate_mbit: float, fleet: Fleet, predicted: Prediction, own: Prediction, measured: Measurement, seen: Seen
+) -> dict[str, Any]:
+    """Prints predictions and measurement side by side; the same for the RESULT."""
+    rows = {"steps/s": (predicted.steps_per_second, own.steps_per_second, measured.steps_per_second)}
+    staleness = (predicted.staleness, own.staleness, seen.staleness)
+    rows["staleness mean"] = tuple(map(queueing.mean_of, staleness))  # type: ignore[assignment]
+    for share in (0.1, 0.5, 0.9, 0.99):
+        rows[f"staleness p{100 * share:g}"] = tuple(  # type: ignore[assignment]
+            float(queueing.percentile_of(histogram, share)) for histogram in staleness
         )
-        for share in (0.1, 0.5, 0.9, 0.99)
-    }  # fmt: skip
-    print(f"\n{rate_mbit:g} Mbit/s a host; bottleneck: {fleet.bottleneck()} ("
-          + ", ".join(f"{name} {steps:.2f}" for name, steps in sorted(fleet.limits().items(), key=lambda i: i[1]))
-          + f" steps/s)\n{'':<16} {'predicted':>9} {'measured':>9}")  # fmt: skip
-    for name, (expected, found) in rows.items():
-        print(f"{name:<16} {expected:9.2f} {found:9.2f}")
+    limits = sorted(fleet.limits().items(), key=lambda item: item[1])
+    print(f"\n{rate_mbit:g} Mbit/s a host; bottleneck: {fleet.bottleneck()}, of limits in steps/s "
+          + ", ".join(f"{name} {steps:.2f}" for name, steps in limits)
+          + f"\n{'':<16} {'predicted':>9} {'own costs':>9} {'measured':>9}")  # fmt: skip
+    for name, values in rows.items():
+        print(f"{name:<16} " + " ".join(f"{value:9.2f}" for value in values))
+    print(
+        f"a step cost {measured.shard_core_ms:.0f} core-ms of the shards and {measured.worker_core_ms:.0f} of a worker"
+    )
     apart = queueing.distance(predicted.staleness, seen.staleness)
     share = measured.steps_per_second / fleet.limits()["shards' network"]
     print(
@@ -161,7 +170,12 @@ def compare(rate_mbit: float, fleet: Fleet, predicted: Prediction, measured: Mea
         bottleneck=fleet.bottleneck(),
         predicted_steps_per_second=round(predicted.steps_per_second, 3),
         share_of_line=round(share, 3),
-        staleness={name: [round(float(one), 2) for one in pair] for name, pair in rows.items() if name != "steps/s"},
+        own_costs_steps_per_second=round(own.steps_per_second, 3),
+        staleness={
+            name.partition(" ")[2]: [round(value, 2) for value in values]
+            for name, values in rows.items()
+            if name != "steps/s"
+        },
         histograms_apart=round(apart, 3),
         memory_gib=round(seen.memory_gib, 2),
         worker_mib=round(seen.worker_mib, 1),
@@ -205,19 +219,24 @@ def _main() -> None:
         return
     check_memory()
     mode = MODES[_MODE.value]
-    costs, _ = load_of(mode, _FAST_MBIT, min(_FEW.value, _WORKERS.value), 0.0)
+    few = min(_FEW.value, _WORKERS.value)
+    costs, _ = run_workers(mode, _FAST_MBIT, few, 0.0, _FEW_WARMUP_S, _FEW_SECONDS.value)
     print(
         f"{_SHARDS.value} shards and {_WORKERS.value} workers that compute for {_COMPUTE.value:g} s, a host each, "
         f"{mode.title}; a step costs {costs.shard_core_ms:.0f} core-ms of the shards and {costs.worker_core_ms:.0f} of "
-        f"a worker, measured with {min(_FEW.value, _WORKERS.value)} workers at {costs.steps_per_second:.2f} steps/s",
+        f"a worker, measured with {few} workers at {costs.steps_per_second:.2f} steps/s",
         flush=True,
     )
     results = []
     for rate in rates:
         fleet = fleet_of(mode, costs, rate)
         predicted = queueing.simulate(fleet)
-        measured, seen = load_of(mode, rate, _WORKERS.value, _COMPUTE.value)
-        results.append(compare(rate, fleet, predicted, measured, seen))
+        cycle_s = _WORKERS.value / predicted.steps_per_second
+        measured, seen = run_workers(
+            mode, rate, _WORKERS.value, _COMPUTE.value, _WARMUP.value * cycle_s, _CYCLES.value * cycle_s
+        )
+        own = queueing.simulate(fleet_of(mode, measured, rate))
+        results.append(compare(rate, fleet, predicted, own, measured, seen))
     core_ms = {"shards": round(costs.shard_core_ms, 1), "worker": round(costs.worker_core_ms, 1)}
     print(f"RESULT {json.dumps({'core_ms_per_step': core_ms, 'runs': results})}", flush=True)
 
