@@ -34,7 +34,7 @@ codecs: $(VENV)/quickstart
 	$(BIN)/python -m tests.benchmarks.codecs --data=fashion_mnist
 	$(BIN)/python -m tests.benchmarks.codecs --data=quickstart
 
-# 67 network namespaces as hosts, once with a fast line and once with a slow one; seven minutes, 20 GB, root, alone.
+# 67 network namespaces as hosts, once with a fast line and once with a slow one; ten minutes, 20 GB, root, alone.
 fleet: $(VENV)/dev
 	$(BIN)/python -m tests.benchmarks.fleet
 
