@@ -318,6 +318,8 @@ def _map(path: Path, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, int]:
 
 def _reserve(descriptor: int, path: Path, start: int, stop: int) -> None:
     """Reserves blocks now: a full disk must be an error here, not a SIGBUS in the middle of an update."""
+    if start == stop:  # a shard without values; posix_fallocate refuses an empty range
+        return
     try:
         os.posix_fallocate(descriptor, start, stop - start)
     except OSError as error:

@@ -49,6 +49,7 @@ def end_well(fleet: Fleet, tmp_path: Path, *workers: str) -> None:
     assert set(codes.values()) == {0}, (codes, fleet.tail("chief"))
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_taken_away_leaves_a_checkpoint_and_continues_from_it(
     new_fleet: StartFleet, tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_all_shards_are_taken_away_at_once_and_one_checkpoint_serves_them(
     assert fleet.summary()["global_steps"] >= 100
 
 
+@pytest.mark.slow
 def test_a_whole_job_is_taken_away_and_another_number_of_shards_goes_on_from_that_moment(
     new_fleet: StartFleet, tmp_path: Path
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_whole_job_is_taken_away_and_another_number_of_shards_goes_on_from_tha
     assert summary["resumed_from"] == saved.step and summary["num_ps"] == 3 and summary["global_steps"] >= 100
 
 
+@pytest.mark.slow
 def test_a_shard_does_not_wait_for_ever_and_a_second_signal_ends_it_at_once(new_fleet: StartFleet) -> None:
     fleet = new_fleet(2)
     fleet.start("ps/0", grace_s=2)
@@ -145,6 +148,7 @@ def test_an_empty_shard_has_nothing_to_wait_for(new_fleet: StartFleet) -> None:
     assert fleet.end("ps/0", 10) == 143
 
 
+@pytest.mark.slow
 def test_a_chief_that_is_told_to_end_has_its_journal_written(new_fleet: StartFleet, tmp_path: Path) -> None:
     fleet = new_fleet(1, "num_steps=100")
     fleet.start_all("worker/0", "worker/1")
@@ -161,7 +165,7 @@ def test_a_chief_that_is_told_to_end_has_its_journal_written(new_fleet: StartFle
     assert summary["records_repeated"] == 0
 
 
-@pytest.mark.parametrize("pace", ["Async()", "Bounded(lead=2)"])
+@pytest.mark.parametrize("pace", ["Async()", pytest.param("Bounded(lead=2)", marks=pytest.mark.slow)])
 def test_workers_come_and_go_and_nothing_is_lost_or_counted_twice(
     new_fleet: StartFleet, tmp_path: Path, pace: str
 ) -> None:
@@ -192,6 +196,7 @@ def test_workers_come_and_go_and_nothing_is_lost_or_counted_twice(
     assert 0 < summary["records_repeated"] <= 2 * 2 * 16, "two leases of each that went, at most"
 
 
+@pytest.mark.slow
 def test_a_worker_that_comes_late_ends_and_the_evaluator_scores_the_last_checkpoint(
     new_fleet: StartFleet, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from downpour.proto import parameter_server_pb2 as pb
@@ -85,6 +85,7 @@ def values(made: list[Arena], name: str) -> list[np.ndarray]:
 
 
 @settings(max_examples=8)
+@example(counts=[7], slices=[(1, 0)] * 3)  # more shards than slices: some have no values
 @given(
     counts=st.lists(st.integers(1, 7), min_size=1, max_size=3),
     slices=st.lists(st.tuples(st.integers(1, 12), st.sampled_from([0, 1])), min_size=3, max_size=3),

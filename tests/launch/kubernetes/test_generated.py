@@ -60,7 +60,13 @@ def test_a_small_job(tmp_path: Path) -> None:
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("num_ps", "num_workers", "overrides"),
-    [(17, 50, ()), (11, 9, ("--set=cluster.num_ps=11", "--set=cluster.num_workers=9", "--name=detection"))],
+    [
+        (17, 50, ()),
+        pytest.param(
+            *(11, 9, ("--set=cluster.num_ps=11", "--set=cluster.num_workers=9", "--name=detection")),
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_the_papers_fleets(tmp_path: Path, num_ps: int, num_workers: int, overrides: tuple[str, ...]) -> None:
     """Of the private data only the number of labels matters to a layout."""
