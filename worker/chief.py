@@ -148,7 +148,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         metrics = dict(request.metrics)
         with self._changed:
             self._ready()
-            self._known.scores[request.step] = request
+            self._known.score = request
             seconds = self._coordinator.train_s(time.monotonic())
             self._write_journal()
             self._changed.notify_all()
@@ -161,7 +161,8 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             reply = self._coordinator.progress(time.monotonic())
             waits = self._state == pb.ProgressReply.STATE_TRAINING and self._coordinator.started_s is None
             reply.state = pb.ProgressReply.STATE_PREPARING if waits else self._state
-            reply.metrics.update(self._known.newest_score.metrics)
+            if self._known.score is not None:
+                reply.metrics.update(self._known.score.metrics)
         return reply
 
     def Leaving(self, request: pb.LeavingRequest, context: grpc.ServicerContext) -> pb.LeavingReply:
@@ -414,7 +415,8 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             return self._evaluator_heard_s is not None
 
         def scored() -> bool:
-            return self._known.checkpoint is None or self._known.checkpoint.step in self._known.scores
+            saved, score = self._known.checkpoint, self._known.score
+            return saved is None or (score is not None and score.step == saved.step)
 
         if not self._wait(heard, _COMES_WITHIN_S if self._plan.expects_evaluator else 0.0):
             if self._plan.expects_evaluator:
@@ -425,7 +427,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
     def _summary(self, shards: Shards) -> dict[str, Any]:
         statuses = shards.statuses()
         with self._changed:
-            score = self._known.newest_score
+            score = self._known.score or pb.Score()
             now = time.monotonic()
             found = summary(self._plan, shards.layout, self._coordinator, statuses, score, self._known.losses, now)
             return found | {"resumed_from": self._known.resumed_from, "failure": self._coordinator.failure}

@@ -1,0 +1,39 @@
+"""The next chief knows what the last one has written down."""
+
+from __future__ import annotations
+
+import json
+
+from downpour.proto import chief_pb2 as pb
+from downpour.worker.coordinator import Coordinator
+from downpour.worker.known import Known
+from downpour.worker.leases import LeaseTable
+from downpour.worker.shards import Loss
+
+
+def known() -> Known:
+    return Known(Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20)))
+
+
+def handed_on(before: Known) -> Known:
+    """What a new chief makes of the journal, 3 s later."""
+    after = known()
+    after.load(json.loads(json.dumps(before.state(10.0))) | {"gap_s": 3.0}, 1000.0)
+    return after
+
+
+def test_all_of_it_is_handed_on() -> None:
+    before = known()
+    before.coordinator.report(pb.WorkerReport(worker=1, incarnation=5, steps=9, version=9), 1.0)
+    before.checkpoint = pb.NextCheckpointReply(directory="/runs/step-9", step=9)
+    before.score = pb.Score(step=9, metrics={"map_at_100": 0.1}, records_skipped=2, skipped_examples=["a:3"])
+    before.losses, before.resumed_from = [Loss(1, 5, 4)], 3
+    after = handed_on(before)
+    assert after.coordinator.step == 9
+    assert (after.checkpoint, after.score) == (before.checkpoint, before.score)
+    assert (after.losses, after.resumed_from) == (before.losses, 3)
+
+
+def test_nothing_yet_is_handed_on_as_nothing() -> None:
+    after = handed_on(known())
+    assert (after.checkpoint, after.score, after.losses, after.resumed_from) == (None, None, [], None)
