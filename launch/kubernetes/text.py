@@ -18,7 +18,7 @@ _WIDTH = 116
 
 # What stays itself without quotes in YAML 1.1 and 1.2: no numbers, no booleans, no indicators.
 _PLAIN = re.compile(r"(--?)?[A-Za-z/.$]([A-Za-z0-9_./,:=@$()+-]*[A-Za-z0-9_./)-])?|[0-9]+(m|Ki|Mi|Gi|Ti)")
-_NOT_TEXT = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|~|\.inf|\.nan)")
+_NOT_TEXT = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|~|-?\.(inf|nan|[0-9_].*))")
 _UNPRINTABLE = re.compile("[^\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 
 

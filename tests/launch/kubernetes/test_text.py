@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from downpour.launch.kubernetes.text import plain, render
@@ -23,6 +23,8 @@ def containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 DOCUMENTS = st.dictionaries(KEYS, st.recursive(SCALARS, containers, max_leaves=12), min_size=1)
 
 
+@settings(max_examples=25)
+@example({".0": None})
 @given(DOCUMENTS)
 def test_what_is_written_is_read(document: dict[str, Any]) -> None:
     assert yaml.safe_load(render([document], "a head")) == document
@@ -31,7 +33,7 @@ def test_what_is_written_is_read(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "text",
     ["no", "on", "1", "1.5", "0x10", "1e3", "null", "~", "", " a", "a ", "- a", "a: b", "a #b", "2020-01-01", "1:30",
-     "=", "100m", "32Mi", "a\n", "a\n\n", "\na", " a\nb", "a\tb\n", "a\n \n", "\u2028", "---", "...", "a:"],
+     "=", ".5", "-.5", ".5e+3", "-.inf", ".5/a", "100m", "32Mi", "a\n", "a\n\n", "\na", " a\nb", "a\tb\n", "a\n \n", "\u2028", "---", "...", "a:"],
 )  # fmt: skip
 def test_strings_stay_strings(text: str) -> None:
     assert yaml.safe_load(render([{"key": text, "list": [text, {"in": text}]}])) == {
