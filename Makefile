@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint bench bench-kernels codecs fleet consistency chaos soak proto clean
+.PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result.
 quickstart: $(VENV)/quickstart
@@ -13,7 +13,11 @@ quickstart: $(VENV)/quickstart
 
 # Installs, lints, type-checks, and passes every test that needs no special hardware.
 test: $(VENV)/dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadgroup
+
+# What takes minutes each; an hour, alone on the machine, some as root.
+slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -37,6 +37,7 @@ DEV = [
     "mypy>=1.18",
     "pytest>=8.4",
     "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
     "pyyaml>=6.0",
     "ruff>=0.14",
     "safetensors>=0.5",

@@ -81,6 +81,7 @@ def test_exchange(small: Path, run: Run) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_scaling(small: Path, run: Run, tmp_path: Path) -> None:
     counts = ("--scaling_shards=1,2", "--scaling_workers=1,2", f"--out={tmp_path}", "--fleet_compute_s=0.1")
     result = run("exchange", "--scaling", *counts, *load(small))
@@ -95,6 +96,7 @@ def test_tensorflow(small: Path, run: Run) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_codecs(run: Run, tmp_path: Path) -> None:
     if not Path(fashion_mnist.FOLDER).is_dir():
         pytest.skip(f"no {fashion_mnist.FOLDER}; install Debian's dataset-fashion-mnist")
@@ -117,6 +119,7 @@ def test_kernels(run: Run) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.xdist_group("hosts")
 def test_thin_network(small: Path, run: Run) -> None:
     reason = hosts.obstacle()
     if reason:
@@ -127,6 +130,7 @@ def test_thin_network(small: Path, run: Run) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_tls(small: Path, run: Run) -> None:
     flags = ("--modes=best", "--rounds=1", "--silent=200", "--seconds=3")
     result = run("tls", *load(small), *flags)
@@ -137,6 +141,7 @@ def test_tls(small: Path, run: Run) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.xdist_group("hosts")
 def test_fleet(small: Path, run: Run) -> None:
     """Lines are slow enough to be the limit, however busy this machine is: then the prediction must hold."""
     reason = hosts.obstacle()

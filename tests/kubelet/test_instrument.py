@@ -12,7 +12,7 @@ from tests.kubelet.cluster import Cluster
 from tests.kubelet.fields import check_pod, environment, expand
 from tests.kubelet.tfjob import tf_config
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("hosts")]
 
 DEADLINE_S = 60.0
 

@@ -11,7 +11,7 @@ from tests.kubelet.cluster import Cluster
 from tests.launch.jobs import write_recipe
 from tests.launch.kubernetes.manifests import build
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600), pytest.mark.xdist_group("hosts")]
 
 END_S = 300.0  # when other tests keep this machine busy; alone it takes a tenth of that
 

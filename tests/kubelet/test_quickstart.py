@@ -12,7 +12,7 @@ from tests.kubelet import manifests
 from tests.kubelet.cluster import Cluster
 from tests.launch.kubernetes.manifests import build
 
-pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("hosts")]
 
 DATA = Path("data/openmoji")  # `make quickstart` prepares it
 FLAGS = ["--set=cluster.num_ps=5", "--set=cluster.num_workers=3", "--set=max_train_s=3000"]

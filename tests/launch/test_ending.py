@@ -165,7 +165,8 @@ def test_a_chief_that_is_told_to_end_has_its_journal_written(new_fleet: StartFle
     assert summary["records_repeated"] == 0
 
 
-@pytest.mark.parametrize("pace", ["Async()", pytest.param("Bounded(lead=2)", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pace", ["Async()", "Bounded(lead=2)"])
 def test_workers_come_and_go_and_nothing_is_lost_or_counted_twice(
     new_fleet: StartFleet, tmp_path: Path, pace: str
 ) -> None:

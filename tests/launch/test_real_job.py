@@ -212,6 +212,7 @@ def num_scores(job: jobs.LocalJob) -> int:
     return (job.run_dir / "history.jsonl").read_text().count('"score"')
 
 
+@pytest.mark.slow
 def test_shard_worker_and_evaluator_are_replaced_in_the_middle_of_training(start: StartJob, tmp_path: Path) -> None:
     job, slow = start(jobs.PACED), tmp_path / "slow"
     watcher = jobs.Watcher(job)

@@ -164,6 +164,8 @@ def test_the_resources_that_are_asked_for_are_the_papers() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.xdist_group("hosts")
 def test_a_job_trains_on_five_nodes_and_ends(tmp_path: Path) -> None:
     reason = hosts.obstacle()
     if reason:

@@ -101,6 +101,7 @@ def make_certificates(folder: Path) -> tuple[str, str]:
 
 
 @pytest.mark.process
+@pytest.mark.xdist_group("hosts")
 def test_a_job_on_four_hosts_trains_with_tls_and_leaves_nothing_behind(tmp_path: Path) -> None:
     reason = hosts.obstacle()
     if reason:
@@ -131,6 +132,7 @@ def test_a_job_on_four_hosts_trains_with_tls_and_leaves_nothing_behind(tmp_path:
 
 
 @pytest.mark.process
+@pytest.mark.xdist_group("hosts")
 def test_without_certificates_the_roles_refuse_to_serve_the_network(tmp_path: Path) -> None:
     reason = hosts.obstacle()
     if reason:

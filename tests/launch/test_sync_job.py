@@ -10,7 +10,7 @@ import pytest
 from downpour.ps import checkpoint
 from tests.launch import jobs
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 # Worker i of two computes the i-th half of what one worker alone computes at once, whatever its leases are. No batch
 # norm, which sees batches.
