@@ -33,7 +33,8 @@ def test_what_is_written_is_read(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "text",
     ["no", "on", "1", "1.5", "0x10", "1e3", "null", "~", "", " a", "a ", "- a", "a: b", "a #b", "2020-01-01", "1:30",
-     "=", ".5", "-.5", ".5e+3", "-.inf", ".5/a", "100m", "32Mi", "a\n", "a\n\n", "\na", " a\nb", "a\tb\n", "a\n \n", "\u2028", "---", "...", "a:"],
+     "=", ".5", "-.5", ".5e+3", "-.inf", ".5/a", "100m", "32Mi", "a\n", "a\n\n", "\na", " a\nb", "a\tb\n", "a\n \n",
+     "\u2028", "---", "...", "a:"],
 )  # fmt: skip
 def test_strings_stay_strings(text: str) -> None:
     assert yaml.safe_load(render([{"key": text, "list": [text, {"in": text}]}])) == {
