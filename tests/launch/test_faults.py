@@ -62,6 +62,7 @@ def start(started: list[jobs.LocalJob], folder: Path, recipe: str, *arguments: s
     return started[-1]
 
 
+@pytest.mark.slow  # tests/chaos kills one in less time
 def test_a_chief_that_is_killed_goes_on_and_no_record_is_lost_or_repeated(
     started: list[jobs.LocalJob], tmp_path: Path
 ) -> None:

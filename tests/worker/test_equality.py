@@ -145,8 +145,17 @@ def deterministic() -> Any:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("rule", [RMSProp(), Momentum(), KerasAdam()], ids=["rmsprop", "momentum", "adam"])
-@pytest.mark.parametrize("build", [small_resnet, no_batch_norm])
+@pytest.mark.parametrize(
+    ("build", "rule"),
+    [
+        pytest.param(small_resnet, RMSProp(), id="small_resnet-rmsprop"),
+        pytest.param(small_resnet, Momentum(), id="small_resnet-momentum", marks=pytest.mark.slow),
+        pytest.param(small_resnet, KerasAdam(), id="small_resnet-adam", marks=pytest.mark.slow),
+        pytest.param(no_batch_norm, RMSProp(), id="no_batch_norm-rmsprop"),
+        pytest.param(no_batch_norm, Momentum(), id="no_batch_norm-momentum"),
+        pytest.param(no_batch_norm, KerasAdam(), id="no_batch_norm-adam"),
+    ],
+)
 def test_shards_equal_plain_keras(build: Any, rule: Rule, shards: Any) -> None:
     plain_losses, plain_values = train_plainly(build(), rule)
     losses, values = train_through_shards(build(), rule, shards)
