@@ -22,7 +22,7 @@ from downpour.worker import evaluator
 from downpour.worker.step import initial_values
 from tests.launch import jobs
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("export")]  # one training for all
 
 MORE = """
 from downpour.ps.averages import Polyak
