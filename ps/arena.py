@@ -185,8 +185,8 @@ class Arena:
             logging.info("undid %d changes that the death of the process had cut off", undone)
         return arena
 
-    def write(self, name: str, at: int, content: bytes) -> None:
-        """Writes into a vector, `at` bytes from its beginning.
+    def write(self, name: str, at: int, content: np.ndarray) -> None:
+        """Writes [n] uint8 into a vector, `at` bytes from its beginning.
 
         Through the file, not the mapping: its pages come into being as they are written, instead of being reserved,
         cleared and mapped one by one before. That takes half as long.
@@ -195,13 +195,13 @@ class Arena:
             ValueError: There is no room.
         """
         if self._file_descriptor is None:
-            self.vectors[name].view(np.uint8)[at : at + len(content)] = np.frombuffer(content, np.uint8)
+            self.vectors[name].view(np.uint8)[at : at + content.size] = content
             return
         try:
-            written = os.pwrite(self._file_descriptor, content, self._offsets[name] + at)
+            written = os.pwrite(self._file_descriptor, content.data, self._offsets[name] + at)
         except OSError as error:
             raise ValueError(f"no room for the arena of {self.num_bytes:,} bytes: {error.strerror}") from None
-        if written < len(content):
+        if written < content.size:
             raise ValueError(f"no room for the arena of {self.num_bytes:,} bytes: it ended in the middle of {name}")
 
     def start_average(self) -> None:

@@ -100,9 +100,10 @@ class TensorFile:
 
     def __init__(self, folder: Folder, entry: ShardFile) -> None:
         self._folder, self._entry = folder, entry
-        self._cached: tuple[str, int, bytes] = ("", 0, b"")  # tensor, block and content that were read last
-        self._data = 8 + min(int.from_bytes(self._read(0, 8), "little"), _LONGEST_HEADER_BYTES)
-        header = self._read(8, self._data)
+        self._buffer = np.empty(0, np.uint8)  # what was read last; one for all, since fresh memory is slow
+        self._cached = "", 0, self._buffer  # tensor, block and content, if it was one
+        self._data = 8 + min(int.from_bytes(self._read(0, 8).tobytes(), "little"), _LONGEST_HEADER_BYTES)
+        header = self._read(8, self._data).tobytes()
         try:
             self._offsets: dict[str, list[int]] = {
                 name: tensor["data_offsets"] for name, tensor in json.loads(header).items() if name != "__metadata__"
@@ -125,39 +126,38 @@ class TensorFile:
         while at < 4 * stop:
             content = self._blocks(name, at // _BLOCK_BYTES, 4 * stop)
             begin = at % _BLOCK_BYTES
-            part = np.frombuffer(content, np.uint8)[begin : begin + 4 * stop - at]
+            part = content[begin : begin + 4 * stop - at]
             raw[at - 4 * start :][: part.size] = part
             at += part.size
         return out
 
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """A tensor's bytes, in order."""
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """A tensor's bytes, in order; each piece [n] uint8 is overwritten by the next."""
         first, last = self._place(name)
         at = 0
         while at < last - first:
             piece = self._blocks(name, at // _BLOCK_BYTES, last - first)
-            at += len(piece)
+            at += piece.size
             yield piece
 
     def record(self, name: str) -> np.ndarray:
         """A tensor of unsigned integers, flat."""
-        return np.frombuffer(b"".join(self.pieces(name)), "<u8")
+        return np.frombuffer(b"".join(piece.tobytes() for piece in self.pieces(name)), "<u8")
 
-    def _blocks(self, name: str, block: int, stop: int) -> bytes:
+    def _blocks(self, name: str, block: int, stop: int) -> np.ndarray:
         """Whole blocks from one on, enough to reach byte `stop` of the tensor or as many as are read at a time."""
-        if self._cached[:2] == (name, block) and len(self._cached[2]) + block * _BLOCK_BYTES >= stop:
+        if self._cached[:2] == (name, block) and self._cached[2].size + block * _BLOCK_BYTES >= stop:
             return self._cached[2]
         first, last = self._place(name)
         begin = first + block * _BLOCK_BYTES
         num_blocks = min(self._folder.read_bytes // _BLOCK_BYTES, -(-(stop - block * _BLOCK_BYTES) // _BLOCK_BYTES))
-        end = min(begin + num_blocks * _BLOCK_BYTES, last)
-        content = self._read(self._data + begin, self._data + end)
-        if len(content) != end - begin:
-            raise self._damaged(f"{name}, which ends after {begin + len(content) - first:,} of {last - first:,} bytes")
+        size = min(num_blocks * _BLOCK_BYTES, last - begin)
+        content = self._read(self._data + begin, self._data + begin + size)
+        if content.size != size:
+            raise self._damaged(f"{name}, which ends after {begin + content.size - first:,} of {last - first:,} bytes")
         expected = self._entry.checksums.get(name, ())
-        for number, at in enumerate(range(0, len(content), _BLOCK_BYTES), block):
-            part = content if len(content) <= _BLOCK_BYTES else content[at : at + _BLOCK_BYTES]
-            if number >= len(expected) or google_crc32c.value(part) != expected[number]:
+        for number, at in enumerate(range(0, size, _BLOCK_BYTES), block):
+            if number >= len(expected) or google_crc32c.value(content[at : at + _BLOCK_BYTES]) != expected[number]:
                 raise self._damaged(f"{name}, bytes {number * _BLOCK_BYTES:,} and following")
         self._cached = name, block, content
         return content
@@ -168,9 +168,13 @@ class TensorFile:
         first, last = self._offsets[name]
         return first, last
 
-    def _read(self, start: int, stop: int) -> bytes:
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        """Bytes [start, stop), or as many as there are; overwritten by the next."""
+        if self._buffer.size < stop - start:
+            self._buffer = np.empty(stop - start, np.uint8)
+        self._cached = "", 0, self._buffer[:0]
         try:
-            return self._folder.read(self._entry.file, start, stop)
+            return self._buffer[: self._folder.read_into(self._entry.file, start, self._buffer[: stop - start])]
         except FileNotFoundError:
             raise ValueError(f"{self._folder.url}/{self._entry.file} is missing; use another checkpoint") from None
         except StorageError as error:

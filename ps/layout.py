@@ -204,7 +204,10 @@ class Layout:
     @cached_property
     def by_shard(self) -> tuple[tuple[Range, ...], ...]:
         """Each shard's ranges in the order of their offsets."""
-        return tuple(tuple(r for r in self.ranges if r.shard == shard) for shard in range(self.num_shards))
+        shards: list[list[Range]] = [[] for _ in range(self.num_shards)]
+        for r in self.ranges:
+            shards[r.shard].append(r)
+        return tuple(map(tuple, shards))
 
     def size(self, shard: int) -> int:
         """Elements of a shard's vector."""

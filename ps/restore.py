@@ -81,7 +81,7 @@ def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
         at = 0
         for piece in file.pieces(name):
             arena.write(name, at, piece)
-            at += len(piece)
+            at += piece.size
     arena.counters_record[:] = file.record("counters").view(COUNTERS)
     arena.ledger[:] = file.record("ledger").view(LEDGER_ENTRY)
     arena.rounds[:] = file.record("rounds").view(ROUND)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import fsspec
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from downpour.ps.points import reach
@@ -76,6 +77,21 @@ class Folder:
         with self._explained(f"read {name} in"):
             content: bytes = self._fs.cat_file(f"{self._root}/{name}", start=start, end=stop)
             return content
+
+    def read_into(self, name: str, start: int, out: np.ndarray) -> int:
+        """Bytes of a file from `start` on, as many as the [n] uint8 array `out` takes; returns how many there were.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be read.
+        """
+        if self._is_local:
+            with self._explained(f"read {name} in"), open(f"{self._root}/{name}", "rb") as file:
+                file.seek(start)
+                return file.readinto(out.data)
+        content = np.frombuffer(self.read(name, start, start + out.size), np.uint8)
+        out[: content.size] = content
+        return content.size
 
     def write(self, name: str, pieces: Iterable[Any]) -> None:
         """A file of these pieces (bytes, arrays), which takes the place of one that is there.

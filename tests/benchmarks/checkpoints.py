@@ -5,7 +5,8 @@
 17 shard processes with 0.96 GB of parameters and slots. Each round measures, one after another: dd writing as many
 bytes to the same disk (from memory, with fsync); a checkpoint; dd reading its file back; new shards restoring the
 checkpoint, in processes that have loaded their compiled loops and in ones that have not. The kernel is told to forget
-the files before they are read, and what is measured finds memory at hand (`fetch_memory`). Then, in one shard alone, what a chunk of a push takes without and beside a checkpoint.
+the files before they are read, and whatever is measured finds memory at hand (`fetch_memory`). Then, in one shard
+alone, what a chunk of a push takes without and beside a checkpoint.
 The last line is `RESULT {json}`: medians over the rounds, and ratios to dd of the same round.
 """
 

@@ -21,6 +21,7 @@ _LONGEST = 1 << 15  # bytes of one loop; numba does not say how many they are
 
 def _loops() -> Iterator[tuple[int, str]]:
     """Address and name of every compiled loop of this process, and of what calls it from Python."""
+    gc.unfreeze()  # what the shard has frozen is left out otherwise
     for dispatcher in gc.get_objects():
         if not isinstance(dispatcher, Dispatcher):
             continue
