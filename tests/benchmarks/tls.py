@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,8 @@ def _relay(listener: socket.socket, address: str, first: list[bytes]) -> None:
         while data := source.recv(1 << 16):
             seen.append(data)
             sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # the other direction has ended already
+            sink.shutdown(socket.SHUT_WR)
 
     threading.Thread(target=pump, args=(near, far, []), daemon=True).start()
     pump(far, near, first)
