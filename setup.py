@@ -15,6 +15,7 @@ SHARD = [
     "google-crc32c>=1.6",
     "grpcio>=1.75.1",
     "grpcio-health-checking>=1.75.1",
+    "hpack>=4.1",
     "numba>=0.63",
     "numpy>=2.0",
     "protobuf>=6.31.1,<8",

@@ -1,6 +1,6 @@
-"""The `Chunk` message encoded and decoded by hand, so that its payload is copied once at most.
+"""The `Chunk` message encoded and decoded by hand, so that its payload is not copied.
 
-`encode_chunk` writes exactly what the generated class would; `decode_chunk` accepts whatever it accepts, in any
+`chunk_parts` writes exactly what the generated class would; `decode_chunk` accepts whatever it accepts, in any
 field order, and gives the payload as a view of the message. Pure functions; no threads, no TensorFlow.
 """
 
@@ -135,9 +135,9 @@ class Outgoing:
         """Of the payloads."""
         return self.values.nbytes + (0 if self.base is None else self.base.nbytes)
 
-    def encode(self, header: Message | None) -> bytes:
-        """As a message; the first of a stream carries a header."""
-        return encode_chunk(self.start, self.codec, self.values, header, self.base, rows=self.rows, count=self.count)
+    def encode(self, header: Message | None) -> list[Any]:
+        """As the parts of a message; the first of a stream carries a header."""
+        return chunk_parts(self.start, self.codec, self.values, header, self.base, rows=self.rows, count=self.count)
 
 
 def num_blocks(count: int) -> int:
@@ -163,7 +163,7 @@ def split(start: int, stop: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + CHUNK_ELEMENTS, stop)
 
 
-def encode_chunk(
+def chunk_parts(
     start: int,
     codec: int,
     values: np.ndarray,
@@ -172,8 +172,8 @@ def encode_chunk(
     *,
     rows: int = 0,
     count: int | None = None,
-) -> bytes:
-    """One chunk as a message.
+) -> list[Any]:
+    """One chunk as the parts of a message: short ones, and the payload where it lies.
 
     Args:
         start: First element, in the shard's vector.
@@ -193,13 +193,13 @@ def encode_chunk(
             parts += [_varint(number << 3 | _VARINT), _varint(value)]
     for number, array in ((7, values), (8, base)):
         if array is not None and array.nbytes:
-            parts += [_varint(number << 3 | _BYTES), _varint(array.nbytes), array.data]
+            parts += [_varint(number << 3 | _BYTES), _varint(array.nbytes), array.view(np.uint8).data]
     if rows:
         parts += [_varint(9 << 3 | _VARINT), _varint(rows)]
-    return b"".join(parts)
+    return parts
 
 
-def decode_chunk(message: bytes) -> Chunk:
+def decode_chunk(message: bytes | memoryview) -> Chunk:
     """Reads a chunk; unknown fields are skipped, as protobuf demands.
 
     Raises:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class Certificates:
         self._files = tls.read(folder)
         self.job = tls.check(folder, self._files, role).job
         self._number = 1
+        self._contexts: dict[bool, tuple[int, ssl.SSLContext]] = {}  # by whether it is a server's
         self._look_at = time.monotonic() + _LOOK_EVERY_S
 
     def latest(self) -> tuple[int, tls.Files]:
@@ -83,6 +85,20 @@ class Certificates:
                 self._look_at = time.monotonic() + _LOOK_EVERY_S
                 self._look()
             return self._number, self._files
+
+    def context(self, *, is_server: bool) -> ssl.SSLContext:
+        """For a connection of the moment: shows the newest certificate, and wants one of the same CA."""
+        number, files = self.latest()
+        with self._lock:
+            if self._contexts.get(is_server, (0, None))[0] != number:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
+                context.minimum_version = ssl.TLSVersion.TLSv1_2
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_cert_chain(self._folder / tls.CERTIFICATE, self._folder / tls.KEY)
+                context.load_verify_locations(cadata=files.ca.decode())
+                context.set_alpn_protocols(["h2"])
+                self._contexts[is_server] = number, context
+            return self._contexts[is_server][1]
 
     def _look(self) -> None:
         stamp = self._stamp_now()

@@ -1,6 +1,8 @@
 """gRPC as Downpour uses it: settings with their reasons, credentials, one error mapping, one retry loop.
 
-Nobody else opens a channel or starts a server, but for `downpour.proto.health` and the display of `downpour local`.
+The chief and its callers use grpcio, by `open_channel` and `start_server`. Shards and their callers, who move messages
+of megabytes, speak the same protocol by `downpour.proto.server` and `downpour.proto.client`. Nobody else opens a
+channel or starts a server, but for `downpour.proto.health` and the display of `downpour local`.
 
 Threads: gRPC's own call the interceptor and ask for certificates; `call` runs in its caller's.
 """
@@ -30,6 +32,7 @@ from downpour.proto.errors import (
     abort,
     from_rpc_error,
 )
+from downpour.proto.http2 import MAX_MESSAGE_BYTES
 from downpour.proto.security import PLAIN, Certificates, Gate, Security
 from downpour.proto.tls import server_name
 
@@ -38,22 +41,9 @@ Result = TypeVar("Result")
 # gRPC's own lines about every stranger's handshake; `Gate` counts them. Read when the first channel or server is made.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-# The largest messages are chunks: 2^20 elements of float32 with the base they were computed from are 8 MB, a
-# specification with the layout of ten thousand variables 2 MB, and factors are only sent up to `MAX_FACTORS_BYTES`.
-MAX_MESSAGE_BYTES = 16 << 20
-MAX_FACTORS_BYTES = 12 << 20
-
-# Measured at the paper's shape; see "Transport" in BUILD_NOTES.md.
-OPTIONS: list[tuple[str, Any]] = [
+_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.http2.max_frame_size", 1 << 24),  # a 2 MB chunk in one frame instead of 128
-    # What a stream may send before somebody asks for it: memory of the receiver, for every open call. A message that is
-    # being read is let in whole.
-    ("grpc.http2.lookahead_bytes", 1 << 17),
-    ("grpc.http2.bdp_probe", 0),  # the window is set above; probing only adds pings
-    ("grpc.experimental.tcp_read_chunk_size", 4 << 20),
-    ("grpc.http2.write_buffer_size", 8 << 20),
     ("grpc.enable_retries", 0),  # retrying is ours: it needs the ledger
 ]
 
@@ -61,19 +51,20 @@ OPTIONS: list[tuple[str, Any]] = [
 _TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 
-_HANDSHAKE_S = 5.0  # until a connection must have shown its certificate, and said that it speaks HTTP/2
-_MAX_CONNECTIONS = 2048  # also those that still say nothing, which take 30 KB each
+HANDSHAKE_S = 5.0  # until a connection must have shown its certificate, and said that it speaks HTTP/2
+_MAX_CONNECTIONS = 2048  # also those that still say nothing
 _SPARE_FILES = 256  # of the process, beside its connections
-_MAX_STREAMS = 32  # calls of one connection at a time; a worker has 4, the chief as many as it makes to one shard
-_CALLS_PER_THREAD = 8  # open or waiting; more are refused and come again
+MAX_STREAMS = 32  # calls of one connection at a time
+CALLS_PER_THREAD = 8  # open or waiting; more are refused and come again
 
 # What gRPC reports when a peer answers, but not as one of the job, and what that means.
 _NOT_OURS = {
+    "Hostname mismatch": "its certificate names another job or role",
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by the CA in this process's ca.crt, or has expired",
     "Hostname Verification Check failed": "its certificate names another job or role",
     "WRONG_VERSION_NUMBER": "it does not speak TLS; start it with --tls, too",
 }
-_MAYBE_REFUSED = "Socket closed"  # what a client sees of a handshake that the server ends
+_MAYBE_REFUSED = ("Socket closed", "_ALERT_")  # what a client sees of a handshake that the server ends
 
 
 class Channel:
@@ -134,9 +125,7 @@ class Channel:
 
     def _open(self, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
         options = [
-            *OPTIONS,
-            # A stream of answers is read by the thread that wants them instead of through one of its own.
-            (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
+            *_OPTIONS,
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
@@ -149,7 +138,7 @@ class Channel:
         return grpc.secure_channel(self._address, credentials, [*options, ("grpc.ssl_target_name_override", name)])
 
 
-def open_channel(address: str, security: Security = PLAIN, role: str = "ps") -> Channel:
+def open_channel(address: str, security: Security = PLAIN, role: str = "chief") -> Channel:
     """A channel of its own connection, which reconnects within a second of the peer's return; see `Channel`."""
     return Channel(address, security, role)
 
@@ -177,18 +166,17 @@ def start_server(
     """
     security.check_host(host)
     gate = gate or Gate(security)
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     server = grpc.server(
         ThreadPoolExecutor(num_threads, thread_name_prefix="grpc"),
         interceptors=(ErrorInterceptor(gate),),
         options=[
-            *OPTIONS,
+            *_OPTIONS,
             ("grpc.so_reuseport", 0),  # a port that is taken must fail, not be shared
-            ("grpc.server_handshake_timeout_ms", int(1000 * _HANDSHAKE_S)),
-            ("grpc.max_allowed_incoming_connections", max(64, min(_MAX_CONNECTIONS, files - _SPARE_FILES))),
-            ("grpc.max_concurrent_streams", _MAX_STREAMS),
+            ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_S)),
+            ("grpc.max_allowed_incoming_connections", max_connections()),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
         ],
-        maximum_concurrent_rpcs=_CALLS_PER_THREAD * num_threads,
+        maximum_concurrent_rpcs=CALLS_PER_THREAD * num_threads,
     )
     register(server)
     credentials = _server_credentials(security.certificates, gate) if security.certificates else None
@@ -198,12 +186,23 @@ def start_server(
     except RuntimeError:
         bound = 0
     if not bound:
-        raise ValueError(
-            f"cannot listen on {host}:{port}: the port is taken or the host is not this machine's; "
-            "give another --port (0 lets the kernel choose)"
-        )
+        raise cannot_listen(host, port)
     server.start()
     return server, bound
+
+
+def cannot_listen(host: str, port: int) -> ValueError:
+    """What a server says that cannot have its address."""
+    return ValueError(
+        f"cannot listen on {host}:{port}: the port is taken or the host is not this machine's; "
+        "give another --port (0 lets the kernel choose)"
+    )
+
+
+def max_connections() -> int:
+    """Of a server; the process needs some descriptors for other things."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(64, min(_MAX_CONNECTIONS, files - _SPARE_FILES))
 
 
 def _server_credentials(certificates: Certificates, gate: Gate) -> grpc.ServerCredentials:
@@ -315,7 +314,7 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
         if waited > give_up_after_s:
             if stranger := next((meaning for sign, meaning in _NOT_OURS.items() if sign in reason), None):
                 raise Unauthenticated(f"{peer} is not one of this job: {stranger}")
-            if _MAYBE_REFUSED in reason:
+            if any(sign in reason for sign in _MAYBE_REFUSED):
                 reason += " (it may have refused this process's certificate: it must be of the same CA)"
             raise Unreachable(
                 f"{peer} did not answer for {waited:.0f} s ({attempts} tries): {reason}; "

@@ -32,6 +32,7 @@ import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.http2 import Message
 from downpour.ps import kernels
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class Publication:
     header: pb.PullHeader
     trained: np.ndarray
     rest: Sequence[codec.Outgoing]
-    differences: Sequence[bytes]
+    differences: Sequence[Message]
 
-    def messages(self, known: int) -> Iterable[bytes]:
+    def messages(self, known: int) -> Iterable[Message]:
         """What a worker that has the publication `known` must receive; 0 for none."""
         if known == self.header.publication:
             return _encoded([], self.header)
@@ -110,7 +111,7 @@ class Publisher:
         differences: list[codec.Outgoing] = []
         if before is None:
             for start, stop in shard.cut(0, shard.num_trained):
-                trained[start:stop] = shard.read(start, stop, codec.BFLOAT16)
+                shard.read(start, stop, trained[start:stop])
         else:
             step = _ELEMENTS[self._codec]
             for start in range(0, shard.num_trained, step):
@@ -123,8 +124,11 @@ class Publisher:
 
     def _read(self, start: int, stop: int, wire: int) -> list[codec.Outgoing]:
         """[start, stop) of the live vector."""
-        cut = self._shard.cut(start, stop)
-        return [codec.Outgoing(a, b - a, wire, self._shard.read(a, b, wire)) for a, b in cut]
+        values = np.empty(stop - start, codec.WIRE_DTYPES[wire])
+        cut = list(self._shard.cut(start, stop))
+        for a, b in cut:
+            self._shard.read(a, b, values[a - start : b - start])
+        return [codec.Outgoing(a, b - a, wire, values[a - start : b - start]) for a, b in cut]
 
     def _advance(self, first: int, before: np.ndarray, after: np.ndarray) -> codec.Outgoing:
         """The difference that leads from one publication of [first, first + n) to the next, which it makes."""
@@ -146,11 +150,11 @@ class Publisher:
         return codec.Outgoing(first, before.size, self._codec, payload)
 
 
-def _encoded(chunks: Iterable[codec.Outgoing], header: pb.PullHeader) -> Iterator[bytes]:
+def _encoded(chunks: Iterable[codec.Outgoing], header: pb.PullHeader) -> Iterator[Message]:
     """Messages of a stream; one of the header alone if there is nothing else."""
     first: pb.PullHeader | None = header
     for chunk in chunks:
         yield chunk.encode(first)
         first = None
     if first:
-        yield codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), first)
+        yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), first)

@@ -7,8 +7,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
+from downpour.proto import server as grpc_server
 from downpour.proto.security import PLAIN, Gate, Security
-from downpour.proto.transport import start_server
 from downpour.ps.servicer import Servicer
 
 # A push and a pull of every worker of the reference fleet (50) may be open at once.
@@ -48,10 +48,8 @@ class Server:
         self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
         gate = Gate(security)
         self._servicer = Servicer(index, arena, self.stop_soon, gate)
-        handler = self._servicer.handler()
-        self._server, self.port = start_server(
-            lambda server: server.add_generic_rpc_handlers((handler,)), host, port, _NUM_THREADS, security, gate
-        )
+        self._server = grpc_server.Server(self._servicer.handler(), host, port, _NUM_THREADS, security, gate)
+        self.port = self._server.port
 
     @property
     def ready(self) -> bool:

@@ -19,6 +19,7 @@ from absl import logging
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChunk, NotReady
+from downpour.proto.http2 import Message
 from downpour.proto.security import Gate
 from downpour.ps import checkpoint, restore
 from downpour.ps.arena import Arena
@@ -151,7 +152,7 @@ class Servicer:
         logging.info("restored from %s at version %d", request.directory, self._shard.version)
         return pb.InitializeReply(version=self._shard.version)
 
-    def pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[Message]:
         """Streams the vector; see `ParameterServer.Pull`."""
         shard = self._check(request.fingerprint)
         if request.codec not in codec.WIRE_DTYPES:
@@ -271,14 +272,17 @@ def _log_ledger(arena: Arena) -> None:
             logging.debug("ledger %d/%d/%d %s", worker, entry["incarnation"], entry["sequence"], what)
 
 
-def _live(shard: Shard, wire: int) -> Iterator[bytes]:
-    """The messages of a pull of the moment."""
+def _live(shard: Shard, wire: int) -> Iterator[Message]:
+    """The messages of a pull of the moment; each is good until the next is asked for."""
     header: pb.PullHeader | None = pb.PullHeader(version=shard.version)
     trained, pushed, size = shard.num_trained, shard.num_pushed, shard.size
+    room = np.empty(4 * min(size, codec.CHUNK_ELEMENTS), np.uint8)
     parts = ((wire, 0, trained), (codec.FLOAT32, trained, pushed), (wire, pushed, size))
     for part_wire, begin, end in parts:
         for start, stop in shard.cut(begin, end):
-            yield codec.encode_chunk(start, part_wire, shard.read(start, stop, part_wire), header)
+            out = room[: (stop - start) * codec.WIRE_DTYPES[part_wire].itemsize].view(codec.WIRE_DTYPES[part_wire])
+            shard.read(start, stop, out)
+            yield codec.chunk_parts(start, part_wire, out, header)
             header = None
     if header:  # a shard without parameters has a version all the same
-        yield codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), header)
+        yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)

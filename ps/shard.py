@@ -87,13 +87,10 @@ class Shard:
         for region_start, region_stop in (*self.arena.chunks, (self.num_pushed, self.size)):
             yield from codec.split(max(start, region_start), min(stop, region_stop))
 
-    def read(self, start: int, stop: int, wire: int) -> np.ndarray:
-        """Elements [start, stop), one of those that `cut` gives, in the wire dtype of a codec; a copy."""
-        out = np.empty(stop - start, codec.WIRE_DTYPES[wire])
-        values = self.arena.parameters[start:stop]
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Writes elements [start, stop), one of those that `cut` gives, into `out` of a wire dtype."""
         with self.unchanged(start):
-            kernels.to_wire(values, out)
-        return out
+            kernels.to_wire(self.arena.parameters[start:stop], out)
 
     def unchanged(self, start: int) -> contextlib.AbstractContextManager[object]:
         """No push changes the chunk of `cut` at `start` while the block lasts."""

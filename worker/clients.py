@@ -14,7 +14,9 @@ import numpy as np
 from downpour.model.order import Lease
 from downpour.proto import chief_pb2, chief_pb2_grpc, codec
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.client import Channel
 from downpour.proto.errors import LayoutMismatch, MalformedChunk, NotReady
+from downpour.proto.http2 import Message
 from downpour.proto.security import PLAIN, Security
 from downpour.proto.transport import call, open_channel
 from downpour.ps import layout as layouts
@@ -49,17 +51,17 @@ class ShardClient:
         self.shard = shard
         self._layout = layout
         self._give_up_after_s = give_up_after_s
-        self._channel = open_channel(address, security, "ps")
+        self._channel = Channel(address, security, "ps")
         # Chunk streams carry raw bytes: `codec` encodes and decodes them.
         self._status = self._channel.unary_unary(
             _PATH + "Status", pb.StatusRequest.SerializeToString, pb.StatusReply.FromString
         )
-        self._initialize = self._channel.stream_unary(_PATH + "Initialize", None, pb.InitializeReply.FromString)
+        self._initialize = self._channel.stream_unary(_PATH + "Initialize", pb.InitializeReply.FromString)
         self._restore = self._channel.unary_unary(
             _PATH + "Restore", pb.RestoreRequest.SerializeToString, pb.InitializeReply.FromString
         )
-        self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString, None)
-        self._push = self._channel.stream_unary(_PATH + "Push", None, pb.PushReply.FromString)
+        self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString)
+        self._push = self._channel.stream_unary(_PATH + "Push", pb.PushReply.FromString)
         self._absent = self._channel.unary_unary(
             _PATH + "Absent", pb.AbsentRequest.SerializeToString, pb.AbsentReply.FromString
         )
@@ -115,10 +117,10 @@ class ShardClient:
     def initialize(self, specification: pb.ShardSpecification, values: np.ndarray) -> pb.InitializeReply:
         """Gives the shard its specification and its [n] float32 initial values; a no-op when it has them."""
 
-        def chunks() -> Iterator[bytes]:
+        def chunks() -> Iterator[Message]:
             for start, stop in codec.split(0, values.size) if values.size else [(0, 0)]:
                 header = specification if start == 0 else None
-                yield codec.encode_chunk(start, codec.FLOAT32, values[start:stop], header)
+                yield codec.chunk_parts(start, codec.FLOAT32, values[start:stop], header)
 
         return self._call(lambda: self._initialize(chunks(), timeout=self._give_up_after_s))
 
@@ -153,9 +155,9 @@ class ShardClient:
     def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
         """Sends a push, as `worker.packing` cuts it; without chunks only its name, which the shard counts."""
 
-        def messages() -> Iterator[bytes]:
+        def messages() -> Iterator[Message]:
             if not chunks:
-                yield codec.encode_chunk(0, codec.FLOAT32, np.empty(0, np.float32), header)
+                yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)
             for chunk in chunks:
                 yield chunk.encode(header if chunk is chunks[0] else None)
 
@@ -197,7 +199,7 @@ class ChiefClient:
     def __init__(self, address: str, give_up_after_s: float, security: Security = PLAIN) -> None:
         self.peer = f"the chief at {address}"
         self._give_up_after_s = give_up_after_s
-        self._channel = open_channel(address, security, "chief")
+        self._channel = open_channel(address, security)
         self._stub = chief_pb2_grpc.ChiefStub(self._channel)
 
     def close(self) -> None:

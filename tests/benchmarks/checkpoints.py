@@ -43,6 +43,7 @@ from downpour.worker.shards import Shards
 from tests.benchmarks import shape
 from tests.benchmarks.cluster import RULE, Load, cache_kernels, start_shards
 from tests.benchmarks.processes import Processes
+from tests.chunks import encode_chunk
 
 _FOLDER = flags.DEFINE_string("folder", None, "On the disk to measure; the system's temporary folder by default.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each.", 1)
@@ -60,7 +61,7 @@ def pauses(folder: Path, closing: ExitStack) -> tuple[list[float], list[float]]:
                                  schedule=to_message(Constant(1e-6)))  # fmt: skip
     shard = Shard(Arena.create(None, told))
     gradient = np.zeros(shard.num_pushed, np.float32)
-    cut = [codec.encode_chunk(a, codec.FLOAT32, gradient[a:b]) for a, b in shard.arena.chunks]
+    cut = [encode_chunk(a, codec.FLOAT32, gradient[a:b]) for a, b in shard.arena.chunks]
     sequence = 0
 
     def push() -> list[float]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk
+from tests.chunks import encode_chunk
 
 UINT32, UINT64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 NUMBERS = st.builds(pb.Numbers, values=st.lists(st.floats(), max_size=3))
@@ -45,7 +46,7 @@ def generated(start: int, wire: int, values: np.ndarray, header: Any) -> pb.Chun
 @given(start=UINT64, values=st.lists(UINT32, max_size=300), wire=st.sampled_from([1, 2]), header=HEADERS)
 def test_what_we_encode_the_generated_class_reads(start: int, values: list[int], wire: int, header: Any) -> None:
     array = np.array(values, np.uint32).view(codec.WIRE_DTYPES[wire])
-    message = codec.encode_chunk(start, wire, array, header)
+    message = encode_chunk(start, wire, array, header)
     assert pb.Chunk.FromString(message) == generated(start, wire, array, header)
 
 
@@ -60,7 +61,7 @@ def test_what_the_generated_class_encodes_we_read(start: int, values: list[int],
 @given(values=st.lists(UINT32, min_size=1, max_size=50), wire=st.sampled_from([1, 2]))
 def test_a_base_travels_beside_the_payload(values: list[int], wire: int) -> None:
     array = np.array(values, np.uint32).view(codec.WIRE_DTYPES[wire])
-    message = codec.encode_chunk(3, wire, array, None, array[::-1].copy())
+    message = encode_chunk(3, wire, array, None, array[::-1].copy())
     theirs = generated(3, wire, array, None)
     theirs.base = array[::-1].tobytes()
     assert pb.Chunk.FromString(message) == theirs
@@ -72,7 +73,7 @@ def test_a_base_travels_beside_the_payload(values: list[int], wire: int) -> None
 )
 def test_factors_travel_as_two_matrices(rows: int, num_inputs: int, num_outputs: int, wire: int) -> None:
     both = np.arange(rows * (num_inputs + num_outputs)).astype(codec.WIRE_DTYPES[wire])
-    message = codec.encode_chunk(7, wire, both, rows=rows, count=num_inputs * num_outputs)
+    message = encode_chunk(7, wire, both, rows=rows, count=num_inputs * num_outputs)
     theirs = generated(7, wire, both, None)
     theirs.count, theirs.rows = num_inputs * num_outputs, rows
     assert pb.Chunk.FromString(message) == theirs
@@ -82,7 +83,7 @@ def test_factors_travel_as_two_matrices(rows: int, num_inputs: int, num_outputs:
 
 
 def test_the_payload_is_a_view_of_the_message() -> None:
-    message = codec.encode_chunk(0, codec.FLOAT32, np.arange(1000, dtype=np.float32))
+    message = encode_chunk(0, codec.FLOAT32, np.arange(1000, dtype=np.float32))
     assert codec.decode_chunk(message).payload.obj is message
 
 
@@ -90,7 +91,7 @@ def test_the_payload_is_a_view_of_the_message() -> None:
 @given(cut=st.integers(0, 100), flips=st.lists(st.tuples(st.integers(0, 99), st.integers(1, 255)), max_size=4))
 def test_mutated_messages_decode_as_protobuf_says_or_are_refused(cut: int, flips: list[tuple[int, int]]) -> None:
     header = pb.PushHeader(fingerprint=b"f" * 8, worker=3, incarnation=9, sequence=1)
-    mutated = bytearray(codec.encode_chunk(7, codec.FLOAT32, np.arange(10, dtype=np.float32), header))
+    mutated = bytearray(encode_chunk(7, codec.FLOAT32, np.arange(10, dtype=np.float32), header))
     for position, flip in flips:
         mutated[position % len(mutated)] ^= flip
     message = bytes(mutated[: max(0, len(mutated) - cut)])
@@ -106,7 +107,7 @@ def test_mutated_messages_decode_as_protobuf_says_or_are_refused(cut: int, flips
 
 
 def test_unknown_fields_are_skipped() -> None:
-    known = codec.encode_chunk(5, codec.BFLOAT16, np.arange(3, dtype=np.uint16))
+    known = encode_chunk(5, codec.BFLOAT16, np.arange(3, dtype=np.uint16))
     varint, fixed64, blob, fixed32 = b"\x98\x06\x01", b"\x99\x06" + bytes(8), b"\x9a\x06\x02ab", b"\x9d\x06" + bytes(4)
     chunk = codec.decode_chunk(varint + fixed64 + known + blob + fixed32)
     assert (chunk.start, chunk.count) == (5, 3)

@@ -104,7 +104,7 @@ def test_calls_beyond_what_a_server_takes_come_again(
 ) -> None:
     channel = transport.open_channel(server[0], Security(Certificates(folder / "worker", "worker")))
     method = channel.unary_unary(_PATH)
-    most = 2 * transport._CALLS_PER_THREAD
+    most = 2 * transport.CALLS_PER_THREAD
     with ThreadPoolExecutor(most) as pool:
         calls = [pool.submit(method, b"hold", timeout=60) for _ in range(most)]
         wait_until(lambda: holding.held == 2, "calls that are held")

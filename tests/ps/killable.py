@@ -44,6 +44,7 @@ from downpour.ps.rules import SGD, RMSProp
 from downpour.ps.schedules import Constant, StaircaseExponential
 from downpour.ps.shard import Shard
 from downpour.ps.staleness import Drop
+from tests.chunks import encode_chunk
 
 # Elements of a chunk and of a piece here: a push has 4 regions, of 4, 2, 1 and 1 pieces.
 _CHUNK, _BLOCK = 16, 12
@@ -188,13 +189,13 @@ def _chunks(sent: Sent, exact: bool) -> Iterator[bytes]:
     values = _numbers(rng, LAYOUT.num_pushed(0), exact)
     if sent.factored:
         factors = _numbers(rng, _ROWS * (_INPUTS + _OUTPUTS), exact)
-        yield codec.encode_chunk(0, codec.FLOAT32, factors, rows=_ROWS, count=group.size)
+        yield encode_chunk(0, codec.FLOAT32, factors, rows=_ROWS, count=group.size)
         trained = LAYOUT.num_trained(0)
         cuts = [*codec.split(group.size, trained), *codec.split(trained, values.size)]
     else:
         cuts = [(start, min(start + _CUT, values.size)) for start in range(0, values.size, _CUT)]
     for start, stop in cuts:
-        yield codec.encode_chunk(start, codec.FLOAT32, values[start:stop])
+        yield encode_chunk(start, codec.FLOAT32, values[start:stop])
 
 
 def _numbers(rng: np.random.Generator, count: int, exact: bool) -> np.ndarray:

@@ -13,6 +13,7 @@ from downpour.ps.layout import Layout
 from downpour.ps.named import to_message
 from downpour.ps.schedules import Constant
 from downpour.ps.shard import Shard
+from tests.chunks import encode_chunk
 
 
 def new_shard(layout: Layout, values: np.ndarray, rule: Any, schedule: Any = None, average: Any = None) -> Shard:
@@ -37,5 +38,5 @@ def push(shard: Shard, sequence: int, values: np.ndarray, worker: int = 0, base_
     opened = shard.begin(header)
     for start in range(0, values.size, 7):
         part = values[start : start + 7].astype(np.float32)
-        shard.apply(opened, codec.decode_chunk(codec.encode_chunk(start, codec.FLOAT32, part)))
+        shard.apply(opened, codec.decode_chunk(encode_chunk(start, codec.FLOAT32, part)))
     return shard.finish(opened)

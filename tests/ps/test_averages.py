@@ -19,6 +19,7 @@ from downpour.ps.named import from_message, to_message
 from downpour.ps.rules import SGD, KerasAdam
 from downpour.ps.schedules import Constant
 from downpour.ps.shard import Shard
+from tests.chunks import encode_chunk
 from tests.ps.pushing import new_shard, push
 from tests.ps.saving import save_shards
 
@@ -76,7 +77,7 @@ def test_it_is_updated_chunk_by_chunk_only_where_the_push_has_come() -> None:
 
     shard = new_shard(LAYOUT, START, SGD(), Constant(1.0), Polyak(0.5))
     opened = shard.begin(pb.PushHeader(incarnation=1, sequence=1))
-    shard.apply(opened, codec.decode_chunk(codec.encode_chunk(0, codec.FLOAT32, np.ones(10, np.float32))))
+    shard.apply(opened, codec.decode_chunk(encode_chunk(0, codec.FLOAT32, np.ones(10, np.float32))))
     assert shard.arena.average is not None
     np.testing.assert_array_equal(shard.arena.average[10:], START[10:])
     assert (shard.arena.average[:10] != START[:10]).all()

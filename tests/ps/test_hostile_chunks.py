@@ -21,6 +21,7 @@ from downpour.ps.named import to_message
 from downpour.ps.rules import SGD
 from downpour.ps.schedules import Constant
 from downpour.ps.servicer import Servicer
+from tests.chunks import encode_chunk
 from tests.ps.pushing import new_shard
 from tests.ps.saving import save_shards
 
@@ -42,9 +43,9 @@ def push_messages(incarnation: int = 1) -> list[bytes]:
     wire, dtype = codec.FLOAT32, np.float32
     header = pb.PushHeader(fingerprint=LAYOUT.fingerprint, worker=3, incarnation=incarnation, sequence=1)
     return [
-        codec.encode_chunk(0, wire, np.ones(2 * (6 + 8), dtype), header, rows=2, count=FACTORS),
-        codec.encode_chunk(FACTORS, wire, np.ones(REST, dtype)),
-        codec.encode_chunk(FACTORS + REST, codec.FLOAT32, np.ones(3, np.float32)),
+        encode_chunk(0, wire, np.ones(2 * (6 + 8), dtype), header, rows=2, count=FACTORS),
+        encode_chunk(FACTORS, wire, np.ones(REST, dtype)),
+        encode_chunk(FACTORS + REST, codec.FLOAT32, np.ones(3, np.float32)),
     ]
 
 
@@ -99,7 +100,7 @@ def initial_messages() -> list[bytes]:
         schedule=to_message(Constant(0.1)),
     )
     ones = np.ones(SIZE, np.float32)
-    return [codec.encode_chunk(0, codec.FLOAT32, ones[:9], told), codec.encode_chunk(9, codec.FLOAT32, ones[9:])]
+    return [encode_chunk(0, codec.FLOAT32, ones[:9], told), encode_chunk(9, codec.FLOAT32, ones[9:])]
 
 
 @pytest.mark.parametrize("cut", [1, 60, None])
@@ -173,16 +174,16 @@ def check_changed(number: int, data: st.DataObject) -> None:
 
 
 BAD: dict[str, tuple[int, Any]] = {
-    "out of order": (1, codec.encode_chunk(FACTORS + 1, codec.FLOAT32, np.ones(REST - 1, np.float32))),
-    "overlapping": (1, codec.encode_chunk(FACTORS - 4, codec.FLOAT32, np.ones(REST, np.float32))),
-    "beyond the range": (2, codec.encode_chunk(FACTORS + REST, codec.FLOAT32, np.ones(40, np.float32))),
-    "unknown codec": (1, codec.encode_chunk(FACTORS, 77, np.ones(REST, np.float32))),
-    "wrong length": (1, codec.encode_chunk(FACTORS, codec.BFLOAT16, np.ones(REST, np.float32))),
-    "empty": (1, codec.encode_chunk(FACTORS, codec.FLOAT32, np.ones(0, np.float32))),
-    "not finite": (1, codec.encode_chunk(FACTORS, codec.FLOAT32, np.full(REST, np.inf, np.float32))),
+    "out of order": (1, encode_chunk(FACTORS + 1, codec.FLOAT32, np.ones(REST - 1, np.float32))),
+    "overlapping": (1, encode_chunk(FACTORS - 4, codec.FLOAT32, np.ones(REST, np.float32))),
+    "beyond the range": (2, encode_chunk(FACTORS + REST, codec.FLOAT32, np.ones(40, np.float32))),
+    "unknown codec": (1, encode_chunk(FACTORS, 77, np.ones(REST, np.float32))),
+    "wrong length": (1, encode_chunk(FACTORS, codec.BFLOAT16, np.ones(REST, np.float32))),
+    "empty": (1, encode_chunk(FACTORS, codec.FLOAT32, np.ones(0, np.float32))),
+    "not finite": (1, encode_chunk(FACTORS, codec.FLOAT32, np.full(REST, np.inf, np.float32))),
     "factors of the wrong matrix": (
         1,
-        codec.encode_chunk(FACTORS, codec.FLOAT32, np.ones(28, np.float32), rows=2, count=REST),
+        encode_chunk(FACTORS, codec.FLOAT32, np.ones(28, np.float32), rows=2, count=REST),
     ),
     "half of the factors": (0, replace(codec.decode_chunk(push_messages()[0]), count=24)),
 }
@@ -192,7 +193,7 @@ BAD: dict[str, tuple[int, Any]] = {
 def test_each_kind_of_bad_chunk(kind: str) -> None:
     number, bad = BAD[kind]
     if isinstance(bad, codec.Chunk):
-        bad = codec.encode_chunk(bad.start, bad.codec, np.frombuffer(bad.payload, "<f4"), bad.header, rows=2, count=24)
+        bad = encode_chunk(bad.start, bad.codec, np.frombuffer(bad.payload, "<f4"), bad.header, rows=2, count=24)
     served = servicer()
     before = numbers(served)
     assert send(served, [*push_messages()[:number], bad]) is not None
@@ -203,7 +204,7 @@ def test_a_push_for_another_layout() -> None:
     served = servicer()
     header = pb.PushHeader(fingerprint=b"another", worker=0, incarnation=1, sequence=1)
     before = numbers(served)
-    error = send(served, [codec.encode_chunk(0, codec.FLOAT32, np.ones(4, np.float32), header)])
+    error = send(served, [encode_chunk(0, codec.FLOAT32, np.ones(4, np.float32), header)])
     assert error is not None and "start every role with the same recipe" in str(error)
     check_untouched(served, before, 0)
 

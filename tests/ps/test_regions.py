@@ -18,6 +18,7 @@ from downpour.ps.layout import FACTORED, STATISTIC, Layout, Slicing, Variable, p
 from downpour.ps.rules import SGD, KerasAdam, Momentum, RMSProp, Rule
 from downpour.ps.shard import Shard
 from downpour.ps.sources import BLOCK_ELEMENTS
+from tests.chunks import encode_chunk
 from tests.ps.pushing import new_shard
 
 INPUTS, OUTPUTS = 300, 700
@@ -56,15 +57,15 @@ def messages(worker: int, wire: int, *, factored: bool, rows: int = 6) -> tuple[
     if factored:
         [group] = FACTOR.factored(0)
         both = np.concatenate([x.ravel(), d.ravel()])
-        chunks.append(codec.encode_chunk(0, wire, both, rows=rows, count=group.size))
-        chunks.append(codec.encode_chunk(num_kernel, wire, rest))
+        chunks.append(encode_chunk(0, wire, both, rows=rows, count=group.size))
+        chunks.append(encode_chunk(num_kernel, wire, rest))
     else:
         kernel = of_wire(x, wire).T @ of_wire(d, wire)
         ranges = sorted((r for r in DENSE.ranges if r.variable == 0), key=lambda r: r.offset)
         gradient = np.concatenate([kernel[:, r.begin : r.stop].ravel() for r in ranges] + [of_wire(rest, wire)])
         for begin, end in codec.split(0, gradient.size):
-            chunks.append(codec.encode_chunk(begin, codec.FLOAT32, gradient[begin:end]))
-    chunks.append(codec.encode_chunk(num_kernel + rest.size, codec.FLOAT32, statistics))
+            chunks.append(encode_chunk(begin, codec.FLOAT32, gradient[begin:end]))
+    chunks.append(encode_chunk(num_kernel + rest.size, codec.FLOAT32, statistics))
     return header, chunks
 
 
@@ -147,10 +148,10 @@ def test_factors_where_they_do_not_belong_are_refused_and_change_nothing() -> No
     [group] = FACTOR.factored(0)
     both = np.zeros(2 * (INPUTS + OUTPUTS), np.float32)
     bad = [
-        codec.encode_chunk(0, codec.FLOAT32, both, rows=2, count=group.size - INPUTS),
-        codec.encode_chunk(0, codec.FLOAT32, both, rows=3, count=group.size),
-        codec.encode_chunk(0, codec.FLOAT32, both[:-1], rows=2, count=group.size),
-        codec.encode_chunk(group.size, codec.FLOAT32, both, rows=2, count=700),
+        encode_chunk(0, codec.FLOAT32, both, rows=2, count=group.size - INPUTS),
+        encode_chunk(0, codec.FLOAT32, both, rows=3, count=group.size),
+        encode_chunk(0, codec.FLOAT32, both[:-1], rows=2, count=group.size),
+        encode_chunk(group.size, codec.FLOAT32, both, rows=2, count=700),
     ]
     for number, chunk in enumerate(bad, 1):
         opened = shard.begin(pb.PushHeader(worker=0, incarnation=1, sequence=number))
@@ -160,7 +161,7 @@ def test_factors_where_they_do_not_belong_are_refused_and_change_nothing() -> No
     both[5] = np.nan
     opened = shard.begin(pb.PushHeader(worker=0, incarnation=1, sequence=9))
     with pytest.raises(NonFinite, match="the first in k"):
-        shard.apply(opened, codec.decode_chunk(codec.encode_chunk(0, codec.FLOAT32, both, rows=2, count=group.size)))
+        shard.apply(opened, codec.decode_chunk(encode_chunk(0, codec.FLOAT32, both, rows=2, count=group.size)))
     for a, b in zip(before, state(shard), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -173,7 +174,7 @@ def test_pulls_and_snapshots_go_on_beside_many_pushes() -> None:
         reads = 0
         while not stop.is_set():
             for start, end in shard.cut(0, shard.size):
-                shard.read(start, end, codec.BFLOAT16)
+                shard.read(start, end, np.empty(end - start, np.uint16))
             with shard.snapshot() as snapshot:
                 moments = {float(piece[0]) for piece in snapshot.pieces()}
             # Every push moves every trained element by the same amount, region by region.
@@ -186,8 +187,8 @@ def test_pulls_and_snapshots_go_on_beside_many_pushes() -> None:
             opened = shard.begin(pb.PushHeader(worker=worker, incarnation=1, sequence=sequence))
             for start, end in codec.split(0, SIZE - 3):
                 ones = np.ones(end - start, np.float32)
-                shard.apply(opened, codec.decode_chunk(codec.encode_chunk(start, codec.FLOAT32, ones)))
-            differences = codec.encode_chunk(SIZE - 3, codec.FLOAT32, np.zeros(3, np.float32))
+                shard.apply(opened, codec.decode_chunk(encode_chunk(start, codec.FLOAT32, ones)))
+            differences = encode_chunk(SIZE - 3, codec.FLOAT32, np.zeros(3, np.float32))
             shard.apply(opened, codec.decode_chunk(differences))
             shard.finish(opened)
 

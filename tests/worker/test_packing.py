@@ -26,7 +26,7 @@ NO_DIFFERENCES = np.zeros(5, np.float32)
 def decoded(chunk: codec.Outgoing) -> np.ndarray:
     """As a shard reads it."""
     out = np.empty(chunk.count, np.float32)
-    Quantized(codec.decode_chunk(chunk.encode(None))).decode((chunk.start, chunk.start + chunk.count), out)
+    Quantized(codec.decode_chunk(b"".join(chunk.encode(None)))).decode((chunk.start, chunk.start + chunk.count), out)
     return out
 
 

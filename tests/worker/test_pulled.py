@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk
+from downpour.proto.http2 import Message
 from downpour.ps import kernels
 from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
 from downpour.ps.publication import Publisher
@@ -22,6 +23,7 @@ from downpour.ps.servicer import Servicer
 from downpour.ps.shard import Shard
 from downpour.worker.exchange import Exchange, Gradients
 from downpour.worker.pulled import Pulled
+from tests.chunks import encode_chunk
 from tests.ps.pushing import new_shard, push
 from tests.worker.cluster import initialize
 
@@ -50,9 +52,9 @@ def pulled(keep: bool = False) -> Pulled:
     return Pulled(LAYOUT, 0, codec.BFLOAT16, keep=keep)
 
 
-def receive(into: Pulled, messages: Sequence[bytes]) -> None:
+def receive(into: Pulled, messages: Iterable[Message]) -> None:
     for message in messages:
-        into.receive(codec.decode_chunk(message))
+        into.receive(codec.decode_chunk(b"".join(message)))
 
 
 def follow(into: Pulled, publisher: Publisher, every: int = 1) -> None:
@@ -113,7 +115,7 @@ def test_int4_rounds_to_the_nearest_of_fifteen(seed: int, size: int, scale: floa
     payload, scales, q = codec.new_blocks(codec.INT4, size)
     kernels.quantize4(x.copy(), scales, q)
     out = np.empty(size, np.uint16)
-    chunk = codec.decode_chunk(codec.encode_chunk(0, codec.INT4, payload, count=size))
+    chunk = codec.decode_chunk(encode_chunk(0, codec.INT4, payload, count=size))
     kernels.advance(codec.INT4, np.zeros(size, np.uint16), *chunk.blocks(), out)
     for start in range(0, size, codec.BLOCK):
         block = slice(start, start + codec.BLOCK)
@@ -156,8 +158,8 @@ def test_a_pull_that_breaks_in_the_middle_is_followed_by_a_whole_one(shard: Shar
     publisher, into = shard.publications[codec.INT8], pulled()
     follow(into, publisher)
     next(pushes(shard))
-    messages = publisher.latest(1).messages(into.begin())
-    assert codec.decode_chunk(messages[0]).codec == codec.INT8
+    messages = list(publisher.latest(1).messages(into.begin()))
+    assert codec.decode_chunk(b"".join(messages[0])).codec == codec.INT8
     receive(into, messages[:1])
     with pytest.raises(MalformedChunk, match="785 of 799 elements came"):
         into.end()
@@ -178,9 +180,9 @@ def test_nobody_waits_while_a_publication_is_made(shard: Shard) -> None:
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [
-        (codec.encode_chunk(0, codec.INT8, np.zeros(4 + 14, np.uint8), count=14), "differences to nothing"),
-        (codec.encode_chunk(3, codec.BFLOAT16, np.zeros(4, np.uint16)), "a chunk at 3 came where 0 was due"),
-        (codec.encode_chunk(0, codec.BFLOAT16, np.zeros(2000, np.uint16)), "2000 elements came where 785 were due"),
+        (encode_chunk(0, codec.INT8, np.zeros(4 + 14, np.uint8), count=14), "differences to nothing"),
+        (encode_chunk(3, codec.BFLOAT16, np.zeros(4, np.uint16)), "a chunk at 3 came where 0 was due"),
+        (encode_chunk(0, codec.BFLOAT16, np.zeros(2000, np.uint16)), "2000 elements came where 785 were due"),
     ],
 )
 def test_what_does_not_fit_is_refused(chunk: bytes, message: str) -> None:

@@ -1,0 +1,314 @@
+"""A gRPC channel for messages of megabytes, over `downpour.proto.http2`.
+
+A connection carries one call at a time, and the thread that makes the call reads and sends itself; calls at the same
+time take connections of their own, which are kept for later ones. So a call costs no thread and no hand-over.
+
+What a stream of answers gives is a view of a buffer that is used again: it is good until the next.
+
+Threads: any may call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import grpc
+
+from downpour.proto import http2
+from downpour.proto.http2 import Buffers, Connection, Ended, Headers, Message, Stream, TooLarge
+from downpour.proto.security import PLAIN, Security
+from downpour.proto.sockets import Deadline, PlainSocket, Socket, TlsSocket
+from downpour.proto.tls import server_name
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_CONNECT_AGAIN_S = 0.05
+_LONGEST_S = 365 * 86400.0
+
+Serializer = Callable[[Any], Any]
+
+
+class CallError(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
+    """A call failed; what `grpc.Call` says of it."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, trailers: Headers = ()) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self._code, self._details, self._trailers = code, details, tuple(trailers)
+
+    def code(self) -> grpc.StatusCode:
+        """The status."""
+        return self._code
+
+    def details(self) -> str:
+        """The message."""
+        return self._details
+
+    def trailing_metadata(self) -> Headers:
+        """What came with the status."""
+        return self._trailers
+
+
+class Channel:
+    """Calls to one server, each with the job's token.
+
+    When this process's certificates have been renewed, calls that begin later go over new connections: the old ones
+    would not get through a handshake again.
+
+    Args:
+        address: `host:port`.
+        security: Of this process.
+        role: Of the server, which its certificate must name.
+    """
+
+    def __init__(self, address: str, security: Security = PLAIN, role: str = "ps") -> None:
+        host, _, port = address.rpartition(":")
+        self._host, self._port = host.strip("[]"), port
+        self._authority = address
+        self._security = security
+        self._role = role
+        self._lock = threading.Lock()
+        # Guarded by `_lock`.
+        self._is_closed = False
+        self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
+
+    def unary_unary(self, path: str, write: Serializer, read: Serializer) -> Callable[..., Any]:
+        """A method with one request and one answer; arguments as those of `grpc.Channel`."""
+
+        def call(request: Any, timeout: float | None = None, wait_for_ready: bool = False) -> Any:
+            return _only(self._call(path, [[write(request)]], timeout, read, wait_for_ready))
+
+        return call
+
+    def stream_unary(self, path: str, read: Serializer) -> Callable[..., Any]:
+        """Many requests and one answer; a request is sent when the next one is known."""
+
+        def call(requests: Iterable[Message], timeout: float | None = None) -> Any:
+            return _only(self._call(path, requests, timeout, read))
+
+        return call
+
+    def unary_stream(self, path: str, write: Serializer) -> Callable[..., Iterator[memoryview]]:
+        """One request and many answers, as views."""
+
+        def call(request: Any, timeout: float | None = None) -> Iterator[memoryview]:
+            return self._call(path, [[write(request)]], timeout, lambda view: view)
+
+        return call
+
+    def close(self) -> None:
+        """Ends the connections, and with them the calls that are open."""
+        with self._lock:
+            self._is_closed = True
+            for connection in (*self._idle, *self._busy):
+                connection.shut_down()
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+
+    def _call(
+        self, path: str, requests: Iterable[Message], timeout: float | None, read: Serializer, wait: bool = False
+    ) -> Iterator[Any]:
+        """One call. Its connection is used again if the call came to its end."""
+        end = time.monotonic() + min(timeout or _LONGEST_S, _LONGEST_S)
+        connection = self._take(end, wait)
+        is_over = False
+        try:
+            with _mapped():
+                connection.set_deadline(end)
+                stream = connection.begin(self._headers(path, timeout), requests)
+                while got := connection.next_message(stream):
+                    buffer, view = got
+                    try:
+                        yield read(view.toreadonly())
+                    finally:
+                        connection.buffers.give_back(buffer)
+                trailers = connection.finish(stream)
+                is_over = True
+            _check(trailers)
+        finally:
+            self._give_back(connection, is_over)
+
+    def _headers(self, path: str, timeout: float | None) -> Headers:
+        limit = () if timeout is None else (("grpc-timeout", f"{max(1, min(99999999, int(timeout * 1000)))}m"),)
+        return (
+            (":method", "POST"),
+            (":scheme", "https" if self._security.certificates else "http"),
+            (":path", path),
+            (":authority", self._authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            *limit,
+            *(self._security.metadata or ()),
+        )
+
+    def _take(self, end: float, wait: bool) -> _Connection:
+        """A connection that nobody uses, or a new one."""
+        number = self._security.certificates.latest()[0] if self._security.certificates else 0
+        while True:
+            with self._lock:
+                if self._is_closed:
+                    raise CallError(grpc.StatusCode.CANCELLED, "the channel is closed")
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                break
+            if connection.number == number and connection.is_usable():
+                break
+            connection.close()
+        connection = connection or self._connect(number, end, wait)
+        with self._lock:
+            self._busy.add(connection)
+        return connection
+
+    def _give_back(self, connection: _Connection, is_over: bool) -> None:
+        with self._lock:
+            self._busy.discard(connection)
+            if is_over and not self._is_closed:
+                self._idle.append(connection)
+                return
+        connection.shut_down()
+        connection.close()
+
+    def _connect(self, number: int, end: float, wait: bool) -> _Connection:
+        while True:
+            try:
+                with _mapped():
+                    return self._connect_once(number, end)
+            except CallError as error:
+                left = end - time.monotonic()
+                if not wait or error.code() is not grpc.StatusCode.UNAVAILABLE or left <= 0:
+                    raise
+                time.sleep(min(_CONNECT_AGAIN_S, left))
+
+    def _connect_once(self, number: int, end: float) -> _Connection:
+        raw = socket.create_connection((self._host, int(self._port)), max(0.001, end - time.monotonic()))
+        try:
+            raw.setblocking(True)
+            plain = PlainSocket(raw)
+            plain.set_deadline(end)
+            secure: Socket = plain
+            if certificates := self._security.certificates:
+                name = server_name(self._role, certificates.job)
+                secure = TlsSocket(plain, certificates.context(is_server=False), name)
+            connection = _Connection(secure, number)
+            connection.greet()
+        except BaseException:
+            raw.close()
+            raise
+        return connection
+
+
+class _Connection(Connection):
+    """The client's side of one connection, used by one thread at a time."""
+
+    def __init__(self, secure: Socket, number: int) -> None:
+        # Nothing is read before it is wanted: TCP holds the peer back.
+        self.buffers = Buffers(2)
+        super().__init__(secure, self.buffers, is_server=False, initial_window=http2.MAX_WINDOW)
+        self.number = number
+        self._next = 1
+
+    def begin(self, headers: Headers, requests: Iterable[Message]) -> Stream:
+        """Sends a call with all its requests, unless the server answers before they are through."""
+        with self.changed:
+            stream = Stream(self._next, self._stream_window, wanted=True)
+            self._next += 2
+            self.streams[stream.number] = stream
+        before = http2.headers_frame(stream.number, headers, end=False)
+        try:
+            for message, is_last in _with_last(requests):
+                self.send_message(stream, message, before, end=is_last)
+                before = b""
+        except Ended:
+            if not stream.is_whole:
+                raise
+        return stream
+
+    def finish(self, stream: Stream) -> Headers:
+        """The trailers of a call that has ended."""
+        self.forget(stream)
+        return stream.headers
+
+    def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
+        """See `Connection`: whoever waits reads."""
+        while not is_due() and not stream.is_whole:
+            self.changed.release()
+            try:
+                self.read_frame()
+            finally:
+                self.changed.acquire()
+        if stream.is_whole and stream.reset is None:
+            stream.reset = Ended("the server has answered")
+
+    def is_usable(self) -> bool:
+        """Whether another call may be made; reads what has come since the last."""
+        try:
+            self._socket.set_deadline(time.monotonic() + 1.0)
+            while not self._socket.is_quiet():
+                self.read_frame()
+        except OSError:
+            return False
+        return not self.is_going_away and self._next < http2.MAX_WINDOW - 2
+
+    def set_deadline(self, at: float) -> None:
+        """Of what follows."""
+        self._socket.set_deadline(at)
+
+    def shut_down(self) -> None:
+        """From any thread."""
+        self._socket.shut_down()
+
+    def close(self) -> None:
+        """By the thread that uses it."""
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def _mapped() -> Iterator[None]:
+    """Turns what a connection raises into what a failed call raises."""
+    try:
+        yield
+    except Deadline:
+        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded") from None
+    except TimeoutError:
+        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "no connection within the deadline") from None
+    except TooLarge as error:
+        raise CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from None
+    except (Ended, OSError, ssl.SSLError) as error:
+        raise CallError(grpc.StatusCode.UNAVAILABLE, str(error) or type(error).__name__) from None
+
+
+def _check(trailers: Headers) -> None:
+    """Raises what a call's status says."""
+    values = dict(trailers)
+    if values.get(":status", "200") != "200":
+        raise CallError(grpc.StatusCode.UNAVAILABLE, f"HTTP status {values[':status']}")
+    number = values.get("grpc-status", "")
+    code = _CODES.get(int(number), grpc.StatusCode.UNKNOWN) if number.isdigit() else grpc.StatusCode.UNKNOWN
+    if code is not grpc.StatusCode.OK:
+        details = urllib.parse.unquote(values.get("grpc-message", ""))
+        raise CallError(code, details, tuple(pair for pair in trailers if not pair[0].startswith(":")))
+
+
+def _only(answers: Iterator[Any]) -> Any:
+    found = list(answers)
+    if len(found) != 1:
+        raise CallError(grpc.StatusCode.INTERNAL, f"{len(found)} answers came where one was due")
+    return found[0]
+
+
+def _with_last(requests: Iterable[Message]) -> Iterator[tuple[Message, bool]]:
+    """Each with whether it is the last."""
+    waiting = list[Message]()
+    for request in requests:
+        if waiting:
+            yield waiting.pop(), False
+        waiting.append(request)
+    if waiting:
+        yield waiting.pop(), True

@@ -1,0 +1,276 @@
+"""A connection's bytes, in plain text or over TLS: read exactly, sent whole, closed from any thread.
+
+Threads: one reads and one sends at a time; `close` and `shut_down` are for any. Under TLS both work on one state
+machine, in memory and under a lock, and never while they wait for the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+_TLS_PIECE = 1 << 18  # encrypted or decrypted at a time, so that two ends work side by side
+_MAX_BUFFERS = 512  # of one sendmsg; the kernel's limit is 1024
+
+# A peer that has lost its power is noticed after about so long, by a thread that reads as by one that sends.
+_DEAD_AFTER_S = 30
+
+
+class Deadline(OSError):
+    """The peer took longer than may be."""
+
+
+class Closed(OSError):
+    """The connection has ended."""
+
+
+class Socket(Protocol):
+    """What `downpour.proto.http2` needs of a connection."""
+
+    def read_into(self, view: memoryview) -> None:
+        """Fills a view of bytes.
+
+        Raises:
+            Deadline: It took too long.
+            Closed: The connection ended first.
+            OSError: It broke.
+        """
+        ...
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Sends all of some buffers; raises as `read_into`."""
+        ...
+
+    def set_deadline(self, at: float | None) -> None:
+        """Until when reading and sending may take, a moment of `time.monotonic()`; None for ever."""
+        ...
+
+    def is_quiet(self) -> bool:
+        """Whether the connection is open and nothing has come that was not read."""
+        ...
+
+    def shut_down(self) -> None:
+        """Ends the connection at once, for whoever reads or sends, too."""
+        ...
+
+    def close(self) -> None:
+        """Gives the descriptor back; nobody reads or sends any more."""
+        ...
+
+
+class PlainSocket:
+    """A TCP connection.
+
+    Args:
+        raw: A connected, blocking socket.
+    """
+
+    def __init__(self, raw: socket.socket) -> None:
+        self._raw = raw
+        self._deadline: float | None = None
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is small is waited for
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", _DEAD_AFTER_S // 2),
+            ("TCP_KEEPINTVL", 5),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 1000 * _DEAD_AFTER_S),
+        ):
+            if hasattr(socket, name):  # some are Linux' own
+                raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def read_into(self, view: memoryview) -> None:
+        """See `Socket`."""
+        while view:
+            count = self._waiting(self._raw.recv_into, view, len(view), socket.MSG_WAITALL)
+            if not count:
+                raise Closed("Socket closed")
+            view = view[count:]
+
+    def read_some(self, view: memoryview) -> int:
+        """Reads what there is, at least a byte; 0 when the connection has ended."""
+        return self._waiting(self._raw.recv_into, view)
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """See `Socket`."""
+        rest = [memoryview(buffer) for buffer in buffers]
+        while rest:
+            count = self._waiting(self._raw.sendmsg, rest[:_MAX_BUFFERS])
+            done = 0
+            while done < len(rest) and count >= rest[done].nbytes:
+                count -= rest[done].nbytes
+                done += 1
+            rest = rest[done:]
+            if rest and count:
+                rest[0] = rest[0][count:]
+
+    def set_deadline(self, at: float | None) -> None:
+        """See `Socket`."""
+        if at is None and self._deadline is None:
+            return
+        self._deadline = at
+        # Zero would mean for ever.
+        left = 0.0 if at is None else max(0.001, at - time.monotonic())
+        value = struct.pack("ll", int(left), int(left % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._raw.setsockopt(socket.SOL_SOCKET, option, value)
+
+    def is_quiet(self) -> bool:
+        """See `Socket`."""
+        try:
+            self._raw.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def shut_down(self) -> None:
+        """See `Socket`."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._raw.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """See `Socket`."""
+        self._raw.close()
+
+    def _waiting(self, action: Any, *arguments: Any) -> int:
+        """One system call, which the kernel ends at the deadline that it was told last."""
+        while True:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise Deadline("Deadline Exceeded")
+            try:
+                count: int = action(*arguments)
+            except BlockingIOError:  # the kernel's time is up, perhaps a little early
+                self.set_deadline(self._deadline)
+                continue
+            return count
+
+
+class TlsSocket:
+    """TLS over a TCP connection, after its handshake.
+
+    Args:
+        plain: The connection.
+        context: Says who this side is and whom it trusts.
+        server_name: That the peer's certificate must have; None on the server's side.
+
+    Attributes:
+        names: DNS names in the peer's certificate.
+
+    Raises:
+        ssl.SSLError: The handshake failed.
+        OSError: The connection broke.
+    """
+
+    def __init__(self, plain: PlainSocket, context: ssl.SSLContext, server_name: str | None) -> None:
+        self._plain = plain
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        is_server = server_name is None
+        self._tls = context.wrap_bio(self._in, self._out, server_side=is_server, server_hostname=server_name)
+        self._lock = threading.Lock()  # guards the three above
+        self._encrypted = memoryview(bytearray(_TLS_PIECE))
+        self._ahead = b""  # a byte that `is_quiet` found
+        self._shake_hands()
+        shown = self._tls.getpeercert() or {}
+        self.names = [str(name) for kind, name in shown.get("subjectAltName", ()) if kind == "DNS"]
+
+    def read_into(self, view: memoryview) -> None:
+        """See `Socket`."""
+        if view and self._ahead:
+            view[:1] = self._ahead
+            self._ahead, view = b"", view[1:]
+        while view:
+            with self._lock:
+                count = self._decrypt(view)
+            if not count:
+                self._receive()
+            view = view[count:]
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """See `Socket`."""
+        small = sum(memoryview(buffer).nbytes for buffer in buffers) <= 1 << 14
+        for buffer in [b"".join(buffers)] if small else buffers:
+            view = memoryview(buffer)
+            for start in range(0, view.nbytes, _TLS_PIECE):
+                piece = view[start : start + _TLS_PIECE]
+                with self._lock:
+                    while piece:
+                        piece = piece[self._tls.write(piece) :]
+                    encrypted = self._out.read()
+                self._plain.send([encrypted])
+
+    def set_deadline(self, at: float | None) -> None:
+        """See `Socket`."""
+        self._plain.set_deadline(at)
+
+    def is_quiet(self) -> bool:
+        """See `Socket`. What TLS itself has to say, such as tickets, counts as nothing."""
+        byte = bytearray(1)
+        while not self._ahead:
+            try:
+                with self._lock:
+                    self._ahead = bytes(byte[: self._decrypt(memoryview(byte))])
+                if not self._ahead:
+                    if self._plain.is_quiet():
+                        return True
+                    self._receive()
+            except OSError:
+                return False
+        return False
+
+    def shut_down(self) -> None:
+        """See `Socket`."""
+        self._plain.shut_down()
+
+    def close(self) -> None:
+        """See `Socket`."""
+        self._plain.close()
+
+    def _shake_hands(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._receive()
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):  # the alert that says why
+                    self._flush()
+                raise
+            else:
+                self._flush()
+                return
+
+    def _flush(self) -> None:
+        """Of the handshake; later nobody but `send` sends."""
+        if data := self._out.read():
+            self._plain.send([data])
+
+    def _receive(self) -> None:
+        count = self._plain.read_some(self._encrypted)
+        if not count:
+            raise Closed("Socket closed")
+        with self._lock:
+            self._in.write(self._encrypted[:count])
+
+    def _decrypt(self, view: memoryview) -> int:
+        """As much as is there, at most the view; the lock is held."""
+        done = 0
+        while done < len(view):
+            try:
+                count = self._tls.read(len(view) - done, view[done:])
+            except ssl.SSLWantReadError:
+                break
+            if not count:
+                raise Closed("Socket closed")
+            done += int(count)
+        return done
