@@ -30,6 +30,7 @@ from downpour.proto.tls import server_name
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _CONNECT_AGAIN_S = 0.05
 _LONGEST_S = 365 * 86400.0
+_BUFFERS = Buffers(12)  # of the process: as many as have calls at one time, and of all sizes
 
 Serializer = Callable[[Any], Any]
 
@@ -128,7 +129,7 @@ class Channel:
                     try:
                         yield read(view.toreadonly())
                     finally:
-                        connection.buffers.give_back(buffer)
+                        _BUFFERS.give_back(buffer)
                 trailers = connection.finish(stream)
                 is_over = True
             _check(trailers)
@@ -208,9 +209,8 @@ class _Connection(Connection):
     """The client's side of one connection, used by one thread at a time."""
 
     def __init__(self, secure: Socket, number: int) -> None:
-        # Nothing is read before it is wanted: TCP holds the peer back.
-        self.buffers = Buffers(2)
-        super().__init__(secure, self.buffers, is_server=False, initial_window=http2.MAX_WINDOW)
+        # Nothing is read before it is wanted, so TCP holds the peer back.
+        super().__init__(secure, _BUFFERS, is_server=False, initial_window=http2.MAX_WINDOW)
         self.number = number
         self._next = 1
 

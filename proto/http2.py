@@ -107,7 +107,6 @@ class Stream:
         arrived: Whole messages that nobody has taken, with the bytes they took of the window.
         is_whole: The peer has sent everything.
         reset: Why the stream cannot go on; None if it can.
-        owed: Bytes of messages that have begun to come, for which the peer's window has not been given back.
         deadline: Until when anybody waits for it, a moment of `time.monotonic()`.
     """
 
@@ -119,13 +118,13 @@ class Stream:
     is_whole: bool = False
     reset: Exception | None = None
     deadline: float | None = None
-    owed: int = 0
     spilled: bytearray = field(default_factory=bytearray)
     # Of the message that is coming in: its length and kind, then itself. Only the reader's.
     prefix: bytearray = field(default_factory=lambda: bytearray(_PREFIX_BYTES))
     message: bytearray | None = None
     length: int = 0
     filled: int = 0
+    received: int = 0  # bytes for which the peer's window has not been given back
 
 
 class Connection:
@@ -161,7 +160,7 @@ class Connection:
         self._known_blocks: dict[bytes, Headers] = {}
         self._head = memoryview(bytearray(9))
         self._left_of_frame = 0  # bytes of DATA that have not been read
-        self._received = 0  # bytes of DATA that the peer's window has not been given back
+        self._received = 0  # bytes of DATA for which the peer's window has not been given back
         settings = [(_INITIAL_WINDOW_SIZE, initial_window), (_MAX_FRAME_SIZE, _LARGEST_FRAME)]
         settings += [(_MAX_CONCURRENT_STREAMS, max_streams)] if max_streams else []
         settings += [(_MAX_HEADER_LIST_SIZE, _MAX_HEADER_BYTES)]
@@ -299,10 +298,11 @@ class Connection:
                 stream.reset = stream.reset or Ended(str(reason))
             self.changed.notify_all()
 
-    def want(self, stream: Stream, window: int) -> None:
-        """Begins to take a stream's messages, `window` bytes of which may be under way before they are known.
+    def want(self, stream: Stream) -> None:
+        """Begins to take a stream's messages.
 
-        A message is let in whole as soon as its length is known, unless another one waits to be taken.
+        From now on the peer may send as it likes: what comes is read from the connection only when the message before
+        has been taken, so TCP holds the peer back, and a call takes two buffers at a time.
         """
         with self.changed:
             if stream.wanted:
@@ -313,8 +313,9 @@ class Connection:
             except TooLarge as error:
                 stream.reset = error
             stream.spilled = bytearray()
-            stream.owed += window
-        self._open_window(stream)
+            is_whole = stream.is_whole
+        if not is_whole:
+            self._open_window(stream.number, MAX_WINDOW - self._initial_window)
 
     def next_message(self, stream: Stream) -> tuple[bytearray, memoryview] | None:
         """The next message of a wanted stream, in a buffer to be given back; None when there are no more.
@@ -333,7 +334,7 @@ class Connection:
                     raise Ended("the stream ended inside a message")
                 return None
             buffer, length = stream.arrived.popleft()
-        self._open_window(stream)
+            self.changed.notify_all()
         return buffer, memoryview(buffer)[:length]
 
     def forget(self, stream: Stream) -> None:
@@ -348,13 +349,8 @@ class Connection:
         """A peer has begun a call, of which `headers` are known; on the server's side."""
         raise NotImplementedError
 
-    def _open_window(self, stream: Stream) -> None:
-        """Gives back what is owed, if it is worth a frame and nothing waits to be taken."""
-        with self.changed:
-            if stream.owed < self._initial_window // 2 or stream.arrived or stream.is_whole:
-                return
-            owed, stream.owed = stream.owed, 0
-        self.queue(frame(WINDOW_UPDATE, 0, stream.number, owed.to_bytes(4, "big")))
+    def _open_window(self, number: int, num_bytes: int) -> None:
+        self.queue(frame(WINDOW_UPDATE, 0, number, num_bytes.to_bytes(4, "big")))
 
     def _read(self, length: int) -> bytes:
         payload = bytearray(length)
@@ -364,7 +360,7 @@ class Connection:
     def _on_data(self, number: int, flags: int, length: int) -> None:
         self._received += length
         if self._received > MAX_WINDOW // 4:
-            self.queue(frame(WINDOW_UPDATE, 0, 0, self._received.to_bytes(4, "big")))
+            self._open_window(0, self._received)
             self._received = 0
         padding = 0
         if flags & _PADDED:
@@ -398,7 +394,14 @@ class Connection:
 
     def _read_messages(self, stream: Stream, length: int) -> None:
         """Reads so much of a wanted stream straight to where it belongs."""
+        stream.received += length
+        if stream.received > MAX_WINDOW // 4:
+            self._open_window(stream.number, stream.received)
+            stream.received = 0
         while length:
+            if stream.arrived:
+                with self.changed:
+                    self.changed.wait_for(lambda: not stream.arrived or stream.reset is not None)
             room = self._room(stream)
             count = min(length, len(room))
             self._socket.read_into(room[:count])
@@ -407,8 +410,6 @@ class Connection:
             if self._advance(stream, count):
                 with self.changed:
                     self._deliver(stream)
-            elif not stream.filled:  # a message begins
-                self._open_window(stream)
 
     def _spill(self, stream: Stream, length: int) -> None:
         if length > self._initial_window:
@@ -422,8 +423,6 @@ class Connection:
                 raise ProtocolError("more than the window of a stream")
             else:
                 stream.spilled += data
-                return
-        self._open_window(stream)
 
     def _feed(self, stream: Stream, data: memoryview) -> None:
         """Takes what has been read already; `changed` is held."""
@@ -451,7 +450,6 @@ class Connection:
             if stream.prefix[0]:
                 raise TooLarge("compressed messages are not taken")
             stream.message = self._buffers.take(stream.length)
-            stream.owed += _PREFIX_BYTES + stream.length
             stream.filled = 0
         return stream.message is not None and stream.filled == stream.length
 

@@ -38,10 +38,7 @@ from downpour.proto.transport import (
     max_connections,
 )
 
-# Of one call, while a message is being dealt with and another has come in: what fills the line until there is room.
-_WINDOW = 1 << 20
-
-_FREE_BUFFERS = 8
+_FREE_BUFFERS = 12  # of all sizes
 _BACKLOG = 512
 _CONTENT = (("content-type", "application/grpc"),)
 _BEGIN: Headers = ((":status", "200"), *_CONTENT)
@@ -371,7 +368,7 @@ class _Call:
 
     def _messages(self, read: Callable[[Any], Any]) -> Generator[Any, None, None]:
         """The caller's messages; each is good until the next is asked for."""
-        self._connection.want(self._stream, _WINDOW)
+        self._connection.want(self._stream)
         while True:
             try:
                 got = self._connection.next_message(self._stream)

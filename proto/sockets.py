@@ -18,6 +18,7 @@ from typing import Any, Protocol
 Buffer = bytes | bytearray | memoryview
 
 _TLS_PIECE = 1 << 18  # encrypted or decrypted at a time, so that two ends work side by side
+_SMALL = 1 << 12
 _MAX_BUFFERS = 512  # of one sendmsg; the kernel's limit is 1024
 
 # A peer that has lost its power is noticed after about so long, by a thread that reads as by one that sends.
@@ -75,6 +76,9 @@ class PlainSocket:
 
     def __init__(self, raw: socket.socket) -> None:
         self._raw = raw
+        # Small reads are served from what one larger one has brought.
+        self._room = memoryview(bytearray(_SMALL))
+        self._ahead = self._room[:0]
         self._deadline: float | None = None
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is small is waited for
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -90,7 +94,17 @@ class PlainSocket:
     def read_into(self, view: memoryview) -> None:
         """See `Socket`."""
         while view:
-            count = self._waiting(self._raw.recv_into, view, len(view), socket.MSG_WAITALL)
+            if self._ahead:
+                count = min(len(view), len(self._ahead))
+                view[:count] = self._ahead[:count]
+                self._ahead = self._ahead[count:]
+            elif len(view) < _SMALL:
+                count = self._waiting(self._raw.recv_into, self._room)
+                self._ahead = self._room[:count]
+                if count:
+                    continue
+            else:
+                count = self._waiting(self._raw.recv_into, view, len(view), socket.MSG_WAITALL)
             if not count:
                 raise Closed("Socket closed")
             view = view[count:]
@@ -125,6 +139,8 @@ class PlainSocket:
 
     def is_quiet(self) -> bool:
         """See `Socket`."""
+        if self._ahead:
+            return False
         try:
             self._raw.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
