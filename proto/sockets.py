@@ -196,14 +196,15 @@ class TlsSocket:
         self._encrypted = memoryview(bytearray(_TLS_PIECE))
         self._ahead = b""  # a byte that `is_quiet` found
         self._shake_hands()
-        shown = self._tls.getpeercert() or {}
-        self.names = [str(name) for kind, name in shown.get("subjectAltName", ()) if kind == "DNS"]
+        names: Any = (self._tls.getpeercert() or {}).get("subjectAltName", ())
+        self.names = [name for kind, name in names if kind == "DNS"]
 
     def read_into(self, view: memoryview) -> None:
         """See `Socket`."""
         if view and self._ahead:
             view[:1] = self._ahead
-            self._ahead, view = b"", view[1:]
+            view = view[1:]
+            self._ahead = b""
         while view:
             with self._lock:
                 count = self._decrypt(view)

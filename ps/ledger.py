@@ -42,6 +42,8 @@ LEDGER_ENTRY = np.dtype(
         ("pushes", "<u8"),  # complete ones, of all incarnations
     ]
 )
+_ENTRY_WORDS = LEDGER_ENTRY.itemsize // 8
+_INCARNATION, _SEQUENCE, _APPLIED = map(LEDGER_ENTRY.names.index, ("incarnation", "sequence", "applied"))  # type: ignore[union-attr]
 
 
 class Known(enum.Enum):
@@ -57,6 +59,8 @@ class Ledger:
 
     def __init__(self, entries: np.ndarray) -> None:
         self._entries = entries
+        # For what is done for every piece of a push: the same memory as integers, without numpy's records.
+        self._words = entries.view("<u8").data
 
     def known(self, push: pb.PushHeader) -> Known:
         """What is known of a push that arrives.
@@ -95,12 +99,12 @@ class Ledger:
         """
         if not self._is_last(push):
             raise WorkerSuperseded(f"worker {push.worker} has begun a later push than {push.sequence}")
-        return int(self._entries[push.worker]["applied"])
+        return int(self._words[push.worker * _ENTRY_WORDS + _APPLIED])
 
     def advance(self, push: pb.PushHeader, applied: int) -> None:
         """The first `applied` elements of the push are in the parameters now; nothing if another has replaced it."""
         if self._is_last(push):
-            self._entries[push.worker]["applied"] = applied
+            self._words[push.worker * _ENTRY_WORDS + _APPLIED] = applied
 
     def drop(self, push: pb.PushHeader) -> None:
         """Some or all of the push is not applied; nothing if another has replaced it."""
@@ -135,5 +139,6 @@ class Ledger:
         return int(self._entries[push.worker]["staleness"])
 
     def _is_last(self, push: pb.PushHeader) -> bool:
-        entry = self._entries[push.worker]
-        return bool(entry["incarnation"] == push.incarnation and entry["sequence"] == push.sequence)
+        at = push.worker * _ENTRY_WORDS
+        mine = self._words[at + _INCARNATION], self._words[at + _SEQUENCE]
+        return mine == (push.incarnation, push.sequence)

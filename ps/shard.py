@@ -69,9 +69,9 @@ class Shard:
         self._pace = Pace(mode, specification.num_workers, arena.rounds)
         self._is_sync = isinstance(self._pace.mode, Sync)
         self._ledger = Ledger(arena.ledger)
-        # What a step of the undo log may change: every vector but the sum, and the sum.
-        self._sum_bit = 1 << len(arena.vectors) - 1 if self._is_sync else 0
-        self._state_bits = (1 << len(arena.vectors)) - 1 - self._sum_bit
+        # Numbers of the vectors that a step of the undo log may change: all but the sum, the last if there is one.
+        self._sum = len(arena.vectors) - 1
+        self._state = tuple(range(len(arena.vectors) - self._is_sync))
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)  # a push is complete, or a worker is gone
         self._snapshots: list[Snapshot] = []  # being read
@@ -304,7 +304,7 @@ class Shard:
             if not parts:
                 continue
             workers = [work.push.header.worker for work in parts]
-            with self.arena.undo.step(self._lock, (start, stop), self._state_bits, workers):
+            with self.arena.undo.step(self._lock, (start, stop), self._state, workers):
                 for work in parts:
                     self._update_piece(region, work, max(start, work.first), min(stop, work.stop))
                     reach("apply.updated")
@@ -357,7 +357,7 @@ class Shard:
             )
             return
         chunk = self._regions.index(region)
-        with self.arena.undo.step(self._lock, (region.start, region.stop), self._sum_bit, [header.worker], chunk):
+        with self.arena.undo.step(self._lock, (region.start, region.stop), [self._sum], [header.worker], chunk):
             with self._lock:
                 verdict = self._pace.arrived(chunk, header.base_version)
                 reach("sync.arrived")
@@ -398,8 +398,7 @@ class Shard:
         with self._lock:
             for snapshot in self._snapshots:
                 snapshot.preserve(region.start, region.stop)
-        bits = self._state_bits | self._sum_bit
-        with self.arena.undo.step(self._lock, (region.start, region.stop), bits, [], chunk):
+        with self.arena.undo.step(self._lock, (region.start, region.stop), [*self._state, self._sum], [], chunk):
             with self._lock:
                 version = int(self.arena.rounds[chunk]["round"])
                 count = self._pace.complete(chunk)

@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from queue import LifoQueue
+from types import TracebackType
 
 import numpy as np
 
@@ -54,6 +54,10 @@ RECORD = np.dtype(
         ("entries", LEDGER_ENTRY, (MAX_WORKERS,)),
     ]
 )
+# Where its fields lie, in words of 8 bytes, which all of them are made of.
+_AT = {name: at // 8 for name, (_, at, *_) in RECORD.fields.items()}  # type: ignore[union-attr]
+_ARMED, _WORKERS, _ENTRIES = _AT["armed"], _AT["workers"], _AT["entries"]
+_ENTRY_WORDS = LEDGER_ENTRY.itemsize // 8
 
 
 class UndoLog:
@@ -83,9 +87,11 @@ class UndoLog:
         self._records, self._saved, self._vectors = records, saved, vectors
         self._counters, self._ledger, self._rounds = counters, ledger, rounds
         self.closed = False  # guarded by the shard's lock
-        self._free: LifoQueue[int] = LifoQueue()  # the last one used is in the cache
-        for number in range(1, len(records)):
-            self._free.put(number)
+        # Steps are taken hundreds of times a push: the same memory as integers, without numpy's records.
+        self._words = [records[i : i + 1].view("<u8").data for i in range(len(records))]
+        self._ledger_words = ledger.view("<u8").data
+        self._free = list(range(1, len(records)))  # records that nobody uses; the last one used is in the cache
+        self._num_free = threading.Semaphore(len(self._free))
 
     def recover(self) -> int:
         """Undoes what was cut off; returns how many changes that were."""
@@ -94,49 +100,78 @@ class UndoLog:
             self._undo(number)
         return len(armed)
 
-    @contextlib.contextmanager
     def step(
         self,
         lock: threading.Lock,
         span: tuple[int, int],
-        vectors: int,
+        vectors: Sequence[int],
         workers: Sequence[int],
         chunk: int | None = None,
-    ) -> Iterator[None]:
+    ) -> _Step:
         """What the block does to these happens wholly or not at all, also when it raises.
 
         Args:
             lock: The shard's; not held.
             span: [start, stop), no longer than `saved`.
-            vectors: A bit for each vector that the block changes.
+            vectors: Numbers of the vectors that the block changes.
             workers: At most MAX_WORKERS whose ledger entries say how far their push is applied.
             chunk: Whose round the block changes, if it does.
         """
-        number = self._free.get()
-        record, saved = self._records[number], self._saved[number - 1]
+        return _Step(self, lock, span, vectors, workers, chunk)
+
+    def _arm(
+        self,
+        lock: threading.Lock,
+        span: tuple[int, int],
+        vectors: Sequence[int],
+        workers: Sequence[int],
+        chunk: int | None,
+    ) -> int:
+        """Saves what a step may change; returns the number of its record."""
+        self._num_free.acquire()
+        number = self._free.pop()
+        words, saved = self._words[number], self._saved[number - 1]
         try:
             start, stop = span
-            for i in _bits(vectors):
+            for i in vectors:
                 np.copyto(saved[i, : stop - start], self._vectors[i][start:stop])
             reach("step.copied")
-            record["start"], record["stop"], record["vectors"] = start, stop, vectors
-            record["has_counters"], record["num_workers"] = 0, len(workers)
-            record["has_round"] = chunk is not None
+            words[_AT["start"]], words[_AT["stop"]] = start, stop
+            words[_AT["vectors"]] = sum(1 << i for i in vectors)
+            words[_AT["has_counters"]], words[_AT["num_workers"]] = 0, len(workers)
+            words[_AT["has_round"]] = chunk is not None
             with lock:
                 self._refuse_if_closed()
                 for i, worker in enumerate(workers):
-                    record["workers"][i], record["entries"][i] = worker, self._ledger[worker]
+                    to, of = _ENTRIES + i * _ENTRY_WORDS, worker * _ENTRY_WORDS
+                    words[_WORKERS + i] = worker
+                    words[to : to + _ENTRY_WORDS] = self._ledger_words[of : of + _ENTRY_WORDS]
                 if chunk is not None:
+                    record = self._records[number]
                     record["chunk"], record["round"] = chunk, self._rounds[chunk]
                 reach("step.described")
-                record["armed"] = 1
-            reach("step.armed")
-            with self._undone_if_it_fails(number):
-                yield
+                words[_ARMED] = 1
+        except BaseException:
+            self._release(number)
+            raise
+        reach("step.armed")
+        return number
+
+    def _end(self, number: int, *, failed: bool) -> None:
+        """A step is whole, or must be undone."""
+        try:
+            if failed:
+                self._undo(number)
+            else:
                 reach("step.changed")
-            reach("step.disarmed")
+                self._words[number][_ARMED] = 0
+                reach("step.disarmed")
         finally:
-            self._free.put(number)
+            self._release(number)
+
+    def _release(self, number: int) -> None:
+        self._free.append(number)
+        self._num_free.release()
 
     @contextlib.contextmanager
     def bookkeeping(self, worker: int) -> Iterator[None]:
@@ -149,23 +184,18 @@ class UndoLog:
         reach("bookkeeping.described")
         record["armed"] = 1
         reach("bookkeeping.armed")
-        with self._undone_if_it_fails(0):
+        try:
             yield
             reach("bookkeeping.changed")
+        except BaseException:
+            self._undo(0)
+            raise
+        record["armed"] = 0
         reach("bookkeeping.disarmed")
 
     def _refuse_if_closed(self) -> None:
         if self.closed:
             raise NotReady("the shard is stopping")
-
-    @contextlib.contextmanager
-    def _undone_if_it_fails(self, number: int) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._undo(number)
-            raise
-        self._records[number]["armed"] = 0
 
     def _undo(self, number: int) -> None:
         """Writes back what a record holds; may be cut off itself and done again."""
@@ -190,6 +220,31 @@ class UndoLog:
         reach("undo.ledger")
         record["armed"] = 0
         reach("undo.disarmed")
+
+
+class _Step:
+    """A step while its block lasts. No generator: it is entered hundreds of times a push."""
+
+    __slots__ = ("_arguments", "_log", "_number")
+
+    def __init__(
+        self,
+        log: UndoLog,
+        lock: threading.Lock,
+        span: tuple[int, int],
+        vectors: Sequence[int],
+        workers: Sequence[int],
+        chunk: int | None,
+    ) -> None:
+        self._log, self._arguments, self._number = log, (lock, span, vectors, workers, chunk), 0
+
+    def __enter__(self) -> None:
+        self._number = self._log._arm(*self._arguments)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log._end(self._number, failed=kind is not None)
 
 
 def _bits(mask: int) -> list[int]:

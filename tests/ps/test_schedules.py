@@ -43,7 +43,9 @@ def test_piecewise_changes_at_its_boundaries() -> None:
     every=st.integers(1, 500), factor=st.floats(0.1, 1),
 )  # fmt: skip
 def test_equal_to_keras(rate: float, steps: int, final: float, step: int, every: int, factor: float) -> None:
-    """Keras computes in float32: within 1e-5 relative, and 1e-7 of the first rate where the cosine is near zero."""
+    """Keras computes in float32: within 1e-5 relative, 1e-7 a step for powers of a rounded factor, and 1e-7 of the first
+    rate where the cosine is near zero.
+    """
     import keras
 
     theirs = keras.optimizers.schedules
@@ -53,7 +55,7 @@ def test_equal_to_keras(rate: float, steps: int, final: float, step: int, every:
         # Ours change at the boundary, Keras's after it.
         (Piecewise((steps,), (rate, rate / 2)), theirs.PiecewiseConstantDecay([steps - 1], [rate, rate / 2])),
     ):
-        assert mine.rate(step) == pytest.approx(float(reference(step)), rel=1e-5, abs=1e-7 * rate)
+        assert mine.rate(step) == pytest.approx(float(reference(step)), rel=1e-5 + 1e-7 * step, abs=1e-7 * rate)
 
 
 @pytest.mark.parametrize("make", SCHEDULES)
