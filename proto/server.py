@@ -59,7 +59,7 @@ class _Details:
     """What `grpc.HandlerCallDetails` has."""
 
     method: str
-    invocation_metadata: tuple[tuple[str, str], ...]
+    invocation_metadata: tuple[tuple[str, str], ...] = ()
 
 
 class Server:
@@ -94,6 +94,7 @@ class Server:
         self._security = security
         self._gate = gate or Gate(security)
         self._interceptor = ErrorInterceptor(self._gate)
+        self._bound: dict[str, Any] = {}
         self._most_calls = CALLS_PER_THREAD * num_threads
         self._most_connections = max_connections()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="call")
@@ -144,9 +145,14 @@ class Server:
         """Has a thread of the pool run a call."""
         self._pool.submit(run)
 
-    def bound(self, details: _Details) -> Any:
+    def bound(self, method: str) -> Any:
         """The handler of a method, which lets the call through the gate first; None if there is none."""
-        return self._interceptor.intercept_service(self._handler.service, details)
+        if method not in self._bound:
+            found = self._interceptor.intercept_service(self._handler.service, _Details(method))
+            if found is None:
+                return None
+            self._bound[method] = found
+        return self._bound[method]
 
     def _stop(self, grace_s: float) -> None:
         assert self._stopping is not None
@@ -352,7 +358,7 @@ class _Call:
                 self._server.ended()
 
     def _run(self) -> None:
-        handler = self._server.bound(_Details(self._method, self._metadata))
+        handler = self._server.bound(self._method)
         if handler is None:
             self.abort(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {self._method[:100]}")
         read = handler.request_deserializer or (lambda message: message)
