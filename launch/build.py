@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from downpour.launch.job import Job
+from downpour.proto.assembly import MAX_FACTORS_BYTES
 from downpour.proto.codec import CODECS, WIRE_DTYPES
-from downpour.proto.http2 import MAX_FACTORS_BYTES
 from downpour.ps.layout import Layout, plan
 from downpour.ps.pace import Sync
 from downpour.ps.staleness import Compensate

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 import time
 import urllib.parse
@@ -21,8 +20,10 @@ from typing import Any
 
 import grpc
 
-from downpour.proto import http2
-from downpour.proto.http2 import Buffers, Connection, Ended, Headers, Message, Stream, TooLarge
+from downpour.proto import frames
+from downpour.proto.assembly import Buffers, TooLarge
+from downpour.proto.frames import Headers
+from downpour.proto.http2 import Connection, Ended, Message, Stream
 from downpour.proto.security import PLAIN, Security
 from downpour.proto.sockets import Deadline, PlainSocket, Socket, TlsSocket
 from downpour.proto.tls import server_name
@@ -210,21 +211,23 @@ class _Connection(Connection):
 
     def __init__(self, secure: Socket, number: int) -> None:
         # Nothing is read before it is wanted, so TCP holds the peer back.
-        super().__init__(secure, _BUFFERS, is_server=False, initial_window=http2.MAX_WINDOW)
+        super().__init__(secure, _BUFFERS, is_server=False, initial_window=frames.MAX_WINDOW)
         self.number = number
         self._next = 1
 
     def begin(self, headers: Headers, requests: Iterable[Message]) -> Stream:
         """Sends a call with all its requests, unless the server answers before they are through."""
         with self.changed:
-            stream = Stream(self._next, self._stream_window, wanted=True)
+            stream = self._new_stream(self._next)
+            stream.wanted = True
             self._next += 2
-            self.streams[stream.number] = stream
-        before = http2.headers_frame(stream.number, headers, end=False)
+        before = frames.headers(stream.number, headers, end=False)
         try:
             for message, is_last in _with_last(requests):
                 self.send_message(stream, message, before, end=is_last)
                 before = b""
+            if before:  # there are none
+                self.send(frames.headers(stream.number, headers, end=True))
         except Ended:
             if not stream.is_whole:
                 raise
@@ -254,7 +257,7 @@ class _Connection(Connection):
                 self.read_frame()
         except OSError:
             return False
-        return not self.is_going_away and self._next < http2.MAX_WINDOW - 2
+        return not self.is_going_away and self._next < frames.MAX_WINDOW - 2
 
     def set_deadline(self, at: float) -> None:
         """Of what follows."""
@@ -280,7 +283,7 @@ def _mapped() -> Iterator[None]:
         raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "no connection within the deadline") from None
     except TooLarge as error:
         raise CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from None
-    except (Ended, OSError, ssl.SSLError) as error:
+    except (Ended, OSError) as error:
         raise CallError(grpc.StatusCode.UNAVAILABLE, str(error) or type(error).__name__) from None
 
 

@@ -13,11 +13,9 @@ import collections
 import contextlib
 import selectors
 import socket
-import ssl
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +23,11 @@ from typing import Any
 import grpc
 from absl import logging
 
-from downpour.proto import http2
-from downpour.proto.http2 import Buffers, Connection, Ended, Headers, Stream, TooLarge
+from downpour.proto import calls, frames
+from downpour.proto.assembly import Buffers
+from downpour.proto.http2 import Connection, Stream
 from downpour.proto.security import PLAIN, Gate, Security
-from downpour.proto.sockets import Deadline, PlainSocket, Socket, TlsSocket
+from downpour.proto.sockets import Closed, Deadline, PlainSocket, Socket, TlsSocket
 from downpour.proto.transport import (
     CALLS_PER_THREAD,
     HANDSHAKE_S,
@@ -40,18 +39,7 @@ from downpour.proto.transport import (
 
 _FREE_BUFFERS = 12  # of all sizes
 _BACKLOG = 512
-_CONTENT = (("content-type", "application/grpc"),)
-_BEGIN: Headers = ((":status", "200"), *_CONTENT)
-_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_MAX_MESSAGE_CHARACTERS = 4096  # of an error
-
-
-class BrokenOff(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
-    """What a call raises when its own requests end in the middle."""
-
-
-class _Aborted(Exception):
-    """A call ends with a status."""
+_STALL_S = 10.0  # without a byte that a caller takes, after which it counts as gone
 
 
 @dataclass(frozen=True)
@@ -122,28 +110,19 @@ class Server:
                 threading.Thread(target=self._stop, args=(grace_s or 0.0,), name="stop", daemon=True).start()
             return self._stopping
 
-    def begins(self) -> bool:
-        """A call begins; false if there are too many, or the server stops."""
+    def run(self, call: calls.Call) -> bool:
+        """Has a thread of the pool run a call; false if there are too many, or the server stops."""
         with self._changed:
             if self._num_calls >= self._most_calls or self._stopping:
                 return False
             self._num_calls += 1
-            return True
-
-    def ended(self) -> None:
-        """A call that `begins` has let in is over."""
-        with self._changed:
-            self._num_calls -= 1
-            self._changed.notify_all()
+        self._pool.submit(self._run, call)
+        return True
 
     @property
     def is_stopping(self) -> bool:
         """Whether new calls are refused."""
         return self._stopping is not None
-
-    def submit(self, run: Callable[[], None]) -> None:
-        """Has a thread of the pool run a call."""
-        self._pool.submit(run)
 
     def bound(self, method: str) -> Any:
         """The handler of a method, which lets the call through the gate first; None if there is none."""
@@ -153,6 +132,14 @@ class Server:
                 return None
             self._bound[method] = found
         return self._bound[method]
+
+    def _run(self, call: calls.Call) -> None:
+        try:
+            call.run()
+        finally:
+            with self._changed:
+                self._num_calls -= 1
+                self._changed.notify_all()
 
     def _stop(self, grace_s: float) -> None:
         assert self._stopping is not None
@@ -210,7 +197,11 @@ class Server:
             yield raw
 
     def _serve(self, raw: socket.socket) -> None:
-        connection = _Connection(self, raw)
+        try:
+            connection = _Connection(self, raw)
+        except OSError:  # it has ended already
+            raw.close()
+            return
         with self._changed:
             self._connections.add(connection)
         threading.Thread(target=self._read, args=(connection,), name="read", daemon=True).start()
@@ -230,7 +221,7 @@ class _Connection:
     def __init__(self, server: Server, raw: socket.socket) -> None:
         raw.setblocking(True)
         self._server = server
-        self._plain = PlainSocket(raw)
+        self._plain = PlainSocket(raw, stall_s=_STALL_S)
         host, port = raw.getpeername()[:2]
         self.peer = f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
         self.names: list[str] = []
@@ -246,9 +237,9 @@ class _Connection:
                 self.names, secure = over_tls.names, over_tls
             connection = _Http2(self._server, self, secure)
             connection.greet()  # also for those who speak something else, so that they can tell
-            preface = memoryview(bytearray(len(http2.PREFACE)))
+            preface = memoryview(bytearray(len(frames.PREFACE)))
             secure.read_into(preface)
-            if preface != http2.PREFACE:
+            if preface != frames.PREFACE:
                 return
             self._plain.set_deadline(None)
             self._http2 = connection
@@ -256,12 +247,12 @@ class _Connection:
                 self.go_away()
             while True:
                 connection.read_frame()
-        except (OSError, ssl.SSLError) as error:  # it has ended, or is none of ours
-            if self._http2:
-                self._http2.break_off(error)
+        except OSError as error:  # it has ended, or is none of ours
+            logging.debug("connection of %s: %s", self.peer, error)
         finally:
             self._plain.shut_down()
             if self._http2:
+                self._http2.break_off(Closed("Socket closed"))
                 self._http2.settle()
             self._plain.close()
 
@@ -269,7 +260,8 @@ class _Connection:
         """Tells the peer to begin no more calls."""
         if self._http2:
             with contextlib.suppress(OSError):
-                self._http2.queue(http2.frame(http2.GOAWAY, 0, 0, http2.MAX_WINDOW.to_bytes(4, "big") + bytes(4)))
+                last = frames.MAX_WINDOW.to_bytes(4, "big")  # calls that are under way go on
+                self._http2.queue(frames.frame(frames.GOAWAY, 0, 0, last + bytes(4)))
 
     def shut_down(self) -> None:
         """Ends it at once."""
@@ -281,7 +273,7 @@ class _Http2(Connection):
 
     def __init__(self, server: Server, owner: _Connection, secure: Socket) -> None:
         super().__init__(
-            secure, server.buffers, is_server=True, max_streams=MAX_STREAMS, initial_window=http2.DEFAULT_WINDOW
+            secure, server.buffers, is_server=True, max_streams=MAX_STREAMS, initial_window=frames.DEFAULT_WINDOW
         )
         self._server = server
         self._owner = owner
@@ -296,160 +288,17 @@ class _Http2(Connection):
         """See `Connection`."""
         with self.changed:
             num_open = len(self.streams)
+        path = dict(stream.headers).get(":path", "")
+        call = calls.Call(self._server.bound(path), self, stream, self._owner, self._server.buffers)
         if num_open > MAX_STREAMS or self._server.is_stopping:
             self.forget(stream)
-            self.queue(http2.frame(http2.RST_STREAM, 0, stream.number, http2.REFUSED_STREAM.to_bytes(4, "big")))
-        elif not self._server.begins():
+            self.queue(frames.reset(stream.number, frames.REFUSED_STREAM))
+        elif not self._server.run(call):
             self.forget(stream)
-            refusal = _trailers(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are open", ())
-            self.queue(http2.headers_frame(stream.number, (*_BEGIN, *refusal), end=True))
-        else:
-            call = _Call(self._server, self, stream, self._owner)
-            self._server.submit(call.run)
+            status = grpc.StatusCode.RESOURCE_EXHAUSTED
+            self.queue(calls.answer(stream.number, status, "too many calls are open"))
 
     def settle(self) -> None:
         """Waits for the calls that the connection's end has ended, so that nobody sends into a closed descriptor."""
         with self.changed:
             self.changed.wait_for(lambda: not self.streams)
-
-    def forget(self, stream: Stream) -> None:
-        """See `Connection`."""
-        super().forget(stream)
-        with self.changed:
-            self.changed.notify_all()
-
-
-class _Call:
-    """One call; what a servicer sees of it is what `grpc.ServicerContext` has."""
-
-    def __init__(self, server: Server, connection: _Http2, stream: Stream, owner: _Connection) -> None:
-        headers = dict(stream.headers)
-        self._server = server
-        self._connection = connection
-        self._stream = stream
-        self._owner = owner
-        self._method = headers.get(":path", "")
-        self._metadata = tuple((key, value) for key, value in stream.headers if not key.startswith(":"))
-        self._trailing: tuple[tuple[str, str], ...] = ()
-        self._status = grpc.StatusCode.OK
-        self._words = ""
-        self._sent = False  # anything
-        stream.deadline = _deadline(headers.get("grpc-timeout"))
-
-    def run(self) -> None:
-        """Runs the call to its end."""
-        try:
-            self._run()
-        except _Aborted:
-            pass
-        except TooLarge as error:
-            self._status, self._words = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
-        except (grpc.RpcError, Ended, OSError):
-            if self._status is grpc.StatusCode.OK:
-                self._status, self._words = grpc.StatusCode.CANCELLED, "the call was broken off"
-        except Exception as error:  # whatever it is, the caller must hear of it, as from grpcio's server
-            logging.exception("%s failed", self._method)
-            self._status, self._words = grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
-        finally:
-            try:
-                self._finish()
-            finally:
-                self._connection.forget(self._stream)
-                self._server.ended()
-
-    def _run(self) -> None:
-        handler = self._server.bound(self._method)
-        if handler is None:
-            self.abort(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {self._method[:100]}")
-        read = handler.request_deserializer or (lambda message: message)
-        write = handler.response_serializer
-        messages = self._messages(read)
-        request = messages if handler.request_streaming else self._only(messages)
-        if handler.response_streaming:
-            for answer in (handler.unary_stream or handler.stream_stream)(request, self):
-                self._send([write(answer)] if write else answer)
-        else:
-            self._send([write((handler.unary_unary or handler.stream_unary)(request, self))])
-        messages.close()
-
-    def _messages(self, read: Callable[[Any], Any]) -> Generator[Any, None, None]:
-        """The caller's messages; each is good until the next is asked for."""
-        self._connection.want(self._stream)
-        while True:
-            try:
-                got = self._connection.next_message(self._stream)
-            except (Ended, OSError, TooLarge) as error:
-                if isinstance(error, TooLarge):
-                    self._status, self._words = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
-                raise BrokenOff(str(error)) from None
-            if got is None:
-                return
-            buffer, view = got
-            try:
-                yield read(view.toreadonly())
-            finally:
-                self._server.buffers.give_back(buffer)
-
-    def _only(self, messages: Iterator[Any]) -> Any:
-        for message in messages:
-            return message
-        self.abort(grpc.StatusCode.UNIMPLEMENTED, "the call carries no request")
-
-    def _send(self, message: http2.Message) -> None:
-        before = b"" if self._sent else http2.headers_frame(self._stream.number, _BEGIN, end=False)
-        self._sent = True
-        self._connection.send_message(self._stream, message, before)
-
-    def _finish(self) -> None:
-        """Sends the status."""
-        trailers = _trailers(self._status, self._words, self._trailing)
-        frames = http2.headers_frame(self._stream.number, trailers if self._sent else (*_BEGIN, *trailers), end=True)
-        if not self._stream.is_whole:  # nobody reads the rest
-            frames += http2.frame(http2.RST_STREAM, 0, self._stream.number, http2.NO_ERROR.to_bytes(4, "big"))
-        if self._stream.reset is None or isinstance(self._stream.reset, TooLarge):
-            with contextlib.suppress(OSError):  # the caller has gone
-                self._connection.send(frames)
-
-    def abort(self, code: grpc.StatusCode, details: str) -> None:
-        """See `grpc.ServicerContext`."""
-        self._status, self._words = code, details
-        raise _Aborted
-
-    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
-        """See `grpc.ServicerContext`."""
-        self._trailing = metadata
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """See `grpc.ServicerContext`."""
-        return self._metadata
-
-    def time_remaining(self) -> float | None:
-        """See `grpc.ServicerContext`."""
-        deadline = self._stream.deadline
-        return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-    def peer(self) -> str:
-        """See `grpc.ServicerContext`."""
-        return self._owner.peer
-
-    def auth_context(self) -> dict[str, list[bytes]]:
-        """See `grpc.ServicerContext`."""
-        return {"peer_dns": [name.encode() for name in self._owner.names]}
-
-
-def _trailers(status: grpc.StatusCode, words: str, metadata: Headers) -> Headers:
-    number = ("grpc-status", str(status.value[0]))
-    if status is grpc.StatusCode.OK:
-        return (number, *metadata)
-    message = urllib.parse.quote(words[:_MAX_MESSAGE_CHARACTERS], safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}")
-    return (number, ("grpc-message", message), *metadata)
-
-
-def _deadline(timeout: str | None) -> float | None:
-    """The moment that a `grpc-timeout` names."""
-    if not timeout:
-        return None
-    number, unit = timeout[:-1], timeout[-1]
-    if not number.isascii() or not number.isdigit() or len(number) > 8 or unit not in _UNITS_S:
-        return None
-    return time.monotonic() + int(number) * _UNITS_S[unit]

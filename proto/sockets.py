@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 Buffer = bytes | bytearray | memoryview
 
-_TLS_PIECE = 1 << 18  # encrypted or decrypted at a time, so that two ends work side by side
+# Encrypted or decrypted at a time: 0.85 core-s/GB for both ends, of which AES-GCM 0.37; 1.25 with 2^14, 0.9 with 2^18.
+_TLS_PIECE = 1 << 16
 _SMALL = 1 << 12
 _MAX_BUFFERS = 512  # of one sendmsg; the kernel's limit is 1024
 
@@ -72,10 +73,12 @@ class PlainSocket:
 
     Args:
         raw: A connected, blocking socket.
+        stall_s: How long a peer may not take a byte of what is sent, where there is no deadline; None for ever.
     """
 
-    def __init__(self, raw: socket.socket) -> None:
+    def __init__(self, raw: socket.socket, stall_s: float | None = None) -> None:
         self._raw = raw
+        self._stall_s = stall_s
         # Small reads are served from what one larger one has brought.
         self._room = memoryview(bytearray(_SMALL))
         self._ahead = self._room[:0]
@@ -131,11 +134,9 @@ class PlainSocket:
         if at is None and self._deadline is None:
             return
         self._deadline = at
-        # Zero would mean for ever.
-        left = 0.0 if at is None else max(0.001, at - time.monotonic())
-        value = struct.pack("ll", int(left), int(left % 1 * 1e6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._raw.setsockopt(socket.SOL_SOCKET, option, value)
+        left = None if at is None else max(0.001, at - time.monotonic())
+        for option, limit_s in ((socket.SO_RCVTIMEO, left), (socket.SO_SNDTIMEO, left or self._stall_s)):
+            self._raw.setsockopt(socket.SOL_SOCKET, option, _timeval(limit_s))
 
     def is_quiet(self) -> bool:
         """See `Socket`."""
@@ -166,9 +167,16 @@ class PlainSocket:
             try:
                 count: int = action(*arguments)
             except BlockingIOError:  # the kernel's time is up, perhaps a little early
+                if self._deadline is None:
+                    raise Closed(f"the peer has taken nothing for {self._stall_s} s") from None
                 self.set_deadline(self._deadline)
                 continue
             return count
+
+
+def _timeval(limit_s: float | None) -> bytes:
+    """For the kernel, whose zero is for ever."""
+    return struct.pack("ll", int(limit_s or 0), int((limit_s or 0) % 1 * 1e6))
 
 
 class TlsSocket:

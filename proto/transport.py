@@ -22,6 +22,7 @@ import grpc
 import grpc.experimental
 from absl import logging
 
+from downpour.proto.assembly import MAX_MESSAGE_BYTES
 from downpour.proto.errors import (
     DownpourError,
     MalformedChunk,
@@ -32,7 +33,6 @@ from downpour.proto.errors import (
     abort,
     from_rpc_error,
 )
-from downpour.proto.http2 import MAX_MESSAGE_BYTES
 from downpour.proto.security import PLAIN, Certificates, Gate, Security
 from downpour.proto.tls import server_name
 
@@ -85,34 +85,23 @@ class Channel:
         self._made: list[tuple[int, grpc.Channel]] = []
 
     def unary_unary(self, *arguments: Any, **more: Any) -> Callable[..., Any]:
-        """As those of `grpc.Channel`."""
-        return self._method("unary_unary", arguments, more)
-
-    def unary_stream(self, *arguments: Any, **more: Any) -> Callable[..., Any]:
-        """As those of `grpc.Channel`."""
-        return self._method("unary_stream", arguments, more)
-
-    def stream_unary(self, *arguments: Any, **more: Any) -> Callable[..., Any]:
-        """As those of `grpc.Channel`."""
-        return self._method("stream_unary", arguments, more)
-
-    def close(self) -> None:
-        """Ends the connection."""
-        with self._lock:
-            for _, channel in self._made:
-                channel.close()
-
-    def _method(self, kind: str, arguments: tuple[Any, ...], more: dict[str, Any]) -> Callable[..., Any]:
+        """As that of `grpc.Channel`."""
         made: tuple[grpc.Channel | None, Any] = (None, None)
 
         def call(*values: Any, **options: Any) -> Any:
             nonlocal made
             channel = self._latest()
             if made[0] is not channel:
-                made = channel, getattr(channel, kind)(*arguments, **more)
+                made = channel, channel.unary_unary(*arguments, **more)
             return made[1](*values, metadata=self._security.metadata, **options)
 
         return call
+
+    def close(self) -> None:
+        """Ends the connection."""
+        with self._lock:
+            for _, channel in self._made:
+                channel.close()
 
     def _latest(self) -> grpc.Channel:
         certificates = self._security.certificates

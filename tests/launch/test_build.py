@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from downpour.launch.build import unsendable
-from downpour.proto.http2 import MAX_FACTORS_BYTES
+from downpour.proto.assembly import MAX_FACTORS_BYTES
 from downpour.ps.layout import FACTORED, Slicing, Variable, plan
 
 _VARIABLES = (Variable("head/kernel", (2048, 18291), FACTORED), Variable("small/kernel", (512, 600), FACTORED))

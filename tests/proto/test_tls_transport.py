@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from downpour.launch import certs
-from downpour.proto import transport
+from downpour.proto import client, server, transport
 from downpour.proto.errors import Unauthenticated
 from downpour.proto.security import Certificates, Gate, Security
 from tests.certificates import JOB
@@ -34,9 +35,9 @@ class Holding:
             self.let_go.wait(60)
         return b"answer"
 
-    def register(self, server: grpc.Server) -> None:
-        handler = {"Status": grpc.unary_unary_rpc_method_handler(self.status)}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("downpour.v1.ParameterServer", handler),))
+    def handler(self) -> grpc.GenericRpcHandler:
+        methods = {"Status": grpc.unary_unary_rpc_method_handler(self.status, bytes, bytes)}
+        return grpc.method_handlers_generic_handler("downpour.v1.ParameterServer", methods)
 
 
 @pytest.fixture
@@ -50,15 +51,34 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "certs"
 
 
+@pytest.fixture(params=["the chief's, by grpcio", "a shard's"])
+def is_shards(request: pytest.FixtureRequest) -> bool:
+    return str(request.param) == "a shard's"
+
+
 @pytest.fixture
-def server(folder: Path, holding: Holding) -> Iterator[tuple[str, Security, Gate]]:
-    """Address, security and gate of a shard's server."""
+def served(folder: Path, holding: Holding, is_shards: bool) -> Iterator[tuple[str, Security, Gate]]:
+    """Address, security and gate of a server."""
     security = Security(Certificates(folder / "ps", "ps"))
     gate = Gate(security)
-    server, port = transport.start_server(holding.register, "127.0.0.1", 0, 2, security, gate)
+    if is_shards:
+        one = server.Server(holding.handler(), "127.0.0.1", 0, 2, security, gate)
+        port, stop = one.port, one.stop
+    else:
+        handler = holding.handler()
+        other, port = transport.start_server(
+            lambda s: s.add_generic_rpc_handlers((handler,)), "127.0.0.1", 0, 2, security, gate
+        )
+        stop = other.stop
     yield f"127.0.0.1:{port}", security, gate
     holding.let_go.set()
-    server.stop(None).wait()
+    stop(None).wait()
+
+
+@pytest.fixture
+def connect(is_shards: bool) -> Callable[[str, Security], Any]:
+    """Opens a channel."""
+    return client.Channel if is_shards else lambda address, mine: transport.open_channel(address, mine, "ps")
 
 
 def look_now(security: Security) -> None:
@@ -67,17 +87,17 @@ def look_now(security: Security) -> None:
     security.certificates._look_at = 0.0
 
 
-def ask(channel: transport.Channel) -> bytes:
-    answer: bytes = transport.call("a shard", 0.5, lambda: channel.unary_unary(_PATH)(b"", timeout=5))
+def ask(channel: Any) -> bytes:
+    answer: bytes = transport.call("a shard", 0.5, lambda: channel.unary_unary(_PATH, bytes, bytes)(b"", timeout=5))
     return answer
 
 
 def test_renewed_certificates_are_used_by_both_sides_and_connections_go_on(
-    server: tuple[str, Security, Gate], folder: Path, tmp_path: Path
+    served: tuple[str, Security, Gate], connect: Callable[[str, Security], Any], folder: Path, tmp_path: Path
 ) -> None:
-    address, security, gate = server
+    address, security, gate = served
     mine, late = (Security(Certificates(folder / "worker", "worker")) for _ in range(2))
-    channel = transport.open_channel(address, mine)
+    channel = connect(address, mine)
     assert ask(channel) == b"answer"
 
     certs.make(JOB, tmp_path / "renewed")  # another CA, so that nobody can mix them up
@@ -85,7 +105,7 @@ def test_renewed_certificates_are_used_by_both_sides_and_connections_go_on(
     look_now(security)
     assert ask(channel) == b"answer"
     assert gate.counts().connections == 1, "the connection did not go on"
-    stale = transport.open_channel(address, late)
+    stale = connect(address, late)
     with pytest.raises(Unauthenticated, match="not signed by the CA"):
         ask(stale)
 
@@ -100,10 +120,10 @@ def test_renewed_certificates_are_used_by_both_sides_and_connections_go_on(
 
 
 def test_calls_beyond_what_a_server_takes_come_again(
-    server: tuple[str, Security, Gate], folder: Path, holding: Holding
+    served: tuple[str, Security, Gate], connect: Callable[[str, Security], Any], folder: Path, holding: Holding
 ) -> None:
-    channel = transport.open_channel(server[0], Security(Certificates(folder / "worker", "worker")))
-    method = channel.unary_unary(_PATH)
+    channel = connect(served[0], Security(Certificates(folder / "worker", "worker")))
+    method = channel.unary_unary(_PATH, bytes, bytes)
     most = 2 * transport.CALLS_PER_THREAD
     with ThreadPoolExecutor(most) as pool:
         calls = [pool.submit(method, b"hold", timeout=60) for _ in range(most)]

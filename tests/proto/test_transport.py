@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grpc
 import pytest
 
-from downpour.proto import transport
+from downpour.proto import client, server, transport
 from downpour.proto.errors import BY_NAME, DownpourError, NotReady, Unreachable, from_rpc_error
 
 
@@ -18,34 +19,37 @@ class Echo:
     def unary(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         raise BY_NAME[request.decode()](f"about {request.decode()}")
 
-    def stream(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        yield b"one"
+    def stream(self, request: bytes, context: grpc.ServicerContext) -> Iterator[Sequence[bytes]]:
+        yield [b"one"]
         raise BY_NAME[request.decode()](f"about {request.decode()}")
 
 
-@pytest.fixture(scope="module")
-def channel() -> Iterator[grpc.Channel]:
-    echo = Echo()
-    handler = grpc.method_handlers_generic_handler(
-        "Echo",
-        {
-            "Unary": grpc.unary_unary_rpc_method_handler(echo.unary),
-            "Stream": grpc.unary_stream_rpc_method_handler(echo.stream),
-        },
-    )
-    server, port = transport.start_server(lambda s: s.add_generic_rpc_handlers((handler,)), "127.0.0.1", 0, 4)
-    channel = transport.open_channel(f"127.0.0.1:{port}")
+@pytest.fixture(scope="module", params=["grpcio", "ours"])
+def channel(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Of the chief's kind, and of the shards'."""
+    methods = {"Unary": grpc.unary_unary_rpc_method_handler(Echo().unary, bytes, bytes)}
+    if request.param == "ours":
+        methods["Stream"] = grpc.unary_stream_rpc_method_handler(Echo().stream, bytes, None)
+    handler = grpc.method_handlers_generic_handler("Echo", methods)
+    if request.param == "ours":
+        ours = server.Server(handler, "127.0.0.1", 0, 4)
+        channel: Any = client.Channel(f"127.0.0.1:{ours.port}")
+        stop = ours.stop
+    else:
+        theirs, port = transport.start_server(lambda s: s.add_generic_rpc_handlers((handler,)), "127.0.0.1", 0, 4)
+        channel = transport.open_channel(f"127.0.0.1:{port}")
+        stop = theirs.stop
     yield channel
     channel.close()
-    server.stop(None).wait()
+    stop(None).wait()
 
 
 @pytest.mark.parametrize("name", sorted(BY_NAME))
-def test_every_error_keeps_its_type_status_and_message(channel: grpc.Channel, name: str) -> None:
-    for call in (
-        lambda: channel.unary_unary("/Echo/Unary")(name.encode()),
-        lambda: list(channel.unary_stream("/Echo/Stream")(name.encode())),
-    ):
+def test_every_error_keeps_its_type_status_and_message(channel: Any, name: str) -> None:
+    calls = [lambda: channel.unary_unary("/Echo/Unary", bytes, bytes)(name.encode())]
+    if isinstance(channel, client.Channel):
+        calls.append(lambda: list(channel.unary_stream("/Echo/Stream", bytes)(name.encode())))
+    for call in calls:
         with pytest.raises(grpc.RpcError) as caught:
             call()
         error = from_rpc_error(caught.value)
@@ -54,16 +58,17 @@ def test_every_error_keeps_its_type_status_and_message(channel: grpc.Channel, na
         assert caught.value.code() is BY_NAME[name].status
 
 
-def test_call_repeats_what_may_pass_and_gives_up_in_time() -> None:
+@pytest.mark.parametrize("connect", [transport.open_channel, client.Channel])
+def test_call_repeats_what_may_pass_and_gives_up_in_time(connect: Any) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-    channel = transport.open_channel(address)
+    channel = connect(address)
     attempts = []
 
     def attempt() -> bytes:
         attempts.append(1)
-        reply: bytes = channel.unary_unary("/Echo/Unary")(b"", timeout=1)
+        reply: bytes = channel.unary_unary("/Echo/Unary", bytes, bytes)(b"", timeout=1)
         return reply
 
     with pytest.raises(Unreachable, match=f"shard 3 at {address} did not answer for [12] s"):
@@ -72,13 +77,13 @@ def test_call_repeats_what_may_pass_and_gives_up_in_time() -> None:
     channel.close()
 
 
-def test_call_waits_for_a_peer_that_is_not_ready_and_raises_what_cannot_pass(channel: grpc.Channel) -> None:
+def test_call_waits_for_a_peer_that_is_not_ready_and_raises_what_cannot_pass(channel: Any) -> None:
     names = iter(["NotReady", "NotReady", "LayoutMismatch"])
     used = []
 
     def attempt() -> bytes:
         used.append(next(names))
-        reply: bytes = channel.unary_unary("/Echo/Unary")(used[-1].encode())
+        reply: bytes = channel.unary_unary("/Echo/Unary", bytes, bytes)(used[-1].encode())
         return reply
 
     with pytest.raises(DownpourError, match="about LayoutMismatch"):
@@ -86,9 +91,11 @@ def test_call_waits_for_a_peer_that_is_not_ready_and_raises_what_cannot_pass(cha
     assert used == ["NotReady", "NotReady", "LayoutMismatch"]
 
 
-def test_not_ready_ends_as_unreachable(channel: grpc.Channel) -> None:
+def test_not_ready_ends_as_unreachable(channel: Any) -> None:
     with pytest.raises(Unreachable, match="about NotReady"):
-        transport.call("echo", 0.2, lambda: channel.unary_unary("/Echo/Unary")(NotReady.__name__.encode()))
+        transport.call(
+            "echo", 0.2, lambda: channel.unary_unary("/Echo/Unary", bytes, bytes)(NotReady.__name__.encode())
+        )
 
 
 def test_a_taken_port_is_refused() -> None:

@@ -43,7 +43,7 @@ def test_piecewise_changes_at_its_boundaries() -> None:
     every=st.integers(1, 500), factor=st.floats(0.1, 1),
 )  # fmt: skip
 def test_equal_to_keras(rate: float, steps: int, final: float, step: int, every: int, factor: float) -> None:
-    """Keras computes in float32, powers of a rounded factor, too; a cosine near zero is compared with the first rate."""
+    """Keras computes in float32, also powers of a rounded factor; a cosine is compared with the first rate."""
     import keras
 
     theirs = keras.optimizers.schedules

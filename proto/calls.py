@@ -1,0 +1,191 @@
+"""One call on `downpour.proto.server`: what a servicer sees of it, and what becomes of its end.
+
+Threads: the one of the pool that runs the call; its connection's reader brings the messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import urllib.parse
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Protocol
+
+import grpc
+from absl import logging
+
+from downpour.proto import frames
+from downpour.proto.assembly import Buffers, TooLarge
+from downpour.proto.frames import Headers
+from downpour.proto.http2 import Connection, Ended, Message, Stream
+
+_BEGIN: Headers = ((":status", "200"), ("content-type", "application/grpc"))
+_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_MAX_MESSAGE_CHARACTERS = 4096  # of an error
+
+
+class BrokenOff(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
+    """What a call raises when its own requests end in the middle."""
+
+
+class _Aborted(Exception):
+    """A call ends with a status."""
+
+
+class Caller(Protocol):
+    """Who has made a call.
+
+    Attributes:
+        peer: Its address.
+        names: DNS names in its certificate.
+    """
+
+    peer: str
+    names: list[str]
+
+
+class Call:
+    """One call; what a servicer sees of it is what `grpc.ServicerContext` has.
+
+    Args:
+        handler: Of the method, a `grpc.RpcMethodHandler`; None if there is no such method.
+        connection: That it came by.
+        stream: Of the call, with its headers.
+        caller: Who made it.
+        buffers: That its messages lie in.
+    """
+
+    def __init__(self, handler: Any, connection: Connection, stream: Stream, caller: Caller, buffers: Buffers) -> None:
+        headers = dict(stream.headers)
+        self._handler = handler
+        self._connection = connection
+        self._stream = stream
+        self._caller = caller
+        self._buffers = buffers
+        self._metadata = tuple((key, value) for key, value in stream.headers if not key.startswith(":"))
+        self._trailing: tuple[tuple[str, str], ...] = ()
+        self._status = grpc.StatusCode.OK
+        self._words = ""
+        self._sent = False  # anything
+        stream.deadline = _deadline(headers.get("grpc-timeout"))
+
+    def run(self) -> None:
+        """Runs the call to its end."""
+        try:
+            self._run()
+        except _Aborted:
+            pass
+        except TooLarge as error:
+            self._status, self._words = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+        except BrokenOff:
+            if self._status is grpc.StatusCode.OK:
+                self._status, self._words = grpc.StatusCode.CANCELLED, "the call was broken off"
+        except Exception as error:  # whatever it is, the caller must hear of it, as from grpcio's server
+            logging.exception("a call failed")
+            self._status, self._words = grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
+        finally:
+            try:
+                self._finish()
+            finally:
+                self._connection.forget(self._stream)
+
+    def _run(self) -> None:
+        handler = self._handler
+        if handler is None:
+            self.abort(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
+        read = handler.request_deserializer or (lambda message: message)
+        write = handler.response_serializer
+        with contextlib.closing(self._messages(read)) as messages:
+            request = messages if handler.request_streaming else self._only(messages)
+            if handler.response_streaming:
+                for answer in (handler.unary_stream or handler.stream_stream)(request, self):
+                    self._send([write(answer)] if write else answer)
+            else:
+                self._send([write((handler.unary_unary or handler.stream_unary)(request, self))])
+
+    def _messages(self, read: Callable[[Any], Any]) -> Generator[Any, None, None]:
+        """The caller's messages; each is good until the next is asked for."""
+        while True:
+            try:
+                if not self._stream.wanted:
+                    self._connection.want(self._stream)
+                got = self._connection.next_message(self._stream)
+            except (Ended, OSError, TooLarge) as error:
+                if isinstance(error, TooLarge):
+                    self._status, self._words = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+                raise BrokenOff(str(error)) from None
+            if got is None:
+                return
+            buffer, view = got
+            try:
+                yield read(view.toreadonly())
+            finally:
+                self._buffers.give_back(buffer)
+
+    def _only(self, messages: Iterator[Any]) -> Any:
+        for message in messages:
+            return message
+        self.abort(grpc.StatusCode.UNIMPLEMENTED, "the call carries no request")
+
+    def _send(self, message: Message) -> None:
+        before = b"" if self._sent else frames.headers(self._stream.number, _BEGIN, end=False)
+        self._sent = True
+        try:
+            self._connection.send_message(self._stream, message, before)
+        except (Ended, OSError) as error:
+            raise BrokenOff(str(error)) from None
+
+    def _finish(self) -> None:
+        """Sends the status."""
+        number = self._stream.number
+        last = answer(number, self._status, self._words, self._trailing, begun=self._sent)
+        if not self._stream.is_whole:  # nobody reads the rest
+            last += frames.reset(number, frames.NO_ERROR)
+        if self._stream.reset is None or isinstance(self._stream.reset, TooLarge):
+            with contextlib.suppress(OSError):  # the caller has gone
+                self._connection.send(last)
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        """See `grpc.ServicerContext`."""
+        self._status, self._words = code, details
+        raise _Aborted
+
+    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        """See `grpc.ServicerContext`."""
+        self._trailing = metadata
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """See `grpc.ServicerContext`."""
+        return self._metadata
+
+    def time_remaining(self) -> float | None:
+        """See `grpc.ServicerContext`."""
+        deadline = self._stream.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    def peer(self) -> str:
+        """See `grpc.ServicerContext`."""
+        return self._caller.peer
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """See `grpc.ServicerContext`."""
+        return {"peer_dns": [name.encode() for name in self._caller.names]}
+
+
+def answer(number: int, status: grpc.StatusCode, words: str, metadata: Headers = (), *, begun: bool = False) -> bytes:
+    """The frame that ends a call, of which something has been answered before if it has `begun`."""
+    trailers = [("grpc-status", str(status.value[0])), *metadata]
+    if status is not grpc.StatusCode.OK:
+        safe = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
+        trailers.insert(1, ("grpc-message", urllib.parse.quote(words[:_MAX_MESSAGE_CHARACTERS], safe)))
+    return frames.headers(number, [*([] if begun else _BEGIN), *trailers], end=True)
+
+
+def _deadline(timeout: str | None) -> float | None:
+    """The moment that a `grpc-timeout` names."""
+    if not timeout:
+        return None
+    number, unit = timeout[:-1], timeout[-1]
+    if not number.isascii() or not number.isdigit() or len(number) > 8 or unit not in _UNITS_S:
+        return None
+    return time.monotonic() + int(number) * _UNITS_S[unit]

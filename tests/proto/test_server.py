@@ -1,0 +1,212 @@
+"""What only the shards' server does: connections that are used again, callers that stop, strangers, its own end."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from downpour.proto import frames, server
+from downpour.proto.client import Channel
+from downpour.proto.security import Gate, Security
+from downpour.proto.server import Server
+from tests.conftest import wait_until
+from tests.proto.test_interoperation import Service, pattern
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate(Security())
+
+
+@pytest.fixture
+def served(service: Service, gate: Gate) -> Iterator[Server]:
+    server = Server(service.handler(), "127.0.0.1", 0, 8, gate=gate)
+    yield server
+    service.let_go.set()
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def channel(served: Server) -> Iterator[Channel]:
+    channel = Channel(f"127.0.0.1:{served.port}")
+    yield channel
+    channel.close()
+
+
+def echo(channel: Channel, message: bytes = b"x", timeout: float = 10) -> bytes:
+    answer: bytes = channel.unary_unary("/Service/Echo", bytes, bytes)(message, timeout=timeout)
+    return answer
+
+
+def num_connections(served: Server) -> int:
+    return len(served._connections)
+
+
+def test_calls_one_after_another_share_a_connection(served: Server, channel: Channel) -> None:
+    for size in range(20):
+        assert echo(channel, pattern(size)) == pattern(size)
+    assert num_connections(served) == 1
+
+
+def test_an_answer_that_nobody_reads_to_its_end_takes_its_connection_along(served: Server, channel: Channel) -> None:
+    answers = channel.unary_stream("/Service/Sizes", bytes)(b"1000000 " * 50, timeout=10)
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    wait_until(lambda: not num_connections(served), "the end of the connection")
+    assert echo(channel) == b"x"
+
+
+def test_a_caller_that_stops_reading_is_given_up(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "_STALL_S", 0.5)
+    served = Server(service.handler(), "127.0.0.1", 0, 1)  # whose only thread it would keep
+    channel = Channel(f"127.0.0.1:{served.port}")
+    answers = channel.unary_stream("/Service/Sizes", bytes)(b"3000000 " * 50, timeout=60)
+    next(answers)
+    assert echo(channel, timeout=20) == b"x"
+    channel.close()
+    served.stop(None).wait()
+
+
+def test_what_is_not_wanted_yet_stays_with_the_sender(service: Service) -> None:
+    """A call that waits for a thread holds back its requests, at most a window of them."""
+    served = Server(service.handler(), "127.0.0.1", 0, 1)
+    channel = Channel(f"127.0.0.1:{served.port}")
+    sent = 0
+
+    def requests() -> Iterator[list[bytes]]:
+        nonlocal sent
+        for _ in range(20):
+            yield [pattern(1 << 20)]
+            sent += 1
+
+    with ThreadPoolExecutor(2) as pool:
+        held = pool.submit(channel.unary_unary("/Service/Hold", bytes, bytes), b"", timeout=30)
+        wait_until(lambda: service.holding == 1, "the call that is held")
+        push = pool.submit(channel.stream_unary("/Service/Take", bytes), requests(), timeout=30)
+        wait_until(lambda: num_connections(served) == 2, "the second connection")
+        wait_until(lambda: sent == 1, "the first message, which is not through")
+        assert not push.done()
+        service.let_go.set()
+        assert held.result() == b"held"
+        assert len(push.result().split()) == 20
+    assert sent == 20
+    channel.close()
+    served.stop(None).wait()
+
+
+def test_a_caller_that_dies_in_the_middle_is_counted(served: Server, gate: Gate) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as raw:
+        raw.sendall(frames.PREFACE + frames.settings({}) + begin("/Service/Take"))
+        raw.sendall(frames.head(100, frames.DATA, 0, 1) + b"\0" + (1000).to_bytes(4, "big") + b"x" * 95)
+        wait_until(lambda: num_connections(served) == 1, "the connection")
+    wait_until(lambda: gate.counts().broken_off == 1, "the count")
+    wait_until(lambda: not num_connections(served), "its end")
+
+
+def test_when_it_stops_open_calls_may_end_and_new_ones_are_refused(service: Service) -> None:
+    served = Server(service.handler(), "127.0.0.1", 0, 8)
+    channel = Channel(f"127.0.0.1:{served.port}")
+    assert echo(channel) == b"x"  # leaves a connection
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(channel.unary_unary("/Service/Hold", bytes, bytes), b"", timeout=30)
+        wait_until(lambda: service.holding == 1, "the call that is held")
+        stopped = served.stop(20)
+        with pytest.raises(grpc.RpcError) as caught:
+            echo(channel)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not stopped.is_set()
+        service.let_go.set()
+        assert held.result() == b"held"
+    assert stopped.wait(10)
+    again = Server(service.handler(), "127.0.0.1", served.port, 8)  # the port is free at once
+    assert echo(channel) == b"x"
+    again.stop(None).wait()
+    channel.close()
+
+
+def test_it_does_not_wait_longer_than_its_grace(service: Service) -> None:
+    served = Server(service.handler(), "127.0.0.1", 0, 8)
+    channel = Channel(f"127.0.0.1:{served.port}")
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(channel.unary_unary("/Service/Hold", bytes, bytes), b"", timeout=30)
+        wait_until(lambda: service.holding == 1, "the call that is held")
+        begin_s = time.monotonic()
+        assert served.stop(0.2).wait(10)
+        assert time.monotonic() - begin_s < 5
+        with pytest.raises(grpc.RpcError) as caught:
+            held.result()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        service.let_go.set()
+    channel.close()
+
+
+def test_a_taken_port_is_refused(served: Server) -> None:
+    with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{served.port}"):
+        Server(Service().handler(), "127.0.0.1", served.port, 1)
+
+
+def begin(path: str) -> bytes:
+    """The frame that begins stream 1."""
+    pairs = [(":method", "POST"), (":scheme", "http"), (":path", path), ("content-type", "application/grpc")]
+    return frames.headers(1, pairs, end=False)
+
+
+KINDS = st.integers(0, 12)
+FRAMES = st.lists(
+    st.tuples(KINDS, st.integers(0, 255), st.sampled_from([0, 1, 2, 3, 5, (1 << 31) - 1]), st.binary(max_size=60)),
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sent=FRAMES, begins=st.booleans())
+def test_frames_in_any_order_end_nothing_but_their_connection(
+    served: Server, channel: Channel, sent: list[tuple[int, int, int, bytes]], begins: bool
+) -> None:
+    data = frames.PREFACE + (begin("/Service/Take") if begins else b"")
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as raw:
+        try:
+            raw.sendall(data + b"".join(frames.frame(*one) for one in sent))
+        except ConnectionError:
+            pass
+    assert echo(channel) == b"x"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(garbage=st.binary(max_size=300), preface=st.booleans())
+def test_garbage_ends_nothing_but_its_connection(
+    served: Server, channel: Channel, garbage: bytes, preface: bool
+) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as raw:
+        try:
+            raw.sendall((frames.PREFACE if preface else b"") + garbage)
+        except ConnectionError:
+            pass
+    assert echo(channel) == b"x"
+
+
+def test_nothing_is_left_of_many_connections(served: Server, channel: Channel) -> None:
+    echo(channel)
+    before = threading.active_count()
+    for _ in range(100):
+        other = Channel(f"127.0.0.1:{served.port}")
+        echo(other)
+        other.close()
+    wait_until(lambda: num_connections(served) == 1, "the end of the others")
+    wait_until(lambda: threading.active_count() <= before + 8, "the end of their threads")
