@@ -298,9 +298,11 @@ class Connection:
             stream = self.streams.get(number)
             if stream is not None and stream.reset is not None:
                 stream = None
+            # Looked at under the lock: whoever sets it feeds what was spilled before giving the lock up.
+            wanted = stream is not None and stream.wanted
         if stream is not None:
             try:
-                self._read_messages(stream) if stream.wanted else self._spill(stream)
+                self._read_messages(stream) if wanted else self._spill(stream)
             except TooLarge as error:
                 with self.changed:
                     stream.reset = error

@@ -100,7 +100,8 @@ class Server:
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._wake, self._woken = socket.socketpair()
-        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
+        self._accepting.start()
 
     def stop(self, grace_s: float | None) -> threading.Event:
         """Refuses new calls and returns at once; the event is set when open ones have ended, at most so much later."""
@@ -145,6 +146,8 @@ class Server:
         assert self._stopping is not None
         end = time.monotonic() + grace_s
         self._wake.send(b"x")
+        self._accepting.join()
+        self._wake.close()
         with self._changed:
             for connection in list(self._connections):
                 connection.go_away()
@@ -178,7 +181,7 @@ class Server:
                 selector.unregister(raw)
                 raw.close()
         selector.close()
-        for raw in (*silent, self._listener, self._wake, self._woken):
+        for raw in (*silent, self._listener, self._woken):
             raw.close()
 
     def _arrivals(self, num_silent: int) -> Iterator[socket.socket]:

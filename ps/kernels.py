@@ -269,6 +269,8 @@ def _main() -> None:
     text = parser.parse_args().rule
     wanted = [from_message(rules.BY_NAME, json_format.Parse(text, pb.Named()))] if text else _all_rules()
     load(with_average=True)
+    for loop in (loops.compensate, loops.difference, loops.quantize, loops.pack4, loops.advance, loops.dequantize):
+        loop()  # what only some jobs use
     for rule in wanted:
         update_for(rule)
     print(f"kernels compiled or loaded; process time {time.process_time():.1f} s")

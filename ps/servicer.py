@@ -31,8 +31,8 @@ SERVICE = "downpour.v1.ParameterServer"
 # A pull that the pace holds back is answered after so long, and asked again; it keeps a thread meanwhile.
 _TURN_S = 5.0
 
-# Pushes that are received, and pulls that are answered, at a time. The others wait where they are: what a shard has not
-# asked for fills the sender's buffers, and of its own only `lookahead_bytes`. On two cores more were not faster.
+# Pushes that are received, and pulls that are answered, at a time. The others wait where they are: of what a shard has
+# not asked for it holds 64 KB a call (`downpour.proto.http2`). On two cores more were not faster.
 # A worker that stands still in the middle keeps its place until its deadline.
 _MAX_PUSHES = 3
 _MAX_PULLS = 3

@@ -3,7 +3,7 @@
 Needs Linux' `perf` (Debian: `apt-get install linux-perf`) and the right to use it (root, or
 `kernel.perf_event_paranoid` at most -1). It samples all shards and worker processes for the length of the window, each
 sample with its call chain; a sample belongs to the first group of `_GROUPS` whose pattern its chain matches.
-The chain begins where the processor was: `memmove@libc < stringlib_bytes_join@libpython < ...`.
+The chain begins where the processor was: `memmove@libc < _contig_to_contig@_multiarray_umath < ...`.
 
 `perf` sees machine code, not Python: what the interpreter itself does is one group.
 """
@@ -33,19 +33,15 @@ _GROUPS: tuple[tuple[str, str], ...] = (
     ("check: is it finite", r"^loop:count_non_finite"),
     ("encode: float32 to bfloat16", r"^loop:narrow"),
     ("apply: update rule, statistics", r"^loop:"),
+    ("apply: products x^T d", r"^\S+@libscipy_openblas"),
     ("receive: kernel", r"tcp_recvmsg|__sys_recvmsg"),
     ("send: kernel", r"tcp_sendmsg|__sys_sendmsg"),
     ("memory: faults, map, unmap", r"(page_fault|mmap|munmap|brk|madvise)\w*@kernel"),
     ("wait: futex, epoll, switches", r"(futex|epoll|schedule|switch|poll)\w*@kernel"),
     ("kernel: other", _KERNEL),
-    ("receive: copy, pieces to bytes", r"PyBytes_FromStringAndSize@\S+ < \S+@cygrpc"),
-    ("receive: copy, bytes joined", r"bytes_join@\S+ < \S+@cygrpc"),
-    ("encode: copy, chunk joined", _COPY + r"\w*bytes_join"),
-    ("decode: copy by numpy", _COPY + r"\S+@_multiarray"),
-    ("send: copy into gRPC", _COPY + r"\S+@cygrpc"),
+    ("copy by numpy: undo log; worker: decode", _COPY + r"\S+@_multiarray"),
     ("memory: malloc, free", r"^\S*(malloc|free|calloc|realloc|consolidate)\S*@libc"),
     ("numpy", r"^\S+@_multiarray"),
-    ("gRPC", r"^\S+@cygrpc"),
     ("Python", r"^\S+@(libpython|python)"),
     ("compiled loops, not told which", r"^\[unknown\]@(\[unknown\]|perf-)"),
     ("other", r""),
