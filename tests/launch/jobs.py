@@ -41,7 +41,7 @@ class Paced(GeneratedImages):
 
 def job():
     data = Paced(image_size=8, num_labels=5, num_heldout=4, slow=Path(__file__).with_name("slow"))
-    return tiny(data=data, num_steps=600, checkpoint_every_steps=50)
+    return tiny(data=data, num_steps=600, checkpoint_every_steps=50, clip=CLIPPED)
 """
 
 START_S = 120.0  # for all processes to have loaded TensorFlow, on a busy machine
@@ -58,7 +58,10 @@ from downpour.model.resnet import ResNet
 from downpour.ps.layout import Slicing
 from downpour.ps.rules import Momentum
 from downpour.ps.schedules import Constant
+from downpour.worker.clip import Clip
 
+# Two channels wide: where both have died, gradients explode.
+CLIPPED = Clip(by_global_norm=1.0)
 
 def tiny(**changes):
     return replace(

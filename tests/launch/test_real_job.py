@@ -160,7 +160,7 @@ def test_two_workers_train_on_every_record_of_an_epoch_exactly_once(start: Start
 
 def job():
     data = Noted({str(images)!r}, resize=10, crop=8, notes=Path({str(tmp_path)!r}))
-    return tiny(data=data, num_steps=90, pace=Bounded(2))
+    return tiny(data=data, num_steps=90, pace=Bounded(2), clip=CLIPPED)
 """)
     assert job.end() == 0, job.stderr
     result, notes = job.result(), Notes(tmp_path)
