@@ -99,8 +99,8 @@ def test_messages_are_cut_into_frames_anyhow(bodies: list[bytes], cuts: list[int
     reader.join()
 
 
-def test_what_was_spilled_comes_before_what_is_read_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader meets the next frame while the one before is still being taken out of where it was kept."""
+def test_a_call_is_wanted_just_when_the_reader_has_looked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then what was kept is still being taken when the next frame is read, and must come first all the same."""
     body = bytes(range(256)) * 4
     data = message(body)
     receiver = Receiver(call(data[:700], data[700:]))
@@ -109,19 +109,28 @@ def test_what_was_spilled_comes_before_what_is_read_meanwhile(monkeypatch: pytes
     [stream] = receiver.begun
     feeding, go_on, room = threading.Event(), threading.Event(), Assembler.room
 
+    class Changed(threading.Condition):
+        """Lets the other thread begin as soon as the reader has given up the lock for the first time."""
+
+        def __exit__(self, *error: object) -> None:
+            super().__exit__(*error)  # type: ignore[arg-type]
+            if threading.current_thread() is reader and not wanting.ident:
+                wanting.start()
+                feeding.wait(10)
+
     def slow_room(self: Assembler) -> memoryview:
         if threading.current_thread() is wanting:
             feeding.set()
             go_on.wait(10)
         return room(self)
 
+    monkeypatch.setattr(receiver, "changed", Changed(threading.Lock()))
     monkeypatch.setattr(Assembler, "room", slow_room)
     wanting = threading.Thread(target=receiver.want, args=(stream,))
-    wanting.start()
-    assert feeding.wait(10)
     reader = threading.Thread(target=receiver.read_all)
     reader.start()
-    reader.join(0.2)
+    assert feeding.wait(10)
+    reader.join(0.2)  # it waits for the other one, or has read on
     go_on.set()
     wanting.join()
     assert taken(receiver, stream) == [body]
