@@ -98,8 +98,10 @@ class Call:
         with contextlib.closing(self._messages(read)) as messages:
             request = messages if handler.request_streaming else self._only(messages)
             if handler.response_streaming:
-                for answer in (handler.unary_stream or handler.stream_stream)(request, self):
-                    self._send([write(answer)] if write else answer)
+                # Closed at once when the caller has gone: it may hold a place that others wait for.
+                with contextlib.closing((handler.unary_stream or handler.stream_stream)(request, self)) as answers:
+                    for parts in answers:
+                        self._send([write(parts)] if write else parts)
             else:
                 self._send([write((handler.unary_unary or handler.stream_unary)(request, self))])
 

@@ -165,6 +165,9 @@ class Channel:
             connection.close()
         connection = connection or self._connect(number, end, wait)
         with self._lock:
+            if self._is_closed:  # meanwhile
+                connection.close()
+                raise CallError(grpc.StatusCode.CANCELLED, "the channel is closed")
             self._busy.add(connection)
         return connection
 

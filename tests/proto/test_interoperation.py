@@ -36,19 +36,24 @@ class Service:
 
     Attributes:
         let_go: Ends `hold`.
-        holding: How many calls of `hold` are open.
+        holding: How many calls of `hold` have come.
+        answering: How many calls of `sizes` are open.
     """
 
     def __init__(self) -> None:
         self.let_go = threading.Event()
-        self.holding = 0
+        self.holding = self.answering = 0
 
     def echo(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         return request
 
     def sizes(self, request: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
-        for size in map(int, request.split()):
-            yield self.parts(pattern(size))
+        self.answering += 1
+        try:
+            for size in map(int, request.split()):
+                yield self.parts(pattern(size))
+        finally:
+            self.answering -= 1
 
     def take(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         return digest(requests)

@@ -82,6 +82,16 @@ def test_a_caller_that_stops_reading_is_given_up(
     served.stop(None).wait()
 
 
+def test_what_an_answer_holds_is_let_go_when_its_caller_goes(
+    served: Server, service: Service, channel: Channel
+) -> None:
+    answers = channel.unary_stream("/Service/Sizes", bytes)(b"3000000 " * 50, timeout=60)
+    next(answers)
+    assert service.answering == 1
+    answers.close()  # type: ignore[attr-defined]
+    wait_until(lambda: service.answering == 0, "the end of the answer")
+
+
 def test_what_is_not_wanted_yet_stays_with_the_sender(service: Service) -> None:
     """A call that waits for a thread holds back its requests, at most a window of them."""
     served = Server(service.handler(), "127.0.0.1", 0, 1)
