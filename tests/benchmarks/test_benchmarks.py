@@ -162,9 +162,11 @@ def test_fleet(small: Path, run: Run) -> None:
     [
         ("loop:rmsprop_momentum < _PyEval_EvalFrameDefault@libpython3", "apply: update rule, statistics"),
         ("_copy_to_iter@kernel < tcp_recvmsg_locked@kernel < __libc_recvmsg@libc", "receive: kernel"),
-        ("memmove@libc < stringlib_bytes_join@libpython3 < [unknown]@cygrpc", "receive: copy, bytes joined"),
-        ("memmove@libc < stringlib_bytes_join@libpython3 < _PyEval_Vector@libpython3", "encode: copy, chunk joined"),
-        ("memmove@libc < [unknown]@cygrpc < [unknown]@cygrpc", "send: copy into gRPC"),
+        ("memmove@libc < _contig_to_contig@_multiarray_umath", "copy by numpy: undo log; worker: decode"),
+        (
+            "sgemm_kernel_HASWELL@libscipy_openblas64_-32a4b2a6 < sgemm_nt@libscipy_openblas64_-32a4b2a6",
+            "apply: products x^T d",
+        ),
         ("finish_task_switch.isra.0@kernel < __schedule@kernel < futex_wait@kernel", "wait: futex, epoll, switches"),
         ("_PyType_Lookup@libpython3", "Python"),
     ],
