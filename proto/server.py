@@ -93,8 +93,7 @@ class Server:
         self._num_calls = 0
         self._stopping: threading.Event | None = None
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._listener = socket.create_server((host.strip("[]"), port), family=family, backlog=_BACKLOG)
+            self._listener = _listen(host.strip("[]"), port)
         except (OSError, OverflowError):
             raise cannot_listen(host, port) from None
         self._listener.setblocking(False)
@@ -216,6 +215,15 @@ class Server:
             with self._changed:
                 self._connections.discard(connection)
                 self._changed.notify_all()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; on every address, whether of IPv4 or of IPv6, if the host says so."""
+    if host in ("0.0.0.0", "::") and socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):  # IPv6 may be switched off
+            return socket.create_server(("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
 
 
 class _Connection:

@@ -170,6 +170,17 @@ def test_a_taken_port_is_refused(served: Server) -> None:
         Server(Service().handler(), "127.0.0.1", served.port, 1)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+def test_everybody_is_reached_by_ipv4_and_by_ipv6(service: Service, host: str) -> None:
+    if host == "[::1]" and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    served = Server(service.handler(), "0.0.0.0", 0, 4, Security(plain_text_on_the_network=True))
+    channel = Channel(f"{host}:{served.port}")
+    assert echo(channel) == b"x"
+    channel.close()
+    served.stop(None).wait()
+
+
 def begin(path: str) -> bytes:
     """The frame that begins stream 1."""
     pairs = [(":method", "POST"), (":scheme", "http"), (":path", path), ("content-type", "application/grpc")]
