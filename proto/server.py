@@ -147,6 +147,7 @@ class Server:
         self._wake.send(b"x")
         self._accepting.join()
         self._wake.close()
+        self._woken.close()  # only now: the other thread may have ended by itself before it was woken
         with self._changed:
             for connection in list(self._connections):
                 connection.go_away()
@@ -180,7 +181,7 @@ class Server:
                 selector.unregister(raw)
                 raw.close()
         selector.close()
-        for raw in (*silent, self._listener, self._woken):
+        for raw in (*silent, self._listener):
             raw.close()
 
     def _arrivals(self, num_silent: int) -> Iterator[socket.socket]:

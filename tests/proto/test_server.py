@@ -149,6 +149,11 @@ def test_when_it_stops_open_calls_may_end_and_new_ones_are_refused(service: Serv
     channel.close()
 
 
+def test_it_may_be_stopped_at_any_moment(service: Service) -> None:
+    for _ in range(300):  # also before its own threads have come to anything
+        assert Server(service.handler(), "127.0.0.1", 0, 1).stop(None).wait(10)
+
+
 def test_it_does_not_wait_longer_than_its_grace(service: Service) -> None:
     served = Server(service.handler(), "127.0.0.1", 0, 8)
     channel = Channel(f"127.0.0.1:{served.port}")
