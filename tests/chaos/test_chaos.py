@@ -30,7 +30,7 @@ def test_a_job_under_faults_loses_nothing_and_doubles_nothing(tmp_path: Path) ->
             f"--recipe={write_recipe(tmp_path)}",
             f"--run_dir={tmp_path / 'run'}",
         ),
-        *(f"--faults={NUM_FAULTS}", f"--seed={SEED}", "--seconds=30", "--steps_per_s=30", "--undisturbed="),
+        *(f"--faults={NUM_FAULTS}", f"--seed={SEED}", "--seconds=30", "--steps_per_s=60", "--undisturbed="),
         *(f"--set={setting}" for setting in SETTINGS),
     ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
