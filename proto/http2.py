@@ -2,7 +2,7 @@
 
 A message is received straight into a buffer that is used again, and sent from where it lies: the kernel's copies are
 the only ones. grpcio copies every message three times when it comes and once when it goes, and hands it through several
-threads; at the paper's shape that was most of what a step cost (BUILD_NOTES.md, "The exchange").
+threads; at the paper's shape that was a third of what a step cost (BUILD_NOTES.md, "The exchange").
 `downpour.proto.server` and `downpour.proto.client` make gRPC of this, which any other gRPC implementation understands.
 
 Threads: one reads frames; any may send, one at a time. What the reader has to answer it leaves to whoever is sending,
