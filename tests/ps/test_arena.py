@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import mmap
 import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +190,80 @@ def flip(path: Path, whole: bytes, at: int, bits: int) -> None:
 
 def test_the_room_an_arena_needs_is_known_beforehand() -> None:
     assert arenas.bytes_needed(SPECIFICATION) == Arena.create(None, SPECIFICATION).num_bytes
+
+
+@pytest.fixture
+def shared_memory() -> Iterator[Path]:
+    """A folder on tmpfs, where arenas mostly are."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def described(size: int) -> pb.ShardSpecification:
+    """A shard of so many parameters."""
+    layout = plan([Variable("w", (size,))], 1)
+    return pb.ShardSpecification(
+        fingerprint=layout.fingerprint,
+        layout=layout.canonical,
+        rule=to_message(RMSProp()),
+        schedule=to_message(Constant(0.1)),
+    )
+
+
+def huge_kb(memory: int) -> int:
+    """Of the mapping at this address, what the kernel has mapped as huge pages."""
+    is_here, mapped = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if "-" in first:
+            begin, _, end = first.partition("-")
+            is_here = int(begin, 16) <= memory < int(end, 16)
+        elif is_here and first == "ShmemPmdMapped:":
+            mapped += int(rest.split()[0])
+    return mapped
+
+
+def supports_huge_pages(folder: Path) -> bool:
+    """Whether the kernel makes huge pages of a file there when it is asked to."""
+    length = 2 * arenas._HUGE_PAGE
+    with (folder / "probe").open("w+b") as file:
+        file.write(bytes(length))
+        file.flush()
+        try:
+            arenas._map_aligned(file.fileno(), length).madvise(arenas._COLLAPSE)
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("hollow", [False, True])
+def test_an_arena_in_shared_memory_has_huge_pages(shared_memory: Path, hollow: bool) -> None:
+    if not supports_huge_pages(shared_memory):
+        pytest.skip("this kernel makes no huge pages on request")
+    values = np.arange(3_000_000, dtype=np.float32)
+    path = shared_memory / "arena"
+    arena = Arena.create(path, described(values.size), hollow=hollow)
+    arena.write("parameters", 0, values.view(np.uint8))
+    arena.mark_complete()
+    assert huge_kb(arena.parameters.ctypes.data) >= arena.num_bytes // 1024 * 0.8
+    assert (arena.parameters == values).all()
+    assert hollow or (arena.slots[0] == 1).all()
+    left = Arena.open(left_by_a_kill(path))
+    assert left is not None
+    assert (left.parameters == values).all()
+    for each in (arena, left):
+        each.close()
+
+
+@pytest.mark.parametrize("megabytes", [3, 30])
+def test_an_arena_without_room_is_refused(tmp_path: Path, megabytes: int) -> None:
+    """And does not end the process, as writing to a mapping without room would."""
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", tmp_path], check=False)
+    if mount.returncode:
+        pytest.skip("only root may limit a file system")
+    try:
+        with pytest.raises(ValueError, match="no room for the arena"):
+            Arena.create(tmp_path / "arena", described(3_000_000))
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
