@@ -102,17 +102,17 @@ class Arena:
         self.ledger = np.frombuffer(memory, LEDGER_ENTRY, NUM_WORKERS, places.ledger)
         self.rounds = np.frombuffer(memory, ROUND, len(self.chunks), places.rounds)
         size = self.layout.size(specification.shard)
-        vectors = [np.frombuffer(memory, "<f4", size, at) for at in places.vectors]
+        vectors = np.ndarray((len(names), size), "<f4", memory, places.vectors[0], (places.stride, 4))
         self.vectors = dict(zip(names, vectors, strict=True))
         self._offsets = dict(zip(names, places.vectors, strict=True))
         self.parameters = vectors[0]
-        self.slots = vectors[1 : 1 + _num_slots(specification)]
+        self.slots = list(vectors[1 : 1 + _num_slots(specification)])
         self.average = self.vectors.get("slot.average")
         self.sum = self.vectors.get("sum", np.empty(0, np.float32))
         saved = np.frombuffer(memory, "<f4", places.num_saved, places.saved)
         saved = saved.reshape(places.num_steps, len(names), places.longest_step)
         records = np.frombuffer(memory, RECORD, 1 + places.num_steps, places.undo)
-        self.undo = UndoLog(records, list(saved), vectors, self.counters_record, self.ledger, self.rounds)
+        self.undo = UndoLog(records, saved, vectors, self.counters_record, self.ledger, self.rounds)
 
     @property
     def num_bytes(self) -> int:
@@ -275,9 +275,9 @@ class _Places:
         self.ledger = self.rounds + _page_up(ROUND.itemsize * len(chunks))
         self.undo = self.ledger + _page_up(LEDGER_ENTRY.itemsize * NUM_WORKERS)
         first = self.undo + _page_up(RECORD.itemsize * (1 + self.num_steps))
-        stride = _page_up(4 * size)
-        self.vectors = [first + i * stride for i in range(num_vectors)]
-        self.saved = first + num_vectors * stride
+        self.stride = _page_up(4 * size)
+        self.vectors = [first + i * self.stride for i in range(num_vectors)]
+        self.saved = first + num_vectors * self.stride
         self.num_saved = self.num_steps * num_vectors * self.longest_step
         self.total = self.saved + _page_up(4 * self.num_saved)
 

@@ -69,9 +69,10 @@ class Shard:
         self._pace = Pace(mode, specification.num_workers, arena.rounds)
         self._is_sync = isinstance(self._pace.mode, Sync)
         self._ledger = Ledger(arena.ledger)
-        # Numbers of the vectors that a step of the undo log may change: all but the sum, the last if there is one.
-        self._sum = len(arena.vectors) - 1
-        self._state = tuple(range(len(arena.vectors) - self._is_sync))
+        # The vectors that a step of the undo log may change; the sum is the last, if there is one.
+        num_vectors = len(arena.vectors)
+        self._all = slice(0, num_vectors)
+        self._sum = slice(num_vectors - 1, num_vectors)
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)  # a push is complete, or a worker is gone
         self._snapshots: list[Snapshot] = []  # being read
@@ -299,12 +300,12 @@ class Shard:
 
     def _update(self, region: Region, works: Sequence[Work]) -> None:
         """Updates a region with some gradients, piece by piece."""
-        for start, stop in region.pieces:
-            parts = [work for work in works if max(start, work.first) < min(stop, work.stop)]
-            if not parts:
-                continue
-            workers = [work.push.header.worker for work in parts]
-            with self.arena.undo.step(self._lock, (start, stop), self._state, workers):
+        with self.arena.undo.steps(self._lock, self._all) as steps:
+            for start, stop in region.pieces:
+                parts = [work for work in works if max(start, work.first) < min(stop, work.stop)]
+                if not parts:
+                    continue
+                steps.begin(start, stop, [work.push.header.worker for work in parts])
                 for work in parts:
                     self._update_piece(region, work, max(start, work.first), min(stop, work.stop))
                     reach("apply.updated")
@@ -312,6 +313,7 @@ class Shard:
                     for work in parts:
                         self._ledger.advance(work.push.header, min(stop, work.stop))
                         reach("apply.advanced")
+                steps.end()
 
     def _update_piece(self, region: Region, work: Work, begin: int, end: int) -> None:
         """Updates elements [begin, end) with one gradient."""
@@ -357,7 +359,8 @@ class Shard:
             )
             return
         chunk = self._regions.index(region)
-        with self.arena.undo.step(self._lock, (region.start, region.stop), [self._sum], [header.worker], chunk):
+        with self.arena.undo.steps(self._lock, self._sum) as steps:
+            steps.begin(region.start, region.stop, [header.worker], chunk)
             with self._lock:
                 verdict = self._pace.arrived(chunk, header.base_version)
                 reach("sync.arrived")
@@ -368,6 +371,7 @@ class Shard:
             reach("sync.summed")
             with self._lock:
                 self._ledger.advance(header, work.stop)
+            steps.end()
         self._complete_rounds(chunk)
 
     def _add_to_sum(self, region: Region, work: Work, first: bool) -> None:
@@ -398,7 +402,8 @@ class Shard:
         with self._lock:
             for snapshot in self._snapshots:
                 snapshot.preserve(region.start, region.stop)
-        with self.arena.undo.step(self._lock, (region.start, region.stop), [*self._state, self._sum], [], chunk):
+        with self.arena.undo.steps(self._lock, self._all) as steps:
+            steps.begin(region.start, region.stop, [], chunk)
             with self._lock:
                 version = int(self.arena.rounds[chunk]["round"])
                 count = self._pace.complete(chunk)
@@ -408,6 +413,7 @@ class Shard:
                 mean /= np.float32(count)
                 self._updater.update(start, mean, self._schedule.rate(version), version + 1)
                 reach("sync.updated")
+            steps.end()
 
     def _name_of(self, element: int) -> str:
         layout = self.arena.layout

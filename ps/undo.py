@@ -28,6 +28,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -56,7 +57,8 @@ RECORD = np.dtype(
 )
 # Where its fields lie, in words of 8 bytes, which all of them are made of.
 _AT = {name: at // 8 for name, (_, at, *_) in RECORD.fields.items()}  # type: ignore[union-attr]
-_ARMED, _WORKERS, _ENTRIES = _AT["armed"], _AT["workers"], _AT["entries"]
+_ARMED, _START, _STOP = _AT["armed"], _AT["start"], _AT["stop"]
+_NUM_WORKERS, _WORKERS, _ENTRIES = _AT["num_workers"], _AT["workers"], _AT["entries"]
 _ENTRY_WORDS = LEDGER_ENTRY.itemsize // 8
 
 
@@ -65,8 +67,8 @@ class UndoLog:
 
     Args:
         records: [1 + n] RECORD: one for bookkeeping, n for steps.
-        saved: n arrays [number of vectors, longest step] float32.
-        vectors: The arena's, float32 of one length, those that a step may change.
+        saved: [n, number of vectors, longest step] float32.
+        vectors: [number of vectors, size] float32, the arena's.
         counters: [1] COUNTERS.
         ledger: LEDGER_ENTRY, indexed by worker.
         rounds: One ROUND a chunk.
@@ -78,8 +80,8 @@ class UndoLog:
     def __init__(
         self,
         records: np.ndarray,
-        saved: Sequence[np.ndarray],
-        vectors: Sequence[np.ndarray],
+        saved: np.ndarray,
+        vectors: np.ndarray,
         counters: np.ndarray,
         ledger: np.ndarray,
         rounds: np.ndarray,
@@ -100,78 +102,14 @@ class UndoLog:
             self._undo(number)
         return len(armed)
 
-    def step(
-        self,
-        lock: threading.Lock,
-        span: tuple[int, int],
-        vectors: Sequence[int],
-        workers: Sequence[int],
-        chunk: int | None = None,
-    ) -> _Step:
-        """What the block does to these happens wholly or not at all, also when it raises.
+    def steps(self, lock: threading.Lock, vectors: slice) -> Steps:
+        """For steps one after another, while a block lasts.
 
         Args:
             lock: The shard's; not held.
-            span: [start, stop), no longer than `saved`.
-            vectors: Numbers of the vectors that the block changes.
-            workers: At most MAX_WORKERS whose ledger entries say how far their push is applied.
-            chunk: Whose round the block changes, if it does.
+            vectors: Numbers of those that the steps change.
         """
-        return _Step(self, lock, span, vectors, workers, chunk)
-
-    def _arm(
-        self,
-        lock: threading.Lock,
-        span: tuple[int, int],
-        vectors: Sequence[int],
-        workers: Sequence[int],
-        chunk: int | None,
-    ) -> int:
-        """Saves what a step may change; returns the number of its record."""
-        self._num_free.acquire()
-        number = self._free.pop()
-        words, saved = self._words[number], self._saved[number - 1]
-        try:
-            start, stop = span
-            for i in vectors:
-                np.copyto(saved[i, : stop - start], self._vectors[i][start:stop])
-            reach("step.copied")
-            words[_AT["start"]], words[_AT["stop"]] = start, stop
-            words[_AT["vectors"]] = sum(1 << i for i in vectors)
-            words[_AT["has_counters"]], words[_AT["num_workers"]] = 0, len(workers)
-            words[_AT["has_round"]] = chunk is not None
-            with lock:
-                self._refuse_if_closed()
-                for i, worker in enumerate(workers):
-                    to, of = _ENTRIES + i * _ENTRY_WORDS, worker * _ENTRY_WORDS
-                    words[_WORKERS + i] = worker
-                    words[to : to + _ENTRY_WORDS] = self._ledger_words[of : of + _ENTRY_WORDS]
-                if chunk is not None:
-                    record = self._records[number]
-                    record["chunk"], record["round"] = chunk, self._rounds[chunk]
-                reach("step.described")
-                words[_ARMED] = 1
-        except BaseException:
-            self._release(number)
-            raise
-        reach("step.armed")
-        return number
-
-    def _end(self, number: int, *, failed: bool) -> None:
-        """A step is whole, or must be undone."""
-        try:
-            if failed:
-                self._undo(number)
-            else:
-                reach("step.changed")
-                self._words[number][_ARMED] = 0
-                reach("step.disarmed")
-        finally:
-            self._release(number)
-
-    def _release(self, number: int) -> None:
-        self._free.append(number)
-        self._num_free.release()
+        return Steps(self, lock, vectors)
 
     @contextlib.contextmanager
     def bookkeeping(self, worker: int) -> Iterator[None]:
@@ -222,29 +160,69 @@ class UndoLog:
         reach("undo.disarmed")
 
 
-class _Step:
-    """A step while its block lasts. No generator: it is entered hundreds of times a push."""
+class Steps:
+    """Steps that one thread takes one after another, with a record of the log for as long as its block lasts.
 
-    __slots__ = ("_arguments", "_log", "_number")
+    Whatever the block does to what `begin` has named happens wholly, if it comes to `end`, or not at all.
+    No context manager for each, no numpy records: hundreds of steps are taken a push.
+    """
 
-    def __init__(
-        self,
-        log: UndoLog,
-        lock: threading.Lock,
-        span: tuple[int, int],
-        vectors: Sequence[int],
-        workers: Sequence[int],
-        chunk: int | None,
-    ) -> None:
-        self._log, self._arguments, self._number = log, (lock, span, vectors, workers, chunk), 0
+    __slots__ = ("_is_armed", "_lock", "_log", "_number", "_vectors", "_words")
 
-    def __enter__(self) -> None:
-        self._number = self._log._arm(*self._arguments)
+    def __init__(self, log: UndoLog, lock: threading.Lock, vectors: slice) -> None:
+        self._log, self._lock, self._vectors = log, lock, vectors
+
+    def __enter__(self) -> Self:
+        self._log._num_free.acquire()
+        self._number, self._is_armed = self._log._free.pop(), False
+        self._words = self._log._words[self._number]
+        self._words[_AT["vectors"]] = (1 << self._vectors.stop) - (1 << self._vectors.start)
+        self._words[_AT["has_counters"]] = self._words[_AT["has_round"]] = 0
+        return self
+
+    def begin(self, start: int, stop: int, workers: Sequence[int], chunk: int | None = None) -> None:
+        """Saves what a step may change.
+
+        Args:
+            start: First element that it changes.
+            stop: One past the last; no more elements than the log has room for.
+            workers: At most MAX_WORKERS whose ledger entries say how far their push is applied.
+            chunk: Whose round the step changes, if it does.
+        """
+        log, words, vectors = self._log, self._words, self._vectors
+        np.copyto(log._saved[self._number - 1, vectors, : stop - start], log._vectors[vectors, start:stop])
+        reach("step.copied")
+        words[_START], words[_STOP], words[_NUM_WORKERS] = start, stop, len(workers)
+        with self._lock:
+            log._refuse_if_closed()
+            for i, worker in enumerate(workers):
+                to, of = _ENTRIES + i * _ENTRY_WORDS, worker * _ENTRY_WORDS
+                words[_WORKERS + i] = worker
+                words[to : to + _ENTRY_WORDS] = log._ledger_words[of : of + _ENTRY_WORDS]
+            if chunk is not None:
+                record = log._records[self._number]
+                record["has_round"], record["chunk"], record["round"] = 1, chunk, log._rounds[chunk]
+            reach("step.described")
+            words[_ARMED] = 1
+        self._is_armed = True
+        reach("step.armed")
+
+    def end(self) -> None:
+        """The step is whole."""
+        reach("step.changed")
+        self._words[_ARMED] = 0
+        self._is_armed = False
+        reach("step.disarmed")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._log._end(self._number, failed=kind is not None)
+        try:
+            if self._is_armed:
+                self._log._undo(self._number)
+        finally:
+            self._log._free.append(self._number)
+            self._log._num_free.release()
 
 
 def _bits(mask: int) -> list[int]:
