@@ -122,7 +122,8 @@ class Call:
             try:
                 yield read(view.toreadonly())
             finally:
-                self._buffers.give_back(buffer)
+                if buffer is not None:
+                    self._buffers.give_back(buffer)
 
     def _only(self, messages: Iterator[Any]) -> Any:
         for message in messages:

@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 
 from downpour.proto import frames
-from downpour.proto.assembly import Buffers, TooLarge
+from downpour.proto.assembly import Buffers, Place, TooLarge
 from downpour.proto.frames import Headers
 from downpour.proto.http2 import Connection, Ended, Message, Stream
 from downpour.proto.security import PLAIN, Security
@@ -96,11 +96,11 @@ class Channel:
 
         return call
 
-    def unary_stream(self, path: str, write: Serializer) -> Callable[..., Iterator[memoryview]]:
-        """One request and many answers, as views."""
+    def unary_stream(self, path: str, write: Serializer) -> Callable[..., Iterator[memoryview | None]]:
+        """One request and many answers, as views; None for one that `place` has found a place for."""
 
-        def call(request: Any, timeout: float | None = None) -> Iterator[memoryview]:
-            return self._call(path, [[write(request)]], timeout, lambda view: view)
+        def call(request: Any, timeout: float | None = None, place: Place | None = None) -> Iterator[memoryview | None]:
+            return self._call(path, [[write(request)]], timeout, lambda view: view, place=place)
 
         return call
 
@@ -115,7 +115,13 @@ class Channel:
             self._idle.clear()
 
     def _call(
-        self, path: str, requests: Iterable[Message], timeout: float | None, read: Serializer, wait: bool = False
+        self,
+        path: str,
+        requests: Iterable[Message],
+        timeout: float | None,
+        read: Serializer,
+        wait: bool = False,
+        place: Place | None = None,
     ) -> Iterator[Any]:
         """One call. Its connection is used again if the call came to its end."""
         end = time.monotonic() + min(timeout or _LONGEST_S, _LONGEST_S)
@@ -124,9 +130,12 @@ class Channel:
         try:
             with _mapped():
                 connection.set_deadline(end)
-                stream = connection.begin(self._headers(path, timeout), requests)
+                stream = connection.begin(self._headers(path, timeout), requests, place)
                 while got := connection.next_message(stream):
                     buffer, view = got
+                    if buffer is None:
+                        yield None
+                        continue
                     try:
                         yield read(view.toreadonly())
                     finally:
@@ -218,10 +227,10 @@ class _Connection(Connection):
         self.number = number
         self._next = 1
 
-    def begin(self, headers: Headers, requests: Iterable[Message]) -> Stream:
+    def begin(self, headers: Headers, requests: Iterable[Message], place: Place | None) -> Stream:
         """Sends a call with all its requests, unless the server answers before they are through."""
         with self.changed:
-            stream = self._new_stream(self._next)
+            stream = self._new_stream(self._next, place)
             stream.wanted = True
             self._next += 2
         before = frames.headers(stream.number, headers, end=False)

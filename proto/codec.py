@@ -199,13 +199,18 @@ def chunk_parts(
     return parts
 
 
-def decode_chunk(message: bytes | memoryview) -> Chunk:
+def decode_chunk(message: bytes | memoryview, num_bytes: int | None = None) -> Chunk:
     """Reads a chunk; unknown fields are skipped, as protobuf demands.
+
+    Args:
+        message: The bytes, or only the first of them.
+        num_bytes: How many there are in all. If that is more, the payload is what there is of it, and must come last.
 
     Raises:
         MalformedChunk: The bytes are not a `Chunk`.
     """
     view = memoryview(message)
+    missing = 0 if num_bytes is None else num_bytes - len(view)
     numbers = {4: 0, 5: 0, 6: 0, 9: 0}
     payloads = {7: _NOTHING, 8: _NOTHING}
     header: Message | None = None
@@ -218,7 +223,7 @@ def decode_chunk(message: bytes | memoryview) -> Chunk:
         if field in numbers and wire_type == _VARINT:
             numbers[field], position = _read_varint(view, position)
         elif field in payloads and wire_type == _BYTES:
-            payloads[field], position = _read_bytes(view, position)
+            payloads[field], position = _read_bytes(view, position, missing)
         elif field in _HEADERS and wire_type == _BYTES:
             body, position = _read_bytes(view, position)
             header = _read_header(field, body, header)
@@ -261,8 +266,10 @@ def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
     raise MalformedChunk("a number has more than ten bytes")
 
 
-def _read_bytes(view: memoryview, position: int) -> tuple[memoryview, int]:
+def _read_bytes(view: memoryview, position: int, missing: int = 0) -> tuple[memoryview, int]:
     length, position = _read_varint(view, position)
+    if missing and length == len(view) - position + missing:  # it goes on to the end of the message
+        return view[position:], len(view)
     if length > len(view) - position:
         raise MalformedChunk(f"a field of {length} bytes, of which {len(view) - position} are there")
     return view[position : position + length], position + length

@@ -18,12 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from downpour.proto import frames
-from downpour.proto.assembly import MAX_MESSAGE_BYTES, PREFIX_BYTES, Assembler, Buffers, TooLarge
+from downpour.proto.assembly import MAX_MESSAGE_BYTES, PREFIX_BYTES, Assembler, Buffers, Place, TooLarge
 from downpour.proto.frames import DEFAULT_WINDOW, MAX_WINDOW, Headers, ProtocolError
 from downpour.proto.sockets import Buffer, Socket
 
 _LARGEST_CONTROL_FRAME = 1 << 16
 _MAX_QUEUED = 1000  # answers to what a peer sends without reading ours
+_MAX_ARRIVED = 1000  # messages of one frame
 _GIVE_BACK_BYTES = MAX_WINDOW // 4  # how much of a window is used before it is opened again
 
 Message = Sequence[Buffer]  # in parts
@@ -44,7 +45,7 @@ class Stream:
         headers: That came last; the trailers, once the call has ended.
         wanted: Whether somebody takes messages.
         spilled: What has come before that, at most a window.
-        arrived: Whole messages that nobody has taken, with their lengths.
+        arrived: Whole messages that nobody has taken, with their lengths; no message if it has been placed.
         is_whole: The peer has sent everything.
         reset: Why the stream cannot go on; None if it can.
         deadline: Until when anybody waits for it, a moment of `time.monotonic()`.
@@ -57,7 +58,7 @@ class Stream:
     headers: Headers = ()
     wanted: bool = False
     spilled: bytearray = field(default_factory=bytearray)
-    arrived: deque[tuple[bytearray, int]] = field(default_factory=deque)
+    arrived: deque[tuple[bytearray | None, int]] = field(default_factory=deque)
     is_whole: bool = False
     reset: Exception | None = None
     deadline: float | None = None
@@ -207,8 +208,10 @@ class Connection:
         if not is_whole:
             self.queue(frames.window_update(stream.number, MAX_WINDOW - self._initial_window))
 
-    def next_message(self, stream: Stream) -> tuple[bytearray, memoryview] | None:
+    def next_message(self, stream: Stream) -> tuple[bytearray | None, memoryview] | None:
         """The next message of a wanted stream, in a buffer to be given back; None when there are no more.
+
+        There is no buffer where the message is in its place already.
 
         Raises:
             TooLarge: It is longer than may be.
@@ -220,7 +223,7 @@ class Connection:
             if stream.arrived:
                 buffer, length = stream.arrived.popleft()
                 self.changed.notify_all()
-                return buffer, memoryview(buffer)[:length]
+                return buffer, memoryview(buffer or b"")[:length]
             if stream.reset is not None and (not stream.is_whole or isinstance(stream.reset, TooLarge)):
                 raise stream.reset
             if stream.incoming.is_inside:
@@ -233,7 +236,8 @@ class Connection:
             self.streams.pop(stream.number, None)
             stream.reset = stream.reset or Ended("the call is over")
             while stream.arrived:
-                self._buffers.give_back(stream.arrived.popleft()[0])
+                if buffer := stream.arrived.popleft()[0]:
+                    self._buffers.give_back(buffer)
             self.changed.notify_all()
 
     def break_off(self, reason: Exception) -> None:
@@ -322,9 +326,11 @@ class Connection:
             self.queue(frames.window_update(stream.number, stream.received))
             stream.received = 0
         while self._unread:
-            if stream.arrived:
+            if stream.arrived and self._is_server:
                 with self.changed:
                     self.changed.wait_for(lambda: not stream.arrived or stream.reset is not None)
+            elif len(stream.arrived) > _MAX_ARRIVED:  # a client has nobody who could take them meanwhile
+                raise ProtocolError("too many messages in one frame")
             room = stream.incoming.room()
             count = min(self._unread, len(room))
             self._socket.read_into(room[:count])
@@ -388,9 +394,9 @@ class Connection:
             stream.headers, stream.is_whole = headers, is_last
         self.on_request(stream)
 
-    def _new_stream(self, number: int) -> Stream:
+    def _new_stream(self, number: int, place: Place | None = None) -> Stream:
         """Called with `changed` held."""
-        stream = self.streams[number] = Stream(number, self._stream_window, Assembler(self._buffers))
+        stream = self.streams[number] = Stream(number, self._stream_window, Assembler(self._buffers, place))
         return stream
 
     def _on_settings(self, payload: bytes) -> None:

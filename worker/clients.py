@@ -144,8 +144,9 @@ class ShardClient:
         def attempt() -> None:
             request.publication = into.begin()
             try:
-                for message in self._pull(request, timeout=self._give_up_after_s):
-                    into.receive(codec.decode_chunk(message))
+                for message in self._pull(request, timeout=self._give_up_after_s, place=into.place):
+                    if message is not None:
+                        into.receive(codec.decode_chunk(message))
                 into.end()
             except MalformedChunk as error:
                 raise MalformedChunk(f"pulling from {self.peer}: {error}") from None

@@ -73,18 +73,43 @@ class Pulled:
             self._publication = 0  # for as long as it is half of one and half of another
         return self._base
 
+    def place(self, beginning: memoryview, num_bytes: int) -> memoryview | None:
+        """Where the rest of a chunk belongs, of which only the beginning has come: chunks need not be copied then.
+
+        None if the chunk must be decoded; `receive` takes it.
+        """
+        try:
+            chunk = codec.decode_chunk(beginning, num_bytes)
+            target, _ = self._target(chunk)
+        except MalformedChunk:  # `receive` says why
+            return None
+        room = target.view(np.uint8).data
+        first = len(chunk.payload)
+        if codec.WIRE_DTYPES.get(chunk.codec) != target.dtype or len(room) - first != num_bytes - len(beginning):
+            return None
+        self._took(chunk, len(room))
+        room[:first] = chunk.payload
+        return room[first:]
+
     def receive(self, chunk: codec.Chunk) -> None:
         """Takes the next chunk.
 
         Raises:
             MalformedChunk: It is not the next one, or not readable.
         """
-        if isinstance(chunk.header, pb.PullHeader):
-            self._header = chunk.header
+        target, base = self._target(chunk)
+        if chunk.codec in codec.WIRE_DTYPES:
+            target[:] = chunk.values()
+        elif base is not None:
+            kernels.advance(chunk.codec, base, *chunk.blocks(), target)
+        else:
+            raise MalformedChunk(f"a chunk at {chunk.start} holds differences to nothing")
+        self._took(chunk, chunk.payload.nbytes)
+
+    def _target(self, chunk: codec.Chunk) -> tuple[np.ndarray, np.ndarray | None]:
+        """Where the next chunk's elements belong, and what differences are to, if they may be."""
         if chunk.start != self._position:
             raise MalformedChunk(f"a chunk at {chunk.start} came where {self._position} was due")
-        self._position += chunk.count
-        self.num_bytes += chunk.payload.nbytes
         start, into, part = chunk.start, self._sets[-1], self._sets[-1].trained  # a chunk lies within one part
         for following in (into.statistics, into.frozen):
             if start >= part.size:
@@ -92,12 +117,14 @@ class Pulled:
         stop = start + chunk.count
         if stop > part.size:
             raise MalformedChunk(f"a chunk of {chunk.count} elements came where {part.size - start} were due")
-        if chunk.codec in codec.WIRE_DTYPES:
-            part[start:stop] = chunk.values()
-        elif part is into.trained and self._base:
-            kernels.advance(chunk.codec, self.latest.trained[start:stop], *chunk.blocks(), part[start:stop])
-        else:
-            raise MalformedChunk(f"a chunk at {chunk.start} holds differences to nothing")
+        has_base = part is into.trained and self._base
+        return part[start:stop], self.latest.trained[start:stop] if has_base else None
+
+    def _took(self, chunk: codec.Chunk, num_bytes: int) -> None:
+        if isinstance(chunk.header, pb.PullHeader):
+            self._header = chunk.header
+        self._position += chunk.count
+        self.num_bytes += num_bytes
 
     def end(self) -> None:
         """The pull is over; `latest` is what it gave.

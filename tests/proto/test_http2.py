@@ -99,6 +99,35 @@ def test_messages_are_cut_into_frames_anyhow(bodies: list[bytes], cuts: list[int
     reader.join()
 
 
+@given(st.lists(st.binary(max_size=600), max_size=6), st.integers(1, 700), st.lists(st.booleans(), min_size=6))
+def test_longer_messages_go_where_they_belong(bodies: list[bytes], step: int, has_place: list[bool]) -> None:
+    placed: list[tuple[bytes, bytearray]] = []
+    asked = 0
+
+    def place(beginning: memoryview, length: int) -> memoryview | None:
+        nonlocal asked
+        asked += 1
+        if not has_place[asked % len(has_place)]:
+            return None
+        placed.append((bytes(beginning), bytearray(length - len(beginning))))
+        return memoryview(placed[-1][1])
+
+    assembler, got = Assembler(Buffers(2), place), list[bytes]()
+    for body in bodies:
+        left, whole = memoryview(message(body)), None
+        while left:
+            assert whole is None
+            room = assembler.room()
+            count = min(step, len(room), len(left))
+            room[:count], left = left[:count], left[count:]
+            whole = assembler.took(count)
+            assert assembler.is_inside == (whole is None)
+        assert whole is not None
+        got.append(b"".join(placed[-1]) if whole[0] is None else bytes(whole[0][: whole[1]]))
+    assert got == bodies
+    assert asked == sum(len(body) > 128 for body in bodies)
+
+
 def test_a_call_is_wanted_just_when_the_reader_has_looked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then what was kept is still being taken when the next frame is read, and must come first all the same."""
     body = bytes(range(256)) * 4

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.assembly import Assembler, Buffers
 from downpour.proto.errors import MalformedChunk
 from downpour.proto.http2 import Message
 from downpour.ps import kernels
@@ -19,7 +20,7 @@ from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
 from downpour.ps.publication import Publisher
 from downpour.ps.rules import SGD
 from downpour.ps.schedules import Constant
-from downpour.ps.servicer import Servicer
+from downpour.ps.servicer import Servicer, _live
 from downpour.ps.shard import Shard
 from downpour.worker.exchange import Exchange, Gradients
 from downpour.worker.pulled import Pulled
@@ -52,9 +53,24 @@ def pulled(keep: bool = False) -> Pulled:
     return Pulled(LAYOUT, 0, codec.BFLOAT16, keep=keep)
 
 
-def receive(into: Pulled, messages: Iterable[Message]) -> None:
-    for message in messages:
-        into.receive(codec.decode_chunk(b"".join(message)))
+def receive(into: Pulled, messages: Iterable[Message]) -> list[bool]:
+    """As a connection brings them, in small pieces; whether each was placed, and not copied."""
+    return [arrive(into, b"".join(message)) for message in messages]
+
+
+def arrive(into: Pulled, message: bytes) -> bool:
+    assembler, left = Assembler(Buffers(2), into.place), memoryview(b"\0" + len(message).to_bytes(4, "big") + message)
+    whole = None
+    while left:
+        room = assembler.room()
+        count = min(len(room), len(left), 100)
+        room[:count], left = left[:count], left[count:]
+        whole = assembler.took(count)
+    assert whole is not None
+    buffer, length = whole
+    if buffer is not None:
+        into.receive(codec.decode_chunk(memoryview(buffer)[:length]))
+    return buffer is None
 
 
 def follow(into: Pulled, publisher: Publisher, every: int = 1) -> None:
@@ -189,7 +205,42 @@ def test_what_does_not_fit_is_refused(chunk: bytes, message: str) -> None:
     into = pulled()
     into.begin()
     with pytest.raises(MalformedChunk, match=message):
-        into.receive(codec.decode_chunk(chunk))
+        arrive(into, chunk)
+
+
+@pytest.mark.parametrize("wire", [codec.FLOAT32, codec.BFLOAT16])
+def test_what_need_not_be_decoded_arrives_in_its_place(wire: int) -> None:
+    layout = plan([Variable("w", (400,)), Variable("m", (100,), STATISTIC), Variable("f", (200,), FROZEN)], 1)
+    values = np.random.default_rng(2).standard_normal(700).astype(np.float32)
+    into = Pulled(layout, 0, wire, keep=False)
+    into.begin()
+    messages = [list(map(bytes, parts)) for parts in _live(new_shard(layout, values, SGD()), wire)]
+    assert receive(into, messages) == [True, True, True]
+    into.end()
+    bits = np.empty(700, codec.WIRE_DTYPES[wire])
+    kernels.to_wire(values, bits)
+    np.testing.assert_array_equal(into.latest.trained, bits[:400])
+    np.testing.assert_array_equal(into.latest.statistics, values[400:500])
+    np.testing.assert_array_equal(into.latest.frozen, bits[500:])
+    assert into.num_bytes == bits[:600].nbytes + values[:100].nbytes
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        pytest.param(encode_chunk(0, codec.FLOAT32, np.zeros(100, np.float32)), id="another type"),
+        pytest.param(encode_chunk(0, codec.BFLOAT16, np.zeros(100, np.uint16), count=99), id="another length"),
+        pytest.param(encode_chunk(0, codec.BFLOAT16, np.zeros(100, np.uint16), rows=1), id="more after it"),
+        pytest.param(encode_chunk(9, codec.BFLOAT16, np.zeros(100, np.uint16)), id="another place"),
+        pytest.param(bytes(200), id="no chunk"),
+    ],
+)
+def test_what_must_be_looked_at_gets_no_place(chunk: bytes) -> None:
+    into = pulled()
+    into.begin()
+    before = into.latest.trained.copy()
+    assert into.place(memoryview(chunk)[:128], len(chunk)) is None
+    np.testing.assert_array_equal(into.latest.trained, before)
 
 
 def test_only_bfloat16_is_published(shard: Shard) -> None:
