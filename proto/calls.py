@@ -49,20 +49,28 @@ class Call:
 
     Args:
         handler: Of the method, a `grpc.RpcMethodHandler`; None if there is no such method.
+        headers: That it began with.
         connection: That it came by.
-        stream: Of the call, with its headers.
+        stream: Of the call.
         caller: Who made it.
         buffers: That its messages lie in.
     """
 
-    def __init__(self, handler: Any, connection: Connection, stream: Stream, caller: Caller, buffers: Buffers) -> None:
-        headers = dict(stream.headers)
+    def __init__(
+        self,
+        handler: Any,
+        headers: dict[str, str],
+        connection: Connection,
+        stream: Stream,
+        caller: Caller,
+        buffers: Buffers,
+    ) -> None:
         self._handler = handler
         self._connection = connection
         self._stream = stream
         self._caller = caller
         self._buffers = buffers
-        self._metadata = tuple((key, value) for key, value in stream.headers if not key.startswith(":"))
+        self._metadata = stream.headers
         self._trailing: tuple[tuple[str, str], ...] = ()
         self._status = grpc.StatusCode.OK
         self._words = ""
@@ -159,7 +167,7 @@ class Call:
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """See `grpc.ServicerContext`."""
-        return self._metadata
+        return tuple(pair for pair in self._metadata if not pair[0].startswith(":"))
 
     def time_remaining(self) -> float | None:
         """See `grpc.ServicerContext`."""

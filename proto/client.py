@@ -261,12 +261,16 @@ class _Connection(Connection):
         if stream.is_whole and stream.reset is None:
             stream.reset = Ended("the server has answered")
 
+    def notify(self) -> None:
+        """See `Connection`: nobody else waits."""
+
     def is_usable(self) -> bool:
         """Whether another call may be made; reads what has come since the last."""
         try:
-            self._socket.set_deadline(time.monotonic() + 1.0)
-            while not self._socket.is_quiet():
-                self.read_frame()
+            if not self._socket.is_quiet():
+                self._socket.set_deadline(time.monotonic() + 1.0)
+                while not self._socket.is_quiet():
+                    self.read_frame()
         except OSError:
             return False
         return not self.is_going_away and self._next < frames.MAX_WINDOW - 2

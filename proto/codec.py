@@ -6,6 +6,7 @@ field order, and gives the payload as a view of the message. Pure functions; no 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -187,16 +188,22 @@ def chunk_parts(
     parts: list[Any] = []
     if header is not None:
         body = header.SerializeToString()
-        parts += [_varint(_HEADER_FIELDS[type(header)] << 3 | _BYTES), _varint(len(body)), body]
-    for number, value in ((4, start), (5, values.size if count is None else count), (6, codec)):
-        if value:  # proto3 leaves zeros out
-            parts += [_varint(number << 3 | _VARINT), _varint(value)]
-    for number, array in ((7, values), (8, base)):
-        if array is not None and array.nbytes:
-            parts += [_varint(number << 3 | _BYTES), _varint(array.nbytes), array.view(np.uint8).data]
+        parts.append(_varint(_HEADER_FIELDS[type(header)] << 3 | _BYTES) + _varint(len(body)) + body)
+    parts.append(_before_payload(start, values.size if count is None else count, codec, values.nbytes))
+    if values.nbytes:
+        parts.append(values.view(np.uint8).data)
+    if base is not None and base.nbytes:
+        parts += [_varint(8 << 3 | _BYTES) + _varint(base.nbytes), base.view(np.uint8).data]
     if rows:
-        parts += [_varint(9 << 3 | _VARINT), _varint(rows)]
+        parts.append(_varint(9 << 3 | _VARINT) + _varint(rows))
     return parts
+
+
+@functools.lru_cache(maxsize=1024)  # every step sends the same chunks
+def _before_payload(start: int, count: int, codec: int, num_bytes: int) -> bytes:
+    fields = ((4, start), (5, count), (6, codec))  # proto3 leaves zeros out
+    out = b"".join(_varint(number << 3 | _VARINT) + _varint(value) for number, value in fields if value)
+    return out + _varint(7 << 3 | _BYTES) + _varint(num_bytes) if num_bytes else out
 
 
 def decode_chunk(message: bytes | memoryview, num_bytes: int | None = None) -> Chunk:
@@ -215,8 +222,12 @@ def decode_chunk(message: bytes | memoryview, num_bytes: int | None = None) -> C
     payloads = {7: _NOTHING, 8: _NOTHING}
     header: Message | None = None
     position = 0
-    while position < len(view):
-        tag, position = _read_varint(view, position)
+    end = len(view)
+    while position < end:
+        tag = view[position]
+        position += 1
+        if tag > 0x7F:
+            tag, position = _read_varint(view, position - 1)
         field, wire_type = tag >> 3, tag & 7
         if field == 0:
             raise MalformedChunk("field number 0")

@@ -36,7 +36,7 @@ class Ended(Exception):
 
 @dataclass(eq=False)
 class Stream:
-    """One call, seen from one side. Guarded by its connection's `changed`, but for what is the reader's.
+    """One call, seen from one side. Guarded by its connection's `lock`, but for what is the reader's.
 
     Attributes:
         number: Of the stream.
@@ -84,8 +84,9 @@ class Connection:
         self._is_server = is_server
         self._initial_window = initial_window
         self._max_streams = max_streams
-        self.changed = threading.Condition(threading.Lock())
-        # Guarded by `changed`.
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        # Guarded by `lock`.
         self.streams: dict[int, Stream] = {}
         self.is_going_away = False  # the peer takes no new calls
         self._window = DEFAULT_WINDOW  # of all streams together, to be sent
@@ -129,7 +130,7 @@ class Connection:
 
         Args:
             stream: Of the call.
-            message: Its parts, bytes all of them.
+            message: Its parts, all of them buffers of bytes.
             before: Frames that go first, in the same breath.
             end: Whether it is the last one.
 
@@ -138,11 +139,10 @@ class Connection:
             OSError: The connection has.
             TooLarge: It is longer than may be.
         """
-        views = [memoryview(part) for part in message]
-        left = sum(map(len, views))
+        left = sum(map(len, message))
         if left > MAX_MESSAGE_BYTES:
             raise TooLarge(f"Sent message larger than max ({left} vs. {MAX_MESSAGE_BYTES})")
-        views.insert(0, memoryview(b"\0" + left.to_bytes(PREFIX_BYTES - 1, "big")))
+        parts = [b"\0" + left.to_bytes(PREFIX_BYTES - 1, "big"), *message]
         left += PREFIX_BYTES
         if before and min(stream.window, self._window) <= 0:  # the peer opens windows of streams that it knows
             self.send(before)
@@ -151,22 +151,27 @@ class Connection:
             count = self._take_window(stream, left)
             left -= count
             flags = frames.END_STREAM if end and not left else 0
-            now, views = _cut(views, count) if left else (views, [])
-            self.send(before, frames.head(count, frames.DATA, flags, stream.number), *now)
+            now, parts = _cut(parts, count) if left else (parts, [])
+            self.send(before + frames.head(count, frames.DATA, flags, stream.number), *now)
             before = b""
 
     def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
-        """Returns when a condition on what is guarded by `changed` holds, which is held then as before.
+        """Returns when a condition on what is guarded by `lock` holds, which is held then as before.
 
         Raises:
             OSError: The connection broke, or the stream's deadline has passed.
         """
         raise NotImplementedError
 
+    def notify(self) -> None:
+        """What is guarded by `lock`, which is held, has changed; whoever waits looks again."""
+        self.changed.notify_all()
+
     def _take_window(self, stream: Stream, wanted: int) -> int:
         """How many bytes may be sent now, at most `wanted`; waits for one at least."""
-        with self.changed:
-            self.wait(stream, lambda: stream.reset is not None or (stream.window > 0 and self._window > 0))
+        with self.lock:
+            if stream.window <= 0 or self._window <= 0:
+                self.wait(stream, lambda: stream.reset is not None or (stream.window > 0 and self._window > 0))
             if stream.reset is not None:
                 raise stream.reset
             count = min(wanted, stream.window, self._window, self._max_frame)
@@ -197,7 +202,7 @@ class Connection:
         From now on the peer may send as it likes: what comes is read from the connection only when the message before
         has been taken, so TCP holds the peer back, and a call takes two buffers at a time.
         """
-        with self.changed:
+        with self.lock:
             stream.wanted = True
             try:
                 self._feed(stream, memoryview(stream.spilled))
@@ -218,11 +223,12 @@ class Connection:
             Ended: The stream has ended in the middle.
             OSError: The connection has.
         """
-        with self.changed:
-            self.wait(stream, lambda: bool(stream.arrived or stream.is_whole or stream.reset))
+        with self.lock:
+            if not stream.arrived:
+                self.wait(stream, lambda: bool(stream.arrived or stream.is_whole or stream.reset))
             if stream.arrived:
                 buffer, length = stream.arrived.popleft()
-                self.changed.notify_all()
+                self.notify()
                 return buffer, memoryview(buffer or b"")[:length]
             if stream.reset is not None and (not stream.is_whole or isinstance(stream.reset, TooLarge)):
                 raise stream.reset
@@ -232,20 +238,20 @@ class Connection:
 
     def forget(self, stream: Stream) -> None:
         """The call is over; what still comes of it is thrown away."""
-        with self.changed:
+        with self.lock:
             self.streams.pop(stream.number, None)
             stream.reset = stream.reset or Ended("the call is over")
             while stream.arrived:
                 if buffer := stream.arrived.popleft()[0]:
                     self._buffers.give_back(buffer)
-            self.changed.notify_all()
+            self.notify()
 
     def break_off(self, reason: Exception) -> None:
         """The connection has ended, and with it every stream."""
-        with self.changed:
+        with self.lock:
             for stream in self.streams.values():
                 stream.reset = stream.reset or Ended(str(reason))
-            self.changed.notify_all()
+            self.notify()
 
     def on_request(self, stream: Stream) -> None:
         """A peer has begun a call, of which `headers` are known; on the server's side."""
@@ -279,7 +285,7 @@ class Connection:
         elif kind == frames.RST_STREAM:
             self._on_reset(number, payload)
         elif kind == frames.GOAWAY:
-            with self.changed:
+            with self.lock:
                 self.is_going_away = True
         elif kind in (frames.PUSH_PROMISE, frames.CONTINUATION):
             raise ProtocolError(f"a frame of kind {kind} where none may be")
@@ -298,7 +304,7 @@ class Connection:
         self._unread = length - padding - bool(flags & frames.PADDED)
         if self._unread < 0:
             raise ProtocolError("more padding than there is")
-        with self.changed:
+        with self.lock:
             stream = self.streams.get(number)
             if stream is not None and stream.reset is not None:
                 stream = None
@@ -308,16 +314,16 @@ class Connection:
             try:
                 self._read_messages(stream) if wanted else self._spill(stream)
             except TooLarge as error:
-                with self.changed:
+                with self.lock:
                     stream.reset = error
-                    self.changed.notify_all()
+                    self.notify()
         for count in [1 << 16] * (self._unread >> 16) + [self._unread & 0xFFFF]:  # of a stream that is over
             self._read(count)
         self._read(padding)
         if flags & frames.END_STREAM and stream is not None:
-            with self.changed:
+            with self.lock:
                 stream.is_whole = True
-                self.changed.notify_all()
+                self.notify()
 
     def _read_messages(self, stream: Stream) -> None:
         """Reads the rest of a frame straight to where it belongs."""
@@ -327,7 +333,7 @@ class Connection:
             stream.received = 0
         while self._unread:
             if stream.arrived and self._is_server:
-                with self.changed:
+                with self.lock:
                     self.changed.wait_for(lambda: not stream.arrived or stream.reset is not None)
             elif len(stream.arrived) > _MAX_ARRIVED:  # a client has nobody who could take them meanwhile
                 raise ProtocolError("too many messages in one frame")
@@ -336,9 +342,9 @@ class Connection:
             self._socket.read_into(room[:count])
             self._unread -= count
             if whole := stream.incoming.took(count):
-                with self.changed:
+                with self.lock:
                     stream.arrived.append(whole)
-                    self.changed.notify_all()
+                    self.notify()
 
     def _spill(self, stream: Stream) -> None:
         """Keeps the rest of a frame that nobody wants yet."""
@@ -346,7 +352,7 @@ class Connection:
             raise ProtocolError("more than the window of a stream")
         data = self._read(self._unread)
         self._unread = 0
-        with self.changed:
+        with self.lock:
             if stream.wanted:  # meanwhile
                 self._feed(stream, memoryview(data))
             elif len(stream.spilled) + len(data) > self._initial_window:
@@ -363,7 +369,7 @@ class Connection:
             data = data[count:]
             if whole := stream.incoming.took(count):
                 stream.arrived.append(whole)
-                self.changed.notify_all()
+                self.notify()
 
     def _on_headers(self, number: int, flags: int, payload: bytes) -> None:
         is_last = bool(flags & frames.END_STREAM)
@@ -378,12 +384,12 @@ class Connection:
                 raise ProtocolError("headers that do not end")
             payload += self._read(length)
         headers = self._header_reader.read(payload)
-        with self.changed:
+        with self.lock:
             stream = self.streams.get(number)
             if stream is not None:
                 stream.headers = headers
                 stream.is_whole = stream.is_whole or is_last
-                self.changed.notify_all()
+                self.notify()
                 return
             if not self._is_server or number <= self._latest:
                 return  # of a call that is over
@@ -400,7 +406,7 @@ class Connection:
         return stream
 
     def _on_settings(self, payload: bytes) -> None:
-        with self.changed:
+        with self.lock:
             for setting, value in frames.read_settings(payload):
                 if setting == frames.INITIAL_WINDOW_SIZE:
                     for stream in self.streams.values():
@@ -410,30 +416,30 @@ class Connection:
                     if not frames.DEFAULT_FRAME <= value <= frames.LARGEST_FRAME:
                         raise ProtocolError(f"frames of {value} bytes")
                     self._max_frame = value
-            self.changed.notify_all()
+            self.notify()
         self.queue(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
 
     def _on_window_update(self, number: int, payload: bytes) -> None:
         more = int.from_bytes(payload, "big") & MAX_WINDOW
-        with self.changed:
+        with self.lock:
             if number == 0:
                 self._window += more
             elif number in self.streams:
                 self.streams[number].window += more
-            self.changed.notify_all()
+            self.notify()
 
     def _on_reset(self, number: int, payload: bytes) -> None:
         code = int.from_bytes(payload, "big")
-        with self.changed:
+        with self.lock:
             stream = self.streams.get(number)
             if stream is not None and stream.reset is None:
                 stream.reset = Ended(f"the peer reset the stream (error {code})")
-            self.changed.notify_all()
+            self.notify()
 
 
-def _cut(views: list[memoryview], count: int) -> tuple[list[memoryview], list[memoryview]]:
-    """The first `count` bytes of some views, and the rest."""
-    ends = list(itertools.accumulate(map(len, views)))
+def _cut(parts: Sequence[Buffer], count: int) -> tuple[list[Buffer], list[Buffer]]:
+    """The first `count` bytes of some buffers, and the rest."""
+    ends = list(itertools.accumulate(map(len, parts)))
     i = next(i for i, end in enumerate(ends) if end >= count)
-    inside = count - (ends[i] - len(views[i]))
-    return [*views[:i], views[i][:inside]], [views[i][inside:], *views[i + 1 :]]
+    part, inside = memoryview(parts[i]), count - (ends[i] - len(parts[i]))
+    return [*parts[:i], part[:inside]], [part[inside:], *parts[i + 1 :]]

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import queue
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,14 @@ class Server:
         self._interceptor = ErrorInterceptor(self._gate)
         self._bound: dict[str, Any] = {}
         self._most_calls = CALLS_PER_THREAD * num_threads
+        self._most_threads = num_threads
         self._most_connections = max_connections()
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="call")
+        self._waiting = queue.SimpleQueue[calls.Call | None]()  # for a thread; None ends one
         self.buffers = Buffers(_FREE_BUFFERS)
         self._changed = threading.Condition()
         # Guarded by `_changed`.
         self._connections: set[_Connection] = set()
-        self._num_calls = 0
+        self._num_calls = self._num_threads = 0
         self._stopping: threading.Event | None = None
         try:
             self._listener = _listen(host.strip("[]"), port)
@@ -116,7 +117,10 @@ class Server:
             if self._num_calls >= self._most_calls or self._stopping:
                 return False
             self._num_calls += 1
-        self._pool.submit(self._run, call)
+            if self._num_threads < min(self._num_calls, self._most_threads):
+                self._num_threads += 1
+                threading.Thread(target=self._work, name="call", daemon=True).start()
+        self._waiting.put(call)
         return True
 
     @property
@@ -133,13 +137,14 @@ class Server:
             self._bound[method] = found
         return self._bound[method]
 
-    def _run(self, call: calls.Call) -> None:
-        try:
-            call.run()
-        finally:
-            with self._changed:
-                self._num_calls -= 1
-                self._changed.notify_all()
+    def _work(self) -> None:
+        while call := self._waiting.get():
+            try:
+                call.run()
+            finally:
+                with self._changed:
+                    self._num_calls -= 1
+                    self._changed.notify_all()
 
     def _stop(self, grace_s: float) -> None:
         assert self._stopping is not None
@@ -155,7 +160,8 @@ class Server:
             for connection in list(self._connections):
                 connection.shut_down()
             self._changed.wait_for(lambda: not self._num_calls and not self._connections, 1.0)
-        self._pool.shutdown(wait=False)
+        for _ in range(self._num_threads):
+            self._waiting.put(None)
         self._stopping.set()
 
     def _accept(self) -> None:
@@ -298,10 +304,11 @@ class _Http2(Connection):
 
     def on_request(self, stream: Stream) -> None:
         """See `Connection`."""
-        with self.changed:
+        with self.lock:
             num_open = len(self.streams)
-        path = dict(stream.headers).get(":path", "")
-        call = calls.Call(self._server.bound(path), self, stream, self._owner, self._server.buffers)
+        headers = dict(stream.headers)
+        handler = self._server.bound(headers.get(":path", ""))
+        call = calls.Call(handler, headers, self, stream, self._owner, self._server.buffers)
         if num_open > MAX_STREAMS or self._server.is_stopping:
             self.forget(stream)
             self.queue(frames.reset(stream.number, frames.REFUSED_STREAM))
@@ -312,5 +319,5 @@ class _Http2(Connection):
 
     def settle(self) -> None:
         """Waits for the calls that the connection's end has ended, so that nobody sends into a closed descriptor."""
-        with self.changed:
+        with self.lock:
             self.changed.wait_for(lambda: not self.streams)

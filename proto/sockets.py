@@ -21,6 +21,8 @@ Buffer = bytes | bytearray | memoryview
 _TLS_PIECE = 1 << 16
 _SMALL = 1 << 12
 _MAX_BUFFERS = 512  # of one sendmsg; the kernel's limit is 1024
+_LATE_S = 0.05  # how much later than at its deadline the kernel may give up, so that it need not be told for every call
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 # A peer that has lost its power is noticed after about so long, by a thread that reads as by one that sends.
 _DEAD_AFTER_S = 30
@@ -48,7 +50,7 @@ class Socket(Protocol):
         ...
 
     def send(self, buffers: Sequence[Buffer]) -> None:
-        """Sends all of some buffers; raises as `read_into`."""
+        """Sends all of some buffers of bytes; raises as `read_into`."""
         ...
 
     def set_deadline(self, at: float | None) -> None:
@@ -83,6 +85,7 @@ class PlainSocket:
         self._room = memoryview(bytearray(_SMALL))
         self._ahead = self._room[:0]
         self._deadline: float | None = None
+        self._told_s: float | None = None  # how long the kernel waits
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is small is waited for
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (
@@ -118,16 +121,16 @@ class PlainSocket:
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """See `Socket`."""
-        rest = [memoryview(buffer) for buffer in buffers]
+        rest = buffers
         while rest:
             count = self._waiting(self._raw.sendmsg, rest[:_MAX_BUFFERS])
             done = 0
-            while done < len(rest) and count >= rest[done].nbytes:
-                count -= rest[done].nbytes
+            while done < len(rest) and count >= len(rest[done]):
+                count -= len(rest[done])
                 done += 1
             rest = rest[done:]
             if rest and count:
-                rest[0] = rest[0][count:]
+                rest = [memoryview(rest[0])[count:], *rest[1:]]
 
     def set_deadline(self, at: float | None) -> None:
         """See `Socket`."""
@@ -135,6 +138,9 @@ class PlainSocket:
             return
         self._deadline = at
         left = None if at is None else max(0.001, at - time.monotonic())
+        if left and self._told_s and left / 2 <= self._told_s <= left + _LATE_S:
+            return
+        self._told_s = left
         for option, limit_s in ((socket.SO_RCVTIMEO, left), (socket.SO_SNDTIMEO, left or self._stall_s)):
             self._raw.setsockopt(socket.SOL_SOCKET, option, _timeval(limit_s))
 
@@ -143,7 +149,7 @@ class PlainSocket:
         if self._ahead:
             return False
         try:
-            self._raw.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            self._raw.recv(1, _PEEK)
         except BlockingIOError:
             return True
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -138,11 +139,18 @@ def test_a_call_is_wanted_just_when_the_reader_has_looked_for_it(monkeypatch: py
     [stream] = receiver.begun
     feeding, go_on, room = threading.Event(), threading.Event(), Assembler.room
 
-    class Changed(threading.Condition):
-        """Lets the other thread begin as soon as the reader has given up the lock for the first time."""
+    class Lock:
+        """Lets the other thread begin as soon as the reader has given it up for the first time."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self.acquire, self.release = self._lock.acquire, self._lock.release
+
+        def __enter__(self) -> None:
+            self._lock.acquire()
 
         def __exit__(self, *error: object) -> None:
-            super().__exit__(*error)  # type: ignore[arg-type]
+            self._lock.release()
             if threading.current_thread() is reader and not wanting.ident:
                 wanting.start()
                 feeding.wait(10)
@@ -153,7 +161,9 @@ def test_a_call_is_wanted_just_when_the_reader_has_looked_for_it(monkeypatch: py
             go_on.wait(10)
         return room(self)
 
-    monkeypatch.setattr(receiver, "changed", Changed(threading.Lock()))
+    lock: Any = Lock()
+    monkeypatch.setattr(receiver, "lock", lock)
+    monkeypatch.setattr(receiver, "changed", threading.Condition(lock))
     monkeypatch.setattr(Assembler, "room", slow_room)
     wanting = threading.Thread(target=receiver.want, args=(stream,))
     reader = threading.Thread(target=receiver.read_all)
