@@ -105,7 +105,7 @@ class Factors:
         count = sum(kernels.num_non_finite(part.reshape(-1)) for part in self._payload)
         if not count and self._x.size and self._d:
             with np.errstate(over="ignore"):
-                largest = np.abs(self._x).max() * max(np.abs(d).max() for d in self._d.values()) * self._x.shape[1]
+                largest = _largest(self._x) * max(map(_largest, self._d.values())) * self._x.shape[1]
             return int(not np.isfinite(largest))
         return count
 
@@ -146,6 +146,12 @@ def pieces_of_factors(group: Factored) -> list[Piece]:
         for row in range(0, group.num_inputs, rows):
             pieces.append((r.offset + row * width, r.offset + min(row + rows, group.num_inputs) * width))
     return pieces
+
+
+def _largest(values: np.ndarray) -> np.float32:
+    """The largest absolute value, without an array of absolute values."""
+    largest: np.float32 = np.maximum(values.max(), -values.min())
+    return largest
 
 
 def _float32(values: np.ndarray) -> np.ndarray:
