@@ -12,7 +12,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 Buffer = bytes | bytearray | memoryview
@@ -180,6 +180,21 @@ class PlainSocket:
             return count
 
 
+def _joined(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    """The same bytes, small buffers that follow each other as one."""
+    small: list[Buffer] = []
+    for buffer in buffers:
+        if len(buffer) < _SMALL:
+            small.append(buffer)
+            continue
+        if small:
+            yield b"".join(small)
+            small = []
+        yield buffer
+    if small:
+        yield b"".join(small)
+
+
 def _timeval(limit_s: float | None) -> bytes:
     """For the kernel, whose zero is for ever."""
     return struct.pack("ll", int(limit_s or 0), int((limit_s or 0) % 1 * 1e6))
@@ -228,16 +243,23 @@ class TlsSocket:
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """See `Socket`."""
-        small = sum(memoryview(buffer).nbytes for buffer in buffers) <= 1 << 14
-        for buffer in [b"".join(buffers)] if small else buffers:
+        waiting = 0  # bytes that are encrypted and not sent
+        for buffer in _joined(buffers):
             view = memoryview(buffer)
-            for start in range(0, view.nbytes, _TLS_PIECE):
+            for start in range(0, len(view), _TLS_PIECE):
                 piece = view[start : start + _TLS_PIECE]
+                waiting += len(piece)
                 with self._lock:
                     while piece:
                         piece = piece[self._tls.write(piece) :]
-                    encrypted = self._out.read()
-                self._plain.send([encrypted])
+                    encrypted = self._out.read() if waiting >= _TLS_PIECE else b""
+                if encrypted:
+                    waiting = 0
+                    self._plain.send([encrypted])
+        if waiting:
+            with self._lock:
+                encrypted = self._out.read()
+            self._plain.send([encrypted])
 
     def set_deadline(self, at: float | None) -> None:
         """See `Socket`."""

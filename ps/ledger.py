@@ -43,7 +43,7 @@ LEDGER_ENTRY = np.dtype(
     ]
 )
 _ENTRY_WORDS = LEDGER_ENTRY.itemsize // 8
-_INCARNATION, _SEQUENCE, _APPLIED = map(LEDGER_ENTRY.names.index, ("incarnation", "sequence", "applied"))  # type: ignore[union-attr]
+_INCARNATION, _SEQUENCE, _APPLIED, _STALENESS, _COMPLETE, _DROPPED, _PUSHES = range(_ENTRY_WORDS)
 
 
 class Known(enum.Enum):
@@ -58,8 +58,8 @@ class Ledger:
     """The last push of every worker, over [NUM_WORKERS] LEDGER_ENTRY, indexed by worker."""
 
     def __init__(self, entries: np.ndarray) -> None:
-        self._entries = entries
-        # For what is done for every piece of a push: the same memory as integers, without numpy's records.
+        self._num_workers = len(entries)
+        # The same memory as integers: numpy's records are slow, and some of this is done for every piece.
         self._words = entries.view("<u8").data
 
     def known(self, push: pb.PushHeader) -> Known:
@@ -69,27 +69,28 @@ class Ledger:
             WorkerSuperseded: A newer incarnation of the worker has pushed.
             TooManyWorkers: There is no room for the worker's index.
         """
-        if push.worker >= len(self._entries):
-            raise TooManyWorkers(f"worker index {push.worker}; shards keep room for {len(self._entries)} workers")
-        entry = self._entries[push.worker]
-        if push.incarnation < entry["incarnation"]:
+        if push.worker >= self._num_workers:
+            raise TooManyWorkers(f"worker index {push.worker}; shards keep room for {self._num_workers} workers")
+        at = push.worker * _ENTRY_WORDS
+        incarnation, sequence = self._words[at + _INCARNATION], self._words[at + _SEQUENCE]
+        if push.incarnation < incarnation:
             raise WorkerSuperseded(
-                f"worker {push.worker} incarnation {push.incarnation} pushes after incarnation {entry['incarnation']} "
+                f"worker {push.worker} incarnation {push.incarnation} pushes after incarnation {incarnation} "
                 "of the same index did; give every running worker its own --index"
             )
-        if (push.incarnation, push.sequence) > (int(entry["incarnation"]), int(entry["sequence"])):
+        if (push.incarnation, push.sequence) > (incarnation, sequence):
             return Known.NEW
-        return Known.COMPLETE if push.sequence < entry["sequence"] or entry["complete"] else Known.BROKEN
+        return Known.COMPLETE if push.sequence < sequence or self._words[at + _COMPLETE] else Known.BROKEN
 
     def begin(self, push: pb.PushHeader) -> None:
         """A new push takes the place of the worker's last one."""
-        entry = self._entries[push.worker]
-        entry["complete"] = 0
+        words, at = self._words, push.worker * _ENTRY_WORDS
+        words[at + _COMPLETE] = 0
         reach("ledger.reopened")
-        entry["applied"], entry["dropped"] = 0, 0
-        entry["incarnation"] = push.incarnation
+        words[at + _APPLIED] = words[at + _DROPPED] = 0
+        words[at + _INCARNATION] = push.incarnation
         reach("ledger.incarnation")
-        entry["sequence"] = push.sequence
+        words[at + _SEQUENCE] = push.sequence
 
     def applied(self, push: pb.PushHeader) -> int:
         """Elements of the push that are in the parameters.
@@ -99,7 +100,7 @@ class Ledger:
         """
         if not self._is_last(push):
             raise WorkerSuperseded(f"worker {push.worker} has begun a later push than {push.sequence}")
-        return int(self._words[push.worker * _ENTRY_WORDS + _APPLIED])
+        return self._words[push.worker * _ENTRY_WORDS + _APPLIED]
 
     def advance(self, push: pb.PushHeader, applied: int) -> None:
         """The first `applied` elements of the push are in the parameters now; nothing if another has replaced it."""
@@ -109,19 +110,19 @@ class Ledger:
     def drop(self, push: pb.PushHeader) -> None:
         """Some or all of the push is not applied; nothing if another has replaced it."""
         if self._is_last(push):
-            self._entries[push.worker]["dropped"] = 1
+            self._words[push.worker * _ENTRY_WORDS + _DROPPED] = 1
 
     def is_dropped(self, push: pb.PushHeader) -> bool:
         """Whether `drop` was called for the worker's last push."""
-        return bool(self._entries[push.worker]["dropped"])
+        return bool(self._words[push.worker * _ENTRY_WORDS + _DROPPED])
 
     def complete(self, push: pb.PushHeader, staleness: int) -> None:
         """All of the push is in the parameters, and counted."""
-        entry = self._entries[push.worker]
-        entry["staleness"] = staleness
-        entry["pushes"] += 1
+        words, at = self._words, push.worker * _ENTRY_WORDS
+        words[at + _STALENESS] = staleness
+        words[at + _PUSHES] += 1
         reach("ledger.counted")
-        entry["complete"] = 1
+        words[at + _COMPLETE] = 1
 
     def is_complete(self, push: pb.PushHeader) -> bool:
         """Whether this push, or a later one of the same incarnation, is complete.
@@ -129,14 +130,14 @@ class Ledger:
         Raises:
             WorkerSuperseded: A newer incarnation of the worker has pushed.
         """
-        entry = self._entries[push.worker]
-        if entry["incarnation"] > push.incarnation:
+        words, at = self._words, push.worker * _ENTRY_WORDS
+        if words[at + _INCARNATION] > push.incarnation:
             raise WorkerSuperseded(f"a newer incarnation of worker {push.worker} has pushed meanwhile")
-        return bool(push.sequence < entry["sequence"] or entry["complete"])
+        return bool(push.sequence < words[at + _SEQUENCE] or words[at + _COMPLETE])
 
     def staleness(self, push: pb.PushHeader) -> int:
         """Staleness recorded for the worker's last complete push."""
-        return int(self._entries[push.worker]["staleness"])
+        return self._words[push.worker * _ENTRY_WORDS + _STALENESS]
 
     def _is_last(self, push: pb.PushHeader) -> bool:
         at = push.worker * _ENTRY_WORDS

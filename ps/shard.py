@@ -24,7 +24,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError, MalformedChunk, NonFinite, NotYet
 from downpour.ps import kernels, pace, schedules, staleness
 from downpour.ps.arena import Arena
-from downpour.ps.ledger import STALENESS_BUCKETS, Known, Ledger
+from downpour.ps.ledger import COUNTERS, STALENESS_BUCKETS, Known, Ledger
 from downpour.ps.named import from_message
 from downpour.ps.pace import Async, Pace, Sync
 from downpour.ps.points import reach
@@ -35,6 +35,8 @@ from downpour.ps.sources import source_of
 from downpour.ps.staleness import Compensate, Keep, Treatment
 from downpour.ps.undo import MAX_WORKERS
 from downpour.ps.updater import Updater
+
+_VERSION = COUNTERS.fields["version"][1] // 8  # type: ignore[index]  # in words
 
 
 class Shard:
@@ -69,6 +71,7 @@ class Shard:
         self._pace = Pace(mode, specification.num_workers, arena.rounds)
         self._is_sync = isinstance(self._pace.mode, Sync)
         self._ledger = Ledger(arena.ledger)
+        self._counters = arena.counters_record.view("<u8").data  # as integers
         # The vectors that a step of the undo log may change; the sum is the last, if there is one.
         num_vectors = len(arena.vectors)
         self._all = slice(0, num_vectors)
@@ -81,7 +84,7 @@ class Shard:
     @property
     def version(self) -> int:
         """Updates applied. Read without the lock: one aligned 8-byte word."""
-        return int(self.arena.counters["version"])
+        return self._counters[_VERSION]
 
     def cut(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """[start, stop) in chunks for `read`: none crosses the border of a region."""

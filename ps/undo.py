@@ -59,7 +59,8 @@ RECORD = np.dtype(
 _AT = {name: at // 8 for name, (_, at, *_) in RECORD.fields.items()}  # type: ignore[union-attr]
 _ARMED, _START, _STOP = _AT["armed"], _AT["start"], _AT["stop"]
 _NUM_WORKERS, _WORKERS, _ENTRIES = _AT["num_workers"], _AT["workers"], _AT["entries"]
-_ENTRY_WORDS = LEDGER_ENTRY.itemsize // 8
+_VECTORS, _HAS_ROUND, _HAS_COUNTERS, _COUNTERS = _AT["vectors"], _AT["has_round"], _AT["has_counters"], _AT["counters"]
+_ENTRY_WORDS, _COUNTER_WORDS = LEDGER_ENTRY.itemsize // 8, COUNTERS.itemsize // 8
 
 
 class UndoLog:
@@ -89,9 +90,9 @@ class UndoLog:
         self._records, self._saved, self._vectors = records, saved, vectors
         self._counters, self._ledger, self._rounds = counters, ledger, rounds
         self.closed = False  # guarded by the shard's lock
-        # Steps are taken hundreds of times a push: the same memory as integers, without numpy's records.
+        # The same memory as integers: steps are taken hundreds of times a push, and numpy's records are slow.
         self._words = [records[i : i + 1].view("<u8").data for i in range(len(records))]
-        self._ledger_words = ledger.view("<u8").data
+        self._ledger_words, self._counter_words = ledger.view("<u8").data, counters.view("<u8").data
         self._free = list(range(1, len(records)))  # records that nobody uses; the last one used is in the cache
         self._num_free = threading.Semaphore(len(self._free))
 
@@ -115,12 +116,14 @@ class UndoLog:
     def bookkeeping(self, worker: int) -> Iterator[None]:
         """Likewise for all counters and a worker's ledger entry; called with the shard's lock held."""
         self._refuse_if_closed()
-        record = self._records[0]
-        record["vectors"], record["has_round"], record["num_workers"] = 0, 0, 1
-        record["has_counters"], record["counters"] = 1, self._counters[0]
-        record["workers"][0], record["entries"][0] = worker, self._ledger[worker]
+        words = self._words[0]
+        words[_VECTORS], words[_HAS_ROUND], words[_HAS_COUNTERS] = 0, 0, 1
+        words[_COUNTERS : _COUNTERS + _COUNTER_WORDS] = self._counter_words
+        words[_NUM_WORKERS], words[_WORKERS] = 1, worker
+        of = worker * _ENTRY_WORDS
+        words[_ENTRIES : _ENTRIES + _ENTRY_WORDS] = self._ledger_words[of : of + _ENTRY_WORDS]
         reach("bookkeeping.described")
-        record["armed"] = 1
+        words[_ARMED] = 1
         reach("bookkeeping.armed")
         try:
             yield
@@ -128,7 +131,7 @@ class UndoLog:
         except BaseException:
             self._undo(0)
             raise
-        record["armed"] = 0
+        words[_ARMED] = 0
         reach("bookkeeping.disarmed")
 
     def _refuse_if_closed(self) -> None:
@@ -176,8 +179,8 @@ class Steps:
         self._log._num_free.acquire()
         self._number, self._is_armed = self._log._free.pop(), False
         self._words = self._log._words[self._number]
-        self._words[_AT["vectors"]] = (1 << self._vectors.stop) - (1 << self._vectors.start)
-        self._words[_AT["has_counters"]] = self._words[_AT["has_round"]] = 0
+        self._words[_VECTORS] = (1 << self._vectors.stop) - (1 << self._vectors.start)
+        self._words[_HAS_COUNTERS] = self._words[_HAS_ROUND] = 0
         return self
 
     def begin(self, start: int, stop: int, workers: Sequence[int], chunk: int | None = None) -> None:
