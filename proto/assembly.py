@@ -26,6 +26,12 @@ class TooLarge(Exception):
     """A message is longer than may be, or compressed; its stream cannot go on."""
 
 
+def check_length(num_bytes: int) -> None:
+    """Raises `TooLarge` when a message to be sent is longer than may be."""
+    if num_bytes > MAX_MESSAGE_BYTES:
+        raise TooLarge(f"Sent message larger than max ({num_bytes} vs. {MAX_MESSAGE_BYTES})")
+
+
 class Buffers:
     """Buffers for messages, used again and again.
 

@@ -15,7 +15,7 @@ import grpc
 from absl import logging
 
 from downpour.proto import frames
-from downpour.proto.assembly import Buffers, TooLarge
+from downpour.proto.assembly import Buffers, TooLarge, check_length
 from downpour.proto.frames import Headers
 from downpour.proto.http2 import Connection, Ended, Message, Stream
 
@@ -75,6 +75,7 @@ class Call:
         self._status = grpc.StatusCode.OK
         self._words = ""
         self._sent = False  # anything
+        self._reply: Message = ()  # of a method with one, which is sent with the status
         stream.deadline = _deadline(headers.get("grpc-timeout"))
 
     def run(self) -> None:
@@ -111,7 +112,9 @@ class Call:
                     for parts in answers:
                         self._send([write(parts)] if write else parts)
             else:
-                self._send([write((handler.unary_unary or handler.stream_unary)(request, self))])
+                reply = write((handler.unary_unary or handler.stream_unary)(request, self))
+                check_length(len(reply))
+                self._reply = [reply]
 
     def _messages(self, read: Callable[[Any], Any]) -> Generator[Any, None, None]:
         """The caller's messages; each is good until the next is asked for."""
@@ -138,23 +141,26 @@ class Call:
             return message
         self.abort(grpc.StatusCode.UNIMPLEMENTED, "the call carries no request")
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message, after: bytes = b"") -> None:
         before = b"" if self._sent else frames.headers(self._stream.number, _BEGIN, end=False)
         self._sent = True
         try:
-            self._connection.send_message(self._stream, message, before)
+            self._connection.send_message(self._stream, message, before, after)
         except (Ended, OSError) as error:
             raise BrokenOff(str(error)) from None
 
     def _finish(self) -> None:
-        """Sends the status."""
-        number = self._stream.number
-        last = answer(number, self._status, self._words, self._trailing, begun=self._sent)
+        """Sends the status, and the reply if there is one."""
+        number, has_reply = self._stream.number, bool(self._reply) and self._status is grpc.StatusCode.OK
+        last = answer(number, self._status, self._words, self._trailing, begun=self._sent or has_reply)
         if not self._stream.is_whole:  # nobody reads the rest
             last += frames.reset(number, frames.NO_ERROR)
         if self._stream.reset is None or isinstance(self._stream.reset, TooLarge):
-            with contextlib.suppress(OSError):  # the caller has gone
-                self._connection.send(last)
+            with contextlib.suppress(OSError, BrokenOff):  # the caller has gone
+                if has_reply:
+                    self._send(self._reply, last)
+                else:
+                    self._connection.send(last)
 
     def abort(self, code: grpc.StatusCode, details: str) -> None:
         """See `grpc.ServicerContext`."""

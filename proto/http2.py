@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from downpour.proto import frames
-from downpour.proto.assembly import MAX_MESSAGE_BYTES, PREFIX_BYTES, Assembler, Buffers, Place, TooLarge
+from downpour.proto.assembly import PREFIX_BYTES, Assembler, Buffers, Place, TooLarge, check_length
 from downpour.proto.frames import DEFAULT_WINDOW, MAX_WINDOW, Headers, ProtocolError
 from downpour.proto.sockets import Buffer, Socket
 
@@ -125,13 +125,16 @@ class Connection:
         self._queued.append(data)
         self._flush()
 
-    def send_message(self, stream: Stream, message: Message, before: bytes = b"", *, end: bool = False) -> None:
+    def send_message(
+        self, stream: Stream, message: Message, before: bytes = b"", after: bytes = b"", *, end: bool = False
+    ) -> None:
         """Sends one gRPC message.
 
         Args:
             stream: Of the call.
             message: Its parts, all of them buffers of bytes.
             before: Frames that go first, in the same breath.
+            after: Likewise, last.
             end: Whether it is the last one.
 
         Raises:
@@ -140,8 +143,7 @@ class Connection:
             TooLarge: It is longer than may be.
         """
         left = sum(map(len, message))
-        if left > MAX_MESSAGE_BYTES:
-            raise TooLarge(f"Sent message larger than max ({left} vs. {MAX_MESSAGE_BYTES})")
+        check_length(left)
         parts = [b"\0" + left.to_bytes(PREFIX_BYTES - 1, "big"), *message]
         left += PREFIX_BYTES
         if before and min(stream.window, self._window) <= 0:  # the peer opens windows of streams that it knows
@@ -152,7 +154,7 @@ class Connection:
             left -= count
             flags = frames.END_STREAM if end and not left else 0
             now, parts = _cut(parts, count) if left else (parts, [])
-            self.send(before + frames.head(count, frames.DATA, flags, stream.number), *now)
+            self.send(before + frames.head(count, frames.DATA, flags, stream.number), *now, b"" if left else after)
             before = b""
 
     def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:

@@ -141,10 +141,11 @@ class Server:
         while call := self._waiting.get():
             try:
                 call.run()
-            finally:
-                with self._changed:
-                    self._num_calls -= 1
-                    self._changed.notify_all()
+            except Exception:  # the thread is for others, too
+                logging.exception("a call could not be ended")
+            with self._changed:
+                self._num_calls -= 1
+                self._changed.notify_all()
 
     def _stop(self, grace_s: float) -> None:
         assert self._stopping is not None

@@ -47,6 +47,9 @@ class Service:
     def echo(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         return request
 
+    def long(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        return bytes(int(request))
+
     def sizes(self, request: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
         self.answering += 1
         try:
@@ -83,6 +86,7 @@ class Service:
         )
         methods = {
             "Echo": unary(self.echo, bytes, bytes),
+            "Long": unary(self.long, bytes, bytes),
             "Sizes": many(self.sizes, bytes, None),
             "Take": stream(self.take, None, bytes),
             "Refuse": stream(self.refuse, None, bytes),

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from downpour.proto import frames, server
+from downpour.proto.assembly import MAX_MESSAGE_BYTES
 from downpour.proto.client import Channel
 from downpour.proto.security import Gate, Security
 from downpour.proto.server import Server
@@ -84,6 +85,14 @@ def test_a_caller_that_stops_reading_is_given_up(
     assert echo(channel, timeout=20) == b"x"
     channel.close()
     served.stop(None).wait()
+
+
+def test_an_answer_that_is_too_long_is_an_error_and_keeps_no_thread(served: Server, channel: Channel) -> None:
+    for _ in range(20):  # more than the server has
+        with pytest.raises(grpc.RpcError, match="Sent message larger than max") as caught:
+            channel.unary_unary("/Service/Long", bytes, bytes)(b"%d" % (MAX_MESSAGE_BYTES + 1), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert echo(channel) == b"x"
 
 
 def test_what_an_answer_holds_is_let_go_when_its_caller_goes(
