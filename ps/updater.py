@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from downpour.ps import averages, kernels, rules
 from downpour.ps.arena import Arena
-from downpour.ps.layout import STATISTIC
+from downpour.ps.layout import STATISTIC, Span
 from downpour.ps.named import from_message
+
+_MAX_KNOWN = 10_000  # parts of pieces; a shard of the paper's has 36 pieces
 
 
 class Updater:
@@ -20,6 +24,7 @@ class Updater:
         self._arena = arena
         self._spans = arena.layout.spans(specification.shard)
         self._stops = [span.stop for span in self._spans]
+        self._known: dict[tuple[int, int], list[_Part]] = {}
         kernels.load(with_average=arena.average is not None)
         self._update = kernels.update_for(from_message(rules.BY_NAME, specification.rule))
         self._average: averages.Average | None = None
@@ -29,19 +34,41 @@ class Updater:
     def update(self, start: int, gradient: np.ndarray, learning_rate: float, step: int) -> None:
         """Sends the gradient of [start, start + n) through the rule or, for statistics, adds it; then the average."""
         stop = start + gradient.size
+        for part in self._parts(start, stop):
+            g, span = gradient[part.start - start : part.stop - start], part.span
+            if span.kind == STATISTIC:
+                kernels.add(part.w, g)
+            else:
+                rate = learning_rate * span.rate
+                self._update(part.w, part.slots, g, rate, span.weight_decay, span.decoupled_decay, step)
+        if self._arena.average is not None and self._average is not None:
+            average, w = self._arena.average[start:stop], self._arena.parameters[start:stop]
+            kernels.average(average, w, self._average.weight(step))
+
+    def _parts(self, start: int, stop: int) -> list[_Part]:
+        """[start, stop) by span; found once for the pieces that every push has."""
+        parts = self._known.get((start, stop))
+        if parts is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()  # what is left of a push that broke may begin anywhere
+            parts = self._known[start, stop] = list(self._cut(start, stop))
+        return parts
+
+    def _cut(self, start: int, stop: int) -> Iterator[_Part]:
         at = bisect.bisect_right(self._stops, start)
         while at < len(self._spans) and self._spans[at].start < stop:
             span = self._spans[at]
             begin, end = max(start, span.start), min(stop, span.stop)
-            part = gradient[begin - start : end - start]
-            w = self._arena.parameters[begin:end]
-            if span.kind == STATISTIC:
-                kernels.add(w, part)
-            else:
-                slots = [slot[begin:end] for slot in self._arena.slots]
-                rate = learning_rate * span.rate
-                self._update(w, slots, part, rate, span.weight_decay, span.decoupled_decay, step)
+            slots = [slot[begin:end] for slot in self._arena.slots]
+            yield _Part(begin, end, span, self._arena.parameters[begin:end], slots)
             at += 1
-        if self._arena.average is not None and self._average is not None:
-            average, w = self._arena.average[start:stop], self._arena.parameters[start:stop]
-            kernels.average(average, w, self._average.weight(step))
+
+
+class _Part(NamedTuple):
+    """Elements [start, stop) of the vectors, which are updated alike."""
+
+    start: int
+    stop: int
+    span: Span
+    w: np.ndarray
+    slots: list[np.ndarray]
