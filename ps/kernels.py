@@ -61,7 +61,7 @@ class Update(Protocol):
         Args:
             w: [n] float32.
             slots: [n] float32 each, in the order of the rule's `slots`.
-            g: [n] float32, the gradient.
+            g: [n] float32 or bfloat16 bits at any address, the gradient.
             learning_rate: Of this push and range.
             weight_decay: g += weight_decay * w.
             decoupled_decay: w -= w * decoupled_decay * learning_rate, before everything else.
@@ -96,7 +96,10 @@ def update_for(rule: Rule) -> Update:
 
 
 def add(w: np.ndarray, difference: np.ndarray) -> None:
-    """W += difference: statistics."""
+    """W += difference, [n] of a wire dtype: statistics."""
+    if difference.dtype != np.float32:
+        narrow, difference = difference, np.empty(w.size, np.float32)
+        to_float32(narrow, difference)
     loops.add()(w, difference)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numba.extending import overload
 
 Loop = Callable[..., Any]
 
@@ -37,11 +38,16 @@ _PAYLOAD8 = types.Array(types.int8, 1, "C", readonly=True, aligned=False)
 
 def _loop(*arguments: types.Type, returns: types.Type = types.void) -> Callable[[Loop], Callable[[], Loop]]:
     """Declares the types of a loop, for when it is first asked for."""
+    return _loops([returns(*arguments)])
+
+
+def _loops(signatures: list[Any]) -> Callable[[Loop], Callable[[], Loop]]:
+    """Likewise for arguments of several types."""
 
     def declare(function: Loop) -> Callable[[], Loop]:
         @functools.cache
         def compiled() -> Loop:
-            compiler: Callable[[Loop], Loop] = njit(returns(*arguments), cache=True, nogil=True, error_model="numpy")
+            compiler: Callable[[Loop], Loop] = njit(signatures, cache=True, nogil=True, error_model="numpy")
             return compiler(function)
 
         return compiled
@@ -50,22 +56,35 @@ def _loop(*arguments: types.Type, returns: types.Type = types.void) -> Callable[
 
 
 def _update(num_slots: int, num_scalars: int) -> Callable[[Loop], Callable[[], Loop]]:
-    """Declares an update loop: (w, slots..., g, lr, l2, decoupled, scalars...)."""
-    return _loop(*[_V] * (num_slots + 2), *[_S] * (num_scalars + 3))
+    """Declares an update loop: (w, slots..., g, lr, l2, decoupled, scalars...), g in float32 or as bfloat16's bits."""
+    before, after = [_V] * (num_slots + 1), [_S] * (num_scalars + 3)
+    return _loops([types.void(*before, g, *after) for g in (_V, _PAYLOAD16)])
+
+
+def number(g: Any) -> Any:
+    """A gradient's element as float32, within an update loop."""
+    raise NotImplementedError("compiled only")
+
+
+@overload(number, inline="always")
+def _number(g):  # type: ignore[no-untyped-def]
+    if g == types.float32:
+        return lambda g: g
+    return lambda g: np.uint32(np.uint32(g) << np.uint32(16)).view(np.float32)
 
 
 @_update(0, 0)
 def sgd(w, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        w[i] = x - lr * (g[i] + l2 * x)
+        w[i] = x - lr * (number(g[i]) + l2 * x)
 
 
 @_update(1, 1)
 def momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        m[i] = beta * m[i] + (g[i] + l2 * x)
+        m[i] = beta * m[i] + (number(g[i]) + l2 * x)
         w[i] = x - lr * m[i]
 
 
@@ -73,7 +92,7 @@ def momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
 def nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         m[i] = beta * m[i] + d
         w[i] = x - (d * lr + m[i] * beta * lr)
 
@@ -82,7 +101,7 @@ def nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
 def keras_momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        m[i] = m[i] * beta - (g[i] + l2 * x) * lr
+        m[i] = m[i] * beta - (number(g[i]) + l2 * x) * lr
         w[i] = x + m[i]
 
 
@@ -90,7 +109,7 @@ def keras_momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped
 def keras_nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        step = (g[i] + l2 * x) * lr
+        step = (number(g[i]) + l2 * x) * lr
         m[i] = m[i] * beta - step
         w[i] = x + (m[i] * beta - step)
 
@@ -99,7 +118,7 @@ def keras_nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped
 def rmsprop(w, ms, g, lr, l2, decoupled, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         ms[i] += (d * d - ms[i]) * one_minus_rho
         w[i] = x - lr * d / np.sqrt(ms[i] + epsilon)
 
@@ -108,7 +127,7 @@ def rmsprop(w, ms, g, lr, l2, decoupled, one_minus_rho, epsilon):  # type: ignor
 def rmsprop_momentum(w, ms, mom, g, lr, l2, decoupled, one_minus_rho, epsilon, beta):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         ms[i] += (d * d - ms[i]) * one_minus_rho
         mom[i] = beta * mom[i] + lr * d / np.sqrt(ms[i] + epsilon)
         w[i] = x - mom[i]
@@ -118,7 +137,7 @@ def rmsprop_momentum(w, ms, mom, g, lr, l2, decoupled, one_minus_rho, epsilon, b
 def rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         ms[i] += (d * d - ms[i]) * one_minus_rho
         mg[i] += (d - mg[i]) * one_minus_rho
         w[i] = x - lr * d / np.sqrt(ms[i] - mg[i] * mg[i] + epsilon)
@@ -130,7 +149,7 @@ def rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
 ):
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         ms[i] += (d * d - ms[i]) * one_minus_rho
         mg[i] += (d - mg[i]) * one_minus_rho
         mom[i] = beta * mom[i] + lr * d / np.sqrt(ms[i] - mg[i] * mg[i] + epsilon)
@@ -141,7 +160,7 @@ def rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
 def keras_rmsprop(w, ms, g, lr, l2, decoupled, rho, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         ms[i] = rho * ms[i] + one_minus_rho * (d * d)
         w[i] = x - lr * d / np.sqrt(ms[i] + epsilon)
 
@@ -152,7 +171,7 @@ def keras_rmsprop_momentum(  # type: ignore[no-untyped-def]
 ):
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         ms[i] = rho * ms[i] + one_minus_rho * (d * d)
         mom[i] = beta * mom[i] + lr * d / np.sqrt(ms[i] + epsilon)
         w[i] = x - mom[i]
@@ -162,7 +181,7 @@ def keras_rmsprop_momentum(  # type: ignore[no-untyped-def]
 def keras_rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, rho, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         ms[i] = rho * ms[i] + one_minus_rho * (d * d)
         mg[i] = rho * mg[i] + one_minus_rho * d
         w[i] = x - lr * d / np.sqrt(ms[i] - mg[i] * mg[i] + epsilon)
@@ -174,7 +193,7 @@ def keras_rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
 ):
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         ms[i] = rho * ms[i] + one_minus_rho * (d * d)
         mg[i] = rho * mg[i] + one_minus_rho * d
         mom[i] = beta * mom[i] + lr * d / np.sqrt(ms[i] - mg[i] * mg[i] + epsilon)
@@ -185,7 +204,7 @@ def keras_rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
 def adagrad_v1(w, a, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         a[i] += d * d
         w[i] = x - d * lr * (np.float32(1) / np.sqrt(a[i]))
 
@@ -194,7 +213,7 @@ def adagrad_v1(w, a, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
 def adagrad_v2(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         a[i] += d * d
         w[i] = x - d * lr / (np.sqrt(a[i]) + epsilon)
 
@@ -203,7 +222,7 @@ def adagrad_v2(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyped-
 def keras_adagrad(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         a[i] += d * d
         w[i] = x - lr * d / np.sqrt(a[i] + epsilon)
 
@@ -212,7 +231,7 @@ def keras_adagrad(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyp
 def adam(w, m, v, g, lr, l2, decoupled, alpha, one_minus_beta_1, one_minus_beta_2, epsilon):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         m[i] += (d - m[i]) * one_minus_beta_1
         v[i] += (d * d - v[i]) * one_minus_beta_2
         w[i] = x - m[i] * alpha / (np.sqrt(v[i]) + epsilon)
@@ -224,7 +243,7 @@ def amsgrad(  # type: ignore[no-untyped-def]
 ):
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
-        d = g[i] + l2 * x
+        d = number(g[i]) + l2 * x
         m[i] += (d - m[i]) * one_minus_beta_1
         v[i] += (d * d - v[i]) * one_minus_beta_2
         v_hat[i] = max(v_hat[i], v[i])

@@ -321,12 +321,14 @@ class Shard:
     def _update_piece(self, region: Region, work: Work, begin: int, end: int) -> None:
         """Updates elements [begin, end) with one gradient."""
         gradient = region.scratch[: end - begin]
-        work.source.decode((begin, end), gradient)
-        reach("apply.decoded")
         if work.base is not None and isinstance(self._staleness, Compensate):
+            work.source.decode((begin, end), gradient)
             base = np.empty(end - begin, np.float32)
             kernels.to_float32(work.base[begin - work.start : end - work.start], base)
             kernels.compensate(gradient, self.arena.parameters[begin:end], base, self._staleness.strength)
+        else:
+            gradient = work.source.gradient((begin, end), gradient)
+        reach("apply.decoded")
         self._updater.update(begin, gradient, work.push.learning_rate, work.push.step)
 
     def _complete(self, push: Push) -> None:

@@ -32,8 +32,13 @@ class Source(Protocol):
         """Writes the gradient of [start, stop) of the shard's vector into `out` [stop - start] float32."""
         ...
 
+    def gradient(self, piece: Piece, room: np.ndarray) -> np.ndarray:
+        """The same as update rules take it: in `room`, or where it lies, if that is bfloat16."""
+        self.decode(piece, room)
+        return room
 
-class Dense:
+
+class Dense(Source):
     """A chunk that holds the gradient itself.
 
     Raises:
@@ -50,11 +55,18 @@ class Dense:
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
         """See `Source.decode`."""
+        kernels.to_float32(self._part(piece), out)
+
+    def gradient(self, piece: Piece, room: np.ndarray) -> np.ndarray:
+        """See `Source.gradient`."""
+        return self._part(piece) if self._values.dtype == np.uint16 else super().gradient(piece, room)
+
+    def _part(self, piece: Piece) -> np.ndarray:
         start, stop = piece
-        kernels.to_float32(self._values[start - self._start : stop - self._start], out)
+        return self._values[start - self._start : stop - self._start]
 
 
-class Quantized:
+class Quantized(Source):
     """A chunk that holds the gradient in INT8.
 
     Raises:
@@ -74,7 +86,7 @@ class Quantized:
         kernels.dequantize(self._scales, self._q, piece[0] - self._start, out)
 
 
-class Factors:
+class Factors(Source):
     """A chunk that holds x [rows, inputs] and d [rows, outputs]; its gradient is x^T d, cut along the outputs.
 
     Args:

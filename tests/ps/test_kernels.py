@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.ps import kernels
 from downpour.ps.named import to_message
-from downpour.ps.rules import KerasAdam
+from downpour.ps.rules import KerasAdam, Rule
 
 
 @settings(max_examples=300, deadline=None)
@@ -51,6 +51,34 @@ kernels.update_for(KerasAdam())
 names = [name for name, loop in vars(loops).items() if hasattr(loop, "cache_info") and loop.cache_info().currsize]
 print(json.dumps(names))
 """
+
+
+@pytest.mark.parametrize("rule", kernels._all_rules(), ids=repr)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_gradients_in_bfloat16_give_the_bits_of_widened_ones(rule: Rule, shift: int) -> None:
+    rng = np.random.default_rng(3)
+    narrow, wide = np.empty(1003, np.uint16), np.empty(1003, np.float32)
+    kernels.narrow(rng.standard_normal(1003).astype(np.float32), narrow)
+    kernels.widen(narrow, wide)
+    unaligned = np.frombuffer(bytes(shift) + narrow.tobytes(), "<u2", offset=shift)
+    update, results = kernels.update_for(rule), []
+    start = rng.standard_normal(1003).astype(np.float32)
+    for g in (wide, unaligned):
+        w, slots = start.copy(), [np.full(1003, value, np.float32) for value in rule.slots.values()]
+        for step in (1, 2):
+            update(w, slots, g, 0.1, 1e-3, 1e-4, step)
+        results.append([w, *slots])
+    np.testing.assert_array_equal(*results)
+    assert not np.array_equal(results[0][0], start)
+
+
+def test_statistics_may_come_in_any_wire_dtype() -> None:
+    differences = np.arange(9, dtype=np.float32)
+    for wire, dtype in codec.WIRE_DTYPES.items():
+        w, narrow = np.ones(9, np.float32), np.empty(9, dtype)
+        kernels.to_wire(differences, narrow)
+        kernels.add(w, narrow)
+        np.testing.assert_array_equal(w, 1 + differences, err_msg=str(wire))
 
 
 def test_a_shard_compiles_or_loads_only_the_loop_of_its_rule() -> None:
