@@ -114,7 +114,7 @@ class UndoLog:
 
     @contextlib.contextmanager
     def bookkeeping(self, worker: int) -> Iterator[None]:
-        """Likewise for all counters and a worker's ledger entry; called with the shard's lock held."""
+        """What the block does to all counters and a worker's entry happens wholly or not at all; the lock is held."""
         self._refuse_if_closed()
         words = self._words[0]
         words[_VECTORS], words[_HAS_ROUND], words[_HAS_COUNTERS] = 0, 0, 1
@@ -180,7 +180,7 @@ class Steps:
         self._number, self._is_armed = self._log._free.pop(), False
         self._words = self._log._words[self._number]
         self._words[_VECTORS] = (1 << self._vectors.stop) - (1 << self._vectors.start)
-        self._words[_HAS_COUNTERS] = self._words[_HAS_ROUND] = 0
+        self._words[_HAS_COUNTERS] = 0
         return self
 
     def begin(self, start: int, stop: int, workers: Sequence[int], chunk: int | None = None) -> None:
@@ -202,9 +202,10 @@ class Steps:
                 to, of = _ENTRIES + i * _ENTRY_WORDS, worker * _ENTRY_WORDS
                 words[_WORKERS + i] = worker
                 words[to : to + _ENTRY_WORDS] = log._ledger_words[of : of + _ENTRY_WORDS]
+            words[_HAS_ROUND] = chunk is not None
             if chunk is not None:
                 record = log._records[self._number]
-                record["has_round"], record["chunk"], record["round"] = 1, chunk, log._rounds[chunk]
+                record["chunk"], record["round"] = chunk, log._rounds[chunk]
             reach("step.described")
             words[_ARMED] = 1
         self._is_armed = True

@@ -228,6 +228,8 @@ class _Nothing:
     def begin(self) -> int:
         return 0
 
+    def place(self, beginning: memoryview, num_bytes: int) -> None: ...
+
 
 def test_what_a_client_can_tell_of_the_server_it_reached(shard: GuardedShard, tmp_path: Path) -> None:
     certs.make("fashion", tmp_path / "foreign")
