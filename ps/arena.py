@@ -359,7 +359,8 @@ def _make_huge_pages(memory: mmap.mmap, descriptor: int) -> None:
             for at in range(start, stop, _HUGE_PAGE):
                 os.pwrite(descriptor, b"\0", at)
                 memory[at]  # maps it
-            memory.madvise(_COLLAPSE, start, stop - start)
+            with contextlib.suppress(BlockingIOError):  # not just now: these stay small
+                memory.madvise(_COLLAPSE, start, stop - start)
 
 
 def _reserve(descriptor: int, path: Path, start: int, stop: int) -> None:
