@@ -229,7 +229,7 @@ class _Connection(Connection):
 
     def begin(self, headers: Headers, requests: Iterable[Message], place: Place | None) -> Stream:
         """Sends a call with all its requests, unless the server answers before they are through."""
-        with self.changed:
+        with self.lock:
             stream = self._new_stream(self._next, place)
             stream.wanted = True
             self._next += 2

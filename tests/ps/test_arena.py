@@ -6,7 +6,6 @@ import mmap
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,15 +232,13 @@ def supports_huge_pages(folder: Path) -> bool:
         file.write(bytes(length))
         file.flush()
         memory = arenas._map_aligned(file.fileno(), length)
-        for _ in range(10):
-            try:
-                memory.madvise(arenas._COLLAPSE)
-                return True
-            except BlockingIOError:  # not just now
-                time.sleep(0.1)
-            except OSError:
-                break
-    return False
+        try:
+            memory.madvise(arenas._COLLAPSE)
+        except BlockingIOError:  # only not just now
+            return True
+        except OSError:
+            return False
+    return True
 
 
 @pytest.mark.parametrize("hollow", [False, True])
