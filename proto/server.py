@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import queue
 import selectors
 import socket
@@ -39,7 +40,7 @@ from downpour.proto.transport import (
 
 _FREE_BUFFERS = 12  # of all sizes
 _BACKLOG = 512
-_STALL_S = 10.0  # without a byte that a caller takes, after which it counts as gone
+_STALL_S = 10.0  # without a byte that a caller takes, or sends while it is waited for, after which it counts as gone
 
 
 @dataclass(frozen=True)
@@ -282,6 +283,10 @@ class _Connection:
                 last = frames.MAX_WINDOW.to_bytes(4, "big")  # calls that are under way go on
                 self._http2.queue(frames.frame(frames.GOAWAY, 0, 0, last + bytes(4)))
 
+    def silent_s(self) -> float:
+        """See `PlainSocket`."""
+        return self._plain.silent_s()
+
     def shut_down(self) -> None:
         """Ends it at once."""
         self._plain.shut_down()
@@ -298,10 +303,13 @@ class _Http2(Connection):
         self._owner = owner
 
     def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
-        """See `Connection`: the reader brings what is waited for."""
-        left = None if stream.deadline is None else stream.deadline - time.monotonic()
-        if not self.changed.wait_for(is_due, left):
-            raise Deadline("the call's deadline has passed")
+        """See `Connection`: the reader brings what is waited for, from a caller that still says something."""
+        end = math.inf if stream.deadline is None else stream.deadline
+        while not self.changed.wait_for(is_due, min(_STALL_S, end - time.monotonic())):
+            if time.monotonic() >= end:
+                raise Deadline("the call's deadline has passed")
+            if self._owner.silent_s() >= _STALL_S:
+                raise Closed(f"the caller has said nothing for {_STALL_S} s")
 
     def on_request(self, stream: Stream) -> None:
         """See `Connection`."""

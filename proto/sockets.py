@@ -10,6 +10,7 @@ import contextlib
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ _SMALL = 1 << 12
 _MAX_BUFFERS = 512  # of one sendmsg; the kernel's limit is 1024
 _LATE_S = 0.05  # how much later than at its deadline the kernel may give up, so that it need not be told for every call
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+_LAST_DATA_RECEIVED = struct.Struct("@52xI")  # of the kernel's struct tcp_info, the beginning; in milliseconds
 
 # A peer that has lost its power is noticed after about so long, by a thread that reads as by one that sends.
 _DEAD_AFTER_S = 30
@@ -155,6 +158,13 @@ class PlainSocket:
         except OSError:
             return False
         return False
+
+    def silent_s(self) -> float:
+        """Seconds since the kernel received the last byte; 0 where only Linux could tell."""
+        if sys.platform != "linux":
+            return 0.0
+        info = self._raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED.size)
+        return float(_LAST_DATA_RECEIVED.unpack(info)[0] / 1000)
 
     def shut_down(self) -> None:
         """See `Socket`."""

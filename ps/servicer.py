@@ -33,7 +33,7 @@ _TURN_S = 5.0
 
 # Pushes that are received, and pulls that are answered, at a time. The others wait where they are: of what a shard has
 # not asked for it holds 64 KB a call (`downpour.proto.http2`). On two cores more were not faster.
-# A worker that stands still in the middle keeps its place until its deadline.
+# A worker that stands still in the middle loses its place after 10 s (`downpour.proto.server`).
 _MAX_PUSHES = 3
 _MAX_PULLS = 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -83,6 +84,27 @@ def test_a_caller_that_stops_reading_is_given_up(
     answers = channel.unary_stream("/Service/Sizes", bytes)(b"3000000 " * 50, timeout=60)
     next(answers)
     assert echo(channel, timeout=20) == b"x"
+    channel.close()
+    served.stop(None).wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when the last byte came")
+def test_a_caller_that_stops_sending_in_the_middle_is_given_up(
+    service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_STALL_S", 0.5)
+    served = Server(service.handler(), "127.0.0.1", 0, 1, gate=gate)  # whose only thread it would keep
+    channel = Channel(f"127.0.0.1:{served.port}")
+    with socket.create_connection(("127.0.0.1", served.port)) as raw:
+        raw.sendall(frames.PREFACE + frames.settings({}) + begin("/Service/Take"))
+        raw.sendall(frames.head(100, frames.DATA, 0, 1) + b"\0" + (1000).to_bytes(4, "big"))
+        wait_until(lambda: num_calls(served) == 1, "the call")
+        for _ in range(15):  # slow it may be
+            time.sleep(0.1)
+            raw.sendall(b"x")
+        assert num_calls(served) == 1
+        assert echo(channel, timeout=20) == b"x"
+        assert gate.counts().broken_off == 1
     channel.close()
     served.stop(None).wait()
 
