@@ -1,8 +1,9 @@
 """Processes of a benchmark: start them, talk to them in lines, end every one of them whatever happens.
 
 A child reads its settings from `--settings`, writes `ready`, reads the times of the measurement as one line of JSON,
-and writes its result as one line of JSON (see `tests.benchmarks.measure`). Its stderr goes to a file.
-Everything here runs in the main thread.
+and writes its result as one line of JSON (see `tests.benchmarks.measure`). Its stderr goes to a file. What the
+environment says of OpenBLAS's kernels is kept from it: it takes those of the processor, so figures of several machines
+compare. Everything here runs in the main thread.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.benchmarks.shape import ROOT
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE_S = 10.0
+_NOT_INHERITED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
 class Child:
@@ -30,6 +32,7 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self._log = log
+        inherited = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
                 list(command),
@@ -38,7 +41,7 @@ class Child:
                 stderr=stderr,
                 text=True,
                 cwd=ROOT,
-                env=dict(os.environ) | dict(environment),
+                env=inherited | dict(environment),
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its children
             )
         self.pid = self._process.pid
