@@ -51,7 +51,7 @@ chaos: $(VENV)/quickstart
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
 	$(BIN)/python -m tests.chaos.run --recipe=quickstart
 
-# A small job for an hour: do files, threads, processes or memory grow?
+# A small job for an hour, after ten minutes: do files, threads, processes or memory grow?
 soak: $(VENV)/dev
 	$(BIN)/python -m tests.chaos.soak
 

@@ -1,7 +1,7 @@
 """A gRPC channel for messages of megabytes, over `downpour.proto.http2`.
 
-A connection carries one call at a time, and the thread that makes the call reads and sends itself; calls at the same
-time take connections of their own, which are kept for later ones. So a call costs no thread and no hand-over.
+A connection carries one call at a time, and the thread that makes the call reads and sends itself, so a call costs no
+thread and no hand-over. Calls at the same time take connections of their own, which are kept for later ones.
 
 What a stream of answers gives is a view of a buffer that is used again: it is good until the next.
 
@@ -30,6 +30,7 @@ from downpour.proto.tls import server_name
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _CONNECT_AGAIN_S = 0.05
+_KEEP_IDLE_S = 60.0  # a connection that no call has needed for so long is closed when another one becomes idle
 _LONGEST_S = 365 * 86400.0
 _BUFFERS = Buffers(12)  # of the process: as many as have calls at one time, and of all sizes
 
@@ -77,7 +78,7 @@ class Channel:
         self._lock = threading.Lock()
         # Guarded by `_lock`.
         self._is_closed = False
-        self._idle: list[_Connection] = []
+        self._idle: list[_Connection] = []  # the one that was used last is the last one, and the next to be used
         self._busy: set[_Connection] = set()
 
     def unary_unary(self, path: str, write: Serializer, read: Serializer) -> Callable[..., Any]:
@@ -181,13 +182,19 @@ class Channel:
         return connection
 
     def _give_back(self, connection: _Connection, is_over: bool) -> None:
+        connection.used_s = time.monotonic()
+        left = []
         with self._lock:
             self._busy.discard(connection)
             if is_over and not self._is_closed:
                 self._idle.append(connection)
-                return
-        connection.shut_down()
-        connection.close()
+            else:
+                left.append(connection)
+            while self._idle and connection.used_s - self._idle[0].used_s > _KEEP_IDLE_S:
+                left.append(self._idle.pop(0))
+        for each in left:
+            each.shut_down()
+            each.close()
 
     def _connect(self, number: int, end: float, wait: bool) -> _Connection:
         while True:
@@ -225,6 +232,7 @@ class _Connection(Connection):
         # Nothing is read before it is wanted, so TCP holds the peer back.
         super().__init__(secure, _BUFFERS, is_server=False, initial_window=frames.MAX_WINDOW)
         self.number = number
+        self.used_s = 0.0
         self._next = 1
 
     def begin(self, headers: Headers, requests: Iterable[Message], place: Place | None) -> Stream:

@@ -1,6 +1,6 @@
 """Trains a small job for an hour, undisturbed, and looks for what grows: files, threads, processes, memory.
 
-    python -m tests.chaos.soak [--seconds=3600] [--every_s=30] [--run_dir=runs/soak]
+    python -m tests.chaos.soak [--seconds=3600] [--warm_up_s=600] [--every_s=30] [--run_dir=runs/soak]
 
 Writes `samples.tsv`, one line a process and sample, prints a table, and ends with a line `RESULT {json}`: means of the
 first and the last quarter of the time, and slopes per hour. Exit code 1 if files, threads or processes have become
@@ -31,7 +31,7 @@ _RUN_DIR = flags.DEFINE_string("run_dir", "runs/soak", "Folder of samples, logs 
 _SECONDS = flags.DEFINE_float("seconds", 3600.0, "Of sampling.", 1.0)
 _EVERY_S = flags.DEFINE_float("every_s", 30.0, "Seconds between samples.", 0.1)
 _WARM_UP_S = flags.DEFINE_float(
-    "warm_up_s", 120.0, "Before the first sample: everything is loaded, pools have filled.", 0
+    "warm_up_s", 600.0, "Before the first sample: everything is loaded, pools of threads have filled.", 0
 )
 
 _START_S = 600.0

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downpour.proto import frames, server
+from downpour.proto import client, frames, server
 from downpour.proto.assembly import MAX_MESSAGE_BYTES
 from downpour.proto.client import Channel
 from downpour.proto.security import Gate, Security
@@ -64,6 +64,23 @@ def num_calls(served: Server) -> int:
 def test_calls_one_after_another_share_a_connection(served: Server, channel: Channel) -> None:
     for size in range(20):
         assert echo(channel, pattern(size)) == pattern(size)
+    assert num_connections(served) == 1
+
+
+def test_a_connection_that_is_no_longer_needed_is_closed(
+    served: Server, service: Service, channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_KEEP_IDLE_S", 0.2)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(channel.unary_unary("/Service/Hold", bytes, bytes), b"", timeout=30)
+        wait_until(lambda: service.holding == 1, "the call that is held")
+        echo(channel)
+        assert num_connections(served) == 2
+        service.let_go.set()
+        assert held.result() == b"held"
+    deadline = time.monotonic() + 10
+    while num_connections(served) == 2 and time.monotonic() < deadline:
+        echo(channel)  # needs only one
     assert num_connections(served) == 1
 
 
