@@ -40,7 +40,7 @@ class SecureJob:
         self.health_ports = dict(zip(("ps/0", "chief", "worker/0", "evaluator"), _free_ports(4), strict=True))
         self._flags: dict[str, topology.FlagValue] = {
             "recipe": jobs.write_recipe(folder, jobs.PACED),
-            "set": ["cluster.num_workers=1", "exchange.give_up_after_s=5"],
+            "set": ["cluster.num_workers=1"],
             "run_dir": self.run_dir,
         }
         listens: dict[str, topology.FlagValue] = {"host": "127.0.0.1", "port": 0}
@@ -141,7 +141,7 @@ def test_a_job_with_certificates_and_token(job: SecureJob) -> None:
     expectations = {
         "wrong token": ({"token_file": no_token}, "no token or not this job's"),
         "other job": (
-            {"tls": job.folder / "other"},
+            {"tls": job.folder / "other", "set": ["cluster.num_workers=1", "exchange.give_up_after_s=5"]},
             "is not one of this job: its certificate names another job",
         ),
         "wrong role": (
