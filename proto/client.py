@@ -25,7 +25,7 @@ from downpour.proto.assembly import Buffers, Place, TooLarge
 from downpour.proto.frames import Headers
 from downpour.proto.http2 import Connection, Ended, Message, Stream
 from downpour.proto.security import PLAIN, Security
-from downpour.proto.sockets import Deadline, PlainSocket, Socket, TlsSocket
+from downpour.proto.sockets import Deadline, PlainSocket, Socket
 from downpour.proto.tls import server_name
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -215,8 +215,7 @@ class Channel:
             plain.set_deadline(end)
             secure: Socket = plain
             if certificates := self._security.certificates:
-                name = server_name(self._role, certificates.job)
-                secure = TlsSocket(plain, certificates.context(is_server=False), name)
+                secure = certificates.over_tls(plain, server_name(self._role, certificates.job))
             connection = _Connection(secure, number)
             connection.greet()
         except BaseException:

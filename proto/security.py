@@ -2,7 +2,7 @@
 
 With TLS both sides of every connection show a certificate of the job's CA (`downpour.proto.tls`). Whoever cannot is
 turned away in the handshake; whoever can may call what `MAY_CALL` says. The token is asked for with every call, with or
-without TLS. `downpour.proto.transport` is the only module that makes connections of this.
+without TLS. `downpour.proto.client`, `server` and `transport` make connections of it.
 
 Threads: gRPC's enter `Gate` and `Certificates`, each of which has a lock.
 """
@@ -12,17 +12,23 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-import ssl
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from absl import logging
 
 from downpour.proto import tls
 from downpour.proto.errors import DownpourError, Forbidden, MalformedChunk, Unauthenticated
+
+if TYPE_CHECKING:
+    from OpenSSL import SSL
+
+    from downpour.proto.sockets import PlainSocket
+    from downpour.proto.tls_socket import TlsSocket
 
 TOKEN_KEY = "downpour-token"
 _TOKEN = re.compile(r"[!-~]{16,1024}")  # what a header may carry
@@ -75,7 +81,7 @@ class Certificates:
         self._files = tls.read(folder)
         self.job = tls.check(folder, self._files, role).job
         self._number = 1
-        self._contexts: dict[bool, tuple[int, ssl.SSLContext]] = {}  # by whether it is a server's
+        self._contexts: dict[bool, tuple[int, SSL.Context]] = {}  # by whether it is a server's
         self._look_at = time.monotonic() + _LOOK_EVERY_S
 
     def latest(self) -> tuple[int, tls.Files]:
@@ -86,19 +92,25 @@ class Certificates:
                 self._look()
             return self._number, self._files
 
-    def context(self, *, is_server: bool) -> ssl.SSLContext:
-        """For a connection of the moment: shows the newest certificate, and wants one of the same CA."""
+    def over_tls(self, plain: PlainSocket, server_name: str | None) -> TlsSocket:
+        """TLS over a new connection: shows the newest certificate, and wants one of the same CA.
+
+        Args:
+            plain: The connection.
+            server_name: Whom it must lead to; None on the server's side.
+
+        Raises:
+            OSError: The handshake failed.
+        """
+        from downpour.proto import tls_socket
+
         number, files = self.latest()
+        is_server = server_name is None
         with self._lock:
             if self._contexts.get(is_server, (0, None))[0] != number:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
-                context.minimum_version = ssl.TLSVersion.TLSv1_2
-                context.verify_mode = ssl.CERT_REQUIRED
-                context.load_cert_chain(self._folder / tls.CERTIFICATE, self._folder / tls.KEY)
-                context.load_verify_locations(cadata=files.ca.decode())
-                context.set_alpn_protocols(["h2"])
-                self._contexts[is_server] = number, context
-            return self._contexts[is_server][1]
+                self._contexts[is_server] = number, tls_socket.context(files, is_server=is_server)
+            context = self._contexts[is_server][1]
+        return tls_socket.TlsSocket(plain, context, server_name)
 
     def _look(self) -> None:
         stamp = self._stamp_now()

@@ -28,7 +28,7 @@ from downpour.proto import calls, frames
 from downpour.proto.assembly import Buffers
 from downpour.proto.http2 import Connection, Stream
 from downpour.proto.security import PLAIN, Gate, Security
-from downpour.proto.sockets import Closed, Deadline, PlainSocket, Socket, TlsSocket
+from downpour.proto.sockets import Closed, Deadline, PlainSocket, Socket
 from downpour.proto.transport import (
     CALLS_PER_THREAD,
     HANDSHAKE_S,
@@ -253,7 +253,7 @@ class _Connection:
             self._plain.set_deadline(time.monotonic() + HANDSHAKE_S)
             secure: Socket = self._plain
             if security.certificates:
-                over_tls = TlsSocket(self._plain, security.certificates.context(is_server=True), None)
+                over_tls = security.certificates.over_tls(self._plain, None)
                 self.names, secure = over_tls.names, over_tls
             connection = _Http2(self._server, self, secure)
             connection.greet()  # also for those who speak something else, so that they can tell

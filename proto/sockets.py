@@ -1,25 +1,20 @@
-"""A connection's bytes, in plain text or over TLS: read exactly, sent whole, closed from any thread.
+"""A connection's bytes: read exactly, sent whole, closed from any thread. `downpour.proto.tls_socket` encrypts them.
 
-Threads: one reads and one sends at a time; `close` and `shut_down` are for any. Under TLS both work on one state
-machine, in memory and under a lock, and never while they wait for the network.
+Threads: one reads and one sends at a time; `close` and `shut_down` are for any.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import struct
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 Buffer = bytes | bytearray | memoryview
 
-# Encrypted or decrypted at a time: 0.85 core-s/GB for both ends, of which AES-GCM 0.37; 1.25 with 2^14, 0.9 with 2^18.
-_TLS_PIECE = 1 << 16
 _SMALL = 1 << 12
 _MAX_BUFFERS = 512  # of one sendmsg; the kernel's limit is 1024
 _LATE_S = 0.05  # how much later than at its deadline the kernel may give up, so that it need not be told for every call
@@ -190,150 +185,6 @@ class PlainSocket:
             return count
 
 
-def _joined(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
-    """The same bytes, small buffers that follow each other as one."""
-    small: list[Buffer] = []
-    for buffer in buffers:
-        if len(buffer) < _SMALL:
-            small.append(buffer)
-            continue
-        if small:
-            yield b"".join(small)
-            small = []
-        yield buffer
-    if small:
-        yield b"".join(small)
-
-
 def _timeval(limit_s: float | None) -> bytes:
     """For the kernel, whose zero is for ever."""
     return struct.pack("ll", int(limit_s or 0), int((limit_s or 0) % 1 * 1e6))
-
-
-class TlsSocket:
-    """TLS over a TCP connection, after its handshake.
-
-    Args:
-        plain: The connection.
-        context: Says who this side is and whom it trusts.
-        server_name: That the peer's certificate must have; None on the server's side.
-
-    Attributes:
-        names: DNS names in the peer's certificate.
-
-    Raises:
-        ssl.SSLError: The handshake failed.
-        OSError: The connection broke.
-    """
-
-    def __init__(self, plain: PlainSocket, context: ssl.SSLContext, server_name: str | None) -> None:
-        self._plain = plain
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        is_server = server_name is None
-        self._tls = context.wrap_bio(self._in, self._out, server_side=is_server, server_hostname=server_name)
-        self._lock = threading.Lock()  # guards the three above
-        self._encrypted = memoryview(bytearray(_TLS_PIECE))
-        self._ahead = b""  # a byte that `is_quiet` found
-        self._shake_hands()
-        names: Any = (self._tls.getpeercert() or {}).get("subjectAltName", ())
-        self.names = [name for kind, name in names if kind == "DNS"]
-
-    def read_into(self, view: memoryview) -> None:
-        """See `Socket`."""
-        if view and self._ahead:
-            view[:1] = self._ahead
-            view = view[1:]
-            self._ahead = b""
-        while view:
-            with self._lock:
-                count = self._decrypt(view)
-            if not count:
-                self._receive()
-            view = view[count:]
-
-    def send(self, buffers: Sequence[Buffer]) -> None:
-        """See `Socket`."""
-        waiting = 0  # bytes that are encrypted and not sent
-        for buffer in _joined(buffers):
-            view = memoryview(buffer)
-            for start in range(0, len(view), _TLS_PIECE):
-                piece = view[start : start + _TLS_PIECE]
-                waiting += len(piece)
-                with self._lock:
-                    while piece:
-                        piece = piece[self._tls.write(piece) :]
-                    encrypted = self._out.read() if waiting >= _TLS_PIECE else b""
-                if encrypted:
-                    waiting = 0
-                    self._plain.send([encrypted])
-        if waiting:
-            with self._lock:
-                encrypted = self._out.read()
-            self._plain.send([encrypted])
-
-    def set_deadline(self, at: float | None) -> None:
-        """See `Socket`."""
-        self._plain.set_deadline(at)
-
-    def is_quiet(self) -> bool:
-        """See `Socket`. What TLS itself has to say, such as tickets, counts as nothing."""
-        byte = bytearray(1)
-        while not self._ahead:
-            try:
-                with self._lock:
-                    self._ahead = bytes(byte[: self._decrypt(memoryview(byte))])
-                if not self._ahead:
-                    if self._plain.is_quiet():
-                        return True
-                    self._receive()
-            except OSError:
-                return False
-        return False
-
-    def shut_down(self) -> None:
-        """See `Socket`."""
-        self._plain.shut_down()
-
-    def close(self) -> None:
-        """See `Socket`."""
-        self._plain.close()
-
-    def _shake_hands(self) -> None:
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._flush()
-                self._receive()
-            except ssl.SSLError:
-                with contextlib.suppress(OSError):  # the alert that says why
-                    self._flush()
-                raise
-            else:
-                self._flush()
-                return
-
-    def _flush(self) -> None:
-        """Of the handshake; later nobody but `send` sends."""
-        if data := self._out.read():
-            self._plain.send([data])
-
-    def _receive(self) -> None:
-        count = self._plain.read_some(self._encrypted)
-        if not count:
-            raise Closed("Socket closed")
-        with self._lock:
-            self._in.write(self._encrypted[:count])
-
-    def _decrypt(self, view: memoryview) -> int:
-        """As much as is there, at most the view; the lock is held."""
-        done = 0
-        while done < len(view):
-            try:
-                count = self._tls.read(len(view) - done, view[done:])
-            except ssl.SSLWantReadError:
-                break
-            if not count:
-                raise Closed("Socket closed")
-            done += int(count)
-        return done

@@ -14,6 +14,10 @@ import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 CERTIFICATE, KEY, CA = "tls.crt", "tls.key", "ca.crt"
 DOMAIN = "downpour"
@@ -51,9 +55,10 @@ def role_in(names: Iterable[str], job: str) -> str:
 
 
 def check_installed() -> None:
-    """Raises `ValueError` when cryptography is not installed."""
-    if importlib.util.find_spec("cryptography") is None:
-        raise ValueError("TLS needs the package cryptography; install it with pip install 'downpour[tls]'")
+    """Raises `ValueError` when cryptography or pyOpenSSL is not installed."""
+    for package, module in (("cryptography", "cryptography"), ("pyOpenSSL", "OpenSSL")):
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f"TLS needs the package {package}; install it with pip install 'downpour[tls]'")
 
 
 def read(folder: Path) -> Files:
@@ -116,7 +121,7 @@ def check(folder: Path, files: Files, role: str) -> Identity:
             continue
     else:
         raise ValueError(f"--tls={folder}: {CERTIFICATE} is not signed by the CA in {CA}; take both from the same job")
-    identity = _identity(folder, _dns_names(leaf), leaf.not_valid_after_utc)
+    identity = _identity(folder, dns_names(leaf), leaf.not_valid_after_utc)
     if identity.role != role:
         raise ValueError(
             f"--tls={folder}: {CERTIFICATE} is that of role {identity.role!r} of job {identity.job!r}, but this "
@@ -125,10 +130,10 @@ def check(folder: Path, files: Files, role: str) -> Identity:
     return identity
 
 
-def _dns_names(certificate: object) -> list[str]:
+def dns_names(certificate: x509.Certificate) -> list[str]:
+    """Those in its subject alternative name."""
     from cryptography import x509
 
-    assert isinstance(certificate, x509.Certificate)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
