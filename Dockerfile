@@ -6,7 +6,7 @@
 # ACCELERATOR  cpu, the smaller TensorFlow; or gpu, with the CUDA libraries it needs.
 # EXTRAS       of setup.py, with commas: tls, and s3 where checkpoints go to an object store.
 # KERNEL_CPU   LLVM's name of the oldest processor that the images shall run on.
-# PYTHON       The image to begin from. Debian 13's (slim-trixie) has an OpenSSL that encrypts three times as fast.
+# PYTHON       The image to begin from.
 #
 # Every RUN line is executed in an empty Debian root by tests/launch/kubernetes/test_images.py.
 
