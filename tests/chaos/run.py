@@ -26,7 +26,7 @@ topology.define_recipe_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", "runs/chaos", "Folder of logs and checkpoints.")
 _SECONDS = flags.DEFINE_float("seconds", 600.0, "Of training, roughly: it is the steps that are given.", 5.0)
 _STEPS_PER_S = flags.DEFINE_float(
-    "steps_per_s", 12.5, "How many of them in a second; what two cores do under faults.", 0.1
+    "steps_per_s", 15.0, "How many of them in a second; what two cores do under faults.", 0.1
 )
 _FAULTS = flags.DEFINE_integer("faults", 110, "How many.", 0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the schedule of faults.")
