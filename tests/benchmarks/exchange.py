@@ -62,6 +62,7 @@ _SUITE = flags.DEFINE_boolean("suite", False, "Measure all modes and TensorFlow.
 _ROUNDS = flags.DEFINE_integer("rounds", 2, "How often the suite measures each.", lower_bound=1)
 _PEER = flags.DEFINE_boolean("peers", True, "Whether the suite measures TensorFlow, too.")
 _PROFILE = flags.DEFINE_boolean("profile", False, "Sample where the CPU time goes.")
+_SCALING_EACH_S = 0.3  # of --scaling's warm-up and of its window, for every worker: two steps or three
 
 
 def _load(mode: Mode, **more: Any) -> cluster.Load:
@@ -154,7 +155,9 @@ def run_scaling() -> None:
     for num_workers in workers:
         core_ms[num_workers] = []
         for num_shards in shards:
-            measurement = cluster.run(_fleet(num_shards, num_workers))
+            fleet, at_least_s = _fleet(num_shards, num_workers), _SCALING_EACH_S * num_workers
+            windows = {"warmup_s": max(fleet.warmup_s, at_least_s), "seconds": max(fleet.seconds, at_least_s)}
+            measurement = cluster.run(replace(fleet, **windows))
             print(f"{num_shards:>6} {num_workers:>7} {measurement.row()}", flush=True)
             core_ms[num_workers].append(round(measurement.shard_core_ms + measurement.worker_core_ms, 1))
     _plot_scaling(shards, core_ms, Path(_OUT.value) / "scaling.png")
