@@ -43,7 +43,7 @@ def context(files: tls.Files, *, is_server: bool) -> SSL.Context:
     made.use_certificate(leaf)
     for issuer in chain:
         made.add_extra_chain_cert(issuer)
-    key: Any = load_pem_private_key(files.key, None)  # may be of a kind that TLS does not know, which is refused here
+    key: Any = load_pem_private_key(files.key, None)  # of any kind that a certificate can have
     made.use_privatekey(key)
     trusted = made.get_cert_store()
     assert trusted is not None
