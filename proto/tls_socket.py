@@ -102,7 +102,6 @@ class TlsSocket:
             self._tls.set_connect_state()
             self._tls.set_tlsext_host_name(server_name.encode())
         self._lock = threading.Lock()  # guards it
-        self._incoming, self._outgoing = memoryview(bytearray(_PIECE)), memoryview(bytearray(_ROOM))
         self._ahead = b""  # a byte that `is_quiet` found
         self._shake_hands()
         certificate = self._tls.get_peer_certificate(as_cryptography=True)
@@ -116,12 +115,13 @@ class TlsSocket:
             view[:1] = self._ahead
             view = view[1:]
             self._ahead = b""
-        while view:
+        while True:
             with self._lock:
                 count = self._tls.decrypt(view)
-            if not count:
-                self._receive()
+            if count == len(view):
+                return
             view = view[count:]
+            self._receive()
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """See `Socket`."""
@@ -185,18 +185,19 @@ class TlsSocket:
         """Sends what is encrypted; after the handshake nobody but `send` does."""
         while True:
             with self._lock:
-                count = self._tls.take(self._outgoing)
+                count = self._tls.take()
             if count:
-                self._plain.send([self._outgoing[:count]])
-            if count < len(self._outgoing):
+                self._plain.send([self._tls.outgoing[:count]])
+            if count < len(self._tls.outgoing):
                 return
 
     def _receive(self) -> None:
-        count = self._plain.read_some(self._incoming)
+        """Nothing is left of what came before."""
+        count = self._plain.read_some(self._tls.incoming)
         if not count:
             raise Closed("Socket closed")
         with self._lock:
-            self._tls.give(self._incoming[:count])
+            self._tls.give(count)
 
 
 class _InMemory(SSL.Connection):
@@ -204,25 +205,34 @@ class _InMemory(SSL.Connection):
 
     Calls OpenSSL by itself for every piece: the methods that pyOpenSSL has for it copy once or twice more, and check
     more, for every record of 16 KB.
+
+    Attributes:
+        incoming: Room for what the peer has sent.
+        outgoing: Room for what it is to be sent.
     """
+
+    def __init__(self, context: SSL.Context) -> None:
+        super().__init__(context)
+        self.incoming, self.outgoing = memoryview(bytearray(_PIECE)), memoryview(bytearray(_ROOM))
+        self._incoming_at, self._outgoing_at = ffi.from_buffer(self.incoming), ffi.from_buffer(self.outgoing)
 
     def encrypt(self, view: memoryview) -> None:
         """Encrypts all of it; raises `TlsError`."""
         if len(view) and (count := lib.SSL_write(self._ssl, ffi.from_buffer(view), len(view))) <= 0:
             self._fail(count)
 
-    def take(self, room: memoryview) -> int:
-        """Moves what is encrypted to the room, as much as that holds; how many bytes that are."""
-        return max(0, int(lib.BIO_read(self._from_ssl, ffi.from_buffer(room), len(room))))
+    def take(self) -> int:
+        """Moves what is encrypted to `outgoing`, as much as that holds; how many bytes that are."""
+        return max(0, int(lib.BIO_read(self._from_ssl, self._outgoing_at, _ROOM)))
 
-    def give(self, received: memoryview) -> None:
-        """What has come of the peer, to be left alone until all of it is decrypted; what came before must be."""
-        self._into_ssl = lib.BIO_new_mem_buf(ffi.from_buffer(received), len(received))  # reads it where it is
-        lib.BIO_set_mem_eof_return(self._into_ssl, -1)  # its end is not that of the connection
+    def give(self, count: int) -> None:
+        """So many bytes are in `incoming`, to be left alone until they are decrypted; what came before must be."""
+        self._into_ssl = lib.BIO_new_mem_buf(self._incoming_at, count)  # reads them where they are
+        lib.BIO_set_mem_eof_return(self._into_ssl, -1)  # their end is not that of the connection
         lib.SSL_set_bio(self._ssl, self._into_ssl, self._from_ssl)
 
     def decrypt(self, view: memoryview) -> int:
-        """Fills the view as far as there is something for it; how many bytes that are.
+        """Fills the view; how many bytes there were for it: fewer only if nothing is left.
 
         Raises:
             Closed: The peer has said that nothing follows.
@@ -232,8 +242,7 @@ class _InMemory(SSL.Connection):
         while done < size:
             count = read(ssl, to + done, size - done)  # at most a record
             if count <= 0:
-                error = lib.SSL_get_error(ssl, count)
-                if error != lib.SSL_ERROR_WANT_READ and not (done and error == lib.SSL_ERROR_ZERO_RETURN):
+                if lib.SSL_get_error(ssl, count) != lib.SSL_ERROR_WANT_READ:
                     self._fail(count)
                 break
             done += count
