@@ -46,7 +46,7 @@ fleet: $(VENV)/dev
 consistency: $(VENV)/quickstart
 	$(BIN)/python -m tests.benchmarks.consistency
 
-# The quickstart under 110 faults, counting every push, and once more in peace; a quarter of an hour.
+# The quickstart under 110 faults, counting every push, and once more in peace; twenty minutes.
 chaos: $(VENV)/quickstart
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
 	$(BIN)/python -m tests.chaos.run --recipe=quickstart

@@ -27,8 +27,11 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], oct(os.umask(0)))
     assert done.stdout.split() == [str(after), "0o77"], done.stderr
 
 
-def test_nothing_of_security_needs_the_package_unless_it_is_asked_for(run_python: RunPython, tmp_path: Path) -> None:
-    hidden = "import sys; sys.modules['cryptography'] = None\n"
+@pytest.mark.parametrize(("module", "package"), [("cryptography", "cryptography"), ("OpenSSL", "pyOpenSSL")])
+def test_nothing_of_security_needs_a_package_unless_it_is_asked_for(
+    run_python: RunPython, tmp_path: Path, module: str, package: str
+) -> None:
+    hidden = f"import sys; sys.modules['{module}'] = None\n"
     shard = "from downpour.launch.ps import main; main()"
     done = run_python(hidden + shard, "--index=0")
     assert "listening on 0.0.0.0 in plain text would" in done.stderr, "it did not come that far"
@@ -36,7 +39,7 @@ def test_nothing_of_security_needs_the_package_unless_it_is_asked_for(run_python
         (tmp_path / name).write_text("x")
     done = run_python(hidden + shard, "--index=0", f"--tls={tmp_path}")
     assert done.returncode == 2
-    assert done.stderr.endswith("TLS needs the package cryptography; install it with pip install 'downpour[tls]'\n")
+    assert done.stderr.endswith(f"TLS needs the package {package}; install it with pip install 'downpour[tls]'\n")
 
 
 @pytest.mark.parametrize("flag", ["--port=70000", "--port=-1", "--health_port=65536"])
