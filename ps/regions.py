@@ -17,6 +17,7 @@ import numpy as np
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError
+from downpour.ps.admission import Member
 from downpour.ps.layout import Factored
 from downpour.ps.sources import Piece, Source, pieces_of_factors, pieces_of_range
 
@@ -32,6 +33,7 @@ class Push:
         repeated: It had been applied before; nothing of it is applied again.
         dropped: It is too stale; nothing of it is applied.
         position: First element that has not arrived yet.
+        member: Of the pushes that it goes together with; None where it goes alone.
     """
 
     header: pb.PushHeader
@@ -40,6 +42,7 @@ class Push:
     repeated: bool
     dropped: bool
     position: int = 0
+    member: Member | None = None
 
     @property
     def name(self) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChu
 from downpour.proto.http2 import Message
 from downpour.proto.security import Gate
 from downpour.ps import checkpoint, restore
+from downpour.ps.admission import Admission, Processors
 from downpour.ps.arena import Arena
 from downpour.ps.shard import Shard
 from downpour.ps.storage import Folder
@@ -63,7 +64,7 @@ class Servicer:
         self._gate = gate
         self._arena_path = arena_path
         self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
-        self._pushing, self._pulling = threading.Semaphore(_MAX_PUSHES), threading.Semaphore(_MAX_PULLS)
+        self._admission, self._pulling = Admission(_MAX_PUSHES, Processors()), threading.Semaphore(_MAX_PULLS)
         arena = Arena.open(arena_path) if arena_path else None
         self._shard = Shard(arena) if arena else None
         if self._shard:
@@ -172,13 +173,13 @@ class Servicer:
 
     def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.PushReply:
         """Applies each chunk as it arrives; see `ParameterServer.Push`."""
-        with self._pushing:
+        with self._admission.place(self._shard.patience_s if self._shard else 0.0) as member:
             chunks = map(codec.decode_chunk, messages)
             first = next(chunks, None)
             if first is None or not isinstance(first.header, pb.PushHeader):
                 raise MalformedChunk("the first chunk does not name a push")
             shard = self._check(first.header.fingerprint)
-            push = shard.begin(first.header)
+            push = shard.begin(first.header, member)
             for chunk in itertools.chain((first,) if first.count else (), chunks):
                 shard.apply(push, chunk)
             reply = shard.finish(push)

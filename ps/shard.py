@@ -23,6 +23,7 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError, MalformedChunk, NonFinite, NotYet
 from downpour.ps import kernels, pace, schedules, staleness
+from downpour.ps.admission import Member
 from downpour.ps.arena import Arena
 from downpour.ps.ledger import COUNTERS, STALENESS_BUCKETS, Known, Ledger
 from downpour.ps.named import from_message
@@ -36,6 +37,10 @@ from downpour.ps.staleness import Compensate, Keep, Treatment
 from downpour.ps.undo import MAX_WORKERS
 from downpour.ps.updater import Updater
 
+# How long a push may wait for others, an element: some twenty times what applying it takes, since it waits only where
+# processors are short and have other work meanwhile.
+_PATIENCE_S = 4e-8
+_LONGEST_PATIENCE_S = 1.0
 _VERSION = COUNTERS.fields["version"][1] // 8  # type: ignore[index]  # in words
 
 
@@ -122,8 +127,17 @@ class Shard:
             with self._lock:
                 self._moved.notify_all()
 
-    def begin(self, header: pb.PushHeader) -> Push:
+    @property
+    def patience_s(self) -> float:
+        """How long a push may wait for others to be applied together with; where rounds are summed up it need not."""
+        return 0.0 if self._is_sync else min(_LONGEST_PATIENCE_S, _PATIENCE_S * self.num_pushed)
+
+    def begin(self, header: pb.PushHeader, member: Member | None = None) -> Push:
         """Opens a push; its rate, its number and its staleness are those of this moment.
+
+        Args:
+            header: Its name.
+            member: Of the pushes that it goes together with.
 
         Raises:
             WorkerSuperseded: See `Ledger.known`.
@@ -143,7 +157,14 @@ class Shard:
                         reach("ledger.dropped")
             rate = self._schedule.rate(self.version) * staleness.rate_factor(self._staleness, stale)
             dropped = not self._is_sync and self._ledger.is_dropped(header)
-            return Push(header, rate, self.version + 1, known is Known.COMPLETE, dropped)
+            push = Push(header, rate, self.version + 1, known is Known.COMPLETE, dropped)
+        if member:
+            member.worker = header.worker
+            if push.repeated or dropped:
+                member.leave()
+            else:
+                push.member = member
+        return push
 
     def apply(self, push: Push, chunk: codec.Chunk) -> None:
         """Applies the next chunk of a push, or the part of it that has not been applied before.
@@ -261,6 +282,8 @@ class Shard:
     def _apply_work(self, region: Region, work: Work) -> None:
         """Has a gradient applied, by this thread or by one that holds the region's lock already."""
         region.waiting.append(work)
+        if work.push.member:
+            work.push.member.meet(work.stop)
         with region.lock:
             if not work.done:
                 self._apply_waiting(region)

@@ -16,7 +16,9 @@ from downpour.ps.shard import Shard
 from tests.chunks import encode_chunk
 
 
-def new_shard(layout: Layout, values: np.ndarray, rule: Any, schedule: Any = None, average: Any = None) -> Shard:
+def new_shard(
+    layout: Layout, values: np.ndarray, rule: Any, schedule: Any = None, average: Any = None, pace: Any = None
+) -> Shard:
     """The only shard of a layout, in anonymous memory, that holds these values."""
     specification = pb.ShardSpecification(
         fingerprint=layout.fingerprint,
@@ -24,6 +26,7 @@ def new_shard(layout: Layout, values: np.ndarray, rule: Any, schedule: Any = Non
         rule=to_message(rule),
         schedule=to_message(schedule or Constant(1.0)),
         average=None if average is None else to_message(average),
+        pace=None if pace is None else to_message(pace),
     )
     arena = Arena.create(None, specification)
     arena.parameters[:] = values
