@@ -41,7 +41,7 @@ from tests.benchmarks.measure import HEADING, Measurement
 from tests.benchmarks.modes import MODES
 from tests.benchmarks.processes import Child, Processes
 
-_MODES = flags.DEFINE_list("modes", ["float32", "best"], "How to exchange; modes of tests.benchmarks.exchange.")
+_MODES = flags.DEFINE_list("modes", ["float32", "exact", "best"], "How to exchange; modes of tests.benchmarks.exchange.")
 _VARIABLES = flags.DEFINE_string("variables", str(shape.PAPER), "File that lists the model's variables.")
 _SHARDS = flags.DEFINE_integer("shards", 17, "Shard processes.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 4, "Emulated workers.", lower_bound=1)
@@ -131,6 +131,7 @@ def _load(name: str) -> cluster.Load:
         variables=Path(_VARIABLES.value),
         num_shards=_SHARDS.value,
         num_workers=_WORKERS.value,
+        num_processes=_WORKERS.value,  # as in a job
         warmup_s=_WARMUP.value,
         seconds=_SECONDS.value,
     )
