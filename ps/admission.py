@@ -1,13 +1,13 @@
-"""Which pushes a shard takes at a time, and which of them go together: group commit, as databases have it.
+"""Which calls a shard takes at a time, and which pushes go together: group commit, as databases have it.
 
-A shard takes a few pushes at a time; the others stand in line. Gradients that wait for the same elements at the same
-moment are applied in one pass over memory (`downpour.ps.regions`), but by themselves they hardly ever do: where
-processors are short, pushes wait for one of those instead, and each crosses memory alone. So where pushes have of late
-waited for a processor for longer than they had one, and those of other workers come often enough, a push waits for
-company before it is let in, and goes on from chunk to chunk together with those it came in with. Where processors are
-free nobody waits.
+A shard takes a few pushes and a few pulls at a time; the others stand in line. Gradients that wait for the same
+elements at the same moment are applied in one pass over memory (`downpour.ps.regions`), but by themselves they hardly
+ever do: where processors are short, pushes wait for one of those instead, and each crosses memory alone. So where
+pushes have of late waited for a processor for longer than they had one, and those of other workers come often enough, a
+push waits for company before it is let in, and goes on from chunk to chunk together with those it came in with. Where
+processors are free nobody waits.
 
-Threads: the one that serves a push is its member's; any may be in line.
+Threads: the one that serves a call is its member's; any may be in line.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class _Group:
 
 @dataclass(eq=False)
 class Member:
-    """A push in line, then in a group.
+    """A call in line, then in a group.
 
     Attributes:
-        patience_s: How long it still waits for others.
+        patience_s: How long a push still waits for others.
         worker: Whose push it is, once that is known.
     """
 
@@ -100,16 +100,16 @@ class Processors:
 
 
 class Admission:
-    """Lets a few pushes in at a time.
+    """Lets a few calls in at a time, first come, first served.
 
     Args:
         most: How many may be inside.
-        processors: Whether they are short.
+        processors: Whether they are short; by default as this process's calls find them.
     """
 
-    def __init__(self, most: int, processors: Processors) -> None:
+    def __init__(self, most: int, processors: Processors | None = None) -> None:
         self._most = most
-        self._processors = processors
+        self._processors = processors or Processors()
         self._moved = threading.Condition()
         # Guarded by `_moved`.
         self._line = deque[Member]()
@@ -119,12 +119,12 @@ class Admission:
         self._arrivals = deque[float](maxlen=_ARRIVALS)
 
     @contextlib.contextmanager
-    def place(self, patience_s: float) -> Iterator[Member]:
+    def place(self, patience_s: float = 0.0) -> Iterator[Member]:
         """Waits for a place, which is held while the block lasts.
 
         Args:
-            patience_s: How long it may wait for others although there is a place, and how long for those that it came
-                in with.
+            patience_s: How long a push may wait for others although there is a place, and how long in all for those
+                that it came in with.
         """
         member = Member(patience_s)
         with self._moved:

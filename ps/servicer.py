@@ -22,7 +22,7 @@ from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChu
 from downpour.proto.http2 import Message
 from downpour.proto.security import Gate
 from downpour.ps import checkpoint, restore
-from downpour.ps.admission import Admission, Processors
+from downpour.ps.admission import Admission
 from downpour.ps.arena import Arena
 from downpour.ps.shard import Shard
 from downpour.ps.storage import Folder
@@ -64,7 +64,7 @@ class Servicer:
         self._gate = gate
         self._arena_path = arena_path
         self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
-        self._admission, self._pulling = Admission(_MAX_PUSHES, Processors()), threading.Semaphore(_MAX_PULLS)
+        self._pushing, self._pulling = Admission(_MAX_PUSHES), Admission(_MAX_PULLS)
         arena = Arena.open(arena_path) if arena_path else None
         self._shard = Shard(arena) if arena else None
         if self._shard:
@@ -164,7 +164,7 @@ class Servicer:
                 f"codec {request.codec} with {request.differences} was asked for"
             )
         shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
-        with self._pulling:
+        with self._pulling.place():
             if request.publish_every:
                 publication = shard.publications[request.differences].latest(request.publish_every)
                 yield from publication.messages(request.publication)
@@ -173,7 +173,7 @@ class Servicer:
 
     def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.PushReply:
         """Applies each chunk as it arrives; see `ParameterServer.Push`."""
-        with self._admission.place(self._shard.patience_s if self._shard else 0.0) as member:
+        with self._pushing.place(self._shard.patience_s if self._shard else 0.0) as member:
             chunks = map(codec.decode_chunk, messages)
             first = next(chunks, None)
             if first is None or not isinstance(first.header, pb.PushHeader):

@@ -41,7 +41,9 @@ from tests.benchmarks.measure import HEADING, Measurement
 from tests.benchmarks.modes import MODES
 from tests.benchmarks.processes import Child, Processes
 
-_MODES = flags.DEFINE_list("modes", ["float32", "exact", "best"], "How to exchange; modes of tests.benchmarks.exchange.")
+_MODES = flags.DEFINE_list(
+    "modes", ["float32", "exact", "best"], "How to exchange; modes of tests.benchmarks.exchange."
+)
 _VARIABLES = flags.DEFINE_string("variables", str(shape.PAPER), "File that lists the model's variables.")
 _SHARDS = flags.DEFINE_integer("shards", 17, "Shard processes.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 4, "Emulated workers.", lower_bound=1)

@@ -106,6 +106,26 @@ def test_those_that_stand_in_line_go_in_together(pool: ThreadPoolExecutor) -> No
     assert len({id(member.result(LONG_S)._group) for member in waiting}) == 1
 
 
+def test_who_came_first_goes_in_first(pool: ThreadPoolExecutor) -> None:
+    admitted, served = Admission(1), list[int]()
+
+    def call(number: int) -> None:
+        with admitted.place():
+            served.append(number)
+
+    with admitted.place():
+        calls = []
+        for number in range(10):
+            calls.append(pool.submit(call, number))
+            end = time.monotonic() + LONG_S
+            while len(admitted._line) <= number:
+                assert time.monotonic() < end
+                time.sleep(0.001)
+    for each in calls:
+        each.result(LONG_S)
+    assert served == list(range(10))
+
+
 def test_never_more_are_inside_than_may_be_and_all_come_in(pool: ThreadPoolExecutor) -> None:
     admitted, inside, most = busy(), 0, 0
     lock = threading.Lock()
