@@ -5,7 +5,7 @@ elements at the same moment are applied in one pass over memory (`downpour.ps.re
 ever do: where processors are short, pushes wait for one of those instead, and each crosses memory alone. So where
 pushes have of late waited for a processor for longer than they had one, and those of other workers come often enough, a
 push waits for company before it is let in, and goes on from chunk to chunk together with those it came in with. Where
-processors are free nobody waits.
+processors are free nobody waits for company.
 
 Threads: the one that serves a call is its member's; any may be in line.
 """
@@ -137,8 +137,9 @@ class Admission:
                     self._let_in()
                 else:
                     self._moved.wait(left)
+            is_watched = self._comes_company(patience_s)
         try:
-            with self._processors.watched():
+            with self._processors.watched() if is_watched else contextlib.nullcontext():
                 yield member
         finally:
             member.leave()
@@ -148,11 +149,14 @@ class Admission:
                     self._last_two.append(member.worker)
                 self._look()
 
+    def _comes_company(self, patience_s: float) -> bool:
+        """Whether pushes of several workers come often enough to wait for the next."""
+        if len(set(self._last_two)) < 2 or len(self._arrivals) < _ARRIVALS:
+            return False
+        return (self._arrivals[-1] - self._arrivals[0]) / (_ARRIVALS - 1) <= 2 * patience_s
+
     def _gather_s(self, patience_s: float) -> float:
-        """How long to wait for company: not at all where it will hardly come, or is not worth it."""
-        mean_gap_s = (self._arrivals[-1] - self._arrivals[0]) / (_ARRIVALS - 1)
-        comes = len(self._arrivals) == _ARRIVALS and mean_gap_s <= 2 * patience_s and len(set(self._last_two)) > 1
-        return patience_s if comes and self._processors.are_short else 0.0
+        return patience_s if self._processors.are_short and self._comes_company(patience_s) else 0.0
 
     def _look(self) -> None:
         """A place has become free, or somebody stands in line."""

@@ -37,7 +37,7 @@ from downpour.ps.staleness import Compensate, Keep, Treatment
 from downpour.ps.undo import MAX_WORKERS
 from downpour.ps.updater import Updater
 
-# How long a push may wait for others, an element: some twenty times what applying it takes, since it waits only where
+# How long a push may wait for others, an element: some thirty times what applying it takes, since it waits only where
 # processors are short and have other work meanwhile.
 _PATIENCE_S = 4e-8
 _LONGEST_PATIENCE_S = 1.0

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.synchronize import Semaphore
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from downpour.ps.regions import Region, Work
 from downpour.ps.rules import SGD
 from downpour.ps.shard import Shard
 from tests.chunks import encode_chunk
+from tests.conftest import wait_until
 from tests.ps.pushing import new_shard
 
 LONG_S = 30.0  # nobody waits for so long unless something is wrong
@@ -117,10 +120,7 @@ def test_who_came_first_goes_in_first(pool: ThreadPoolExecutor) -> None:
         calls = []
         for number in range(10):
             calls.append(pool.submit(call, number))
-            end = time.monotonic() + LONG_S
-            while len(admitted._line) <= number:
-                assert time.monotonic() < end
-                time.sleep(0.001)
+            wait_until(lambda: len(admitted._line) == len(calls), "standing in line", LONG_S)
     for each in calls:
         each.result(LONG_S)
     assert served == list(range(10))
@@ -159,10 +159,7 @@ def pair(pool: ThreadPoolExecutor, patience_s: float) -> tuple[Member, Member, t
 
     for _ in range(2):
         pool.submit(push)
-    end = time.monotonic() + LONG_S
-    while len(members) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    wait_until(lambda: len(members) == 2, "coming in", LONG_S)
     assert members[0]._group is members[1]._group
     return members[0], members[1], out
 
@@ -267,18 +264,39 @@ def test_small_shards_and_rounds_have_hardly_any_patience() -> None:
     assert rounds.patience_s == 0
 
 
+def test_what_processors_did_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    processors, counts = Processors(), tmp_path / "schedstat"
+    monkeypatch.setattr(admission, "_SCHEDSTAT", str(counts))
+    ran = waited = 0
+
+    def push(more_ran: int, more_waited: int) -> bool:
+        nonlocal ran, waited
+        counts.write_text(f"{ran} {waited} 1\n")
+        with processors.watched():
+            ran, waited = ran + more_ran, waited + more_waited
+            counts.write_text(f"{ran} {waited} 2\n")
+        return processors.are_short
+
+    assert not push(1000, 900)
+    assert push(1000, 5000)
+    assert push(1000, 900), "on the whole they are still short"
+    assert not [push(1000, 900) for _ in range(30)][-1]
+    counts.unlink()  # where nobody counts
+    with Processors().watched():
+        pass
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors are counted on Linux only")
 def test_processors_are_short_where_others_want_the_same_one() -> None:
     processors, before = Processors(), os.sched_getaffinity(0)
-    with processors.watched():
-        time.sleep(0.05)
-    assert not processors.are_short
     context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_spin, args=(min(before),), daemon=True) for _ in range(3)]
+    spinning = context.Semaphore(0)
+    others = [context.Process(target=_spin, args=(min(before), spinning), daemon=True) for _ in range(3)]
     for other in others:
         other.start()
     try:
-        time.sleep(1.0)  # until they have started to spin
+        for _ in others:
+            assert spinning.acquire(timeout=LONG_S)
         os.sched_setaffinity(0, {min(before)})
         with processors.watched():
             end = time.monotonic() + 1.0
@@ -292,7 +310,8 @@ def test_processors_are_short_where_others_want_the_same_one() -> None:
             other.join()
 
 
-def _spin(processor: int) -> None:
+def _spin(processor: int, spinning: Semaphore) -> None:
     os.sched_setaffinity(0, {processor})
+    spinning.release()
     while True:
         pass
