@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from downpour.launch import entry
+from downpour.proto.security import PLAIN, Certificates, Security
 from downpour.proto.tls import CA, CERTIFICATE, DOMAIN, KEY, ROLES, check_installed
 
 try:
@@ -87,6 +88,11 @@ def make(job: str, folder: Path, days: int = 365) -> None:
             authority.issue(role, folder / role, datetime.timedelta(days=days))
     except OSError as error:
         raise ValueError(f"{error.filename or folder}: {error.strerror}; give another --out") from None
+
+
+def security_of(role: str, folder: Path | None) -> Security:
+    """Of a process of a role, by a folder that `make` has written; plain text without one."""
+    return Security(Certificates(folder / role, role)) if folder else PLAIN
 
 
 class _Authority:

@@ -7,8 +7,8 @@ Bytes come from the layout, costs from measuring one shard process on this machi
 (`downpour.launch.queueing`). Every shard and every worker counts as a host with a line of its own, and its cores are
 taken to be as fast as this machine's. The last line is `RESULT {json}`.
 
-It knows jobs whose workers push and pull every step and wait for nobody (pace Async, cadence EveryStep). TLS, restarts
-and checkpoints are left out.
+It knows jobs whose workers push and pull every step and wait for nobody (pace Async, cadence EveryStep). Costs are
+measured over mutual TLS, which a cluster has (--nomutual_tls: in plain text). Restarts and checkpoints are left out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from downpour.launch.demand import Cost, Costs
 from downpour.launch.job import Job
 from downpour.launch.kubernetes import sizes
 from downpour.launch.queueing import Fleet, Prediction
+from downpour.proto import tls
 from downpour.ps.layout import Layout
 from downpour.ps.layout import plan as place
 
@@ -38,6 +39,7 @@ _COSTS = flags.DEFINE_float(
     "core_ms_per_step", None, "Core-milliseconds of all shards together for one step; measured here by default."
 )
 _MEASURE_S = flags.DEFINE_float("measure_s", 1.0, "Seconds of each of the four measurements.")
+_TLS = flags.DEFINE_boolean("mutual_tls", True, "Measure them with what is sent encrypted, as on a cluster.")
 _LABELS = flags.DEFINE_integer("num_labels", None, "Labels of the data, where the data themselves are not here.")
 
 # Shards count as no bottleneck while they are busy for at most this share of the time: above, queues grow fast.
@@ -250,11 +252,16 @@ def _main() -> None:
     cluster = Cluster(workers, _GBIT.value, _SECONDS.value, _SPREAD.value, _CORES.value)
     if not 0 < _MEASURE_S.value <= 60:
         raise ValueError(f"--measure_s={_MEASURE_S.value:g}; give a number of seconds above 0, 60 at most")
+    if _COSTS.value is None and _TLS.value:
+        try:
+            tls.check_installed()
+        except ValueError as error:
+            raise ValueError(f"{error}, or give --nomutual_tls to plan for plain text") from None
     layout = _layout(job)
     if _COSTS.value is None:
         from downpour.launch import shard_costs
 
-        costs = shard_costs.measure(job, layout, _MEASURE_S.value)
+        costs = shard_costs.measure(job, layout, _MEASURE_S.value, mutual_tls=bool(_TLS.value))
     else:
         costs = known_costs(job, layout, _COSTS.value)
     text, result = report(job, layout, costs, cluster)

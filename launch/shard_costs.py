@@ -15,17 +15,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
 
-from downpour.launch import topology
+from downpour.launch import certs, topology
 from downpour.launch.demand import Cost, Costs
 from downpour.launch.job import Job
 from downpour.launch.scratch import scratch_folder
 from downpour.launch.supervisor import ProcessFailed, Program, Supervisor
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.security import Security
 from downpour.ps.layout import Layout, plan
 from downpour.ps.named import to_message
 from downpour.ps.staleness import Compensate
@@ -38,36 +40,46 @@ _TIMES_AS_MANY = 4  # shards of the second layout
 _TIMEOUT_S = 120.0
 
 
-def measure(job: Job, layout: Layout, seconds: float) -> Costs:
+def measure(job: Job, layout: Layout, seconds: float, *, mutual_tls: bool) -> Costs:
     """Costs of the job's calls.
 
     Args:
         job: The job.
         layout: Its layout.
         seconds: How long each of the four measurements takes.
+        mutual_tls: Whether they are encrypted, with certificates made for this.
 
     Raises:
-        ValueError: The shard process does not start.
+        ValueError: The shard process does not start, or TLS' packages are missing.
     """
     smaller = plan(layout.variables, _TIMES_AS_MANY * layout.num_shards, job.slicing)
     measured = []
-    for one in (smaller, layout):
-        largest = max(range(one.num_shards), key=one.size)
-        with _shard(job, one, largest) as (address, pid):
-            measured.append((one.size(largest), _costs_of(job, one, largest, address, pid, seconds)))
+    with scratch_folder() as scratch:
+        certificates = None
+        if mutual_tls:
+            certificates = scratch / "certs"
+            certs.make("plan", certificates, days=1)
+        for one in (smaller, layout):
+            largest = max(range(one.num_shards), key=one.size)
+            with _shard(job, one, largest, scratch, certificates) as (address, pid):
+                costs = _costs_of(job, one, largest, address, pid, seconds, certs.security_of("worker", certificates))
+            measured.append((one.size(largest), costs))
     (few, less), (many, more) = measured
     return Costs(*(Cost.through((few, a), (many, b)) for a, b in zip(less, more, strict=True)))
 
 
 @contextmanager
-def _shard(job: Job, layout: Layout, shard: int) -> Iterator[tuple[str, int]]:
+def _shard(job: Job, layout: Layout, shard: int, scratch: Path, certificates: Path | None) -> Iterator[tuple[str, int]]:
     """A shard process that holds zeros: its address and process id."""
-    with scratch_folder() as scratch, Supervisor(scratch, os.environ) as supervisor:
-        port_file = scratch / "port"
+    folder = scratch / str(layout.num_shards)
+    with Supervisor(folder, os.environ) as supervisor:
+        port_file = folder / "port"
         flags: dict[str, topology.FlagValue] = {
-            "host": "127.0.0.1", "port": 0, "port_file": port_file, "arena": scratch / "arena",
+            "host": "127.0.0.1", "port": 0, "port_file": port_file, "arena": folder / "arena",
             "die_with_parent": os.getpid(),
         }  # fmt: skip
+        if certificates:
+            flags["tls"] = certificates / "ps"
         supervisor.start(Program("ps", topology.command("ps", shard, flags), max_restarts=0, endless=True))
         try:
             if not supervisor.wait(port_file.exists, _TIMEOUT_S):
@@ -75,7 +87,7 @@ def _shard(job: Job, layout: Layout, shard: int) -> Iterator[tuple[str, int]]:
         except ProcessFailed as error:
             raise ValueError(f"the shard to measure did not start: {error}") from None
         address = f"127.0.0.1:{port_file.read_text().strip()}"
-        client = ShardClient(shard, address, layout, _TIMEOUT_S)
+        client = ShardClient(shard, address, layout, _TIMEOUT_S, certs.security_of("chief", certificates))
         client.initialize(_specification(job, layout, shard), np.zeros(layout.size(shard), np.float32))
         client.close()
         yield address, supervisor.pids()["ps"]
@@ -96,10 +108,10 @@ def _specification(job: Job, layout: Layout, shard: int) -> pb.ShardSpecificatio
 
 
 def _costs_of(
-    job: Job, layout: Layout, shard: int, address: str, pid: int, seconds: float
+    job: Job, layout: Layout, shard: int, address: str, pid: int, seconds: float, security: Security
 ) -> tuple[float, float, float, float]:
     """Core-seconds of the shard for a push and for a pull, and of a worker for a push and for a pull."""
-    clients = [_Client(job, layout, shard, address, index) for index in range(_CLIENTS)]
+    clients = [_Client(job, layout, shard, address, index, security) for index in range(_CLIENTS)]
     try:
         for client in clients:
             client.both()  # compiles and fills what the first call does
@@ -140,9 +152,9 @@ def _cpu_s(process: psutil.Process) -> float:
 class _Client:
     """What a worker has of one shard."""
 
-    def __init__(self, job: Job, layout: Layout, shard: int, address: str, index: int) -> None:
+    def __init__(self, job: Job, layout: Layout, shard: int, address: str, index: int, security: Security) -> None:
         wire = codec.CODECS[job.exchange.codec]
-        self._client = ShardClient(shard, address, layout, _TIMEOUT_S)
+        self._client = ShardClient(shard, address, layout, _TIMEOUT_S, security)
         self._packer = Packer(layout, shard, wire, codec.BLOCK_CODECS.get(job.exchange.push, wire))
         self._pulled = Pulled(layout, shard, wire, keep=job.exchange.overlap)
         self._header = pb.PushHeader(fingerprint=layout.fingerprint, worker=index, incarnation=1)

@@ -195,6 +195,12 @@ def load(*, with_average: bool = False) -> None:
         loop()
 
 
+def load_blocks() -> None:
+    """Compiles or loads what INT8 and INT4 need, on either side."""
+    for loop in (loops.widen, loops.difference, loops.quantize, loops.pack4, loops.advance, loops.dequantize):
+        loop()
+
+
 def _bind(rule: Rule) -> tuple[loops.Loop, _Scalars]:
     match rule:
         case SGD() | Momentum(momentum=0) | KerasMomentum(momentum=0):
@@ -272,8 +278,8 @@ def _main() -> None:
     text = parser.parse_args().rule
     wanted = [from_message(rules.BY_NAME, json_format.Parse(text, pb.Named()))] if text else _all_rules()
     load(with_average=True)
-    for loop in (loops.compensate, loops.difference, loops.quantize, loops.pack4, loops.advance, loops.dequantize):
-        loop()  # what only some jobs use
+    load_blocks()
+    loops.compensate()
     for rule in wanted:
         update_for(rule)
     print(f"kernels compiled or loaded; process time {time.process_time():.1f} s")

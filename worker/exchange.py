@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.security import PLAIN, Security
+from downpour.ps import kernels
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ShardClient
 from downpour.worker.packing import Packer
@@ -146,6 +148,7 @@ class Exchange:
         self.incarnation = incarnation
         self._publish_every = publish_every
         self._differences = differences
+        self._uses_blocks = push == codec.INT8 or differences is not None
         self._send_base = send_base
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [
@@ -165,7 +168,10 @@ class Exchange:
             LayoutMismatch: A shard holds another layout.
             Unreachable: A shard does not answer.
         """
-        for future in [self._pool.submit(client.wait_ready) for client in self._clients]:
+        futures = [self._pool.submit(client.wait_ready) for client in self._clients]
+        if self._uses_blocks:
+            kernels.load_blocks()  # so that no step waits for them
+        for future in futures:
             future.result()
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from downpour.launch import topology
+from downpour.launch import certs, topology
 from downpour.launch.scratch import scratch_folder
 from downpour.proto import codec
 from downpour.proto.security import Security
@@ -25,7 +25,7 @@ from downpour.ps.rules import RMSProp
 from downpour.ps.schedules import Constant
 from downpour.worker.clients import ShardClient
 from tests.benchmarks import shape
-from tests.benchmarks.emulated_worker import Settings, save_gradients, security_of
+from tests.benchmarks.emulated_worker import Settings, save_gradients
 from tests.benchmarks.hosts import LOOPBACK, Host
 from tests.benchmarks.measure import Measurement, measure
 from tests.benchmarks.processes import Child, Processes, wait_for_file
@@ -98,7 +98,7 @@ def run(load: Load, watch: Watch = lambda shards, workers, addresses: nullcontex
     """
     cache_kernels()
     layout = shape.layout_of(load.variables, load.num_shards, factored=load.factored)
-    chief = security_of("chief", load.certificates)
+    chief = certs.security_of("chief", load.certificates)
     with scratch_folder() as scratch, Processes(scratch) as processes:
         shards, addresses = start_shards(processes, scratch, load)
         initialize(addresses, layout, shape.initial_values(layout), RULE, Constant(learning_rate=1e-6), security=chief)

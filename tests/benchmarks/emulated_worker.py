@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from downpour.launch import entry
+from downpour.launch import certs, entry
 from downpour.proto import codec
-from downpour.proto.security import PLAIN, Certificates, Security
+from downpour.proto.security import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.worker.exchange import Answer, Exchange, Gradients
 from tests.benchmarks.measure import Steps, Window, take_steps, wait_for_window, write_result
@@ -66,11 +66,6 @@ class Settings:
     def flag(self) -> str:
         """For the command line."""
         return f"--settings={json.dumps(asdict(self))}"
-
-
-def security_of(role: str, certificates: Path | None) -> Security:
-    """Of a process of this role, by the folder that holds its role's folder."""
-    return Security(Certificates(certificates / role, role)) if certificates else PLAIN
 
 
 class EmulatedWorker:
@@ -180,7 +175,7 @@ def run(settings: Settings) -> None:
     layout = layout_of(Path(settings.variables), len(settings.addresses), factored=settings.factored)
     gradients = mapped_gradients(Path(settings.gradients), layout, codec.CODECS[settings.codec])
     indices: Sequence[int] = range(settings.first, settings.first + settings.num_workers)
-    security = security_of("worker", Path(settings.certificates) if settings.certificates else None)
+    security = certs.security_of("worker", Path(settings.certificates) if settings.certificates else None)
     workers = [EmulatedWorker(settings, layout, index, gradients, security) for index in indices]
     window = wait_for_window()
     with ThreadPoolExecutor(len(workers), thread_name_prefix="worker") as pool:

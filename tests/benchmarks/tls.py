@@ -36,7 +36,6 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ShardClient
 from tests.benchmarks import cluster, shape
-from tests.benchmarks.emulated_worker import security_of
 from tests.benchmarks.measure import HEADING, Measurement
 from tests.benchmarks.modes import MODES
 from tests.benchmarks.processes import Child, Processes
@@ -94,7 +93,7 @@ class Strangers:
     def _guests(self, addresses: Sequence[str]) -> dict[str, int]:
         total = dict.fromkeys(self.seen, 0)
         for i, address in enumerate(addresses):
-            client = ShardClient(i, address, Layout((), 0, ()), 30, security_of("chief", self._folder / "certs"))
+            client = ShardClient(i, address, Layout((), 0, ()), 30, certs.security_of("chief", self._folder / "certs"))
             guests = client.status().guests
             client.close()
             for name in total:
@@ -171,7 +170,7 @@ def cipher(folder: Path) -> str:
         first: list[bytes] = []
         threading.Thread(target=_relay, args=(listener, address, first), daemon=True).start()
         relay = f"127.0.0.1:{listener.getsockname()[1]}"
-        client = ShardClient(0, relay, Layout((), 0, ()), 30, security_of("worker", folder / "certs"))
+        client = ShardClient(0, relay, Layout((), 0, ()), 30, certs.security_of("worker", folder / "certs"))
         client.status()
         client.close()
     # A record (5 bytes) with a handshake message (4) that is ServerHello: version (2), random (32), session id, cipher.

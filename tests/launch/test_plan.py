@@ -13,18 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downpour.launch import demand, plan, recipe
+from downpour.launch import demand, plan, recipe, shard_costs
 from downpour.launch.demand import Cost, Costs
 from downpour.launch.job import Job
 from downpour.launch.plan import Cluster
 from downpour.proto import codec
+from downpour.proto.security import Security
 from downpour.ps import layout as layouts
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Variable
 from downpour.ps.pace import Sync
+from downpour.worker.clients import ShardClient
 from downpour.worker.exchange import Exchange, Gradients
 from tests.benchmarks import shape
 from tests.conftest import ShardProcesses
 from tests.launch import jobs
+from tests.launch.conftest import RunPython
 from tests.worker.cluster import initialize
 
 VARIABLES = [
@@ -185,6 +188,35 @@ def test_the_command_measures_and_predicts(tmp_path: Path) -> None:
     assert result["steps_per_second"] == pytest.approx(6, rel=0.1) and result["bottleneck"] == "workers' compute"
     assert result["shard_core_ms_per_step"] > 0.1 and result["worker_core_ms_per_step"] > 0.1
     assert result["shards_to_choose"] == 1 and 150 < result["shard_memory_mb"] < 160
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("mutual_tls", [True, False])
+def test_costs_are_those_of_calls_over_tls_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, *, mutual_tls: bool
+) -> None:
+    """A shard with certificates refuses a client without, and the other way round; so the clients tell."""
+    securities: list[Security] = []
+
+    class Noted(ShardClient):
+        def __init__(self, *arguments: Any) -> None:
+            securities.append(arguments[-1])
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(shard_costs, "ShardClient", Noted)
+    layout = layouts.plan(VARIABLES, 2, [layouts.Slicing("head/*", 3)])
+    costs = shard_costs.measure(job_with(), layout, 0.1, mutual_tls=mutual_tls)
+    assert costs.shard_push.of(layout.size(0)) > 0
+    assert securities and all(bool(security.certificates) is mutual_tls for security in securities)
+
+
+def test_without_the_packages_of_tls_it_names_the_way_out(run_python: RunPython) -> None:
+    code = "import sys; sys.modules['OpenSSL'] = None\nfrom downpour.launch.plan import main; main()"
+    done = run_python(code, "--recipe=paper_shape", "--seconds_per_step=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(
+        "install it with pip install 'downpour[tls]', or give --nomutual_tls to plan for plain text\n"
+    )
 
 
 @pytest.mark.process

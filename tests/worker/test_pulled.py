@@ -15,7 +15,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.assembly import Assembler, Buffers
 from downpour.proto.errors import MalformedChunk
 from downpour.proto.http2 import Message
-from downpour.ps import kernels
+from downpour.ps import kernels, loops
 from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
 from downpour.ps.publication import Publisher
 from downpour.ps.rules import SGD
@@ -288,3 +288,23 @@ def test_training_from_publications_ends_where_live_pulls_do(shards: Any) -> Non
         assert max(answers[1].versions) == 120
         for exchange in exchanges:
             exchange.close()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [({}, False), ({"push": codec.INT8}, True), ({"publish_every": 1, "differences": codec.INT4}, True)],
+)
+def test_a_worker_loads_the_loops_of_its_codecs_before_its_first_step(
+    shards: Any, options: dict[str, Any], *, needed: bool
+) -> None:
+    """Else the first differences wait for them, in every process of a fleet at once."""
+    addresses = shards.start(1)
+    initialize(addresses, LAYOUT, [np.zeros(NUM_TRAINED), np.zeros(5), np.zeros(9)], SGD(), Constant(0.1))
+    told = {"wire": codec.BFLOAT16, "worker": 0, "incarnation": 1, "give_up_after_s": 30, **options}
+    exchange = Exchange(addresses, LAYOUT, **told)
+    for loop in (loops.advance, loops.quantize):
+        loop.cache_clear()  # type: ignore[attr-defined]
+    exchange.connect()
+    assert [loop.cache_info().currsize for loop in (loops.advance, loops.quantize)] == [needed] * 2  # type: ignore[attr-defined]
+    exchange.close()
