@@ -3,9 +3,10 @@
     python -m tests.benchmarks.codecs [--data=fashion_mnist] [--modes=float32,pull_int4] [--seeds=3]
     python -m tests.benchmarks.codecs --data=quickstart
 
-fashion_mnist: eight paced workers of one speed over four shards (`tests.benchmarks.paced_fleet`) train for some time;
-the score is test accuracy. quickstart: the recipe as `downpour local` runs it, or with fewer --steps a shorter one of
-its shape; the score is held-out mAP@100, weighted. Its data must have been prepared (`downpour prepare openmoji`).
+fashion_mnist: eight paced workers of one speed over four shards (`tests.benchmarks.paced_fleet`) train for some time,
+over which the rate falls to zero; the score is test accuracy. quickstart: the recipe as `downpour local` runs it, or
+with fewer --steps a shorter one of its shape; the score is held-out mAP@100, weighted. Its data must have been prepared
+(`downpour prepare openmoji`).
 
 Writes a table, curves of all runs in one plot and, as the last line, `RESULT {json}`: every score by mode and seed.
 """
@@ -13,6 +14,7 @@ Writes a table, curves of all runs in one plot and, as the last line, `RESULT {j
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from downpour.launch import entry
 from downpour.launch.job import Exchange
 from downpour.ps.pace import Async
 from downpour.ps.rules import KerasAdam
+from downpour.ps.schedules import Cosine
 from downpour.ps.staleness import Keep
 from downpour.worker.cadence import EveryStep
 from tests.benchmarks.fashion_mnist import FOLDER, FashionMnist
@@ -70,7 +73,8 @@ def fashion_mnist(closing: ExitStack) -> Run:
     def run(mode: str, seed: int) -> Curve:
         publish_every = NUM_WORKERS if "pull" in MODES[mode] else 0
         exchange = Exchange(**MODES[mode], overlap=False, publish_every=publish_every)
-        method = Method(Async(), Keep(), EveryStep(), KerasAdam(), 1.5e-3, exchange)
+        schedule = Cosine(1.5e-3, math.ceil(NUM_WORKERS * _SECONDS.value / max(_STEP_S.value, 1e-3)))
+        method = Method(Async(), Keep(), EveryStep(), KerasAdam(), schedule, exchange)
         outcome = fleet.run(method, target=2.0, max_s=_SECONDS.value, seed=seed)
         return [(float(images), accuracy) for _, _, images, accuracy in outcome.curve]
 

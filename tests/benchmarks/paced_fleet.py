@@ -25,7 +25,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout, Slicing, plan
 from downpour.ps.pace import Mode
 from downpour.ps.rules import Rule
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import Schedule
 from downpour.ps.staleness import Compensate, Treatment
 from downpour.worker.cadence import Cadence
 from downpour.worker.clients import ShardClient
@@ -58,7 +58,7 @@ class Method:
     staleness: Treatment
     cadence: Cadence
     rule: Rule
-    learning_rate: float
+    schedule: Schedule
     exchange: job.Exchange = _FLOAT32
 
 
@@ -162,7 +162,7 @@ class Fleet:
         addresses = self._shards.start(NUM_SHARDS)
         values = initial_values(network(seed))
         initialize(
-            addresses, self._layout, values, method.rule, Constant(method.learning_rate),
+            addresses, self._layout, values, method.rule, method.schedule,
             pace=method.pace, staleness=method.staleness, num_workers=len(self._speeds),
         )  # fmt: skip
         totals, outcome = _Totals(), Outcome()
