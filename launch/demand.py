@@ -29,19 +29,17 @@ def push_bytes(layout: Layout, shard: int, job: Job) -> int:
     return wire * factors + dense + _statistics_bytes(layout, shard)
 
 
-def pull_bytes(layout: Layout, shard: int, job: Job) -> int:
-    """Bytes of one pull from a shard; of publications, of the difference between two."""
-    if job.exchange.pull == "live":
-        return whole_bytes(layout, shard, job)
-    blocks = codec.blocks_bytes(codec.BLOCK_CODECS[job.exchange.pull], layout.num_trained(shard))
-    return blocks + _statistics_bytes(layout, shard)
-
-
-def whole_bytes(layout: Layout, shard: int, job: Job) -> int:
-    """Bytes of everything that a shard holds for workers."""
+def pull_bytes(layout: Layout, shard: int, job: Job) -> float:
+    """Bytes of one pull from a shard; of differences, with its share of those between publications."""
     wire = codec.WIRE_DTYPES[codec.CODECS[job.exchange.codec]].itemsize
-    num_frozen = layout.size(shard) - layout.num_pushed(shard)
-    return wire * (layout.num_trained(shard) + num_frozen) + _statistics_bytes(layout, shard)
+    num_trained, num_frozen = layout.num_trained(shard), layout.size(shard) - layout.num_pushed(shard)
+    if job.exchange.pull == "live":
+        return wire * (num_trained + num_frozen) + _statistics_bytes(layout, shard)
+    blocks = codec.blocks_bytes(codec.BLOCK_CODECS[job.exchange.pull], num_trained)
+    pulls = job.publish_every / job.cluster.num_workers  # of one worker, to one publication
+    # Where there are more publications than pulls, a worker misses some, and is told whole ones.
+    publication = blocks / pulls if pulls >= 1 else wire * num_trained
+    return blocks + publication + _statistics_bytes(layout, shard)
 
 
 def _statistics_bytes(layout: Layout, shard: int) -> int:

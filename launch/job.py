@@ -83,6 +83,10 @@ class Cluster:
         return max(self.num_workers, self.max_workers)
 
 
+# Pulls of a worker that are told as differences to the same publication, unless the recipe says otherwise.
+PULLS_A_PUBLICATION = 4
+
+
 @dataclass(frozen=True)
 class Exchange:
     """How workers talk to shards.
@@ -91,9 +95,11 @@ class Exchange:
         codec: Wire type of parameters and gradients: `float32`, `bfloat16`, or `float16`, which rounds less and has no
             numbers above 65,504 or below 6e-8. Statistics always travel as float32.
         push: Codec of pushed gradients: `same`, or `int8` with error feedback.
-        pull: `live`, the shards' parameters of the moment; or `int8` or `int4`, differences between publications that
-            all workers share: a half or a quarter of bfloat16's bytes, encoded once, at the price of staleness.
-        publish_every: How many pushes of all workers together lie between two publications; 0 for one of each worker.
+        pull: `live`, the parameters themselves; or `int8` or `int4`, how they differ from a publication that all
+            workers have: about a half or a quarter of bfloat16's bytes, at the price of as much memory again in every
+            worker.
+        publish_every: How many pushes of all workers together lie between two publications; 0 for four of each worker.
+            The more, the fewer bytes, and the coarser the differences.
         factors: Push the gradient of a large dense layer as its two factors, where that takes less than half the bytes.
         overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
             step of staleness, which the staleness counters include.
@@ -217,10 +223,10 @@ class Job:
 
     @property
     def publish_every(self) -> int:
-        """Pushes between two publications; 0 if workers pull the live parameters."""
+        """Pushes between two publications; 0 if there are none."""
         if self.exchange.pull == "live":
             return 0
-        return self.exchange.publish_every or self.cluster.num_workers
+        return self.exchange.publish_every or PULLS_A_PUBLICATION * self.cluster.num_workers
 
 
 def _at_least(key: str, value: int, least: int) -> None:

@@ -97,8 +97,6 @@ def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Fleet:
         spread=cluster.spread,
         pushes=pushes,
         pulls=pulls,
-        whole_bytes=[demand.whole_bytes(layout, shard, job) for shard in range(layout.num_shards)],
-        publish_every=job.publish_every,
         overlap=job.exchange.overlap,
         shard_cores=cluster.cores_per_shard,
         shard_bytes_per_s=bytes_per_s,

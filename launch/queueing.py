@@ -56,9 +56,7 @@ class Fleet:
         num_workers: W.
         compute_s: Mean seconds of computing one gradient.
         pushes: One a shard.
-        pulls: One a shard; with publications, what leads from one to the next.
-        whole_bytes: With publications, bytes of each shard's pull by a worker that has missed one.
-        publish_every: Pushes between two publications; 0 for pulls of the moment.
+        pulls: One a shard.
         compute: Distribution of the computing times, one of `COMPUTE_TIMES`.
         spread: Standard deviation of lognormal ones, of the mean.
         exponential_calls: Whether the stations' times are exponential too (to compare with textbooks).
@@ -74,8 +72,6 @@ class Fleet:
     compute_s: float
     pushes: Sequence[Call]
     pulls: Sequence[Call]
-    whole_bytes: Sequence[float] = ()
-    publish_every: int = 0
     compute: str = "lognormal"
     spread: float = 0.1
     exponential_calls: bool = False
@@ -216,13 +212,12 @@ class _Worker:
         bases: Versions that the gradient being computed is of.
         pushed: Versions that the gradient being pushed is of.
         pulled: Versions of the latest pulls.
-        publications: Numbers of those it has.
         calls: (is a push, shard), in the order in which they begin.
     """
 
     def __init__(self, index: int, num_shards: int) -> None:
         self.index = index
-        self.bases, self.pushed, self.pulled, self.publications = ([0] * num_shards for _ in range(4))
+        self.bases, self.pushed, self.pulled = ([0] * num_shards for _ in range(3))
         order = [(index + i) % num_shards for i in range(num_shards)]
         self.calls = [(True, shard) for shard in order] + [(False, shard) for shard in order]
         self.next = self.open = 0
@@ -250,7 +245,7 @@ class _Simulation:
         self._fleet, self._random = fleet, rng
         num_shards = len(fleet.pushes)
         self._workers = [_Worker(i, num_shards) for i in range(fleet.num_workers)]
-        self._versions, self._published, self._numbers = ([0] * num_shards for _ in range(3))
+        self._versions = [0] * num_shards
         self._events: list[tuple[float, int, Callable[[float, Any], None], Any]] = []
         self._count = self._steps = 0
         self._counted = 0  # steps that count, with their pulled bytes and their seconds
@@ -363,20 +358,11 @@ class _Simulation:
     def _send(self, call: _Open) -> None:
         """The shard has begun to send what a pull asks for."""
         shard, worker, pull = call.shard, call.worker, self._fleet.pulls[call.shard]
-        num_bytes, version = pull.num_bytes, self._versions[shard]
-        if self._fleet.publish_every:
-            if not self._numbers[shard] or version >= self._published[shard] + self._fleet.publish_every:
-                self._numbers[shard] += 1
-                self._published[shard] = version
-            missed = self._numbers[shard] - worker.publications[shard]
-            if missed != 1:
-                num_bytes = self._fleet.whole_bytes[shard] if missed else 0.0
-            worker.publications[shard], version = self._numbers[shard], self._published[shard]
-        worker.pulled[shard] = version
-        self._bytes += num_bytes
+        worker.pulled[shard] = self._versions[shard]
+        self._bytes += pull.num_bytes
         call.stages += [
-            (self._shard_out[shard], num_bytes),
-            (self._worker_in[worker.index], num_bytes),
+            (self._shard_out[shard], pull.num_bytes),
+            (self._worker_in[worker.index], pull.num_bytes),
             (self._worker_cores[worker.index], pull.worker_s),
         ]
 

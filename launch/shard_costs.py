@@ -22,7 +22,7 @@ import psutil
 
 from downpour.launch import certs, topology
 from downpour.launch.demand import Cost, Costs
-from downpour.launch.job import Job
+from downpour.launch.job import PULLS_A_PUBLICATION, Job
 from downpour.launch.scratch import scratch_folder
 from downpour.launch.supervisor import ProcessFailed, Program, Supervisor
 from downpour.proto import codec
@@ -156,14 +156,14 @@ class _Client:
         wire = codec.CODECS[job.exchange.codec]
         self._client = ShardClient(shard, address, layout, _TIMEOUT_S, security)
         self._packer = Packer(layout, shard, wire, codec.BLOCK_CODECS.get(job.exchange.push, wire))
-        self._pulled = Pulled(layout, shard, wire, keep=job.exchange.overlap)
+        self._pulled = Pulled(layout, shard, wire, keep=job.exchange.overlap, differences=bool(job.publish_every))
         self._header = pb.PushHeader(fingerprint=layout.fingerprint, worker=index, incarnation=1)
         self._request = pb.PullRequest(
             fingerprint=layout.fingerprint,
             codec=wire,
             worker=index,
             incarnation=1,
-            publish_every=_CLIENTS if job.publish_every else 0,  # a new one of each client, as by default
+            publish_every=PULLS_A_PUBLICATION * _CLIENTS if job.publish_every else 0,
             differences=codec.BLOCK_CODECS.get(job.exchange.pull),
         )
         dtype, num_dense = codec.WIRE_DTYPES[wire], layout.num_trained(shard) - layout.num_factored(shard)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%downpour/proto/parameter_server.proto\x12\x0b\x64ownpour.v1\"\x88\x02\n\x05\x43hunk\x12\x35\n\ninitialize\x18\x01 \x01(\x0b\x32\x1f.downpour.v1.ShardSpecificationH\x00\x12\'\n\x04pull\x18\x02 \x01(\x0b\x32\x17.downpour.v1.PullHeaderH\x00\x12\'\n\x04push\x18\x03 \x01(\x0b\x32\x17.downpour.v1.PushHeaderH\x00\x12\r\n\x05start\x18\x04 \x01(\x04\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12!\n\x05\x63odec\x18\x06 \x01(\x0e\x32\x12.downpour.v1.Codec\x12\x0f\n\x07payload\x18\x07 \x01(\x0c\x12\x0c\n\x04\x62\x61se\x18\x08 \x01(\x0c\x12\x0c\n\x04rows\x18\t \x01(\rB\x08\n\x06header\"\x93\x02\n\x12ShardSpecification\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x0e\n\x06layout\x18\x03 \x01(\t\x12 \n\x04rule\x18\x04 \x01(\x0b\x32\x12.downpour.v1.Named\x12$\n\x08schedule\x18\x05 \x01(\x0b\x32\x12.downpour.v1.Named\x12 \n\x04pace\x18\x06 \x01(\x0b\x32\x12.downpour.v1.Named\x12\x13\n\x0bnum_workers\x18\x07 \x01(\r\x12%\n\tstaleness\x18\x08 \x01(\x0b\x32\x12.downpour.v1.Named\x12#\n\x07\x61verage\x18\t \x01(\x0b\x32\x12.downpour.v1.Named\"\x96\x01\n\x05Named\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\nparameters\x18\x02 \x03(\x0b\x32\".downpour.v1.Named.ParametersEntry\x1aG\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.downpour.v1.Numbers:\x02\x38\x01\"\x19\n\x07Numbers\x12\x0e\n\x06values\x18\x01 \x03(\x01\"r\n\x0eRestoreRequest\x12\x36\n\rspecification\x18\x01 \x01(\x0b\x32\x1f.downpour.v1.ShardSpecification\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x15\n\rwithout_slots\x18\x03 \x01(\x08\"0\n\x0fInitializeReply\x12\x0c\n\x04kept\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\xd3\x01\n\x0bPullRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12!\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x12.downpour.v1.Codec\x12\x0e\n\x06worker\x18\x03 \x01(\r\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x12\n\nnum_pushes\x18\x05 \x01(\x04\x12\x15\n\rpublish_every\x18\x06 \x01(\r\x12\x13\n\x0bpublication\x18\x07 \x01(\x04\x12\'\n\x0b\x64ifferences\x18\x08 \x01(\x0e\x32\x12.downpour.v1.Codec\"2\n\nPullHeader\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x13\n\x0bpublication\x18\x02 \x01(\x04\"n\n\nPushHeader\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06worker\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x14\n\x0c\x62\x61se_version\x18\x05 \x01(\x04\"R\n\tPushReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x11\n\tstaleness\x18\x02 \x01(\x04\x12\x10\n\x08repeated\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x08\"\x86\x01\n\rAbsentRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x32\n\x07workers\x18\x02 \x03(\x0b\x32!.downpour.v1.AbsentRequest.Worker\x1a,\n\x06Worker\x12\r\n\x05index\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\r\n\x0b\x41\x62sentReply\"$\n\rStatusRequest\x12\x13\n\x0bwith_layout\x18\x01 \x01(\x08\"\xef\x03\n\x0bStatusReply\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06layout\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x16\n\x0epushes_refused\x18\x06 \x01(\x04\x12\x17\n\x0fpushes_repeated\x18\x07 \x01(\x04\x12\x1b\n\x13staleness_histogram\x18\x08 \x03(\x04\x12\x13\n\x0bstate_bytes\x18\t \x01(\x04\x12\x0e\n\x06pushes\x18\n \x01(\x04\x12\x16\n\x0epushes_dropped\x18\x0b \x01(\x04\x12\x36\n\rspecification\x18\x0c \x01(\x0b\x32\x1f.downpour.v1.ShardSpecification\x12/\n\x06guests\x18\r \x01(\x0b\x32\x1f.downpour.v1.StatusReply.Guests\x1a\x97\x01\n\x06Guests\x12\x13\n\x0b\x63onnections\x18\x01 \x01(\x04\x12\x1c\n\x14\x63onnections_admitted\x18\x02 \x01(\x04\x12\x14\n\x0crefused_role\x18\x03 \x01(\x04\x12\x15\n\rrefused_token\x18\x04 \x01(\x04\x12\x19\n\x11refused_malformed\x18\x05 \x01(\x04\x12\x12\n\nbroken_off\x18\x06 \x01(\x04\"T\n\x16WriteCheckpointRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x12\n\ncheck_only\x18\x03 \x01(\x08\"\xb2\x01\n\x14WriteCheckpointReply\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06pushes\x18\x03 \x01(\x04\x12>\n\tchecksums\x18\x04 \x03(\x0b\x32+.downpour.v1.WriteCheckpointReply.Checksums\x1a+\n\tChecksums\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x03(\x07\"\"\n\x0bStopRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\"\x0b\n\tStopReply*x\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x11\n\rCODEC_FLOAT32\x10\x01\x12\x12\n\x0e\x43ODEC_BFLOAT16\x10\x02\x12\x0e\n\nCODEC_INT8\x10\x03\x12\x0e\n\nCODEC_INT4\x10\x04\x12\x11\n\rCODEC_FLOAT16\x10\x05\x32\x9c\x04\n\x0fParameterServer\x12>\n\x06Status\x12\x1a.downpour.v1.StatusRequest\x1a\x18.downpour.v1.StatusReply\x12@\n\nInitialize\x12\x12.downpour.v1.Chunk\x1a\x1c.downpour.v1.InitializeReply(\x01\x12\x44\n\x07Restore\x12\x1b.downpour.v1.RestoreRequest\x1a\x1c.downpour.v1.InitializeReply\x12\x36\n\x04Pull\x12\x18.downpour.v1.PullRequest\x1a\x12.downpour.v1.Chunk0\x01\x12\x34\n\x04Push\x12\x12.downpour.v1.Chunk\x1a\x16.downpour.v1.PushReply(\x01\x12>\n\x06\x41\x62sent\x12\x1a.downpour.v1.AbsentRequest\x1a\x18.downpour.v1.AbsentReply\x12Y\n\x0fWriteCheckpoint\x12#.downpour.v1.WriteCheckpointRequest\x1a!.downpour.v1.WriteCheckpointReply\x12\x38\n\x04Stop\x12\x18.downpour.v1.StopRequest\x1a\x16.downpour.v1.StopReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%downpour/proto/parameter_server.proto\x12\x0b\x64ownpour.v1\"\x88\x02\n\x05\x43hunk\x12\x35\n\ninitialize\x18\x01 \x01(\x0b\x32\x1f.downpour.v1.ShardSpecificationH\x00\x12\'\n\x04pull\x18\x02 \x01(\x0b\x32\x17.downpour.v1.PullHeaderH\x00\x12\'\n\x04push\x18\x03 \x01(\x0b\x32\x17.downpour.v1.PushHeaderH\x00\x12\r\n\x05start\x18\x04 \x01(\x04\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12!\n\x05\x63odec\x18\x06 \x01(\x0e\x32\x12.downpour.v1.Codec\x12\x0f\n\x07payload\x18\x07 \x01(\x0c\x12\x0c\n\x04\x62\x61se\x18\x08 \x01(\x0c\x12\x0c\n\x04rows\x18\t \x01(\rB\x08\n\x06header\"\x93\x02\n\x12ShardSpecification\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x0e\n\x06layout\x18\x03 \x01(\t\x12 \n\x04rule\x18\x04 \x01(\x0b\x32\x12.downpour.v1.Named\x12$\n\x08schedule\x18\x05 \x01(\x0b\x32\x12.downpour.v1.Named\x12 \n\x04pace\x18\x06 \x01(\x0b\x32\x12.downpour.v1.Named\x12\x13\n\x0bnum_workers\x18\x07 \x01(\r\x12%\n\tstaleness\x18\x08 \x01(\x0b\x32\x12.downpour.v1.Named\x12#\n\x07\x61verage\x18\t \x01(\x0b\x32\x12.downpour.v1.Named\"\x96\x01\n\x05Named\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\nparameters\x18\x02 \x03(\x0b\x32\".downpour.v1.Named.ParametersEntry\x1aG\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.downpour.v1.Numbers:\x02\x38\x01\"\x19\n\x07Numbers\x12\x0e\n\x06values\x18\x01 \x03(\x01\"r\n\x0eRestoreRequest\x12\x36\n\rspecification\x18\x01 \x01(\x0b\x32\x1f.downpour.v1.ShardSpecification\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x15\n\rwithout_slots\x18\x03 \x01(\x08\"0\n\x0fInitializeReply\x12\x0c\n\x04kept\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\xd3\x01\n\x0bPullRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12!\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x12.downpour.v1.Codec\x12\x0e\n\x06worker\x18\x03 \x01(\r\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x12\n\nnum_pushes\x18\x05 \x01(\x04\x12\x15\n\rpublish_every\x18\x06 \x01(\r\x12\x13\n\x0bpublication\x18\x07 \x01(\x04\x12\'\n\x0b\x64ifferences\x18\x08 \x01(\x0e\x32\x12.downpour.v1.Codec\"@\n\nPullHeader\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x13\n\x0bpublication\x18\x02 \x01(\x04\x12\x0c\n\x04live\x18\x03 \x01(\x08\"n\n\nPushHeader\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06worker\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x14\n\x0c\x62\x61se_version\x18\x05 \x01(\x04\"R\n\tPushReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x11\n\tstaleness\x18\x02 \x01(\x04\x12\x10\n\x08repeated\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x08\"\x86\x01\n\rAbsentRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x32\n\x07workers\x18\x02 \x03(\x0b\x32!.downpour.v1.AbsentRequest.Worker\x1a,\n\x06Worker\x12\r\n\x05index\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\r\n\x0b\x41\x62sentReply\"$\n\rStatusRequest\x12\x13\n\x0bwith_layout\x18\x01 \x01(\x08\"\xef\x03\n\x0bStatusReply\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06layout\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x16\n\x0epushes_refused\x18\x06 \x01(\x04\x12\x17\n\x0fpushes_repeated\x18\x07 \x01(\x04\x12\x1b\n\x13staleness_histogram\x18\x08 \x03(\x04\x12\x13\n\x0bstate_bytes\x18\t \x01(\x04\x12\x0e\n\x06pushes\x18\n \x01(\x04\x12\x16\n\x0epushes_dropped\x18\x0b \x01(\x04\x12\x36\n\rspecification\x18\x0c \x01(\x0b\x32\x1f.downpour.v1.ShardSpecification\x12/\n\x06guests\x18\r \x01(\x0b\x32\x1f.downpour.v1.StatusReply.Guests\x1a\x97\x01\n\x06Guests\x12\x13\n\x0b\x63onnections\x18\x01 \x01(\x04\x12\x1c\n\x14\x63onnections_admitted\x18\x02 \x01(\x04\x12\x14\n\x0crefused_role\x18\x03 \x01(\x04\x12\x15\n\rrefused_token\x18\x04 \x01(\x04\x12\x19\n\x11refused_malformed\x18\x05 \x01(\x04\x12\x12\n\nbroken_off\x18\x06 \x01(\x04\"T\n\x16WriteCheckpointRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x12\n\ncheck_only\x18\x03 \x01(\x08\"\xb2\x01\n\x14WriteCheckpointReply\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06pushes\x18\x03 \x01(\x04\x12>\n\tchecksums\x18\x04 \x03(\x0b\x32+.downpour.v1.WriteCheckpointReply.Checksums\x1a+\n\tChecksums\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x03(\x07\"\"\n\x0bStopRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\"\x0b\n\tStopReply*x\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x11\n\rCODEC_FLOAT32\x10\x01\x12\x12\n\x0e\x43ODEC_BFLOAT16\x10\x02\x12\x0e\n\nCODEC_INT8\x10\x03\x12\x0e\n\nCODEC_INT4\x10\x04\x12\x11\n\rCODEC_FLOAT16\x10\x05\x32\x9c\x04\n\x0fParameterServer\x12>\n\x06Status\x12\x1a.downpour.v1.StatusRequest\x1a\x18.downpour.v1.StatusReply\x12@\n\nInitialize\x12\x12.downpour.v1.Chunk\x1a\x1c.downpour.v1.InitializeReply(\x01\x12\x44\n\x07Restore\x12\x1b.downpour.v1.RestoreRequest\x1a\x1c.downpour.v1.InitializeReply\x12\x36\n\x04Pull\x12\x18.downpour.v1.PullRequest\x1a\x12.downpour.v1.Chunk0\x01\x12\x34\n\x04Push\x12\x12.downpour.v1.Chunk\x1a\x16.downpour.v1.PushReply(\x01\x12>\n\x06\x41\x62sent\x12\x1a.downpour.v1.AbsentRequest\x1a\x18.downpour.v1.AbsentReply\x12Y\n\x0fWriteCheckpoint\x12#.downpour.v1.WriteCheckpointRequest\x1a!.downpour.v1.WriteCheckpointReply\x12\x38\n\x04Stop\x12\x18.downpour.v1.StopRequest\x1a\x16.downpour.v1.StopReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NAMED_PARAMETERSENTRY']._loaded_options = None
   _globals['_NAMED_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_CODEC']._serialized_start=2411
-  _globals['_CODEC']._serialized_end=2531
+  _globals['_CODEC']._serialized_start=2425
+  _globals['_CODEC']._serialized_end=2545
   _globals['_CHUNK']._serialized_start=55
   _globals['_CHUNK']._serialized_end=319
   _globals['_SHARDSPECIFICATION']._serialized_start=322
@@ -52,33 +52,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PULLREQUEST']._serialized_start=946
   _globals['_PULLREQUEST']._serialized_end=1157
   _globals['_PULLHEADER']._serialized_start=1159
-  _globals['_PULLHEADER']._serialized_end=1209
-  _globals['_PUSHHEADER']._serialized_start=1211
-  _globals['_PUSHHEADER']._serialized_end=1321
-  _globals['_PUSHREPLY']._serialized_start=1323
-  _globals['_PUSHREPLY']._serialized_end=1405
-  _globals['_ABSENTREQUEST']._serialized_start=1408
-  _globals['_ABSENTREQUEST']._serialized_end=1542
-  _globals['_ABSENTREQUEST_WORKER']._serialized_start=1498
-  _globals['_ABSENTREQUEST_WORKER']._serialized_end=1542
-  _globals['_ABSENTREPLY']._serialized_start=1544
-  _globals['_ABSENTREPLY']._serialized_end=1557
-  _globals['_STATUSREQUEST']._serialized_start=1559
-  _globals['_STATUSREQUEST']._serialized_end=1595
-  _globals['_STATUSREPLY']._serialized_start=1598
-  _globals['_STATUSREPLY']._serialized_end=2093
-  _globals['_STATUSREPLY_GUESTS']._serialized_start=1942
-  _globals['_STATUSREPLY_GUESTS']._serialized_end=2093
-  _globals['_WRITECHECKPOINTREQUEST']._serialized_start=2095
-  _globals['_WRITECHECKPOINTREQUEST']._serialized_end=2179
-  _globals['_WRITECHECKPOINTREPLY']._serialized_start=2182
-  _globals['_WRITECHECKPOINTREPLY']._serialized_end=2360
-  _globals['_WRITECHECKPOINTREPLY_CHECKSUMS']._serialized_start=2317
-  _globals['_WRITECHECKPOINTREPLY_CHECKSUMS']._serialized_end=2360
-  _globals['_STOPREQUEST']._serialized_start=2362
-  _globals['_STOPREQUEST']._serialized_end=2396
-  _globals['_STOPREPLY']._serialized_start=2398
-  _globals['_STOPREPLY']._serialized_end=2409
-  _globals['_PARAMETERSERVER']._serialized_start=2534
-  _globals['_PARAMETERSERVER']._serialized_end=3074
+  _globals['_PULLHEADER']._serialized_end=1223
+  _globals['_PUSHHEADER']._serialized_start=1225
+  _globals['_PUSHHEADER']._serialized_end=1335
+  _globals['_PUSHREPLY']._serialized_start=1337
+  _globals['_PUSHREPLY']._serialized_end=1419
+  _globals['_ABSENTREQUEST']._serialized_start=1422
+  _globals['_ABSENTREQUEST']._serialized_end=1556
+  _globals['_ABSENTREQUEST_WORKER']._serialized_start=1512
+  _globals['_ABSENTREQUEST_WORKER']._serialized_end=1556
+  _globals['_ABSENTREPLY']._serialized_start=1558
+  _globals['_ABSENTREPLY']._serialized_end=1571
+  _globals['_STATUSREQUEST']._serialized_start=1573
+  _globals['_STATUSREQUEST']._serialized_end=1609
+  _globals['_STATUSREPLY']._serialized_start=1612
+  _globals['_STATUSREPLY']._serialized_end=2107
+  _globals['_STATUSREPLY_GUESTS']._serialized_start=1956
+  _globals['_STATUSREPLY_GUESTS']._serialized_end=2107
+  _globals['_WRITECHECKPOINTREQUEST']._serialized_start=2109
+  _globals['_WRITECHECKPOINTREQUEST']._serialized_end=2193
+  _globals['_WRITECHECKPOINTREPLY']._serialized_start=2196
+  _globals['_WRITECHECKPOINTREPLY']._serialized_end=2374
+  _globals['_WRITECHECKPOINTREPLY_CHECKSUMS']._serialized_start=2331
+  _globals['_WRITECHECKPOINTREPLY_CHECKSUMS']._serialized_end=2374
+  _globals['_STOPREQUEST']._serialized_start=2376
+  _globals['_STOPREQUEST']._serialized_end=2410
+  _globals['_STOPREPLY']._serialized_start=2412
+  _globals['_STOPREPLY']._serialized_end=2423
+  _globals['_PARAMETERSERVER']._serialized_start=2548
+  _globals['_PARAMETERSERVER']._serialized_end=3088
 # @@protoc_insertion_point(module_scope)

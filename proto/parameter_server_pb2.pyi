@@ -126,12 +126,14 @@ class PullRequest(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ..., differences: _Optional[_Union[Codec, str]] = ...) -> None: ...
 
 class PullHeader(_message.Message):
-    __slots__ = ("version", "publication")
+    __slots__ = ("version", "publication", "live")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLICATION_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
     version: int
     publication: int
-    def __init__(self, version: _Optional[int] = ..., publication: _Optional[int] = ...) -> None: ...
+    live: bool
+    def __init__(self, version: _Optional[int] = ..., publication: _Optional[int] = ..., live: bool = ...) -> None: ...
 
 class PushHeader(_message.Message):
     __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version")

@@ -1,27 +1,28 @@
-"""Publications: the vector as it was at some version, encoded once and served to every worker that asks.
+"""Pulls as differences: a publication that all workers share, and what has come since it.
 
-A pull of the live vector is encoded for one worker. A publication is shared: the shard makes a new one when somebody
-asks and enough pushes have come since the last, and everybody gets the same bytes until then. It costs as many
-versions of staleness at most, which the versions say and the staleness counters include.
-
-A publication p is a bfloat16 vector. The next one is made from the live vector w, block by block:
+A pull of the live vector w costs two bytes a parameter in bfloat16. A worker that holds a publication p, the vector as
+it was some pushes ago, needs only what differs from it:
 
     d = int8(w - p)         or int4; block-scaled, `downpour.ps.kernels.quantize`
-    p' = bfloat16(p + d)    `downpour.ps.kernels.advance`
+    bfloat16(p + d)         `downpour.ps.kernels.advance`
 
-and a worker that has p receives d, half or a quarter of the bytes of p', and computes the same p', bit for bit. What
-rounding left out of d is in w - p' and so in the next difference: errors never add up. A worker without p (it has just
-come, or missed a publication, or its shard has restarted) receives p' itself.
+which is half or a quarter of the bytes, and as fresh as a live pull. p is known exactly, so what rounding left out of d
+is gone with the next pull: errors never add up. The farther w has moved from p, the coarser d is, so a new publication
+is made after some pushes, from the last one and block by block in the same way:
 
-Statistics travel as float32 with either. Numbers of publications begin at random, so that one from before a restart of
-the shard is not mistaken for one of this process.
+    p' = bfloat16(p + int8(w - p))
 
-Threads: any may call `latest`. One makes a publication while the others are served the one before.
+and a worker that has p receives that difference, which is encoded once for all workers, and computes the same p', bit
+for bit. A worker without p (it has just come, or missed a publication, or its shard has restarted) receives p' itself.
+
+Statistics travel as float32 with every pull. Numbers of publications begin at random, so that one from before a restart
+of the shard is not mistaken for one of this process.
+
+Threads: any may call. One makes a publication while the others are served with the one before.
 """
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,36 +47,36 @@ _PIECE = 1 << 16  # elements that are worked on at a time, which fit a core's ca
 
 @dataclass(frozen=True)
 class Publication:
-    """One publication.
+    """One publication, of the trained part.
 
     Attributes:
         header: Its version and its number.
         trained: [num_trained] bfloat16 bits.
-        rest: Statistics and frozen values.
         differences: What leads to it from the publication numbered one less, as messages; empty for the first.
     """
 
     header: pb.PullHeader
     trained: np.ndarray
-    rest: Sequence[codec.Outgoing]
     differences: Sequence[Message]
 
     def messages(self, known: int) -> Iterable[Message]:
-        """What a worker that has the publication `known` must receive; 0 for none."""
+        """What a worker that has the publication `known` must receive to have this one; 0 for none."""
         if known == self.header.publication:
-            return _encoded([], self.header)
+            return ()
         if self.differences and known == self.header.publication - 1:
             return self.differences
         # Not kept as messages: few workers need it, and it would take as much memory again.
-        trained = (
-            codec.Outgoing(start, stop - start, codec.BFLOAT16, self.trained[start:stop])
-            for start, stop in codec.split(0, self.trained.size)
+        return _encoded(
+            (
+                codec.Outgoing(start, stop - start, codec.BFLOAT16, self.trained[start:stop])
+                for start, stop in codec.split(0, self.trained.size)
+            ),
+            self.header,
         )
-        return _encoded(itertools.chain(trained, self.rest), self.header)
 
 
 class Publisher:
-    """Makes a shard's publications.
+    """Makes a shard's publications, and differences to them.
 
     Args:
         shard: The shard.
@@ -88,6 +89,27 @@ class Publisher:
         self._making = threading.Lock()
         self._latest: Publication | None = None
         self._number = secrets.randbits(62) + 1
+
+    def pull(self, every: int, known: int) -> Iterator[Message]:
+        """The messages of a pull by a worker that has the publication `known`; each is good until the next.
+
+        Args:
+            every: A new publication is made when so many pushes have come since the last.
+            known: Number of a publication; 0 for none.
+        """
+        publication = self.latest(every)
+        number = publication.header.publication
+        yield from publication.messages(known)
+        header: pb.PullHeader | None = pb.PullHeader(version=self._shard.version, publication=number, live=True)
+        room = codec.new_blocks(self._codec, min(_ELEMENTS[self._codec], self._shard.num_trained))
+        for start, stop in self._cut():
+            blocks = room if stop - start == _ELEMENTS[self._codec] else codec.new_blocks(self._codec, stop - start)
+            self._differ(start, publication.trained[start:stop], blocks)
+            yield codec.chunk_parts(start, self._codec, blocks[0], header, count=stop - start)
+            header = None
+        is_new = known not in (number, number - 1)  # frozen values do not change
+        stop = self._shard.size if is_new else self._shard.num_pushed
+        yield from live(self._shard, codec.BFLOAT16, self._shard.num_trained, stop, header)
 
     def latest(self, every: int) -> Publication:
         """A publication that fewer than `every` pushes have followed, or the one before while that is made."""
@@ -108,31 +130,38 @@ class Publisher:
         self._number += 1
         header = pb.PullHeader(version=shard.version, publication=self._number)
         trained = np.empty(shard.num_trained, np.uint16)
-        differences: list[codec.Outgoing] = []
         if before is None:
             for start, stop in shard.cut(0, shard.num_trained):
                 shard.read(start, stop, trained[start:stop])
-        else:
-            step = _ELEMENTS[self._codec]
-            for start in range(0, shard.num_trained, step):
-                part = slice(start, min(start + step, shard.num_trained))
-                differences.append(self._advance(start, before.trained[part], trained[part]))
-        statistics = self._read(shard.num_trained, shard.num_pushed, codec.FLOAT32)
-        frozen = self._read(shard.num_pushed, shard.size, codec.BFLOAT16)
-        messages = list(_encoded([*differences, *statistics], header)) if differences else []
-        return Publication(header, trained, [*statistics, *frozen], messages)
+            return Publication(header, trained, ())
+        differences = []
+        for start, stop in self._cut():
+            blocks = codec.new_blocks(self._codec, stop - start)
+            self._differ(start, before.trained[start:stop], blocks, trained[start:stop])
+            differences.append(codec.Outgoing(start, stop - start, self._codec, blocks[0]))
+        return Publication(header, trained, list(_encoded(differences, header)))
 
-    def _read(self, start: int, stop: int, wire: int) -> list[codec.Outgoing]:
-        """[start, stop) of the live vector."""
-        values = np.empty(stop - start, codec.WIRE_DTYPES[wire])
-        cut = list(self._shard.cut(start, stop))
-        for a, b in cut:
-            self._shard.read(a, b, values[a - start : b - start])
-        return [codec.Outgoing(a, b - a, wire, values[a - start : b - start]) for a, b in cut]
+    def _cut(self) -> Iterator[tuple[int, int]]:
+        """The trained part in messages of differences."""
+        for start in range(0, self._shard.num_trained, _ELEMENTS[self._codec]):
+            yield start, min(start + _ELEMENTS[self._codec], self._shard.num_trained)
 
-    def _advance(self, first: int, before: np.ndarray, after: np.ndarray) -> codec.Outgoing:
-        """The difference that leads from one publication of [first, first + n) to the next, which it makes."""
-        payload, scales, q = codec.new_blocks(self._codec, before.size)
+    def _differ(
+        self,
+        first: int,
+        before: np.ndarray,
+        blocks: tuple[np.ndarray, np.ndarray, np.ndarray],
+        after: np.ndarray | None = None,
+    ) -> None:
+        """Encodes how the live vector differs from a publication's [first, first + n).
+
+        Args:
+            first: Of the elements.
+            before: [n] bfloat16 bits of the publication.
+            blocks: As `codec.new_blocks` gives them, to be filled.
+            after: Gets the publication that the difference leads to.
+        """
+        _, scales, q = blocks
         quantize = kernels.quantize if self._codec == codec.INT8 else kernels.quantize4
         difference = np.empty(_PIECE, np.float32)
         bytes_per_piece = codec.blocks_bytes(self._codec, _PIECE) - 4 * codec.num_blocks(_PIECE)
@@ -143,18 +172,44 @@ class Publisher:
                 into = difference[a - first - start : b - first - start]
                 with self._shard.unchanged(a):
                     kernels.difference(self._shard.arena.parameters[a:b], before[mine], into)
-            blocks = scales[start // codec.BLOCK : codec.num_blocks(stop)]
+            its_scales = scales[start // codec.BLOCK : codec.num_blocks(stop)]
             part = q[number * bytes_per_piece : (number + 1) * bytes_per_piece]
-            quantize(difference[: stop - start], blocks, part)
-            kernels.advance(self._codec, before[start:stop], blocks, part, after[start:stop])
-        return codec.Outgoing(first, before.size, self._codec, payload)
+            quantize(difference[: stop - start], its_scales, part)
+            if after is not None:
+                kernels.advance(self._codec, before[start:stop], its_scales, part, after[start:stop])
+
+
+def live(shard: Shard, wire: int, start: int, stop: int, header: pb.PullHeader | None) -> Iterator[Message]:
+    """Elements [start, stop) of the moment, as messages; each is good until the next is asked for.
+
+    Args:
+        shard: The shard.
+        wire: Codec of all but statistics.
+        start: Of the elements; the beginning of a part of the vector.
+        stop: The end of one.
+        header: For the first message, of which there is one even without elements.
+    """
+    trained, pushed = shard.num_trained, shard.num_pushed
+    room = np.empty(4 * min(stop - start, codec.CHUNK_ELEMENTS), np.uint8)
+    for part_wire, begin, end in ((wire, 0, trained), (codec.FLOAT32, trained, pushed), (wire, pushed, shard.size)):
+        for a, b in shard.cut(max(begin, start), min(end, stop)):
+            out = room[: (b - a) * codec.WIRE_DTYPES[part_wire].itemsize].view(codec.WIRE_DTYPES[part_wire])
+            shard.read(a, b, out)
+            yield codec.chunk_parts(a, part_wire, out, header)
+            header = None
+    if header:
+        yield _only(header)
 
 
 def _encoded(chunks: Iterable[codec.Outgoing], header: pb.PullHeader) -> Iterator[Message]:
-    """Messages of a stream; one of the header alone if there is nothing else."""
+    """Messages, of which the first carries the header; there is one even without chunks."""
     first: pb.PullHeader | None = header
     for chunk in chunks:
         yield chunk.encode(first)
         first = None
     if first:
-        yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), first)
+        yield _only(first)
+
+
+def _only(header: pb.PullHeader) -> Message:
+    return codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)

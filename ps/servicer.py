@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import grpc
-import numpy as np
 from absl import logging
 
 from downpour.proto import codec
@@ -24,6 +23,7 @@ from downpour.proto.security import Gate
 from downpour.ps import checkpoint, restore
 from downpour.ps.admission import Admission
 from downpour.ps.arena import Arena
+from downpour.ps.publication import live
 from downpour.ps.shard import Shard
 from downpour.ps.storage import Folder
 
@@ -158,18 +158,18 @@ class Servicer:
         shard = self._check(request.fingerprint)
         if request.codec not in codec.WIRE_DTYPES:
             raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
-        if request.publish_every and (request.codec != codec.BFLOAT16 or request.differences not in shard.publications):
+        if request.publish_every and (request.codec != codec.BFLOAT16 or request.differences not in shard.publishers):
             raise MalformedChunk(
-                f"publications are bfloat16 with differences in one of {sorted(shard.publications)}; "
+                f"publications are bfloat16 with differences in one of {sorted(shard.publishers)}; "
                 f"codec {request.codec} with {request.differences} was asked for"
             )
         shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
         with self._pulling.place():
             if request.publish_every:
-                publication = shard.publications[request.differences].latest(request.publish_every)
-                yield from publication.messages(request.publication)
+                publisher = shard.publishers[request.differences]
+                yield from publisher.pull(request.publish_every, request.publication)
             else:
-                yield from _live(shard, request.codec)
+                yield from live(shard, request.codec, 0, shard.size, pb.PullHeader(version=shard.version))
 
     def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.PushReply:
         """Applies each chunk as it arrives; see `ParameterServer.Push`."""
@@ -271,19 +271,3 @@ def _log_ledger(arena: Arena) -> None:
         if entry["incarnation"]:
             what = "complete" if entry["complete"] else "incomplete"
             logging.debug("ledger %d/%d/%d %s", worker, entry["incarnation"], entry["sequence"], what)
-
-
-def _live(shard: Shard, wire: int) -> Iterator[Message]:
-    """The messages of a pull of the moment; each is good until the next is asked for."""
-    header: pb.PullHeader | None = pb.PullHeader(version=shard.version)
-    trained, pushed, size = shard.num_trained, shard.num_pushed, shard.size
-    room = np.empty(4 * min(size, codec.CHUNK_ELEMENTS), np.uint8)
-    parts = ((wire, 0, trained), (codec.FLOAT32, trained, pushed), (wire, pushed, size))
-    for part_wire, begin, end in parts:
-        for start, stop in shard.cut(begin, end):
-            out = room[: (stop - start) * codec.WIRE_DTYPES[part_wire].itemsize].view(codec.WIRE_DTYPES[part_wire])
-            shard.read(start, stop, out)
-            yield codec.chunk_parts(start, part_wire, out, header)
-            header = None
-    if header:  # a shard without parameters has a version all the same
-        yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)

@@ -52,15 +52,15 @@ class Shard:
 
     Attributes:
         arena: As given.
-        publications: What pulls that may be a little old are served from, by the codec of their differences. The first
-            pull makes the first one, so a codec that nobody asks for costs nothing.
+        publishers: What serves pulls as differences, by the codec of those. The first pull makes the first publication,
+            so a codec that nobody asks for costs nothing.
     """
 
     def __init__(self, arena: Arena) -> None:
         specification = arena.specification
         layout, index = arena.layout, specification.shard
         self.arena = arena
-        self.publications = {wire: Publisher(self, wire) for wire in (codec.INT8, codec.INT4)}
+        self.publishers = {wire: Publisher(self, wire) for wire in (codec.INT8, codec.INT4)}
         self.size = arena.parameters.size
         self.num_trained = layout.num_trained(index)
         self.num_pushed = layout.num_pushed(index)

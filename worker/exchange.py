@@ -1,7 +1,6 @@
 """A worker's exchange with all shards: push gradients, pull parameters, several shards at a time.
 
-A push to a shard always comes before the pull that follows it, so a worker's own last gradient is in what it pulls
-(unless it pulls publications, which may be older).
+A push to a shard always comes before the pull that follows it, so a worker's own last gradient is in what it pulls.
 
 Threads: a few make the calls. The caller waits on the future that `start` returns, or computes meanwhile.
 No TensorFlow here.
@@ -114,9 +113,9 @@ class Exchange:
         push: Codec that gradients are pushed in: `wire`, or INT8.
         worker: Index of this worker.
         incarnation: Higher than that of any earlier process with this index.
-        publish_every: Not 0: pull publications, a new one after so many pushes of all workers together
-            (`downpour.ps.publication`). 0: the shard's vector of the moment.
-        differences: Codec of the differences between publications, INT8 or INT4; None to pull every one whole.
+        publish_every: Not 0: pull differences to publications, of which there is a new one after so many pushes of all
+            workers together (`downpour.ps.publication`). 0: pull the vector itself.
+        differences: Their codec, INT8 or INT4.
         overlap: Whether parameters are computed with while the next pull is under way, which takes twice the memory.
         send_base: Whether pushes carry `Gradients.base`.
         give_up_after_s: See `ShardClient`.
@@ -159,7 +158,9 @@ class Exchange:
         # Every worker begins with another shard, so that they do not all wait for the same one.
         self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
         self._begun_s, self._pushes = 0.0, list[Future[_Pushed]]()  # of the exchange that was begun last
-        self._pulled = [Pulled(layout, i, wire, keep=overlap) for i in range(len(addresses))]
+        self._pulled = [
+            Pulled(layout, i, wire, keep=overlap, differences=bool(publish_every)) for i in range(len(addresses))
+        ]
 
     def connect(self) -> None:
         """Waits until every shard is ready, and compares layouts.

@@ -36,29 +36,36 @@ class Pulled:
         shard: Index of the shard.
         wire: Codec of the trained and the frozen part.
         keep: Whether `latest` stays as it is while the next pull comes in, which takes twice the memory.
+        differences: Whether pulls are differences: the publication is kept, too.
 
     Attributes:
         version: Of `latest`.
         num_bytes: Received for it.
     """
 
-    def __init__(self, layout: Layout, shard: int, wire: pb.Codec, *, keep: bool) -> None:
-        dtype, num_trained, num_pushed = codec.WIRE_DTYPES[wire], layout.num_trained(shard), layout.num_pushed(shard)
-        self._size, self._num_pushed = layout.size(shard), num_pushed
+    def __init__(
+        self, layout: Layout, shard: int, wire: pb.Codec, *, keep: bool = False, differences: bool = False
+    ) -> None:
+        dtype = codec.WIRE_DTYPES[wire]
+        self._num_trained, self._num_pushed = layout.num_trained(shard), layout.num_pushed(shard)
+        self._size = layout.size(shard)
         self._sets = [
             Vectors(
-                np.empty(num_trained, dtype),
-                np.empty(num_pushed - num_trained, np.float32),
-                np.empty(self._size - num_pushed, dtype),
+                np.empty(self._num_trained, dtype),
+                np.empty(self._num_pushed - self._num_trained, np.float32),
+                np.empty(self._size - self._num_pushed, dtype),
             )
             for _ in range(1 + keep)
         ]
         self.version = 0
         self.num_bytes = 0
-        self._publication = 0  # that `latest` is; 0 for none
-        self._position = 0
-        self._header = pb.PullHeader()
-        self._base = 0  # publication that differences are to
+        self._is_filled = False  # by a whole pull, once
+        self._differences = differences
+        self._published = np.empty(self._num_trained if differences else 0, dtype)
+        self._publication = 0  # which that is; 0 while it is none
+        self._base = 0  # which it was when the pull began
+        self._header = pb.PullHeader()  # of the part that comes in
+        self._position = 0  # in that
 
     @property
     def latest(self) -> Vectors:
@@ -67,10 +74,8 @@ class Pulled:
 
     def begin(self) -> int:
         """A pull begins, perhaps after one that broke. Returns the publication that it may give differences to."""
-        self._base, self._position, self.num_bytes = self._publication, 0, 0
-        self._header = pb.PullHeader()
-        if len(self._sets) == 1:
-            self._publication = 0  # for as long as it is half of one and half of another
+        self._base = self._publication if self._is_filled else 0
+        self._position, self.num_bytes, self._header = 0, 0, pb.PullHeader()
         return self._base
 
     def place(self, beginning: memoryview, num_bytes: int) -> memoryview | None:
@@ -98,33 +103,13 @@ class Pulled:
             MalformedChunk: It is not the next one, or not readable.
         """
         target, base = self._target(chunk)
-        if chunk.codec in codec.WIRE_DTYPES:
-            target[:] = chunk.values()
-        elif base is not None:
-            kernels.advance(chunk.codec, base, *chunk.blocks(), target)
-        else:
+        if chunk.codec not in codec.WIRE_DTYPES and base is None:
             raise MalformedChunk(f"a chunk at {chunk.start} holds differences to nothing")
         self._took(chunk, chunk.payload.nbytes)
-
-    def _target(self, chunk: codec.Chunk) -> tuple[np.ndarray, np.ndarray | None]:
-        """Where the next chunk's elements belong, and what differences are to, if they may be."""
-        if chunk.start != self._position:
-            raise MalformedChunk(f"a chunk at {chunk.start} came where {self._position} was due")
-        start, into, part = chunk.start, self._sets[-1], self._sets[-1].trained  # a chunk lies within one part
-        for following in (into.statistics, into.frozen):
-            if start >= part.size:
-                start, part = start - part.size, following
-        stop = start + chunk.count
-        if stop > part.size:
-            raise MalformedChunk(f"a chunk of {chunk.count} elements came where {part.size - start} were due")
-        has_base = part is into.trained and self._base
-        return part[start:stop], self.latest.trained[start:stop] if has_base else None
-
-    def _took(self, chunk: codec.Chunk, num_bytes: int) -> None:
-        if isinstance(chunk.header, pb.PullHeader):
-            self._header = chunk.header
-        self._position += chunk.count
-        self.num_bytes += num_bytes
+        if base is None or chunk.codec in codec.WIRE_DTYPES:
+            target[:] = chunk.values()
+        else:
+            kernels.advance(chunk.codec, base, *chunk.blocks(), target)
 
     def end(self) -> None:
         """The pull is over; `latest` is what it gave.
@@ -132,12 +117,52 @@ class Pulled:
         Raises:
             MalformedChunk: It did not give everything.
         """
-        is_known = bool(self._base) and self._header.publication == self._base
-        is_next = bool(self._base) and self._header.publication == self._base + 1
-        if self._position == self._size or (is_next and self._position == self._num_pushed):
-            if self._position < self._size:  # frozen values do not change, so nobody sends differences of them
-                self._sets[-1].frozen[:] = self.latest.frozen
-            self._sets.reverse()
-        elif not (is_known and self._position == 0):
+        if self._header.publication and not self._header.live:
+            raise MalformedChunk(f"publication {self._header.publication} came, and no differences to it")
+        if self._base and self._position == self._num_pushed:  # frozen values do not change
+            self._sets[-1].frozen[:] = self.latest.frozen
+        elif self._position != self._size:
             raise MalformedChunk(f"{self._position} of {self._size} elements came")
-        self.version, self._publication = self._header.version, self._header.publication
+        self._sets.reverse()
+        self._is_filled = True
+        self.version = self._header.version
+
+    def _target(self, chunk: codec.Chunk) -> tuple[np.ndarray, np.ndarray | None]:
+        """Where the next chunk's elements belong, and what differences are to, if they may be."""
+        header, position = self._part(chunk)
+        if chunk.start != position:
+            raise MalformedChunk(f"a chunk at {chunk.start} came where {position} was due")
+        start, into, part = chunk.start, self._sets[-1], self._sets[-1].trained  # a chunk lies within one part
+        if header.publication and not header.live:
+            part = self._published
+        else:
+            for following in (into.statistics, into.frozen):
+                if start >= part.size:
+                    start, part = start - part.size, following
+        stop = start + chunk.count
+        if stop > part.size:
+            raise MalformedChunk(f"a chunk of {chunk.count} elements came where {part.size - start} were due")
+        follows = header.live or (self._base and header.publication == self._base + 1)
+        has_base = follows and (part is into.trained or part is self._published)
+        return part[start:stop], self._published[start:stop] if has_base else None
+
+    def _part(self, chunk: codec.Chunk) -> tuple[pb.PullHeader, int]:
+        """Header of the part that a chunk belongs to, and what has come of it before."""
+        header = chunk.header
+        if not isinstance(header, pb.PullHeader) or header == self._header:
+            return self._header, self._position
+        has_come = header.publication == self._header.publication and self._position == self._num_trained
+        is_due = self._differences and (has_come or header.publication == self._base > 0)
+        if header.live and not is_due:
+            raise MalformedChunk(f"differences came to publication {header.publication}, which did not")
+        if not header.live and (self._position or (header.publication and not self._differences)):
+            raise MalformedChunk(f"publication {header.publication} came where {self._position} was due")
+        return header, 0
+
+    def _took(self, chunk: codec.Chunk, num_bytes: int) -> None:
+        """A chunk is about to be written where it belongs."""
+        self._header, self._position = self._part(chunk)
+        # While a publication comes in, what there is is half of one and half of another.
+        self._publication = self._header.publication if self._header.live else 0
+        self._position += chunk.count
+        self.num_bytes += num_bytes

@@ -16,6 +16,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from downpour.launch import certs, topology
+from downpour.launch.job import PULLS_A_PUBLICATION
 from downpour.launch.scratch import scratch_folder
 from downpour.proto import codec
 from downpour.proto.security import Security
@@ -44,8 +45,7 @@ class Load:
         codec: Name of the wire codec.
         push: Name of the codec of pushed gradients: `same` or `int8`.
         compute_s: What computing a gradient would take a worker, slept.
-        pull: What is pulled: `live`, or the name of the codec of differences between publications, of which there is
-            one for as many pushes as there are workers.
+        pull: What is pulled: `live`, or the name of the codec of differences to publications.
         factored: Whether the head's gradient travels as factors.
         variables: File that lists the model's variables.
         num_shards: Shard processes.
@@ -154,7 +154,7 @@ def _start_workers(processes: Processes, addresses: list[str], gradients: Path, 
         codec=load.codec,
         push=load.push,
         pull=load.pull,
-        publish_every=load.num_workers,
+        publish_every=PULLS_A_PUBLICATION * load.num_workers,
         compute_s=load.compute_s,
         factored=load.factored,
         first=0,

@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from downpour.launch import entry
-from downpour.launch.job import Exchange
+from downpour.launch.job import PULLS_A_PUBLICATION, Exchange
 from downpour.ps.pace import Async
 from downpour.ps.rules import KerasAdam
 from downpour.ps.schedules import Cosine
@@ -71,7 +71,7 @@ def fashion_mnist(closing: ExitStack) -> Run:
     closing.callback(fleet.close)
 
     def run(mode: str, seed: int) -> Curve:
-        publish_every = NUM_WORKERS if "pull" in MODES[mode] else 0
+        publish_every = PULLS_A_PUBLICATION * NUM_WORKERS if "pull" in MODES[mode] else 0
         exchange = Exchange(**MODES[mode], overlap=False, publish_every=publish_every)
         schedule = Cosine(1.5e-3, math.ceil(NUM_WORKERS * _SECONDS.value / max(_STEP_S.value, 1e-3)))
         method = Method(Async(), Keep(), EveryStep(), KerasAdam(), schedule, exchange)

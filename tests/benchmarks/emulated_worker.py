@@ -39,7 +39,7 @@ class Settings:
         gradients: File that `save_gradients` has written.
         codec: Name of the wire codec.
         push: Name of the codec of pushed gradients: `same` or `int8`.
-        pull: What is pulled: `live`, or the name of the codec of differences between publications.
+        pull: What is pulled: `live`, or the name of the codec of differences to publications.
         publish_every: Pushes between two publications.
         compute_s: What computing a gradient would take, slept; each time up to a tenth more or less.
         factored: Whether the head's gradient travels as factors.

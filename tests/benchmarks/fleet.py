@@ -116,7 +116,8 @@ def fleet_of(mode: Mode, costs: Measurement, rate_mbit: float) -> Fleet:
     """The whole fleet, for the simulation: bytes of the layout, costs as measured, all on this machine's cores."""
     layout, job = _layout(mode), recipe.load("paper_shape")
     exchange = dataclasses.replace(job.exchange, codec=mode.codec, push=mode.push, pull=mode.pull)
-    job = dataclasses.replace(job, exchange=exchange, batch_size=shape.BATCH_SIZE)
+    members = dataclasses.replace(job.cluster, num_workers=_WORKERS.value)
+    job = dataclasses.replace(job, exchange=exchange, cluster=members, batch_size=shape.BATCH_SIZE)
     shards = range(layout.num_shards)
     both = [(demand.push_bytes(layout, i, job), demand.pull_bytes(layout, i, job)) for i in shards]
     # A step's cost is shared out by bytes: what is measured is the whole of it.
@@ -129,8 +130,6 @@ def fleet_of(mode: Mode, costs: Measurement, rate_mbit: float) -> Fleet:
         spread=_SPREAD,
         pushes=pushes,
         pulls=pulls,
-        whole_bytes=[demand.whole_bytes(layout, i, job) for i in shards],
-        publish_every=_WORKERS.value if mode.pull != "live" else 0,
         shared_cores=float(os.cpu_count() or 1),
         shard_bytes_per_s=line,
         worker_bytes_per_s=line,

@@ -13,7 +13,7 @@ class Mode:
         codec: Name of the wire codec.
         factored: Whether the head's gradient travels as factors.
         push: Name of the codec of pushed gradients: `same` or `int8`.
-        pull: What is pulled: `live`, or the name of the codec of differences between publications.
+        pull: What is pulled: `live`, or the name of the codec of differences to publications.
     """
 
     codec: str

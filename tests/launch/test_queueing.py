@@ -102,13 +102,11 @@ def test_fifty_workers_take_about_a_second() -> None:
     assert time.process_time() - begin < 3  # a slow machine
 
 
-def test_overlap_and_publications_cost_staleness() -> None:
+def test_overlap_costs_staleness() -> None:
     plain = simulate(paper())
     overlapped = simulate(paper(overlap=True))
-    published = simulate(paper(publish_every=50, whole_bytes=[9 * MB] * 17))
     assert plain.staleness_mean == pytest.approx(49, rel=0.05)
     assert overlapped.staleness_mean == pytest.approx(99, rel=0.05), "gradients are pushed one step later"
-    assert 49 + 10 < published.staleness_mean < 49 + 50, "half of what lies between two publications"
     assert overlapped.steps_per_second > plain.steps_per_second
 
 

@@ -1,4 +1,4 @@
-"""Publications: a worker that follows them by differences holds what the shard published, bit for bit."""
+"""Pulls as differences: the publication arrives bit for bit, the live vector as near as its codec can tell."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from downpour.proto.errors import MalformedChunk
 from downpour.proto.http2 import Message
 from downpour.ps import kernels, loops
 from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
-from downpour.ps.publication import Publisher
+from downpour.ps.publication import Publisher, live
 from downpour.ps.rules import SGD
 from downpour.ps.schedules import Constant
-from downpour.ps.servicer import Servicer, _live
+from downpour.ps.servicer import Servicer
 from downpour.ps.shard import Shard
 from downpour.worker.exchange import Exchange, Gradients
 from downpour.worker.pulled import Pulled
@@ -50,7 +50,7 @@ def pushes(shard: Shard, scale: float = 0.1) -> Iterator[int]:
 
 
 def pulled(keep: bool = False) -> Pulled:
-    return Pulled(LAYOUT, 0, codec.BFLOAT16, keep=keep)
+    return Pulled(LAYOUT, 0, codec.BFLOAT16, keep=keep, differences=True)
 
 
 def receive(into: Pulled, messages: Iterable[Message]) -> list[bool]:
@@ -75,7 +75,7 @@ def arrive(into: Pulled, message: bytes) -> bool:
 
 def follow(into: Pulled, publisher: Publisher, every: int = 1) -> None:
     """One pull."""
-    receive(into, publisher.latest(every).messages(into.begin()))
+    receive(into, publisher.pull(every, into.begin()))
     into.end()
 
 
@@ -85,44 +85,46 @@ def wide(bits: np.ndarray) -> np.ndarray:
     return out
 
 
-def check_same_as_whole(into: Pulled, publisher: Publisher) -> None:
-    new = pulled()
-    follow(new, publisher, every=10**6)
-    assert into.version == new.version
-    for mine, theirs in zip(vars(into.latest).values(), vars(new.latest).values(), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+LEVELS = {codec.INT8: 127, codec.INT4: 7}
+
+
+def check_follows(into: Pulled, publisher: Publisher, shard: Shard) -> None:
+    """It has the latest publication, and of the live vector what its codec can tell."""
+    published = publisher._latest
+    assert published and into._publication == published.header.publication
+    np.testing.assert_array_equal(into._published, published.trained)
+    assert into.version == shard.version
+    live = shard.arena.parameters
+    difference, error = (live[:NUM_TRAINED] - wide(vector) for vector in (published.trained, into.latest.trained))
+    for start in range(0, NUM_TRAINED, codec.BLOCK):
+        block = slice(start, start + codec.BLOCK)
+        half_a_step = 0.501 * np.abs(difference[block]).max() / LEVELS[publisher._codec]
+        assert (np.abs(error[block]) <= half_a_step + np.abs(live[:NUM_TRAINED][block]) * 2.0**-8).all()
+    np.testing.assert_array_equal(into.latest.statistics, live[NUM_TRAINED:NUM_PUSHED])
+    np.testing.assert_array_equal(wide(into.latest.frozen), wide(_frozen(live)))
+
+
+def _frozen(live: np.ndarray) -> np.ndarray:
+    out = np.empty(LAYOUT.size(0) - NUM_PUSHED, np.uint16)
+    kernels.narrow(live[NUM_PUSHED:], out)
+    return out
 
 
 @pytest.mark.parametrize("differences", [codec.INT8, codec.INT4])
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_follower_holds_what_was_published(shard: Shard, keep: bool, differences: int) -> None:
-    publisher, into = shard.publications[differences], pulled(keep)
+def test_a_follower_is_as_fresh_as_a_live_pull(shard: Shard, keep: bool, differences: int) -> None:
+    """200 pushes, so errors that added up would show."""
+    publisher, into = shard.publishers[differences], pulled(keep)
     follow(into, publisher)
     for sequence in pushes(shard):
         before = into.latest.trained
         copy = before.copy()
         follow(into, publisher, every=3)
-        assert into.version == sequence // 3 * 3
-        check_same_as_whole(into, publisher)
+        check_follows(into, publisher, shard)
         if keep:
             np.testing.assert_array_equal(before, copy)  # somebody may still compute with it
-        if sequence == 60:
-            break
-
-
-@pytest.mark.parametrize(("differences", "levels", "size"), [(codec.INT8, 127, 1.1), (codec.INT4, 7, 0.7)])
-def test_errors_never_add_up(shard: Shard, differences: int, levels: int, size: float) -> None:
-    publisher, into = shard.publications[differences], pulled()
-    for sequence in pushes(shard):
-        follow(into, publisher)
-        live = shard.arena.parameters[:NUM_TRAINED]
-        error = np.abs(wide(into.latest.trained) - live) - np.abs(live) * 2.0**-8
-        # Half a step of what a push changes (deviation 0.1) plus what the last rounding left.
-        assert error.max() <= 0.5 * 0.6 / levels
         if sequence == 200:
             break
-    assert into.num_bytes < size * NUM_TRAINED
-    np.testing.assert_array_equal(into.latest.statistics, shard.arena.parameters[NUM_TRAINED:NUM_PUSHED])
 
 
 @given(seed=st.integers(0, 1000), size=st.integers(1, 700), scale=st.sampled_from([0.0, 1e-30, 1e-6, 1.0, 1e20]))
@@ -140,21 +142,24 @@ def test_int4_rounds_to_the_nearest_of_fifteen(seed: int, size: int, scale: floa
         assert np.unique(wide(out)[block]).size <= 15
 
 
-def test_what_is_pulled_is_no_more_than_what_is_missing(shard: Shard) -> None:
-    publisher, into = shard.publications[codec.INT8], pulled()
+@pytest.mark.parametrize(("differences", "size"), [(codec.INT8, 1.1), (codec.INT4, 0.75)])
+def test_what_is_pulled_is_no_more_than_what_is_missing(shard: Shard, differences: int, size: float) -> None:
+    publisher, into = shard.publishers[differences], pulled()
     sizes = []
     for sequence in pushes(shard):
         follow(into, publisher, every=2)
         sizes.append(into.num_bytes)
         if sequence == 4:
             break
-    whole, known, difference, still_known = sizes
-    assert (known, still_known) == (0, 0)
-    assert 0 < difference < 0.7 * whole
+    whole, known, both, still_known = sizes
+    assert known == still_known < size * NUM_TRAINED
+    statistics = 4 * (NUM_PUSHED - NUM_TRAINED)
+    assert both == 2 * known - statistics, "the difference between two publications, and that to the second"
+    assert whole == 2 * NUM_TRAINED + known + 2 * (LAYOUT.size(0) - NUM_PUSHED)
 
 
 def test_a_follower_that_missed_a_publication_or_whose_shard_restarted_pulls_everything(shard: Shard) -> None:
-    publisher, into = shard.publications[codec.INT8], pulled()
+    publisher, into = shard.publishers[codec.INT8], pulled()
     numbers = pushes(shard)
     follow(into, publisher)
     whole = into.num_bytes
@@ -163,29 +168,55 @@ def test_a_follower_that_missed_a_publication_or_whose_shard_restarted_pulls_eve
         publisher.latest(1)
     follow(into, publisher)
     assert into.num_bytes == whole
-    check_same_as_whole(into, publisher)
+    check_follows(into, publisher, shard)
     next(numbers)
     follow(into, restarted := Publisher(shard, codec.INT8))
     assert into.num_bytes == whole
-    check_same_as_whole(into, restarted)
+    check_follows(into, restarted, shard)
 
 
-def test_a_pull_that_breaks_in_the_middle_is_followed_by_a_whole_one(shard: Shard) -> None:
-    publisher, into = shard.publications[codec.INT8], pulled()
+def test_a_pull_that_breaks_while_it_receives_a_publication_is_followed_by_a_whole_one(shard: Shard) -> None:
+    publisher, into = shard.publishers[codec.INT8], pulled()
     follow(into, publisher)
     next(pushes(shard))
-    messages = list(publisher.latest(1).messages(into.begin()))
+    messages = [list(map(bytes, message)) for message in publisher.pull(1, into.begin())]
     assert codec.decode_chunk(b"".join(messages[0])).codec == codec.INT8
     receive(into, messages[:1])
+    with pytest.raises(MalformedChunk, match="came, and no differences to it"):
+        into.end()
+    assert into.begin() == 0  # what it has is half of one publication and half of another
+    follow(into, publisher)
+    check_follows(into, publisher, shard)
+
+
+def test_a_pull_that_breaks_afterwards_keeps_the_publication(shard: Shard) -> None:
+    publisher, into = shard.publishers[codec.INT8], pulled()
+    follow(into, publisher)
+    number = into._publication
+    next(pushes(shard))
+    messages = [list(map(bytes, message)) for message in publisher.pull(1, into.begin())]
+    receive(into, messages[:2])
     with pytest.raises(MalformedChunk, match="785 of 799 elements came"):
         into.end()
-    assert into.begin() == 0  # its only copy is half of one and half of another
+    assert into.begin() == number + 1
     follow(into, publisher)
-    check_same_as_whole(into, publisher)
+    check_follows(into, publisher, shard)
+
+
+def test_a_first_pull_that_breaks_begins_anew(shard: Shard) -> None:
+    """Who has the publication is not sent what never changes again."""
+    publisher, into = shard.publishers[codec.INT8], pulled()
+    messages = [list(map(bytes, message)) for message in publisher.pull(1, into.begin())]
+    receive(into, messages[:-1])
+    with pytest.raises(MalformedChunk, match="790 of 799 elements came"):
+        into.end()
+    assert into.begin() == 0
+    follow(into, publisher)
+    check_follows(into, publisher, shard)
 
 
 def test_nobody_waits_while_a_publication_is_made(shard: Shard) -> None:
-    publisher = shard.publications[codec.INT8]
+    publisher = shard.publishers[codec.INT8]
     first = publisher.latest(1)
     next(pushes(shard))
     with publisher._making:
@@ -193,12 +224,20 @@ def test_nobody_waits_while_a_publication_is_made(shard: Shard) -> None:
     assert publisher.latest(1).header.version == 1
 
 
+PUBLICATION = pb.PullHeader(version=1, publication=7)
+LIVE = pb.PullHeader(version=1, publication=7, live=True)
+DIFFERENCES = np.zeros(4 + 14, np.uint8)
+
+
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [
-        (encode_chunk(0, codec.INT8, np.zeros(4 + 14, np.uint8), count=14), "differences to nothing"),
+        (encode_chunk(0, codec.INT8, DIFFERENCES, count=14), "differences to nothing"),
+        (encode_chunk(0, codec.INT8, DIFFERENCES, PUBLICATION, count=14), "differences to nothing"),
+        (encode_chunk(0, codec.INT8, DIFFERENCES, LIVE, count=14), "to publication 7, which did not"),
         (encode_chunk(3, codec.BFLOAT16, np.zeros(4, np.uint16)), "a chunk at 3 came where 0 was due"),
         (encode_chunk(0, codec.BFLOAT16, np.zeros(2000, np.uint16)), "2000 elements came where 785 were due"),
+        (encode_chunk(0, codec.BFLOAT16, np.zeros(790, np.uint16), PUBLICATION), "790 elements came where 785 were"),
     ],
 )
 def test_what_does_not_fit_is_refused(chunk: bytes, message: str) -> None:
@@ -208,13 +247,42 @@ def test_what_does_not_fit_is_refused(chunk: bytes, message: str) -> None:
         arrive(into, chunk)
 
 
+def test_a_part_that_begins_in_the_middle_is_refused() -> None:
+    into = pulled()
+    into.begin()
+    arrive(into, encode_chunk(0, codec.BFLOAT16, np.zeros(100, np.uint16), PUBLICATION))
+    for header, message in ((LIVE, "which did not"), (pb.PullHeader(version=2), "came where 100 was due")):
+        with pytest.raises(MalformedChunk, match=message):
+            arrive(into, encode_chunk(0, codec.BFLOAT16, np.zeros(100, np.uint16), header))
+
+
+@pytest.mark.parametrize("header", [PUBLICATION, LIVE])
+def test_publications_that_nobody_asked_for_are_refused(header: pb.PullHeader) -> None:
+    into = Pulled(LAYOUT, 0, codec.BFLOAT16)
+    into.begin()
+    with pytest.raises(MalformedChunk, match="publication 7"):
+        arrive(into, encode_chunk(0, codec.BFLOAT16, np.zeros(100, np.uint16), header))
+
+
+def test_a_shard_without_trained_parameters_has_publications_all_the_same() -> None:
+    layout = plan([Variable("m", (5,), STATISTIC)], 1)
+    shard = new_shard(layout, np.arange(5, dtype=np.float32), SGD())
+    into = Pulled(layout, 0, codec.BFLOAT16, differences=True)
+    for _ in range(2):
+        follow(into, shard.publishers[codec.INT4])
+        np.testing.assert_array_equal(into.latest.statistics, np.arange(5))
+
+
 @pytest.mark.parametrize("wire", [codec.FLOAT32, codec.BFLOAT16])
 def test_what_need_not_be_decoded_arrives_in_its_place(wire: int) -> None:
     layout = plan([Variable("w", (400,)), Variable("m", (100,), STATISTIC), Variable("f", (200,), FROZEN)], 1)
     values = np.random.default_rng(2).standard_normal(700).astype(np.float32)
     into = Pulled(layout, 0, wire, keep=False)
     into.begin()
-    messages = [list(map(bytes, parts)) for parts in _live(new_shard(layout, values, SGD()), wire)]
+    messages = [
+        list(map(bytes, parts))
+        for parts in live(new_shard(layout, values, SGD()), wire, 0, 700, pb.PullHeader(version=1))
+    ]
     assert receive(into, messages) == [True, True, True]
     into.end()
     bits = np.empty(700, codec.WIRE_DTYPES[wire])
@@ -252,7 +320,7 @@ def test_only_bfloat16_is_published(shard: Shard) -> None:
 
 
 @pytest.mark.process
-def test_training_from_publications_ends_where_live_pulls_do(shards: Any) -> None:
+def test_training_from_differences_ends_where_live_pulls_do(shards: Any) -> None:
     """Least distance to a target, from many small steps, by two workers through a real shard that is restarted once."""
     target = np.random.default_rng(5).standard_normal(NUM_TRAINED).astype(np.float32)
     differences = np.zeros(5, np.float32)
