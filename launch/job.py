@@ -20,7 +20,7 @@ from downpour.ps.rules import Rule
 from downpour.ps.schedules import Schedule
 from downpour.ps.staleness import Compensate, Keep, Treatment
 from downpour.worker import cadence
-from downpour.worker.cadence import Accumulate, Cadence, EveryStep
+from downpour.worker.cadence import Cadence, EveryStep
 from downpour.worker.clip import Clip
 
 _ASYNC, _KEEP, _EVERY_STEP = Async(), Keep(), EveryStep()
@@ -199,12 +199,6 @@ class Job:
         cadence.check(self.cadence, overlap=self.exchange.overlap)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
             raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")
-        allowed = isinstance(self.pace, Async) and isinstance(self.cadence, EveryStep | Accumulate)
-        if self.exchange.pull != "live" and not allowed:
-            raise ValueError(
-                f"exchange.pull={self.exchange.pull!r} needs pace Async and cadence EveryStep or Accumulate; "
-                f"a publication may be older than {type(self.pace).__name__} and {type(self.cadence).__name__} allow"
-            )
         _at_least("num_steps", self.num_steps, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)

@@ -17,6 +17,7 @@ from downpour.proto.errors import MalformedChunk
 from downpour.proto.http2 import Message
 from downpour.ps import kernels, loops
 from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
+from downpour.ps.pace import Async, Mode, Sync
 from downpour.ps.publication import Publisher, live
 from downpour.ps.rules import SGD
 from downpour.ps.schedules import Constant
@@ -320,42 +321,35 @@ def test_only_bfloat16_is_published(shard: Shard) -> None:
 
 
 @pytest.mark.process
-def test_training_from_differences_ends_where_live_pulls_do(shards: Any) -> None:
-    """Least distance to a target, from many small steps, by two workers through a real shard that is restarted once."""
+@pytest.mark.parametrize("differences", [codec.INT8, codec.INT4])
+@pytest.mark.parametrize(("pace", "num_updates"), [(Async(), 120), (Sync(2), 60)])
+def test_training_from_differences_comes_to_its_target(
+    shards: Any, pace: Mode, num_updates: int, differences: pb.Codec
+) -> None:
+    """From many small steps, by two workers through a real shard."""
     target = np.random.default_rng(5).standard_normal(NUM_TRAINED).astype(np.float32)
-    differences = np.zeros(5, np.float32)
-    for every in (0, 2):
-        addresses = shards.start(1)
-        values = [np.zeros(NUM_TRAINED, np.float32), differences, np.ones(9, np.float32)]
-        initialize(addresses, LAYOUT, values, SGD(), Constant(0.1))
-        exchanges = [
-            Exchange(
-                addresses,
-                LAYOUT,
-                wire=codec.BFLOAT16,
-                worker=i,
-                incarnation=1,
-                give_up_after_s=30,
-                publish_every=every,
-                differences=codec.INT8,
-                overlap=False,
-            )
-            for i in range(2)
-        ]
-        answers = [exchange.start().result() for exchange in exchanges]
-        for _ in range(60):
-            for i, exchange in enumerate(exchanges):
-                got = answers[i].parameters
-                assert got is not None
-                np.testing.assert_array_equal(wide(got.frozen[0]), 1)
-                gradient = np.empty(NUM_TRAINED, np.uint16)
-                kernels.narrow(wide(got.trained[0]) - target, gradient)
-                answers[i] = exchange.start(Gradients([gradient], [differences], list(got.versions))).result()
-        assert got is not None
-        assert np.abs(wide(got.trained[0]) - target).max() < 2e-2  # bfloat16 of numbers below 4
-        assert max(answers[1].versions) == 120
-        for exchange in exchanges:
-            exchange.close()
+    addresses, statistics = shards.start(1), np.zeros(5, np.float32)
+    values = [np.zeros(NUM_TRAINED, np.float32), statistics, np.ones(9, np.float32)]
+    initialize(addresses, LAYOUT, values, SGD(), Constant(0.1), pace=pace, num_workers=2)
+    told: dict[str, Any] = {"wire": codec.BFLOAT16, "publish_every": 8, "differences": differences, "overlap": False}
+    exchanges = [Exchange(addresses, LAYOUT, worker=i, incarnation=1, give_up_after_s=30, **told) for i in range(2)]
+    answers = [exchange.start().result() for exchange in exchanges]
+    for _ in range(60):
+        begun = []
+        for exchange, answer in zip(exchanges, answers, strict=True):
+            got = answer.parameters
+            assert got is not None
+            np.testing.assert_array_equal(wide(got.frozen[0]), 1)
+            gradient = np.empty(NUM_TRAINED, np.uint16)
+            kernels.narrow(wide(got.trained[0]) - target, gradient)
+            begun.append(exchange.start(Gradients([gradient], [statistics], list(got.versions))))
+        answers = [future.result() for future in begun]
+    last = answers[0].parameters
+    assert last is not None
+    assert np.abs(wide(last.trained[0]) - target).max() < 2e-2  # bfloat16 of numbers below 4
+    assert max(*answers[0].versions, *answers[1].versions) == num_updates
+    for exchange in exchanges:
+        exchange.close()
 
 
 @pytest.mark.process
