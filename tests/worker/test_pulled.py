@@ -15,7 +15,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.assembly import Assembler, Buffers
 from downpour.proto.errors import MalformedChunk
 from downpour.proto.http2 import Message
-from downpour.ps import kernels, loops
+from downpour.ps import kernels, loops, publication
 from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
 from downpour.ps.pace import Async, Mode, Sync
 from downpour.ps.publication import Publisher, live
@@ -113,8 +113,13 @@ def _frozen(live: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("differences", [codec.INT8, codec.INT4])
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_follower_is_as_fresh_as_a_live_pull(shard: Shard, keep: bool, differences: int) -> None:
+@pytest.mark.parametrize("num_messages", [1, 2])
+def test_a_follower_is_as_fresh_as_a_live_pull(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch, keep: bool, differences: int, num_messages: int
+) -> None:
     """200 pushes, so errors that added up would show."""
+    if num_messages == 2:
+        monkeypatch.setitem(publication._ELEMENTS, differences, 2 * codec.BLOCK)
     publisher, into = shard.publishers[differences], pulled(keep)
     follow(into, publisher)
     for sequence in pushes(shard):
@@ -263,6 +268,9 @@ def test_publications_that_nobody_asked_for_are_refused(header: pb.PullHeader) -
     into.begin()
     with pytest.raises(MalformedChunk, match="publication 7"):
         arrive(into, encode_chunk(0, codec.BFLOAT16, np.zeros(100, np.uint16), header))
+    arrive(into, encode_chunk(0, codec.BFLOAT16, np.zeros(NUM_TRAINED, np.uint16), pb.PullHeader(version=1)))
+    with pytest.raises(MalformedChunk, match="publication 0, which did not"):
+        arrive(into, encode_chunk(0, codec.INT8, DIFFERENCES, pb.PullHeader(version=1, live=True), count=14))
 
 
 def test_a_shard_without_trained_parameters_has_publications_all_the_same() -> None:
