@@ -108,10 +108,9 @@ class ParameterServerServicer(object):
         Each chunk is read under the lock that updates take; between two chunks updates may happen.
         The version in the first chunk is the one before the first element was read.
 
-        With `publish_every` the answer is the shard's latest publication instead: the vector as it was some pushes ago,
-        the same for every worker. A worker that has that publication gets one chunk that holds the header only; a worker
-        that has the one before gets the differences of the trained part, then the statistics; any other gets the whole
-        vector. downpour/ps/publication.py says what a worker must compute.
+        With `publish_every` the answer is in two parts, each with a header: what leads to the shard's latest publication, the
+        vector as it was some pushes ago and the same for every worker, unless the worker has that; then how the vector of
+        the moment differs from it. downpour/ps/publication.py says what a worker must compute.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
