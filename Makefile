@@ -32,7 +32,7 @@ bench: $(VENV)/quickstart
 bench-kernels: $(VENV)/quickstart
 	$(BIN)/python -m tests.benchmarks.kernels
 
-# What the codecs do to learning: every way to push and pull beside float32; 40 minutes for both data sets.
+# What the codecs do to learning: every way to push and pull beside float32; half an hour for both data sets.
 codecs: $(VENV)/quickstart
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
 	$(BIN)/python -m tests.benchmarks.codecs --data=fashion_mnist
