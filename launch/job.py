@@ -99,7 +99,8 @@ class Exchange:
             workers have: about a half or a quarter of bfloat16's bytes, at the price of as much memory again in every
             worker.
         publish_every: How many pushes of all workers together lie between two publications; 0 for four of each worker.
-            The more, the fewer bytes, and the coarser the differences.
+            The more, the fewer bytes, and the coarser the differences. A worker that pulls less often than publications
+            come is told whole ones, which are more bytes than live pulls.
         factors: Push the gradient of a large dense layer as its two factors, where that takes less than half the bytes.
         overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
             step of staleness, which the staleness counters include.
