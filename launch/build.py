@@ -13,7 +13,7 @@ from downpour.proto.codec import CODECS, WIRE_DTYPES
 from downpour.ps.layout import Layout, plan
 from downpour.ps.pace import Sync
 from downpour.ps.staleness import Compensate
-from downpour.worker.cadence import EveryStep
+from downpour.worker.cadence import Accumulate, EveryStep
 
 
 def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
@@ -24,8 +24,8 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         num_threads: TensorFlow's threads in this process; 0 for one per core.
 
     Raises:
-        ValueError: A pattern of the job matches no variable of the model, or the pace is Sync and a shard has nothing
-            to update.
+        ValueError: A pattern of the job matches no variable of the model, a constraint cannot be applied by shards or
+            with the job's cadence, or the pace is Sync and a shard has nothing to update.
     """
     image_size, num_labels = job.data.image_size, job.data.num_labels  # missing data is known before TensorFlow loads
 
@@ -55,6 +55,7 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         if not too_large:
             break
         factored -= too_large
+    _check_cadence(job, layout)
     if isinstance(job.pace, Sync):
         for shard in range(layout.num_shards):
             if not layout.num_pushed(shard):  # its version would never move, and everybody would wait for it
@@ -70,6 +71,17 @@ def unsendable(layout: Layout, batch_size: int, itemsize: int) -> set[str]:
         for group in layout.factored(shard)
         if batch_size * (group.num_inputs + group.num_outputs) * itemsize > MAX_FACTORS_BYTES
     }
+
+
+def _check_cadence(job: Job, layout: Layout) -> None:
+    """Raises `ValueError` if variables have constraints and workers step on a copy of their own, which has none."""
+    constrained = [v for v in layout.variables if v.constraint]
+    if constrained and not isinstance(job.cadence, EveryStep | Accumulate):
+        raise ValueError(
+            f"cadence: {type(job.cadence).__name__} steps on the worker's own copy, to which the constraint "
+            f"{constrained[0].constraint} of {constrained[0].name} is not applied; give EveryStep or Accumulate, or "
+            "set constraint=None"
+        )
 
 
 def _may_factor(job: Job) -> bool:

@@ -118,7 +118,8 @@ class ParameterServerServicer(object):
 
     def Push(self, request_iterator, context):
         """Gradients of the trained part, then differences of the statistics; nothing for the frozen part. Applied once,
-        however often it is sent. Without any elements it is one chunk that holds the header only.
+        however often it is sent. Without any elements it is one chunk that holds the header only. No chunk may end within
+        a range whose constraint has norms: `Layout.chunks` of downpour/ps/layout.py cuts a push.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

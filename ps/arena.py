@@ -35,15 +35,14 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps import rules
+from downpour.ps.cuts import BLOCK_ELEMENTS
 from downpour.ps.layout import Layout, from_canonical
 from downpour.ps.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS
 from downpour.ps.named import from_message
 from downpour.ps.pace import ROUND, Sync
 from downpour.ps.points import reach
-from downpour.ps.sources import BLOCK_ELEMENTS
 from downpour.ps.undo import RECORD, UndoLog
 
 _PAGE = 4096
@@ -94,7 +93,7 @@ class Arena:
         self.layout = from_canonical(specification.layout)
         self._memory = memory
         self._file_descriptor = file_descriptor  # holds the lock for as long as the process lives
-        self.chunks = _chunks(self.layout, specification.shard)
+        self.chunks = self.layout.chunks(specification.shard)
         names = vector_names(specification)
         places = _Places(specification, self.layout, len(names))
         self.counters_record = np.frombuffer(memory, COUNTERS, 1, places.counters)
@@ -263,11 +262,13 @@ class _Places:
     """Byte offsets of the parts of an arena, and how much its undo log saves."""
 
     def __init__(self, specification: pb.ShardSpecification, layout: Layout, num_vectors: int) -> None:
-        chunks = _chunks(layout, specification.shard)
+        chunks = layout.chunks(specification.shard)
         size = layout.size(specification.shard)
         self.num_steps, self.longest_step = _NUM_STEPS, min(BLOCK_ELEMENTS, size)
         for group in layout.factored(specification.shard):  # of which a step is whole rows
             self.longest_step = max(self.longest_step, *(r.size // group.num_inputs for r in group.ranges))
+        for start, stop in layout.uncut(specification.shard):
+            self.longest_step = max(self.longest_step, stop - start)
         if _is_sync(specification):
             self.num_steps, self.longest_step = 1, max((stop - start for start, stop in chunks), default=0)
         self.counters = _page_up(_PAGE + specification.ByteSize())
@@ -280,13 +281,6 @@ class _Places:
         self.saved = first + num_vectors * self.stride
         self.num_saved = self.num_steps * num_vectors * self.longest_step
         self.total = self.saved + _page_up(4 * self.num_saved)
-
-
-def _chunks(layout: Layout, shard: int) -> list[tuple[int, int]]:
-    """As workers cut a push: factored variables, the other trained ones, the statistics."""
-    factored, trained, pushed = layout.num_factored(shard), layout.num_trained(shard), layout.num_pushed(shard)
-    groups = [(group.start, group.start + group.size) for group in layout.factored(shard)]
-    return [*groups, *codec.split(factored, trained), *codec.split(trained, pushed)]
 
 
 def _is_sync(specification: pb.ShardSpecification) -> bool:

@@ -4,7 +4,8 @@ After the push that makes version t of an element w (statistics included), its a
 
     average += weight(t) * (w - average).
 
-It starts at the initial parameters. Pushes that overlap share one t, so each of them moves it with that weight.
+If w has a constraint, it is projected before. The average starts at the initial parameters. Pushes that overlap share
+one t, so each of them moves it with that weight.
 """
 
 from __future__ import annotations

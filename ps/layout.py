@@ -22,7 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from downpour.proto import codec
 from downpour.proto.errors import LayoutMismatch
+from downpour.ps import constraints, cuts
+from downpour.ps.constraints import Constraint
+from downpour.ps.cuts import Cut
+from downpour.ps.cuts import Slicing as Slicing
 from downpour.ps.patterns import matching
 
 TRAINED = "trained"  # gradients go through the update rule
@@ -46,6 +51,7 @@ class Variable:
         weight_decay: L2 factor, added to the gradient.
         decoupled_decay: Taken off the parameter itself, times the rate, before the rule.
         rate: Multiplies the schedule's rate.
+        constraint: What it is projected onto after each update. Not part of its treatment: spans may have several.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Variable:
     weight_decay: float = 0.0
     decoupled_decay: float = 0.0
     rate: float = 1.0
+    constraint: Constraint | None = None
 
     @property
     def size(self) -> int:
@@ -72,25 +79,12 @@ class Variable:
 
     @property
     def canonical(self) -> list[Any]:
-        """Its entry in the layout's canonical form; decoupled decay and rate only where there are any."""
+        """Its entry in the layout's canonical form; decoupled decay, rate and constraint only where there are any."""
         plain = [self.name, list(self.shape), self.kind, self.weight_decay]
         more = [self.decoupled_decay, self.rate]
+        if self.constraint:
+            return [*plain, *more, constraints.canonical(self.constraint)]
         return plain if more == [0.0, 1.0] else plain + more
-
-
-@dataclass(frozen=True)
-class Slicing:
-    """Cuts every variable whose name matches into slices along one axis, equal to within one row.
-
-    Attributes:
-        pattern: `fnmatch` pattern over variable names, for example `head/*`.
-        num_slices: Number of slices.
-        axis: The axis to cut; negative counts from the last.
-    """
-
-    pattern: str
-    num_slices: int
-    axis: int = -1
 
 
 @dataclass(frozen=True)
@@ -234,6 +228,23 @@ class Layout:
         """Elements of a shard's vector that a push covers, trained and statistics; the frozen ones follow them."""
         return sum(r.size for r in self.by_shard[shard] if self.variables[r.variable].kind != FROZEN)
 
+    def uncut(self, shard: int) -> list[tuple[int, int]]:
+        """Elements (start, stop) of each range that is updated in one piece, since its constraint has norms."""
+        ranges = [(r, self.variables[r.variable].constraint) for r in self.by_shard[shard]]
+        return [(r.offset, r.offset + r.size) for r, constraint in ranges if constraint and constraint.axes]
+
+    def chunks(self, shard: int) -> list[tuple[int, int]]:
+        """(start, stop) of the chunks of a push: each factored variable, the other trained ones, the statistics."""
+        factored, trained, pushed = self.num_factored(shard), self.num_trained(shard), self.num_pushed(shard)
+        groups = [(group.start, group.start + group.size) for group in self.factored(shard)]
+        dense = cuts.runs(factored, trained, codec.CHUNK_ELEMENTS, self.uncut(shard))
+        return [*groups, *dense, *codec.split(trained, pushed)]
+
+    def shape(self, r: Range) -> tuple[int, ...]:
+        """Shape of the slice that a range holds."""
+        shape = self.variables[r.variable].shape
+        return shape and (*shape[: r.axis], r.stop - r.begin, *shape[r.axis + 1 :])
+
     def spans(self, shard: int) -> list[Span]:
         """The shard's vector as few long runs of one treatment."""
         spans: list[Span] = []
@@ -283,10 +294,12 @@ class Layout:
             f"{len(self.ranges) - sum(map(self._is_slice, self.ranges)):>9}  {total:>12,}  {total * 4 / 1e6:>8.2f}"
         )
         lines.append(f"imbalance {self.imbalance:.3%} (largest - smallest, of the mean); {self.fingerprint.hex()[:16]}")
-        special = {v.treatment: v for v in self.variables if v.kind == FROZEN or len(v.canonical) > 4}
-        for treatment, example in sorted(special.items()):
-            sizes = [v.size for v in self.variables if v.treatment == treatment]
-            lines.append(f"{_treatment_words(example)}: {len(sizes)} variables, {sum(sizes):,} parameters")
+        special: dict[str, list[int]] = {}
+        for v in self.variables:
+            if v.kind == FROZEN or len(v.canonical) > 4:
+                special.setdefault(_treatment_words(v), []).append(v.size)
+        for words, sizes in sorted(special.items()):
+            lines.append(f"{words}: {len(sizes)} variables, {sum(sizes):,} parameters")
         return "\n".join(lines)
 
     def _is_slice(self, r: Range) -> bool:
@@ -299,37 +312,41 @@ def plan(variables: Sequence[Variable], num_shards: int, slicing: Sequence[Slici
 
     Slices go round robin, slice i on shard i modulo the number of shards, so the slices of a head's kernel and
     bias that belong to the same classes meet on one shard. Everything else goes largest first onto the least
-    loaded shard.
+    loaded shard. There, ranges whose constraint has norms are cut further, to fit a piece of an update.
 
     Raises:
         ValueError: Names that repeat, a slicing that matches nothing or asks for more slices than there are
-            columns, fewer than one shard.
+            columns, a constraint whose norms cannot be computed, fewer than one shard.
     """
     if num_shards < 1:
         raise ValueError(f"{num_shards} shards; give at least 1")
     names = [v.name for v in variables]
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f"variable names repeat: {', '.join(repeated[:3])}; give every layer its own name")
-    pieces = _pieces(variables, slicing)
+    slices = _slices(variables, slicing)
     for i, v in enumerate(variables):
-        if v.kind == FACTORED and (len(v.shape) != 2 or (len(pieces[i]) > 1 and pieces[i][0][0] != 1)):
+        if v.kind == FACTORED and (len(v.shape) != 2 or (len(slices[i]) > 1 and slices[i][0][0] != 1)):
             raise ValueError(
                 f"{v.name} {list(v.shape)} is factored; only a matrix that is whole or cut along axis 1 can be"
             )
+        if v.kind == FACTORED and v.constraint and not cuts.may_be_factored(v.constraint):
+            raise ValueError(f"{v.name} is factored; its constraint {v.constraint} sums over axis 1, so it cannot be")
     load = [0] * num_shards
-    placed: list[tuple[int, tuple[int, int, int], int]] = []
+    placed: list[tuple[int, Cut, int]] = []
 
-    def place(variable: int, cut: tuple[int, int, int], shard: int) -> None:
-        load[shard] += _piece_size(variables[variable], cut)
-        placed.append((variable, cut, shard))
+    def place(variable: int, cut: Cut, shard: int) -> None:
+        v = variables[variable]
+        load[shard] += cuts.num_elements(v.shape, cut)
+        fine = cuts.with_whole_norms(v.name, v.shape, cut, v.constraint) if v.constraint else [cut]
+        placed.extend((variable, part, shard) for part in fine)
 
-    for variable, cuts in pieces.items():
-        if len(cuts) > 1:
-            for number, cut in enumerate(cuts):
+    for variable, of_variable in slices.items():
+        if len(of_variable) > 1:
+            for number, cut in enumerate(of_variable):
                 place(variable, cut, number % num_shards)
-    whole = [v for v, cuts in pieces.items() if len(cuts) == 1]
+    whole = [v for v, of_variable in slices.items() if len(of_variable) == 1]
     for variable in sorted(whole, key=lambda v: (-variables[v].size, v)):
-        place(variable, pieces[variable][0], load.index(min(load)))
+        place(variable, slices[variable][0], load.index(min(load)))
     return _assemble(tuple(variables), num_shards, placed)
 
 
@@ -342,7 +359,7 @@ def from_canonical(text: str) -> Layout:
     """
     try:
         document = json.loads(text)
-        variables = tuple(Variable(name, tuple(shape), *rest) for name, shape, *rest in document["variables"])
+        variables = tuple(_variable(*entry) for entry in document["variables"])
         placed = [(v, (axis, begin, stop), shard) for v, axis, begin, stop, shard in document["ranges"]]
         layout = _assemble(variables, document["num_shards"], placed)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -350,6 +367,12 @@ def from_canonical(text: str) -> Layout:
     if layout.canonical != text:
         raise ValueError("not the canonical form of a layout: its ranges are not in order")
     return layout
+
+
+def _variable(name: str, shape: list[int], kind: str, weight_decay: float, *more: Any) -> Variable:
+    """The inverse of `Variable.canonical`."""
+    decay_and_rate, constraint = more[:2], [constraints.from_canonical(*entry) for entry in more[2:]]
+    return Variable(name, tuple(shape), kind, weight_decay, *decay_and_rate, *constraint)
 
 
 def check_same(mine: Layout, theirs: str, whose: str) -> None:
@@ -388,53 +411,32 @@ def _words(v: Variable) -> str:
 
 def _treatment_words(v: Variable) -> str:
     words = f"{v.kind} with weight decay {v.weight_decay:g}"
-    return words if len(v.canonical) == 4 else f"{words}, decoupled decay {v.decoupled_decay:g}, rate times {v.rate:g}"
+    if len(v.canonical) > 4:
+        words += f", decoupled decay {v.decoupled_decay:g}, rate times {v.rate:g}"
+    return f"{words}, constraint {v.constraint}" if v.constraint else words
 
 
-def _pieces(variables: Sequence[Variable], slicing: Sequence[Slicing]) -> dict[int, list[tuple[int, int, int]]]:
-    """For every variable its cuts (axis, begin, stop); a whole variable is one cut along axis 0."""
-    pieces = {i: [(0, 0, v.shape[0] if v.shape else 1)] for i, v in enumerate(variables)}
+def _slices(variables: Sequence[Variable], slicing: Sequence[Slicing]) -> dict[int, list[Cut]]:
+    """For every variable its cuts; a whole variable is one cut along axis 0."""
+    slices = {i: [cuts.whole(v.shape)] for i, v in enumerate(variables)}
     for rule in slicing:
         matched = matching("slicing", rule.pattern, [v.name for v in variables])
-        pieces |= {i: _cuts(v, rule) for i, v in enumerate(variables) if v.name in matched}
-    return pieces
+        slices |= {i: cuts.sliced(v.name, v.shape, rule) for i, v in enumerate(variables) if v.name in matched}
+    return slices
 
 
-def _cuts(variable: Variable, rule: Slicing) -> list[tuple[int, int, int]]:
-    rank = len(variable.shape)
-    if not -rank <= rule.axis < rank:
-        raise ValueError(f"slicing {rule.pattern!r} cuts axis {rule.axis}, but {variable.name} has {rank} axes")
-    axis = rule.axis % rank
-    length = variable.shape[axis]
-    if not 1 <= rule.num_slices <= length:
-        raise ValueError(
-            f"slicing {rule.pattern!r} asks for {rule.num_slices} slices of {variable.name}, whose axis {axis} has "
-            f"{length} columns; give 1 to {length}"
-        )
-    small, larger = divmod(length, rule.num_slices)
-    bounds = [i * small + min(i, larger) for i in range(rule.num_slices + 1)]
-    return [(axis, begin, stop) for begin, stop in itertools.pairwise(bounds)]
+def _assemble(variables: tuple[Variable, ...], num_shards: int, placed: list[tuple[int, Cut, int]]) -> Layout:
+    """Gives every placed slice its offset: by shard, kind, treatment and variable."""
 
-
-def _piece_size(variable: Variable, cut: tuple[int, int, int]) -> int:
-    axis, begin, stop = cut
-    return variable.size // max(variable.shape[axis], 1) * (stop - begin) if variable.shape else 1
-
-
-def _assemble(
-    variables: tuple[Variable, ...], num_shards: int, placed: list[tuple[int, tuple[int, int, int], int]]
-) -> Layout:
-    """Gives every placed piece its offset: by shard, kind, treatment and variable."""
-
-    def order(piece: tuple[int, tuple[int, int, int], int]) -> tuple[Any, ...]:
-        number, cut, shard = piece
+    def order(one: tuple[int, Cut, int]) -> tuple[Any, ...]:
+        number, cut, shard = one
         v = variables[number]
         return shard, _KINDS.index(v.kind), -v.weight_decay, -v.decoupled_decay, -v.rate, number, cut
 
     ranges: list[Range] = []
     offsets = [0] * num_shards
     for number, cut, shard in sorted(placed, key=order):
-        size = _piece_size(variables[number], cut)
+        size = cuts.num_elements(variables[number].shape, cut)
         ranges.append(Range(number, *cut, shard, offsets[shard], size))
         offsets[shard] += size
     return Layout(variables, num_shards, tuple(ranges))

@@ -105,7 +105,13 @@ class Region:
         return works
 
 
-def regions_of(chunks: Sequence[Piece], groups: Sequence[Factored]) -> list[Region]:
-    """One region for each chunk of a push; `groups` are the shard's factored variables."""
-    pieces = {group.start: pieces_of_factors(group) for group in groups}
-    return [Region(start, stop, pieces.get(start, pieces_of_range(start, stop))) for start, stop in chunks]
+def regions_of(chunks: Sequence[Piece], groups: Sequence[Factored], uncut: Sequence[Piece] = ()) -> list[Region]:
+    """One region for each chunk of a push.
+
+    Args:
+        chunks: Elements of each.
+        groups: The shard's factored variables.
+        uncut: Elements that are updated in one piece.
+    """
+    pieces = {group.start: pieces_of_factors(group, uncut) for group in groups}
+    return [Region(start, stop, pieces.get(start, pieces_of_range(start, stop, uncut))) for start, stop in chunks]

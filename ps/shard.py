@@ -65,7 +65,8 @@ class Shard:
         self.num_trained = layout.num_trained(index)
         self.num_pushed = layout.num_pushed(index)
         self._groups = {group.start: group for group in layout.factored(index)}
-        self._regions = regions_of(arena.chunks, list(self._groups.values()))
+        self._uncut = layout.uncut(index)
+        self._regions = regions_of(arena.chunks, list(self._groups.values()), self._uncut)
         self._region_stops = [region.stop for region in self._regions]
         self._updater = Updater(arena)
         self._schedule: schedules.Schedule = from_message(schedules.BY_NAME, specification.schedule)
@@ -79,8 +80,7 @@ class Shard:
         self._counters = arena.counters_record.view("<u8").data  # as integers
         # The vectors that a step of the undo log may change; the sum is the last, if there is one.
         num_vectors = len(arena.vectors)
-        self._all = slice(0, num_vectors)
-        self._sum = slice(num_vectors - 1, num_vectors)
+        self._all, self._sum = slice(0, num_vectors), slice(num_vectors - 1, num_vectors)
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)  # a push is complete, or a worker is gone
         self._snapshots: list[Snapshot] = []  # being read
@@ -181,7 +181,7 @@ class Shard:
                 f"chunk [{chunk.start}, {stop}) where one at {push.position} was due, "
                 f"of at most {codec.CHUNK_ELEMENTS} elements and within {self.num_pushed}"
             )
-        source = source_of(chunk, self._groups)
+        source = source_of(chunk, self._groups, self._uncut)
         base = chunk.base_values() if self._needs_base(chunk) else None
         push.position = stop
         if push.repeated:

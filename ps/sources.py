@@ -6,6 +6,7 @@ Pure; no locks. Pieces depend on the layout only, never on who pushes or how man
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,10 +14,8 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto.errors import MalformedChunk
 from downpour.ps import kernels
+from downpour.ps.cuts import BLOCK_ELEMENTS, runs
 from downpour.ps.layout import Factored
-
-# 256 KB of gradient; with parameters and two slots it fills a second-level cache of 1 MB.
-BLOCK_ELEMENTS = 1 << 17
 
 Piece = tuple[int, int]
 
@@ -131,12 +130,24 @@ class Factors(Source):
         np.matmul(x.T, d, out=out.reshape(-1, width))
 
 
-def source_of(chunk: codec.Chunk, groups: dict[int, Factored]) -> Source:
-    """The source of a chunk; `groups` are the shard's factored variables by their first element.
+def source_of(chunk: codec.Chunk, groups: Mapping[int, Factored], uncut: Sequence[Piece] = ()) -> Source:
+    """The source of a chunk.
+
+    Args:
+        chunk: The chunk.
+        groups: The shard's factored variables by their first element.
+        uncut: Elements within which no chunk may end, since each are updated in one piece.
 
     Raises:
-        MalformedChunk: It is not readable, or has factors where there are none to be.
+        MalformedChunk: It is not readable, has factors where there are none to be, or ends where none may.
     """
+    stop = chunk.start + chunk.count
+    for begin, end in uncut:
+        if begin < stop < end:
+            raise MalformedChunk(
+                f"the chunk [{chunk.start}, {stop}) ends within [{begin}, {end}), whose constraint needs them at once; "
+                "cut a push as `Layout.chunks` does"
+            )
     if not chunk.rows:
         return Quantized(chunk) if chunk.codec == codec.INT8 else Dense(chunk)
     if chunk.start not in groups:
@@ -144,17 +155,17 @@ def source_of(chunk: codec.Chunk, groups: dict[int, Factored]) -> Source:
     return Factors(chunk, groups[chunk.start])
 
 
-def pieces_of_range(start: int, stop: int) -> list[Piece]:
-    """Blocks of BLOCK_ELEMENTS."""
-    return [(at, min(at + BLOCK_ELEMENTS, stop)) for at in range(start, stop, BLOCK_ELEMENTS)]
+def pieces_of_range(start: int, stop: int, uncut: Sequence[Piece] = ()) -> list[Piece]:
+    """Blocks of BLOCK_ELEMENTS, or fewer where one would end within one of `uncut`."""
+    return list(runs(start, stop, BLOCK_ELEMENTS, uncut))
 
 
-def pieces_of_factors(group: Factored) -> list[Piece]:
-    """Whole rows of each range, at most BLOCK_ELEMENTS where a row is not longer than that."""
+def pieces_of_factors(group: Factored, uncut: Sequence[Piece] = ()) -> list[Piece]:
+    """Whole rows of each range, at most BLOCK_ELEMENTS where a row is not longer than that; ranges of `uncut` whole."""
     pieces = []
     for r in group.ranges:
         width = r.size // group.num_inputs
-        rows = max(1, BLOCK_ELEMENTS // width)
+        rows = max(1, BLOCK_ELEMENTS // width) if (r.offset, r.offset + r.size) not in uncut else group.num_inputs
         for row in range(0, group.num_inputs, rows):
             pieces.append((r.offset + row * width, r.offset + min(row + rows, group.num_inputs) * width))
     return pieces

@@ -16,7 +16,7 @@ ALLOWED = {
     "worker": {"proto", "ps", "model", "worker"},
     "launch": {"proto", "ps", "model", "worker", "launch"},
 }
-WITH_TENSORFLOW = {"worker/step.py", "worker/evaluator.py", "launch/build.py"}
+WITH_TENSORFLOW = {"worker/constraints.py", "worker/step.py", "worker/evaluator.py", "launch/build.py"}
 
 
 def imports(path: Path) -> set[str]:

@@ -30,6 +30,8 @@ class Packer:
         self._num_factored = layout.num_factored(shard)
         self._wire = wire
         size = layout.num_trained(shard) - self._num_factored
+        # Of the trained elements that are not factored; statistics come last.
+        self._chunks = [(a, b) for a, b in layout.chunks(shard) if self._num_factored <= a < self._num_factored + size]
         self._left = np.zeros(size, np.float32) if push == codec.INT8 else None
         self._wide = np.empty(min(size, codec.CHUNK_ELEMENTS) if push == codec.INT8 else 0, np.float32)
 
@@ -52,8 +54,8 @@ class Packer:
         for group, both in zip(self._groups, factors, strict=True):
             rows = both.size // (group.num_inputs + group.num_outputs)
             chunks.append(codec.Outgoing(group.start, group.size, self._wire, both, rows=rows))
-        for start, stop in codec.split(0, gradient.size):
-            at, count = self._num_factored + start, stop - start
+        for at, end in self._chunks:
+            start, stop, count = at - self._num_factored, end - self._num_factored, end - at
             if self._left is None:
                 of_base = None if base is None else base[start:stop]
                 chunks.append(codec.Outgoing(at, count, self._wire, gradient[start:stop], of_base))

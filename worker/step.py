@@ -35,9 +35,11 @@ import tensorflow as tf
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps.cuts import may_be_factored
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Range, Rate, Variable
 from downpour.ps.patterns import matching
 from downpour.worker.clip import Clip
+from downpour.worker.constraints import constraint_of
 from downpour.worker.exchange import Gradients, Parameters
 
 Tensors = list[tf.Tensor]
@@ -95,7 +97,8 @@ def variables_of(
         factored: Names of variables whose gradients travel as factors; see `factored_names`.
 
     Raises:
-        ValueError: A pattern of `rates` or `frozen` matches nothing, or nothing is left to train.
+        ValueError: A pattern of `rates` or `frozen` matches nothing, nothing is left to train, or shards do not know a
+            constraint.
     """
     trainable = {v.path: tuple(v.shape) for v in model.trainable_variables}
     statistics = {v.path: tuple(v.shape) for v in statistics_of(model)}
@@ -104,11 +107,14 @@ def variables_of(
         raise ValueError(f"frozen: {', '.join(frozen)} match every trainable variable; leave something to train")
     multipliers = {name: rate.multiplier for rate in rates for name in matching("rates", rate.pattern, list(trainable))}
 
+    constraints = {v.path: constraint_of(v) for v in model.trainable_variables if v.path not in still}
+
     def trained(name: str, shape: tuple[int, ...]) -> Variable:
         factor = 0.0 if any(fnmatch.fnmatchcase(name, pattern) for pattern in undecayed) else weight_decay
         factors = (factor, 0.0) if decay == "l2" else (0.0, factor)
-        kind = FACTORED if name in factored else TRAINED
-        return Variable(name, shape, kind, *factors, rate=multipliers.get(name, 1.0))
+        constraint = constraints[name]
+        kind = FACTORED if name in factored and (constraint is None or may_be_factored(constraint)) else TRAINED
+        return Variable(name, shape, kind, *factors, rate=multipliers.get(name, 1.0), constraint=constraint)
 
     def fixed(name: str, shape: tuple[int, ...], kind: str) -> Variable:
         return Variable(name, shape, FROZEN if name in still else kind)

@@ -37,7 +37,9 @@ from downpour.ps import arena as arenas
 from downpour.ps import checkpoint, points, sources
 from downpour.ps.arena import Arena
 from downpour.ps.averages import Polyak
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Slicing, Variable, plan
+from downpour.ps.constraints import MaxNorm, MinMaxNorm, NonNeg, UnitNorm
+from downpour.ps.cuts import runs
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, plan
 from downpour.ps.named import to_message
 from downpour.ps.pace import Async, Mode, Sync
 from downpour.ps.rules import SGD, RMSProp
@@ -60,6 +62,20 @@ LAYOUT = plan(
     ],
     1,
     [Slicing("k", 2)],
+)
+# Regions of 4, 2, 2, 1 and 1 pieces: those of norms are whole ranges, those of `b` are not.
+CONSTRAINED = plan(
+    [
+        Variable("k", (_INPUTS, _OUTPUTS), FACTORED, constraint=MaxNorm(1.0, (0,))),
+        Variable("n", (4, 2), constraint=MinMaxNorm(0.5, 1.0, 0.75, (0,))),
+        Variable("b", (12,), constraint=NonNeg()),
+        Variable("u", (2, 5), constraint=UnitNorm((1,))),
+        Variable("g", (7,), rate=0.5),
+        Variable("mean", (5,), STATISTIC),
+        Variable("fixed", (3,), FROZEN),
+    ],
+    1,
+    [Slicing("k", 4)],
 )
 
 
@@ -84,23 +100,27 @@ class Scenario:
     Attributes:
         pace: The job's.
         rounds: Pushes whose chunks interleave, always in the same order.
+        layout: Of the only shard.
         exact: The pushes of a round come at once, each from a thread; then all numbers are whole ones and none depends
             on the order.
     """
 
     pace: Mode
     rounds: Sequence[Sequence[Sent]]
+    layout: Layout = LAYOUT
     exact: bool = False
 
 
+_INTERLEAVED = [[Sent(0, 1, 0), Sent(1, 1, 0, factored=False)], [Sent(0, 2, 2)]]
+# The third one is late; the last one's round is not full, and its sum is in the checkpoint.
+_SYNC = [[Sent(0, 1, 0)], [Sent(1, 1, 0)], [Sent(0, 2, 0)], [Sent(0, 3, 1)], [Sent(1, 2, 1)], [Sent(1, 3, 2)]]
 SCENARIOS = {
     # The last one is dropped: too stale.
     "async": Scenario(Async(), [[Sent(0, 1, 0)], [Sent(1, 1, 0, factored=False)], [Sent(0, 2, 1)], [Sent(1, 2, 0)]]),
-    "interleaved": Scenario(Async(), [[Sent(0, 1, 0), Sent(1, 1, 0, factored=False)], [Sent(0, 2, 2)]]),
-    # The third one is late; the last one's round is not full, and its sum is in the checkpoint.
-    "sync": Scenario(
-        Sync(2), [[Sent(0, 1, 0)], [Sent(1, 1, 0)], [Sent(0, 2, 0)], [Sent(0, 3, 1)], [Sent(1, 2, 1)], [Sent(1, 3, 2)]]
-    ),
+    "interleaved": Scenario(Async(), _INTERLEAVED),
+    "sync": Scenario(Sync(2), _SYNC),
+    "constrained": Scenario(Async(), _INTERLEAVED, CONSTRAINED),
+    "constrained sync": Scenario(Sync(2), _SYNC, CONSTRAINED),
     # From versions so late that nothing is stale.
     "at once": Scenario(
         Async(),
@@ -120,7 +140,7 @@ def shrink(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
 def run(folder: Path, scenario: Scenario, repeated: int = 0) -> None:
     """Sends what is unanswered, and the first push `repeated` times again; writes a checkpoint; closes."""
     folder.mkdir(exist_ok=True)
-    shard = Shard(Arena.open(folder / "arena") or _new_arena(folder / "arena", scenario))
+    shard = Shard(Arena.open(folder / "arena") or new_arena(folder / "arena", scenario))
     answered = {(worker, sequence) for worker, sequence, *_ in answers(folder)}
     for sent in scenario.rounds:
         unanswered = [one for one in sent if (one.worker, one.sequence) not in answered]
@@ -142,10 +162,12 @@ def answers(folder: Path) -> list[tuple[int, ...]]:
     return [tuple(map(int, line.split())) for line in lines]
 
 
-def _new_arena(path: Path, scenario: Scenario) -> Arena:
+def new_arena(path: Path | None, scenario: Scenario) -> Arena:
+    """Its memory before anything is sent."""
+    layout = scenario.layout
     specification = pb.ShardSpecification(
-        fingerprint=LAYOUT.fingerprint,
-        layout=LAYOUT.canonical,
+        fingerprint=layout.fingerprint,
+        layout=layout.canonical,
         rule=to_message(SGD() if scenario.exact else RMSProp(momentum=0.9)),
         schedule=to_message(Constant(1.0) if scenario.exact else StaircaseExponential(0.1, 0.5, 2)),
         average=None if scenario.exact else to_message(Polyak(0.75)),
@@ -155,7 +177,7 @@ def _new_arena(path: Path, scenario: Scenario) -> Arena:
     if not isinstance(scenario.pace, Sync):
         specification.staleness.CopyFrom(to_message(Drop(2)))
     arena = Arena.create(path, specification)
-    arena.parameters[:] = _numbers(np.random.default_rng(0), LAYOUT.size(0), scenario.exact)
+    arena.parameters[:] = _numbers(np.random.default_rng(0), layout.size(0), scenario.exact)
     arena.start_average()
     arena.mark_complete()
     return arena
@@ -170,7 +192,7 @@ def _send_at_once(folder: Path, shard: Shard, sent: Sequence[Sent]) -> None:
 
 def _send(folder: Path, shard: Shard, sent: Sequence[Sent], *, exact: bool = False) -> None:
     opened = [shard.begin(one.header) for one in sent]
-    for chunks in itertools.zip_longest(*(_chunks(one, exact) for one in sent)):
+    for chunks in itertools.zip_longest(*(_chunks(one, shard.arena.layout, exact) for one in sent)):
         for push, chunk in zip(opened, chunks, strict=True):
             if chunk:
                 shard.apply(push, codec.decode_chunk(chunk))
@@ -182,18 +204,17 @@ def _send(folder: Path, shard: Shard, sent: Sequence[Sent], *, exact: bool = Fal
             file.write(" ".join(str(int(number)) for number in numbers) + "\n")
 
 
-def _chunks(sent: Sent, exact: bool) -> Iterator[bytes]:
-    """The messages of a push: one of factors and others cut as regions are, or all dense and cut anyhow."""
+def _chunks(sent: Sent, layout: Layout, exact: bool) -> Iterator[bytes]:
+    """The messages of a push: one of factors and others cut as regions are, or all dense and cut where they may be."""
     rng = np.random.default_rng([sent.worker, sent.sequence])
-    [group] = LAYOUT.factored(0)
-    values = _numbers(rng, LAYOUT.num_pushed(0), exact)
+    [group] = layout.factored(0)
+    values = _numbers(rng, layout.num_pushed(0), exact)
     if sent.factored:
         factors = _numbers(rng, _ROWS * (_INPUTS + _OUTPUTS), exact)
         yield encode_chunk(0, codec.FLOAT32, factors, rows=_ROWS, count=group.size)
-        trained = LAYOUT.num_trained(0)
-        cuts = [*codec.split(group.size, trained), *codec.split(trained, values.size)]
+        cuts = layout.chunks(0)[1:]
     else:
-        cuts = [(start, min(start + _CUT, values.size)) for start in range(0, values.size, _CUT)]
+        cuts = list(runs(0, values.size, _CUT, layout.uncut(0)))
     for start, stop in cuts:
         yield encode_chunk(start, codec.FLOAT32, values[start:stop])
 

@@ -17,7 +17,13 @@ from tests.chunks import encode_chunk
 
 
 def new_shard(
-    layout: Layout, values: np.ndarray, rule: Any, schedule: Any = None, average: Any = None, pace: Any = None
+    layout: Layout,
+    values: np.ndarray,
+    rule: Any,
+    schedule: Any = None,
+    average: Any = None,
+    pace: Any = None,
+    num_workers: int = 0,
 ) -> Shard:
     """The only shard of a layout, in anonymous memory, that holds these values."""
     specification = pb.ShardSpecification(
@@ -27,6 +33,7 @@ def new_shard(
         schedule=to_message(schedule or Constant(1.0)),
         average=None if average is None else to_message(average),
         pace=None if pace is None else to_message(pace),
+        num_workers=num_workers,
     )
     arena = Arena.create(None, specification)
     arena.parameters[:] = values

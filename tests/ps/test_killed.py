@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from downpour.ps.arena import Arena
+from downpour.ps.shard import Shard
 from tests.ps import killable
-from tests.ps.killable import SCENARIOS
+from tests.ps.killable import SCENARIOS, new_arena
 
 pytestmark = pytest.mark.process
 
@@ -32,7 +33,7 @@ EXPECTED = {
     *("ledger.reopened", "ledger.incarnation", "ledger.begun", "ledger.dropped", "ledger.counted"),
     *(f"bookkeeping.{when}" for when in ("described", "armed", "changed", "disarmed")),
     *(f"step.{when}" for when in ("copied", "described", "armed", "changed", "disarmed")),
-    *("apply.decoded", "apply.updated", "apply.advanced", "apply.skipped"),
+    *("apply.decoded", "apply.updated", "apply.advanced", "apply.skipped", "update.unconstrained"),
     *("sync.arrived", "sync.summed", "sync.completed", "sync.updated", "sync.version"),
     *("complete.counted", "complete.version", "complete.ledger", "finish.done"),
     *(f"storage.{when}" for when in ("opened", "piece", "flushed", "written", "renamed", "synced")),
@@ -178,6 +179,19 @@ def kill_at(killer: Killer, scenario: str, passings: Callable[[int], list[int]])
             killer.finish(folder, scenario, where)
 
 
+def test_norms_are_within_pieces_and_what_is_left_holds(killer: Killer) -> None:
+    layout = killable.CONSTRAINED
+    regions = Shard(new_arena(None, SCENARIOS["constrained"]))._regions
+    assert [len(region.pieces) for region in regions] == [4, 2, 2, 1, 1]
+    pieces = [piece for region in regions for piece in region.pieces]
+    for begin, end in layout.uncut(0):
+        assert sum(start <= begin and end <= stop for start, stop in pieces) == 1
+    vector = state(killer.undisturbed("constrained"))["parameters"].view(np.float32)
+    values = dict(zip([v.name for v in layout.variables], layout.gather([vector]), strict=True))
+    assert np.linalg.norm(values["k"], axis=0).max() <= 1 and values["b"].min() == 0
+    np.testing.assert_allclose(np.linalg.norm(values["u"], axis=1), 1, rtol=1e-6)
+
+
 def test_the_scenarios_pass_every_point(killer: Killer) -> None:
     assert len(EXPECTED) >= 20
     assert set().union(*killer.passed.values()) == EXPECTED
@@ -201,7 +215,7 @@ def test_killed_again_during_recovery(killer: Killer, scenario: str) -> None:
     middle = {"ledger.incarnation", "complete.ledger", "apply.advanced", "sync.summed", "sync.updated"}
     seen = kill_twice(killer, scenario, [point for point in killer.passed[scenario] if point in middle])
     expected = {"undo.vector", "undo.vectors", "undo.counters", "undo.ledger", "undo.disarmed"}
-    assert seen == expected | ({"undo.round"} if scenario == "sync" else set())
+    assert seen == expected | ({"undo.round"} if scenario in ("sync", "constrained sync") else set())
 
 
 @pytest.mark.slow
