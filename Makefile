@@ -46,7 +46,7 @@ fleet: $(VENV)/dev
 consistency: $(VENV)/quickstart
 	$(BIN)/python -m tests.benchmarks.consistency
 
-# The quickstart under 110 faults, counting every push, and once more in peace; twenty minutes.
+# The quickstart under 150 faults, counting every push, and once more in peace; half an hour, as root.
 chaos: $(VENV)/quickstart
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
 	$(BIN)/python -m tests.chaos.run --recipe=quickstart

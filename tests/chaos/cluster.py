@@ -68,12 +68,16 @@ class Cluster:
         where: Flags = {"ps": ",".join(map(self._way_to, shards)), "chief": self._way_to("chief")}
         for name in self.clients():
             role, _, index = name.partition("/")
-            command = topology.command(role, int(index or 0), own | self.common | where)
-            self.supervisor.start(Program(name, command, _RESTARTS))
+            self._commands[name] = topology.command(role, int(index or 0), own | self.common | where)
+            self.supervisor.start(Program(name, self._commands[name], _RESTARTS))
 
     def clients(self) -> list[str]:
         """Names of the processes that end by themselves when the job is done."""
         return [*(f"worker/{i}" for i in range(self.counts.num_workers)), "evaluator"]
+
+    def command(self, name: str) -> list[str]:
+        """What a process was started with."""
+        return list(self._commands[name])
 
     def chief_address(self) -> str:
         """Of the chief itself."""
@@ -111,6 +115,7 @@ class Cluster:
                 raise ProcessFailed(1, f"{name} did not listen within {_BIND_TIMEOUT_S:.0f} s")
             self.ports[name] = port = int(file.read_text())
             command = [f"--port={port}" if word == "--port=0" else word for word in self._commands[name]]
+            self._commands[name] = command
             self.supervisor.change_command(name, command)
 
     def _port_file(self, name: str) -> Path:

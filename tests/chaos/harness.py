@@ -1,5 +1,7 @@
 """One run of a job under faults: starts it, strikes it, waits for its end, and counts.
 
+The run's folder has `job`, where the chief writes, `logs` and `intruders.log`. Where disks are to be filled, `job` and
+the folder of the arenas are small ones of their own (tmpfs, which takes root).
 Entered by the main thread only, as `Supervisor` wants it.
 """
 
@@ -9,10 +11,12 @@ import contextlib
 import functools
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -27,10 +31,11 @@ from downpour.launch.scratch import scratch_folder
 from downpour.launch.supervisor import ProcessFailed, Supervisor
 from downpour.proto.chief_pb2 import ProgressReply
 from tests.chaos import counting
+from tests.chaos.attacks import Attacks, Places
 from tests.chaos.cluster import Cluster, Sessions
 from tests.chaos.counting import Span
 from tests.chaos.proxy import Proxies
-from tests.chaos.schedule import PAUSE, Fault
+from tests.chaos.schedule import FILL, PAUSE, Fault
 from tests.chaos.strikes import Strike, Striker
 
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1"}
@@ -40,6 +45,8 @@ _END_S = 120.0  # for workers and evaluator after the chief
 _FINDS_NOBODY = "still waiting for the chief"
 _LATE = 3.0  # a run that takes so many times its seconds has failed
 _ASK_EVERY_S, _ASK_TIMEOUT_S, _TELL_EVERY_S = 1.0, 0.2, 15.0
+_DISK_BYTES = 512 << 20  # of a disk that is filled
+_CLOCK = Path(__file__).with_name("clock")
 _ERRORS = ("error:", "warning:", "Error", "ended with", "Traceback")  # in lines that are shown
 
 
@@ -59,13 +66,18 @@ class Run:
     run_dir: Path
     seconds: float
 
+    @property
+    def job_dir(self) -> Path:
+        """Where the chief writes."""
+        return self.run_dir / "job"
+
     def job(self) -> Job:
         """The job that recipe and overrides make."""
         return recipe.load(self.recipe, self.overrides)
 
     def flags(self) -> dict[str, topology.FlagValue]:
         """What chief, workers and evaluator are told."""
-        return {"recipe": self.recipe, "set": self.overrides, "run_dir": self.run_dir}
+        return {"recipe": self.recipe, "set": self.overrides, "run_dir": self.job_dir}
 
 
 @dataclass
@@ -129,15 +141,14 @@ def run(what: Run, faults: Sequence[Fault], *, with_proxies: bool = True) -> Out
         Interrupted: A signal ended it; no process is left.
     """
     outcome, sessions = Outcome(), Sessions()
-    environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"} | ENVIRONMENT
     with contextlib.ExitStack() as closing:
-        scratch = closing.enter_context(scratch_folder())
+        places = closing.enter_context(_places(what, with_disks=any(fault.kind == FILL for fault in faults)))
         proxies = closing.enter_context(Proxies())
         on_line = functools.partial(_hear, outcome)
-        supervisor = closing.enter_context(Supervisor(what.run_dir / "logs", environment, on_line))
+        supervisor = closing.enter_context(Supervisor(what.run_dir / "logs", _environment(places), on_line))
         used = proxies if with_proxies else None
-        cluster = Cluster(supervisor, what.flags(), what.job().cluster, scratch, used)
-        striker = Striker(faults, supervisor.pids, proxies, _tell)
+        cluster = Cluster(supervisor, what.flags(), what.job().cluster, places.arenas, used)
+        striker = Striker(faults, Attacks(supervisor.pids, proxies, places, cluster.command).of, _tell)
         outcome.strikes = striker.strikes
         try:
             cluster.start()
@@ -153,6 +164,47 @@ def run(what: Run, faults: Sequence[Fault], *, with_proxies: bool = True) -> Out
             sessions.note(supervisor.pids())
     outcome.left = sessions.left()
     return outcome
+
+
+def _environment(places: Places) -> dict[str, str]:
+    """Of the job's processes, whose clocks can be set."""
+    path = os.pathsep.join([str(_CLOCK), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ours = ENVIRONMENT | {"CHAOS_CLOCKS": str(places.clocks), "PYTHONPATH": path}
+    return {key: value for key, value in os.environ.items() if key != "TF_CONFIG"} | ours
+
+
+@contextlib.contextmanager
+def _places(what: Run, *, with_disks: bool) -> Iterator[Places]:
+    """The job's folders, empty; what the chief has written is kept when the block ends."""
+    shutil.rmtree(what.job_dir, ignore_errors=True)
+    what.job_dir.mkdir(parents=True)
+    log = what.run_dir / "intruders.log"
+    log.unlink(missing_ok=True)
+    with scratch_folder() as scratch, contextlib.ExitStack() as disks:
+        places = Places(what.job_dir, scratch / "arenas", scratch / "clocks", log)
+        places.arenas.mkdir()
+        places.clocks.mkdir()
+        if with_disks:
+            disks.enter_context(_small_disk(places.arenas))
+            disks.enter_context(_small_disk(places.run_dir))
+        yield places
+        if with_disks:
+            _keep(what.job_dir)
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "none", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _keep(job_dir: Path) -> None:
+    """Copies the small files of the run's disk to beside it, since the disk goes away."""
+    for path in job_dir.glob("*.json*"):
+        shutil.copy2(path, job_dir.parent)
 
 
 class Watch:
@@ -223,7 +275,7 @@ class Watch:
 def _end(what: Run, cluster: Cluster, outcome: Outcome) -> None:
     """Lets workers and evaluator end, asks the shards for their counters, and counts."""
     late = _late(cluster)
-    path = what.run_dir / SUMMARY_FILE
+    path = what.job_dir / SUMMARY_FILE
     if path.exists():
         outcome.summary = json.loads(path.read_text())
     statuses = cluster.statuses()

@@ -1,11 +1,12 @@
 """Trains under faults and counts: what was lost, what was doubled, who was held up, who was left.
 
-    python -m tests.chaos.run [--recipe=quickstart] [--seconds=600] [--faults=110] [--seed=0] [--undisturbed=0.69,0.7]
+    python -m tests.chaos.run [--recipe=quickstart] [--seconds=820] [--faults=150] [--seed=0] [--undisturbed=0.69,0.7]
 
-Kills and pauses processes, cuts, delays and duplicates connections, as `tests.chaos.schedule` says; every fault must
-be seen to have happened. Without `--undisturbed` the same number of steps is trained once more in peace, for its
-score. The last line on stdout is `RESULT {json}`. Exit code 1 if an acknowledged push was lost or any push counted
-twice, a process was left, a fault did not fire, or the job did not come to its end.
+Kills and pauses processes, breaks connections, fills disks, shifts clocks, damages files and starts processes that must
+be refused, as `tests.chaos.schedule` says; every fault must be seen to have happened. Without `--undisturbed` the same
+number of steps is trained once more in peace, for its score. The last line on stdout is `RESULT {json}`. Exit code 1
+if an acknowledged push was lost or any push counted twice, a process was left, a fault did not fire, or the job did
+not come to its end.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from absl import flags
 from downpour.launch import entry, topology
 from downpour.launch.supervisor import Interrupted
 from tests.chaos import harness
-from tests.chaos.schedule import KINDS, schedule
+from tests.chaos.attacks import may_fill_disks
+from tests.chaos.schedule import FILL, KINDS, schedule
 
 topology.define_recipe_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", "runs/chaos", "Folder of logs and checkpoints.")
-_SECONDS = flags.DEFINE_float("seconds", 600.0, "Of training, roughly: it is the steps that are given.", 5.0)
+_SECONDS = flags.DEFINE_float("seconds", 820.0, "Of training, roughly: it is the steps that are given.", 5.0)
 _STEPS_PER_S = flags.DEFINE_float(
     "steps_per_s", 15.0, "How many of them in a second; what two cores do under faults.", 0.1
 )
-_FAULTS = flags.DEFINE_integer("faults", 110, "How many.", 0)
+_FAULTS = flags.DEFINE_integer("faults", 150, "How many.", 0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the schedule of faults.")
-_KINDS = flags.DEFINE_list("kinds", list(KINDS), "Kinds of faults.")
+_KINDS = flags.DEFINE_list("kinds", list(KINDS), "Kinds of faults; to fill disks takes root.")
 _ROLES = flags.DEFINE_list("roles", ["ps", "worker", "chief", "evaluator"], "Roles that are struck.")
 _UNDISTURBED = flags.DEFINE_list("undisturbed", None, "Scores of undisturbed runs; one is made if there are none.")
 
@@ -83,6 +85,8 @@ def _main() -> int | None:
     counts = {"ps": cluster.num_ps, "worker": cluster.num_workers, "chief": 1, "evaluator": 1}
     roles = {role: count for role, count in counts.items() if role in _ROLES.value}
     calm_s = min(_CALM_S[0], _CALM_PART * seconds), min(_CALM_S[1], _CALM_PART * seconds)
+    if FILL in _KINDS.value and not may_fill_disks():
+        raise ValueError("--kinds: small disks to fill can be mounted by root only; leave out `fill`")
     faults = schedule(_SEED.value, seconds, _FAULTS.value, roles, kinds=_KINDS.value, calm_s=calm_s)
     try:
         outcome = harness.run(what, faults)

@@ -1,8 +1,16 @@
 """Which fault strikes whom, and when: pure, and the same for the same seed.
 
-A kill or a pause strikes a process; a cut, a delay or a duplicate strikes the proxy before a server, named as the
-server is. Kinds take turns, so that every kind comes about equally often. Within a kind a shard is twice as likely as
-another role, since there are many of them.
+| kind | strikes | what it is |
+|---|---|---|
+| kill, pause | any process | SIGKILL; SIGSTOP for some seconds |
+| cut, delay, duplicate | the proxy before a shard or the chief | connections broken off, held back, made twice |
+| fill | chief: the disk of the run folder; shard: that of the arenas, and it is killed meanwhile | no space left |
+| shift | any process | its wall clock jumps, and later jumps back |
+| flip | chief: its journal, then it is killed; evaluator: the newest checkpoint | bytes changed, cut off or gone |
+| intrude | chief, worker: a second one that must be refused; shard: one on another shard's arena | |
+
+Kinds take turns, so that every kind comes about equally often. Within a kind a shard is twice as likely as another
+role, since there are many of them.
 """
 
 from __future__ import annotations
@@ -11,12 +19,21 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-KILL, PAUSE, CUT, DELAY, DUPLICATE = KINDS = ("kill", "pause", "cut", "delay", "duplicate")
-ON_PROCESSES = (KILL, PAUSE)
+PROXIED = CUT, DELAY, DUPLICATE = ("cut", "delay", "duplicate")
+KILL, PAUSE, FILL, SHIFT, FLIP, INTRUDE = ("kill", "pause", "fill", "shift", "flip", "intrude")
+KINDS = (KILL, PAUSE, *PROXIED, FILL, SHIFT, FLIP, INTRUDE)
 
 # Shortest and longest, in seconds; what is not here is over at once.
-_DURATIONS_S = {PAUSE: (0.5, 8.0), DELAY: (0.5, 5.0), DUPLICATE: (2.0, 6.0)}
-_SERVERS = ("ps", "chief")
+_DURATIONS_S = {
+    PAUSE: (0.5, 8.0),
+    DELAY: (0.5, 5.0),
+    DUPLICATE: (2.0, 6.0),
+    FILL: (1.0, 8.0),
+    SHIFT: (4.0, 30.0),
+}
+_EVERYBODY, _SERVERS = ("ps", "worker", "chief", "evaluator"), ("ps", "chief")
+_ABLE = {KILL: _EVERYBODY, PAUSE: _EVERYBODY, SHIFT: _EVERYBODY, FLIP: ("chief", "evaluator")}
+_ABLE |= {**dict.fromkeys(PROXIED, _SERVERS), FILL: _SERVERS, INTRUDE: ("ps", "worker", "chief")}
 _WEIGHTS = {"ps": 2}
 
 
@@ -29,17 +46,26 @@ class Fault:
         kind: One of `KINDS`.
         target: Process, such as `ps/3` or `chief`.
         duration_s: Until it ends; 0 for what is over at once.
+        variant: Chooses between several ways to do it; 0 or more.
     """
 
     at_s: float
     kind: str
     target: str
     duration_s: float
+    variant: int = 0
 
     @property
-    def on_process(self) -> bool:
-        """Whether it strikes the process itself, not its proxy."""
-        return self.kind in ON_PROCESSES
+    def place(self) -> tuple[str, str]:
+        """What it strikes; two faults strike a place one after the other."""
+        role = self.target.partition("/")[0]
+        if self.kind == FILL:
+            return "disk", role
+        if self.kind in PROXIED:
+            return "proxy", self.target
+        if self.kind in (SHIFT, INTRUDE):
+            return self.kind, self.target
+        return "process", self.target
 
 
 def schedule(
@@ -77,9 +103,10 @@ def schedule(
 
 
 def _fault(chance: random.Random, at_s: float, kind: str, roles: Mapping[str, int], end_s: float) -> Fault:
-    able = [role for role, count in roles.items() if count and (kind in ON_PROCESSES or role in _SERVERS)]
+    able = [role for role, count in roles.items() if count and role in _ABLE[kind]]
     role = chance.choices(able, [_WEIGHTS.get(role, 1) for role in able])[0]
     index = chance.randrange(roles[role])
     target = f"{role}/{index}" if role in ("ps", "worker") else role
     shortest, longest = _DURATIONS_S.get(kind, (0.0, 0.0))
-    return Fault(at_s, kind, target, min(chance.uniform(shortest, longest), max(shortest, end_s - at_s)))
+    duration_s = min(chance.uniform(shortest, longest), max(shortest, end_s - at_s))
+    return Fault(at_s, kind, target, duration_s, chance.randrange(1 << 16))

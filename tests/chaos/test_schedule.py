@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from tests.chaos.schedule import KINDS, Fault, schedule
+from tests.chaos.schedule import KINDS, SHIFT, Fault, schedule
 
 ROLES = {"ps": 17, "worker": 2, "chief": 1, "evaluator": 1}
 
 
-def faults(seed: int = 0, num_faults: int = 100) -> list[Fault]:
+def faults(seed: int = 0, num_faults: int = 180) -> list[Fault]:
     return schedule(seed, 600.0, num_faults, ROLES)
 
 
@@ -26,8 +26,8 @@ def test_every_kind_comes_equally_often_and_every_role_is_struck() -> None:
     assert roles["ps"] == max(roles.values())
 
 
-def test_twelve_faults_are_of_every_kind() -> None:
-    assert {fault.kind for fault in faults(num_faults=12)} == set(KINDS)
+def test_as_many_faults_as_kinds_are_of_every_kind() -> None:
+    assert {fault.kind for fault in faults(num_faults=len(KINDS))} == set(KINDS)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -37,16 +37,22 @@ def test_times_are_in_order_and_within_bounds(seed: int) -> None:
     assert times == sorted(times)
     assert times[0] >= 5.0 and times[-1] <= 590.0
     for fault in found:
-        assert fault.duration_s <= 8.0
-        assert fault.at_s + fault.duration_s <= 592.0  # the shortest that a fault may be goes on after the end
+        assert fault.duration_s <= (30.0 if fault.kind == SHIFT else 8.0)
+        assert fault.at_s + fault.duration_s <= 594.0  # the shortest that a fault may be goes on after the end
 
 
 def test_only_servers_have_proxies() -> None:
     found = faults()
-    on_proxies = {fault.target.partition("/")[0] for fault in found if not fault.on_process}
+    on_proxies = {fault.target.partition("/")[0] for fault in found if fault.place[0] == "proxy"}
     assert on_proxies == {"ps", "chief"}
-    assert {fault.kind for fault in found if fault.on_process} == {"kill", "pause"}
-    assert all(fault.duration_s == 0 for fault in found if fault.kind in ("kill", "cut"))
+    assert {fault.kind for fault in found if fault.place[0] == "process"} == {"kill", "pause", "flip"}
+    assert all(fault.duration_s == 0 for fault in found if fault.kind in ("kill", "cut", "flip", "intrude"))
+
+
+def test_a_place_is_struck_by_one_fault_at_a_time() -> None:
+    assert Fault(0, "kill", "ps/1", 0).place == Fault(0, "pause", "ps/1", 1).place
+    assert Fault(0, "cut", "ps/1", 0).place == Fault(0, "delay", "ps/1", 1).place != Fault(0, "kill", "ps/1", 0).place
+    assert Fault(0, "fill", "ps/1", 1).place == Fault(0, "fill", "ps/2", 1).place != Fault(0, "fill", "chief", 1).place
 
 
 def test_too_little_time_is_refused() -> None:
