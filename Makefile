@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak proto clean
+.PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak exact proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result.
 quickstart: $(VENV)/quickstart
@@ -54,6 +54,10 @@ chaos: $(VENV)/quickstart
 # A small job for an hour, after ten minutes: do files, threads, processes or memory grow?
 soak: $(VENV)/dev
 	$(BIN)/python -m tests.chaos.soak
+
+# 2,000 random Keras models, each through three shards beside plain Keras; a quarter of an hour.
+exact: $(VENV)/dev
+	$(BIN)/python -m tests.exact.run --models=2000
 
 # Regenerates the committed code of the .proto files; a test checks that it matches.
 proto: $(VENV)/dev

@@ -5,6 +5,7 @@ Imports TensorFlow inside the function: flags are checked before that costs seco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from downpour.launch.job import Job
@@ -24,14 +25,16 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         num_threads: TensorFlow's threads in this process; 0 for one per core.
 
     Raises:
-        ValueError: A pattern of the job matches no variable of the model, a constraint cannot be applied by shards or
-            with the job's cadence, or the pace is Sync and a shard has nothing to update.
+        ValueError: A pattern of the job matches no variable of the model; the model is not built and cannot be called;
+            it does something with a variable that workers cannot carry out (`worker.examine`); a constraint cannot be
+            applied by shards or with the job's cadence; or the pace is Sync and a shard has nothing to update.
     """
     image_size, num_labels = job.data.image_size, job.data.num_labels  # missing data is known before TensorFlow loads
 
     import keras
     import tensorflow as tf
 
+    from downpour.worker.examine import examine, kinds_of
     from downpour.worker.step import factored_names, variables_of
 
     if num_threads:
@@ -39,7 +42,12 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     keras.utils.set_random_seed(job.seed)
     model = job.model.build(image_size, num_labels)
-    factored = factored_names(model, job.batch_size) if _may_factor(job) else set()
+    images = (job.batch_size, image_size, image_size, 3)
+    if not model.built:
+        _call_once(model, images)
+    examined = examine(model, job.loss, images, (job.batch_size, num_labels))
+    kinds = kinds_of(model, examined, statistics=job.statistics, local=job.local, frozen=job.frozen)
+    factored = factored_names(model, job.batch_size, examined) if _may_factor(job) else set()
     while True:
         variables = variables_of(
             model,
@@ -49,9 +57,10 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
             rates=job.rates,
             frozen=job.frozen,
             factored=factored,
+            kinds=kinds,
         )
         layout = plan(variables, job.cluster.num_ps, job.slicing)
-        too_large = unsendable(layout, job.batch_size, WIRE_DTYPES[CODECS[job.exchange.codec]].itemsize)
+        too_large = unsendable(layout, examined.rows, WIRE_DTYPES[CODECS[job.exchange.codec]].itemsize)
         if not too_large:
             break
         factored -= too_large
@@ -63,14 +72,38 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     return model, layout
 
 
-def unsendable(layout: Layout, batch_size: int, itemsize: int) -> set[str]:
-    """Names of factored variables whose factors, one message a shard, are more than a message may hold."""
-    return {
-        layout.variables[group.ranges[0].variable].name
-        for shard in range(layout.num_shards)
-        for group in layout.factored(shard)
-        if batch_size * (group.num_inputs + group.num_outputs) * itemsize > MAX_FACTORS_BYTES
-    }
+def unsendable(layout: Layout, rows: Mapping[str, int], itemsize: int) -> set[str]:
+    """Names of factored variables whose factors, one message a shard, are more than a message may hold.
+
+    Args:
+        layout: With factored variables.
+        rows: Of the factors of each, by name.
+        itemsize: Bytes of an element on the wire.
+    """
+    names = set()
+    for shard in range(layout.num_shards):
+        for group in layout.factored(shard):
+            name = layout.variables[group.ranges[0].variable].name
+            if rows[name] * (group.num_inputs + group.num_outputs) * itemsize > MAX_FACTORS_BYTES:
+                names.add(name)
+    return names
+
+
+def _call_once(model: Any, images: tuple[int, ...]) -> None:
+    """Builds a model by a call on images of zeros; states of recurrent layers begin anew after it."""
+    import keras
+    import tensorflow as tf
+
+    try:
+        model(keras.ops.zeros(images))
+    except (ValueError, TypeError, AttributeError, NotImplementedError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"model: {type(model).__name__} {model.name!r} is not built, and its call on images of zeros, "
+            f"{list(images)}, fails: {error}; build it in the `build` of the job's model"
+        ) from error
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            layer.reset_state()
 
 
 def _check_cadence(job: Job, layout: Layout) -> None:

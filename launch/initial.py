@@ -118,7 +118,7 @@ def values(model: Any, layout: Layout, source: Source | None) -> list[np.ndarray
     """
     from downpour.worker.step import initial_values
 
-    fresh = initial_values(model)
+    fresh = initial_values(model, layout)
     if source is None:
         return fresh
     check(source)

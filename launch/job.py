@@ -155,6 +155,10 @@ class Job:
         undecayed: Name patterns (`fnmatch`) of variables without weight decay.
         rates: Multipliers of the learning rate, by name pattern; where several match a variable, the last counts.
         frozen: Name patterns of variables and statistics that are pulled, but never pushed or updated.
+        statistics: Name patterns of variables that are not trained, but assigned by a layer in a training call, and
+            whose differences add up over workers, as a moving mean's do. Batch norm's need no pattern.
+        local: Name patterns of such variables that each worker keeps to itself. They keep their initial value in
+            checkpoints and exports.
         cluster: Processes.
         exchange: Wire settings.
         checkpoint_every_steps: Global steps between checkpoints, each of which the evaluator scores.
@@ -184,6 +188,8 @@ class Job:
     undecayed: tuple[str, ...] = ("*/bias", "*/gamma", "*/beta")
     rates: tuple[Rate, ...] = ()
     frozen: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    local: tuple[str, ...] = ()
     cluster: Cluster = field(default_factory=Cluster)
     exchange: Exchange = field(default_factory=Exchange)
     checkpoint_every_steps: int = 1000

@@ -157,7 +157,8 @@ def run(job_run: Run, print_layout: bool = False) -> dict[str, Any]:
         environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"} | _ENVIRONMENT
         with Supervisor(job_run.run_dir / "logs", environment, display.line) as supervisor:
             # Patterns that match no variable are refused here, before any role starts.
-            if print_layout or job_run.job.frozen or job_run.job.rates:
+            job = job_run.job
+            if print_layout or job.frozen or job.rates or job.statistics or job.local:
                 table = _layout_table(supervisor, job_run, scratch / "layout.txt")
                 if print_layout:
                     print(table, flush=True)

@@ -146,6 +146,8 @@ def _own_variables(layer: Any) -> Numbered:
     """A layer's variables without those of layers in it, by the number that each has in a file of Keras 3."""
     variables: dict[str, Any] = {}
     layer.save_own_variables(variables)
+    if getattr(layer, "lora_enabled", False):  # the first is written with the product of LoRA's matrices added
+        variables["0"] = layer._embeddings if hasattr(layer, "_embeddings") else layer._kernel
     return {number: variable for number, variable in variables.items() if hasattr(variable, "path")}
 
 

@@ -26,7 +26,7 @@ class RegisterReply(_message.Message):
     def __init__(self, stop: bool = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("worker", "incarnation", "version", "steps", "images", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions")
+    __slots__ = ("worker", "incarnation", "version", "steps", "images", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class WorkerReport(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     RECORDS_DONE_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     worker: int
     incarnation: int
     version: int
@@ -69,7 +70,8 @@ class WorkerReport(_message.Message):
     failure: str
     records_done: int
     versions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., images: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
+    steps_skipped: int
+    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., images: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ("stop",)

@@ -16,7 +16,14 @@ ALLOWED = {
     "worker": {"proto", "ps", "model", "worker"},
     "launch": {"proto", "ps", "model", "worker", "launch"},
 }
-WITH_TENSORFLOW = {"worker/constraints.py", "worker/step.py", "worker/evaluator.py", "launch/build.py"}
+WITH_TENSORFLOW = {
+    "worker/constraints.py",
+    "worker/evaluator.py",
+    "worker/examine.py",
+    "worker/forward.py",
+    "worker/step.py",
+    "launch/build.py",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -21,7 +21,7 @@ from downpour.ps import checkpoint, layout
 from downpour.ps.checkpoint import Checkpoint
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ChiefClient
-from downpour.worker.step import statistics_of
+from downpour.worker.step import variables_in
 
 _ASK_EVERY_S = 0.5
 
@@ -43,7 +43,8 @@ class Evaluator:
         self._layout = mine
         self._data = data
         self._batch_size = batch_size
-        self._predict = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+        arguments = {"training": False} if model._call_has_training_arg else {}
+        self._predict = tf.function(lambda images: model(images, **arguments), reduce_retracing=True)
 
     def score(self, directory: str) -> tuple[dict[str, float], RecordCounts]:
         """Scores one checkpoint.
@@ -59,6 +60,9 @@ class Evaluator:
         saved = checkpoint.load(directory)
         layout.check_same(self._layout, saved.layout.canonical, saved.directory)
         fill(self._model, saved, self._average)
+        for layer in self._model._flatten_layers():
+            if isinstance(layer, keras.layers.RNN) and layer.stateful:  # its states are of the last batch scored
+                layer.reset_state()
         scores, labels, counts = self._predict_all()
         mean = metrics.mean_average_precision_at(scores, labels)
         chance = metrics.chance(labels)
@@ -85,7 +89,7 @@ def fill(model: keras.Model, saved: Checkpoint, average: bool = False) -> None:
     Raises:
         ValueError: The checkpoint cannot be read, or has no average.
     """
-    variables = [*model.trainable_variables, *statistics_of(model)]
+    variables = variables_in(model, saved.layout)
     for variable, value in zip(variables, saved.layout.gather(saved.parameters(average)), strict=True):
         # Differences of stale statistics, added up, can take a variance below zero for a moment.
         is_variance = variable.path.endswith("/moving_variance")

@@ -11,8 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any
 
+from absl import logging
+
 from downpour.model.data import Batches
 from downpour.proto.errors import JobFailed
+from downpour.worker import loss_scale
 from downpour.worker.cadence import Cadence, EveryStep
 from downpour.worker.exchange import Answer, Exchange, Gradients, Parameters
 from downpour.worker.replica import contribution
@@ -46,6 +49,9 @@ def train(
     gradients and the next parameters runs while a batch is computed, so a step works with parameters that
     lack this worker's own last gradient: one step of staleness more.
 
+    A step that overflows under loss scaling is left out: the next batch is computed with the same parameters, and the
+    cadence does not count it.
+
     A worker that leaves drops its batch, and waits only for a push that is under way, not for other workers.
 
     Args:
@@ -59,7 +65,8 @@ def train(
         leaving: Done when this worker is to leave.
 
     Raises:
-        JobFailed: The loss or a gradient is not finite. Nothing of that step has been pushed.
+        JobFailed: The loss or a gradient is not finite, and no smaller loss scale can mend it. Nothing of that step has
+            been pushed.
     """
     mine = contribution(cadence, exchange.wire)
     answer = _answer(exchange, exchange.start(), leaving)
@@ -71,23 +78,26 @@ def train(
     try:
         while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
             images, labels = next(batches)
-            mine.computed(_compute(step, mine.parameters, images, labels, reporter))
+            gradients = _compute(step, mine.parameters, images, labels, reporter)
             reporter.read(batches.counts)
+            if gradients is None:
+                continue
+            mine.computed(gradients)
             num_batches += 1
             push, fetch = num_batches % cadence.push_every == 0, num_batches % cadence.fetch_every == 0
             if leaving.done():
                 return
             if not push and not fetch:
                 continue
-            gradients = mine.take() if push else None
+            gathered = mine.take() if push else None
             if ahead is None:
-                under_way, reaches = exchange.start(gradients, pull=fetch), batches.position
+                under_way, reaches = exchange.start(gathered, pull=fetch), batches.position
                 latest = _answer(exchange, under_way, leaving)
             else:
                 latest, reaches = _answer(exchange, ahead, leaving), sent
                 ahead = None  # its answer is taken, whatever the next start does
                 if not leaving.done():
-                    ahead, sent = exchange.start(gradients, ahead=True), batches.position
+                    ahead, sent = exchange.start(gathered, ahead=True), batches.position
             if latest is None:
                 return
             answer = latest
@@ -106,15 +116,23 @@ def _answer(exchange: Exchange, under_way: Future[Answer], leaving: Future[None]
     return under_way.result() if under_way.done() else exchange.acknowledged(_ACKNOWLEDGED_WITHIN_S)
 
 
-def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, reporter: Reporter) -> Gradients:
+def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, reporter: Reporter) -> Gradients | None:
+    """The gradients of a batch; None of a step that is left out, since it overflows under loss scaling."""
     begin = time.monotonic()
     result = step(parameters, images, labels)
     version = max(parameters.versions)
     if not result.is_finite:
-        raise JobFailed(
-            f"loss {result.loss} and gradient norm {result.gradient_norm} at step {version} are not finite; "
-            "lower the learning rate, or look at the data of this worker"
-        )
+        values = f"loss {result.loss} and gradient norm {result.gradient_norm} at step {version} are not finite"
+        if result.loss_scale is None:
+            raise JobFailed(f"{values}; lower the learning rate, or look at the data of this worker")
+        if result.loss_scale < loss_scale.LEAST:
+            raise JobFailed(
+                f"{values}, with a loss scale of only {result.loss_scale:.2g}; lower the learning rate, look at the "
+                "data of this worker, or compute in mixed_bfloat16, which has the range of float32"
+            )
+        logging.info("step %d overflows float16 with a loss scale of %g: left out", version, result.loss_scale)
+        reporter.skipped()
+        return None
     seconds = time.monotonic() - begin
     reporter.computed(loss=result.loss, num_images=len(images), seconds=seconds, version=version)
     return result.gradients

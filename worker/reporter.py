@@ -61,6 +61,11 @@ class Reporter:
             totals.compute_seconds += seconds
             totals.version = max(totals.version, version)
 
+    def skipped(self) -> None:
+        """Counts a step that was left out because it overflowed under loss scaling."""
+        with self._lock:
+            self._totals.steps_skipped += 1
+
     def exchanged(self, answer: Answer, records_done: int) -> None:
         """Counts an answered exchange.
 

@@ -4,10 +4,15 @@
 
 The wire layout is the function's signature: vectors are split, reshaped and cast inside the graph, on the
 accelerator if there is one, and gradients are cast and concatenated there. No Python loop runs over variables in
-a step, nothing is assigned, the model's own variables are never touched.
+a step, and none of the model's variables is assigned. What Keras does not count among them, such as the states of a
+recurrent layer, is kept where it is from step to step, as in plain Keras.
 
 Frozen variables are constants to the tape: their gradients, and everything that only those need, are not computed.
-So are factored ones: of a dense layer y = x W + b the step gives x and d = dloss/dy; the shard multiplies x^T d.
+So are factored ones in their layer's own call: of a dense layer y = x W + b the step gives x and d = dloss/dy; the
+shard multiplies x^T d. A factored one that is used anywhere else as well is refused; `worker.examine` finds such
+variables before, and they travel dense.
+
+Where a layer computes in float16, the loss is scaled (`worker.loss_scale`). A step that overflows is not pushed.
 
 Batch norm: a worker pushes its moving statistics after the batch minus those it pulled, d * (b - m) with
 d = 1 - momentum, the batch's own statistic b and the pulled m; the shard adds it. One worker alone thus has what plain
@@ -22,9 +27,9 @@ Threads: one at a time. TensorFlow is allowed here.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +37,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
@@ -40,7 +46,10 @@ from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Ran
 from downpour.ps.patterns import matching
 from downpour.worker.clip import Clip
 from downpour.worker.constraints import constraint_of
+from downpour.worker.examine import LOCAL, Examination, is_float, kinds_of
 from downpour.worker.exchange import Gradients, Parameters
+from downpour.worker.forward import Scope, Use, factorable_layers, forward, noting, refuse_assigned
+from downpour.worker.loss_scale import LossScale
 
 Tensors = list[tf.Tensor]
 
@@ -60,11 +69,13 @@ class StepResult:
         loss: Of the batch, the model's own regularisation included.
         gradient_norm: Euclidean norm over all trained variables, before clipping; not finite if any gradient is not.
         gradients: For the shards, in the wire dtype.
+        loss_scale: By which the loss was multiplied while the gradients were computed; None without loss scaling.
     """
 
     loss: float
     gradient_norm: float
     gradients: Gradients
+    loss_scale: float | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -81,11 +92,12 @@ def variables_of(
     rates: Sequence[Rate] = (),
     frozen: Sequence[str] = (),
     factored: Collection[str] = (),
+    kinds: Mapping[str, str] | None = None,
 ) -> list[Variable]:
-    """The model's variables as the layout sees them: trainable ones, then statistics.
+    """The model's variables as the layout sees them: trainable ones, then the other floating-point ones.
 
-    Statistics are the floating-point variables that are not trained. Others (random seeds) are local: they
-    never leave the worker.
+    Not in the layout are variables that are local, and those that are not floating-point (random seeds): they never
+    leave the worker.
 
     Args:
         model: A built model.
@@ -95,14 +107,19 @@ def variables_of(
         rates: Multipliers of the learning rate; where several match a variable, the last counts.
         frozen: `fnmatch` patterns of variables and statistics that stay as they are.
         factored: Names of variables whose gradients travel as factors; see `factored_names`.
+        kinds: Of variables that are not trained, from `worker.examine.kinds_of`; None for statistics throughout.
 
     Raises:
-        ValueError: A pattern of `rates` or `frozen` matches nothing, nothing is left to train, or shards do not know a
-            constraint.
+        ValueError: A pattern of `rates` or `frozen` matches nothing, nothing is left to train, two variables have one
+            name, or shards do not know a constraint.
     """
+    if kinds is None:
+        kinds = kinds_of(model)
+    others = [v for v in model.non_trainable_variables if is_float(v) and kinds[v.path] != LOCAL]
+    _check_names([*model.trainable_variables, *others])
     trainable = {v.path: tuple(v.shape) for v in model.trainable_variables}
-    statistics = {v.path: tuple(v.shape) for v in statistics_of(model)}
-    still = {name for pattern in frozen for name in matching("frozen", pattern, [*trainable, *statistics])}
+    fixed_shapes = {v.path: tuple(v.shape) for v in others}
+    still = {name for pattern in frozen for name in matching("frozen", pattern, [*trainable, *fixed_shapes])}
     if trainable.keys() <= still:
         raise ValueError(f"frozen: {', '.join(frozen)} match every trainable variable; leave something to train")
     multipliers = {name: rate.multiplier for rate in rates for name in matching("rates", rate.pattern, list(trainable))}
@@ -121,35 +138,69 @@ def variables_of(
 
     return [
         *(fixed(n, shape, FROZEN) if n in still else trained(n, shape) for n, shape in trainable.items()),
-        *(fixed(n, shape, STATISTIC) for n, shape in statistics.items()),
+        *(fixed(n, shape, kinds[n]) for n, shape in fixed_shapes.items()),
     ]
 
 
 def statistics_of(model: keras.Model) -> list[keras.Variable]:
-    """The model's statistics, in the order of `variables_of`."""
-    return [v for v in model.non_trainable_variables if _is_statistic(v)]
+    """The model's floating-point variables that are not trained, in the order of `variables_of`."""
+    return [v for v in model.non_trainable_variables if is_float(v)]
 
 
-def factored_names(model: keras.Model, batch_size: int) -> set[str]:
-    """The kernels whose gradients take less than half the bytes as factors, for a batch of so many rows."""
-    shapes = {layer.kernel.path: layer.kernel.shape for layer in _factorable_layers(model)}
-    return {
-        name for name, (inputs, outputs) in shapes.items() if 2 * batch_size * (inputs + outputs) < inputs * outputs
-    }
+def factored_names(model: keras.Model, batch_size: int, examined: Examination | None = None) -> set[str]:
+    """The kernels whose gradients take less than half the bytes as factors.
+
+    Args:
+        model: A built model.
+        batch_size: Rows of a dense layer's input where `examined` does not say how many.
+        examined: Without it every kernel counts as used by its own layer alone; a step refuses one that is not.
+    """
+    names = set()
+    for kernel in (layer.kernel for layer in factorable_layers(model)):
+        rows = batch_size if examined is None else examined.rows.get(kernel.path, math.inf)
+        inputs, outputs = kernel.shape
+        if 2 * rows * (inputs + outputs) < inputs * outputs:
+            names.add(kernel.path)
+    return names
 
 
-def initial_values(model: keras.Model) -> list[np.ndarray]:
-    """The model's present values, in the order of `variables_of`."""
-    return [v.numpy() for v in (*model.trainable_variables, *statistics_of(model))]
+def variables_in(model: keras.Model, layout: Layout) -> list[keras.Variable]:
+    """The model's variables that are in a layout, in its order.
+
+    Where the layout has all that it could have, they go by their order: Keras gives a model that is built twice in one
+    process other names. Where some are local, names say which.
+    """
+    variables = [*model.trainable_variables, *statistics_of(model)]
+    if len(variables) == len(layout.variables):
+        return variables
+    by_name = {v.path: v for v in variables}
+    return [by_name[variable.name] for variable in layout.variables]
+
+
+def initial_values(model: keras.Model, layout: Layout | None = None) -> list[np.ndarray]:
+    """The model's present values, in the order of the layout, or of `variables_of` without one."""
+    variables = [*model.trainable_variables, *statistics_of(model)] if layout is None else variables_in(model, layout)
+    return [v.numpy() for v in variables]
+
+
+def _check_names(variables: Sequence[keras.Variable]) -> None:
+    first: dict[str, keras.Variable] = {}
+    for variable in variables:
+        other = first.setdefault(variable.path, variable)
+        if other is not variable:
+            raise ValueError(
+                f"two variables are named {variable.path}, of shapes {list(other.shape)} and {list(variable.shape)}; "
+                "give every layer, and every variable of a layer, its own name"
+            )
 
 
 class TrainingStep:
     """The compiled step of one model, loss and layout.
 
     Args:
-        model: A built Keras model that maps images to logits. Used through `stateless_call` only.
+        model: A built Keras model that maps images to logits. Its own variables are left as they are.
         loss: `loss(labels [B, C], logits [B, C]) -> scalar`.
-        layout: Of `variables_of(model)`.
+        layout: Of `variables_of(model)`. Variables of the model that are not in it are local state of this object.
         wire: Codec of the trained and the frozen part, a value of `pb.Codec`.
         clip: Limits the gradient; None for none.
     """
@@ -168,17 +219,20 @@ class TrainingStep:
         self._layout = layout
         self._dtype = _TENSOR_DTYPES[wire]
         self._bits = codec.WIRE_DTYPES[wire]
-        self._is_statistic = [_is_statistic(v) for v in model.non_trainable_variables]
-        # The layout's variables, by number: the model's trainable ones, then its statistics.
+        # The layout's variables, by number: the model's trainable ones, then others. The rest is local.
+        self._variables = variables_in(model, layout)
         self._num_trainable = len(model.trainable_variables)
+        placed = {id(v) for v in self._variables}
+        self._local_variables = [v for v in model.non_trainable_variables if id(v) not in placed]
         self._numbers = {
             kind: [i for i, v in enumerate(layout.variables) if v.kind == kind]
             for kind in (FACTORED, TRAINED, STATISTIC, FROZEN)
         }
-        kernels = {layer.kernel.path: layer for layer in _factorable_layers(model)}
-        self._factored_layers = {i: kernels[layout.variables[i].name] for i in self._numbers[FACTORED]}
-        # Local state: lives here between steps, on no shard.
-        self._local: Tensors = [tf.convert_to_tensor(v) for v in model.non_trainable_variables if not _is_statistic(v)]
+        kernels = {layer.kernel.path: layer for layer in factorable_layers(model)}
+        self._factored_layers = [kernels[layout.variables[i].name] for i in self._numbers[FACTORED]]
+        self._local: Tensors = [tf.convert_to_tensor(v) for v in self._local_variables]
+        computes_in_float16 = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+        self._scale = LossScale() if computes_in_float16 else None
         self._compiled = tf.function(self._step, reduce_retracing=True)
 
     def __call__(self, parameters: Parameters, images: Any, labels: Any) -> StepResult:
@@ -188,14 +242,21 @@ class TrainingStep:
             parameters: As pulled.
             images: [B, S, S, 3] float32.
             labels: [B, C] float32.
+
+        Raises:
+            ValueError: The model does something with its variables that the layout does not allow for, found when the
+                first batch is traced.
         """
         trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
         frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
-        loss, norm, gradients, factors, differences, self._local = self._compiled(
-            trained, statistics, frozen, self._local, tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+        scale = self._scale.value if self._scale else None
+        batch = (tf.convert_to_tensor(images), tf.convert_to_tensor(labels))
+        multiplier = tf.constant(scale or 1.0)
+        loss, norm, gradients, factors, differences, local = self._compiled(
+            trained, statistics, frozen, self._local, multiplier, *batch
         )
-        return StepResult(
+        result = StepResult(
             float(loss),
             float(norm),
             Gradients(
@@ -204,7 +265,16 @@ class TrainingStep:
                 list(parameters.versions),
                 factors=[[both.numpy().view(self._bits) for both in of_shard] for of_shard in factors],
             ),
+            scale,
         )
+        # An overflow must not stay in local state; random seeds move on.
+        self._local = [
+            after if result.is_finite or not after.dtype.is_floating else before
+            for after, before in zip(local, self._local, strict=True)
+        ]
+        if self._scale:
+            self._scale.update(result.is_finite)
+        return result
 
     def _step(
         self,
@@ -212,6 +282,7 @@ class TrainingStep:
         statistics: Tensors,
         frozen: Tensors,
         local: Tensors,
+        scale: tf.Tensor,
         images: tf.Tensor,
         labels: tf.Tensor,
     ) -> Any:
@@ -219,26 +290,28 @@ class TrainingStep:
         values |= self._unflatten(statistics, STATISTIC)
         values |= self._unflatten([tf.cast(f, tf.float32) for f in frozen], FROZEN)
         ordered = [values[i] for i in range(len(values))]
-        variables, before = ordered[: self._num_trainable], ordered[self._num_trainable :]
-        watched = [values[i] for i in self._numbers[TRAINED]]
-        with tf.GradientTape(watch_accessed_variables=False) as tape, self._passing(tape) as passed:
-            tape.watch(watched)
-            logits, after, losses = self._model.stateless_call(
-                variables, self._interleave(before, local), images, training=True, return_losses=True
-            )
-            loss = tf.add_n([self._loss(labels, tf.cast(logits, tf.float32)), *losses])
-        passages = [passed[i] for i in self._numbers[FACTORED]]
-        outputs = [p.output for p in passages]
-        gradients = tape.gradient(loss, [*watched, *outputs], unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        gradients = [tf.convert_to_tensor(g) for g in gradients]  # an embedding's comes as slices
-        factors = [
-            passed[i].factors(d) for i, d in zip(self._numbers[FACTORED], gradients[len(watched) :], strict=True)
-        ]
-        after_statistics = [v for v, is_statistic in zip(after, self._is_statistic, strict=True) if is_statistic]
-        after_local = [v for v, is_statistic in zip(after, self._is_statistic, strict=True) if not is_statistic]
-        differences = [tf.cast(a, tf.float32) - b for a, b in zip(after_statistics, before, strict=True)]
-        moved = {i: differences[i - self._num_trainable] for i in self._numbers[STATISTIC]}
-        gradients, norms = gradients[: len(watched)], [_product_norm(x, d) for x, d in factors]
+        watched, kernels = ([values[i] for i in self._numbers[kind]] for kind in (TRAINED, FACTORED))
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*watched, *kernels])
+            scope = Scope([*self._variables, *self._local_variables], [*ordered, *local])
+            with noting(scope, self._factored_layers, tape.watch) as noted:
+                loss = forward(self._model, scope, self._loss, images, labels)
+            scaled = loss * scale if self._scale else loss
+        refuse_assigned(self._model, scope.assigned)
+        uses = [self._only_use(layer, noted) for layer in self._factored_layers]
+        wanted = [watched, [use.output for use in uses], kernels]
+        found, of_outputs, beside = tape.gradient(scaled, wanted)
+        self._check_gradients(found, beside)
+        gradients, of_outputs = (
+            [self._unscaled(g, of, scale) for g, of in zip(gs, ofs, strict=True)]
+            for gs, ofs in zip((found, of_outputs), wanted[:2], strict=True)
+        )
+        factors = [use.factors(d) for use, d in zip(uses, of_outputs, strict=True)]
+        moved = {
+            i: tf.cast(scope.get_current_value(self._variables[i]), tf.float32) - ordered[i]
+            for i in self._numbers[STATISTIC]
+        }
+        norms = [_product_norm(x, d) for x, d in factors]
         norm = tf.linalg.global_norm([*gradients, *norms])
         by_number = dict(zip(self._numbers[TRAINED], _clipped(gradients, self._clip, norm), strict=True))
         factors = [(x, _clipped_factor(d, own, self._clip, norm)) for (x, d), own in zip(factors, norms, strict=True)]
@@ -248,38 +321,35 @@ class TrainingStep:
             [tf.cast(g, self._dtype) for g in self._flatten(by_number, TRAINED)],
             self._flat_factors(dict(zip(self._numbers[FACTORED], factors, strict=True))),
             self._flatten(moved, STATISTIC),
-            after_local,
+            [scope.get_current_value(v) for v in self._local_variables],
         )
 
-    def _interleave(self, statistics: Tensors, local: Tensors) -> Tensors:
-        """Statistics and local state in the order of the model's non-trainable variables."""
-        a, b = iter(statistics), iter(local)
-        return [next(a) if is_statistic else next(b) for is_statistic in self._is_statistic]
+    def _unscaled(self, gradient: Any, of: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """A gradient without the loss scale, in float32 if there is one; zeros where none reaches `of`."""
+        if gradient is None:
+            return tf.zeros_like(of)
+        dense = tf.convert_to_tensor(gradient)  # an embedding's comes as slices
+        return tf.cast(dense, tf.float32) / scale if self._scale else dense
 
-    @contextlib.contextmanager
-    def _passing(self, tape: tf.GradientTape) -> Iterator[dict[int, _Passed]]:
-        """While the model runs, notes what passes through each factored layer: its input and output."""
-        passed: dict[int, _Passed] = {}
+    def _only_use(self, layer: keras.layers.Dense, uses: Mapping[str, Sequence[Use]]) -> Use:
+        """The one call of a factored layer."""
+        path = layer.kernel.path
+        if len(uses[path]) != 1:
+            how = "more than once" if uses[path] else "nowhere"
+            raise ValueError(f"{path} is used {how} in a step; set exchange.factors=False")
+        return uses[path][0]
 
-        def noting(number: int, call: Callable[..., Any]) -> Callable[..., Any]:
-            def noted(inputs: Any, *arguments: Any, **keywords: Any) -> Any:
-                if number in passed:
-                    name = self._layout.variables[number].name
-                    raise ValueError(f"{name} is used more than once in a step; set exchange.factors=False")
-                output = call(inputs, *arguments, **keywords)
-                tape.watch(output)
-                passed[number] = _Passed(inputs, output)
-                return output
-
-            return noted
-
-        for number, layer in self._factored_layers.items():
-            object.__setattr__(layer, "call", noting(number, layer.call))
-        try:
-            yield passed
-        finally:
-            for layer in self._factored_layers.values():
-                object.__delattr__(layer, "call")
+    def _check_gradients(self, trained: Sequence[Any], beside: Sequence[Any]) -> None:
+        """Refuses a factored kernel with a gradient beside its factors; warns of variables that no gradient reaches."""
+        for layer, gradient in zip(self._factored_layers, beside, strict=True):
+            if gradient is not None:
+                raise ValueError(
+                    f"{layer.kernel.path} is used outside its own layer, so its gradient is not that of its factors "
+                    "alone; set exchange.factors=False"
+                )
+        lost = [self._variables[i].path for i, g in zip(self._numbers[TRAINED], trained, strict=True) if g is None]
+        if lost:
+            logging.warning("no gradient reaches %s: not trained, as in plain Keras", ", ".join(lost))
 
     def _flat_factors(self, factors: Mapping[int, tuple[tf.Tensor, tf.Tensor]]) -> list[Tensors]:
         """For each shard and each of its factored variables x and the columns of d that it holds, flat, in one."""
@@ -340,31 +410,6 @@ def _clipped(gradients: Tensors, clip: Clip | None, norm: tf.Tensor) -> Tensors:
     return clipped
 
 
-@dataclass(frozen=True)
-class _Passed:
-    """What went into a dense layer and came out of it: y = x W + b."""
-
-    inputs: tf.Tensor
-    output: tf.Tensor
-
-    def factors(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """X [rows, inputs] and d [rows, outputs] of the kernel's gradient x^T d; `d` is the output's gradient."""
-        x, d = (tf.cast(tf.reshape(t, [-1, t.shape[-1]]), tf.float32) for t in (self.inputs, d))
-        return x, d
-
-
-def _factorable_layers(model: keras.Model) -> list[keras.layers.Dense]:
-    """Dense layers whose kernel's gradient is the product of what a step computes anyway."""
-    return [
-        layer
-        for layer in model._flatten_layers()
-        if type(layer) is keras.layers.Dense
-        and layer.activation is keras.activations.linear
-        and layer.kernel_regularizer is None
-        and layer.kernel.trainable
-    ]
-
-
 def _product_norm(x: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
     """|x^T d|, from [rows, rows] products alone: its square is the sum of (x x^T) * (d d^T)."""
     square = tf.reduce_sum(tf.matmul(x, x, transpose_b=True) * tf.matmul(d, d, transpose_b=True))
@@ -378,7 +423,3 @@ def _clipped_factor(d: tf.Tensor, own_norm: tf.Tensor, clip: Clip | None, norm: 
         return d
     limit, length = (clip.by_norm, own_norm) if clip.by_norm is not None else (clip.by_global_norm, norm)
     return d * (limit / tf.maximum(length, limit))
-
-
-def _is_statistic(variable: Any) -> bool:
-    return bool(keras.backend.is_float_dtype(variable.dtype))

@@ -54,6 +54,7 @@ def summary(
         "pushes_acknowledged": int(coordinator.total(lambda r: r.pushes_acknowledged)),
         "pushes_applied_min": min(status.pushes for status in statuses),
         "pushes_applied_max": max(status.pushes for status in statuses),
+        "steps_skipped": int(coordinator.total(lambda r: r.steps_skipped)),
         "pushes_dropped": int(coordinator.total(lambda r: r.pushes_dropped)),
         "pushes_refused": sum(status.pushes_refused for status in statuses),
         "seconds_per_step": {

@@ -11,6 +11,10 @@ from downpour.ps.layout import FACTORED, Slicing, Variable, plan
 _VARIABLES = (Variable("head/kernel", (2048, 18291), FACTORED), Variable("small/kernel", (512, 600), FACTORED))
 
 
+def _rows(batch_size: int) -> dict[str, int]:
+    return {variable.name: batch_size for variable in _VARIABLES}
+
+
 @pytest.mark.parametrize(
     ("batch_size", "num_shards", "slices", "itemsize", "names"),
     [
@@ -25,10 +29,11 @@ def test_factors_that_are_too_large_for_a_message_are_named(
     batch_size: int, num_shards: int, slices: int, itemsize: int, names: set[str]
 ) -> None:
     layout = plan(_VARIABLES, num_shards, (Slicing("head/*", slices),) if slices > 1 else ())
-    assert unsendable(layout, batch_size, itemsize) == names
+    assert unsendable(layout, _rows(batch_size), itemsize) == names
 
 
 def test_the_limit_is_of_what_travels() -> None:
     rows = MAX_FACTORS_BYTES // (4 * (2048 + 18291))
     layout = plan(_VARIABLES, 1)
-    assert (unsendable(layout, rows, 4), unsendable(layout, rows + 1, 4)) == (set(), {"head/kernel"})
+    assert unsendable(layout, _rows(rows), 4) == set()
+    assert unsendable(layout, _rows(rows + 1), 4) == {"head/kernel"}

@@ -81,6 +81,18 @@ def test_without_patterns_everything_comes_from_the_source(sources: Path, traine
         np.testing.assert_array_equal(value, expected)
 
 
+@pytest.mark.parametrize("form", ["model.keras", "model.weights.h5"])
+def test_the_base_of_a_layer_with_lora_comes_from_a_file(sources: Path, trained: keras.Model, form: str) -> None:
+    model, _ = network(num_labels=7, seed=2)
+    model.get_layer("head").enable_lora(2)
+    layout, fresh = plan(variables_of(model), 2), {v.path: v.numpy() for v in model.variables}
+    got = initial.values(model, layout, Source(str(sources / form), ("head/kernel", "head/bias")))
+    there = {variable.path: variable.numpy() for variable in trained.variables}
+    for variable, value in zip(layout.variables, got, strict=True):
+        expected = there if variable.name in ("head/kernel", "head/bias") else fresh
+        np.testing.assert_array_equal(value, expected[variable.name], variable.name)
+
+
 def test_without_a_source_values_are_fresh() -> None:
     model, layout = network(num_labels=5, seed=2)
     for value, expected in zip(initial.values(model, layout, None), initial_values(model), strict=True):

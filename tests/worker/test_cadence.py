@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Result:
     loss: float = 1.0
     gradient_norm: float = 1.0
     is_finite: bool = True
+    loss_scale: float | None = None
 
 
 def gradient(w: np.ndarray, batch: float) -> np.ndarray:
@@ -46,6 +48,30 @@ def gradient(w: np.ndarray, batch: float) -> np.ndarray:
 def step(parameters: Parameters, images: Any, labels: Any) -> Result:
     trained = [gradient(w, images[0]) for w in parameters.trained]
     return Result(Gradients(trained, [np.ones_like(m) for m in parameters.statistics], list(parameters.versions)))
+
+
+def overflowing(parameters: Parameters, images: Any, labels: Any) -> Result:
+    """As `step`; overflows on every third batch, from the second on, and then its gradients are no numbers."""
+    result = step(parameters, images, labels)
+    if images[0] % 3 != 1:
+        return result
+    nothing = [np.full_like(g, np.nan) for g in result.gradients.trained]
+    gradients = Gradients(nothing, result.gradients.statistics, result.gradients.versions)
+    return Result(gradients, np.inf, np.nan, is_finite=False, loss_scale=32768.0)
+
+
+class Finite:
+    """The batches on which `overflowing` does not."""
+
+    counts = RecordCounts()
+
+    def __init__(self) -> None:
+        self._numbers = (number for number in itertools.count() if number % 3 != 1)
+
+    def __next__(self) -> tuple[list[int], None]:
+        number = next(self._numbers)
+        self.position = number + 1
+        return [number], None
 
 
 class Batches:
@@ -68,9 +94,13 @@ class Silent:
         self.stop = threading.Event()
         self.num_pushes = 0
         self.num_pulls = 0
+        self.num_skipped = 0
         self.records_done: list[int] = []
 
     def computed(self, **totals: Any) -> None: ...
+
+    def skipped(self) -> None:
+        self.num_skipped += 1
 
     def read(self, counts: RecordCounts) -> None: ...
 
@@ -87,7 +117,15 @@ def address() -> Iterator[str]:
 
 
 def run(
-    address: str, cadence: Cadence, rule: Rule, rate: float, num_steps: int, *, overlap: bool = False
+    address: str,
+    cadence: Cadence,
+    rule: Rule,
+    rate: float,
+    num_steps: int,
+    *,
+    overlap: bool = False,
+    step: Any = step,
+    batches: Any = Batches,
 ) -> tuple[np.ndarray, Silent]:
     """Trains on one shard; returns its vector and what was exchanged."""
     client = ShardClient(0, address, LAYOUT, 20)
@@ -98,7 +136,7 @@ def run(
     client.initialize(specification, START)
     exchange = Exchange([address], LAYOUT, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20)
     reporter = Silent()
-    train(step, exchange, Batches(), reporter, num_steps=num_steps, overlap=overlap, cadence=cadence)  # type: ignore[arg-type]
+    train(step, exchange, batches(), reporter, num_steps=num_steps, overlap=overlap, cadence=cadence)  # type: ignore[arg-type]
     end = exchange.start().result().parameters
     exchange.close()
     client.close()
@@ -158,6 +196,22 @@ def test_local_steps_push_how_far_they_went_to_an_outer_rule(address: str) -> No
         server = server - np.float32(OUTER_RATE) * outer
     np.testing.assert_allclose(end[:SIZE], server, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(end[SIZE:], START[SIZE:] + 12)
+
+
+@pytest.mark.parametrize(
+    "cadence", [EveryStep(), Accumulate(3), Downpour(2, 4, RATE), LocalSteps(4, SGD(), RATE)], ids=repr
+)
+def test_a_batch_that_overflows_adds_nothing(cadence: Cadence) -> None:
+    """The shard has what it has without those batches, and their records count as done."""
+    ends, reporters = [], []
+    for given in ({"step": overflowing}, {"batches": Finite}):
+        with Server(0) as server:
+            end, reporter = run(f"127.0.0.1:{server.port}", cadence, SGD(), RATE, 4, **given)
+            ends.append(end)
+            reporters.append(reporter)
+    np.testing.assert_array_equal(*ends)
+    assert reporters[0].num_skipped > 0 == reporters[1].num_skipped
+    assert reporters[0].records_done == reporters[1].records_done
 
 
 def test_in_bfloat16_only_what_travels_is_rounded() -> None:

@@ -17,7 +17,7 @@ from downpour.model.records import RecordCounts
 from downpour.ps.averages import Polyak
 from downpour.ps.layout import plan
 from downpour.worker.evaluator import Evaluator
-from downpour.worker.step import variables_of
+from downpour.worker.step import initial_values, variables_of
 from tests.ps.saving import save
 
 
@@ -45,6 +45,22 @@ def test_it_scores_the_parameters_or_the_average(tmp_path: Path, average: bool, 
     save(tmp_path, layout, [{"parameters": right, "slot.average": -right}])
     metrics, _ = Evaluator(model, layout, Data(), 8, average=average).score(str(tmp_path))  # type: ignore[arg-type]
     assert metrics["map_at_100_unweighted"] == pytest.approx(score)
+
+
+def test_every_score_begins_with_the_states_of_a_fresh_recurrent_layer(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    images = keras.Input(batch_shape=(3, 3))
+    states = keras.layers.LSTM(4, stateful=True)(keras.layers.Reshape((3, 1))(images))
+    model = keras.Model(images, keras.layers.Dense(3)(states))
+    layout = plan(variables_of(model), 1)
+    save(tmp_path, layout, [{"parameters": vector} for vector in layout.scatter(initial_values(model))])
+    evaluator = Evaluator(model, layout, Data(), 3)  # type: ignore[arg-type]
+    seen = []
+    for _ in range(2):
+        evaluator.score(str(tmp_path))
+        seen.append([state.numpy() for state in model.layers[-2].states])
+    np.testing.assert_array_equal(*seen)
+    assert np.any(seen[0])
 
 
 def test_a_job_that_scores_an_average_must_keep_one() -> None:

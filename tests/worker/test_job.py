@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
@@ -46,6 +47,7 @@ class Result:
     loss: float
     gradients: Gradients
     gradient_norm: float = 1.0
+    loss_scale: float | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -247,6 +249,34 @@ def test_a_loss_that_is_not_finite_ends_the_job_and_keeps_the_state_before(clust
     saved = checkpoint.load(max((cluster.run_dir / "checkpoints").iterdir()))
     assert saved.step >= 9
     assert all(np.isfinite(vector).all() for vector in saved.parameters())
+
+
+def test_a_step_that_overflows_is_skipped_and_counted(cluster: Cluster) -> None:
+    calls = itertools.count()
+
+    def overflows(parameters: Parameters, images: Any, labels: Any) -> Result:
+        result = toward_one(parameters, images, labels)
+        return replace(result, loss=math.inf, loss_scale=8.0) if next(calls) % 4 == 1 else result
+
+    chief = cluster.run_chief()
+    cluster.work(0, step=overflows)
+    summary = chief.result(GIVE_UP_S)
+    assert summary["steps_skipped"] >= 10 and summary["failure"] == ""
+    assert summary["pushes_acknowledged"] == summary["pushes_applied_min"] >= 30
+    assert math.isfinite(summary["loss"])
+
+
+def test_a_step_that_overflows_with_the_least_scale_ends_the_job(cluster: Cluster) -> None:
+    scales = (2.0**-n for n in itertools.count())
+
+    def diverged(parameters: Parameters, images: Any, labels: Any) -> Result:
+        return replace(toward_one(parameters, images, labels), loss=math.nan, loss_scale=next(scales))
+
+    chief = cluster.run_chief()
+    with pytest.raises(JobFailed, match=r"loss nan .*with a loss scale of only 6.1e-05; .*mixed_bfloat16"):
+        cluster.work(0, step=diverged)
+    with pytest.raises(JobFailed, match="worker 0: loss nan"):
+        chief.result(GIVE_UP_S)
 
 
 def test_two_workers_with_one_index_the_older_ends(cluster: Cluster) -> None:
