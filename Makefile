@@ -6,10 +6,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak exact proto clean
 
-# Installs, prepares real images, trains through 17 shard processes, shows the result.
+# Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
+# folder runs/quickstart is this demonstration's own.
 quickstart: $(VENV)/quickstart
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
-	$(BIN)/downpour local --recipe=quickstart
+	$(BIN)/downpour local --recipe=quickstart --overwrite
 
 # Installs, lints, type-checks, and passes every test that needs no special hardware.
 test: $(VENV)/dev lint
@@ -55,7 +56,7 @@ chaos: $(VENV)/quickstart
 soak: $(VENV)/dev
 	$(BIN)/python -m tests.chaos.soak
 
-# 2,000 random Keras models, each through three shards beside plain Keras; a quarter of an hour.
+# 2,000 random Keras models, each through three shards beside plain Keras; half an hour.
 exact: $(VENV)/dev
 	$(BIN)/python -m tests.exact.run --models=2000
 

@@ -6,7 +6,10 @@ from pathlib import Path
 from setuptools import find_namespace_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "src/downpour/__init__.py").read_text()).group(1)
+NAME, VERSION = (
+    re.search(rf'^{word} = "([^"]+)"', (ROOT / "src/downpour/__init__.py").read_text(), re.MULTILINE).group(1)
+    for word in ("DISTRIBUTION", "__version__")
+)
 
 # What a shard needs, and all that it needs: no TensorFlow here, ever.
 SHARD = [
@@ -48,7 +51,7 @@ DEV = [
 ]
 
 setup(
-    name="downpour",
+    name=NAME,
     version=VERSION,
     description="Asynchronous training with parameter servers",
     long_description=(ROOT / "README.md").read_text(),
@@ -61,7 +64,7 @@ setup(
     extras_require={
         "worker": WORKER,
         "worker-cpu": WORKER_CPU,
-        "quickstart": QUICKSTART,
+        "quickstart": [*QUICKSTART, *TLS],
         "s3": S3,
         "tls": TLS,
         "dev": [*S3, *TLS, *DEV],

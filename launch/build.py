@@ -5,18 +5,23 @@ Imports TensorFlow inside the function: flags are checked before that costs seco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
+from downpour.launch import keras_settings, mistakes
 from downpour.launch.job import Job
 from downpour.proto.assembly import MAX_FACTORS_BYTES
 from downpour.proto.codec import CODECS, WIRE_DTYPES
-from downpour.ps.layout import Layout, plan
+from downpour.ps.layout import Layout, Slicing, plan
 from downpour.ps.pace import Sync
 from downpour.ps.staleness import Compensate
 from downpour.worker.cadence import Accumulate, EveryStep
 
 
+@mistakes.final()
 def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     """The Keras model with the job's seed, and its layout. The same in every process of the job.
 
@@ -25,14 +30,18 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         num_threads: TensorFlow's threads in this process; 0 for one per core.
 
     Raises:
-        ValueError: A pattern of the job matches no variable of the model; the model is not built and cannot be called;
-            it does something with a variable that workers cannot carry out (`worker.examine`); a constraint cannot be
-            applied by shards or with the job's cadence; or the pace is Sync and a shard has nothing to update.
+        ValueError: Keras is set to another backend or dtype; a pattern of the job matches no variable of the model; the
+            model is not built and cannot be called; it does something with a variable that workers cannot carry out
+            (`worker.examine`); a constraint cannot be applied by shards or with the job's cadence; or the pace is Sync
+            and a shard has nothing to update.
+        Mistake: The network's code raised something else.
     """
-    image_size, num_labels = job.data.image_size, job.data.num_labels  # missing data is known before TensorFlow loads
+    keras_settings.check()
+    image_size, num_labels = job.data.image_size, job.data.num_labels
 
     import keras
     import tensorflow as tf
+    from keras.src.utils.naming import reset_uids
 
     from downpour.worker.examine import examine, kinds_of
     from downpour.worker.step import factored_names, variables_of
@@ -40,14 +49,20 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     if num_threads:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+    keras.config.set_image_data_format("channels_last")  # as images are; keras.json may say something else
+    reset_uids()  # layers without a name are numbered: from one on, however many models this process has built
     keras.utils.set_random_seed(job.seed)
     model = job.model.build(image_size, num_labels)
+    _check_model(model, job, image_size)
     images = (job.batch_size, image_size, image_size, 3)
     if not model.built:
         _call_once(model, images)
     examined = examine(model, job.loss, images, (job.batch_size, num_labels))
+    if examined.unreached:
+        logging.warning("no gradient reaches %s: not trained, as in plain Keras", ", ".join(sorted(examined.unreached)))
     kinds = kinds_of(model, examined, statistics=job.statistics, local=job.local, frozen=job.frozen)
     factored = factored_names(model, job.batch_size, examined) if _may_factor(job) else set()
+    factored -= _cut_along_inputs(factored, job.slicing)
     while True:
         variables = variables_of(
             model,
@@ -58,6 +73,7 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
             frozen=job.frozen,
             factored=factored,
             kinds=kinds,
+            unreached=examined.unreached,
         )
         layout = plan(variables, job.cluster.num_ps, job.slicing)
         too_large = unsendable(layout, examined.rows, WIRE_DTYPES[CODECS[job.exchange.codec]].itemsize)
@@ -89,6 +105,12 @@ def unsendable(layout: Layout, rows: Mapping[str, int], itemsize: int) -> set[st
     return names
 
 
+def _cut_along_inputs(kernels: set[str], slicing: Sequence[Slicing]) -> set[str]:
+    """Names of kernels [I, O] whose rows a job shares out: those have no factors to be cut."""
+    axes = {name: rule.axis % 2 for rule in slicing for name in kernels if fnmatch.fnmatchcase(name, rule.pattern)}
+    return {name for name, axis in axes.items() if axis == 0}
+
+
 def _call_once(model: Any, images: tuple[int, ...]) -> None:
     """Builds a model by a call on images of zeros; states of recurrent layers begin anew after it."""
     import keras
@@ -99,7 +121,7 @@ def _call_once(model: Any, images: tuple[int, ...]) -> None:
     except (ValueError, TypeError, AttributeError, NotImplementedError, tf.errors.OpError) as error:
         raise ValueError(
             f"model: {type(model).__name__} {model.name!r} is not built, and its call on images of zeros, "
-            f"{list(images)}, fails: {error}; build it in the `build` of the job's model"
+            f"{list(images)}, fails: {mistakes.describe(error)}; build it in the `build` of the job's model"
         ) from error
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
@@ -115,6 +137,37 @@ def _check_cadence(job: Job, layout: Layout) -> None:
             f"{constrained[0].constraint} of {constrained[0].name} is not applied; give EveryStep or Accumulate, or "
             "set constraint=None"
         )
+
+
+def _check_model(model: Any, job: Job, image_size: int) -> None:
+    """Raises `ValueError` for what no step can be made of, before its variables are looked at."""
+    import keras
+
+    made, at = f"{type(job.model).__name__}.build returned", mistakes.defined(job.model.build)
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"{made} {_kind(model)}; return a keras.Model that maps [B, {image_size}, ...] to [B, labels]{at}"
+        )
+    if model.compiled:
+        raise ValueError(
+            f"{made} a compiled model, whose optimizer, loss and metrics would not be used: the job's rule and loss "
+            f"are. Leave compile() out; a saved model is loaded by keras.saving.load_model(..., compile=False){at}"
+        )
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def check_data(job: Job) -> None:
+    """Raises `ValueError` when the data cannot be read, or are fewer than one batch."""
+    with mistakes.final():
+        job.data.check()
+        if job.data.num_records < job.batch_size:
+            raise ValueError(
+                f"batch_size is {job.batch_size}, but there are only {job.data.num_records} training records; give "
+                f"--set=batch_size={job.data.num_records} or less"
+            )
 
 
 def _may_factor(job: Job) -> bool:

@@ -6,7 +6,7 @@ writes `certs/ca.crt`, `certs/ca.key` and, for every role, `certs/ROLE/tls.crt`,
 names them; a role is started with `--tls=certs/ROLE`. Run again for the same job, it keeps the CA and makes new leaf
 certificates, which running roles take up by themselves. `ca.key` is needed for that alone: keep it off the cluster.
 
-Needs the package cryptography: `pip install 'downpour[tls]'`.
+Needs the packages of the extra `tls`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 
 python -m downpour.launch.chief --recipe=quickstart --ps=HOST:PORT,... --port=2223 --run_dir=runs/quickstart
 
-Started again, it goes on where the shards and its journal in --run_dir are. Where the shards have lost everything,
---resume (or --resume_if_any) continues from the newest checkpoint; otherwise a new run begins, in place of what is in
-the folder.
+Started again, it goes on where the shards and its journal in --run_dir are; it is refused by shards that hold another
+job's parameters, and while another chief has the folder (`downpour.worker.owner`). Where the shards have lost
+everything, --resume (or --resume_if_any) continues from the newest checkpoint. Otherwise a new run begins: in a folder
+that holds one already, only with --overwrite, which removes that. A run has an id, which is in its folder, its shards
+and its checkpoints. With --job_id, the same at every start, a chief that is started again and finds empty shards goes
+on with that run, whatever its other flags; without, so does one with --overwrite whose run has not ended.
 
 At SIGTERM it brings its journal up to date and ends with 143. With `--stop_shards` it ends the shards when the job is
 over, failed or not; and told to end itself, it first writes the checkpoint of shards that are told so with it.
@@ -13,16 +16,17 @@ over, failed or not; and told to end itself, it first writes the checkpoint of s
 from __future__ import annotations
 
 import contextlib
-import re
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags, logging
 
-from downpour.launch import ending, entry, initial, recipe, security, topology
-from downpour.launch.build import build
+from downpour.launch import ending, entry, initial, prepared, recipe, security, topology
+from downpour.launch.build import build, check_data
 from downpour.launch.job import Job
+from downpour.launch.same_job import same_fields
 from downpour.ps.layout import Layout
 from downpour.worker.chief import Chief
 from downpour.worker.leases import lease_records
@@ -30,6 +34,7 @@ from downpour.worker.plan import Plan
 
 topology.define_flags("chief")
 initial.define_flags()
+_PREPARED = flags.DEFINE_string("prepared", None, "File of layout and initial values that a launcher has written.")
 
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
@@ -43,7 +48,7 @@ def _run() -> None:
     ending.on_sigterm()
     job = recipe.from_flags()
     where, index = topology.from_flags("chief", job)
-    job.data.check()
+    check_data(job)
     host, port = topology.listen_address("chief", where, index)
     run_dir = topology.run_dir(job)
     source = initial.from_flags(run_dir)
@@ -57,7 +62,7 @@ def _run() -> None:
             logging.info("empty shards begin as in %s; shards that hold parameters keep them", source.path)
         model = _Model(job, source)
         # A chief that is started again needs no model, and is back in a second.
-        layout = chief.known_layout(where.ps) or model.built[1]
+        layout = chief.known_layout(where.ps) or model.layout()
         give_up_after_s, stop = job.exchange.give_up_after_s, bool(flags.FLAGS["stop_shards"].value)
         chief.run(layout, where.ps, model.initial_values, give_up_after_s, stop_shards=stop)
     logging.info("done")
@@ -72,23 +77,31 @@ def _leave(chief: Chief) -> None:
 
 
 class _Model:
-    """The job's model, built when somebody needs it."""
+    """The job's model, built when somebody needs it, unless a preflight has left what is needed in `--prepared`."""
 
     def __init__(self, job: Job, source: initial.Source | None) -> None:
         self._job, self._source = job, source
+        self._prepared = Path(_PREPARED.value) if _PREPARED.value and source is None else None
+
+    def layout(self) -> Layout:
+        """Of its variables."""
+        return prepared.read_layout(self._prepared) if self._prepared else self._built[1]
 
     @cached_property
-    def built(self) -> tuple[Any, Layout]:
+    def _built(self) -> tuple[Any, Layout]:
         """The Keras model and its layout."""
         return build(self._job)
 
     def initial_values(self) -> list[np.ndarray]:
         """One array a variable."""
-        model, layout = self.built
+        if self._prepared:
+            return prepared.read_values(self._prepared)
+        model, layout = self._built
         return initial.values(model, layout, self._source)
 
 
 def _plan(job: Job, evaluator: bool) -> Plan:
+    same = same_fields(job)
     return Plan(
         recipe=job.name,
         rule=job.rule,
@@ -109,18 +122,16 @@ def _plan(job: Job, evaluator: bool) -> Plan:
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
         resume=topology.resume(),
-        description={"recipe": job.name, "overrides": list(flags.FLAGS["set"].value or ()), "job": _words(job)},
+        overwrite=topology.overwrite(),
+        job_id=topology.job_id(),
+        job=same,
+        description={"recipe": job.name, "overrides": list(flags.FLAGS["set"].value or ()), "job": same},
         facts={
             "head_slices": job.slicing[0].num_slices if job.slicing else 1,
             "batch_size": job.batch_size,
             "codec": job.exchange.codec,
         },
     )
-
-
-def _words(job: Job) -> str:
-    """Everything that the recipe decides, the same in every process: without the addresses of functions."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(job))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,21 @@ A role's module defines its flags at import, and its whole `main` is one call:
 
     def _run() -> int | None: ...
 
-Exit codes: 0 done, 1 a bug (with its traceback), 2 the user or the cluster must mend something (one line on
-stderr, never a traceback unless `--verbosity=1`), 69 a peer did not answer for as long as it was told to try (likewise
-one line; starting the process again may help), 130 interrupted, 143 told to end by SIGTERM
-(`downpour.launch.ending`).
+Exit codes: 0 done, 1 a crash (its traceback and, last, one line with its cause), 2 the user or the cluster must mend
+something (one line on stderr, never a traceback unless `--verbosity=1`), 69 a peer did not answer for as long as it was
+told to try, or the chief has lost what it knew of a worker (likewise one line; starting the process again may help), 74
+the last checkpoint cannot be written and the shards still hold the parameters (a chief that is started again writes
+it), 130 interrupted, 143 told to end by SIGTERM (`downpour.launch.ending`).
 
 Log lines read `[worker/3 step=120 version=118] message`. `set_role` says what stands before the first blank,
 `set_context(step=120, version=118)` what follows; the context belongs to the process, not to a thread, and a
-value of None takes a key away. Imports absl and our errors, nothing else: a shard runs this too.
+value of None takes a key away. Imports absl, our errors and how they are described, nothing else: a shard runs this
+too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging as python_logging
 import os
@@ -32,9 +35,10 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from downpour.proto.errors import DownpourError, Unreachable
+from downpour.launch import mistakes
+from downpour.proto.errors import DownpourError, LeaseUnknown, NotSaved, Unreachable
 
-OK, BUG, REFUSED, UNREACHABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 69, 130, 143
+OK, BUG, REFUSED, UNREACHABLE, NOT_SAVED, INTERRUPTED, TERMINATED = 0, 1, 2, 69, 74, 130, 143
 
 _DIE_WITH_PARENT = flags.DEFINE_integer(
     "die_with_parent", 0, "Process id of the parent; this process ends when that one does. 0: never.", lower_bound=0
@@ -66,11 +70,18 @@ def run(main: Callable[[], int | None], role: str) -> NoReturn:
         code = main() or OK
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except Unreachable as error:
+    except (Unreachable, LeaseUnknown) as error:
         refuse(error)
         code = UNREACHABLE
+    except NotSaved as error:
+        refuse(error)
+        code = NOT_SAVED
     except (ValueError, DownpourError, flags.Error) as error:
         code = refuse(error)
+    except Exception as error:
+        traceback.print_exception(error, file=sys.stderr)
+        print(f"[{_role}] crashed: {mistakes.describe(error)}", file=sys.stderr, flush=True)
+        code = BUG
     logging.flush()
     sys.exit(code)
 
@@ -96,13 +107,9 @@ def refuse(error: BaseException) -> int:
     """Prints an error as one line on stderr, with its traceback when `--verbosity=1`; returns exit code 2."""
     if logging.get_verbosity() >= logging.DEBUG:
         traceback.print_exception(error, file=sys.stderr)
-    print(f"[{_role}] error: {one_line(str(error))}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # its disk may be full
+        print(f"[{_role}] error: {mistakes.describe(error)}", file=sys.stderr, flush=True)
     return REFUSED
-
-
-def one_line(message: str) -> str:
-    """The message with its line breaks and indentation turned into single blanks."""
-    return " ".join(part.strip() for part in message.splitlines() if part.strip())
 
 
 class _Formatter(python_logging.Formatter):
@@ -118,6 +125,9 @@ def _parse_flags(main: Callable[[], int | None]) -> None:
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(_help(main))
         sys.exit(OK)
+    for argument in sys.argv[1:]:
+        if any("\udc80" <= character <= "\udcff" for character in argument):  # as Python keeps other bytes
+            raise ValueError(f"argument {argument!a} is not UTF-8; rename what it names, or give something else")
     rest = flags.FLAGS(sys.argv)[1:]
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; every argument is a flag, --name=value (see --help)")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 
-from downpour.launch import ending, entry, recipe, security, topology
-from downpour.launch.build import build
+from downpour.launch import ending, entry, mistakes, recipe, security, topology
+from downpour.launch.build import build, check_data
 from downpour.launch.job import Job
+from downpour.launch.same_job import same_fields
 from downpour.proto.security import Security
 from downpour.worker.clients import ChiefClient
 
@@ -25,7 +26,7 @@ def _run() -> None:
     ending.on_sigterm()  # it keeps nothing: the one that is started in its place scores the newest checkpoint
     job = recipe.from_flags()
     where, _ = topology.from_flags("evaluator", job)
-    job.data.check()
+    check_data(job)
     mine, ready = security.from_flags("evaluator"), threading.Event()
     with security.health(ready.is_set):
         _score(job, where, mine, ready)
@@ -39,8 +40,11 @@ def _score(job: Job, where: topology.Topology, mine: Security, ready: threading.
 
     chief = ChiefClient(where.chief, job.exchange.give_up_after_s, mine)
     try:
+        chief.check_job(same_fields(job))
         scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, average=job.evaluate_average)
-        evaluator.run(scorer, chief)
+        # What the network or the data raise before the first score, they would raise again.
+        with mistakes.final(lambda: not scorer.has_scored):
+            evaluator.run(scorer, chief)
     finally:
         chief.close()
 

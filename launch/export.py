@@ -25,8 +25,8 @@ from downpour.launch import entry, initial, recipe, topology
 from downpour.launch.build import build
 from downpour.launch.job import Job
 from downpour.model import weights
+from downpour.ps import restore
 from downpour.ps.checkpoint import Checkpoint
-from downpour.ps.layout import Layout, Variable, check_same, plan
 
 _SAVED_MODEL_FILE = "saved_model.pb"
 
@@ -110,22 +110,17 @@ def _check_free(out: Path, ending: str, overwrite: bool) -> None:
 def _filled(job: Job, saved: Checkpoint, average: bool) -> Any:
     """The job's model with a checkpoint's values."""
     model, layout = build(job)
-    check_same(_names_and_shapes(layout), _names_and_shapes(saved.layout).canonical, saved.directory)
+    restore.check(saved, layout.variables)
 
     from downpour.worker import evaluator
 
     try:
-        evaluator.fill(model, saved, average)
+        evaluator.fill(model, layout, saved, average)
     except ValueError as error:
         if average:
             raise ValueError(f"--average: {error}; without --average the parameters themselves are written") from None
         raise
     return model
-
-
-def _names_and_shapes(layout: Layout) -> Layout:
-    """The same variables, without all that only matters to training: what is where, and how it is updated."""
-    return plan([Variable(variable.name, variable.shape) for variable in layout.variables], num_shards=1)
 
 
 @contextlib.contextmanager

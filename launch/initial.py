@@ -1,7 +1,8 @@
 """Initial values from elsewhere: `--init_from=PATH`, and `--init_only=PATTERN,...` for some of the variables.
 
 The path is a Keras file (`.keras`, `.weights.h5` or `.h5`), a checkpoint, or the folder of a run, which stands for its
-newest checkpoint. Values are found by the names of variables, so that a network with another head can be the source:
+newest checkpoint that is not damaged. Values are found by the names of variables, so that a network with another head
+can be the source:
 
     downpour local --recipe=quickstart --init_from=runs/first --init_only='stem_*,stage*' --run_dir=runs/second
 
@@ -10,7 +11,7 @@ Variables that no pattern matches keep their fresh values. Imports TensorFlow wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,26 +77,30 @@ def from_flags(run_dir: Path) -> Source | None:
 def check(source: Source) -> None:
     """Raises `ValueError` for what can be known to be wrong before a process starts, without TensorFlow."""
     if _is_folder(source.path):
-        load_checkpoint(source.path)
+        load_checkpoint(source.path, lambda saved: None)  # whoever reads the values looks at the files
     elif not Path(source.path).exists():
         raise ValueError(f"--init_from={source.path} is missing; give {_ACCEPTED}")
     elif weights.file_ending(source.path) is None:
         raise ValueError(f"--init_from={source.path} is of no known kind; give {_ACCEPTED}")
 
 
-def load_checkpoint(path: str) -> Checkpoint:
-    """The checkpoint in a folder, or the newest complete one of a run's folder; a path or a URL.
+def load_checkpoint(path: str, verify: Callable[[Checkpoint], None] = Checkpoint.verify) -> Checkpoint:
+    """The checkpoint in a folder, or the newest complete one of a run's folder that is not damaged; a path or a URL.
+
+    Args:
+        path: Of either.
+        verify: Says whether one of a run's folder is damaged; see `checkpoint.newest`.
 
     Raises:
-        ValueError: There is none, it is damaged, or the folder cannot be read.
+        ValueError: There is none, it is or all are damaged, or the folder cannot be read.
     """
     try:
         folder = Folder(path)
         steps = folder / "checkpoints"
         if checkpoint.MANIFEST in folder.names():
             return checkpoint.load(folder.url)
-        if names := checkpoint.complete(steps):
-            return checkpoint.load(f"{steps.url}/{names[-1]}")
+        if saved := checkpoint.newest(steps, verify):
+            return saved
     except StorageError as error:
         raise ValueError(str(error)) from None
     raise ValueError(
@@ -121,7 +126,8 @@ def values(model: Any, layout: Layout, source: Source | None) -> list[np.ndarray
     fresh = initial_values(model, layout)
     if source is None:
         return fresh
-    check(source)
+    if not _is_folder(source.path):
+        check(source)
     names = [variable.name for variable in layout.variables]
     wanted = set().union(*(matching("--init_only", pattern, names) for pattern in source.only))
     found = _read(source.path, model, wanted)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from downpour.launch import fields
 from downpour.model.data import Dataset
 from downpour.ps import averages, ledger, pace, rules, schedules, staleness
 from downpour.ps.averages import Average
@@ -48,7 +49,8 @@ class Cluster:
     """How many processes of which role.
 
     Attributes:
-        num_ps: Parameter-server shards.
+        num_ps: Parameter-server shards. Each is a process of about 90 MB and its share of the state; more of them pay
+            where one machine's memory or network is too small for the parameters, so a small model needs one or two.
         num_workers: Workers that are expected; leases and publications are of a size for so many.
         max_workers: How many there may be: with `Async` and `Bounded` workers of an index below it may come and go at
             any time. 0 for as many as `num_workers`.
@@ -56,13 +58,14 @@ class Cluster:
         lease_s: A worker that says nothing for so many seconds is lost, and nobody waits for it any longer.
     """
 
-    num_ps: int = 17
+    num_ps: int = 2
     num_workers: int = 2
     max_workers: int = 0
     threads_per_worker: int = 0
     lease_s: float = 30.0
 
     def __post_init__(self) -> None:
+        fields.check_numbers("cluster.", self)
         _at_least("cluster.num_ps", self.num_ps, 1)
         _at_least("cluster.num_workers", self.num_workers, 1)
         _at_least("cluster.max_workers", self.max_workers, 0)
@@ -116,6 +119,7 @@ class Exchange:
     give_up_after_s: float = 60.0
 
     def __post_init__(self) -> None:
+        fields.check_numbers("exchange.", self)
         if self.codec not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"exchange.codec is {self.codec!r}; accepted are 'float32', 'bfloat16' and 'float16'")
         if self.push not in ("same", "int8"):
@@ -137,7 +141,7 @@ class Job:
         name: Of the recipe; also the folder under `runs/`.
         model: Builds the network.
         data: Training and held-out images with their label tree.
-        loss: `loss(labels [B, C], logits [B, C]) -> scalar`, both float32 tensors.
+        loss: `loss(labels [B, C], logits [B, C]) -> scalar`; logits are float32, labels as the data give them.
         rule: Update rule that the shards apply.
         schedule: Learning rate as a function of a shard's version.
         pace: How far apart workers may be: `Async`, `Bounded` or `Sync`.
@@ -164,7 +168,7 @@ class Job:
         checkpoint_every_steps: Global steps between checkpoints, each of which the evaluator scores.
         keep_checkpoints: How many of the newest are kept.
         keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
-        max_train_s: Seconds of training after which the job ends even if steps are left.
+        max_train_s: Seconds of training after which the job ends even if steps are left; when resumed, as many again.
         seed: Of initial values, shuffling and augmentation.
     """
 
@@ -202,6 +206,8 @@ class Job:
     CHOICES: ClassVar[dict[str, dict[str, type]]] = _CHOICES
 
     def __post_init__(self) -> None:
+        fields.check_numbers("", self)
+        fields.check_objects(self, {**_CHOICES, "cluster": {"Cluster": Cluster}, "exchange": {"Exchange": Exchange}})
         pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.exchange.overlap)
         cadence.check(self.cadence, overlap=self.exchange.overlap)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":

@@ -33,7 +33,7 @@ def apply(job: T, overrides: Sequence[str]) -> T:
         overrides: Each `key=value`.
 
     Raises:
-        ValueError: An override is not `key=value`, its key is unknown (the message lists the valid ones), its
+        ValueError: An override is not `key=value`, its key is unknown (the message names the nearest ones), its
             value is not of the field's type, or a dataclass refuses the value.
     """
     known = {leaf.key: leaf for leaf in (*_choices(job), *leaves(job))}
@@ -78,12 +78,21 @@ class Choice:
             return self._named(node.id, {})
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
             return self._named(node.func.id, {str(k.arg): self._construct(k.value) for k in node.keywords})
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.known:
+            raise ValueError(f"{ast.unparse(node)!r} does not name its fields; give {self._example(node)}")
         if isinstance(node, ast.Tuple | ast.List):
             return tuple(self._construct(entry) for entry in node.elts)
         try:
             return ast.literal_eval(node)
         except ValueError:
             raise ValueError(f"{ast.unparse(node)!r} is not of the form Name(field=value)") from None
+
+    def _example(self, node: ast.Call) -> str:
+        """A call whose arguments have no names, with them: `Polyak(decay=0.9)`."""
+        name = ast.unparse(node.func)
+        fields = [field.name for field in dataclasses.fields(self.known[name]) if field.init]
+        given = [f"{field}={ast.unparse(value)}" for field, value in zip(fields, node.args, strict=False)]
+        return f"{name}({', '.join([*given, *map(ast.unparse, node.keywords)])})"
 
     def _named(self, name: str, fields: dict[str, Any]) -> Any:
         if name not in self.known:
@@ -261,19 +270,27 @@ def _rebuild(value: Any, prefix: str, values: dict[str, Any]) -> Any:
 
 
 def _unknown(key: str, known: list[Leaf]) -> str:
-    near = _nearest(key, [leaf.key for leaf in known])
-    hint = f"; did you mean {near}?" if near else ";"
-    return f"unknown key {key!r}{hint} Valid keys:\n" + ",\n".join(f"  {leaf}" for leaf in known)
+    by_key = {leaf.key: leaf for leaf in known}
+    near = [str(by_key[name]) for name in _nearest(key, list(by_key))]
+    hint = f"did you mean {', or '.join(near)}? " if near else ""
+    return f"unknown key {key!r}; {hint}`--set=help` lists all {len(by_key)} keys with their types and values"
 
 
-def _nearest(key: str, known: list[str]) -> str | None:
-    """The key most like the one given, whole or by its last part, if any is like it."""
-    same_tail = [candidate for candidate in known if candidate.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same_tail or difflib.get_close_matches(key, known, n=1)
-    if not near:
-        tails = {candidate.rpartition(".")[2]: candidate for candidate in reversed(known)}
-        near = [tails[tail] for tail in difflib.get_close_matches(key.rpartition(".")[2], tails, n=1)]
-    return near[0] if near else None
+def listing(job: Any) -> str:
+    """Every key that can be overridden, one a line, with its present value and type."""
+    return "\n".join(map(str, {leaf.key: leaf for leaf in (*_choices(job), *leaves(job))}.values()))
+
+
+def _nearest(key: str, known: list[str]) -> list[str]:
+    """Up to three keys most like the one given, whole or by their last part, the best first."""
+    tail = key.rpartition(".")[2]
+    same_tail = [candidate for candidate in known if candidate.rpartition(".")[2] == tail]
+    whole = difflib.get_close_matches(key, known, n=3)
+    tails: dict[str, list[str]] = {}
+    for candidate in known:
+        tails.setdefault(candidate.rpartition(".")[2], []).append(candidate)
+    by_tail = [name for near in difflib.get_close_matches(tail, tails, n=3) for name in tails[near]]
+    return list(dict.fromkeys([*same_tail, *whole, *by_tail]))[:3]
 
 
 def _show(value: Any) -> str:

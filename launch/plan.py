@@ -1,6 +1,6 @@
 """Predicts what a cluster will do before there is one: steps a second, what limits them, staleness, how many shards.
 
-    downpour plan --recipe=jft300m --num_labels=18291 --workers=50 --gbit=10 --seconds_per_step=7.2
+    downpour plan --recipe=jft300m --workers=50 --gbit=10 --seconds_per_step=7.2
 
 Bytes come from the layout, costs from measuring one shard process on this machine for some seconds (or from
 --core_ms_per_step), and steps and staleness from simulating workers, lines and shards as queues
@@ -40,7 +40,6 @@ _COSTS = flags.DEFINE_float(
 )
 _MEASURE_S = flags.DEFINE_float("measure_s", 1.0, "Seconds of each of the four measurements.")
 _TLS = flags.DEFINE_boolean("mutual_tls", True, "Measure them with what is sent encrypted, as on a cluster.")
-_LABELS = flags.DEFINE_integer("num_labels", None, "Labels of the data, where the data themselves are not here.")
 
 # Shards count as no bottleneck while they are busy for at most this share of the time: above, queues grow fast.
 _BUSY = 0.8
@@ -224,21 +223,7 @@ def _job() -> Job:
     job = recipe.from_flags()
     if _WORKERS.value is not None and _WORKERS.value >= 1:
         job = replace(job, cluster=replace(job.cluster, num_workers=_WORKERS.value))
-    if _LABELS.value is not None:
-        from downpour.model.data import GeneratedImages
-
-        job = replace(job, data=GeneratedImages(image_size=job.data.image_size, num_labels=_LABELS.value))
     return job
-
-
-def _layout(job: Job) -> Layout:
-    from downpour.launch.build import build
-
-    try:
-        job.data.num_labels  # noqa: B018  # before TensorFlow loads
-    except ValueError as error:
-        raise ValueError(f"{error}; or give their number, --num_labels=N") from None
-    return build(job)[1]
 
 
 def _main() -> None:
@@ -255,7 +240,9 @@ def _main() -> None:
             tls.check_installed()
         except ValueError as error:
             raise ValueError(f"{error}, or give --nomutual_tls to plan for plain text") from None
-    layout = _layout(job)
+    from downpour.launch.build import build
+
+    layout = build(job)[1]
     if _COSTS.value is None:
         from downpour.launch import shard_costs
 

@@ -18,10 +18,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from downpour.proto import chief_pb2, chief_pb2_grpc
+from downpour.proto.transport import open_channel
 
 _PLAIN_EVERY_S = 10.0
 _ASK_TIMEOUT_S = 0.5
-_NOISE = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .*failed call to cuInit")
+_NOISE = re.compile(
+    r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .*failed call to cuInit"
+    r"|\[chief[^]]*\] step \d+ of \d+, loss "  # as the progress says
+)
 _COLORS = {"ps": "cyan", "worker": "green", "chief": "magenta", "evaluator": "yellow"}
 
 
@@ -29,7 +33,7 @@ class ChiefWatcher:
     """Asks a chief for its progress, in calls short enough for a loop that has other things to do."""
 
     def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address)
+        self._channel = open_channel(address)
         self._stub = chief_pb2_grpc.ChiefStub(self._channel)  # type: ignore[no-untyped-call]
 
     def ask(self, timeout_s: float = _ASK_TIMEOUT_S) -> chief_pb2.ProgressReply | None:
@@ -131,7 +135,7 @@ class BarDisplay:
 
 
 def is_noise(text: str) -> bool:
-    """Whether a line is chatter of TensorFlow's C++ side, which stays in the log file."""
+    """Whether a line stays in the log file: chatter of TensorFlow's C++ side, or progress, which is shown anyway."""
     return bool(_NOISE.match(text))
 
 

@@ -10,6 +10,7 @@ over, and ends with 143, to be started again on another machine. A second SIGTER
 from __future__ import annotations
 
 import gc
+import secrets
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from absl import flags, logging
 
 from downpour.launch import ending, entry, security, topology
 from downpour.proto.security import Security
+from downpour.proto.sockets import host_and_port
 from downpour.ps.server import Server
 from downpour.worker.clients import ChiefClient
 
@@ -43,7 +45,7 @@ def _run() -> int:
     end = _End(server, index, where.chief, mine)
     ending.on_sigterm(end.leave)
     signal.signal(signal.SIGINT, lambda *_: server.stop_soon())
-    logging.info("listens on %s:%d", host, server.port)
+    logging.info("listens on %s", host_and_port(host, server.port))
     topology.write_port(server.port)
     with security.health(lambda: server.ready):
         server.wait()
@@ -71,7 +73,7 @@ class _End:
         self._server.stop_soon()
 
     def _wait_for_checkpoint(self) -> None:
-        begin, incarnation = time.monotonic(), time.time_ns()
+        begin, incarnation = time.monotonic(), secrets.randbits(63)
         grace_s = float(flags.FLAGS["grace_s"].value or 0.0)
         chief = ChiefClient(self._chief, grace_s, self._security)
         pause = threading.Event()

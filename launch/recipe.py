@@ -12,8 +12,8 @@ from types import ModuleType
 
 from absl import flags
 
+from downpour.launch import mistakes, recipes
 from downpour.launch import overrides as typed_overrides
-from downpour.launch import recipes
 from downpour.launch.job import Job
 
 
@@ -22,6 +22,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
 
 
+@mistakes.final()
 def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """The job of a recipe.
 
@@ -31,6 +32,7 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
     Raises:
         ValueError: There is no such recipe, it has no `job()`, or an override is refused.
+        Mistake: The recipe's own code raised something else.
     """
     module = _import(str(name_or_path))
     if not callable(getattr(module, "job", None)):
@@ -43,11 +45,15 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 
 def from_flags() -> Job:
-    """The job of `--recipe` and `--set`, which `topology.define_flags` defines."""
+    """The job of `--recipe` and `--set`, see `topology.define_flags`; `--set=help` prints the keys and ends."""
     name = flags.FLAGS["recipe"].value
     if not name:
         raise ValueError(f"no recipe; give --recipe=NAME, one of {', '.join(names())}, or the path of a .py file")
-    return load(name, flags.FLAGS["set"].value or [])
+    given = flags.FLAGS["set"].value or []
+    if "help" in given:
+        print(typed_overrides.listing(load(name)))
+        raise SystemExit(0)
+    return load(name, given)
 
 
 def _import(name: str) -> ModuleType:

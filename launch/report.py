@@ -9,7 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from downpour.launch.job import Job
+
+from downpour import how_to_install
 
 HISTORY_FILE, SUMMARY_FILE, CURVE_FILE = "history.jsonl", "summary.json", "learning_curve.png"
 
@@ -74,6 +79,14 @@ def cost_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<30} {value}" for name, value in rows)
 
 
+def early_end(summary: Mapping[str, Any], job: Job) -> str:
+    """Why training ended before its steps and how to go on, as one line; "" after all steps."""
+    if summary.get("ended_by", "steps") == "steps":
+        return ""
+    why = {"max_train_s": f"after max_train_s, {job.max_train_s:g} s of training,"}.get(summary["ended_by"], "early")
+    return f"ended {why} at step {summary['global_steps']} of {job.num_steps}; the same command with --resume trains on"
+
+
 def title(summary: Mapping[str, Any]) -> str:
     """For example `quickstart: 17 shards, 2 workers, head in 50 slices`."""
     parts = [
@@ -91,7 +104,7 @@ def _draw(losses: list[dict[str, Any]], scores: list[dict[str, Any]], summary: M
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("no learning curve: matplotlib is not installed; pip install 'downpour[quickstart]'") from None
+        raise ValueError(f"no learning curve: matplotlib is not installed; {how_to_install('quickstart')}") from None
     figure = Figure(figsize=(10, 4), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

@@ -1,20 +1,23 @@
-"""A temporary folder that does not outlive its launcher, not even one that was killed.
+"""A temporary folder that does not outlive its launcher, not even one that was killed, unless it is kept.
 
 Shards keep their numbers in memory-mapped files. Locally these lie in memory (`/dev/shm`) where there is room, and a
 launcher ended by SIGKILL cannot remove them; so every launcher holds a lock in its folder, and the next one removes the
-folders whose lock nobody holds.
+folders whose lock nobody holds. Where the last steps of a run could not be written to a checkpoint, its folder is kept
+under a name that is made of the run folder's, and `--resume` goes on in it.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PREFIX, _LOCK = "downpour-", "lock"
+_PREFIX, _KEPT, _LOCK = "downpour-", "kept-downpour-", "lock"
 _MEMORY = Path("/dev/shm")
 
 # A container's /dev/shm often has 64 MB. The paper's model with RMSProp takes 960 MB.
@@ -29,17 +32,55 @@ def default_parent() -> Path:
 
 
 @contextmanager
-def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder under `parent` (`default_parent()` by default), removed at the end."""
+def scratch_folder(parent: Path | None = None, kept: Path | None = None) -> Iterator[Path]:
+    """A new folder under `parent` (`default_parent()` by default), removed at the end unless `keep` was called.
+
+    Args:
+        parent: Where to make it.
+        kept: A folder that was kept, to be used in its place.
+
+    Raises:
+        ValueError: The kept folder is in use.
+    """
     parent = parent or default_parent()
     remove_abandoned(parent)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    with (folder / _LOCK).open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = kept or Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    with (folder / _LOCK).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is in use by another run with the same --run_dir; wait for its end") from None
         try:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:
+            if folder != kept:  # what was kept once stays until it has been written to a checkpoint
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep(folder: Path, run_dir: Path) -> Path:
+    """Renames a scratch folder so that it stays, and `find_kept` finds it for this run; returns its new path."""
+    if folder.name.startswith(_KEPT):
+        return folder
+    return folder.rename(folder.with_name(f"{_kept_prefix(run_dir)}{folder.name.removeprefix(_PREFIX)}"))
+
+
+def find_kept(parent: Path | None, run_dir: Path) -> Path | None:
+    """The folder that was kept for a run, if there is one and it is this user's.
+
+    Args:
+        parent: As given to `scratch_folder`; None for every folder that `default_parent` may choose.
+        run_dir: Of the run.
+    """
+    parents = [parent] if parent else [_MEMORY, Path(tempfile.gettempdir())]
+    found = [path for place in parents for path in place.glob(f"{_kept_prefix(run_dir)}*")]
+    mine = [path for path in found if not path.is_symlink() and path.stat().st_uid == os.getuid()]
+    return max(mine, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _kept_prefix(run_dir: Path) -> str:
+    return f"{_KEPT}{hashlib.sha256(os.fsencode(run_dir.resolve())).hexdigest()[:16]}-"
 
 
 def remove_abandoned(parent: Path) -> list[Path]:

@@ -10,8 +10,10 @@ A line of the file is a host, or user@host, and the roles that run there, repeat
     gpu2  worker
 
 The file decides the numbers of shards and workers; they are numbered in its order. Shards and chief listen on ports
-counted up from --port. Every host needs Downpour in --directory, and chief, shards and evaluator need a --run_dir (or
---checkpoint_dir) that all of them reach. What crashes is started again; when the chief is done, the rest ends.
+counted up from --port. The first worker's host checks the whole job before anything starts. Every host needs Downpour
+in --directory, and chief, shards and evaluator need a --run_dir (or --checkpoint_dir) that all of them reach. A
+--run_dir that holds a run already wants --resume, --resume_if_any or --overwrite. What crashes is started again; when
+the chief is done, the rest ends.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from absl import flags
 from downpour.launch import entry, recipe, topology
 from downpour.launch.supervisor import Interrupted, ProcessFailed, Program, Supervisor
 from downpour.launch.topology import FlagValue, Topology
+from downpour.proto.sockets import host_and_port
+from downpour.worker import owner
 
 _END_GRACE_S = 60.0  # for the others after the chief is done
 
@@ -75,7 +79,7 @@ def read_hosts(text: str) -> list[Place]:
 def topology_of(places: list[Place], first_port: int) -> Topology:
     """The cluster, its listeners on ports of their own."""
     listeners = [place for place in places if place.role in ("ps", "chief")]
-    addresses = {place.name: f"{place.address}:{first_port + i}" for i, place in enumerate(listeners)}
+    addresses = {place.name: host_and_port(place.address, first_port + i) for i, place in enumerate(listeners)}
     return Topology(
         ps=tuple(addresses[place.name] for place in listeners if place.role == "ps"),
         chief=addresses["chief"],
@@ -84,13 +88,14 @@ def topology_of(places: list[Place], first_port: int) -> Topology:
     )
 
 
-def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue]) -> str:
+def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue], job_id: str = "") -> str:
     """What a shell on the host of a process is to run.
 
     Args:
         place: The process.
         cluster: All of them.
         common: Flags of chief, workers and evaluator.
+        job_id: Of a run that begins, the same whenever the chief is started again.
     """
     values: dict[str, FlagValue] = {
         "tls": f"{flags.FLAGS.tls.rstrip('/')}/{place.role}" if flags.FLAGS.tls else None,
@@ -101,7 +106,7 @@ def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue])
         values["port"] = int(cluster.address(place.role, place.index).rpartition(":")[2])
         values["listen_in_plain_text_on_the_network"] = flags.FLAGS.listen_in_plain_text_on_the_network or None
     if place.role == "chief":
-        more = {"chief": None, "stop_shards": True, "evaluator": cluster.evaluator}
+        more = {"chief": None, "stop_shards": True, "evaluator": cluster.evaluator, "job_id": job_id}
         values |= more | topology.checkpoint_flags()
     begin, end = "exec ", ""
     if place.role == "ps" and flags.FLAGS.arena_dir:
@@ -109,6 +114,14 @@ def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue])
         begin, end = "", f" && rm -f {shlex.quote(arena)}"  # once the job is over
     command = shlex.join(topology.command(place.role, place.index, values, python=flags.FLAGS.python))
     return f"cd {shlex.quote(flags.FLAGS.directory or os.getcwd())} && {begin}{command}{end}"
+
+
+def preflight_command(evaluator: bool) -> str:
+    """What a shell on a worker's host is to run first: the check of the job, see `downpour.launch.preflight`."""
+    values: dict[str, FlagValue] = {name: flags.FLAGS[name].value for name in ("recipe", "set")}
+    values |= {"preflight": True, "evaluator": evaluator, "out": "/dev/null"}
+    words = [flags.FLAGS.python, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values)]
+    return f"cd {shlex.quote(flags.FLAGS.directory or os.getcwd())} && exec {shlex.join(words)}"
 
 
 def _main() -> int | None:
@@ -128,8 +141,11 @@ def _main() -> int | None:
     common: dict[str, FlagValue] = {
         "recipe": flags.FLAGS["recipe"].value, "set": flags.FLAGS["set"].value, "run_dir": run_dir,
     }  # fmt: skip
+    topology.resume()  # refused here, before anything starts, if the flags contradict each other
+    job_id = owner.new_job_id()
     try:
-        _run([(place, shell_command(place, cluster, common)) for place in places], run_dir)
+        commands = [(place, shell_command(place, cluster, common, job_id)) for place in places]
+        _run(commands, preflight_command(cluster.evaluator), run_dir)
     except (Interrupted, ProcessFailed) as error:
         print(f"[ssh] {'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return error.code
@@ -137,16 +153,20 @@ def _main() -> int | None:
     return None
 
 
-def _run(commands: list[tuple[Place, str]], run_dir: Path) -> None:
-    """Until the chief is done and the others have ended."""
+def _run(commands: list[tuple[Place, str]], preflight: str, run_dir: Path) -> None:
+    """Checks the job on the host of the first worker, starts it, and stays until chief and others have ended."""
+
+    def via(host: str) -> list[str]:
+        return [word.replace("{}", host) for word in shlex.split(flags.FLAGS.via)]
 
     def show(name: str, line: str) -> None:
         print(line if line.startswith("[") else f"[{name}] {line}", file=sys.stderr, flush=True)
 
     with Supervisor(run_dir / "logs", os.environ, show) as supervisor:
+        host = next(place.host for place, _ in commands if place.role == "worker")
+        supervisor.run(Program("preflight", [*via(host), preflight], max_restarts=0))
         for place, command in commands:
-            via = [word.replace("{}", place.host) for word in shlex.split(flags.FLAGS.via)]
-            supervisor.start(Program(place.name, [*via, command]))
+            supervisor.start(Program(place.name, [*via(place.host), command]))
         supervisor.wait(lambda: supervisor.exit_code("chief") is not None)
         for name in supervisor.drain([place.name for place, _ in commands], _END_GRACE_S):
             show("ssh", f"{name} did not end {_END_GRACE_S:.0f} s after the chief; stopping it")

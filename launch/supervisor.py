@@ -4,7 +4,8 @@ Policies:
 1. Every process is the leader of its own session, so Ctrl-C in a terminal reaches only the supervisor, and ending a
    process ends what it started (its process group).
 2. Signals only set a flag, which `poll` turns into `Interrupted`; so no process can be started and then forgotten.
-3. Exit code 2 means that the configuration is refused: never restarted, the whole run ends with its last line.
+3. Exit code 2 means that the configuration is refused, 74 that the last checkpoint cannot be written: never restarted,
+   the whole run ends with its last line.
    Exit code 0 is an end, unless the program is meant to run until it is stopped. Everything else is a crash: restarted
    after a growing pause, `max_restarts` times.
 4. Output goes straight into a log file per process, which `poll` reads along: no pipe that can fill or break, and the
@@ -29,10 +30,11 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
 
-from downpour.launch.entry import REFUSED, TERMINATED
+from downpour.launch.entry import NOT_SAVED, REFUSED, TERMINATED
 
 _TICK_S = 0.05
 _REFUSAL = "] error: "  # as `entry.refuse` writes; what a process survives it logs as a warning
+_CRASH = "] crashed: "  # as `entry.run` writes after a traceback
 _HOLD_S = 60.0  # from an error line to the end of its process, which on a busy machine unloads TensorFlow slowly
 # As the last line of a traceback: `package.SomeError: message`.
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
@@ -113,6 +115,7 @@ class Supervisor:
         self._log_dir, self._environment, self._on_line, self._grace_s = log_dir, environment, on_line, grace_s
         self._watched: dict[str, _Watched] = {}
         self._signal: int | None = None
+        self._num_signals = 0
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -147,6 +150,15 @@ class Supervisor:
     def pids(self) -> dict[str, int]:
         """Process id of everything that is running, by name."""
         return {name: w.process.pid for name, w in self._watched.items() if w.process is not None and w.running}
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a second signal has arrived: everything must end now."""
+        return self._num_signals > 1
+
+    def ended(self, name: str) -> bool:
+        """Whether a process has ended, seen without restarting it and whatever signals have arrived."""
+        return not self._reap([name])
 
     def exit_code(self, name: str) -> int | None:
         """Of a program that ended for good; None while it runs or is about to be restarted."""
@@ -222,6 +234,7 @@ class Supervisor:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
+        self._num_signals += 1
 
     def _launch(self, watched: _Watched) -> None:
         watched.restart_at, watched.last_lines = None, []
@@ -251,8 +264,8 @@ class Supervisor:
         self._read_lines(watched)
         if code is None or (code == 0 and not watched.program.endless):
             return
-        if code == REFUSED:
-            raise ProcessFailed(REFUSED, _reason(watched))
+        if code in (REFUSED, NOT_SAVED):
+            raise ProcessFailed(code, _reason(watched))
         self._plan_restart(watched, code)
 
     def _plan_restart(self, watched: _Watched, code: int) -> None:
@@ -281,7 +294,8 @@ class Supervisor:
                     self._release(watched)
         code = watched.process.returncode if watched.process else None
         # A process that is stopped in the middle of being refused ends by SIGTERM.
-        if code not in (None, REFUSED, TERMINATED, -signal.SIGTERM) or time.monotonic() > watched.held_at + _HOLD_S:
+        quiet = (None, REFUSED, NOT_SAVED, TERMINATED, -signal.SIGTERM)
+        if code not in quiet or time.monotonic() > watched.held_at + _HOLD_S:
             self._release(watched)
 
     def _release(self, watched: _Watched) -> None:
@@ -314,7 +328,7 @@ def _poll(process: subprocess.Popen[bytes]) -> int | None:
 def _reason(watched: _Watched) -> str:
     """What a process ended with: its last line marked as an error, else its last exception, else its last line."""
     lines = watched.last_lines
-    marked = [line.partition(_REFUSAL)[2] for line in lines if _REFUSAL in line]
+    marked = [line.partition(mark)[2] for line in lines for mark in (_REFUSAL, _CRASH) if mark in line]
     raised = [line for line in lines if _EXCEPTION.match(line)]
     return f"{watched.program.name}: {(marked or raised or lines or ['it wrote nothing'])[-1]}"
 

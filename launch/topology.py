@@ -18,6 +18,8 @@ Local emulation, manifests and tests all start roles through `command`; every ro
 | `--host`, `--port`, `--port_file` | ps, chief | where to listen; where to write the port |
 | `--checkpoint_dir` | chief | where checkpoints go, a path or a URL that shards and evaluator reach, too |
 | `--resume`, `--resume_if_any` | chief | empty shards continue from the newest checkpoint |
+| `--overwrite` | chief | a new run removes what another one has left in `--run_dir` and `--checkpoint_dir` |
+| `--job_id` | chief | id of a run that begins; with the same id again, it goes on |
 | `--arena` | ps | file with the shard's numbers |
 | `--tls`, `--token_file`, `--health_port` | all | see `downpour.launch.security` |
 
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from downpour.launch.job import Job
 
 ROLES = ("ps", "worker", "chief", "evaluator")
+_JOB_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SERVERS, _CLIENTS = ("ps", "chief"), ("worker", "chief", "evaluator")
 
 FlagValue = str | int | float | Path | bool | Iterable[str] | None
@@ -130,19 +134,23 @@ def define_flags(role: str) -> None:
         _define(flags.DEFINE_boolean, "stop_shards", False, "Whether to end the shards when the job is over.")
         _define(flags.DEFINE_boolean, "evaluator", True, "Whether an evaluator will score the checkpoints.")
         define_checkpoint_flags()
+        text = "Id of a run that begins, the same whenever its chief is started again; a random one by default."
+        _define(flags.DEFINE_string, "job_id", "", text)
 
 
 def define_checkpoint_flags() -> None:
-    """Defines `--checkpoint_dir`, `--resume` and `--resume_if_any`."""
+    """Defines `--checkpoint_dir`, `--resume`, `--resume_if_any` and `--overwrite`."""
     where = "Folder of the checkpoints, a path or a URL such as s3://bucket/run; checkpoints in --run_dir by default."
     _define(flags.DEFINE_string, "checkpoint_dir", "", where)
     _define(flags.DEFINE_boolean, "resume", False, "Continue from the newest checkpoint; an error if there is none.")
     _define(flags.DEFINE_boolean, "resume_if_any", False, "Continue from the newest checkpoint, if there is one.")
+    text = "Remove the run that the folders of the run and its checkpoints hold, and begin anew."
+    _define(flags.DEFINE_boolean, "overwrite", False, text)
 
 
 def checkpoint_flags() -> dict[str, FlagValue]:
     """What was given of those, for another process."""
-    values = {name: _value(name, None) for name in ("checkpoint_dir", "resume", "resume_if_any")}
+    values = {name: _value(name, None) for name in ("checkpoint_dir", "resume", "resume_if_any", "overwrite")}
     return {name: value for name, value in values.items() if value}
 
 
@@ -151,8 +159,31 @@ def checkpoint_dir(run_dir: Path) -> str:
     return _value("checkpoint_dir", "") or str(run_dir.absolute() / "checkpoints")
 
 
+def overwrite() -> bool:
+    """Whether a new run may remove another one, by the flags."""
+    return bool(_value("overwrite", False))
+
+
+def job_id() -> str:
+    """Of a run that begins, by the flags; empty for a random one.
+
+    Raises:
+        ValueError: It has other characters than an id may have.
+    """
+    value = str(_value("job_id", ""))
+    if value and not _JOB_ID.fullmatch(value):
+        raise ValueError(f"--job_id={value}: give up to 64 letters, digits, '.', '_' and '-'")
+    return value
+
+
 def resume() -> str:
-    """`yes`, `if_any` or `no`, by the flags."""
+    """`yes`, `if_any` or `no`, by the flags.
+
+    Raises:
+        ValueError: They contradict `--overwrite`.
+    """
+    if overwrite() and (_value("resume", False) or _value("resume_if_any", False)):
+        raise ValueError("--overwrite removes the run that --resume continues; leave one of them out")
     if _value("resume", False):
         return "yes"
     return "if_any" if _value("resume_if_any", False) else "no"
@@ -220,12 +251,21 @@ def listen_address(role: str, topology: Topology, index: int) -> tuple[str, int]
 
 
 def write_port(port: int) -> None:
-    """Writes the bound port to `--port_file`, if there is one, complete or not at all."""
+    """Writes the bound port to `--port_file`, if there is one, complete or not at all.
+
+    Raises:
+        ValueError: It cannot be written. One that says so already is left alone, and needs no room.
+    """
     name = _value("port_file", None)
-    if name:
-        part = Path(f"{name}.part")
-        part.write_text(f"{port}\n")
-        part.replace(name)
+    if not name:
+        return
+    path, part, text = Path(name), Path(f"{name}.part"), f"{port}\n"
+    try:
+        if not path.exists() or path.read_text() != text:
+            part.write_text(text)
+            part.replace(path)
+    except OSError as error:
+        raise ValueError(f"--port_file={name} cannot be written: {error.strerror}; make room or give another") from None
 
 
 def run_dir(job: Job) -> Path:
@@ -299,6 +339,8 @@ def _check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"address {address!r} is not host:port with a port from 1 to 65535")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError(f"address {address!r} is not host:port; an IPv6 address stands in brackets, [::1]:2222")
 
 
 def _by_flags(role: str) -> bool:

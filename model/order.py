@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,40 @@ def augmentation(seed: int, epoch: int, position: int) -> np.random.Generator:
     key = np.array([seed, epoch], np.uint64)
     counter = np.array([0, position, 0, 0], np.uint64)  # the first word counts up, from position to position apart
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+class Counted:
+    """Leases on their way to a data source, counted, so that a source which ignores them is found out.
+
+    Args:
+        leases: What the source is to train on.
+        source: Names it in messages.
+    """
+
+    def __init__(self, leases: Iterator[Lease], source: str) -> None:
+        self._leases, self._source = leases, source
+        self._positions = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Lease:
+        lease = next(self._leases)
+        self._positions += lease.num_records
+        return lease
+
+    def check(self, position: int) -> None:
+        """Raises `ValueError` when the batches have got to a position that nobody has leased.
+
+        Args:
+            position: Of the batches, after the first one.
+        """
+        if not 0 < position <= self._positions:
+            raise ValueError(
+                f"{self._source} is at position {position} and has taken leases of {self._positions} positions; "
+                "`training(leases=)` must read the records that the leases name, and give Batches whose `position` "
+                "counts them, or every worker trains on the same records in the same order"
+            )
 
 
 def forever(num_records: int, lease_records: int) -> Iterator[Lease]:

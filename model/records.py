@@ -44,7 +44,7 @@ class RecordCounts:
     Attributes:
         read: Records met, good or bad.
         skipped: Those of them that were left out.
-        examples: "file, record number, reason" of the first few different ones that were left out.
+        examples: "file, record number (name of the picture): reason" of the first few different ones left out.
         judge_after: From how many records on `bad` judges at once. For reading in random order, where a thousand
             records stand for all. None for a pass in order, which may meet its few bad records first.
     """
@@ -58,15 +58,15 @@ class RecordCounts:
         """Counts a record that was used."""
         self.read += 1
 
-    def bad(self, path: Path | str, number: int, reason: str) -> None:
-        """Counts record `number` (from 0) of a file as left out.
+    def bad(self, path: Path | str, number: int, reason: str, name: str = "") -> None:
+        """Counts record `number` (from 0) of a file as left out; `name` is the picture's own, if it is known.
 
         Raises:
             TooManyBadRecords: At least `judge_after` records were read and more than 1 % of them were bad.
         """
         self.read += 1
         self.skipped += 1
-        example = f"{path}, record {number}: {reason}"
+        example = f"{path}, record {number}{f' ({name})' if name else ''}: {reason}"
         if len(self.examples) < _MAX_EXAMPLES and example not in self.examples:
             self.examples.append(example)
         if self.judge_after is not None and self.read >= self.judge_after:

@@ -22,6 +22,7 @@ _DEPTHS = {
     152: ((3, 8, 36, 3), True),
 }
 _STEMS = ("7x7", "3x3", "3x3/2")
+_FORMAT = "channels_last"  # whatever keras.json says
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ResNet:
             for i in range(num_blocks):
                 stride = 2 if i == 0 and stage > 0 else 1
                 x = block(x, self.width * 2**stage, stride, f"stage{stage + 1}_block{i + 1}")
-        features = keras.layers.GlobalAveragePooling2D(name="features")(x)
+        features = keras.layers.GlobalAveragePooling2D(data_format=_FORMAT, name="features")(x)
         bias = keras.initializers.Constant(self.head_bias)
         logits = keras.layers.Dense(num_labels, name="head", bias_initializer=bias, dtype="float32")(features)
         return keras.Model(images, logits, name=f"resnet{self.depth}")
@@ -90,7 +91,7 @@ class ResNet:
         if self.stem != "7x7":
             return self._unit(x, self.width, 3, 2 if self.stem == "3x3/2" else 1, "stem")
         x = self._unit(x, self.width, 7, 2, "stem")
-        return keras.layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+        return keras.layers.MaxPooling2D(3, 2, padding="same", data_format=_FORMAT, name="stem_pool")(x)
 
     def _basic(self, x: Any, channels: int, stride: int, name: str) -> Any:
         y = self._unit(x, channels, 3, stride, f"{name}_1")
@@ -120,6 +121,7 @@ class ResNet:
             size,
             stride,
             padding="same",
+            data_format=_FORMAT,
             use_bias=False,
             kernel_initializer="he_normal",
             name=f"{name}_conv",

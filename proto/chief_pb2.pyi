@@ -8,22 +8,35 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("worker", "incarnation", "fingerprint", "host")
+    __slots__ = ("worker", "fingerprint", "host", "process", "job")
+    class JobEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     WORKER_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     worker: int
-    incarnation: int
     fingerprint: bytes
     host: str
-    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., host: _Optional[str] = ...) -> None: ...
+    process: str
+    job: _containers.ScalarMap[str, str]
+    def __init__(self, worker: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., host: _Optional[str] = ..., process: _Optional[str] = ..., job: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("stop",)
+    __slots__ = ("stop", "incarnation", "job_id")
     STOP_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     stop: bool
-    def __init__(self, stop: bool = ...) -> None: ...
+    incarnation: int
+    job_id: str
+    def __init__(self, stop: bool = ..., incarnation: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
     __slots__ = ("worker", "incarnation", "version", "steps", "images", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped")
@@ -100,10 +113,19 @@ class LeaseReply(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class NextCheckpointRequest(_message.Message):
-    __slots__ = ("after_step",)
+    __slots__ = ("after_step", "job")
+    class JobEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     AFTER_STEP_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     after_step: int
-    def __init__(self, after_step: _Optional[int] = ...) -> None: ...
+    job: _containers.ScalarMap[str, str]
+    def __init__(self, after_step: _Optional[int] = ..., job: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class NextCheckpointReply(_message.Message):
     __slots__ = ("directory", "step", "last", "stop")

@@ -75,8 +75,9 @@ class ChiefServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request, context):
-        """A worker announces itself. Answered once the chief knows the layout. The newest incarnation of an index
-        wins; reports of an older one are refused.
+        """A worker announces itself and is given its incarnation, a number higher than any that was given out before. Answered
+        once the chief knows the layout. The newest incarnation of an index wins; reports of an older one are refused. A
+        process that runs another job than the chief is refused with the first field that differs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -7,6 +7,7 @@
 | LayoutMismatch      | FAILED_PRECONDITION   | shard, chief   | no: the two sides run different jobs         |
 | WorkerSuperseded    | ABORTED               | shard, chief   | no: a newer incarnation has this index       |
 | NonFinite           | OUT_OF_RANGE          | shard          | no: the gradient has NaN or infinity         |
+| LeaseUnknown        | ABORTED               | chief          | by a new process, which takes new leases     |
 | MalformedChunk      | INVALID_ARGUMENT      | shard          | no: the sender is broken                     |
 | TooManyWorkers      | RESOURCE_EXHAUSTED    | shard          | no: the ledger has no room for this index    |
 | CheckpointFailed    | INTERNAL              | shard          | at the next checkpoint                       |
@@ -14,6 +15,7 @@
 | Forbidden           | PERMISSION_DENIED     | shard, chief   | no: the caller's role may not do that        |
 | Unreachable         | (raised by the caller)| nobody         | it was, for as long as the caller was told to|
 | JobFailed           | (raised by the caller)| nobody         | no: the training itself went wrong           |
+| NotSaved            | (raised by the chief) | nobody         | yes: a new chief writes the last checkpoint  |
 
 The name travels in the trailing metadata, so errors that share a status stay apart.
 """
@@ -55,6 +57,10 @@ class WorkerSuperseded(DownpourError):
     """A newer incarnation of the same worker index is known."""
 
     status = grpc.StatusCode.ABORTED
+
+
+class LeaseUnknown(WorkerSuperseded):
+    """The chief lacks the leases of this process, since its journal was lost; a new process gets new ones."""
 
 
 class NonFinite(DownpourError):
@@ -101,6 +107,10 @@ class JobFailed(DownpourError):
     """The job ended without reaching its goal: a loss that is not finite, too many bad records."""
 
 
+class NotSaved(DownpourError):
+    """Training is over, the last checkpoint cannot be written, and the shards still hold the parameters."""
+
+
 BY_NAME: dict[str, type[DownpourError]] = {
     error.__name__: error
     for error in (
@@ -108,6 +118,7 @@ BY_NAME: dict[str, type[DownpourError]] = {
         NotYet,
         LayoutMismatch,
         WorkerSuperseded,
+        LeaseUnknown,
         NonFinite,
         MalformedChunk,
         TooManyWorkers,

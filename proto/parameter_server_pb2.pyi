@@ -45,7 +45,7 @@ class Chunk(_message.Message):
     def __init__(self, initialize: _Optional[_Union[ShardSpecification, _Mapping]] = ..., pull: _Optional[_Union[PullHeader, _Mapping]] = ..., push: _Optional[_Union[PushHeader, _Mapping]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload: _Optional[bytes] = ..., base: _Optional[bytes] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class ShardSpecification(_message.Message):
-    __slots__ = ("shard", "fingerprint", "layout", "rule", "schedule", "pace", "num_workers", "staleness", "average")
+    __slots__ = ("shard", "fingerprint", "layout", "rule", "schedule", "pace", "num_workers", "staleness", "average", "job_id")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class ShardSpecification(_message.Message):
     NUM_WORKERS_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     AVERAGE_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     shard: int
     fingerprint: bytes
     layout: str
@@ -64,7 +65,8 @@ class ShardSpecification(_message.Message):
     num_workers: int
     staleness: Named
     average: Named
-    def __init__(self, shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., rule: _Optional[_Union[Named, _Mapping]] = ..., schedule: _Optional[_Union[Named, _Mapping]] = ..., pace: _Optional[_Union[Named, _Mapping]] = ..., num_workers: _Optional[int] = ..., staleness: _Optional[_Union[Named, _Mapping]] = ..., average: _Optional[_Union[Named, _Mapping]] = ...) -> None: ...
+    job_id: str
+    def __init__(self, shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., rule: _Optional[_Union[Named, _Mapping]] = ..., schedule: _Optional[_Union[Named, _Mapping]] = ..., pace: _Optional[_Union[Named, _Mapping]] = ..., num_workers: _Optional[int] = ..., staleness: _Optional[_Union[Named, _Mapping]] = ..., average: _Optional[_Union[Named, _Mapping]] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class Named(_message.Message):
     __slots__ = ("name", "parameters")
@@ -106,7 +108,7 @@ class InitializeReply(_message.Message):
     def __init__(self, kept: bool = ..., version: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("fingerprint", "codec", "worker", "incarnation", "num_pushes", "publish_every", "publication", "differences")
+    __slots__ = ("fingerprint", "codec", "worker", "incarnation", "num_pushes", "publish_every", "publication", "differences", "shard", "job_id")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +117,8 @@ class PullRequest(_message.Message):
     PUBLISH_EVERY_FIELD_NUMBER: _ClassVar[int]
     PUBLICATION_FIELD_NUMBER: _ClassVar[int]
     DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     codec: Codec
     worker: int
@@ -123,7 +127,9 @@ class PullRequest(_message.Message):
     publish_every: int
     publication: int
     differences: Codec
-    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ..., differences: _Optional[_Union[Codec, str]] = ...) -> None: ...
+    shard: int
+    job_id: str
+    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ..., differences: _Optional[_Union[Codec, str]] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class PullHeader(_message.Message):
     __slots__ = ("version", "publication", "live")
@@ -136,18 +142,22 @@ class PullHeader(_message.Message):
     def __init__(self, version: _Optional[int] = ..., publication: _Optional[int] = ..., live: bool = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version")
+    __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version", "shard", "job_id")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     worker: int
     incarnation: int
     sequence: int
     base_version: int
-    def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ...) -> None: ...
+    shard: int
+    job_id: str
+    def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class PushReply(_message.Message):
     __slots__ = ("version", "staleness", "repeated", "dropped")
@@ -162,7 +172,7 @@ class PushReply(_message.Message):
     def __init__(self, version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeated: bool = ..., dropped: bool = ...) -> None: ...
 
 class AbsentRequest(_message.Message):
-    __slots__ = ("fingerprint", "workers")
+    __slots__ = ("fingerprint", "workers", "shard", "job_id")
     class Worker(_message.Message):
         __slots__ = ("index", "incarnation")
         INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -172,9 +182,13 @@ class AbsentRequest(_message.Message):
         def __init__(self, index: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     workers: _containers.RepeatedCompositeFieldContainer[AbsentRequest.Worker]
-    def __init__(self, fingerprint: _Optional[bytes] = ..., workers: _Optional[_Iterable[_Union[AbsentRequest.Worker, _Mapping]]] = ...) -> None: ...
+    shard: int
+    job_id: str
+    def __init__(self, fingerprint: _Optional[bytes] = ..., workers: _Optional[_Iterable[_Union[AbsentRequest.Worker, _Mapping]]] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class AbsentReply(_message.Message):
     __slots__ = ()
@@ -187,7 +201,7 @@ class StatusRequest(_message.Message):
     def __init__(self, with_layout: bool = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests")
+    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests", "job_id", "incarnation")
     class Guests(_message.Message):
         __slots__ = ("connections", "connections_admitted", "refused_role", "refused_token", "refused_malformed", "broken_off")
         CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +230,8 @@ class StatusReply(_message.Message):
     PUSHES_DROPPED_FIELD_NUMBER: _ClassVar[int]
     SPECIFICATION_FIELD_NUMBER: _ClassVar[int]
     GUESTS_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     shard: int
     fingerprint: bytes
@@ -229,17 +245,23 @@ class StatusReply(_message.Message):
     pushes_dropped: int
     specification: ShardSpecification
     guests: StatusReply.Guests
-    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., guests: _Optional[_Union[StatusReply.Guests, _Mapping]] = ...) -> None: ...
+    job_id: str
+    incarnation: int
+    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., guests: _Optional[_Union[StatusReply.Guests, _Mapping]] = ..., job_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class WriteCheckpointRequest(_message.Message):
-    __slots__ = ("fingerprint", "directory", "check_only")
+    __slots__ = ("fingerprint", "directory", "check_only", "shard", "job_id")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     CHECK_ONLY_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     directory: str
     check_only: bool
-    def __init__(self, fingerprint: _Optional[bytes] = ..., directory: _Optional[str] = ..., check_only: bool = ...) -> None: ...
+    shard: int
+    job_id: str
+    def __init__(self, fingerprint: _Optional[bytes] = ..., directory: _Optional[str] = ..., check_only: bool = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class WriteCheckpointReply(_message.Message):
     __slots__ = ("file", "version", "pushes", "checksums")
@@ -261,10 +283,14 @@ class WriteCheckpointReply(_message.Message):
     def __init__(self, file: _Optional[str] = ..., version: _Optional[int] = ..., pushes: _Optional[int] = ..., checksums: _Optional[_Iterable[_Union[WriteCheckpointReply.Checksums, _Mapping]]] = ...) -> None: ...
 
 class StopRequest(_message.Message):
-    __slots__ = ("fingerprint",)
+    __slots__ = ("fingerprint", "shard", "job_id")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
-    def __init__(self, fingerprint: _Optional[bytes] = ...) -> None: ...
+    shard: int
+    job_id: str
+    def __init__(self, fingerprint: _Optional[bytes] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class StopReply(_message.Message):
     __slots__ = ()

@@ -88,7 +88,7 @@ class ParameterServerServicer(object):
 
     def Initialize(self, request_iterator, context):
         """Gives an empty shard its specification and initial values, float32. The first chunk carries the
-        specification. A shard that already holds this layout keeps its numbers and answers `kept`.
+        specification. A shard that already holds this job's parameters keeps them and answers `kept`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,6 +26,12 @@ _LAST_DATA_RECEIVED = struct.Struct("@52xI")  # of the kernel's struct tcp_info,
 _DEAD_AFTER_S = 30
 
 
+def host_and_port(host: str, port: int) -> str:
+    """`host:port`, of an IPv6 address `[host]:port`, whether it was given in brackets or not."""
+    host = host.strip("[]")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Deadline(OSError):
     """The peer took longer than may be."""
 

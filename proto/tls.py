@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from downpour import how_to_install
+
 if TYPE_CHECKING:
     from cryptography import x509
 
@@ -58,7 +60,7 @@ def check_installed() -> None:
     """Raises `ValueError` when cryptography or pyOpenSSL is not installed."""
     for package, module in (("cryptography", "cryptography"), ("pyOpenSSL", "OpenSSL")):
         if importlib.util.find_spec(module) is None:
-            raise ValueError(f"TLS needs the package {package}; install it with pip install 'downpour[tls]'")
+            raise ValueError(f"TLS needs the package {package}; install it with {how_to_install('tls')}")
 
 
 def read(folder: Path) -> Files:

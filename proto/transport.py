@@ -2,7 +2,7 @@
 
 The chief and its callers use grpcio, by `open_channel` and `start_server`. Shards and their callers, who move messages
 of megabytes, speak the same protocol by `downpour.proto.server` and `downpour.proto.client`. Nobody else opens a
-channel or starts a server, but for `downpour.proto.health` and the display of `downpour local`.
+channel or starts a server, but for `downpour.proto.health`.
 
 Threads: gRPC's own call the interceptor and ask for certificates; `call` runs in its caller's.
 """
@@ -34,6 +34,7 @@ from downpour.proto.errors import (
     from_rpc_error,
 )
 from downpour.proto.security import PLAIN, Certificates, Gate, Security
+from downpour.proto.sockets import host_and_port
 from downpour.proto.tls import server_name
 
 Result = TypeVar("Result")
@@ -45,6 +46,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_retries", 0),  # retrying is ours: it needs the ledger
+    ("grpc.enable_http_proxy", 0),  # peers are within reach; http_proxy is for those who are not
 ]
 
 # What may pass without harm: the peer restarts, the network breaks, a deadline was too short.
@@ -170,7 +172,7 @@ def start_server(
     register(server)
     credentials = _server_credentials(security.certificates, gate) if security.certificates else None
     try:
-        where = f"{host}:{port}"
+        where = host_and_port(host, port)
         bound = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
     except RuntimeError:
         bound = 0
@@ -183,7 +185,7 @@ def start_server(
 def cannot_listen(host: str, port: int) -> ValueError:
     """What a server says that cannot have its address."""
     return ValueError(
-        f"cannot listen on {host}:{port}: the port is taken or the host is not this machine's; "
+        f"cannot listen on {host_and_port(host, port)}: the port is taken or the host is not this machine's; "
         "give another --port (0 lets the kernel choose)"
     )
 

@@ -4,7 +4,7 @@ A process that dies leaves the file as it was; the next one maps it, undoes what
 (`downpour.ps.undo`), and continues. The file is locked while it is mapped, so a second process on the same arena is
 refused. Without a path the memory is anonymous.
 
-    offset 0     header    magic, sizes, checksum of the specification, "complete" mark; 1 page
+    offset 0     header    magic, size and checksum of it and the specification, marks "complete" and "closed"; 1 page
     4096         the ShardSpecification as protobuf
     ...          counters  one record
     ...          rounds    one record a chunk
@@ -51,13 +51,14 @@ _COLLAPSE = 25  # MADV_COLLAPSE, since Linux 6.1; Python's mmap has no name for 
 _MOST_FILLERS = 10
 _COLLAPSED_AT_A_TIME = 8 * _HUGE_PAGE
 _COLLAPSE_WITHIN_S = 1.0  # where memory is in small pieces, the kernel moves things out of the way first
-_MAGIC = b"DOWNPOUR ARENA 3"
+_MAGIC = b"DOWNPOUR ARENA 4"
+_MARK = 0x4D41524B  # that a mark is set; 0 that it is not
 
 _HEADER = np.dtype(
     [
         ("magic", "S16"),
         ("specification_bytes", "<u4"),
-        ("specification_crc", "<u4"),
+        ("crc", "<u4"),  # of everything before it, and of the specification
         ("complete", "<u4"),
         ("closed", "<u4"),  # everything is on the disk, and nothing has been mapped since
         ("boot", "S40"),  # of the machine, when it was mapped last
@@ -143,7 +144,7 @@ class Arena:
         memory[_PAGE : _PAGE + len(body)] = body
         header = np.frombuffer(memory, _HEADER, 1)
         header["magic"], header["specification_bytes"] = _MAGIC, len(body)
-        header["specification_crc"], header["boot"] = zlib.crc32(body), _boot_id()
+        header["crc"], header["boot"] = _crc(body), _boot_id()
         reach("arena.described")
         arena = cls(memory, specification, descriptor)
         if not hollow:
@@ -154,31 +155,48 @@ class Arena:
         return arena
 
     @classmethod
-    def open(cls, path: Path) -> Arena | None:
+    def open(cls, path: Path, shard: int | None = None) -> Arena | None:
         """Maps a complete arena again and undoes what was cut off; None when there is none.
 
+        Args:
+            path: Of the file.
+            shard: Index of the shard whose it must be; None for any.
+
         Raises:
-            ValueError: The file is mapped by another process, or is not an arena of this version.
+            ValueError: The file is mapped by another process, is not an arena of this version or of this shard, or its
+                header is damaged.
         """
         if not path.exists() or path.stat().st_size == 0:
             return None
         if path.stat().st_size < _PAGE:
             raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
         memory, descriptor = _map(path, path.stat().st_size, empty=False)
-        _reserve(descriptor, path, 0, len(memory))
+        _reserve(descriptor, path, 0, len(memory), made_now=False)  # takes no room: all of it was reserved when made
         header = np.frombuffer(memory, _HEADER, 1)[0]
         if header["magic"] == b"" or (header["magic"] == _MAGIC and not header["complete"]):
             _unlock(descriptor)  # creation was interrupted: as good as none
             return None
         body = memory[_PAGE : _PAGE + int(header["specification_bytes"])]
-        if header["magic"] != _MAGIC or zlib.crc32(body) != header["specification_crc"]:
+        if header["magic"] != _MAGIC:
             _unlock(descriptor)
             raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
+        if _crc(body) != header["crc"] or header["complete"] != _MARK or header["closed"] not in (0, _MARK):
+            _unlock(descriptor)
+            raise ValueError(
+                f"the header of the arena {path} is damaged; remove it or give another --arena, and the chief fills "
+                "the shard from the newest checkpoint"
+            )
+        specification = pb.ShardSpecification.FromString(body)
+        if shard not in (None, specification.shard):
+            _unlock(descriptor)
+            raise ValueError(
+                f"the arena {path} is of shard {specification.shard}, and this is shard {shard}; give every shard its "
+                "own --arena"
+            )
         if not header["closed"] and header["boot"] != _boot_id():
             _unlock(descriptor)
             logging.warning("the machine went down while %s was in use; what it holds is not continued", path)
             return None
-        specification = pb.ShardSpecification.FromString(body)
         layout = from_canonical(specification.layout)
         if len(memory) < _Places(specification, layout, len(vector_names(specification))).total:
             _unlock(descriptor)
@@ -219,7 +237,7 @@ class Arena:
 
     def mark_complete(self) -> None:
         """From here on the file is worth continuing from."""
-        np.frombuffer(self._memory, _HEADER, 1)["complete"] = 1
+        np.frombuffer(self._memory, _HEADER, 1)["complete"] = _MARK
         reach("arena.complete")
 
     @contextlib.contextmanager
@@ -239,7 +257,7 @@ class Arena:
         if self._file_descriptor is not None:
             self._memory.flush()
             reach("arena.flushed")
-            np.frombuffer(self._memory, _HEADER, 1)["closed"] = 1
+            np.frombuffer(self._memory, _HEADER, 1)["closed"] = _MARK
             self._memory.flush(0, _PAGE)
             reach("arena.closed")
             _unlock(self._file_descriptor)
@@ -297,6 +315,11 @@ def _boot_id() -> bytes:
         return _BOOT_ID.read_bytes().strip()
     except OSError:
         return b""
+
+
+def _crc(specification: bytes) -> int:
+    """Checksum of what never changes in a header, and of the specification."""
+    return zlib.crc32(_MAGIC + len(specification).to_bytes(4, "little") + specification)
 
 
 def _page_up(num_bytes: int) -> int:
@@ -357,16 +380,20 @@ def _make_huge_pages(memory: mmap.mmap, descriptor: int) -> None:
                 memory.madvise(_COLLAPSE, start, stop - start)
 
 
-def _reserve(descriptor: int, path: Path, start: int, stop: int) -> None:
-    """Reserves blocks now: a full disk must be an error here, not a SIGBUS in the middle of an update."""
+def _reserve(descriptor: int, path: Path, start: int, stop: int, *, made_now: bool = True) -> None:
+    """Reserves blocks now: a full disk must be an error here, not a SIGBUS in the middle of an update.
+
+    A file that was made now is removed when there is no room; one from before stays.
+    """
     if start == stop:  # a shard without values; posix_fallocate refuses an empty range
         return
     try:
         os.posix_fallocate(descriptor, start, stop - start)
     except OSError as error:
         os.close(descriptor)
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if made_now:
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise ValueError(f"no room for the arena {path}, bytes {start:,} to {stop:,}: {error.strerror}") from None
 
 

@@ -3,21 +3,25 @@
 A shard's file holds its vectors (`parameters`, `slot.NAME` for each optimizer slot, `slot.average` and `sum` where the
 job has them) as float32, and its `counters`, `ledger` and `rounds` as unsigned integers (`downpour.ps.ledger`,
 `downpour.ps.pace`). The manifest holds the layout, which says what is where, a checksum of every 4 MB of every tensor,
-what the shards were told, and what the chief knew. A folder without a manifest is not a checkpoint. Every file appears
-under its name only when it is complete.
+what the shards were told, what the chief knew, and a checksum of itself. A folder without a manifest is not a
+checkpoint. Every file appears under its name only when it is complete. The chief renames the manifest of a checkpoint
+that it has found damaged, so that nobody takes it for one again.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import google_crc32c
 import numpy as np
+from absl import logging
 from google.protobuf import json_format
 
 from downpour.proto import parameter_server_pb2 as pb
@@ -26,10 +30,17 @@ from downpour.ps.layout import Layout, from_canonical
 from downpour.ps.snapshot import BLOCK_ELEMENTS, Snapshot
 from downpour.ps.storage import Folder, StorageError
 
-MANIFEST = "manifest.json"
+MANIFEST, SET_ASIDE = "manifest.json", "manifest.damaged.json"
 _FORMAT = 2
 _BLOCK_BYTES = 4 * BLOCK_ELEMENTS
 _LONGEST_HEADER_BYTES = 1 << 20
+_NUM_VERIFIED = 4  # files at a time; each takes a buffer of `Folder.read_bytes`
+_CHECKSUM = "crc32c"  # of the manifest
+_HINT = "; use another checkpoint"
+
+
+class Damaged(ValueError):
+    """A checkpoint is not what was written: a file is missing, cut off or changed. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,17 @@ class Checkpoint:
         name = "slot.average" if average else "parameters"
         return [self.open(shard).vector(name) for shard in range(self.layout.num_shards)]
 
+    def verify(self, shards: Collection[int] | None = None) -> None:
+        """Reads the files of some shards, all by default, and compares them with their checksums.
+
+        Raises:
+            Damaged: One is not what was written.
+            ValueError: One cannot be read.
+        """
+        chosen = range(self.layout.num_shards) if shards is None else shards
+        with ThreadPoolExecutor(_NUM_VERIFIED) as pool:
+            list(pool.map(lambda shard: self.open(shard).verify(), chosen))
+
     def is_whole(self) -> bool:
         """Whether all its files are still there."""
         names = Folder(self.directory).names()
@@ -86,7 +108,7 @@ class Checkpoint:
         """A shard's file.
 
         Raises:
-            ValueError: It is missing, or not one.
+            Damaged: It is missing, or not one.
         """
         return TensorFile(Folder(self.directory), self.shards[shard])
 
@@ -95,7 +117,8 @@ class TensorFile:
     """One shard's file, read piece by piece; every piece is compared with its checksum.
 
     Raises:
-        ValueError: The file is missing, or its header is damaged; as do all methods for what they read.
+        Damaged: The file is missing, or its header is damaged; as do all methods for what they read.
+        ValueError: It cannot be read.
     """
 
     def __init__(self, folder: Folder, entry: ShardFile) -> None:
@@ -108,8 +131,14 @@ class TensorFile:
             self._offsets: dict[str, list[int]] = {
                 name: tensor["data_offsets"] for name, tensor in json.loads(header).items() if name != "__metadata__"
             }
+            sizes = {name: last - first for name, (first, last) in self._offsets.items()}
+            # A file lacks the checksums of a tensor without blocks.
+            blocks = {name: -(-size // _BLOCK_BYTES) for name, size in sizes.items() if size}
+            wrong = blocks != {name: len(sums) for name, sums in entry.checksums.items() if sums}
         except (KeyError, TypeError, AttributeError, ValueError):
-            raise self._damaged("its header") from None
+            wrong = True
+        if wrong:
+            raise self._damaged("its header")
 
     @cached_property
     def names(self) -> list[str]:
@@ -144,6 +173,12 @@ class TensorFile:
         """A tensor of unsigned integers, flat."""
         return np.frombuffer(b"".join(piece.tobytes() for piece in self.pieces(name)), "<u8")
 
+    def verify(self) -> None:
+        """Reads all of it and keeps nothing."""
+        for name in self._offsets:
+            for _ in self.pieces(name):
+                pass
+
     def _blocks(self, name: str, block: int, stop: int) -> np.ndarray:
         """Whole blocks from one on, enough to reach byte `stop` of the tensor or as many as are read at a time."""
         if self._cached[:2] == (name, block) and self._cached[2].size + block * _BLOCK_BYTES >= stop:
@@ -176,12 +211,14 @@ class TensorFile:
         try:
             return self._buffer[: self._folder.read_into(self._entry.file, start, self._buffer[: stop - start])]
         except FileNotFoundError:
-            raise ValueError(f"{self._folder.url}/{self._entry.file} is missing; use another checkpoint") from None
+            raise Damaged(f"{self._folder.url}/{self._entry.file} is missing{_HINT}") from None
         except StorageError as error:
+            if error.errno == errno.EIO:
+                raise self._damaged(str(error)) from None
             raise ValueError(str(error)) from None
 
-    def _damaged(self, what: str) -> ValueError:
-        return ValueError(f"{self._folder.url}/{self._entry.file} is damaged: {what}; use another checkpoint")
+    def _damaged(self, what: str) -> Damaged:
+        return Damaged(f"{self._folder.url}/{self._entry.file} is damaged: {what}{_HINT}")
 
 
 def write_shard(
@@ -220,43 +257,85 @@ def write_manifest(checkpoint: Checkpoint) -> None:
         "progress": checkpoint.progress,
         "layout": checkpoint.layout.canonical,
     }
+    document[_CHECKSUM] = _checksum(document)
     folder = Folder(checkpoint.directory)
     try:
         for name in folder.names():
-            if name.startswith(".shard-"):  # of a shard that died while it wrote
+            # Of a shard that died while it wrote, or of a damaged checkpoint of this step.
+            if name.startswith(".shard-") or name == SET_ASIDE:
                 folder.remove(name)
         folder.write(MANIFEST, [json.dumps(document, indent=1).encode() + b"\n"])
     except OSError as error:
         raise CheckpointFailed(str(error)) from None
 
 
+def discard(directory: str | os.PathLike[str]) -> None:
+    """Removes what was written of a checkpoint that failed; of a complete one in the same folder nothing."""
+    folder = Folder(directory)
+    try:
+        names = folder.names()
+        if MANIFEST not in names:
+            parent, _, name = folder.url.rpartition("/")
+            if name in Folder(parent).names():
+                Folder(parent).remove(name)
+            return
+        whole = {MANIFEST, *(shard.file for shard in load(folder.url).shards)}
+        for name in names:
+            if name not in whole:
+                folder.remove(name)
+    except (OSError, ValueError) as error:
+        logging.warning("what was written of a checkpoint in %s stays there: %s", folder.url, error)
+
+
+def set_aside(directory: str | os.PathLike[str]) -> None:
+    """Renames the manifest of a damaged checkpoint, which makes it none for everybody."""
+    try:
+        Folder(directory).rename(MANIFEST, SET_ASIDE)
+    except OSError as error:
+        logging.warning("%s is damaged and cannot be marked so: %s", directory, error)
+
+
 def load(directory: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint's manifest.
 
     Raises:
+        Damaged: It is not what was written.
         ValueError: There is none, or this version cannot read it.
     """
     folder = Folder(directory)
     path = f"{folder.url}/{MANIFEST}"
     try:
         document = json.loads(folder.read(MANIFEST))
+        checksum = document.pop(_CHECKSUM, None)
+        if checksum not in (None, _checksum(document)):  # an earlier version wrote none
+            raise Damaged(f"{path} is damaged: its checksum differs{_HINT}")
         if document["format"] != _FORMAT:
             hint = "a newer version of Downpour wrote it" if document["format"] > _FORMAT else "an older one did"
             raise ValueError(f"{path} has format {document['format']}, this version reads format {_FORMAT}; {hint}")
-        return Checkpoint(
+        saved = Checkpoint(
             folder.url,
-            document["step"],
-            from_canonical(document["layout"]),
+            int(document["step"]),
+            _layout(document["layout"], path),
             tuple(ShardFile(**shard) for shard in document["shards"]),
             json_format.ParseDict(document["specification"], pb.ShardSpecification()),
-            document["progress"],
+            dict(document["progress"]),
         )
     except FileNotFoundError:
         raise ValueError(f"{folder.url} is not a complete checkpoint: it has no {MANIFEST}") from None
     except StorageError as error:
         raise ValueError(str(error)) from None
-    except (KeyError, TypeError, json.JSONDecodeError, json_format.ParseError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}; use another checkpoint") from None
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        json.JSONDecodeError,
+        json_format.ParseError,
+        UnicodeDecodeError,
+    ) as error:
+        raise Damaged(f"{path} is damaged: {error!r}{_HINT}") from None
+    if len(saved.shards) != saved.layout.num_shards:
+        raise Damaged(f"{path} is damaged: {len(saved.shards)} files of {saved.layout.num_shards} shards{_HINT}")
+    return saved
 
 
 def complete(folder: Folder) -> list[str]:
@@ -266,6 +345,49 @@ def complete(folder: Folder) -> list[str]:
         StorageError: The folder cannot be read.
     """
     return [name for name in folder.names() if name.startswith("step-") and MANIFEST in (folder / name).names()]
+
+
+def newest(
+    folder: Folder,
+    check: Callable[[Checkpoint], None] = Checkpoint.verify,
+    passed_over: Callable[[str], None] = lambda directory: None,
+    job_id: str = "",
+) -> Checkpoint | None:
+    """The newest complete checkpoint in a folder of checkpoints that is what was written; None without a complete one.
+
+    Damaged ones are passed over, with one warning that names them.
+
+    Args:
+        folder: Of the checkpoints.
+        check: Reads what will be needed of one, and raises `Damaged`; by default all of it.
+        passed_over: Called with the folder of each damaged one, once a good one is found.
+        job_id: Whose it must be; empty for any. Those of older versions name no job, and are taken.
+
+    Raises:
+        Damaged: There are complete ones, and all are damaged; the message names each.
+        ValueError: One cannot be read.
+        StorageError: The folder cannot be read.
+    """
+    damaged: dict[str, str] = {}
+    for name in reversed(complete(folder)):
+        directory = f"{folder.url}/{name}"
+        try:
+            saved = load(directory)
+            if job_id and saved.specification.job_id not in ("", job_id):
+                continue
+            check(saved)
+        except Damaged as error:
+            damaged[directory] = str(error).removesuffix(_HINT)
+            continue
+        if damaged:
+            logging.warning("passed over: %s; the checkpoint used is %s", "; ".join(damaged.values()), saved.directory)
+        for directory in damaged:
+            passed_over(directory)
+        return saved
+    if damaged:
+        what = "; ".join(damaged.values())
+        raise Damaged(f"no checkpoint in {folder.url} can be used, all {len(damaged)} are damaged: {what}")
+    return None
 
 
 def to_resume(folder: Folder) -> str:
@@ -297,6 +419,17 @@ def superseded(names: Sequence[str], keep_last: int, keep_every: int) -> list[st
         for i, name in enumerate(names[: max(0, len(names) - keep_last)])
         if periods[i] == 0 or (i > 0 and periods[i] == periods[i - 1])
     ]
+
+
+def _checksum(document: Mapping[str, Any]) -> int:
+    return int(google_crc32c.value(json.dumps(document, sort_keys=True).encode()))
+
+
+def _layout(text: str, path: str) -> Layout:
+    try:
+        return from_canonical(text)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged: {error}{_HINT}") from None
 
 
 def _safetensors(

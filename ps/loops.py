@@ -6,7 +6,9 @@ so that updating a vector in pieces gives the same bits as updating it at once. 
 that nothing is ever NaN, so it stays off.
 
 A name of this module is a function without arguments that gives the compiled loop: compiled for its declared types,
-or loaded from the cache beside this file, when it is first asked for, so that a shard pays for its own rule only.
+or loaded from the cache beside this file, when it is first asked for, so that a shard pays for its own rule only. Where
+numba can write no cache (a read-only installation without a home) a folder of the user's in the temporary one holds
+it; where that cannot be written either, every process compiles for itself.
 
 Symbols of the update loops: w parameter, g gradient, lr rate, l2 and decoupled the two weight decays, x the
 parameter after decoupled decay, d the gradient with l2. The order of operations is that of the reference which
@@ -18,11 +20,16 @@ parameter after decoupled decay, d the gradient with l2. The order of operations
 from __future__ import annotations
 
 import functools
+import os
+import stat
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from absl import logging
+from numba import config, njit, types
 from numba.extending import overload
 
 Loop = Callable[..., Any]
@@ -47,12 +54,43 @@ def _loops(signatures: list[Any]) -> Callable[[Loop], Callable[[], Loop]]:
     def declare(function: Loop) -> Callable[[], Loop]:
         @functools.cache
         def compiled() -> Loop:
-            compiler: Callable[[Loop], Loop] = njit(signatures, cache=True, nogil=True, error_model="numpy")
-            return compiler(function)
+            try:
+                return _compile(function, signatures, cache=True)
+            except (RuntimeError, OSError):  # numba: "no locator available", a full disk
+                cache = _use_temporary_cache()
+            try:
+                return _compile(function, signatures, cache)
+            except (RuntimeError, OSError):
+                return _compile(function, signatures, cache=False)
 
         return compiled
 
     return declare
+
+
+def _compile(function: Loop, signatures: list[Any], cache: bool) -> Loop:
+    compiler: Callable[[Loop], Loop] = njit(signatures, cache=cache, nogil=True, error_model="numpy")
+    return compiler(function)
+
+
+@functools.cache
+def _use_temporary_cache() -> bool:
+    """Has numba keep what it compiles in the temporary folder, and says so; whether that can be.
+
+    What is loaded from there is run, so the folder must be this user's own.
+    """
+    try:
+        folder = Path(tempfile.gettempdir()) / f"downpour-kernels-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{folder} is not a folder of this user's alone")
+    except OSError as error:
+        logging.warning("numba can write no cache (%s), so this process compiles its loops itself", error)
+        return False
+    config.CACHE_DIR = str(folder)
+    logging.warning("numba can write no cache in NUMBA_CACHE_DIR, beside its source or in the home; it uses %s", folder)
+    return True
 
 
 def _update(num_slots: int, num_scalars: int) -> Callable[[Loop], Callable[[], Loop]]:

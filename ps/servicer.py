@@ -29,6 +29,16 @@ from downpour.ps.storage import Folder
 
 SERVICE = "downpour.v1.ParameterServer"
 
+# What names layout, shard and job.
+_Call = (
+    pb.ShardSpecification
+    | pb.PullRequest
+    | pb.PushHeader
+    | pb.AbsentRequest
+    | pb.WriteCheckpointRequest
+    | pb.StopRequest
+)
+
 # A pull that the pace holds back is answered after so long, and asked again; it keeps a thread meanwhile.
 _TURN_S = 5.0
 
@@ -65,7 +75,7 @@ class Servicer:
         self._arena_path = arena_path
         self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
         self._pushing, self._pulling = Admission(_MAX_PUSHES), Admission(_MAX_PULLS)
-        arena = Arena.open(arena_path) if arena_path else None
+        arena = Arena.open(arena_path, index) if arena_path else None
         self._shard = Shard(arena) if arena else None
         if self._shard:
             logging.info("continues from its arena at version %d", self._shard.version)
@@ -128,7 +138,7 @@ class Servicer:
             raise MalformedChunk("the first chunk carries no specification")
         with self._initializing:
             if self._shard is not None:
-                self._check(first.header.fingerprint)
+                self._check(first.header)
                 return pb.InitializeReply(kept=True, version=self._shard.version)
             self._shard = self._create(first.header, first, chunks)
         logging.info("initialised with %s parameters", f"{self._shard.size:,}")
@@ -138,11 +148,12 @@ class Servicer:
         """Reads a checkpoint; see `ParameterServer.Restore`."""
         with self._initializing:
             if self._shard is not None:
-                self._check(request.specification.fingerprint)
+                self._check(request.specification)
                 return pb.InitializeReply(kept=True, version=self._shard.version)
             try:
                 saved = checkpoint.load(request.directory)
-                self._check_index(request.specification)
+                _check_job(request, saved)
+                self._check_index(request.specification.shard)
                 arena = restore.arena_of(
                     self._arena_path, request.specification, saved, with_slots=not request.without_slots
                 )
@@ -155,7 +166,7 @@ class Servicer:
 
     def pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[Message]:
         """Streams the vector; see `ParameterServer.Pull`."""
-        shard = self._check(request.fingerprint)
+        shard = self._check(request)
         if request.codec not in codec.WIRE_DTYPES:
             raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
         if request.publish_every and (request.codec != codec.BFLOAT16 or request.differences not in shard.publishers):
@@ -178,7 +189,7 @@ class Servicer:
             first = next(chunks, None)
             if first is None or not isinstance(first.header, pb.PushHeader):
                 raise MalformedChunk("the first chunk does not name a push")
-            shard = self._check(first.header.fingerprint)
+            shard = self._check(first.header)
             push = shard.begin(first.header, member)
             for chunk in itertools.chain((first,) if first.count else (), chunks):
                 shard.apply(push, chunk)
@@ -190,14 +201,14 @@ class Servicer:
 
     def absent(self, request: pb.AbsentRequest, context: grpc.ServicerContext) -> pb.AbsentReply:
         """Nobody waits for some workers; see `ParameterServer.Absent`."""
-        self._check(request.fingerprint).absent([(worker.index, worker.incarnation) for worker in request.workers])
+        self._check(request).absent([(worker.index, worker.incarnation) for worker in request.workers])
         return pb.AbsentReply()
 
     def write_checkpoint(
         self, request: pb.WriteCheckpointRequest, context: grpc.ServicerContext
     ) -> pb.WriteCheckpointReply:
         """Writes a file; see `ParameterServer.WriteCheckpoint`."""
-        shard = self._check(request.fingerprint)
+        shard = self._check(request)
         if request.check_only:
             try:
                 Folder(request.directory).check()
@@ -210,7 +221,7 @@ class Servicer:
     def stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:
         """The job is over; see `ParameterServer.Stop`."""
         if self._shard is not None:
-            self._check(request.fingerprint)
+            self._check(request)
         logging.info("the job is over")
         self._stop_soon()
         return pb.StopReply()
@@ -220,15 +231,14 @@ class Servicer:
         if self._shard is not None:
             self._shard.close()
 
-    def _check_index(self, specification: pb.ShardSpecification) -> None:
-        if specification.shard != self._index:
+    def _check_index(self, shard: int) -> None:
+        if shard != self._index:
             raise LayoutMismatch(
-                f"this is shard {self._index}, called as shard {specification.shard}; "
-                "check the order of the addresses in --ps"
+                f"this is shard {self._index}, called as shard {shard}; check the order of the addresses in --ps"
             )
 
     def _create(self, specification: pb.ShardSpecification, first: codec.Chunk, rest: Iterator[codec.Chunk]) -> Shard:
-        self._check_index(specification)
+        self._check_index(specification.shard)
         try:
             arena = Arena.create(self._arena_path, specification)
         except ValueError as error:
@@ -239,17 +249,35 @@ class Servicer:
         arena.mark_complete()
         return Shard(arena)
 
-    def _check(self, fingerprint: bytes) -> Shard:
+    def _check(self, call: _Call) -> Shard:
+        """The shard, if a call is for what it holds."""
         if self._shard is None:
             raise NotReady(f"shard {self._index} holds no parameters yet; it waits for the chief")
-        mine = self._shard.arena.specification.fingerprint
-        if fingerprint != mine:
+        if isinstance(call, pb.ShardSpecification) or call.HasField("shard"):
+            self._check_index(call.shard)
+        mine = self._shard.arena.specification
+        another = f", or give another --arena than {self._arena_path}" if self._arena_path else ""
+        if call.fingerprint != mine.fingerprint:
             raise LayoutMismatch(
-                f"shard {self._index} holds layout {mine.hex()[:16]}, the call is for {fingerprint.hex()[:16]}; "
-                "start every role with the same recipe and overrides"
-                + (f", or give another --arena than {self._arena_path}" if self._arena_path else "")
+                f"shard {self._index} holds layout {mine.fingerprint.hex()[:16]}, the call is for "
+                f"{call.fingerprint.hex()[:16]}; start every role with the same recipe and overrides{another}"
+            )
+        if call.job_id and call.job_id != mine.job_id:
+            raise LayoutMismatch(
+                f"shard {self._index} holds parameters of job {mine.job_id or 'without an id'}, the call is of job "
+                f"{call.job_id}; give every job its own shards{another}"
             )
         return self._shard
+
+
+def _check_job(request: pb.RestoreRequest, saved: checkpoint.Checkpoint) -> None:
+    """Raises `ValueError` for a checkpoint of another job; those of older versions name none."""
+    mine, theirs = request.specification.job_id, saved.specification.job_id
+    if mine and theirs and mine != theirs:
+        raise ValueError(
+            f"the checkpoint {saved.directory} is of job {theirs}, and this is job {mine}; give every job its own "
+            "--run_dir and --checkpoint_dir"
+        )
 
 
 def _receive(arena: Arena, chunks: Iterable[codec.Chunk]) -> None:

@@ -228,6 +228,8 @@ class Shard:
                 pushes_dropped=int(counters["dropped"]),
                 staleness_histogram=counters["staleness"].tolist(),
                 state_bytes=self.arena.num_bytes,
+                job_id=self.arena.specification.job_id,
+                incarnation=int(self.arena.ledger["incarnation"].max()),
             )
 
     @contextlib.contextmanager

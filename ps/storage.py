@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
+from downpour import how_to_install
 from downpour.ps.points import reach
 
 _UPLOAD_BYTES = 16 << 20  # of one part, in an object store
@@ -23,30 +24,35 @@ _DOWNLOAD_BYTES, _READ_BYTES = 64 << 20, 4 << 20  # an answer of an object store
 
 
 class StorageError(OSError):
-    """An object store or a disk has refused; the message names the place."""
+    """An object store or a disk has refused; the message names the place. `errno` is the disk's, if there is one."""
 
 
 class Folder:
     """One folder.
 
     Args:
-        url: A path, or a URL that fsspec knows: `s3://bucket/folder`, `gs://...`.
+        url: A path, or a URL that fsspec knows: `s3://bucket/folder`, `gs://...`. What has no `://` is a path, whatever
+            else it holds.
 
     Attributes:
         url: As given; of a local folder its absolute path.
         read_bytes: How much to read at a time, a multiple of 4 MB.
 
     Raises:
-        ValueError: Nothing is known of such URLs, or its library is not installed.
+        ValueError: Nothing is known of such URLs, its library is not installed, or the path is not UTF-8, as shards and
+            evaluators are sent it.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         text = os.fspath(url)
+        if any("\udc80" <= character <= "\udcff" for character in text):  # as Python keeps other bytes
+            raise ValueError(f"cannot use {text!a}: it is not UTF-8; rename the folder, or give another")
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(text)
+            self._fs, self._root = _place(text)
         except (ImportError, ValueError) as error:
             raise ValueError(
-                f"cannot use {text}: {error}; give a path or a URL whose library is installed (s3://: downpour[s3])"
+                f"cannot use {text}: {error}; give a path or a URL whose library is installed "
+                f"(s3://: {how_to_install('s3')})"
             ) from None
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self.url = self._root if self._is_local else text.rstrip("/")
@@ -115,6 +121,16 @@ class Folder:
         with self._explained(f"remove {name} in"):
             self._fs.rm(f"{self._root}/{name}", recursive=True)
 
+    def rename(self, name: str, other: str) -> None:
+        """Gives a file another name.
+
+        Raises:
+            FileNotFoundError: There is none.
+            StorageError: It cannot be renamed.
+        """
+        with self._explained(f"rename {name} in"):
+            self._fs.mv(f"{self._root}/{name}", f"{self._root}/{other}")
+
     def check(self) -> None:
         """Writes a small file and removes it.
 
@@ -178,7 +194,17 @@ class Folder:
             raise
         except _errors() as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise StorageError(f"cannot {action} {self.url}: {reason}") from None
+            failed = StorageError(f"cannot {action} {self.url}: {reason}")
+            failed.errno = getattr(error, "errno", None)
+            raise failed from None
+
+
+def _place(text: str) -> tuple[Any, str]:
+    """File system and path in it. fsspec alone would take a path with `::` for a chain of file systems."""
+    if "://" in text:
+        fs, root = fsspec.core.url_to_fs(text)
+        return fs, root
+    return LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
 
 
 def _nearest(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -85,3 +86,38 @@ def shards(tmp_path: Path) -> Iterator[ShardProcesses]:
         yield processes
     finally:
         processes.stop()
+
+
+class SmallDisk:
+    """A file system of 4 MB or more in memory, which a test fills and makes room on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ballast = path / "ballast"
+
+    def fill(self) -> None:
+        """Leaves no room at all."""
+        with self._ballast.open("ab", buffering=0) as file:
+            for size in (1 << 20, 1 << 12):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(size)) == size:
+                        pass
+
+    def make_room(self) -> None:
+        """Takes the ballast away."""
+        self._ballast.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SmallDisk]:
+    """A small disk, of the size of the fixture's parameter, by default `4m`; needs root."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    options = f"size={getattr(request, 'param', '4m')}"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a file system can be mounted by root only")
+    try:
+        yield SmallDisk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from downpour import DISTRIBUTION, __version__, how_to_install
 from downpour.ps.layout import Variable, plan
 from downpour.ps.rules import SGD
 from downpour.ps.schedules import Constant
@@ -21,20 +23,53 @@ ROOT = Path(__file__).parents[1]
 READY_WITHIN_S = 3.0
 
 
+@pytest.fixture(autouse=True)
+def no_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python finds what is installed, and nothing else."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 @pytest.mark.process
 def test_a_shard_runs_from_a_wheel_in_a_venv_without_tensorflow(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "build", "--wheel", f"--outdir={tmp_path}", str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl"
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(wheel)]
-    subprocess.run(pip, check=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, str(wheel)], check=True)
     assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True, check=False).returncode != 0
     # As the image of a shard does: otherwise the first start of all compiles the rules' loops.
     subprocess.run([python, "-m", "downpour.ps.kernels"], cwd=tmp_path, check=True)
     seconds = [_start_and_end(python, tmp_path / f"port-{i}") for i in range(3)]
     print(f"a shard's start, to ready: {', '.join(f'{s:.2f}' for s in seconds)} s")
     assert min(seconds) < READY_WITHIN_S, seconds
+    _check_the_advice_of_a_message(python, pip, tmp_path)
+
+
+def _check_the_advice_of_a_message(python: Path, pip: list[str], folder: Path) -> None:
+    """A command that needs an extra names what installs it, beside what is there and without an index that has us."""
+    certs = [str(python.with_name("downpour")), "certs", "--job=mine", f"--out={folder / 'certs'}"]
+    refused = subprocess.run(certs, capture_output=True, text=True, check=False)
+    advice = how_to_install("tls")
+    assert refused.returncode == 2 and advice in refused.stderr, refused.stderr
+    subprocess.run([*pip, *shlex.split(advice)[2:]], check=True)
+    assert subprocess.run(certs, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_what_make_quickstart_installs_is_enough(tmp_path: Path) -> None:
+    """Really installed, a gigabyte; tests/test_readme.py has the same in links, and trains in it."""
+    environment = tmp_path / "venv"
+    subprocess.run(["make", f"VENV={environment}", str(environment / "quickstart")], cwd=ROOT, check=True, timeout=1800)
+    program = str(environment / "bin" / "downpour")
+    for line in (
+        "prepare openmoji --out=data/openmoji",
+        "layout --recipe=quickstart",
+        "certs --job=quickstart --out=certs",
+        "plan --recipe=quickstart --seconds_per_step=1 --measure_s=0.1",
+    ):
+        subprocess.run([program, *line.split()], cwd=tmp_path, check=True, timeout=600)
 
 
 def _start_and_end(python: Path, port_file: Path) -> float:

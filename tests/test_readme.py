@@ -1,100 +1,234 @@
-"""Every command that README.md shows is accepted: its targets, subcommands, flags, keys and recipes exist."""
+"""README.md and docs/: every command in a fenced block is executed, or a test is named that does; what is named exists.
+
+They run in the order of each page, in one fresh folder, in an environment that has what `make quickstart` installs.
+Training is shortened by flags at the end of a command, unless the test is one of the slow ones.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import re
 import shlex
 import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from downpour import DISTRIBUTION, __version__
 from downpour.launch import cli, recipe
 from downpour.launch.job import Job
-from downpour.model.data import ImageRecords
-from downpour.model.labels import LABELS_FILE, LabelTree
+from tests.launch.kubernetes import manifests
+from tests.newcomer import ROOT, commands_of, make_environment, setup_arguments
 
-ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in re.findall(r"^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-    if line.startswith(("downpour ", "make "))
-]
+TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
+
+# What a command runs into that cannot be had here, and the test that executes it as far as it can be.
+_WHEEL = "tests/test_install.py::test_a_shard_runs_from_a_wheel_in_a_venv_without_tensorflow"
+_SLURM = "tests/launch/test_slurm.py::test_a_job_trains_on_five_nodes_and_ends"
+_IMAGE = "tests/launch/kubernetes/test_images.py::test_the_shard_image_starts_a_shard_and_has_no_tensorflow"
+_KUSTOMIZE = "tests/launch/kubernetes/test_kustomize.py::"
+COVERED = {
+    r"pip install '\.\[worker,quickstart\]'": "tests/test_install.py::test_what_make_quickstart_installs_is_enough",
+    r"pip install 'dist/.*\.whl\[worker\]'": _WHEEL,
+    r"python -m build --wheel": _WHEEL,
+    r"downpour ssh ": "tests/launch/test_ssh.py::test_a_job_on_four_hosts_trains_with_tls_and_leaves_nothing_behind",
+    r"export RECIPE=": _SLURM,
+    r"sbatch docs/slurm\.sbatch": _SLURM,
+    r"docker build": _IMAGE,
+    r"kubectl apply -k": f"{_KUSTOMIZE}test_kubectl_builds_the_same",
+    r"kubectl logs -f job/quickstart-chief": "tests/kubelet/test_quickstart.py",
+    r"kubectl patch job": "tests/launch/kubernetes/test_docs.py::test_workers_are_scaled_by_fields_that_exist",
+    r"deploy/restart\.sh": f"{_KUSTOMIZE}test_restart_ends_the_shards_first_and_keeps_the_rest",
+}
+# Flags that shorten a command, the first that matches; the number of shards stays where a command says it.
+SHORT = [
+    (r"local --recipe=quickstart$", "--steps=4 --batch_size=16 --set=cluster.num_ps=5"),
+    (r"local --recipe=quickstart --resume", "--steps=8 --batch_size=16"),
+    (r"local --recipe=quickstart", "--steps=4 --batch_size=16 --set=cluster.num_ps=3"),
+    (r"local --recipe=paper_shape", "--steps=2 --batch_size=2 --set=cluster.num_ps=3 --set=model.depth=18 "
+                                    "--set=model.width=8 --set=data.image_size=32 --set=data.num_heldout=2"),
+    (r"plan ", "--measure_s=0.1"),
+]  # fmt: skip
+PLAIN_KERAS = """
+import importlib.util, sys
+import keras, numpy
+assert importlib.util.find_spec("downpour") is None
+print(keras.saving.load_model(sys.argv[1]).predict(numpy.zeros((2, 32, 32, 3), "float32"), verbose=0).shape)
+"""
 
 
-def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """The console script, in a folder of its own."""
-    command = [sys.executable, "-m", "downpour.launch.cli", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+@dataclass
+class Newcomer:
+    """Somebody who types what a page shows, in a fresh folder."""
+
+    programs: Path
+    folder: Path
+    shortens: bool
+
+    def type(self, command: str) -> str:
+        """Runs a line in a shell; what it printed."""
+        command = command.replace("/shared", str(self.folder / "shared"))
+        short = next((flags for pattern, flags in SHORT if re.search(f"^downpour {pattern}", command)), "")
+        line = f"{command} {short}" if self.shortens and short else command
+        path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "src")}
+        done = subprocess.run(["bash", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def result(self, run_dir: str) -> dict[str, object]:
+        """The summary of a run that was scored, and has its picture."""
+        run = self.folder / "runs" / run_dir
+        kinds = {json.loads(line)["kind"] for line in (run / "history.jsonl").read_text().splitlines()}
+        assert "score" in kinds, "the evaluator has scored"
+        assert (run / "learning_curve.png").exists()
+        found: dict[str, object] = json.loads((run / "summary.json").read_text())
+        return found
+
+    def load_with_keras(self, file: str) -> str:
+        """Of a process that cannot import Downpour."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [self.programs / "python", "-c", PLAIN_KERAS, self.folder / file]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
-def value(flag: str, arguments: list[str]) -> str:
-    """Of a flag that must be given once."""
-    (found,) = (argument.removeprefix(f"--{flag}=") for argument in arguments if argument.startswith(f"--{flag}="))
-    return found
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the environment that `make quickstart` installs."""
+    (extras,) = re.findall(r"--editable '\.\[([a-z,]+)\]'\n\ttouch \$@\n\n", (ROOT / "Makefile").read_text())
+    return make_environment(tmp_path_factory.mktemp("environment") / "venv", extras.split(","))
 
 
-def check(command: str, folder: Path) -> None:
-    """Asserts that a command is accepted. `layout` runs; the others are stopped where their work would begin."""
-    program, name, *arguments = shlex.split(command)
-    if program == "make":
-        check_make([name, *arguments])
+def made(target: str) -> list[str]:
+    """The commands of a target of the Makefile, without those that install."""
+    text = (ROOT / "Makefile").read_text()
+    (body,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", text, re.MULTILINE)
+    return [line.strip().replace("$(BIN)/", "") for line in body.splitlines()]
+
+
+def follow(newcomer: Newcomer, page: str) -> None:
+    """Types everything on a page that is not covered elsewhere, and looks at what it has made."""
+    for command in commands_of(ROOT / page):
+        if covering(command):
+            continue
+        for part in command.split(" && "):
+            if covering(part):
+                continue
+            program, name = part.split()[:2]
+            for line in made(name) if part == "make quickstart" else [part] if program != "make" else []:
+                look(newcomer, line, newcomer.type(line))
+
+
+def covering(command: str) -> str:
+    """The test that executes a command elsewhere."""
+    return next((test for pattern, test in COVERED.items() if re.match(pattern, command)), "")
+
+
+def look(newcomer: Newcomer, command: str, output: str) -> None:
+    """Asserts that a command has done what it is for."""
+    words = shlex.split(command)
+    given = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    name = words[1] if words[0] == "downpour" else words[0]
+    out = Path(str(newcomer.folder / given["out"].removeprefix("/"))) if "out" in given else newcomer.folder
+    if name == "prepare":
+        assert recipe.load("quickstart").data.num_labels == json.loads((out / "dataset.json").read_text())["num_labels"]
     elif name == "local":
-        # What is checked after flags, recipe and overrides.
-        result = run([name, *arguments, "--arena_parent=/missing"], folder)
-        assert result.stderr.startswith("[local] error: folder /missing is missing"), result.stderr
-    elif name == "prepare":
-        (folder / value("out", arguments) / "in the way").mkdir(parents=True)
-        result = run([name, *arguments], folder)
-        assert f"{value('out', arguments)} exists and is not a prepared data set" in result.stderr, result.stderr
+        assert output.splitlines()[-1].startswith("RESULT {")
+        run_dir = given.get("run_dir", f"runs/{given['recipe']}").removeprefix("runs/")
+        steps = newcomer.result(run_dir)["global_steps"]
+        assert isinstance(steps, int) and steps >= (8 if "--resume" in words else 2)
+        assert "--set=cluster.num_ps=24" not in words or newcomer.result(run_dir)["num_ps"] == 24
+    elif name == "layout":
+        shards = re.findall(r"^ *(\d+) ", output, re.MULTILINE)
+        assert shards == [str(i) for i in range(17)], output
     elif name == "plan":
-        result = run([name, *arguments, "--measure_s=0"], folder)
-        assert result.stderr.startswith("[plan] error: --measure_s=0; give"), result.stderr
-    elif name == "ssh":
-        (folder / value("hosts", arguments)).write_text("a chief ps worker\n")
-        result = run([name, *arguments, "--via=ssh"], folder)
-        assert result.stderr.startswith("[ssh] error: --via=ssh has no {}"), result.stderr
-    elif name == "certs":
-        assert run([name, *arguments], folder).returncode == 0
-        assert (folder / value("out", arguments) / "worker" / "tls.key").exists()
+        result = json.loads(output.splitlines()[-1].removeprefix("RESULT "))
+        assert (result["recipe"], result["num_workers"], result["num_ps"]) == (given["recipe"], 50, 17)
     elif name == "export":
-        result = run([name, *arguments], folder)
-        assert f"{value('checkpoint', arguments)} is not a complete checkpoint and holds none" in result.stderr
+        assert newcomer.load_with_keras(given["out"]).strip() == "(2, 130)"
+    elif name == "certs":
+        assert (out / "worker" / "tls.key").exists()
+    elif name == "kubernetes":
+        assert (out / "base" / "jobs" / "shards.yaml").exists()
     else:
-        assert name == "layout", f"say here how to check {command!r}"
-        check_layout(arguments, folder)
+        assert name in ("openssl", "(umask"), f"say here what {command!r} is for, or name in COVERED what executes it"
 
 
-def check_make(targets: list[str]) -> None:
-    known = re.findall(r"^([a-z_]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(targets) <= set(known), targets
+@pytest.mark.process
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_works_in_its_order(programs: Path, tmp_path: Path, page: str) -> None:
+    (tmp_path / "shared").mkdir()
+    follow(Newcomer(programs, tmp_path, shortens=True), page)
+    if page == "docs/kubernetes.md":
+        assert manifests.build(tmp_path / "deploy" / "base")
 
 
-def check_layout(arguments: list[str], folder: Path) -> None:
-    """One row a shard; of the data, a model's layout needs no more than the number of labels."""
-    job = recipe.load(value("recipe", arguments))
-    if isinstance(job.data, ImageRecords):
-        (folder / job.data.folder).mkdir(parents=True)
-        tree = LabelTree(tuple(f"label {i}" for i in range(60)), (-1,) * 60)
-        tree.save(folder / job.data.folder / LABELS_FILE)
-    result = run(["layout", *arguments], folder)
-    assert result.returncode == 0, result.stderr
-    shards = re.findall(r"^ *(\d+) ", result.stdout, re.MULTILINE)
-    assert shards == [str(i) for i in range(job.cluster.num_ps)], result.stdout
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_the_readme_works_as_it_stands(programs: Path, tmp_path: Path) -> None:
+    newcomer = Newcomer(programs, tmp_path, shortens=False)
+    follow(newcomer, "README.md")
+    assert newcomer.result("quickstart")["global_steps"] == pytest.approx(1400, abs=5)
 
 
-def test_the_commands_are_found() -> None:
-    assert {command.split()[0] for command in COMMANDS} == {"downpour", "make"}
-    assert {command.split()[1] for command in COMMANDS} >= {"quickstart", "test", "local", "layout", "prepare"}
+@pytest.mark.parametrize("test", sorted(set(COVERED.values())))
+def test_what_is_said_to_cover_a_command_exists(test: str) -> None:
+    file, _, function = test.partition("::")
+    assert f"def {function}" in (ROOT / file).read_text()
+
+
+def test_what_is_said_to_be_covered_is_shown() -> None:
+    lines = [part for page in PAGES for line in commands_of(ROOT / page) for part in line.split(" && ")]
+    assert not [pattern for pattern in COVERED if not any(re.match(pattern, line) for line in lines)]
+    assert {line.split()[0] for line in lines} >= {"make", "downpour", "kubectl", "pip", "sbatch"}
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:^|`)make ([a-z-]+)", "\n".join(TEXTS.values()), re.M))))
+def test_targets_of_make_exist_and_their_programs_take_what_they_are_given(target: str) -> None:
+    for line in made(target):
+        program, *arguments = shlex.split(line)
+        if program == "downpour":
+            assert arguments[0] in cli._SUBCOMMANDS
+        elif arguments[:2] != ["-m", "pytest"]:
+            assert program == "python" and arguments[0] == "-m", line
+            found = importlib.util.find_spec(arguments[1])
+            assert found is not None and found.origin is not None, line
+            for flag in re.findall(r"--(\w+)", line):
+                assert re.search(rf"""["'](--)?{flag}["']""", Path(found.origin).read_text()), (line, flag)
 
 
 def test_subcommands_named_in_the_text_exist() -> None:
-    named = {name for names in re.findall(r"`downpour ([a-z|]+)", README) for name in names.split("|")}
+    named = {
+        name for names in re.findall(r"`downpour ([a-z|]+)", "\n".join(TEXTS.values())) for name in names.split("|")
+    }
     assert "worker" in named
     assert named <= set(re.findall(r"^  ([a-z]+) ", cli.usage(), re.MULTILINE))
+
+
+def test_flags_and_overrides_named_in_the_text_are_accepted() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "launch").rglob("*.py"))
+    known = set(re.findall(r'DEFINE_\w+(?:\(|,)\s*"(\w+)"', sources)) | {"python", "build-arg", "ntasks-per-node"}
+    named = {flag for text in TEXTS.values() for flag in re.findall(r"`--([\w-]+)", text)}
+    assert {"tls", "init_from", "gpus_per_worker"} <= named <= known, named - known
+    given = [shlex.split(word)[0] for word in re.findall(r"`(?:[^`\n]* )?(--set=[^`\n ]+)", README)]
+    assert len(given) >= 3
+    for override in given:
+        recipe.load("quickstart", [override.removeprefix("--set="), "exchange.overlap=False"])
+
+
+def test_the_distribution_and_its_extras_are_those_of_the_page() -> None:
+    arguments = setup_arguments()
+    assert arguments["name"] == DISTRIBUTION == "downpour-training"
+    assert f"dist/{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl" in README
+    (table,) = re.findall(r"^\| extra \|.*?\n\n", README, re.MULTILINE | re.DOTALL)
+    rows = [row.split("|")[1] for row in table.splitlines()[2:] if row]
+    assert {extra for row in rows for extra in re.findall(r"`([a-z0-9-]+)`", row)} == set(arguments["extras_require"])
 
 
 def named_values(text: str) -> set[tuple[str, str]]:
@@ -109,35 +243,19 @@ def test_classes_named_in_the_text_can_be_chosen() -> None:
     assert not unknown
 
 
-def test_the_quickstart_has_17_shards() -> None:
-    assert recipe.load("quickstart").cluster.num_ps == 17
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_accepted(command: str, tmp_path: Path) -> None:
-    check(command, tmp_path)
-
-
 @pytest.mark.process
 @pytest.mark.parametrize(
     "command",
     [
-        "make quikstart",
         "downpour lokal --recipe=quickstart",
         "downpour local --recipe=quikstart",
-        "downpour local --recipe=quickstart --set=cluster.nmu_ps=11",
-        "downpour local --recipe=quickstart --set=cluster.num_ps=eleven",
-        "downpour local --recipe=quickstart --shards=11",
-        "downpour prepare imagenet --out=data/imagenet",
-        "downpour prepare openmoji --out=data/openmoji --size=36",
-        "downpour export --checkpoint=runs/quickstart --recipe=quickstart --outt=quickstart.keras",
         "downpour layout --recipe=quickstart --set=cluster.nmu_ps=11",
         "downpour certs --job=Quickstart --out=certs",
         "downpour plan --recipe=quickstart --seconds_per_stpe=2",
-        "downpour ssh --hosts=hosts.txt --recipe=quikstart",
+        "downpour kubernetes --recipe=quickstart --imag=a:1",
+        "nonsense --of=somebody",
     ],
 )
-def test_a_wrong_command_is_noticed(command: str, tmp_path: Path) -> None:
+def test_a_wrong_command_is_noticed(programs: Path, tmp_path: Path, command: str) -> None:
     with pytest.raises(AssertionError):
-        check(command, tmp_path)
+        Newcomer(programs, tmp_path, shortens=True).type(command)

@@ -27,12 +27,13 @@ from downpour.proto.errors import (
     CheckpointFailed,
     DownpourError,
     JobFailed,
-    LayoutMismatch,
     NotReady,
+    NotSaved,
     Unreachable,
 )
 from downpour.proto.security import PLAIN, Security
 from downpour.proto.transport import start_server
+from downpour.ps.checkpoint import Checkpoint, Damaged
 from downpour.ps.layout import Layout
 from downpour.ps.pace import Async
 from downpour.worker.coordinator import Coordinator
@@ -40,14 +41,17 @@ from downpour.worker.departures import Departures
 from downpour.worker.known import Known
 from downpour.worker.leases import LeaseTable
 from downpour.worker.plan import Plan
-from downpour.worker.run_folder import RunFolder
+from downpour.worker.recall import recall
+from downpour.worker.run_folder import RunFolder, insist
 from downpour.worker.shards import Shards, known_layout
 from downpour.worker.summary import summary
 
 _LOOK_EVERY_S = 1.0
+_SAY_EVERY_S = 10.0  # the progress, in the log
 _WORKERS_END_S = 120.0
 _SCORE_WITHIN_S = 600.0
 _GATHER_S = 1.0  # until shards that leave at the same time have said so
+_INSIST_S = 20.0  # on the last checkpoint and the summary, until there is room
 _COMES_WITHIN_S = 120.0  # an evaluator that nobody has heard of when training is over
 # Room for every worker of the reference fleet (50) and the evaluator to be in a call at once.
 _NUM_THREADS = 64
@@ -79,6 +83,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._changed = threading.Condition()
         # Everything below is guarded by `_changed`.
         self._layout: Layout | None = None
+        self._job_id = ""
         self._coordinator = Coordinator(
             plan.num_steps,
             plan.checkpoint_every_steps,
@@ -91,6 +96,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._state = pb.ProgressReply.STATE_PREPARING
         self._departures = Departures()
         self._evaluator_heard_s: float | None = None
+        self._lost = False  # whether a shard's memory can be had from nowhere
         self._polled: list[int] = []  # versions of the shards, when they were looked at last
         self._server, self.port = start_server(
             lambda server: chief_pb2_grpc.add_ChiefServicer_to_server(self, server), host, port, _NUM_THREADS, security
@@ -100,19 +106,14 @@ class Chief(chief_pb2_grpc.ChiefServicer):
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""
-        self._plan.check_worker(request.worker)
         with self._changed:
-            mine = self._ready().fingerprint
-            if request.fingerprint != mine:
-                raise LayoutMismatch(
-                    f"worker {request.worker} computed layout {request.fingerprint.hex()[:16]}, the chief "
-                    f"{mine.hex()[:16]}; start every role with the same recipe and overrides"
-                )
+            self._plan.check_worker(request, self._ready().fingerprint)
             now = time.monotonic()
-            self._coordinator.register(request.worker, request.incarnation, request.host, now)
+            incarnation = self._coordinator.give_incarnation(request, now)
+            self._write_journal()
             stop = self._coordinator.should_stop(now)
-        logging.info("worker %d is %s", request.worker, request.host)
-        return pb.RegisterReply(stop=stop)
+        logging.info("worker %d is %s, incarnation %d", request.worker, request.host, incarnation)
+        return pb.RegisterReply(stop=stop, incarnation=incarnation, job_id=self._job_id)
 
     def Report(self, request: pb.WorkerReport, context: grpc.ServicerContext) -> pb.ReportReply:
         """See `downpour/proto/chief.proto`."""
@@ -135,6 +136,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self, request: pb.NextCheckpointRequest, context: grpc.ServicerContext
     ) -> pb.NextCheckpointReply:
         """See `downpour/proto/chief.proto`."""
+        self._plan.check_job("the evaluator", request.job or self._plan.job)
         with self._changed:
             self._evaluator_heard_s = time.monotonic()
             if self._known.checkpoint is not None and self._known.checkpoint.step > request.after_step:
@@ -202,7 +204,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             stop_shards: Whether to end the shards when the job is over, failed or not.
 
         Raises:
-            JobFailed: A worker ended the job. The last good state has been checkpointed.
+            JobFailed: A worker ended the job, the last good state has been checkpointed; or a shard has lost its memory
+                and every checkpoint is damaged; or the summary cannot be written.
+            NotSaved: Training is over and the last checkpoint cannot be written. The shards are not stopped.
             Unreachable: A shard does not answer.
         """
         self._shards = Shards(shards, layout, self._plan.told(), give_up_after_s, self._security)
@@ -215,20 +219,29 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         healer.start()
         self._watch(self._shards)
         self._enter(pb.ProgressReply.STATE_SCORING)
+        if self._lost:  # there is nothing left to write
+            self._end(self._shards, failed=True, stop_shards=stop_shards)
+            raise JobFailed(self._coordinator.failure)
         self._wait_for_workers(self._shards)
-        self._write_checkpoint(self._shards, last=True)
+        self._write_last_checkpoint(self._shards)
         failure = self._coordinator.failure
         if not failure:
             self._wait_for_last_score()
         found = self._summary(self._shards)
-        self._folder.write_summary(found)
-        self._enter(pb.ProgressReply.STATE_FAILED if failure else pb.ProgressReply.STATE_DONE)
+        unwritten = insist(lambda: self._folder.write_summary(found), "the summary", _INSIST_S)
+        self._end(self._shards, failed=bool(failure), stop_shards=stop_shards)
+        where = self._folder.checkpoints.url
+        if failure:
+            raise JobFailed(f"{failure}; the parameters before it are in {where}")
+        if unwritten:
+            raise JobFailed(f"training is over, but no summary: {unwritten}; the parameters are in {where}")
+        return found
+
+    def _end(self, shards: Shards, *, failed: bool, stop_shards: bool) -> None:
+        self._enter(pb.ProgressReply.STATE_FAILED if failed else pb.ProgressReply.STATE_DONE)
         self._ending.set()
         if stop_shards:
-            self._shards.stop()
-        if failure:
-            raise JobFailed(f"{failure}; the parameters before it are in {self._folder.checkpoints.url}")
-        return found
+            shards.stop()
 
     @property
     def ready(self) -> bool:
@@ -241,6 +254,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._server.stop(grace=2.0).wait()
         if self._shards is not None:
             self._shards.close()
+        self._folder.close()
 
     def see_off(self, within_s: float) -> None:
         """Returns once shards that leave at the same time have their checkpoint, or nobody knows of any."""
@@ -268,34 +282,42 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         return self._layout
 
     def _begin(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
-        """A job that goes on, one that is resumed, or a new one."""
+        """A job that goes on, one that is resumed, or a new one.
+
+        Raises:
+            ValueError: All checkpoints are damaged where one is needed, or there is none where one is demanded.
+        """
         statuses = shards.statuses()
-        empty = [shard for shard, status in enumerate(statuses) if not status.ready]
-        if len(empty) < len(shards):
-            self._go_on(shards, empty, initial_values)
-        elif saved := self._folder.resume(self._plan.resume):
-            with self._changed:
-                self._coordinator.load(saved.progress["coordinator"], time.monotonic())
-                self._known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
-                self._known.resumed_from = saved.step
-                self._write_journal()  # first: a chief that is started again meanwhile must not find the older one
-            shards.restore(saved)
-            logging.info("resumed from %s", saved.directory)
+        held = [(i, status.job_id) for i, status in enumerate(statuses) if status.ready]
+        shards.job_id, saved = self._folder.settle(held, self._plan)
+        if held:
+            self._go_on(shards, [i for i, status in enumerate(statuses) if not status.ready], initial_values)
+        elif saved:
+            self._resume(shards, saved)
         else:
             values = initial_values()  # first: a mistake in where they come from must not cost the run before
-            self._folder.begin()
+            self._folder.begin(shards.job_id, overwrites=self._plan.overwrite)
             shards.initialize(lambda: values)
-            logging.info("%d shards initialised", len(shards))
+            logging.info("%d shards initialised for job %s", len(shards), shards.job_id)
         shards.check_job()
         shards.check_may_write(self._folder.checkpoints.url)
+        highest = max(status.incarnation for status in shards.statuses())
+        with self._changed:
+            self._job_id = shards.job_id
+            self._coordinator.saw_incarnation(highest, goes_on=bool(held or saved))
+
+    def _resume(self, shards: Shards, saved: Checkpoint) -> None:
+        with self._changed:
+            self._known.resume(saved, time.monotonic())
+            self._write_journal()  # first: a chief that is started again meanwhile must not find the older one
+        shards.restore(saved)
+        logging.info("resumed job %s from %s", shards.job_id, saved.directory)
 
     def _go_on(self, shards: Shards, empty: Sequence[int], initial_values: Callable[[], list[np.ndarray]]) -> None:
         """The shards, or some of them, hold parameters: this chief has been started again."""
-        journal = self._folder.journal()
         with self._changed:
-            if journal and journal["fingerprint"] == shards.layout.fingerprint.hex():
-                self._known.load(journal, time.monotonic())
-        logging.info("the shards hold parameters already; training continues")
+            recall(self._known, self._folder, shards)
+        logging.info("the shards hold parameters of job %s already; training continues", shards.job_id)
         if empty:
             self._look_after(shards, initial_values)
 
@@ -303,14 +325,25 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         """Called with the lock held."""
         assert self._shards is not None
         about = {"fingerprint": self._shards.layout.fingerprint.hex(), "job": self._plan.description.get("job")}
-        self._folder.write_journal(about | self._known.state(time.monotonic()))
+        self._folder.write_journal({"job_id": self._shards.job_id, **about, **self._known.state(time.monotonic())})
 
     def _heal(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
+        said = ""
         while not self._ending.wait(_LOOK_EVERY_S):
             try:
                 self._look_after(shards, initial_values)
-            except DownpourError as error:  # it has died again, or a checkpoint cannot be read: the next look tells
-                logging.warning("shards cannot be given their parameters: %s", error)
+            except Damaged as error:
+                with self._changed:
+                    self._lost = True
+                    self._coordinator.failure = f"a shard has lost its memory, and {error}"
+                    self._changed.notify_all()
+                return
+            except (DownpourError, ValueError, OSError) as error:  # it has died again, or storage fails: looks again
+                if str(error) != said:
+                    logging.warning("shards cannot be given their parameters: %s", error)
+                said = str(error)
+            else:
+                said = ""
 
     def _look_after(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
         """Fills shards that have come back without their memory, and notes what was lost."""
@@ -323,7 +356,17 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         seen = [
             max(p, r if r > before.get(i, -1) else 0) for i, (p, r) in enumerate(zip(polled, reported, strict=True))
         ]
-        losses = shards.heal(statuses, seen, self._folder.newest, initial_values)
+
+        def newest(check: Callable[[Checkpoint], None]) -> Checkpoint | None:
+            saved = self._folder.newest(check, shards.job_id)
+            with self._changed:
+                known = self._known.checkpoint
+                if saved is not None and known is not None and saved.step < known.step and not known.last:
+                    # That one is damaged; the evaluator is offered it no more.
+                    self._known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+            return saved
+
+        losses = shards.heal(statuses, seen, newest, initial_values)
         with self._changed:
             self._polled = [p if status is None else status.version for p, status in zip(polled, statuses, strict=True)]
             if losses:
@@ -332,11 +375,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
 
     def _watch(self, shards: Shards) -> None:
         """Until training is over: notes the loss about once a second, and writes checkpoints when they are due."""
-        noted = -1
+        noted, said_s = -1, time.monotonic()
         while True:
             with self._changed:
                 self._changed.wait(_LOOK_EVERY_S)
                 now = time.monotonic()
+                rate = self._coordinator.progress(now).images_per_second
                 over = self._coordinator.should_stop(now)
                 step, loss = self._coordinator.step, self._coordinator.recent_loss()
                 seconds = self._coordinator.train_s(now)
@@ -347,6 +391,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             if step > noted and math.isfinite(loss):
                 self._folder.note({"kind": "loss", "step": step, "seconds": round(seconds, 2), "loss": loss})
                 noted = step
+            if step and now >= said_s + _SAY_EVERY_S:
+                said_s = now
+                logging.info("step %d of %d, loss %.4g, %.1f images/s", step, self._plan.num_steps, loss, rate)
             if over:
                 return
             if due:
@@ -363,16 +410,35 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         progress = {"coordinator": coordinator, "job": dict(self._plan.description)}
         try:
             saved = shards.write_checkpoint(self._folder.checkpoint_dir(step), step, progress)
-            self._folder.keep(self._plan.keep_checkpoints, self._plan.keep_every_steps)
-        except (CheckpointFailed, Unreachable, OSError) as error:
+        except (CheckpointFailed, Unreachable) as error:
             if last:
                 raise
             logging.warning("no checkpoint at step %d: %s", step, error)
             return
+        try:
+            self._folder.keep(self._plan.keep_checkpoints, self._plan.keep_every_steps)
+        except OSError as error:
+            logging.warning("older checkpoints stay: %s", error)
         with self._changed:
             self._known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
             self._departures.end()
             self._write_journal()
+
+    def _write_last_checkpoint(self, shards: Shards) -> None:
+        """Writes the checkpoint that the job ends with, again and again for a while.
+
+        Raises:
+            NotSaved: It cannot be written. A chief that is started again tries it again.
+        """
+        with self._changed:
+            self._write_journal()  # the workers' last reports; of what follows a next chief need not know
+            step = self._coordinator.step
+        error = insist(lambda: self._write_checkpoint(shards, last=True), "the last checkpoint", _INSIST_S)
+        if error is not None:
+            raise NotSaved(
+                f"the last checkpoint, of step {step}, cannot be written: {error}; the shards still hold the "
+                "parameters: make room and start the chief again, which writes it"
+            )
 
     def _name_absent(self, shards: Shards, now_s: float) -> None:
         """Tells the shards, again and again since they may restart, for whom nobody must wait."""

@@ -5,7 +5,7 @@ Threads: a client may be used from several; it keeps no state but its channel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import grpc
@@ -38,17 +38,26 @@ class ShardClient:
         layout: The layout this process computed.
         give_up_after_s: Deadline of a call, and how long a failing one is repeated before `Unreachable`.
         security: Of this process.
+        job_id: Of the job whose parameters the shard must hold; empty: not compared.
 
     Attributes:
         peer: Role and address, for messages.
         shard: As given.
+        job_id: As given.
     """
 
     def __init__(
-        self, shard: int, address: str, layout: Layout, give_up_after_s: float, security: Security = PLAIN
+        self,
+        shard: int,
+        address: str,
+        layout: Layout,
+        give_up_after_s: float,
+        security: Security = PLAIN,
+        job_id: str = "",
     ) -> None:
         self.peer = f"shard {shard} at {address}"
         self.shard = shard
+        self.job_id = job_id
         self._layout = layout
         self._give_up_after_s = give_up_after_s
         self._channel = Channel(address, security, "ps")
@@ -98,10 +107,11 @@ class ShardClient:
         return reply
 
     def wait_ready(self) -> None:
-        """Waits until the shard is initialised, and compares layouts.
+        """Waits until the shard is initialised, and compares index, layout and job.
 
         Raises:
-            LayoutMismatch: With both fingerprints and the first difference.
+            LayoutMismatch: It is another shard, or of another job; of layouts with both fingerprints and the first
+                difference.
         """
 
         def ask() -> pb.StatusReply:
@@ -110,9 +120,17 @@ class ShardClient:
                 raise NotReady(f"{self.peer} holds no parameters yet; it waits for the chief")
             return reply
 
-        if self._call(ask).fingerprint != self._layout.fingerprint:
+        found = self._call(ask)
+        if found.shard != self.shard:
+            raise LayoutMismatch(f"{self.peer} is shard {found.shard}; check the order of the addresses in --ps")
+        if found.fingerprint != self._layout.fingerprint:
             theirs = self._status(pb.StatusRequest(with_layout=True), timeout=self._give_up_after_s).layout
             layouts.check_same(self._layout, theirs, self.peer)
+        if self.job_id and found.job_id != self.job_id:
+            raise LayoutMismatch(
+                f"{self.peer} holds parameters of job {found.job_id or 'without an id'}, and this is job "
+                f"{self.job_id}; give every job its own shards"
+            )
 
     def initialize(self, specification: pb.ShardSpecification, values: np.ndarray) -> pb.InitializeReply:
         """Gives the shard its specification and its [n] float32 initial values; a no-op when it has them."""
@@ -134,12 +152,13 @@ class ShardClient:
         return self._call(lambda: self._restore(request, timeout=_RESTORE_S))
 
     def pull(self, request: pb.PullRequest, into: Pulled) -> None:
-        """Reads the shard's vector, once the job's pace lets the worker go on.
+        """Reads the shard's vector, once the job's pace lets the worker go on; `request` is completed.
 
         Args:
             request: Who pulls, for which step, and in which codec.
             into: What this worker has pulled of this shard before.
         """
+        request.shard, request.job_id = self.shard, self.job_id
 
         def attempt() -> None:
             request.publication = into.begin()
@@ -154,7 +173,11 @@ class ShardClient:
         self._call(attempt)
 
     def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
-        """Sends a push, as `worker.packing` cuts it; without chunks only its name, which the shard counts."""
+        """Sends a push, as `worker.packing` cuts it; without chunks only its name, which the shard counts.
+
+        Completes `header` with the shard and the job.
+        """
+        header.shard, header.job_id = self.shard, self.job_id
 
         def messages() -> Iterator[Message]:
             if not chunks:
@@ -166,7 +189,7 @@ class ShardClient:
 
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:
         """Names workers (index, incarnation) that nobody must wait for any longer."""
-        request = pb.AbsentRequest(fingerprint=self._layout.fingerprint)
+        request = pb.AbsentRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
         for index, incarnation in workers:
             request.workers.add(index=index, incarnation=incarnation)
         self._call(lambda: self._absent(request, timeout=self._give_up_after_s))
@@ -178,13 +201,17 @@ class ShardClient:
             CheckpointFailed: It cannot.
         """
         request = pb.WriteCheckpointRequest(
-            fingerprint=self._layout.fingerprint, directory=directory, check_only=check_only
+            fingerprint=self._layout.fingerprint,
+            directory=directory,
+            check_only=check_only,
+            shard=self.shard,
+            job_id=self.job_id,
         )
         return self._call(lambda: self._write_checkpoint(request, timeout=self._give_up_after_s))
 
     def stop(self, within_s: float) -> None:
         """Tells the shard that the job is over; tries for so many seconds."""
-        request = pb.StopRequest(fingerprint=self._layout.fingerprint)
+        request = pb.StopRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
         call(self.peer, within_s, lambda: self._stop(request, timeout=within_s))
 
     def _call(self, attempt: Callable[[], Reply]) -> Reply:
@@ -207,16 +234,14 @@ class ChiefClient:
         """Ends the connection."""
         self._channel.close()
 
-    def register(self, request: chief_pb2.RegisterRequest) -> bool:
-        """Announces a worker; returns whether it should stop, since training is over.
+    def register(self, request: chief_pb2.RegisterRequest) -> chief_pb2.RegisterReply:
+        """Announces a worker; the answer has its incarnation, and whether it should stop, since training is over.
 
         Raises:
-            LayoutMismatch: The chief computed another layout.
-            WorkerSuperseded: A newer incarnation of the index is known.
+            LayoutMismatch: The chief runs another job, or computed another layout.
             TooManyWorkers: The job takes no worker of this index.
         """
-        reply: chief_pb2.RegisterReply = self._call(self._stub.Register, request)
-        return reply.stop
+        return self._call(self._stub.Register, request)
 
     def report(self, report: chief_pb2.WorkerReport) -> bool:
         """Sends a worker's totals; returns whether it should stop."""
@@ -236,6 +261,14 @@ class ChiefClient:
     def next_checkpoint(self, after_step: int) -> chief_pb2.NextCheckpointReply:
         """The newest checkpoint after a step, with an empty directory if there is none."""
         return self._call(self._stub.NextCheckpoint, chief_pb2.NextCheckpointRequest(after_step=after_step))
+
+    def check_job(self, job: Mapping[str, str]) -> None:
+        """Compares the job of this process, its fields and their values, with the chief's.
+
+        Raises:
+            LayoutMismatch: With the first field that differs.
+        """
+        self._call(self._stub.NextCheckpoint, chief_pb2.NextCheckpointRequest(after_step=-1, job=job))
 
     def report_score(self, score: chief_pb2.Score) -> None:
         """Hands in the score of a checkpoint."""

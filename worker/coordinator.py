@@ -20,6 +20,11 @@ from downpour.proto.errors import WorkerSuperseded
 from downpour.worker.leases import LeaseTable
 
 _RATE_WINDOW_S = 15.0
+_UNSEEN_INCARNATIONS = 1 << 20
+
+
+class OtherRecords(ValueError):
+    """A state is of other training records than the job's."""
 
 
 @dataclass
@@ -30,6 +35,7 @@ class _Worker:
     host: str
     last_heard_s: float
     finished: bool = False
+    process: str = ""  # as it registered; "" after a restart of the chief
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Coordinator:
         num_steps: Global steps until the job ends.
         checkpoint_every_steps: Global steps between checkpoints.
         leases: Who trains on which records.
-        max_train_s: Seconds of training after which the job ends all the same.
+        max_train_s: Seconds of training after which the job ends all the same; counted anew when it is resumed.
         num_workers: Workers that are expected.
         lease_s: A worker that says nothing for so many seconds is lost. It reports every second from a thread of its
             own, however long its steps take.
@@ -61,7 +67,9 @@ class Coordinator:
         step: Highest version of a shard that a worker or the chief has seen.
         failure: Why the job failed; empty while it has not.
         seconds_before: Seconds of training before this object was made, by a chief before this one.
+        resumed_s: Seconds of training before the job was resumed, which do not count towards `max_train_s`.
         versions: Highest version of each shard that a worker has reported.
+        incarnation: Highest that was given out or seen, of any worker.
     """
 
     num_steps: int
@@ -76,15 +84,36 @@ class Coordinator:
     ended_s: float | None = None
     failure: str = ""
     seconds_before: float = 0.0
+    resumed_s: float = 0.0
     versions: list[int] = field(default_factory=list)
+    incarnation: int = 0
     _workers: dict[int, _Worker] = field(default_factory=dict)
     # Totals of every incarnation ever seen: what a dead one did still counts.
     _reports: dict[tuple[int, int], pb.WorkerReport] = field(default_factory=dict)
     _marks: deque[_Mark] = field(default_factory=deque)
     _checkpoint_step: int = 0
 
+    def give_incarnation(self, request: pb.RegisterRequest, now_s: float) -> int:
+        """A process of a worker announces itself and gets its incarnation; the newest of an index wins.
+
+        The same process gets the same again: it asks twice when a reply was lost.
+        """
+        known = self._workers.get(request.worker)
+        if known is None or not request.process or known.process != request.process:
+            self.register(request.worker, self.incarnation + 1, request.host, now_s)
+            self._workers[request.worker].process = request.process
+        return self._workers[request.worker].incarnation
+
+    def saw_incarnation(self, incarnation: int, *, goes_on: bool = False) -> None:
+        """An incarnation that a shard or an earlier chief knows of; those that are given out from now on are higher.
+
+        With `goes_on`, by so much that they are also higher than those which an earlier chief has given out and which
+        neither its journal nor a shard knows of.
+        """
+        self.incarnation = max(self.incarnation, incarnation) + goes_on * _UNSEEN_INCARNATIONS
+
     def register(self, worker: int, incarnation: int, host: str, now_s: float) -> None:
-        """A worker announces itself; the newest incarnation of an index wins.
+        """A worker has said something; the newest incarnation of an index wins.
 
         Raises:
             WorkerSuperseded: A newer one is known.
@@ -95,6 +124,7 @@ class Coordinator:
                 f"worker {worker} was taken over by {known.host or 'another process'}: two workers run with "
                 f"--index={worker}; give every worker its own index"
             )
+        self.saw_incarnation(incarnation)
         if known is None or incarnation > known.incarnation:
             if known is not None:
                 self.leases.release(worker, known.incarnation)
@@ -112,6 +142,8 @@ class Coordinator:
             return self.should_stop(now_s)
         worker.last_heard_s, worker.finished = now_s, report.finished
         kept = self._reports.setdefault((report.worker, report.incarnation), pb.WorkerReport())
+        given = self.leases.given(report.worker, report.incarnation)
+        self.leases.records_repeated += max(report.records_done - max(kept.records_done, given), 0)
         kept.CopyFrom(report)
         self.leases.done(report.worker, report.incarnation, report.records_done)
         if report.finished:
@@ -146,11 +178,17 @@ class Coordinator:
 
     def should_stop(self, now_s: float) -> bool:
         """Whether training is over: enough steps, enough time, or a failure."""
-        out_of_time = self.started_s is not None and self.train_s(now_s) > self.max_train_s
+        out_of_time = self.started_s is not None and self.train_s(now_s) - self.resumed_s > self.max_train_s
         stop = self.step >= self.num_steps or out_of_time or bool(self.failure)
         if stop and self.ended_s is None:
             self.ended_s = now_s
         return stop
+
+    def ended_by(self) -> str:
+        """Why training is over: `failure`, `steps` or `max_train_s`."""
+        if self.failure:
+            return "failure"
+        return "steps" if self.step >= self.num_steps else "max_train_s"
 
     def workers_ended(self, now_s: float) -> bool:
         """Whether every worker has finished or is lost."""
@@ -187,11 +225,13 @@ class Coordinator:
         state = {
             "step": self.step,
             "train_s": self.train_s(now_s),
+            "resumed_s": self.resumed_s,
             "started": self.started_s is not None or bool(self.seconds_before),
             "ended": self.ended_s is not None,
             "failure": self.failure,
             "checkpoint_step": self._checkpoint_step,
             "versions": self.versions,
+            "incarnation": self.incarnation,
             "reports": reports,
             "leases": self.leases.state(with_holders=with_workers),
         }
@@ -206,29 +246,40 @@ class Coordinator:
         """Goes on from a state; `gap_s` are the seconds of training that no chief has seen.
 
         Raises:
-            ValueError: The state is of other records than the job's.
-            KeyError: It is no state.
+            OtherRecords: The state is of other records than the job's.
+            KeyError: It is no state; nothing has changed.
         """
-        if state["leases"]["num_records"] != self.leases.num_records:
-            raise ValueError(
-                f"the job was begun with {state['leases']['num_records']} training records and now there are "
+        try:
+            num_records = int(state["leases"]["num_records"])
+            leases = LeaseTable.from_state(state["leases"], self.leases.lease_records)
+            reports = [json_format.ParseDict(entry, pb.WorkerReport()) for entry in state["reports"]]
+            workers = {
+                int(index): _Worker(int(incarnation), str(host), now_s, bool(finished))
+                for index, (incarnation, host, finished) in state.get("workers", {}).items()
+            }
+            # Shards that are restored begin at the checkpoint's versions, and may be another number.
+            versions = [int(version) for version in state["versions"]] if "workers" in state else []
+            step, checkpoint_step, train_s = int(state["step"]), int(state["checkpoint_step"]), float(state["train_s"])
+            failure, started, ended = str(state["failure"]), bool(state["started"]), bool(state["ended"])
+            resumed_s = float(state.get("resumed_s", 0.0)) if "workers" in state else train_s
+            incarnation = int(state.get("incarnation", 0))
+        except (KeyError, TypeError, ValueError, AttributeError, json_format.ParseError) as error:
+            raise KeyError(f"no state of a job: {error!r}") from None
+        if num_records != self.leases.num_records:
+            raise OtherRecords(
+                f"the job was begun with {num_records} training records and now there are "
                 f"{self.leases.num_records}; give the data it was begun with"
             )
-        self.step, self.failure = state["step"], state["failure"]
-        self._checkpoint_step = state["checkpoint_step"]
-        # Shards that are restored begin at the checkpoint's versions, and may be another number.
-        self.versions = list(state["versions"]) if "workers" in state else []
-        self.leases = LeaseTable.from_state(state["leases"], self.leases.lease_records)
-        for entry in state["reports"]:
-            report = json_format.ParseDict(entry, pb.WorkerReport())
-            self._reports[report.worker, report.incarnation] = report
-        self.seconds_before = state["train_s"]
-        workers = state.get("workers", {})
-        for index, (incarnation, host, finished) in workers.items():
-            self._workers[int(index)] = _Worker(incarnation, host, now_s, finished)
-        if workers and state["started"]:
+        self.step, self.failure, self._checkpoint_step = step, failure, checkpoint_step
+        self.versions, self.leases, self.seconds_before = versions, leases, train_s
+        self.resumed_s = resumed_s
+        self._reports.update({(report.worker, report.incarnation): report for report in reports})
+        self._workers.update(workers)
+        for seen in (incarnation, *(r.incarnation for r in reports), *(w.incarnation for w in workers.values())):
+            self.saw_incarnation(seen)
+        if workers and started:
             self.started_s = now_s - gap_s
-            self.ended_s = self.started_s if state["ended"] else None
+            self.ended_s = self.started_s if ended else None
 
     def total(self, value: Callable[[pb.WorkerReport], float]) -> float:
         """Sum of a field over all incarnations of all workers."""
@@ -257,7 +308,7 @@ class Coordinator:
         pushes_per_second = (last.pushes - first.pushes) / elapsed if elapsed else 0.0
         left = (self.num_steps - self.step) / pushes_per_second if pushes_per_second else math.inf
         if self.started_s is not None:
-            left = min(left, self.max_train_s - self.train_s(now_s))
+            left = min(left, self.max_train_s - self.train_s(now_s) + self.resumed_s)
         return pb.ProgressReply(
             step=self.step,
             num_steps=self.num_steps,

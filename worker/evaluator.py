@@ -17,8 +17,8 @@ from downpour.model import metrics
 from downpour.model.data import Dataset
 from downpour.model.records import RecordCounts
 from downpour.proto.chief_pb2 import Score
-from downpour.ps import checkpoint, layout
-from downpour.ps.checkpoint import Checkpoint
+from downpour.ps import checkpoint, restore
+from downpour.ps.checkpoint import Checkpoint, Damaged
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ChiefClient
 from downpour.worker.step import variables_in
@@ -35,16 +35,20 @@ class Evaluator:
         data: Where the held-out images are.
         batch_size: Images scored at once.
         average: Whether the average of the parameters is scored in their place.
+
+    Attributes:
+        has_scored: Whether it has scored a checkpoint.
     """
 
     def __init__(self, model: keras.Model, mine: Layout, data: Dataset, batch_size: int, average: bool = False) -> None:
+        self.has_scored = False
         self._average = average
         self._model = model
         self._layout = mine
         self._data = data
         self._batch_size = batch_size
         arguments = {"training": False} if model._call_has_training_arg else {}
-        self._predict = tf.function(lambda images: model(images, **arguments), reduce_retracing=True)
+        self._predict = tf.function(lambda images: model(images, **arguments), reduce_retracing=True, autograph=False)
 
     def score(self, directory: str) -> tuple[dict[str, float], RecordCounts]:
         """Scores one checkpoint.
@@ -54,18 +58,21 @@ class Evaluator:
             reach, `chance` (unweighted) and `chance_weighted`; and how many records were read and skipped.
 
         Raises:
-            LayoutMismatch: The checkpoint is of another model.
+            LayoutMismatch: The checkpoint is of another model. On how many shards it was written does not matter.
+            Damaged: The checkpoint is not what was written.
             ValueError: The checkpoint or the data cannot be read, or there is no average.
         """
         saved = checkpoint.load(directory)
-        layout.check_same(self._layout, saved.layout.canonical, saved.directory)
-        fill(self._model, saved, self._average)
+        restore.check(saved, self._layout.variables)
+        fill(self._model, self._layout, saved, self._average)
         for layer in self._model._flatten_layers():
             if isinstance(layer, keras.layers.RNN) and layer.stateful:  # its states are of the last batch scored
                 layer.reset_state()
         scores, labels, counts = self._predict_all()
+        metrics.check_labels(labels)
         mean = metrics.mean_average_precision_at(scores, labels)
         chance = metrics.chance(labels)
+        self.has_scored = True
         return {
             "map_at_100": mean.weighted,
             "map_at_100_unweighted": mean.unweighted,
@@ -80,17 +87,30 @@ class Evaluator:
             for images, batch_labels in batches:
                 scores.append(self._predict(images).numpy())
                 labels.append(np.asarray(batch_labels))
+            if not scores:
+                raise ValueError(
+                    f"data source {type(self._data).__name__} gives no held-out batch to score; give held-out images, "
+                    "or start with --noevaluator to train without scores"
+                )
             return np.concatenate(scores), np.concatenate(labels), batches.counts
 
 
-def fill(model: keras.Model, saved: Checkpoint, average: bool = False) -> None:
-    """Gives a model the parameters of a checkpoint of the same variables, or their average.
+def fill(model: keras.Model, mine: Layout, saved: Checkpoint, average: bool = False) -> None:
+    """Gives a model the parameters of a checkpoint, or their average; each value is found by its variable's name.
+
+    Args:
+        model: Its variables are overwritten.
+        mine: Its layout.
+        saved: A checkpoint of variables of these names and shapes, in any order and on any number of shards.
+        average: Whether the average is read.
 
     Raises:
         ValueError: The checkpoint cannot be read, or has no average.
     """
-    variables = variables_in(model, saved.layout)
-    for variable, value in zip(variables, saved.layout.gather(saved.parameters(average)), strict=True):
+    values = saved.layout.gather(saved.parameters(average))
+    found = {variable.name: value for variable, value in zip(saved.layout.variables, values, strict=True)}
+    for variable, known in zip(variables_in(model, mine), mine.variables, strict=True):
+        value = found[known.name]
         # Differences of stale statistics, added up, can take a variance below zero for a moment.
         is_variance = variable.path.endswith("/moving_variance")
         variable.assign(np.maximum(value, 0) if is_variance else value)
@@ -109,10 +129,14 @@ def run(evaluator: Evaluator, chief: ChiefClient) -> None:
         step, directory = found.step, found.directory
         try:
             metrics_, counts = evaluator.score(directory)
-        except ValueError:
-            if found.last or _is_whole(directory):
+        except ValueError as error:
+            whole = _is_whole(directory)
+            if found.last or (whole and not isinstance(error, Damaged)):
                 raise
-            logging.warning("the chief removed the checkpoint of step %d before it was read", step)
+            if whole:
+                logging.warning("the checkpoint of step %d is not scored: %s", step, error)
+            else:
+                logging.warning("the chief removed the checkpoint of step %d before it was read", step)
             continue
         logging.info("step %d: mAP@100 %.3f", step, metrics_["map_at_100"])
         chief.report_score(

@@ -31,10 +31,13 @@ class Examination:
     Attributes:
         assigned: Paths of the variables that a training call assigns; none of them is trained.
         rows: For each kernel that only its own layer uses, and once, the rows R of that layer's input.
+        unreached: Paths of the trained variables that no gradient reaches, as far as the outermost graph shows. Plain
+            Keras leaves them as they are, weight decay and constraints included.
     """
 
     assigned: frozenset[str] = frozenset()
     rows: Mapping[str, int] = field(default_factory=dict)
+    unreached: frozenset[str] = frozenset()
 
 
 def examine(
@@ -49,9 +52,10 @@ def examine(
         labels: Shape of its labels, [B, C].
 
     Raises:
-        ValueError: The call assigns a variable that is trained, or one is of a kind that no rule updates. What the
-            model's own code raises passes as it is.
+        ValueError: The call assigns a variable that is trained, or one is of a kind that no rule updates; the model
+            computes its loss or trains in its own way. What the model's own code raises passes as it is.
     """
+    _refuse_own_training(model)
     for variable in model.trainable_variables:
         if getattr(variable, "overwrite_with_gradient", False):
             raise ValueError(
@@ -61,21 +65,24 @@ def examine(
     layers = factorable_layers(model)
     assigned: list[keras.Variable] = []
     rows: dict[str, int] = {}
+    unreached: list[str] = []
+    trained = model.trainable_variables
 
     def trace(values: list[tf.Tensor], images: tf.Tensor, labels: tf.Tensor) -> None:
         scope = Scope(variables, values)
         kernels = {layer.kernel.path: scope.get_current_value(layer.kernel) for layer in layers}
-        with noting(scope, layers, watch=lambda _: None) as uses:
-            forward(model, scope, loss, images, labels)
+        with noting(scope, layers, watch=lambda _: None, stand_in=tf.identity) as uses:
+            reached = _reached(forward(model, scope, loss, images, labels))
+        unreached[:] = [v.path for v, value in zip(trained, values, strict=False) if value.name not in reached]
         assigned[:] = scope.assigned
         rows.update({path: _rows(uses[path][0]) for path, kernel in kernels.items() if _is_alone(kernel, uses[path])})
 
     specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
-    tf.function(trace).get_concrete_function(
+    tf.function(trace, autograph=False).get_concrete_function(
         specs, tf.TensorSpec(images, tf.float32), tf.TensorSpec(labels, tf.float32)
     )
     refuse_assigned(model, assigned)
-    return Examination(frozenset(variable.path for variable in assigned), rows)
+    return Examination(frozenset(variable.path for variable in assigned), rows, frozenset(unreached))
 
 
 def kinds_of(
@@ -135,6 +142,38 @@ def kinds_of(
                 "worker keeps its own, or in `frozen` if it stays as it is"
             )
     return kinds
+
+
+def _reached(loss: tf.Tensor) -> set[str]:
+    """Names of the tensors from which something differentiable leads to the loss.
+
+    What enters a loop or a condition counts as reached: their bodies are graphs of their own.
+    """
+    reached, waiting = {loss.name}, [loss.op]
+    while waiting:
+        op = waiting.pop()
+        if op.type == "StopGradient":
+            continue
+        # Of a variant type are the lists in which loops gather their outputs.
+        new = [t for t in op.inputs if _is_differentiable(t.dtype) and t.name not in reached]
+        reached.update(t.name for t in new)
+        waiting += [t.op for t in new]
+    return reached
+
+
+def _is_differentiable(dtype: tf.DType) -> bool:
+    return bool(dtype.is_floating or dtype.is_complex or dtype in (tf.variant, tf.resource))
+
+
+def _refuse_own_training(model: keras.Model) -> None:
+    """Raises `ValueError` if the model's class replaces what `fit` does with a batch: workers do not call it."""
+    for name in ("train_step", "compute_loss"):
+        if getattr(type(model), name) is not getattr(keras.Model, name):
+            raise ValueError(
+                f"{type(model).__name__} {model.name!r} has its own {name}, which workers do not call: they compute "
+                "the job's `loss` of the model's output, and what layers add with add_loss; express it by those and "
+                f"take {name} out"
+            )
 
 
 def is_float(variable: Any) -> bool:

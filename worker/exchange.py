@@ -120,6 +120,7 @@ class Exchange:
         send_base: Whether pushes carry `Gradients.base`.
         give_up_after_s: See `ShardClient`.
         security: Of this process.
+        job_id: See `ShardClient`.
 
     Attributes:
         wire: As given.
@@ -141,6 +142,7 @@ class Exchange:
         overlap: bool = True,
         send_base: bool = False,
         security: Security = PLAIN,
+        job_id: str = "",
     ) -> None:
         self._layout = layout
         self.wire = wire
@@ -151,7 +153,7 @@ class Exchange:
         self._send_base = send_base
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [
-            ShardClient(i, address, layout, give_up_after_s, security) for i, address in enumerate(addresses)
+            ShardClient(i, address, layout, give_up_after_s, security, job_id) for i, address in enumerate(addresses)
         ]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
@@ -163,10 +165,10 @@ class Exchange:
         ]
 
     def connect(self) -> None:
-        """Waits until every shard is ready, and compares layouts.
+        """Waits until every shard is ready, and compares index, layout and job.
 
         Raises:
-            LayoutMismatch: A shard holds another layout.
+            LayoutMismatch: See `ShardClient.wait_ready`.
             Unreachable: A shard does not answer.
         """
         futures = [self._pool.submit(client.wait_ready) for client in self._clients]

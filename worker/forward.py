@@ -84,11 +84,17 @@ def forward(
         labels: [B, C].
 
     Raises:
-        ValueError: The loss is not a scalar.
+        ValueError: The loss is not a scalar, or a Keras mask reaches the output.
     """
     arguments = {"training": True} if model._call_has_training_arg else {}
     with scope:
         logits = model(images, **arguments)
+        if getattr(logits, "_keras_mask", None) is not None:
+            raise ValueError(
+                f"a mask reaches the output of {type(model).__name__} {model.name!r}: plain Keras leaves what is "
+                "masked out of the loss, while a job's loss is one number; end the model with something that drops the "
+                "mask, as operations of keras.ops do, or take the masking layer out"
+            )
         own = tf.convert_to_tensor(loss(labels, tf.cast(logits, tf.float32)))
         if own.shape.rank not in (0, None):
             raise ValueError(f"the job's loss has the shape {own.shape}; return a scalar, for example its mean")
@@ -112,7 +118,10 @@ def _is_factorable(layer: keras.layers.Dense) -> bool:
 
 @contextlib.contextmanager
 def noting(
-    scope: Scope, layers: Collection[keras.layers.Dense], watch: Callable[[tf.Tensor], None]
+    scope: Scope,
+    layers: Collection[keras.layers.Dense],
+    watch: Callable[[tf.Tensor], None],
+    stand_in: Callable[[tf.Tensor], tf.Tensor] = tf.stop_gradient,
 ) -> Iterator[dict[str, list[Use]]]:
     """Yields what passes through dense layers while the model runs, by the kernel's path.
 
@@ -123,6 +132,7 @@ def noting(
         scope: Of the model's call.
         layers: To note; see `factorable_layers`.
         watch: Called with each output.
+        stand_in: Makes of a kernel what stands for it in its layer's own call: a constant, or the like for a trace.
     """
     uses: dict[str, list[Use]] = {layer.kernel.path: [] for layer in layers}
 
@@ -131,7 +141,7 @@ def noting(
 
         def call_and_note(inputs: Any, *arguments: Any, **keywords: Any) -> Any:
             value = scope.get_current_value(layer.kernel)
-            constant = tf.stop_gradient(value)
+            constant = stand_in(value)
             scope.hold(layer.kernel, constant)
             try:
                 output = call(inputs, *arguments, **keywords)

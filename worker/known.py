@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from downpour.proto import chief_pb2 as pb
+from downpour.ps.checkpoint import Checkpoint
 from downpour.worker.coordinator import Coordinator
 from downpour.worker.shards import Loss
 
@@ -45,12 +46,25 @@ class Known:
             "resumed_from": self.resumed_from,
         }
 
+    def resume(self, saved: Checkpoint, now_s: float) -> None:
+        """Goes on from a checkpoint."""
+        self.coordinator.load(saved.progress["coordinator"], now_s)
+        self.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+        self.resumed_from = saved.step
+
     def load(self, state: Mapping[str, Any], now_s: float) -> None:
-        """Goes on from a state; its `gap_s` are the seconds since it was written."""
+        """Goes on from a state; its `gap_s` are the seconds since it was written.
+
+        Raises:
+            OtherRecords: It is of other training records.
+            KeyError: It is no state; nothing has changed.
+        """
+        try:
+            score = ParseDict(state["score"], pb.Score()) if state["score"] else None
+            at = pb.NextCheckpointReply(**state["checkpoint"]) if state["checkpoint"] else None
+            losses = [Loss(*(int(loss[key]) for key in ("shard", "version", "updates"))) for loss in state["losses"]]
+            resumed_from = None if state["resumed_from"] is None else int(state["resumed_from"])
+        except (KeyError, TypeError, ValueError, AttributeError, ParseError) as error:
+            raise KeyError(f"no state of a chief: {error!r}") from None
         self.coordinator.load(state["coordinator"], now_s, gap_s=state["gap_s"])
-        if state["score"]:
-            self.score = ParseDict(state["score"], pb.Score())
-        if state["checkpoint"]:
-            self.checkpoint = pb.NextCheckpointReply(**state["checkpoint"])
-        self.losses = [Loss(**loss) for loss in state["losses"]]
-        self.resumed_from = state["resumed_from"]
+        self.score, self.checkpoint, self.losses, self.resumed_from = score, at, losses, resumed_from

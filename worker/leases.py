@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from downpour.model.order import Lease
-from downpour.proto.errors import WorkerSuperseded
+from downpour.proto.errors import LeaseUnknown, WorkerSuperseded
 
 _LEASE_BATCHES = 4  # between two calls to the chief
 _LEASES_PER_EPOCH = 4  # each worker gets at least so many, so that small sets are shared evenly
@@ -70,7 +71,8 @@ class LeaseTable:
         num_records: As given.
         lease_records: As given.
         epoch: The newest epoch of which positions were granted.
-        records_repeated: Positions granted again after they had been given back, which may be seen twice.
+        records_repeated: Positions granted again after they had been given back or their lease was lost with a
+            journal, which may be seen twice.
     """
 
     def __init__(self, num_records: int, lease_records: int) -> None:
@@ -89,16 +91,18 @@ class LeaseTable:
         """A table that goes on where `state` was taken, with leases of another length from then on.
 
         Raises:
-            KeyError: It is no state of a table.
+            KeyError, TypeError, ValueError, AttributeError: It is no state of a table.
         """
-        table = cls(state["num_records"], lease_records)
-        table.epoch, table._next = state["epoch"], state["next"]
-        table.records_repeated = state["records_repeated"]
-        table._returned = [Lease(*lease) for lease in state["returned"]]
+        table = cls(int(state["num_records"]), lease_records)
+        table.epoch, table._next = int(state["epoch"]), int(state["next"])
+        table.records_repeated = int(state["records_repeated"])
+        table._returned = [_lease(lease) for lease in state["returned"]]
         for worker, holder in state.get("holders", {}).items():
-            leases = deque(Lease(*lease) for lease in holder["leases"])
-            last = Lease(*holder["last"]) if holder["last"] else None
-            table._holders[int(worker)] = _Holder(**(holder | {"leases": leases, "last": last}))
+            leases = deque(_lease(lease) for lease in holder["leases"])
+            last = _lease(holder["last"]) if holder["last"] else None
+            numbers = {key: int(holder[key]) for key in ("incarnation", "num_leases", "given", "done")}
+            released = bool(holder["released"])
+            table._holders[int(worker)] = _Holder(**numbers, leases=leases, last=last, released=released)
         return table
 
     def state(self, *, with_holders: bool = False) -> dict[str, Any]:
@@ -132,8 +136,9 @@ class LeaseTable:
                 gives the same lease.
 
         Raises:
-            WorkerSuperseded: A newer incarnation is known; or the number does not follow from what the table knows,
-                which is then older than this incarnation.
+            WorkerSuperseded: A newer incarnation is known.
+            LeaseUnknown: The number does not follow from what the table knows, which is then older than this
+                incarnation.
         """
         holder = self._holder(worker, incarnation)
         if number == holder.num_leases - 1 and holder.last is not None:
@@ -144,9 +149,9 @@ class LeaseTable:
             holder.given -= holder.last.num_records
             holder.done = holder.given
         if number != holder.num_leases:
-            raise WorkerSuperseded(
+            raise LeaseUnknown(
                 f"worker {worker} asks for lease {number} and the chief knows of {holder.num_leases}; "
-                "it was started anew without its journal, so this worker must start anew as well"
+                "it was started anew without its newest journal, so this worker must start anew as well"
             )
         lease = self._take()
         holder.num_leases += 1
@@ -158,7 +163,7 @@ class LeaseTable:
     def done(self, worker: int, incarnation: int, records_done: int) -> None:
         """Notes how many positions an incarnation has finished since its start, over its leases in order.
 
-        Reports that are repeated, late, or of an incarnation that holds nothing change nothing.
+        Reports that are repeated, late, or of an incarnation that holds nothing change nothing; see `given`.
         """
         holder = self._holders.get(worker)
         if holder is None or holder.incarnation != incarnation:
@@ -171,6 +176,14 @@ class LeaseTable:
                 holder.leases.appendleft(Lease(lease.epoch, lease.start + finished, lease.stop))
             holder.done += finished
             left -= finished
+
+    def given(self, worker: int, incarnation: int) -> int:
+        """Positions that an incarnation was granted, as far as the table knows.
+
+        What it finishes beyond them was granted by a chief whose journal is lost, and is granted again.
+        """
+        holder = self._holders.get(worker)
+        return holder.given if holder is not None and holder.incarnation == incarnation else 0
 
     def release(self, worker: int, incarnation: int) -> None:
         """Takes back what an incarnation, or an older one, has not finished: it is gone.
@@ -224,6 +237,11 @@ class LeaseTable:
         """Positions, of one epoch or all, that were granted and are not finished."""
         unfinished = [*self._returned, *self._held()]
         return sum(lease.num_records for lease in unfinished if epoch in (None, lease.epoch))
+
+
+def _lease(numbers: Sequence[Any]) -> Lease:
+    epoch, start, stop = numbers
+    return Lease(int(epoch), int(start), int(stop))
 
 
 def _plain(lease: Lease) -> list[int]:

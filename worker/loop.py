@@ -42,6 +42,7 @@ def train(
     overlap: bool,
     cadence: Cadence = _EVERY_STEP,
     leaving: Future[None] = _NEVER,
+    check_position: Callable[[int], None] = lambda position: None,
 ) -> None:
     """Trains until a shard's version reaches `num_steps`, the chief says stop, or this worker leaves.
 
@@ -63,6 +64,7 @@ def train(
         overlap: See above.
         cadence: When to push and when to fetch, counted in batches.
         leaving: Done when this worker is to leave.
+        check_position: Is given the batches' position before each is trained on; raises when it is beyond the leases.
 
     Raises:
         JobFailed: The loss or a gradient is not finite, and no smaller loss scale can mend it. Nothing of that step has
@@ -78,6 +80,7 @@ def train(
     try:
         while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
             images, labels = next(batches)
+            check_position(batches.position)
             gradients = _compute(step, mine.parameters, images, labels, reporter)
             reporter.read(batches.counts)
             if gradients is None:

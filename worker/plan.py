@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from downpour.proto import chief_pb2
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.errors import TooManyWorkers
+from downpour.proto.errors import LayoutMismatch, TooManyWorkers
 from downpour.ps.named import to_message
 
 
@@ -37,6 +38,10 @@ class Plan:
         description: What the job is, for whoever reads a checkpoint.
         max_workers: A worker's index is below it; 0 for num_workers.
         expects_evaluator: Whether an evaluator will come, if it has not yet when training is over.
+        overwrite: Whether a new run may remove what another one has left in its folder.
+        job_id: Id of a run that begins, the same for every start of its chief; empty for a random one. A run that is
+            resumed keeps its own.
+        job: What must be the same in workers and evaluator: fields of the job and their values.
     """
 
     recipe: str
@@ -60,14 +65,37 @@ class Plan:
     description: Mapping[str, Any] = field(default_factory=dict)
     max_workers: int = 0
     expects_evaluator: bool = False
+    overwrite: bool = False
+    job_id: str = ""
+    job: Mapping[str, str] = field(default_factory=dict)
 
-    def check_worker(self, index: int) -> None:
-        """Raises `TooManyWorkers` when the job takes no worker of this index."""
-        most = max(self.num_workers, self.max_workers)
+    def check_job(self, who: str, theirs: Mapping[str, str]) -> None:
+        """Raises `LayoutMismatch` with the first field in which the job of another process differs from this one."""
+        for key in (*self.job, *theirs):
+            if self.job.get(key) != theirs.get(key):
+                raise LayoutMismatch(
+                    f"{who} runs another job: {key} is {theirs.get(key, 'missing')} there and "
+                    f"{self.job.get(key, 'missing')} in the chief; start every role with the same recipe and overrides"
+                )
+
+    def check_worker(self, request: chief_pb2.RegisterRequest, fingerprint: bytes) -> None:
+        """Compares what a worker runs with this job and the fingerprint of its layout.
+
+        Raises:
+            TooManyWorkers: The job takes no worker of this index.
+            LayoutMismatch: The worker runs another job, or computed another layout.
+        """
+        index, most = request.worker, max(self.num_workers, self.max_workers)
         if index >= most:
             raise TooManyWorkers(
                 f"worker {index}, but the job takes {most} workers; give an --index of 0 to {most - 1}, or start the "
                 f"chief with --set=cluster.max_workers={index + 1}"
+            )
+        self.check_job(f"worker {index}", request.job)
+        if request.fingerprint != fingerprint:
+            raise LayoutMismatch(
+                f"worker {index} computed layout {request.fingerprint.hex()[:16]}, the chief {fingerprint.hex()[:16]}; "
+                "start every role with the same recipe, overrides and versions of Downpour and Keras"
             )
 
     def told(self) -> pb.ShardSpecification:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from absl import logging
 
@@ -29,24 +30,36 @@ class Reporter:
     Args:
         chief: Where to report.
         worker: Index of the worker.
-        incarnation: Of this process.
         fingerprint: Of the worker's layout.
+        job: What it runs: fields of the job and their values, compared with the chief's.
 
     Attributes:
+        incarnation: Of this process, as the chief has given it.
+        job_id: Of the job that the shards must hold.
         stop: Set when the chief says that training is over, or when it refuses this worker.
+
+    Raises:
+        LayoutMismatch: The chief runs another job.
+        TooManyWorkers: The job takes no worker of this index.
     """
 
-    def __init__(self, chief: ChiefClient, worker: int, incarnation: int, fingerprint: bytes) -> None:
+    def __init__(
+        self, chief: ChiefClient, worker: int, fingerprint: bytes, job: Mapping[str, str] | None = None
+    ) -> None:
         self.stop = threading.Event()
         self._chief = chief
-        self._worker, self._incarnation = worker, incarnation
+        self._worker = worker
         self._lock = threading.Lock()
-        self._totals = WorkerReport(worker=worker, incarnation=incarnation)
         self._refusal: DownpourError | None = None
         self._ending = threading.Event()
         host = f"{socket.gethostname()} process {os.getpid()}"
-        hello = RegisterRequest(worker=worker, incarnation=incarnation, fingerprint=fingerprint, host=host)
-        if chief.register(hello):
+        hello = RegisterRequest(
+            worker=worker, fingerprint=fingerprint, host=host, process=secrets.token_hex(8), job=job or {}
+        )
+        reply = chief.register(hello)
+        self.incarnation, self.job_id = reply.incarnation, reply.job_id
+        self._totals = WorkerReport(worker=worker, incarnation=self.incarnation)
+        if reply.stop:
             self.stop.set()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
@@ -90,7 +103,7 @@ class Reporter:
                 totals.bytes_pushed += answer.bytes_pushed
                 # Every push of an incarnation is acknowledged before the next begins, so their count names it.
                 name = totals.pushes_acknowledged
-                logging.debug("push %d/%d/%d acknowledged", self._worker, self._incarnation, name)
+                logging.debug("push %d/%d/%d acknowledged", self._worker, self.incarnation, name)
 
     def read(self, counts: RecordCounts) -> None:
         """Notes how many records have been read and skipped so far."""
@@ -107,7 +120,7 @@ class Reporter:
             Unreachable: The chief does not answer.
         """
         for number in itertools.count():
-            yield self._chief.lease(self._worker, self._incarnation, number)
+            yield self._chief.lease(self._worker, self.incarnation, number)
 
     def finish(self, failure: str = "") -> None:
         """Sends the last report. With a failure, the chief ends the job.

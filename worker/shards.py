@@ -63,6 +63,17 @@ class Shards:
         ]
         self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shards")
 
+    @property
+    def job_id(self) -> str:
+        """Of the job whose parameters the shards must hold; empty until it is set."""
+        return self._told.job_id
+
+    @job_id.setter
+    def job_id(self, job_id: str) -> None:
+        self._told.job_id = job_id
+        for client in self._clients:
+            client.job_id = job_id
+
     def __len__(self) -> int:
         return len(self._clients)
 
@@ -118,7 +129,7 @@ class Shards:
         self,
         statuses: Sequence[pb.StatusReply | None],
         seen: Sequence[int],
-        newest: Callable[[], str | None],
+        newest: Callable[[Callable[[Checkpoint], None]], Checkpoint | None],
         values: Callable[[], list[np.ndarray]],
     ) -> list[Loss]:
         """Gives shards that came back without their memory what there is: the newest checkpoint, else initial values.
@@ -126,21 +137,35 @@ class Shards:
         Args:
             statuses: As `look` gives them.
             seen: Highest version of each shard that anybody has seen.
-            newest: Gives the folder of the newest checkpoint, if there is one.
+            newest: Gives the newest checkpoint of which a check finds what is needed undamaged, if there is one.
             values: See `initialize`.
+
+        Raises:
+            Damaged: There are checkpoints, and all are.
+            LayoutMismatch: A shard holds parameters of another job.
         """
+        for i, status in enumerate(statuses):
+            if status is not None and status.ready and status.job_id != self.job_id:
+                raise LayoutMismatch(
+                    f"shard {i} holds parameters of job {status.job_id or 'without an id'}, and this is job "
+                    f"{self.job_id}; start it again without that arena"
+                )
         empty = [i for i, status in enumerate(statuses) if status is not None and not status.ready]
         if not empty:
             return []
-        folder = newest()
-        if folder is None:
+
+        def needed(saved: Checkpoint) -> None:
+            saved.verify(empty if saved.layout.canonical == self.layout.canonical else None)
+
+        saved = newest(needed)
+        if saved is None:
             self.initialize(values, empty)
             versions = [0] * len(empty)
         else:
-            versions = self.restore(checkpoint.load(folder), empty)
+            versions = self.restore(saved, empty)
         losses = [Loss(i, version, max(0, seen[i] - version)) for i, version in zip(empty, versions, strict=True)]
         for loss in losses:
-            whence = folder or "initial values"
+            whence = saved.directory if saved else "initial values"
             logging.warning("shard %d lost its memory: back at version %d from %s, %d updates lost", loss.shard,
                           loss.version, whence, loss.updates)  # fmt: skip
         return losses
@@ -153,15 +178,18 @@ class Shards:
         """Has every shard write its file, then writes the manifest.
 
         Raises:
-            CheckpointFailed: A file cannot be written.
+            CheckpointFailed: A file cannot be written; what was written of the others has been removed.
         """
-        replies = self._on_all(lambda client: client.write_checkpoint(directory))
         told = pb.ShardSpecification()
         told.CopyFrom(self._told)
         told.ClearField("layout")
-        files = tuple(ShardFile.of(reply) for reply in replies)
-        saved = Checkpoint(directory, step, self.layout, files, told, progress)
-        checkpoint.write_manifest(saved)
+        try:
+            files = tuple(ShardFile.of(reply) for reply in self._on_all(lambda c: c.write_checkpoint(directory)))
+            saved = Checkpoint(directory, step, self.layout, files, told, progress)
+            checkpoint.write_manifest(saved)
+        except DownpourError:
+            checkpoint.discard(directory)
+            raise
         return saved
 
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:

@@ -93,6 +93,7 @@ def variables_of(
     frozen: Sequence[str] = (),
     factored: Collection[str] = (),
     kinds: Mapping[str, str] | None = None,
+    unreached: Collection[str] = (),
 ) -> list[Variable]:
     """The model's variables as the layout sees them: trainable ones, then the other floating-point ones.
 
@@ -108,6 +109,7 @@ def variables_of(
         frozen: `fnmatch` patterns of variables and statistics that stay as they are.
         factored: Names of variables whose gradients travel as factors; see `factored_names`.
         kinds: Of variables that are not trained, from `worker.examine.kinds_of`; None for statistics throughout.
+        unreached: Names of trainable variables that no gradient reaches, which are frozen.
 
     Raises:
         ValueError: A pattern of `rates` or `frozen` matches nothing, nothing is left to train, two variables have one
@@ -122,6 +124,9 @@ def variables_of(
     still = {name for pattern in frozen for name in matching("frozen", pattern, [*trainable, *fixed_shapes])}
     if trainable.keys() <= still:
         raise ValueError(f"frozen: {', '.join(frozen)} match every trainable variable; leave something to train")
+    still |= set(unreached)
+    if trainable.keys() <= still:
+        raise ValueError(f"no gradient of the loss reaches {', '.join(sorted(trainable))}: nothing is left to train")
     multipliers = {name: rate.multiplier for rate in rates for name in matching("rates", rate.pattern, list(trainable))}
 
     constraints = {v.path: constraint_of(v) for v in model.trainable_variables if v.path not in still}
@@ -233,7 +238,7 @@ class TrainingStep:
         self._local: Tensors = [tf.convert_to_tensor(v) for v in self._local_variables]
         computes_in_float16 = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
         self._scale = LossScale() if computes_in_float16 else None
-        self._compiled = tf.function(self._step, reduce_retracing=True)
+        self._compiled = tf.function(self._step, reduce_retracing=True, autograph=False)
 
     def __call__(self, parameters: Parameters, images: Any, labels: Any) -> StepResult:
         """Computes loss and gradients.
@@ -247,14 +252,9 @@ class TrainingStep:
             ValueError: The model does something with its variables that the layout does not allow for, found when the
                 first batch is traced.
         """
-        trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
-        statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
-        frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
         scale = self._scale.value if self._scale else None
-        batch = (tf.convert_to_tensor(images), tf.convert_to_tensor(labels))
-        multiplier = tf.constant(scale or 1.0)
         loss, norm, gradients, factors, differences, local = self._compiled(
-            trained, statistics, frozen, self._local, multiplier, *batch
+            *self._arguments(parameters, images, labels)
         )
         result = StepResult(
             float(loss),
@@ -275,6 +275,26 @@ class TrainingStep:
         if self._scale:
             self._scale.update(result.is_finite)
         return result
+
+    def trace(self, images: Any, labels: Any) -> None:
+        """Traces the step for batches of these shapes without computing it; raises what model and loss raise."""
+        layout, shards = self._layout, range(self._layout.num_shards)
+        zeros = Parameters(
+            [np.zeros(layout.num_trained(shard), self._bits) for shard in shards],
+            [np.zeros(layout.num_pushed(shard) - layout.num_trained(shard), np.float32) for shard in shards],
+            [0] * len(shards),
+            [np.zeros(layout.size(shard) - layout.num_pushed(shard), self._bits) for shard in shards],
+        )
+        self._compiled.get_concrete_function(*self._arguments(zeros, images, labels))
+
+    def _arguments(self, parameters: Parameters, images: Any, labels: Any) -> tuple[Any, ...]:
+        """Of the compiled step."""
+        trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
+        statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
+        frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
+        scale = tf.constant(self._scale.value if self._scale else 1.0)
+        batch = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+        return trained, statistics, frozen, self._local, scale, *batch
 
     def _step(
         self,

@@ -45,6 +45,7 @@ def summary(
         "parameters": sum(v.size for v in layout.variables),
         "imbalance": round(layout.imbalance, 5),
         "global_steps": min(status.version for status in statuses),
+        "ended_by": coordinator.ended_by(),
         "seconds": round(seconds, 2),
         "images_per_second": round(images / seconds, 1) if seconds else 0.0,
         "loss": coordinator.recent_loss(),

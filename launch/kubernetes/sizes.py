@@ -80,7 +80,7 @@ def measure(job: Job, *, gpu: bool) -> Sizes:
     """Builds the job's model and computes what it needs.
 
     Raises:
-        ValueError: As `downpour.launch.build.build` says, or the data's labels are not there.
+        ValueError: As `downpour.launch.build.build` says.
     """
     model, layout = build(job)
     shapes = (layer.output.shape for layer in model.layers if hasattr(layer.output, "shape"))

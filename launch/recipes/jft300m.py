@@ -6,7 +6,7 @@ arXiv 1707.02968, section 4.1 ("Training on JFT-300M Data"). Every number below 
 | here | the paper's statement, paraphrased |
 |---|---|
 | `depth=101` | a standard residual network with 101 layers, for ease of comparison |
-| 18,291 labels (from `labels.json`) | a fully connected layer with 18,291 outputs ends the network |
+| `num_labels=18_291` | a fully connected layer with 18,291 outputs ends the network |
 | `per_label_logistic` | labels are not exclusive: logistic loss per label, absent labels are negatives |
 | ancestors filled in (`labels.json` is a tree) | missing labels are filled in by a hierarchy: apple is also fruit |
 | `resize=340, crop=299` | images are resized to 340 x 340, then randomly cropped to 299 x 299 |
@@ -27,7 +27,7 @@ Data: a folder of `train-*.tfrecord` and `heldout-*.tfrecord` (each record an im
 is OpenMoji through the recipe `quickstart`; any folder of that form works here.
 
     downpour chief --recipe=jft300m --set=data.folder=/data/jft --ps=... --port=2222   (and so on, or a TFJob)
-    python -m downpour.launch.local --recipe=jft300m --set=data.folder=data/openmoji --set=slicing.0.num_slices=50 \
+    python -m downpour.launch.local --recipe=jft300m --set=data.folder=data/openmoji --set=data.num_labels=130 \
         --set=cluster.num_workers=2 --steps=100                                        (a rehearsal)
 
 Expected: about two months on 50 K80s (6.9 global steps a second); the paper scores mAP@100 on a held-out set of
@@ -51,7 +51,7 @@ def job() -> Job:
     return Job(
         name="jft300m",
         model=ResNet(depth=101),
-        data=ImageRecords(folder="data/jft300m", resize=340, crop=299, mirror=True),
+        data=ImageRecords(folder="data/jft300m", num_labels=18_291, resize=340, crop=299, mirror=True),
         loss=per_label_logistic,
         rule=RMSProp(rho=0.9, momentum=0.9, epsilon=1e-10),
         schedule=StaircaseExponential(learning_rate=1e-3, factor=0.9, every=3_000_000),

@@ -32,7 +32,7 @@ def job() -> Job:
     return Job(
         name="quickstart",
         model=ResNet(depth=18, width=16, stem="3x3/2", head_bias=-4.0, norm_momentum=0.9),
-        data=ImageRecords(folder="data/openmoji", resize=36, crop=32, mirror=True),
+        data=ImageRecords(folder="data/openmoji", num_labels=130, resize=36, crop=32, mirror=True),
         loss=per_label_logistic,
         rule=RMSProp(rho=0.9, momentum=0.9, epsilon=1e-10),
         schedule=StaircaseExponential(learning_rate=5e-4, factor=0.5, every=300),
@@ -43,5 +43,4 @@ def job() -> Job:
         cluster=Cluster(num_ps=17, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="bfloat16", overlap=True),
         checkpoint_every_steps=100,
-        max_train_s=140.0,
     )

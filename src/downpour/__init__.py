@@ -5,3 +5,11 @@ The five packages below this one live at the top of the checkout (`ps/`, `worker
 """
 
 __version__ = "0.1.0"
+
+# What pip calls it: on PyPI the name `downpour` belongs to another project.
+DISTRIBUTION = "downpour-training"
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra of setup.py beside what is installed."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"

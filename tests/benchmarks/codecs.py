@@ -57,6 +57,7 @@ _SECONDS = flags.DEFINE_float("seconds", 25.0, "Length of a run on Fashion-MNIST
 _STEP_S = flags.DEFINE_float("step_seconds", 0.1, "Seconds a step of a worker takes there.", 0.0)
 _STEPS = flags.DEFINE_integer("steps", 700, "Steps of a run of quickstart.", 1)
 _OUT = flags.DEFINE_string("out", "runs/codecs", "Folder of the plot.")
+_QUICKSTART = "runs/codecs_quickstart"  # of one run after the other
 
 Curve = list[tuple[float, float]]  # (images or steps, score)
 Run = Callable[[str, int], Curve]
@@ -95,11 +96,12 @@ def quickstart(closing: ExitStack) -> Run:
             **{f"exchange.{key}": value for key, value in MODES[mode].items()},
         }
         command = [sys.executable, "-m", "downpour.launch.local", "--recipe=quickstart"]
+        command += [f"--run_dir={_QUICKSTART}", "--overwrite"]
         command += [f"--set={key}={value}" for key, value in settings.items()]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise ValueError(f"{' '.join(command[2:])} ended with exit code {done.returncode}")
-        lines = Path("runs/quickstart/history.jsonl").read_text().splitlines()
+        lines = Path(_QUICKSTART, "history.jsonl").read_text().splitlines()
         scores = [line for line in map(json.loads, lines) if line["kind"] == "score"]
         return [(float(score["step"]), float(score["map_at_100"])) for score in scores]
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import psutil
 
 from downpour.launch import topology
@@ -20,6 +19,8 @@ from downpour.launch.job import Cluster as Counts
 from downpour.launch.supervisor import ProcessFailed, Program, Supervisor
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto import parameter_server_pb2_grpc
+from downpour.worker import owner
+from tests.channels import plain
 from tests.chaos.proxy import Proxies
 
 _HOST = "127.0.0.1"
@@ -63,7 +64,8 @@ class Cluster:
             self._start_server(name, own | {"arena": self.scratch / f"{name.replace('/', '-')}.arena"})
         self._wait_for_ports(shards)
         direct: Flags = {"ps": ",".join(self._address(self.ports[name]) for name in shards)}
-        self._start_server("chief", own | self.common | direct)
+        anew: Flags = {"overwrite": True, "job_id": owner.new_job_id()}
+        self._start_server("chief", own | self.common | direct | anew)
         self._wait_for_ports(["chief"])
         where: Flags = {"ps": ",".join(map(self._way_to, shards)), "chief": self._way_to("chief")}
         for name in self.clients():
@@ -91,7 +93,7 @@ class Cluster:
         """
         replies = []
         for i in range(self.counts.num_ps):
-            with grpc.insecure_channel(self._address(self.ports[f"ps/{i}"])) as channel:
+            with plain(self._address(self.ports[f"ps/{i}"])) as channel:
                 stub = parameter_server_pb2_grpc.ParameterServerStub(channel)  # type: ignore[no-untyped-call]
                 replies.append(stub.Status(pb.StatusRequest(), timeout=_STATUS_TIMEOUT_S, wait_for_ready=True))
         return replies

@@ -6,7 +6,7 @@ checkpoint written by the shards, `evaluator.fill`. Plain Keras is `compile` and
 Tolerances, of each variable's largest difference:
 
 - `ROUNDING` of the largest of its values, of the learning rate (what a gradient of 1 moves) and of its change. Both
-  sides compute in float32; TensorFlow's graph and its eager mode, and sums over factors, add up in another order.
+  sides compute in float32; sums over factors, and norms of products, add up in another order. Mostly nothing differs.
 - With a policy that rounds to 16 bits also `ROUNDING_16` of the largest change of any variable: a kernel's gradient is
   rounded to 8 or 11 bits by plain Keras, while its factors are multiplied in float32 on the shard; and where a value
   lies between two 16-bit numbers, a difference of one float32 bit decides which of them the next layer sees.
@@ -44,7 +44,7 @@ from tests.worker.cluster import initialize
 ROUNDING = 1e-5
 ROUNDING_16 = 3e-2
 LOSS = 1e-5
-LOSS_16 = 2e-2
+LOSS_16 = 1e-2
 
 
 class Refused(Exception):
@@ -59,11 +59,13 @@ class Trained:
         losses: Of each step.
         values: Of each variable, by path and place.
         factored: Names of the variables whose gradients travelled as factors.
+        names: Of the model, its layers and variables.
     """
 
     losses: list[float]
     values: dict[str, np.ndarray]
     factored: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def outcome_of(drawn: Drawn) -> Outcome:
     try:
         before, plain = train_plainly(drawn, network)
         try:
-            mine = train_through_shards(drawn, before)
+            mine = train_through_shards(drawn, before, plain.names)
             factored = bool(mine.factored)
             error, where = largest(plain, mine, before, drawn)
             status = "equal" if error <= 1 else "failed"
@@ -134,14 +136,13 @@ def train_plainly(drawn: Drawn, network: Any) -> tuple[dict[str, np.ndarray], Tr
     model = network.build(drawn.image_size, drawn.num_labels)
     variables = keyed(model)
     before = {name: np.array(v) for name, v in variables.items()}
-    # Eagerly: for two steps that is faster than tracing.
     optimizer = plain_optimizer(drawn)
     mend(model, optimizer)
     if any(layer.compute_dtype == "float16" for layer in model._flatten_layers()):
         optimizer = keras.optimizers.LossScaleOptimizer(
             optimizer
         )  # Keras's own choice looks at the model's policy only
-    model.compile(optimizer=optimizer, loss=LOSSES[drawn.loss][1](), run_eagerly=True)
+    model.compile(optimizer=optimizer, loss=LOSSES[drawn.loss][1](), run_eagerly=False, jit_compile=False)
     losses = []
     for images, labels in drawn.batches():
         model.reset_metrics()
@@ -151,7 +152,8 @@ def train_plainly(drawn: Drawn, network: Any) -> tuple[dict[str, np.ndarray], Tr
         if was_skipped(optimizer):
             for variable, value in zip(statistics, saved, strict=True):
                 variable.assign(value)
-    return before, Trained(losses, {name: np.array(v) for name, v in variables.items()})
+    names = frozenset([*variables, *(layer.name for layer in model._flatten_layers())])
+    return before, Trained(losses, {name: np.array(v) for name, v in variables.items()}, names=names)
 
 
 def mend(model: Any, optimizer: Any) -> None:
@@ -194,7 +196,7 @@ def plain_optimizer(drawn: Drawn) -> Any:
     raise AssertionError(job.rule)
 
 
-def train_through_shards(drawn: Drawn, before: dict[str, np.ndarray]) -> Trained:
+def train_through_shards(drawn: Drawn, before: dict[str, np.ndarray], names: frozenset[str]) -> Trained:
     """Downpour: one worker, float32, without overlap, three shards.
 
     Raises:
@@ -206,14 +208,14 @@ def train_through_shards(drawn: Drawn, before: dict[str, np.ndarray]) -> Trained
         model, layout = build(job)
         step = TrainingStep(model, job.loss, layout, codec.FLOAT32, job.clip)
     except ValueError as error:
-        raise refusal(error, before) from error
+        raise refusal(error, names) from error
     for name, variable in keyed(model).items():
         np.testing.assert_array_equal(variable, before[name], f"the builds differ in {name}")
     servers = [Server(i) for i in range(NUM_SHARDS)]
     addresses = [f"127.0.0.1:{server.port}" for server in servers]
     try:
         initialize(addresses, layout, initial_values(model, layout), job.rule, job.schedule)
-        losses = _train(drawn, step, layout, addresses, before)
+        losses = _train(drawn, step, layout, addresses, names)
         with tempfile.TemporaryDirectory() as folder:
             _fill(model, layout, addresses, folder)
     finally:
@@ -225,7 +227,7 @@ def train_through_shards(drawn: Drawn, before: dict[str, np.ndarray]) -> Trained
 
 
 def _train(
-    drawn: Drawn, step: TrainingStep, layout: Layout, addresses: list[str], before: dict[str, np.ndarray]
+    drawn: Drawn, step: TrainingStep, layout: Layout, addresses: list[str], names: frozenset[str]
 ) -> list[float]:
     exchange = Exchange(
         addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, overlap=False, give_up_after_s=60
@@ -239,7 +241,7 @@ def _train(
             except ValueError as error:
                 if losses:
                     raise
-                raise refusal(error, before) from error
+                raise refusal(error, names) from error
             losses.append(result.loss)
             if result.is_finite:
                 answer = exchange.start(result.gradients).result()
@@ -257,12 +259,11 @@ def _fill(model: Any, layout: Layout, addresses: list[str], folder: str) -> None
     files = tuple(checkpoint.ShardFile.of(client.write_checkpoint(folder)) for client in clients)
     for client in clients:
         client.close()
-    evaluator.fill(model, checkpoint.Checkpoint(folder, NUM_STEPS, layout, files))
+    evaluator.fill(model, layout, checkpoint.Checkpoint(folder, NUM_STEPS, layout, files))
 
 
-def refusal(error: ValueError, before: dict[str, np.ndarray]) -> Exception:
-    """The error as a refusal, if it names a layer or variable of the model; else as it is."""
-    names = {part for path in before for part in (path, *path.split("/")[:-1])}
+def refusal(error: ValueError, names: frozenset[str]) -> Exception:
+    """The error as a refusal, if it names the model or one of its layers or variables; else as it is."""
     return Refused(str(error)) if any(name in str(error) for name in names) else error
 
 
@@ -274,7 +275,7 @@ def largest(plain: Trained, mine: Trained, before: dict[str, np.ndarray], drawn:
     largest_change = max((changes[name] for name in mine.values), default=0.0)
     for name in plain.values.keys() - mine.values.keys():
         # What a shard does not hold is a worker's own: seeds, counters, a recurrent layer's states.
-        assert not is_float(before[name]) or drawn.assigned == "local", f"{name} is on no shard"
+        assert not is_float(before[name]) or not changes[name] or drawn.assigned == "local", f"{name} is on no shard"
     for name, value in mine.values.items():
         scale = max(float(np.abs(_wide(plain.values[name])).max(initial=0)), drawn.job().schedule.learning_rate)
         tolerance = ROUNDING * max(scale, changes[name]) + (ROUNDING_16 * largest_change if rounds else 0.0)
@@ -287,7 +288,9 @@ def largest(plain: Trained, mine: Trained, before: dict[str, np.ndarray], drawn:
 
 
 def _of_losses(plain: list[float], mine: list[float], tolerance: float) -> tuple[float, str]:
-    error = max(abs(m - p) / (tolerance * max(abs(p), 1e-3)) for m, p in zip(mine, plain, strict=True))
+    p, m = np.array(plain), np.array(mine)
+    both = (m == p) | (np.isnan(m) & np.isnan(p))  # equally infinite, or not numbers, where a step overflows
+    error = float(np.where(both, 0.0, np.abs(m - p) / (tolerance * np.maximum(np.abs(p), 1e-3))).max())
     return (error if np.isfinite(error) else np.inf), f"losses {mine} instead of {plain}"
 
 

@@ -43,7 +43,8 @@ def summary(outcomes: list[Outcome], seconds: float) -> dict[str, object]:
 
 def reason_of(outcome: Outcome) -> str:
     """A refusal's reason without names and numbers, so that equal reasons are counted together."""
-    words = outcome.reason.splitlines()[0].split()
+    said = outcome.reason.strip().rpartition("ValueError: ")[2]  # AutoGraph puts a traceback before it
+    words = said.splitlines()[0].split()
     return " ".join("NAME" if "/" in word else re.sub(r"\d+", "N", word) for word in words)[:120]
 
 

@@ -44,7 +44,7 @@ class Sketch:
 
     def layer(self, kind: Any, *positional: Any, **arguments: Any) -> Any:
         """A layer with a name of its own, written into the recipe."""
-        if self._policies and self.chance(0.4):
+        if self._policies and kind is not keras.Sequential and self.chance(0.4):
             arguments.setdefault("dtype", self.pick(*self._policies))
         given = [_described(value) for value in positional]
         given += [f"{key}={_described(value)}" for key, value in arguments.items()]
@@ -114,5 +114,7 @@ class Sketch:
 def _described(value: Any) -> str:
     if isinstance(value, keras.layers.Layer):
         return value.name
+    if isinstance(value, list):
+        return f"[{', '.join(map(_described, value))}]"
     config = getattr(value, "get_config", None)
     return f"{type(value).__name__}({config()})" if config else repr(value)

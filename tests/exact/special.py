@@ -278,6 +278,18 @@ def double_variables(s: Sketch, x: Any) -> Any:
     return ops.cast(s.layer(layers.Dense, 24, dtype="float64")(x), "float32")
 
 
+@kind(2)
+def quantized(s: Sketch, x: Any) -> Any:
+    """A kernel of 8-bit integers that stands still, or of float8, whose scales Keras overwrites with gradients."""
+    x = s.layer(layers.Dense, 24)(x)
+    dense = s.layer(layers.Dense, 24, dtype="float32")
+    dense.build(x.shape)
+    mode = s.pick("int8", "float8")
+    dense.quantize(mode)
+    s.note(f"{dense.name}.quantize({mode!r})")
+    return dense(x)
+
+
 @kind(2, 3)
 def odd_weights(s: Sketch, x: Any) -> Any:
     return s.layer(OddWeights)(x)

@@ -171,7 +171,7 @@ class DenseCell(layers.Layer):
     def __init__(self, units: int, **more: Any) -> None:
         super().__init__(**more)
         self.units = self.state_size = units
-        self.dense = layers.Dense(units, name="dense_in_cell")
+        self.dense = layers.Dense(units, dtype=self.dtype_policy, name="dense_in_cell")
 
     def build(self, shape: Any) -> None:
         self.dense.build((shape[0], shape[-1] + self.units))

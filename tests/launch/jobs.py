@@ -140,6 +140,11 @@ class LocalJob:
         """What the launcher has written so far."""
         return self._err.read_text()
 
+    @property
+    def stdout(self) -> str:
+        """What it has printed so far."""
+        return self._out.read_text()
+
     def end(self, timeout_s: float = 120.0) -> int:
         """Waits for the end of the launcher; its exit code."""
         return self.process.wait(timeout_s)

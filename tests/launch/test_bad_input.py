@@ -17,6 +17,7 @@ from downpour.proto.chief_pb2 import ProgressReply
 from downpour.worker.clients import ChiefClient
 from tests.conftest import ShardProcesses, wait_until
 from tests.launch import jobs
+from tests.launch.slips import SLIPS
 from tests.model.test_data import TREE
 
 pytestmark = pytest.mark.process
@@ -45,8 +46,9 @@ def run_refused(tmp_path: Path) -> Iterator[Callable[..., tuple[jobs.LocalJob, s
     ("arguments", "message"),
     [
         (["--recipe=tinny"], "no recipe 'tinny'; the recipes are jft300m, paper_shape, quickstart, or give the path"),
-        (["--set=cluster.num_p=3"], "unknown key 'cluster.num_p'; did you mean cluster.num_ps? Valid keys: "),
-        (["--set=nonsense=3"], "cluster.num_ps=2 (a whole number)"),
+        (["--set=cluster.num_p=3"], "unknown key 'cluster.num_p'; did you mean cluster.num_ps=2 (a whole number)"),
+        (["--set=nonsense=3"], "unknown key 'nonsense'; `--set=help` lists all "),
+        (["--set=average=Polyak(0.9)"], "'Polyak(0.9)' does not name its fields; give Polyak(decay=0.9)"),
         (["--set=num_steps"], "override 'num_steps' is not of the form key=value"),
         (["--set=num_steps=many"], "num_steps=many: 'many' is not a whole number; it is now num_steps=40"),
         (["--set=cluster.num_workers=0"], "cluster.num_workers is 0; give a whole number of at least 1"),
@@ -79,9 +81,18 @@ def test_data_that_are_not_there_are_refused_before_any_process_starts(
         TREE.save(folder / LABELS_FILE)
         for name in files:
             (folder / name).touch()
-    job, error = run_refused(f"\n\ndef job():\n    return tiny(data=ImageRecords({str(folder)!r}, resize=8, crop=8))\n")
+    data = f"ImageRecords({str(folder)!r}, num_labels=5, resize=8, crop=8)"
+    job, error = run_refused(f"\n\ndef job():\n    return tiny(data={data})\n")
     assert message.format(folder=folder) in error
     assert job.stderr == error + "\n"
+    assert not job.run_dir.exists()
+
+
+def test_data_with_another_number_of_labels_are_refused_with_both_numbers(run_refused: Any, tmp_path: Path) -> None:
+    folder = jobs.write_images(tmp_path / "images", num_train=4, num_heldout=4)
+    data = f"ImageRecords({str(folder)!r}, num_labels=9, resize=8, crop=8)"
+    job, error = run_refused(f"\n\ndef job():\n    return tiny(data={data})\n")
+    assert f"{folder}/labels.json has 5 labels, but the recipe's data.num_labels is 9; give" in error
     assert not job.run_dir.exists()
 
 
@@ -89,11 +100,11 @@ def test_too_many_bad_records_end_the_job_with_their_number_and_the_first(run_re
     images = jobs.write_images(tmp_path / "images", num_train=120, num_heldout=4, spoilt={6})
     jobs.cut_off(images / "train-00001.tfrecord")
     job, error = run_refused(
-        f"\n\ndef job():\n    return tiny(data=ImageRecords({str(images)!r}, resize=8, crop=8))\n",
+        f"\n\ndef job():\n    return tiny(data=ImageRecords({str(images)!r}, 5, resize=8, crop=8))\n",
         *("--noevaluator", "--set=cluster.num_workers=1", "--set=cluster.num_ps=1"),
     )
     assert "worker 0: 2 of 120 records cannot be read, and more than 1% is refused; replace these files" in error
-    assert f"For example: {images}/train-00000.tfrecord, record 3: " in error
+    assert f"For example: {images}/train-00000.tfrecord, record 3 (picture 6): " in error
     assert not (job.run_dir / "learning_curve.png").exists()
 
 
@@ -101,7 +112,7 @@ def test_more_slices_than_columns_leave_logs_and_nothing_else(run_refused: Any) 
     arguments = ("--noevaluator", "--set=cluster.num_workers=1", "--set=cluster.num_ps=1")
     job, error = run_refused("", "--set=slicing.0.num_slices=99", *arguments)
     assert "asks for 99 slices of head/kernel, whose axis 1 has 5 columns; give 1 to 5" in error
-    assert [path.name for path in job.run_dir.iterdir()] == ["logs"]
+    assert {path.name for path in job.run_dir.iterdir()} == {"logs", "launcher.lock", "owner.lock"}
 
 
 @pytest.fixture
@@ -148,6 +159,28 @@ def test_a_shard_whose_port_is_taken_says_so(start_role: StartRole, taken_port: 
     assert re.fullmatch(expected, err), err
 
 
+def test_a_worker_without_a_chief_names_the_chief(
+    shards: ShardProcesses, start_role: StartRole, taken_port: int, tmp_path: Path
+) -> None:
+    job = {"recipe": jobs.write_recipe(tmp_path), "ps": ",".join(shards.start(2)), "chief": f"127.0.0.1:{taken_port}"}
+    message = refusal(start_role("worker", 0, job | {"set": ["exchange.give_up_after_s=2"]}), code=69)
+    assert f"the chief at 127.0.0.1:{taken_port} does not answer, and shards are empty until it gives them" in message
+
+
+def test_a_mistake_in_the_loss_ends_roles_that_are_started_by_hand_at_once(
+    shards: ShardProcesses, start_role: StartRole, tmp_path: Path
+) -> None:
+    slip, recipe, port_file = SLIPS["a wrong name in the loss"], tmp_path / "mine.py", tmp_path / "chief.port"
+    recipe.write_text(slip.recipe())
+    job = {"recipe": recipe, "ps": ",".join(shards.start(2)), "run_dir": tmp_path / "run"}
+    listens = {"host": "127.0.0.1", "port": 0, "port_file": port_file, "evaluator": False}
+    chief = start_role("chief", 0, job | listens)
+    wait_until(port_file.exists, "the chief's port", jobs.START_S)
+    worker = start_role("worker", 0, job | {"chief": f"127.0.0.1:{port_file.read_text().strip()}"})
+    for message in (refusal(worker), refusal(chief)):
+        assert f"{slip.message} ({recipe}:{slip.line()})" in message
+
+
 def test_workers_that_do_not_belong_to_a_job_are_refused_and_leave_it_alone(
     shards: ShardProcesses, start_role: StartRole, taken_port: int, tmp_path: Path
 ) -> None:
@@ -172,7 +205,7 @@ def test_workers_that_do_not_belong_to_a_job_are_refused_and_leave_it_alone(
     message = refusal(older)
     assert re.match(r"\[worker/0\b.*\] error: .*worker 0 .*--index", message), message
     message = refusal(wider)
-    assert re.search(r"layout ([0-9a-f]{16}).* (?!\1)[0-9a-f]{16}.*; start .* with the same recipe and over", message)
+    assert re.search("worker 1 runs another job: model.width is 4 there and 2 in the chief; start every role", message)
     message = refusal(wider_chief)
     assert re.search(rf"layout [0-9a-f]{{16}} here, [0-9a-f]{{16}} on shard 0 at {addresses[0]}: here .*stem", message)
     message = refusal(lost, code=69)

@@ -13,7 +13,7 @@ RUN = "import sys; from downpour.launch.cli import main; main()"
         (("trian",), "unknown subcommand 'trian'; the subcommands are local,"),
         (("local",), "no recipe; give --recipe=NAME, one of jft300m, paper_shape, quickstart"),
         (("local", "--recipe=nope"), "no recipe 'nope'"),
-        (("local", "--recipe=quickstart", "--set=cluster.nump=3"), "did you mean cluster.num_ps?"),
+        (("local", "--recipe=quickstart", "--set=cluster.nump=3"), "did you mean cluster.num_ps=17"),
         (("local", "--recipe=quickstart", "--steps=0"), "num_steps is 0"),
         (("local", "--recipe=quickstart", "--set=data.folder=/missing"), "/missing is missing"),
         (("layout", "--recipe=nope"), "no recipe 'nope'"),

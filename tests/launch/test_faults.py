@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +13,16 @@ import numpy as np
 import psutil
 import pytest
 
+from downpour.launch import topology
+from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps import checkpoint
+from downpour.ps.layout import Variable, plan
+from downpour.ps.named import to_message
+from downpour.ps.rules import SGD
+from downpour.ps.schedules import Constant
 from downpour.ps.storage import Folder
+from downpour.worker.clients import ShardClient
+from tests.conftest import SmallDisk, wait_until
 from tests.launch import jobs
 
 pytestmark = pytest.mark.process
@@ -40,7 +51,7 @@ class Gated(ImageRecords):
 
 def job():
     here = Path(__file__).parent
-    data = Gated(here.parent / "images", resize=10, crop=8, gate=here / "gate")
+    data = Gated(here.parent / "images", 5, resize=10, crop=8, gate=here / "gate")
     cluster = Cluster(num_ps=2, num_workers=1, threads_per_worker=1)
     exchange = Exchange(codec="float32", overlap=False)
     return tiny(data=data, num_steps=200, checkpoint_every_steps=100, cluster=cluster, exchange=exchange)
@@ -150,10 +161,14 @@ def test_resume_equals_continue(started: list[jobs.LocalJob], tmp_path: Path) ->
     for name, values in vectors(resumed).items():
         for a, b in zip(values, expected[name], strict=True):
             np.testing.assert_array_equal(a, b)
-    arguments = ("--resume", "--set=num_steps=210", "--set=cluster.num_ps=3", "--noevaluator")
+    arguments = ("--resume", "--set=num_steps=210", "--set=cluster.num_ps=3")
     wider = start(started, tmp_path / "killed", GATED, *arguments)
     assert wider.end() == 0, wider.stderr
-    assert (wider.result()["resumed_from"], wider.result()["global_steps"]) == (200, 210)
+    result = wider.result()
+    assert (result["resumed_from"], result["global_steps"], result["num_ps"]) == (200, 210, 3)
+    history = [json.loads(line) for line in (wider.run_dir / "history.jsonl").read_text().splitlines()]
+    scored = [entry["step"] for entry in history if entry["kind"] == "score"]
+    assert {100, 200, 210} <= set(scored), "the evaluator goes on with any number of shards"
 
 
 def test_resume_with_nothing_to_resume_is_refused_before_anything_starts(
@@ -162,3 +177,202 @@ def test_resume_with_nothing_to_resume_is_refused_before_anything_starts(
     job = start(started, tmp_path, "", "--resume")
     assert job.end() == 2
     assert "has no complete checkpoint; give the folder of a run that has written one" in job.the_error()
+
+
+def resume_command(job: jobs.LocalJob) -> list[str]:
+    """Out of the launcher's last lines, for the same arena parent and interpreter."""
+    line = next(line for line in reversed(job.stderr.splitlines()) if "go on with: " in line)
+    words = shlex.split(line.partition("go on with: ")[2])
+    assert words[:3] == ["python", "-m", "downpour.launch.local"] and words[-1] == "--resume", words
+    return words[3:]
+
+
+def go_on(started: list[jobs.LocalJob], job: jobs.LocalJob, words: list[str]) -> jobs.LocalJob:
+    """Runs a command that the launcher has printed; what `LocalJob` adds itself is left out."""
+    own = ("--recipe=", "--run_dir=", "--arena_parent=")
+    words = [word for word in words if not word.startswith(own)]
+    started.append(jobs.LocalJob(job.run_dir.parent / "tiny.py", job.run_dir.parent, *words))
+    return started[-1]
+
+
+def interrupted(started: list[jobs.LocalJob], tmp_path: Path) -> tuple[jobs.LocalJob, int]:
+    """A job that was ended by one Ctrl-C, and the step that its last line names."""
+    (tmp_path / "slow").touch()
+    job = start(started, tmp_path, jobs.PACED, "--set=num_steps=120", "--set=checkpoint_every_steps=1000")
+    watcher = jobs.Watcher(job)
+    watcher.wait_for_step(4)
+    watcher.close()
+    job.process.send_signal(signal.SIGINT)
+    assert job.end(60) == 130
+    assert "the chief writes a checkpoint" in job.stderr and "Traceback" not in job.stderr
+    (name,) = checkpoint.complete(Folder(job.run_dir / "checkpoints"))
+    return job, int(name.removeprefix("step-"))
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(started: list[jobs.LocalJob], tmp_path: Path) -> None:
+    job, step = interrupted(started, tmp_path)
+    assert step >= 4
+    assert f"the checkpoint of step {step} is in {job.run_dir}; go on with: " in job.stderr.splitlines()[-1]
+    assert f"--run_dir={job.run_dir}" in resume_command(job)
+    assert not job.left_behind()
+
+
+@pytest.mark.slow
+def test_the_command_that_is_printed_after_ctrl_c_goes_on(started: list[jobs.LocalJob], tmp_path: Path) -> None:
+    job, step = interrupted(started, tmp_path)
+    (tmp_path / "slow").unlink()
+    resumed = go_on(started, job, resume_command(job))
+    assert resumed.end() == 0, resumed.stderr
+    result = resumed.result()
+    assert result["resumed_from"] == step and result["global_steps"] >= 120
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_waits_for_no_checkpoint(started: list[jobs.LocalJob], tmp_path: Path) -> None:
+    (tmp_path / "slow").touch()
+    job = start(started, tmp_path, jobs.PACED, "--set=num_steps=120", "--set=checkpoint_every_steps=1000")
+    watcher = jobs.Watcher(job)
+    watcher.wait_for_step(4)
+    watcher.close()
+    job.role("chief").suspend()
+    job.process.send_signal(signal.SIGINT)
+    job.wait(lambda: "a second Ctrl-C ends everything at once" in job.stderr, "the first signal's effect")
+    job.process.send_signal(signal.SIGINT)
+    assert job.end(25) == 130, "10 s for the chief, which must be killed"
+    assert job.stderr.splitlines()[-1].endswith("no checkpoint was written")
+    assert not job.left_behind()
+
+
+@pytest.mark.slow
+def test_a_shard_that_cannot_be_kept_alive_loses_nothing(started: list[jobs.LocalJob], tmp_path: Path) -> None:
+    (tmp_path / "slow").touch()
+    job = start(started, tmp_path, jobs.PACED, "--set=num_steps=60", "--set=checkpoint_every_steps=1000")
+    watcher = jobs.Watcher(job)
+    watcher.wait_for_step(4)
+    for number in (1, 2, 3):
+        job.role("ps/1").kill()
+        job.wait(lambda n=number: f"restart {n} of 3" in job.stderr, "its restart")  # type: ignore[misc]
+        watcher.wait_for_step(watcher.progress().step + 2)
+    watcher.close()
+    job.role("ps/1").kill()
+    assert job.end(60) == 1
+    assert "ps/1 crashed 4 times" in job.the_error()
+    (tmp_path / "slow").unlink()
+    resumed = go_on(started, job, resume_command(job))
+    assert resumed.end() == 0, resumed.stderr
+    result = resumed.result()
+    assert result["updates_lost"] == {} and result["resumed_from"] is None
+    assert result["pushes_applied_max"] - result["pushes_applied_min"] <= 2
+    assert not resumed.left_behind()
+
+
+@pytest.mark.slow  # tests/worker/test_faults.py has the chief's part
+@pytest.mark.parametrize("small_disk", ["8m"], indirect=True)
+def test_what_the_last_checkpoint_cannot_take_stays_in_the_shards_and_is_gone_on_with(
+    started: list[jobs.LocalJob], tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    (tmp_path / "slow").touch()
+    where = f"--checkpoint_dir={small_disk.path / 'checkpoints'}"
+    job = start(started, tmp_path, jobs.PACED, "--set=num_steps=60", "--set=checkpoint_every_steps=1000", where)
+    watcher = jobs.Watcher(job)
+    watcher.wait_for_step(4)
+    watcher.close()
+    small_disk.fill()
+    (tmp_path / "slow").unlink()
+    assert job.end() == 74, job.stderr
+    (kept,) = job.scratch.iterdir()
+    assert "the last checkpoint, of step" in job.the_error() and "No space left on device" in job.the_error()
+    assert f"in the shards' memory, kept in {kept}" in job.stderr
+    assert not Folder(small_disk.path / "checkpoints").names(), "nothing torn stays"
+    command = resume_command(job)
+    other = go_on(started, job, [*command, "--set=cluster.num_ps=3"])
+    assert other.end() == 2
+    assert f"{kept} is the memory of 2 shards" in other.the_error()
+    small_disk.make_room()
+    resumed = go_on(started, job, command)
+    assert resumed.end() == 0, resumed.stderr
+    result = resumed.result()
+    assert result["pushes_acknowledged"] == result["pushes_applied_min"] == result["pushes_applied_max"] >= 60
+    assert result["updates_lost"] == {} and "map_at_100" in result
+    assert checkpoint.complete(Folder(small_disk.path / "checkpoints"))
+    assert not resumed.left_behind()
+
+
+def test_a_shard_is_started_again_where_no_room_is_left(small_disk: SmallDisk, tmp_path: Path) -> None:
+    """Its port file is there, and its arena has its room."""
+    arena, port_file = small_disk.path / "shard-0.arena", small_disk.path / "ps-0.port"
+    layout = plan([Variable("w", (1000,))], 1)
+    told = pb.ShardSpecification(
+        layout=layout.canonical,
+        fingerprint=layout.fingerprint,
+        rule=to_message(SGD()),
+        schedule=to_message(Constant(1)),
+    )
+    port, versions = 0, []
+    for _ in range(2):
+        flags = {"host": "127.0.0.1", "port": port, "port_file": port_file, "arena": arena}
+        with subprocess.Popen(topology.command("ps", 0, flags), stderr=subprocess.PIPE, text=True) as process:
+            try:
+                wait_until(lambda: port_file.exists() or process.poll() is not None, "the shard")
+                port = int(port_file.read_text())
+                client = ShardClient(0, f"127.0.0.1:{port}", layout, 30.0)
+                versions.append(client.initialize(told, np.ones(1000, np.float32)).kept)
+                client.close()
+                small_disk.fill()
+            finally:
+                process.kill()
+                _, err = process.communicate()
+    assert versions == [False, True], err
+    assert "Traceback" not in err
+    port_file.unlink()
+    small_disk.fill()
+    flags |= {"port_file": small_disk.path / "another.port", "port": 0}
+    ended = subprocess.run(topology.command("ps", 0, flags), capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "cannot be written: No space left on device; make room or give another" in ended.stderr
+
+
+@pytest.mark.slow  # tests/worker/test_faults.py has the chief's part
+def test_a_chief_that_is_killed_without_a_journal_has_its_workers_start_anew(
+    started: list[jobs.LocalJob], tmp_path: Path
+) -> None:
+    job = start(started, tmp_path, jobs.PACED, "--set=num_steps=300")
+    watcher = jobs.Watcher(job)
+    watcher.wait_for_step(60)
+    job.wait(lambda: checkpoint.complete(Folder(job.run_dir / "checkpoints")), "a checkpoint")
+    (tmp_path / "slow").touch()
+    chief = job.role("chief")
+    chief.suspend()
+    (job.run_dir / "journal.json").write_text("")
+    chief.kill()
+    job.wait(lambda: "there is no journal of this job" in job.stderr, "the next chief")
+    job.wait(lambda: "ended with exit code 69; restart 1 of 3" in job.stderr, "the workers' new start")
+    (tmp_path / "slow").unlink()
+    assert job.end() == 0, job.stderr
+    result = job.result()
+    assert result["global_steps"] >= 300 and result["updates_lost"] == {} and result["records_repeated"] > 0
+    watcher.close()
+
+
+@pytest.mark.slow  # tests/worker/test_run_folder.py has the folder's part
+@pytest.mark.parametrize("small_disk", ["8m"], indirect=True)
+def test_a_run_folder_that_is_full_ends_nothing_before_the_summary(
+    started: list[jobs.LocalJob], tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    (tmp_path / "slow").touch()
+    recipe = jobs.write_recipe(tmp_path, jobs.PACED)
+    where = f"--checkpoint_dir={tmp_path / 'checkpoints'}"
+    started.append(jobs.LocalJob(recipe, tmp_path, where, "--set=num_steps=60", f"--run_dir={small_disk.path / 'run'}"))
+    job = started[-1]
+    job.run_dir = small_disk.path / "run"
+    watcher = jobs.Watcher(job)
+    watcher.wait_for_step(4)
+    watcher.close()
+    small_disk.fill()
+    (tmp_path / "slow").unlink()
+    assert job.end() == 2, job.stderr
+    assert f"the disk of {job.run_dir} is full" in job.the_error()
+    assert "restart" not in job.stderr
+    names = checkpoint.complete(Folder(tmp_path / "checkpoints"))
+    assert int(names[-1].removeprefix("step-")) >= 60
+    assert not job.left_behind()

@@ -110,6 +110,22 @@ def test_the_newest_checkpoint_of_a_run_is_taken_from_an_object_store_too(traine
         np.testing.assert_array_equal(value, expected)
 
 
+def test_a_damaged_checkpoint_of_a_run_is_passed_over_with_one_warning(
+    trained: keras.Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_checkpoint(f"{tmp_path}/checkpoints/step-0000000020", trained, 20)
+    model, layout = network(num_labels=7, seed=2)
+    write_checkpoint(f"{tmp_path}/checkpoints/step-0000000030", model, 30)
+    path = tmp_path / "checkpoints" / "step-0000000030" / "shard-00001-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    source = Source(str(tmp_path))
+    initial.check(source)
+    for value, variable in zip(initial.values(model, layout, source), initial_values(trained), strict=True):
+        np.testing.assert_array_equal(value, variable)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "step-0000000030/shard-00001-of-00002.safetensors is damaged" in said
+
+
 def test_variables_of_another_shape_are_named_with_both(sources: Path) -> None:
     model, layout = network(num_labels=5, seed=2)
     form = "model.weights.h5"

@@ -84,7 +84,11 @@ def run_with_stand_ins(tiny, tmp_path, monkeypatch):
     def command(role, index, values, python=sys.executable):
         return [python, "-c", STAND_IN, role, str(index), *topology.flag_arguments(values)]
 
+    def looked_at(values):
+        return [sys.executable, "-c", f"import pathlib; pathlib.Path({str(values['out'])!r}).write_text('the layout')"]
+
     monkeypatch.setattr(topology, "command", command)
+    monkeypatch.setattr(local, "preflight_command", looked_at)
     monkeypatch.setenv("TRACE", str(tmp_path))
     monkeypatch.setenv("TF_CONFIG", "must not reach the roles")
     scratch = tmp_path / "scratch"

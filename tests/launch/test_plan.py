@@ -230,7 +230,7 @@ def test_without_the_packages_of_tls_it_names_the_way_out(run_python: RunPython)
     done = run_python(code, "--recipe=paper_shape", "--seconds_per_step=1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.endswith(
-        "install it with pip install 'downpour[tls]', or give --nomutual_tls to plan for plain text\n"
+        "install it with pip install 'downpour-training[tls]', or give --nomutual_tls to plan for plain text\n"
     )
 
 
@@ -242,12 +242,11 @@ def test_without_the_packages_of_tls_it_names_the_way_out(run_python: RunPython)
         (("--recipe=paper_shape",), "no --seconds_per_step; give"),
         (("--recipe=paper_shape", "--seconds_per_step=1", "--workers=0"), "--workers=0; give 1 to 1024"),
         (("--recipe=paper_shape", "--seconds_per_step=1", "--measure_s=0"), "--measure_s=0; give"),
-        (("--recipe=jft300m", "--seconds_per_step=1"), "or give their number, --num_labels=N"),
         (
             ("--recipe=quickstart", "--seconds_per_step=1", "--set=pace=Bounded(lead=4)"),
             "pace is Bounded; plan predicts",
         ),
-        (("--recipe=paper_shape", "--seconds_per_step=1", "--num_labels=0"), "num_labels is 0"),
+        (("--recipe=jft300m", "--seconds_per_step=1", "--set=data.num_labels=0"), "num_labels is 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str) -> None:

@@ -37,7 +37,7 @@ class Spoilt(GeneratedImages):
 
         def spoil():
             for number, (images, labels) in enumerate(good):
-                bad = flags.FLAGS.index == 1 and number >= 3
+                bad = "index" in flags.FLAGS and flags.FLAGS.index == 1 and number >= 3
                 yield images * np.float32("nan" if bad else 1), labels, good.position
 
         return Batches(spoil(), good.counts)
@@ -64,6 +64,8 @@ class Noted(ImageRecords):
     notes: Path = Path()
 
     def training(self, *, batch_size, seed, leases):
+        if "index" not in flags.FLAGS:  # the preflight, before any worker
+            return super().training(batch_size=batch_size, seed=seed, leases=leases)
         file = (self.notes / f"worker-{flags.FLAGS.index}-{os.getpid()}.jsonl").open("w", buffering=1)
 
         def noted():
@@ -108,13 +110,14 @@ def test_a_job_runs_to_its_end_and_names_the_few_records_it_skipped(start: Start
     jobs.cut_off(images / "train-00001.tfrecord")
     job = start(f"""
 def job():
-    return tiny(data=ImageRecords({str(images)!r}, resize=10, crop=8), num_steps=30)
+    return tiny(data=ImageRecords({str(images)!r}, 5, resize=10, crop=8), num_steps=30)
 """)
     assert job.end() == 0, job.stderr
     result = job.result()
     assert RESULT_KEYS <= set(result)
     assert (result["recipe"], result["num_ps"], result["num_workers"], result["head_slices"]) == ("tiny", 2, 2, 3)
     assert 30 <= result["global_steps"] <= 34, "each worker may have two pushes under way when the job is done"
+    assert result["ended_by"] == "steps" and "ended " not in job.stdout
     assert result["pushes_acknowledged"] == result["pushes_applied_min"] == result["pushes_applied_max"]
     assert result["pushes_applied_max"] == result["global_steps"]
     assert set(result["peak_rss_mb"]) == {"ps", "chief", "worker", "evaluator"}
@@ -122,8 +125,11 @@ def job():
     assert (job.run_dir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert "Traceback" not in job.stderr
     assert result["records_skipped"] >= 3, "two of training, in each worker that read any, and one held out"
-    for place in ("train-00000.tfrecord, record 4: ", "train-00001.tfrecord, record 119: file cut off at byte",
-                  "heldout-00000.tfrecord, record 60: "):  # fmt: skip
+    for place in (
+        "train-00000.tfrecord, record 4 (picture 8): ",
+        "train-00001.tfrecord, record 119: file cut off at byte",
+        "heldout-00000.tfrecord, record 60 (picture 300): ",
+    ):
         assert any(f"{images}/{place}" in example for example in result["skipped_examples"]), place
     assert not job.left_behind()
 
@@ -159,7 +165,7 @@ def test_two_workers_train_on_every_record_of_an_epoch_exactly_once(start: Start
     job = start(f"""{NOTED}
 
 def job():
-    data = Noted({str(images)!r}, resize=10, crop=8, notes=Path({str(tmp_path)!r}))
+    data = Noted({str(images)!r}, 5, resize=10, crop=8, notes=Path({str(tmp_path)!r}))
     return tiny(data=data, num_steps=90, pace=Bounded(2), clip=CLIPPED)
 """)
     assert job.end() == 0, job.stderr
@@ -179,6 +185,23 @@ def job():
     met = Counter(pictures[order.records(Lease(epoch, at, at + 1))[0]] for epoch, at in trained)
     assert set(met) == set(range(101)) and min(met.values()) >= finished
     assert Counter(notes.records) == Counter({number: count for number, count in met.items() if number != 8})
+
+
+@pytest.mark.slow
+def test_a_job_that_ended_by_its_time_says_so_and_trains_on(start: StartJob) -> None:
+    job = start("", "--set=num_steps=100000", "--set=max_train_s=3", "--noevaluator")
+    assert job.end() == 0, job.stderr
+    first = job.result()
+    assert first["ended_by"] == "max_train_s"
+    step = first["global_steps"]
+    words = (
+        f"ended after max_train_s, 3 s of training, at step {step} of 100000; the same command with --resume trains on"
+    )
+    assert words == job.stdout.splitlines()[-2]
+    job = start("", f"--set=num_steps={step + 20}", "--set=max_train_s=3", "--noevaluator", "--resume")
+    assert job.end() == 0, job.stderr
+    assert job.result()["global_steps"] >= step + 20
+    assert job.result()["ended_by"] == "steps"
 
 
 class Ledgers:

@@ -31,6 +31,7 @@ assert not {"tensorflow", "keras"} & set(sys.modules), "imported"
 def test_jft300m_is_the_published_configuration():
     job = recipe.load("jft300m")
     assert (job.model.depth, job.data.resize, job.data.crop, job.data.mirror) == (101, 340, 299, True)
+    assert job.data.num_labels == 18_291
     assert (job.rule.momentum, job.weight_decay, job.batch_size, job.num_steps) == (0.9, 1e-4, 32, 36_000_000)
     assert (job.cluster.num_ps, job.cluster.num_workers, job.slicing[0].num_slices) == (17, 50, 50)
     assert job.schedule.rate(0) == job.schedule.rate(2_999_999) == 1e-3

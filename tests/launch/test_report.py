@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from downpour.launch import report
+from downpour.launch import recipe, report
 
 PNG = b"\x89PNG\r\n"
 
@@ -87,3 +87,12 @@ def test_title_says_the_configuration():
     summary = {"recipe": "quickstart", "num_ps": 17, "num_workers": 2, "head_slices": 50}
     assert report.title(summary) == "quickstart: 17 shards, 2 workers, head in 50 slices"
     assert report.title({}) == "Learning curve"
+
+
+def test_an_end_before_the_steps_is_said_in_words() -> None:
+    job = recipe.load("quickstart", ["max_train_s=140"])
+    assert report.early_end({"ended_by": "steps", "global_steps": 700}, job) == ""
+    said = report.early_end({"ended_by": "max_train_s", "global_steps": 421}, job)
+    assert said == (
+        "ended after max_train_s, 140 s of training, at step 421 of 700; the same command with --resume trains on"
+    )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from downpour.launch.scratch import remove_abandoned, scratch_folder
+from downpour.launch.scratch import find_kept, keep, remove_abandoned, scratch_folder
 
 
 def test_folder_lives_as_long_as_its_block(tmp_path):
@@ -27,3 +27,22 @@ with scratch_folder(Path(sys.argv[1])) as folder:
         (abandoned,) = set(tmp_path.iterdir()) - {mine}
         assert remove_abandoned(tmp_path) == [abandoned]
         assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_a_kept_folder_stays_until_a_run_in_it_ends_well(tmp_path):
+    run_dir, other = tmp_path / "run", tmp_path / "other"
+    with pytest.raises(RuntimeError), scratch_folder(tmp_path) as folder:
+        (folder / "arena").write_text("x")
+        kept = keep(folder, run_dir)
+        raise RuntimeError
+    assert find_kept(tmp_path, run_dir) == kept and find_kept(tmp_path, other) is None
+    with scratch_folder(tmp_path):
+        assert kept.exists(), "nobody takes it for abandoned"
+    with pytest.raises(RuntimeError), scratch_folder(tmp_path, kept) as folder:
+        assert folder == kept == keep(folder, run_dir)
+        raise RuntimeError
+    with scratch_folder(tmp_path, kept) as folder:
+        assert (folder / "arena").read_text() == "x"
+        with pytest.raises(ValueError, match="is in use by another run"), scratch_folder(tmp_path, kept):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from downpour.proto.chief_pb2 import RegisterRequest, Score
 from downpour.proto.errors import Forbidden, Unauthenticated
 from downpour.worker.clients import ChiefClient
 from tests.certificates import JOB, TOKEN, forge, security
+from tests.channels import plain
 from tests.conftest import wait_until
 from tests.launch import jobs
 
@@ -80,7 +81,7 @@ class SecureJob:
 
     def health(self, name: str, service: str) -> str:
         """What a probe sees."""
-        with grpc.insecure_channel(f"127.0.0.1:{self.health_ports[name]}") as channel:
+        with plain(f"127.0.0.1:{self.health_ports[name]}") as channel:
             request = health_pb2.HealthCheckRequest(service=service)
             try:
                 reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
@@ -171,7 +172,7 @@ def _the_chief_refuses_other_roles(job: SecureJob) -> None:
     for role, call in {
         "worker": lambda client: client.next_checkpoint(0),
         "ps": lambda client: client.report_score(Score(step=1)),
-        "evaluator": lambda client: client.register(RegisterRequest(worker=1, incarnation=1)),
+        "evaluator": lambda client: client.register(RegisterRequest(worker=1)),
         "chief": lambda client: client.lease(0, 1, 0),
     }.items():
         client = job.client(role)

@@ -39,7 +39,8 @@ def test_nothing_of_security_needs_a_package_unless_it_is_asked_for(
         (tmp_path / name).write_text("x")
     done = run_python(hidden + shard, "--index=0", f"--tls={tmp_path}")
     assert done.returncode == 2
-    assert done.stderr.endswith(f"TLS needs the package {package}; install it with pip install 'downpour[tls]'\n")
+    message = f"TLS needs the package {package}; install it with pip install 'downpour-training[tls]'\n"
+    assert done.stderr.endswith(message)
 
 
 @pytest.mark.parametrize("flag", ["--port=70000", "--port=-1", "--health_port=65536"])

@@ -122,7 +122,10 @@ def test_addresses_come_from_the_groups_nodes(tmp_path: Path) -> None:
         "--set=seed=3 --set=cluster.num_ps=4 --set=cluster.num_workers=3"
     )
     workers = [f"gpu{index + 1}: worker --index={index} {job}" for index in range(3)]
-    others = [f"login1: chief --port=3002 --stop_shards {job} --resume_if_any", f"login1: evaluator {job}"]
+    others = [
+        f"login1: chief --port=3002 --stop_shards --job_id=slurm-{os.getpid()} {job} --resume_if_any",
+        f"login1: evaluator {job}",
+    ]
     assert found == sorted([*shards, *workers, *others])
 
 

@@ -46,6 +46,11 @@ def test_the_file_says_who_runs_where() -> None:
     assert not ssh.topology_of([place for place in places if place.role != "evaluator"], 1).evaluator
 
 
+def test_addresses_of_ipv6_get_their_brackets() -> None:
+    cluster = ssh.topology_of(ssh.read_hosts("me@fd00::1 chief ps\nfd00::2 worker"), 2222)
+    assert (cluster.ps, cluster.chief) == (("[fd00::1]:2222",), "[fd00::1]:2223")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -18,6 +18,7 @@ from downpour.proto.errors import Forbidden, MalformedChunk, Unauthenticated, Un
 from downpour.proto.security import TOKEN_KEY, Certificates, Security
 from downpour.worker.clients import ShardClient
 from tests.certificates import TOKEN, forge
+from tests.channels import WITHOUT_PROXY
 from tests.conftest import wait_until
 from tests.launch.strangers import LAYOUT, GuardedShard, Pusher, SilentConnections, push
 from tests.proto.http2 import Call
@@ -60,7 +61,11 @@ class Change:
 
 def status(shard: GuardedShard, credentials: grpc.ChannelCredentials | None, token: object = _GOOD) -> pb.StatusReply:
     """Asks with gRPC's own means for what every role may know; one attempt."""
-    options = [("grpc.ssl_target_name_override", "ps.fashion.downpour"), ("grpc.use_local_subchannel_pool", 1)]
+    options = [
+        ("grpc.ssl_target_name_override", "ps.fashion.downpour"),
+        ("grpc.use_local_subchannel_pool", 1),
+        *WITHOUT_PROXY,
+    ]
     opened = (
         grpc.secure_channel(shard.address, credentials, options)
         if credentials
@@ -216,7 +221,11 @@ def test_a_message_that_is_a_little_too_large_is_refused_at_once_and_says_so(
     with pytest.raises(MalformedChunk, match=r"larger than max .*slice the variable, or make the batch smaller"):
         client.pull(request, into=_Nothing())  # type: ignore[arg-type]
     client.close()
-    options = [("grpc.ssl_target_name_override", "ps.fashion.downpour"), ("grpc.max_send_message_length", -1)]
+    options = [
+        ("grpc.ssl_target_name_override", "ps.fashion.downpour"),
+        ("grpc.max_send_message_length", -1),
+        *WITHOUT_PROXY,
+    ]
     with grpc.secure_channel(shard.address, credentials(shard.certificates / "worker"), options) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             list(channel.unary_stream(_METHOD + "Pull")(request.SerializeToString(), timeout=10, metadata=_GOOD))

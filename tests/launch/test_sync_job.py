@@ -40,9 +40,11 @@ class Halves(GeneratedImages):
         whole = super().training(batch_size=8, seed=seed, leases=forever(self.num_records, 8))
 
         def parts():
-            for images, labels in whole:
-                start = flags.FLAGS.index * batch_size
-                yield images[start : start + batch_size], labels[start : start + batch_size], 0
+            position = 0
+            for lease, (images, labels) in zip(leases, whole):  # taken, but not followed
+                position += lease.num_records
+                start = getattr(flags.FLAGS, "index", 0) * batch_size  # no index: the preflight
+                yield images[start : start + batch_size], labels[start : start + batch_size], position
 
         return Batches(parts(), whole.counts)
 

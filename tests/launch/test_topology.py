@@ -178,3 +178,10 @@ def test_the_chief_that_a_shard_asks_says_nothing_of_the_cluster(parse, monkeypa
     parse("ps", "--chief=nowhere")
     with pytest.raises(ValueError, match="address 'nowhere' is not host:port"):
         topology.from_flags("ps")
+
+
+@pytest.mark.parametrize("address", ["::1:2222", "fd00::1:2222", "[::1:2222", "::1]:2222"])
+def test_an_address_of_ipv6_needs_its_brackets(address: str) -> None:
+    with pytest.raises(ValueError, match=r"is not host:port; an IPv6 address stands in brackets, \[::1\]:2222"):
+        topology.Topology((address,), "[::1]:2223", 1)
+    assert topology.Topology(("[::1]:2222",), "[::1]:2223", 1).address("ps", 0) == "[::1]:2222"

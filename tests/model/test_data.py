@@ -64,6 +64,11 @@ IN_MEMORY, STREAMED = 1 << 28, 0
 both_ways = pytest.mark.parametrize("memory_bytes", [IN_MEMORY, STREAMED])
 
 
+def image_records(folder, **more) -> ImageRecords:
+    """Of a folder with the labels above."""
+    return ImageRecords(folder, num_labels=len(TREE), **more)
+
+
 def training(data, *, batch_size: int, seed: int = 0, leases=None) -> Batches:
     """Batches of a data set that one worker has for itself, in leases that fit nothing."""
     return data.training(batch_size=batch_size, seed=seed, leases=leases or forever(data.num_records, 7))
@@ -75,7 +80,7 @@ def numbers(batches, count: int) -> list[int]:
 
 @both_ways
 def test_training_batches_have_one_shape_and_run_across_epochs(make_folder, memory_bytes):
-    data = ImageRecords(make_folder(num_images=50), resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(make_folder(num_images=50), resize=12, crop=8, memory_bytes=memory_bytes)
     with training(data, batch_size=16, seed=1) as batches:
         seen = []
         for _, (images, labels) in zip(range(25), batches, strict=False):
@@ -90,7 +95,7 @@ def test_training_batches_have_one_shape_and_run_across_epochs(make_folder, memo
 
 @both_ways
 def test_the_seed_decides_the_order(make_folder, memory_bytes):
-    data = ImageRecords(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes)
     orders = [numbers(training(data, batch_size=10, seed=seed), 5) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[2]) == list(range(50))
@@ -98,7 +103,7 @@ def test_the_seed_decides_the_order(make_folder, memory_bytes):
 
 @both_ways
 def test_labels_come_with_their_ancestors(make_folder, memory_bytes):
-    data = ImageRecords(make_folder(), resize=12, crop=12, memory_bytes=memory_bytes)
+    data = image_records(make_folder(), resize=12, crop=12, memory_bytes=memory_bytes)
     rows = {0: [1, 1, 0, 0, 0], 1: [1, 0, 1, 0, 0], 2: [0, 0, 0, 1, 1]}
     with training(data, batch_size=50, seed=0) as batches:
         images, labels = next(batches)
@@ -109,7 +114,7 @@ def test_labels_come_with_their_ancestors(make_folder, memory_bytes):
 @both_ways
 def test_workers_meet_what_their_leases_name(make_folder, memory_bytes):
     """However leases are cut and shared out: the same records, in the same windows, mirrored alike."""
-    data = ImageRecords(make_folder(num_images=200, num_files=3), resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(make_folder(num_images=200, num_files=3), resize=12, crop=8, memory_bytes=memory_bytes)
     with training(data, batch_size=200, seed=5) as batches:
         whole = [image.tobytes() for image in next(batches)[0]]
     shared = {}
@@ -123,7 +128,7 @@ def test_workers_meet_what_their_leases_name(make_folder, memory_bytes):
 
 @both_ways
 def test_records_are_those_of_the_order(make_folder, memory_bytes):
-    data = ImageRecords(make_folder(num_images=60, num_files=1), resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(make_folder(num_images=60, num_files=1), resize=12, crop=8, memory_bytes=memory_bytes)
     order = Order(60, 3, 1 if memory_bytes else 64)
     leases = [Lease(7, 10, 25), Lease(9, 0, 15)]
     with data.training(batch_size=30, seed=3, leases=iter(leases)) as batches:
@@ -132,7 +137,7 @@ def test_records_are_those_of_the_order(make_folder, memory_bytes):
 
 @both_ways
 def test_batches_end_with_the_leases_and_leave_out_a_short_one(make_folder, memory_bytes):
-    data = ImageRecords(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes)
     generated = GeneratedImages(image_size=4, num_labels=3, num_records=50)
     for each in (data, generated):
         with training(each, batch_size=8, leases=iter([Lease(0, 0, 9), Lease(1, 20, 33)])) as batches:
@@ -143,7 +148,7 @@ def test_batches_end_with_the_leases_and_leave_out_a_short_one(make_folder, memo
 @both_ways
 def test_the_position_counts_bad_records_too(make_folder, memory_bytes):
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE], num_good=120)
-    data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(folder, resize=12, crop=8, memory_bytes=memory_bytes)
     bad = Order(121, 0, 1 if memory_bytes else 64).records(Lease(0, 0, 121)).tolist().index(0)
     with training(data, batch_size=10) as batches:
         for number in range(1, 10):
@@ -153,13 +158,13 @@ def test_the_position_counts_bad_records_too(make_folder, memory_bytes):
 
 @both_ways
 def test_a_lease_of_other_data_is_refused(make_folder, memory_bytes):
-    data = ImageRecords(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes)
     with pytest.raises(ValueError, match=r"positions 40 to 60 .* epoch of 50 records"):
         next(training(data, batch_size=1, leases=iter([Lease(0, 40, 60)])))
 
 
 def test_heldout_is_one_ordered_pass_with_a_short_end(make_folder):
-    data = ImageRecords(make_folder(), resize=12, crop=8)
+    data = image_records(make_folder(), resize=12, crop=8)
     for _ in range(2):
         batches = list(data.heldout(batch_size=3))
         assert [len(images) for images, _ in batches] == [3, 3, 1]
@@ -185,7 +190,7 @@ def corners(images: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def test_crops_reach_every_corner_and_half_are_mirrored(tmp_path):
-    data = ImageRecords(gradient_folder(tmp_path / "g"), resize=20, crop=16)
+    data = image_records(gradient_folder(tmp_path / "g"), resize=20, crop=16)
     with training(data, batch_size=1000, seed=3) as batches:
         images, _ = next(batches)
     assert images.min() >= -1
@@ -197,13 +202,13 @@ def test_crops_reach_every_corner_and_half_are_mirrored(tmp_path):
 
 
 def test_mirror_can_be_turned_off(tmp_path):
-    data = ImageRecords(gradient_folder(tmp_path / "g"), resize=20, crop=16, mirror=False)
+    data = image_records(gradient_folder(tmp_path / "g"), resize=20, crop=16, mirror=False)
     with training(data, batch_size=200, seed=3) as batches:
         assert {step for *_, step in corners(next(batches)[0])} == {1}
 
 
 def test_heldout_takes_the_centre_unmirrored(tmp_path):
-    data = ImageRecords(gradient_folder(tmp_path / "g"), resize=20, crop=16)
+    data = image_records(gradient_folder(tmp_path / "g"), resize=20, crop=16)
     ((images, labels),) = data.heldout(batch_size=8)
     assert corners(images) == [(2, 2, 1)]
     assert labels.tolist() == [[0, 0, 0, 1, 1]]
@@ -214,7 +219,7 @@ def test_values_span_minus_one_to_one(tmp_path):
     pixels = np.zeros((4, 4, 3), np.uint8)
     pixels[:, 2:] = 255
     write_records(folder / "heldout-0.tfrecord", [LabelledImage(png(pixels), (), "")])
-    ((images, _),) = ImageRecords(folder, resize=4, crop=4).heldout(batch_size=1)
+    ((images, _),) = image_records(folder, resize=4, crop=4).heldout(batch_size=1)
     assert images[0, 0, :, 0].tolist() == [-1, -1, 1, 1]
 
 
@@ -235,13 +240,13 @@ UNKNOWN_LABEL = LabelledImage(numbered_image(0).encoded, (5,), "unknown label")
 )
 def test_undecodable_record_is_skipped_counted_and_named(make_folder, memory_bytes, bad, reason):
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [bad], num_good=120)
-    data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(folder, resize=12, crop=8, memory_bytes=memory_bytes)
     with training(data, batch_size=120, seed=0) as batches:
         seen = numbers(batches, 2)
     assert sorted(seen) == sorted([*range(120)] * 2)
     assert batches.counts.skipped in ([1] if memory_bytes else [1, 2])  # once kept; once an epoch streamed
     (example,) = batches.counts.examples
-    assert example.startswith(f"{folder / 'train-00000.tfrecord'}, record 0: ")
+    assert example.startswith(f"{folder / 'train-00000.tfrecord'}, record 0 ({bad.name}): ")
     assert reason in example
 
 
@@ -250,7 +255,7 @@ def test_truncated_file_is_counted_and_the_next_file_is_read(make_folder, memory
     folder = make_folder(num_images=300, num_files=2)
     torn = folder / "train-00000.tfrecord"
     torn.write_bytes(torn.read_bytes()[:-5])
-    data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(folder, resize=12, crop=8, memory_bytes=memory_bytes)
     with training(data, batch_size=300, seed=0) as batches:
         seen = numbers(batches, 1)
     assert set(seen) >= set(range(300)) - {298}
@@ -261,15 +266,15 @@ def test_truncated_file_is_counted_and_the_next_file_is_read(make_folder, memory
 @both_ways
 def test_more_than_one_percent_bad_fails_clearly(make_folder, memory_bytes):
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE] * 2, num_good=120)
-    data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
-    with pytest.raises(TooManyBadRecords, match=r"2 of 122 records .* record 0: .*Unknown image"):
+    data = image_records(folder, resize=12, crop=8, memory_bytes=memory_bytes)
+    with pytest.raises(TooManyBadRecords, match=r"2 of 122 records .* record 0 \(text\): .*Unknown image"):
         numbers(training(data, batch_size=60, seed=0), 10)
 
 
 @both_ways
 def test_a_set_of_which_nothing_decodes_fails_too(make_folder, memory_bytes):
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE] * 1500, num_good=0)
-    data = ImageRecords(folder, resize=12, crop=8, memory_bytes=memory_bytes)
+    data = image_records(folder, resize=12, crop=8, memory_bytes=memory_bytes)
     with pytest.raises(TooManyBadRecords, match=r"(1000 of 1000|1500 of 1500) records"):
         next(training(data, batch_size=1, seed=0))
 
@@ -277,7 +282,7 @@ def test_a_set_of_which_nothing_decodes_fails_too(make_folder, memory_bytes):
 def test_a_few_records_of_a_large_streamed_set_are_no_reason_to_fail(make_folder):
     """A worker of many sees a small part of each epoch; one bad record among its first says little."""
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE], num_good=300)
-    data = ImageRecords(folder, resize=12, crop=8, memory_bytes=STREAMED)
+    data = image_records(folder, resize=12, crop=8, memory_bytes=STREAMED)
     bad = Order(301, 0, 64).records(Lease(0, 0, 301)).tolist().index(0)
     start = max(bad - 5, 0)
     leases = [Lease(0, start, start + 20), Lease(1, 0, 1)]
@@ -288,7 +293,7 @@ def test_a_few_records_of_a_large_streamed_set_are_no_reason_to_fail(make_folder
 
 def test_a_few_bad_records_at_the_start_of_a_pass_in_order_are_no_reason_to_fail(make_folder):
     folder = with_bad_records(make_folder(num_images=1, num_files=1), [NOT_AN_IMAGE] * 15, num_good=1600)
-    with training(ImageRecords(folder, resize=12, crop=8), batch_size=1600) as batches:
+    with training(image_records(folder, resize=12, crop=8), batch_size=1600) as batches:
         assert len(set(numbers(batches, 1))) == 1600
     assert (batches.counts.read, batches.counts.skipped) == (1615, 15)
 
@@ -296,44 +301,55 @@ def test_a_few_bad_records_at_the_start_of_a_pass_in_order_are_no_reason_to_fail
 def test_bad_heldout_records_fail_at_the_end_of_the_pass(make_folder):
     folder = make_folder()
     write_records(folder / "heldout-00000.tfrecord", [numbered_image(0), NOT_AN_IMAGE])
-    batches = ImageRecords(folder, resize=12, crop=8).heldout(batch_size=1)
+    batches = image_records(folder, resize=12, crop=8).heldout(batch_size=1)
     assert number_of(next(batches)[0][0]) == 0
     with pytest.raises(TooManyBadRecords, match="1 of 2 records"):
         next(batches)
 
 
 def test_a_sound_set_passes_its_check(make_folder):
-    ImageRecords(make_folder()).check()
+    image_records(make_folder()).check()
 
 
 def test_missing_or_empty_folders_say_what_prepares_them(make_folder, tmp_path):
-    missing = ImageRecords(tmp_path / "nowhere")
+    missing = image_records(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"nowhere is missing.*downpour prepare openmoji --out=.*nowhere"):
         missing.check()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no records in .*empty/train-\*.*downpour prepare"):
-        ImageRecords(tmp_path / "empty").check()
+        image_records(tmp_path / "empty").check()
     folder = make_folder()
     (folder / "heldout-00000.tfrecord").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no records in .*heldout-\*"):
-        ImageRecords(folder).check()
+        image_records(folder).check()
 
 
 def test_a_folder_without_labels_says_so(make_folder):
     folder = make_folder()
     (folder / "labels.json").unlink()
     with pytest.raises(ValueError, match=r"labels\.json is missing.*downpour prepare"):
-        ImageRecords(folder).check()
+        image_records(folder).check()
+
+
+def test_the_number_of_labels_is_known_without_the_data_and_another_one_is_refused_with_both(make_folder):
+    assert ImageRecords("nowhere", num_labels=4).num_labels == 4
+    data = ImageRecords(make_folder(), num_labels=4, resize=12, crop=8)
+    message = r"images/labels\.json has 5 labels, but the recipe's data\.num_labels is 4;.*--set=data\.num_labels=5"
+    for use in (data.check, lambda: training(data, batch_size=2), lambda: data.heldout(batch_size=2)):
+        with pytest.raises(ValueError, match=message):
+            use()
+    with pytest.raises(ValueError, match="num_labels is 0; give a whole number of at least 1"):
+        ImageRecords("nowhere", num_labels=0)
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(32, 33), (32, 0), (0, 0)])
 def test_impossible_crops_are_refused(resize, crop):
     with pytest.raises(ValueError, match=f"crop is {crop} and resize {resize}"):
-        ImageRecords("anywhere", resize=resize, crop=crop)
+        image_records("anywhere", resize=resize, crop=crop)
 
 
 def test_impossible_batches_are_refused(make_folder):
-    for data in (ImageRecords(make_folder()), GeneratedImages(image_size=8, num_labels=4)):
+    for data in (image_records(make_folder()), GeneratedImages(image_size=8, num_labels=4)):
         for start in (lambda d=data: training(d, batch_size=0), lambda d=data: d.heldout(batch_size=0)):
             with pytest.raises(ValueError, match="batch_size is 0"):
                 start()
@@ -342,7 +358,7 @@ def test_impossible_batches_are_refused(make_folder):
 @both_ways
 def test_closing_ends_the_threads(make_folder, memory_bytes):
     before = set(threading.enumerate())
-    batches = training(ImageRecords(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes), batch_size=4)
+    batches = training(image_records(make_folder(), resize=12, crop=8, memory_bytes=memory_bytes), batch_size=4)
     next(batches)
     batches.close()
     batches.close()
@@ -410,7 +426,7 @@ def test_paper_sized_labels_need_no_square_matrix():
 def test_recipes_can_name_data_and_networks_without_tensorflow():
     code = (
         "import sys; from downpour.model import data, labels, losses, metrics, openmoji, records, resnet;"
-        "data.ImageRecords('x'); data.GeneratedImages(); resnet.ResNet();"
+        "data.ImageRecords('x', 5); data.GeneratedImages(); resnet.ResNet();"
         "sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,6 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from downpour.proto.health import Health
+from tests.channels import plain
 
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -21,7 +22,7 @@ def ready() -> threading.Event:
 
 @pytest.fixture
 def check(ready: threading.Event) -> Iterator[Check]:
-    with Health(0, ready.is_set) as health, grpc.insecure_channel(f"127.0.0.1:{health.port}") as channel:
+    with Health(0, ready.is_set) as health, plain(f"127.0.0.1:{health.port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         yield lambda service: stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
 
@@ -50,6 +51,6 @@ def test_a_taken_port_is_refused() -> None:
 def test_after_its_end_nobody_is_answered() -> None:
     with Health(0, lambda: True) as health:
         port = health.port
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
+    with plain(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     Health(port, lambda: True).close()

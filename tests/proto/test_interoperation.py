@@ -15,6 +15,7 @@ import pytest
 from downpour.proto import client, server, transport
 from downpour.proto.errors import LayoutMismatch, from_rpc_error
 from downpour.proto.security import TOKEN_KEY, Security
+from tests.channels import plain
 from tests.conftest import wait_until
 
 TOKEN = "0123456789abcdef"
@@ -142,7 +143,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         )
     else:
         # A window that large answers have to wait for.
-        channel = grpc.insecure_channel(address, [*_OPTIONS, ("grpc.http2.lookahead_bytes", 100_000)])
+        channel = plain(address, *_OPTIONS, ("grpc.http2.lookahead_bytes", 100_000))
         token = ((TOKEN_KEY, TOKEN),)
         yield Pair(
             service,

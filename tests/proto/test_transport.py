@@ -44,6 +44,40 @@ def channel(request: pytest.FixtureRequest) -> Iterator[Any]:
     stop(None).wait()
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_of_ipv6_is_listened_on_and_reached(host: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    methods = {"Unary": grpc.unary_unary_rpc_method_handler(lambda request, _: request, bytes, bytes)}
+    handler = grpc.method_handlers_generic_handler("Echo", methods)
+    ours = server.Server(handler, host, 0, 4)
+    theirs, port = transport.start_server(lambda s: s.add_generic_rpc_handlers((handler,)), host, 0, 4)
+    open_channels = (client.Channel(f"[::1]:{ours.port}"), transport.open_channel(f"[::1]:{port}"))
+    for channel in open_channels:
+        assert channel.unary_unary("/Echo/Unary", bytes, bytes)(b"x", timeout=20) == b"x"
+        channel.close()
+    with pytest.raises(ValueError, match=rf"cannot listen on \[::1\]:{port}: the port is taken"):
+        transport.start_server(lambda _: None, host, port, 4)
+    for stop in (ours.stop, theirs.stop):
+        stop(None).wait()
+
+
+def test_a_proxy_in_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    methods = {"Unary": grpc.unary_unary_rpc_method_handler(lambda request, _: request, bytes, bytes)}
+    handler = grpc.method_handlers_generic_handler("Echo", methods)
+    served, port = transport.start_server(lambda s: s.add_generic_rpc_handlers((handler,)), "127.0.0.1", 0, 4)
+    channel = transport.open_channel(f"127.0.0.1:{port}")
+    assert channel.unary_unary("/Echo/Unary", bytes, bytes)(b"x", timeout=20) == b"x"
+    channel.close()
+    served.stop(None).wait()
+
+
 @pytest.mark.parametrize("name", sorted(BY_NAME))
 def test_every_error_keeps_its_type_status_and_message(channel: Any, name: str) -> None:
     calls = [lambda: channel.unary_unary("/Echo/Unary", bytes, bytes)(name.encode())]

@@ -154,7 +154,7 @@ def test_a_damaged_specification_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for at in range(0, SPECIFICATION.ByteSize(), 7):
         flip(path, whole, PAGE + at, 0x10)
-        with pytest.raises(ValueError, match="is not an arena of this version"):
+        with pytest.raises(ValueError, match=r"the header of the arena .* is damaged"):
             Arena.open(path)
 
 
@@ -172,13 +172,26 @@ def test_any_damaged_byte_of_the_header_refuses_counts_as_none_or_does_no_harm(
     assert fields is not None
     for at in range(100):
         flip(damaged, whole, at, bits)
-        if at < fields["complete"][1]:  # the magic, the length and the checksum of the specification
-            with pytest.raises(ValueError, match="is not an arena of this version"):
+        if at < fields["boot"][1]:  # the magic, the length and the checksum of the specification, the marks
+            with pytest.raises(
+                ValueError, match=r"is not an arena of this version|the header of the arena .* is damaged"
+            ):
                 Arena.open(damaged)
         elif (state := opened_state(damaged)) is not None:
             assert_equal(state, expected)
         else:
             assert at < arenas._HEADER.itemsize, "beyond the header nothing is looked at"
+
+
+def test_the_arena_of_another_shard_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "arena"
+    new_shard(path).close()
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"the arena .*/arena is of shard 0, and this is shard 1; give every shard"
+        ):
+            Arena.open(path, 1)
+    assert Arena.open(path, 0) is not None
 
 
 def flip(path: Path, whole: bytes, at: int, bits: int) -> None:

@@ -101,6 +101,7 @@ def test_a_manifest_that_cannot_be_read(tmp_path: Path, change: Any, message: st
     write(tmp_path)
     path = tmp_path / checkpoint.MANIFEST
     document = json.loads(path.read_text())
+    del document["crc32c"]
     change(document)
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match=message):
@@ -221,3 +222,86 @@ def test_interrupted_at_any_operation_the_previous_checkpoint_restores(
             assert not [name for name in Folder(second).names() if name.startswith(".")], "nothing half-written is left"
     assert faults >= 25, "every operation failed once"
     np.testing.assert_array_equal(checkpoint.load(second).parameters()[0], vectors(0, 0.5)["parameters"])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def retell(path: Path) -> None:
+    """Valid JSON that says something else."""
+    path.write_text(path.read_text().replace('"step": 9', '"step": 8'))
+
+
+DAMAGES = {
+    "a flipped bit": ("shard-00001-of-00002.safetensors", flip, "shard-00001-of-00002.safetensors is damaged"),
+    "a file cut off": ("shard-00000-of-00002.safetensors", cut, "shard-00000-of-00002.safetensors is damaged"),
+    "a missing file": ("shard-00001-of-00002.safetensors", Path.unlink, "shard-00001-of-00002.safetensors is missing"),
+    "a manifest cut off": (checkpoint.MANIFEST, cut, "manifest.json is damaged"),
+    "an empty manifest": (checkpoint.MANIFEST, lambda path: path.write_text(""), "manifest.json is damaged"),
+    "no object": (checkpoint.MANIFEST, lambda path: path.write_text("[3]"), "manifest.json is damaged"),
+    "another step": (checkpoint.MANIFEST, retell, "manifest.json is damaged: its checksum differs"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_ones_are_passed_over_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    name, spoil, message = DAMAGES[damage]
+    for step in ("step-1", "step-2", "step-3"):
+        write(tmp_path / step)
+    for step in ("step-2", "step-3"):
+        spoil(tmp_path / step / name)
+    passed_over: list[str] = []
+    found = checkpoint.newest(Folder(tmp_path), passed_over=passed_over.append)
+    assert found is not None and found.directory == str(tmp_path / "step-1")
+    (record,) = caplog.records
+    for step in ("step-2", "step-3"):
+        assert f"{step}/{message}" in record.getMessage()
+    assert passed_over == [str(tmp_path / "step-3"), str(tmp_path / "step-2")]
+    for directory in passed_over:
+        checkpoint.set_aside(directory)
+    assert checkpoint.complete(Folder(tmp_path)) == ["step-1"], "nobody is offered them again"
+    again = write(tmp_path / "step-3")
+    assert checkpoint.newest(Folder(tmp_path)) == again, "a new one in the same place counts"
+    assert checkpoint.SET_ASIDE not in Folder(again.directory).names()
+
+
+def test_all_damaged_is_one_sentence_that_names_them(tmp_path: Path) -> None:
+    for step in ("step-1", "step-2"):
+        flip(tmp_path / step / write(tmp_path / step).shards[0].file)
+    with pytest.raises(checkpoint.Damaged, match=r"all 2 are damaged: \S+/step-2/shard-00000\S+ is.*step-1/shard-0000"):
+        checkpoint.newest(Folder(tmp_path))
+    assert checkpoint.complete(Folder(tmp_path)) == ["step-1", "step-2"], "left for somebody to look at"
+    assert checkpoint.newest(Folder(tmp_path / "none")) is None
+
+
+def test_no_flipped_bit_of_a_manifest_goes_unnoticed(tmp_path: Path) -> None:
+    saved = write(tmp_path)
+    path = tmp_path / checkpoint.MANIFEST
+    content = path.read_bytes()
+    for at in range(0, len(content), 3):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 7]) + content[at + 1 :])
+        try:
+            assert checkpoint.load(tmp_path) == saved, f"byte {at}"  # blanks between values, or the checksum's name
+        except checkpoint.Damaged:
+            pass
+
+
+def test_what_was_written_of_one_that_failed_is_removed_and_a_complete_one_stays(tmp_path: Path) -> None:
+    write(tmp_path / "step-1")
+    (tmp_path / "step-2").mkdir()
+    for torn in ("step-1/.shard-00000.part", "step-2/shard-00000-of-00002.safetensors"):
+        (tmp_path / torn).touch()
+    for step in ("step-1", "step-2", "step-3"):
+        checkpoint.discard(tmp_path / step)
+    assert Folder(tmp_path).names() == ["step-1"]
+    assert len(Folder(tmp_path / "step-1").names()) == 3
+    checkpoint.load(tmp_path / "step-1").verify()

@@ -22,6 +22,7 @@ from downpour.ps.schedules import Constant
 from downpour.ps.storage import Folder
 from downpour.worker.shards import Shards
 from tests.conftest import ShardProcesses
+from tests.ps.saving import save
 
 VARIABLES = [Variable("w", (300, 7)), Variable("head", (9, 41))]
 
@@ -70,6 +71,22 @@ def test_shards_write_to_it_and_others_restore_from_it(shards: ShardProcesses, b
         np.testing.assert_array_equal(a, b)
     folder.remove("step-0000000007")
     assert checkpoint.complete(folder) == ["step-0000000008"]
+
+
+def test_a_damaged_one_is_passed_over_and_set_aside(bucket: str) -> None:
+    folder = Folder(f"{bucket}/spoilt")
+    layout = plan(VARIABLES, 1)
+    for step in (7, 8):
+        save(f"{folder.url}/step-{step}", layout, [{"parameters": np.ones(layout.size(0), np.float32)}], step=step)
+    name = "shard-00000-of-00001.safetensors"
+    content = bytearray((folder / "step-8").read(name))
+    content[-99] ^= 4
+    (folder / "step-8").write(name, [bytes(content)])
+    found = checkpoint.newest(folder, passed_over=checkpoint.set_aside)
+    assert found is not None and found.step == 7
+    assert checkpoint.complete(folder) == ["step-7"]
+    checkpoint.discard(f"{folder.url}/step-8")
+    assert folder.names() == ["step-7"]
 
 
 def test_a_broken_upload_leaves_nothing(bucket: str) -> None:

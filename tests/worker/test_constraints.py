@@ -59,7 +59,7 @@ def variable() -> Iterator[keras.Variable]:
         (keras.constraints.UnitNorm(None), UnitNorm((0, 1, 2, 3))),
         (keras.constraints.MinMaxNorm(0.5, 2, np.float64(0.25), (-2,)), MinMaxNorm(0.5, 2.0, 0.25, (2,))),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_each_constraint_of_keras(variable: keras.Variable, theirs: Any, mine: Constraint | None) -> None:
     variable.constraint = theirs

@@ -39,6 +39,32 @@ def test_the_job_ends_when_its_time_is_up() -> None:
     assert c.train_s(2000.0) == 11.0
 
 
+def test_why_it_ended_is_known() -> None:
+    by_time, by_steps, by_failure = coordinator(max_train_s=10), coordinator(), coordinator()
+    by_time.report(report(steps=1, version=1), 0.0)
+    by_time.report(report(steps=2, version=2), 11.0)
+    by_steps.report(report(steps=100, version=100), 1.0)
+    by_failure.report(report(failure="loss nan"), 1.0)
+    assert [c.ended_by() for c in (by_time, by_steps, by_failure)] == ["max_train_s", "steps", "failure"]
+
+
+def test_a_resumed_job_has_its_time_anew_and_a_restarted_chief_has_not() -> None:
+    c = coordinator(max_train_s=10)
+    c.report(report(steps=1, version=1), 0.0)
+    assert c.report(report(steps=2, version=2), 11.0)
+    resumed = coordinator(max_train_s=10)
+    resumed.load(c.state(11.0, with_workers=False), 100.0)
+    assert not resumed.report(report(incarnation=2, steps=1, version=3), 100.0)
+    assert not resumed.report(report(incarnation=2, steps=5, version=7), 109.0)
+    assert resumed.progress(109.0).seconds_left == pytest.approx(1, abs=0.1)
+
+    restarted = coordinator(max_train_s=10)
+    restarted.load(resumed.state(109.0, with_workers=True), 200.0)
+    assert not restarted.should_stop(200.5)
+    assert restarted.should_stop(201.5)
+    assert restarted.train_s(201.5) == pytest.approx(21.5)
+
+
 def test_a_failure_ends_the_job_and_names_the_worker() -> None:
     c = coordinator()
     assert c.report(report(worker=3, failure="loss nan at step 7"), 1.0)

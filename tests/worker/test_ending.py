@@ -60,8 +60,8 @@ def run_and_stop(cluster: Cluster) -> Future[dict[str, Any]]:
     )
 
 
-def hello(worker: int, incarnation: int = 1) -> RegisterRequest:
-    return RegisterRequest(worker=worker, incarnation=incarnation, fingerprint=LAYOUT.fingerprint)
+def hello(worker: int) -> RegisterRequest:
+    return RegisterRequest(worker=worker, fingerprint=LAYOUT.fingerprint)
 
 
 def test_shards_end_when_the_job_is_done(cluster: Cluster) -> None:
@@ -133,9 +133,9 @@ def test_a_worker_that_comes_when_training_is_over_is_told_so_and_does_nothing(c
         client.next_checkpoint(-1)  # an evaluator, whose last score the chief waits for
         cluster.work(0)
         wait_until(lambda: client.progress().state == ProgressReply.STATE_SCORING, "the end of training")
-        assert client.register(hello(1))
+        assert client.register(hello(1)).stop
         pushes = [ShardClient(i, a, LAYOUT, GIVE_UP_S).status().pushes for i, a in enumerate(cluster.addresses)]
-        cluster.work(1, incarnation=2, num_steps=1000)
+        cluster.work(1, num_steps=1000)
         wait_until(lambda: client.next_checkpoint(-1).last, "the last checkpoint")
         client.report_score(Score(step=client.next_checkpoint(-1).step))
         summary = chief.result(GIVE_UP_S)
@@ -188,11 +188,12 @@ def test_a_worker_that_leaves_waits_for_its_push_and_for_nobody(tmp_path: Path) 
     with serving(tmp_path, pace=Bounded(1), lease_s=60, num_workers=2) as cluster, asking(cluster) as client:
         chief = cluster.run_chief()
         leaving: Future[None] = Future()
+        reporter = Reporter(client, 0, LAYOUT.fingerprint)
         exchange = Exchange(
-            cluster.addresses, LAYOUT, wire=codec.BFLOAT16, worker=0, incarnation=3, give_up_after_s=GIVE_UP_S
-        )
+            cluster.addresses, LAYOUT, wire=codec.BFLOAT16, worker=0, incarnation=reporter.incarnation,
+            give_up_after_s=GIVE_UP_S,
+        )  # fmt: skip
         exchange.connect()
-        reporter = Reporter(client, 0, 3, LAYOUT.fingerprint)
         batches: Any = FakeBatches(reporter.leases())
         loop = cluster.pool.submit(
             train, toward_one, exchange, batches, reporter, num_steps=30, overlap=False, leaving=leaving

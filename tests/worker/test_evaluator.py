@@ -14,8 +14,9 @@ import pytest
 
 from downpour.launch import recipe
 from downpour.model.records import RecordCounts
+from downpour.proto.errors import LayoutMismatch
 from downpour.ps.averages import Polyak
-from downpour.ps.layout import plan
+from downpour.ps.layout import Slicing, Variable, plan
 from downpour.worker.evaluator import Evaluator
 from downpour.worker.step import initial_values, variables_of
 from tests.ps.saving import save
@@ -61,6 +62,20 @@ def test_every_score_begins_with_the_states_of_a_fresh_recurrent_layer(tmp_path:
         seen.append([state.numpy() for state in model.layers[-2].states])
     np.testing.assert_array_equal(*seen)
     assert np.any(seen[0])
+
+
+def test_it_scores_a_checkpoint_of_another_number_of_shards_and_refuses_another_model(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")], name="m")
+    scorer = Evaluator(model, plan(variables_of(model), 1), Data(), 8)  # type: ignore[arg-type]
+    theirs = plan(variables_of(model), 3, [Slicing("*", 3)])
+    vectors = theirs.scatter([np.eye(3, dtype=np.float32)])
+    save(tmp_path / "three", theirs, [{"parameters": vector} for vector in vectors])
+    metrics, _ = scorer.score(str(tmp_path / "three"))
+    assert metrics["map_at_100_unweighted"] == pytest.approx(1.0)
+    other = plan([Variable("m/head/kernel", (3, 4))], 1)
+    save(tmp_path / "other", other, [{"parameters": np.ones(12, np.float32)}])
+    with pytest.raises(LayoutMismatch, match=r"m/head/kernel is \[3, 3\] here, \[3, 4\] there"):
+        scorer.score(str(tmp_path / "other"))
 
 
 def test_a_job_that_scores_an_average_must_keep_one() -> None:

@@ -56,6 +56,8 @@ class Evaluator:
         checkpoint.load(directory)
         if not (directory / "shard").exists():
             raise ValueError(f"cannot read {directory / 'shard'}")
+        if (directory / "shard").read_text():
+            raise checkpoint.Damaged(f"{directory / 'shard'} is damaged")
         return {"map_at_100": 0.5}, RecordCounts()
 
 
@@ -70,6 +72,16 @@ def run(folder: Path, at: str, before: Any) -> list[int]:
 @pytest.mark.parametrize("remove", [shutil.rmtree, lambda directory: (directory / "shard").unlink()])
 def test_a_checkpoint_that_is_removed_before_it_is_read_is_passed_over(tmp_path: Path, remove: Any) -> None:
     assert run(tmp_path, "step-20", remove) == [10, 30]
+
+
+def test_a_damaged_checkpoint_is_passed_over_but_the_last(tmp_path: Path) -> None:
+    def spoil(directory: Path) -> None:
+        (directory / "shard").write_text("other bits")
+
+    assert run(tmp_path, "step-20", spoil) == [10, 30]
+    (tmp_path / "again").mkdir()
+    with pytest.raises(checkpoint.Damaged, match="step-30/shard is damaged"):
+        run(tmp_path / "again", "step-30", spoil)
 
 
 def test_the_last_checkpoint_must_be_there(tmp_path: Path) -> None:

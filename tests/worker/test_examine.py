@@ -19,7 +19,7 @@ from downpour.launch.export import export
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import GeneratedImages
 from downpour.model.losses import per_label_logistic
-from downpour.ps.layout import FROZEN, STATISTIC, Layout
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Slicing
 from downpour.ps.rules import SGD
 from downpour.ps.schedules import Constant
 from tests.ps.saving import save
@@ -164,6 +164,14 @@ class Net:
             return keras.Sequential([layers.Conv1D(3, 3), layers.Dense(labels, name="head")], name="net")
         if self.kind == "same_names":
             return keras.Model(images, Two(labels, name="two")(flat))
+        if self.kind == "masked":
+            return keras.Model(images, layers.Dense(labels, name="head")(layers.Masking(name="mask")(flat)), name="net")
+        if self.kind == "own_loss":
+            return OwnLoss(images, layers.Dense(labels, name="head")(flat), name="net")
+        if self.kind == "unreached":
+            aside = ops.stop_gradient(layers.Dense(labels, name="aside")(flat))
+            looped = layers.LSTM(labels, return_sequences=True, name="lstm")(layers.Reshape((size, size * 3))(images))
+            return keras.Model(images, layers.Dense(labels, name="head")(flat) + aside + looped[:, 2])
         if self.kind == "all":
             scaling = layers.Normalization(name="scaling")
             scaling.adapt(np.random.default_rng(1).normal(3, 2, (50, size * size * 3)).astype(np.float32))
@@ -173,6 +181,13 @@ class Net:
         hidden = backbone(flat)
         backbone.trainable = self.kind != "frozen"
         return keras.Model(images, layers.Dense(labels, name="head")(hidden))
+
+
+class OwnLoss(keras.Model):
+    """Computes its loss in its own way."""
+
+    def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
+        return 2 * super().compute_loss(*arguments, **keywords)
 
 
 class Recurrent(keras.Model):
@@ -229,6 +244,19 @@ def test_a_layer_that_is_not_trainable_is_not_pushed() -> None:
     assert kinds["backbone/kernel"] == kinds["backbone/bias"] == FROZEN
 
 
+def test_a_variable_that_no_gradient_reaches_is_not_pushed() -> None:
+    """Nor decayed, therefore: as in plain Keras."""
+    kinds = {v.name: v.kind for v in build(job("unreached", weight_decay=0.1))[1].variables}
+    assert {name for name, kind in kinds.items() if kind == FROZEN} == {"aside/kernel", "aside/bias"}
+    assert "lstm/lstm_cell/kernel" in kinds, "which a gradient reaches through a loop of the graph"
+
+
+@pytest.mark.parametrize(("axis", "kind"), [(0, TRAINED), (1, FACTORED), (-1, FACTORED), (-2, TRAINED)])
+def test_a_kernel_that_is_cut_along_its_inputs_is_pushed_whole(axis: int, kind: str) -> None:
+    layout = build(job("trained", slicing=(Slicing("head/kernel", 2, axis),), batch_size=1))[1]
+    assert {v.name: v.kind for v in layout.variables}["head/kernel"] == kind
+
+
 @pytest.mark.parametrize(("kind", "kernel"), [("unbuilt", (192, 5)), ("unbuilt_subclass", (4, 5))])
 def test_a_model_that_is_not_built_is_built_by_a_call(kind: str, kernel: tuple[int, int]) -> None:
     model, layout = build(job(kind))
@@ -242,6 +270,8 @@ def test_a_model_that_is_not_built_is_built_by_a_call(kind: str, kernel: tuple[i
     ("kind", "message"),
     [
         ("uncallable", r"model: Sequential 'net' is not built, and its call on images of zeros, \[4, 8, 8, 3\], fails"),
+        ("masked", r"a mask reaches the output of Functional 'net': plain Keras leaves what is masked out of the loss"),
+        ("own_loss", r"OwnLoss 'net' has its own compute_loss, which workers do not call"),
         ("same_names", r"two variables are named two/w, of shapes \[192, 16\] and \[16, 5\]; give .* its own name"),
     ],
 )

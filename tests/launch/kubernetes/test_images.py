@@ -16,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from downpour.launch.kubernetes import names
+from tests.channels import plain
 from tests.conftest import wait_until
 from tests.launch.kubernetes.dockerfile import Builder, instructions, why_not
 
@@ -76,7 +77,7 @@ def size_mb(path: Path) -> float:
 
 
 def health(address: str, service: str) -> int:
-    with grpc.insecure_channel(address) as channel:
+    with plain(address) as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
             return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=2).status
@@ -95,7 +96,7 @@ def test_the_shard_image_starts_a_shard_and_has_no_tensorflow(builder: Builder, 
     assert builder.run(stage, "id -u", user).strip() == str(names.USER)
     list_all = "import importlib.metadata as m; print(*(d.name.lower() for d in m.distributions()))"
     packages = set(builder.run(stage, f'python -c "{list_all}"', user).split())
-    assert {"downpour", "grpcio", "numba", "cryptography"} <= packages
+    assert {"downpour-training", "grpcio", "numba", "cryptography"} <= packages
     assert not {name for name in packages if re.match("tensorflow|keras|torch|scipy|pandas|pip$", name)}
     print(f"shard: {size_mb(stage.root / 'opt/downpour')} MB of our own on top of the base, {len(packages)} packages")
 

@@ -1,0 +1,157 @@
+"""Checks the fields of a job's dataclasses when they are made: what was given, what is accepted, an example. Pure.
+
+A frozen dataclass takes whatever it is given; a rule that is a text, or one pattern instead of a tuple of them, would
+show minutes later in another process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from downpour.ps.layout import Rate, Slicing
+
+_EXAMPLES = {
+    "rule": "KerasAdam()",
+    "schedule": "Constant(learning_rate=0.001)",
+    "pace": "Bounded(lead=4)",
+    "staleness": "Divide()",
+    "cadence": "Accumulate(4)",
+    "clip": "Clip(by_global_norm=1.0)",
+    "average": "Polyak(decay=0.999)",
+    "model": "ResNet(depth=18)",
+    "data": 'ImageRecords(folder="data/openmoji", num_labels=1000)',
+    "loss": "per_label_logistic",
+    "cluster": "Cluster(num_ps=2, num_workers=2)",
+    "exchange": 'Exchange(codec="float32")',
+    "slicing": '(Slicing("head/*", num_slices=50),)',
+    "rates": '(Rate("head/*", 0.1),)',
+    "undecayed": '("*/bias", "*/gamma")',
+    "frozen": '("stem/*",)',
+}
+_DATASET = ("image_size", "num_labels", "num_records", "check", "training", "heldout")
+_OPTIONAL = ("clip", "average")
+
+
+def check_numbers(owner: str, value: Any) -> None:
+    """Refuses fields annotated `int`, `float`, `bool` or `str` that hold something else.
+
+    Args:
+        owner: What stands before the field's name in messages, such as `cluster.`.
+        value: A dataclass whose annotations are texts.
+
+    Raises:
+        ValueError: A number is a text or True, a text is a number, and so on.
+    """
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        accepts, accepted = _SCALARS.get(str(field.type), (lambda given: True, ""))
+        if not accepts(given):
+            raise ValueError(f"{owner}{field.name} is {given!r}, {_kind(given)}; give {accepted}")
+
+
+def check_objects(job: Any, choices: Mapping[str, Mapping[str, type]]) -> None:
+    """Refuses objects of a job that are of another kind than their field.
+
+    Args:
+        job: A `Job`.
+        choices: For each field that takes one of several dataclasses, these by name.
+
+    Raises:
+        ValueError: With the field, what was given, and an example.
+    """
+    for name, kinds in choices.items():
+        _check_choice(name, getattr(job, name), kinds)
+    _check_model(job.model)
+    _check_instance("data", job.data, _DATASET, "a data source")
+    if not callable(job.loss) or isinstance(job.loss, type):
+        _refuse("loss", job.loss, "a function loss(labels, outputs) that returns one number")
+    for name, entry in (("slicing", Slicing), ("rates", Rate), ("undecayed", str), ("frozen", str)):
+        _check_tuple(name, getattr(job, name), entry)
+    for name in ("slicing", "rates"):
+        for i, value in enumerate(getattr(job, name)):
+            check_numbers(f"{name}.{i}.", value)
+
+
+def _check_choice(name: str, given: Any, kinds: Mapping[str, type]) -> None:
+    if type(given) in kinds.values() or (given is None and name in _OPTIONAL):
+        return
+    accepted = ", ".join(kinds) + (" or None" if name in _OPTIONAL else "")
+    if name in ("rule", "schedule") and dataclasses.is_dataclass(given) and not isinstance(given, type):
+        raise ValueError(
+            f"{name} is a {type(given).__name__}, a class of your own; shards run compiled {name}s, which they know by "
+            f"name: give one of {accepted}, such as {_EXAMPLES[name]}"
+        )
+    _refuse(name, given, f"one of {accepted}")
+
+
+def _check_model(model: Any) -> None:
+    accepted = "an object whose build(image_size, num_labels) returns a new keras.Model"
+    if any(base.__module__.split(".")[0] == "keras" for base in type(model).__mro__):
+        raise ValueError(
+            f"model is a {type(model).__name__} that is built already; every process builds its own: give {accepted}, "
+            f"such as {_EXAMPLES['model']}"
+        )
+    _check_instance("model", model, ("build",), accepted)
+
+
+def _check_instance(name: str, given: Any, has: Iterable[str], accepted: str) -> None:
+    """Refuses classes, and objects that lack a name; properties are not read, as they may need files."""
+    missing = [attribute for attribute in has if not _has(given, attribute)]
+    if isinstance(given, type) or missing:
+        lack = f" without {', '.join(missing)}" if missing and not isinstance(given, type) else ""
+        _refuse(name, given, accepted, lack)
+
+
+def _has(given: Any, attribute: str) -> bool:
+    try:
+        inspect.getattr_static(given, attribute)
+    except AttributeError:
+        return False
+    return True
+
+
+def _check_tuple(name: str, given: Any, entry: type) -> None:
+    if isinstance(given, tuple) and all(isinstance(value, entry) for value in given):
+        return
+    of = {str: "name patterns", Slicing: "Slicing(pattern, num_slices)", Rate: "Rate(pattern, multiplier)"}[entry]
+    one = f"; ({given!r},) is a tuple of one" if isinstance(given, entry) else ""
+    _refuse(name, given, f"a tuple of {of}", more=one)
+
+
+def _refuse(name: str, given: Any, accepted: str, lack: str = "", more: str = "") -> None:
+    shown = (
+        f"the class {given.__name__}, not an object of it"
+        if isinstance(given, type)
+        else f"{_short(given)}, {_kind(given)}"
+    )
+    raise ValueError(f"{name} is {shown}{lack}; give {accepted}, such as {_EXAMPLES[name]}{more}")
+
+
+def _short(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _kind(given: Any) -> str:
+    names = {str: "a text", bool: "a truth value", int: "a whole number", float: "a number", type(None): "nothing"}
+    return names.get(type(given), f"a {type(given).__name__}")
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, numbers.Real) and not isinstance(given, bool)
+
+
+def _is_whole(given: Any) -> bool:
+    return isinstance(given, numbers.Integral) and not isinstance(given, bool)
+
+
+_SCALARS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (_is_whole, "a whole number"),
+    "float": (_is_number, "a number"),
+    "bool": (lambda given: isinstance(given, bool), "True or False"),
+    "str": (lambda given: isinstance(given, str), "a text"),
+}

@@ -1,0 +1,190 @@
+"""Builds a job and traces its whole training step once, so that a mistake is known before any role starts.
+
+What is looked at, in this order: the model (one input, one output), the first batch of the data (shapes, kinds of
+numbers, leases), the evaluator's prediction, the loss (one number), and the step as workers compile it. Nothing is
+trained and nothing is written. Used by `downpour.launch.layout_table`, the process that launchers start first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from downpour.launch import mistakes
+from downpour.launch.build import build, check_data
+from downpour.launch.job import Job
+from downpour.model import metrics
+from downpour.model.data import Batches, GeneratedImages, ImageRecords
+from downpour.model.order import Counted, forever
+from downpour.proto.codec import CODECS
+from downpour.ps.layout import Layout
+from downpour.worker.replica import step_codec
+
+_WITHOUT_SCORES = "start with --noevaluator to train without scores"
+
+
+@mistakes.final()
+def check(job: Job, *, evaluator: bool) -> tuple[Any, Layout]:
+    """The model and the layout of a job that can be trained, and scored if it has an evaluator.
+
+    Raises:
+        ValueError: The model, the data or the loss are not what a job takes.
+        Mistake: Their own code raised something else.
+    """
+    check_data(job)
+    model, layout = build(job)
+    check_one_input(model)
+    for batch in batches_of(job, evaluator=evaluator):
+        _check_image_shape(model, batch[0])
+        outputs = predict(model, batch[0])
+        _check_labels(batch[1], outputs, evaluator=evaluator)
+        _check_loss(job, batch[1], outputs)
+        _trace_step(job, model, layout, *batch)
+    return model, layout
+
+
+def batches_of(job: Job, *, evaluator: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first batches that roles will see: held-out, if they are scored or cheap, and training ones of own sources.
+
+    Raises:
+        ValueError: There is no held-out batch to score, or a batch is not a pair of arrays.
+    """
+    ours = type(job.data) in (ImageRecords, GeneratedImages)  # of these the training batches are known
+    found = []
+    if evaluator or ours:
+        with job.data.heldout(batch_size=job.batch_size) as batches:
+            first: Any = next(iter(batches), None)
+        if first is None and evaluator:
+            raise ValueError(
+                f"{_name(job)} gives no held-out batch to score; give held-out images, or {_WITHOUT_SCORES}"
+            )
+        found += [] if first is None else [_pair(job, first)]
+    if not ours:
+        leases = Counted(forever(job.data.num_records, job.batch_size), _name(job))
+        given = job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases)
+        if not isinstance(given, Batches):
+            kind = type(given).__name__
+            raise ValueError(
+                f"{_name(job)}: training() returns a {kind}; return downpour.model.data.Batches{_at(job, 'training')}"
+            )
+        with given as batches:
+            first = next(iter(batches), None)
+            if first is None:
+                raise ValueError(
+                    f"{_name(job)} gives no training batch although there are leases; batches end with them"
+                )
+            leases.check(batches.position)
+        found.append(_pair(job, first))
+    return found
+
+
+def check_one_input(model: Any) -> None:
+    """Raises `ValueError` for a model of several inputs."""
+    inputs = getattr(model, "inputs", None)
+    if inputs is not None and len(inputs) != 1:
+        raise ValueError(
+            f"the model has {len(inputs)} inputs; today a model takes one array [B, ...] (join them in it)"
+        )
+
+
+def predict(model: Any, images: np.ndarray) -> Any:
+    """What the model gives for a batch of these images, as a symbol; traced as the evaluator does, not computed.
+
+    Raises:
+        ValueError: It is not one tensor.
+    """
+    import tensorflow as tf
+
+    spec = tf.TensorSpec(images.shape, images.dtype)
+    traced = tf.function(lambda given: model(given, training=False), autograph=False).get_concrete_function(spec)
+    outputs = traced.structured_outputs
+    if not isinstance(outputs, tf.TensorSpec | tf.Tensor):
+        number = (
+            f"{len(outputs)} outputs" if isinstance(outputs, dict | list | tuple) else f"a {type(outputs).__name__}"
+        )
+        raise ValueError(f"the model gives {number}; today a model gives one array [B, labels] (join them in it)")
+    return outputs
+
+
+def _pair(job: Job, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        given = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"{_name(job)} gives {given} a batch; give a pair of images and labels (sample weights and more are not "
+            "taken today)"
+        )
+    for what, value in zip(("images", "labels"), batch, strict=True):
+        if isinstance(value, dict | tuple | list):
+            raise ValueError(
+                f"{_name(job)} gives {what} as a {type(value).__name__}; today they are one array [B, ...]"
+            )
+    images, labels = (np.asarray(value) for value in batch)
+    if images.dtype == object or labels.dtype == object or not images.ndim or not labels.ndim:
+        raise ValueError(
+            f"{_name(job)} gives images {_shape(images)} and labels {_shape(labels)}; give arrays of numbers"
+        )
+    if len(images) != len(labels):
+        raise ValueError(f"{_name(job)} gives {len(images)} images and {len(labels)} labels in one batch; give as many")
+    return images, labels
+
+
+def _check_image_shape(model: Any, images: np.ndarray) -> None:
+    expected = getattr(model, "input_shape", None) if getattr(model, "inputs", None) is not None else None
+    if not isinstance(expected, tuple):
+        return
+    same = len(expected) == images.ndim and all(
+        e in (None, g) for e, g in zip(expected[1:], images.shape[1:], strict=True)
+    )
+    if not same:
+        wanted = ", ".join("any" if size is None else str(size) for size in expected[1:])
+        raise ValueError(
+            f"the data give images of shape {images.shape[1:]}, the model takes ({wanted}); let `image_size` of the "
+            "data be the side of its images, and the model be built for it"
+        )
+
+
+def _check_labels(labels: np.ndarray, outputs: Any, *, evaluator: bool) -> None:
+    """Raises `ValueError` for labels that cannot be compared with the outputs, or not be scored."""
+    shape = tuple(outputs.shape)
+    are_numbers_of_classes = labels.dtype.kind in "iu" and labels.size == len(labels)
+    if labels.shape != shape and (evaluator or not are_numbers_of_classes):
+        raise ValueError(
+            f"the model gives {shape} and the data labels {labels.shape}; give both as [images, labels], so that "
+            "`num_labels` of the data is the model's last dimension"
+        )
+    if evaluator:
+        metrics.check_labels(labels)
+
+
+def _check_loss(job: Job, labels: np.ndarray, outputs: Any) -> None:
+    """Raises `ValueError` unless the loss is one number."""
+    import tensorflow as tf
+
+    specs = tf.TensorSpec(labels.shape, labels.dtype), tf.TensorSpec(outputs.shape, tf.float32)
+    traced = tf.function(lambda *given: job.loss(*given), autograph=False).get_concrete_function(*specs)
+    loss = traced.structured_outputs
+    accepted = f"return one number, such as keras.ops.mean of the losses of the examples{mistakes.defined(job.loss)}"
+    if not isinstance(loss, tf.TensorSpec | tf.Tensor):
+        raise ValueError(f"the loss returns {'None' if loss is None else f'a {type(loss).__name__}'}; {accepted}")
+    if loss.shape.rank != 0:
+        raise ValueError(f"the loss returns an array of shape {tuple(loss.shape)}; {accepted}")
+
+
+def _trace_step(job: Job, model: Any, layout: Layout, images: np.ndarray, labels: np.ndarray) -> None:
+    from downpour.worker.step import TrainingStep
+
+    wire = step_codec(job.cadence, CODECS[job.exchange.codec])
+    TrainingStep(model, job.loss, layout, wire, job.clip).trace(images, labels)
+
+
+def _at(job: Job, method: str) -> str:
+    return mistakes.defined(getattr(type(job.data), method))
+
+
+def _name(job: Job) -> str:
+    return f"data source {type(job.data).__name__}"
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"{array.shape} {array.dtype}"
