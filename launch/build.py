@@ -57,6 +57,8 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     images = (job.batch_size, image_size, image_size, 3)
     if not model.built:
         _call_once(model, images)
+    _check_ends(model, job.batch_size, image_size, num_labels)
+    _check_loss(job, (job.batch_size, num_labels))
     examined = examine(model, job.loss, images, (job.batch_size, num_labels))
     if examined.unreached:
         logging.warning("no gradient reaches %s: not trained, as in plain Keras", ", ".join(sorted(examined.unreached)))
@@ -157,6 +159,56 @@ def _check_model(model: Any, job: Job, image_size: int) -> None:
 
 def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _check_ends(model: Any, batch_size: int, image_size: int, num_labels: int) -> None:
+    """Raises `ValueError` unless a model takes the data's images and gives an output for each of their labels.
+
+    Of subclassed models, which do not say what they take and give, the trace that follows shows it.
+    """
+    inputs, outputs = getattr(model, "inputs", None) or [None], getattr(model, "outputs", None) or [None]
+    if len(inputs) != 1:
+        raise ValueError(
+            f"the model has {len(inputs)} inputs; today a model takes one array [B, ...] (join them in it)"
+        )
+    check_image_shape(model, (image_size, image_size, 3))
+    if len(outputs) != 1:
+        raise ValueError(
+            f"the model gives {len(outputs)} outputs; today a model gives one array [B, labels] (join them in it)"
+        )
+    if outputs[0] is not None and tuple(outputs[0].shape[1:]) != (num_labels,):
+        raise ValueError(
+            f"the model gives {(batch_size, *outputs[0].shape[1:])} and the data labels {(batch_size, num_labels)}; "
+            "give both as [images, labels], so that `num_labels` of the data is the model's last dimension"
+        )
+
+
+def check_image_shape(model: Any, shape: Sequence[int]) -> None:
+    """Raises `ValueError` for a model that does not take images of this shape, [S, S, 3]."""
+    expected = getattr(model, "input_shape", None) if getattr(model, "inputs", None) else None
+    if not isinstance(expected, tuple):
+        return
+    same = len(expected) == 1 + len(shape) and all(e in (None, g) for e, g in zip(expected[1:], shape, strict=True))
+    if not same:
+        wanted = ", ".join("any" if size is None else str(size) for size in expected[1:])
+        raise ValueError(
+            f"the data give images of shape {tuple(shape)}, the model takes ({wanted}); let `image_size` of the data "
+            "be the side of its images, and the model be built for it"
+        )
+
+
+def _check_loss(job: Job, shape: tuple[int, int]) -> None:
+    """Raises `ValueError` unless the loss of labels and outputs of a shape is one number."""
+    import tensorflow as tf
+
+    spec = tf.TensorSpec(shape, tf.float32)
+    traced = tf.function(lambda *given: job.loss(*given), autograph=False).get_concrete_function(spec, spec)
+    loss = traced.structured_outputs
+    accepted = f"return one number, such as keras.ops.mean of the losses of the examples{mistakes.defined(job.loss)}"
+    if not isinstance(loss, tf.TensorSpec | tf.Tensor):
+        raise ValueError(f"the loss returns {'None' if loss is None else f'a {type(loss).__name__}'}; {accepted}")
+    if loss.shape.rank not in (0, None):
+        raise ValueError(f"the loss returns an array of shape {tuple(loss.shape)}; {accepted}")
 
 
 def check_data(job: Job) -> None:

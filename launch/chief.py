@@ -97,7 +97,7 @@ class _Model:
         if self._prepared:
             return prepared.read_values(self._prepared)
         model, layout = self._built
-        return initial.values(model, layout, self._source)
+        return initial.values(model, layout, self._source, self._job.exchange.codec)
 
 
 def _plan(job: Job, evaluator: bool) -> Plan:

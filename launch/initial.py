@@ -11,7 +11,7 @@ Variables that no pattern matches keep their fresh values. Imports TensorFlow wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from downpour.launch import topology
 from downpour.model import weights
 from downpour.ps import checkpoint
 from downpour.ps.checkpoint import Checkpoint
-from downpour.ps.layout import Layout, Variable
+from downpour.ps.layout import STATISTIC, Layout, Variable
 from downpour.ps.patterns import matching
 from downpour.ps.storage import Folder, StorageError
 
@@ -109,23 +109,29 @@ def load_checkpoint(path: str, verify: Callable[[Checkpoint], None] = Checkpoint
     )
 
 
-def values(model: Any, layout: Layout, source: Source | None) -> list[np.ndarray]:
+def values(model: Any, layout: Layout, source: Source | None, wire: str = "float32") -> list[np.ndarray]:
     """One array a variable, in the layout's order: fresh ones, and in place of some of them those of the source.
 
     Args:
         model: A built model with fresh values.
         layout: Of its variables.
         source: None for fresh values alone.
+        wire: The exchange's codec, which must be able to carry them.
 
     Raises:
-        ValueError: The source cannot be read, lacks a matching variable or has it in another shape, or a pattern
-            matches nothing.
+        ValueError: The source cannot be read, lacks a matching variable or has it in another shape, a pattern matches
+            nothing, or a value is not finite on the wire.
     """
     from downpour.worker.step import initial_values
 
-    fresh = initial_values(model, layout)
-    if source is None:
-        return fresh
+    found = initial_values(model, layout)
+    if source is not None:
+        found = _with_source(model, layout, source, found)
+    _check_finite(layout, found, wire)
+    return found
+
+
+def _with_source(model: Any, layout: Layout, source: Source, fresh: list[np.ndarray]) -> list[np.ndarray]:
     if not _is_folder(source.path):
         check(source)
     names = [variable.name for variable in layout.variables]
@@ -134,6 +140,19 @@ def values(model: Any, layout: Layout, source: Source | None) -> list[np.ndarray
     _check_found([variable for variable in layout.variables if variable.name in wanted], found, source)
     logging.info("%d of %d variables begin as in %s", len(wanted), len(names), source.path)
     return [found.get(name, value) for name, value in zip(names, fresh, strict=True)]
+
+
+def _check_finite(layout: Layout, values: Iterable[np.ndarray], wire: str) -> None:
+    """Raises `ValueError` for values that are not finite, or not in the wire's codec; statistics travel as float32."""
+    for variable, value in zip(layout.variables, values, strict=True):
+        narrow = np.float16 if wire == "float16" and variable.kind != STATISTIC else np.float32
+        with np.errstate(over="ignore"):
+            number = int(np.count_nonzero(~np.isfinite(value.astype(narrow))))
+        if number:
+            raise ValueError(
+                f"{number} initial values of {variable.name} are not finite in {np.dtype(narrow).name}"
+                + ("; give --set=exchange.codec=bfloat16 or float32" if np.isfinite(value).all() else "")
+            )
 
 
 def _is_folder(path: str) -> bool:

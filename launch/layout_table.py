@@ -57,7 +57,7 @@ def _run() -> None:
 
         model, layout = preflight.check(job, evaluator=bool(flags.FLAGS["evaluator"].value))
         if _PREPARED_OUT.value:
-            prepared.write(Path(_PREPARED_OUT.value), layout, initial.values(model, layout, None))
+            prepared.write(Path(_PREPARED_OUT.value), layout, initial.values(model, layout, None, job.exchange.codec))
     else:
         layout = build(job)[1]
     text = layout.table()

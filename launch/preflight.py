@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from downpour.launch import mistakes
-from downpour.launch.build import build, check_data
+from downpour.launch.build import build, check_data, check_image_shape
 from downpour.launch.job import Job
 from downpour.model import metrics
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
@@ -34,12 +34,10 @@ def check(job: Job, *, evaluator: bool) -> tuple[Any, Layout]:
     """
     check_data(job)
     model, layout = build(job)
-    check_one_input(model)
     for batch in batches_of(job, evaluator=evaluator):
-        _check_image_shape(model, batch[0])
+        check_image_shape(model, batch[0].shape[1:])
         outputs = predict(model, batch[0])
         _check_labels(batch[1], outputs, evaluator=evaluator)
-        _check_loss(job, batch[1], outputs)
         _trace_step(job, model, layout, *batch)
     return model, layout
 
@@ -77,15 +75,6 @@ def batches_of(job: Job, *, evaluator: bool) -> list[tuple[np.ndarray, np.ndarra
             leases.check(batches.position)
         found.append(_pair(job, first))
     return found
-
-
-def check_one_input(model: Any) -> None:
-    """Raises `ValueError` for a model of several inputs."""
-    inputs = getattr(model, "inputs", None)
-    if inputs is not None and len(inputs) != 1:
-        raise ValueError(
-            f"the model has {len(inputs)} inputs; today a model takes one array [B, ...] (join them in it)"
-        )
 
 
 def predict(model: Any, images: np.ndarray) -> Any:
@@ -129,46 +118,16 @@ def _pair(job: Job, batch: Any) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _check_image_shape(model: Any, images: np.ndarray) -> None:
-    expected = getattr(model, "input_shape", None) if getattr(model, "inputs", None) is not None else None
-    if not isinstance(expected, tuple):
-        return
-    same = len(expected) == images.ndim and all(
-        e in (None, g) for e, g in zip(expected[1:], images.shape[1:], strict=True)
-    )
-    if not same:
-        wanted = ", ".join("any" if size is None else str(size) for size in expected[1:])
-        raise ValueError(
-            f"the data give images of shape {images.shape[1:]}, the model takes ({wanted}); let `image_size` of the "
-            "data be the side of its images, and the model be built for it"
-        )
-
-
 def _check_labels(labels: np.ndarray, outputs: Any, *, evaluator: bool) -> None:
     """Raises `ValueError` for labels that cannot be compared with the outputs, or not be scored."""
     shape = tuple(outputs.shape)
-    are_numbers_of_classes = labels.dtype.kind in "iu" and labels.size == len(labels)
-    if labels.shape != shape and (evaluator or not are_numbers_of_classes):
+    if labels.shape != shape:
         raise ValueError(
             f"the model gives {shape} and the data labels {labels.shape}; give both as [images, labels], so that "
             "`num_labels` of the data is the model's last dimension"
         )
     if evaluator:
         metrics.check_labels(labels)
-
-
-def _check_loss(job: Job, labels: np.ndarray, outputs: Any) -> None:
-    """Raises `ValueError` unless the loss is one number."""
-    import tensorflow as tf
-
-    specs = tf.TensorSpec(labels.shape, labels.dtype), tf.TensorSpec(outputs.shape, tf.float32)
-    traced = tf.function(lambda *given: job.loss(*given), autograph=False).get_concrete_function(*specs)
-    loss = traced.structured_outputs
-    accepted = f"return one number, such as keras.ops.mean of the losses of the examples{mistakes.defined(job.loss)}"
-    if not isinstance(loss, tf.TensorSpec | tf.Tensor):
-        raise ValueError(f"the loss returns {'None' if loss is None else f'a {type(loss).__name__}'}; {accepted}")
-    if loss.shape.rank != 0:
-        raise ValueError(f"the loss returns an array of shape {tuple(loss.shape)}; {accepted}")
 
 
 def _trace_step(job: Job, model: Any, layout: Layout, images: np.ndarray, labels: np.ndarray) -> None:

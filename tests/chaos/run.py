@@ -1,6 +1,6 @@
 """Trains under faults and counts: what was lost, what was doubled, who was held up, who was left.
 
-    python -m tests.chaos.run [--recipe=quickstart] [--seconds=820] [--faults=150] [--seed=0] [--undisturbed=0.69,0.7]
+    python -m tests.chaos.run [--recipe=quickstart] [--seconds=600] [--faults=150] [--seed=0] [--undisturbed=0.69,0.7]
 
 Kills and pauses processes, breaks connections, fills disks, shifts clocks, damages files and starts processes that must
 be refused, as `tests.chaos.schedule` says; every fault must be seen to have happened. Without `--undisturbed` the same
@@ -26,7 +26,7 @@ from tests.chaos.schedule import FILL, KINDS, schedule
 
 topology.define_recipe_flags()
 _RUN_DIR = flags.DEFINE_string("run_dir", "runs/chaos", "Folder of logs and checkpoints.")
-_SECONDS = flags.DEFINE_float("seconds", 820.0, "Of training, roughly: it is the steps that are given.", 5.0)
+_SECONDS = flags.DEFINE_float("seconds", 600.0, "Of training, roughly: it is the steps that are given.", 5.0)
 _STEPS_PER_S = flags.DEFINE_float(
     "steps_per_s", 15.0, "How many of them in a second; what two cores do under faults.", 0.1
 )

@@ -31,6 +31,7 @@ _DURATIONS_S = {
     FILL: (1.0, 8.0),
     SHIFT: (4.0, 30.0),
 }
+_TAKES_S = 15.0  # until an intruder has loaded what it needs and is refused; it must come before the end
 _EVERYBODY, _SERVERS = ("ps", "worker", "chief", "evaluator"), ("ps", "chief")
 _ABLE = {KILL: _EVERYBODY, PAUSE: _EVERYBODY, SHIFT: _EVERYBODY, FLIP: ("chief", "evaluator")}
 _ABLE |= {**dict.fromkeys(PROXIED, _SERVERS), FILL: _SERVERS, INTRUDE: ("ps", "worker", "chief")}
@@ -99,7 +100,8 @@ def schedule(
         order += chance.sample(list(kinds), len(kinds))
     each_s = (end - begin) / max(1, num_faults)
     times = [begin + (i + chance.random()) * each_s for i in range(num_faults)]
-    return [_fault(chance, at_s, kind, roles, end) for at_s, kind in zip(times, order, strict=False)]
+    faults = [_fault(chance, at_s, kind, roles, end) for at_s, kind in zip(times, order, strict=False)]
+    return sorted(faults, key=lambda fault: fault.at_s)
 
 
 def _fault(chance: random.Random, at_s: float, kind: str, roles: Mapping[str, int], end_s: float) -> Fault:
@@ -108,5 +110,7 @@ def _fault(chance: random.Random, at_s: float, kind: str, roles: Mapping[str, in
     index = chance.randrange(roles[role])
     target = f"{role}/{index}" if role in ("ps", "worker") else role
     shortest, longest = _DURATIONS_S.get(kind, (0.0, 0.0))
+    if kind == INTRUDE:
+        at_s = min(at_s, max(end_s - _TAKES_S, at_s / 2))
     duration_s = min(chance.uniform(shortest, longest), max(shortest, end_s - at_s))
     return Fault(at_s, kind, target, duration_s, chance.randrange(1 << 16))

@@ -114,10 +114,6 @@ SLIPS = {
         _loss("return keras.ops.mean((labels - outputs) ** 2, axis=1)", _HERE),
         "the loss returns an array of shape (4,)",
     ),
-    "a Sequential without Input": Slip(
-        _net("return keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(labels)])", _HERE),
-        "Net.build returned a model without variables yet; begin it with keras.Input((8, 8, 3))",
-    ),
     "a wrong name in the loss": Slip(
         _loss("return keras.ops.meen((labels - outputs) ** 2)  # here"),
         "AttributeError: module 'keras.ops' has no attribute 'meen'",
@@ -216,7 +212,7 @@ THROUGH_THE_LAUNCHER = (
     "a rule by name",
     "a model instead of a builder",
     "a loss that returns a vector",
-    "a Sequential without Input",
+    "two outputs",
     "a wrong name in the loss",
     "a wrong name in the model",
     "a wrong name in the data",

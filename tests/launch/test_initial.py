@@ -14,7 +14,7 @@ from downpour.launch import initial
 from downpour.launch.initial import Source
 from downpour.model import weights
 from downpour.model.resnet import ResNet
-from downpour.ps.layout import Layout, plan
+from downpour.ps.layout import FROZEN, STATISTIC, Layout, Variable, plan
 from downpour.worker.step import initial_values, variables_of
 from tests.ps.saving import save
 
@@ -209,3 +209,22 @@ def test_what_a_new_run_would_remove_is_refused(given: Callable[..., None], tmp_
     given(str(tmp_path / place))
     with pytest.raises(ValueError, match=r"a new run in .* removes what is there; give another --run_dir"):
         initial.from_flags(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "wire", "message"),
+    [
+        (7e4, "float32", None),
+        (7e4, "bfloat16", None),
+        (7e4, "float16", "1 initial values of net/w are not finite in float16; give --set=exchange.codec=bfloat16"),
+        (np.nan, "float32", "1 initial values of net/w are not finite in float32$"),
+    ],
+)
+def test_values_that_the_wire_cannot_carry_are_refused(value: float, wire: str, message: str | None) -> None:
+    layout = plan([Variable("net/w", (3,), FROZEN), Variable("net/m", (3,), STATISTIC)], 1)
+    values = [np.array([0, value, 1], np.float32), np.full(3, 7e4, np.float32)]
+    if message is None:
+        initial._check_finite(layout, values, wire)
+    else:
+        with pytest.raises(ValueError, match=message):
+            initial._check_finite(layout, values, wire)

@@ -56,7 +56,7 @@ def test_the_place_of_the_data_may_differ_and_their_number_may_not(tmp_path: Pat
     )
 
     def of(folder: Path) -> dict[str, str]:
-        more = f"\n\ndef job():\n    return tiny(data=ImageRecords({str(folder)!r}, resize=8, crop=8))\n"
+        more = f"\n\ndef job():\n    return tiny(data=ImageRecords({str(folder)!r}, 5, resize=8, crop=8))\n"
         return same_fields(recipe.load(jobs.write_recipe(tmp_path, more)))
 
     assert of(few) == of(as_many) != of(more)
