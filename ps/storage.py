@@ -7,6 +7,7 @@ been uploaded to its end. Threads: any; a `Folder` keeps nothing but the place.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,10 @@ _DOWNLOAD_BYTES, _READ_BYTES = 64 << 20, 4 << 20  # an answer of an object store
 
 class StorageError(OSError):
     """An object store or a disk has refused; the message names the place. `errno` is the disk's, if there is one."""
+
+
+class NoRoom(ValueError):
+    """There is no room for even a small file."""
 
 
 class Folder:
@@ -138,6 +143,7 @@ class Folder:
         once do not disturb each other.
 
         Raises:
+            NoRoom: The disk is full.
             ValueError: One of these does not work.
         """
         folder = Folder(_nearest(self._root)) if self._is_local else self
@@ -147,7 +153,8 @@ class Folder:
             folder.remove(name)
         except OSError as error:
             place = "" if folder.url == self.url else f"cannot make {self.url}: "
-            raise ValueError(f"{place}{error}; give another folder, or the right to write there") from None
+            kind = NoRoom if error.errno == errno.ENOSPC else ValueError
+            raise kind(f"{place}{error}; give another folder, or the right to write there") from None
 
     def _write_and_rename(self, name: str, pieces: Iterable[Any]) -> None:
         temporary = f"{self._root}/.{name}.{secrets.token_hex(4)}"

@@ -300,7 +300,12 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             shards.initialize(lambda: values)
             logging.info("%d shards initialised for job %s", len(shards), shards.job_id)
         shards.check_job()
-        shards.check_may_write(self._folder.checkpoints.url)
+        try:
+            shards.check_may_write(self._folder.checkpoints.url)
+        except CheckpointFailed as error:
+            if not held:
+                raise
+            logging.warning("no checkpoint can be written at present: %s", error)
         highest = max(status.incarnation for status in shards.statuses())
         with self._changed:
             self._job_id = shards.job_id

@@ -30,7 +30,7 @@ from absl import logging
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps import checkpoint
 from downpour.ps.checkpoint import Checkpoint
-from downpour.ps.storage import Folder
+from downpour.ps.storage import Folder, NoRoom
 from downpour.worker import owner
 from downpour.worker.owner import JOURNAL, SUMMARY, Identity
 from downpour.worker.plan import Plan
@@ -62,12 +62,24 @@ class RunFolder:
         self._unwritten: list[str] = []  # lines of the history; guarded by `_noting`
         self._failing: dict[str, bool] = {}  # by file, whether it could not be written the last time
         self._lock = owner.Lock(run_dir / owner.LOCK, "chief")
-        self.checkpoints = Folder(checkpoint_dir)
-        self.checkpoints.check()
+        try:
+            self.checkpoints = Folder(checkpoint_dir)
+            self._check_room()
+        except BaseException:
+            self._lock.close()
+            raise
 
     def close(self) -> None:
         """Lets another chief have it."""
         self._lock.close()
+
+    def _check_room(self) -> None:
+        try:
+            self.checkpoints.check()
+        except NoRoom as error:
+            if owner.read_identity(self._path) is None:
+                raise
+            logging.warning("%s; the run that began here goes on, and tries again", error)
 
     def settle(self, held: Sequence[tuple[int, str]], plan: Plan) -> tuple[str, Checkpoint | None]:
         """Whose job goes on or begins, and what empty shards begin with; removes nothing.

@@ -290,7 +290,7 @@ class _Shift:
         part.replace(self._file)
 
 
-class _DamageJournal(_OnProcess):
+class _DamageJournal(_Kill):
     """Stops the chief, damages its journal and kills it, so that the next chief finds the damage."""
 
     def __init__(self, journal: Path, pids: Pids, fault: Fault) -> None:
@@ -310,15 +310,6 @@ class _DamageJournal(_OnProcess):
             self._journal.write_bytes(new)
         self._process.kill()
         return True
-
-    def has_fired(self) -> bool:
-        return not _runs(self._process)
-
-    def is_over(self, lasted_s: float) -> bool:
-        return self._is_replaced()
-
-    def end(self) -> None:
-        pass
 
 
 class _DamageCheckpoint:

@@ -12,6 +12,8 @@ import pytest
 
 from downpour.ps import checkpoint
 from downpour.ps.layout import Variable, plan
+from downpour.ps.storage import NoRoom
+from downpour.worker import owner
 from downpour.worker.run_folder import RunFolder
 from tests.conftest import SmallDisk
 from tests.ps.saving import save
@@ -124,3 +126,15 @@ def test_a_run_folder_that_is_away_for_a_while_ends_nothing(tmp_path: Path) -> N
     folder.note({"step": 3})
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_a_chief_that_is_started_again_finds_its_folder_full_and_goes_on(small_disk: SmallDisk) -> None:
+    run_dir = small_disk.path / "run"
+    run_dir.mkdir()
+    small_disk.fill()
+    with pytest.raises(NoRoom, match="No space left"):
+        RunFolder(run_dir, str(run_dir / "checkpoints"))
+    small_disk.make_room()
+    owner.write_identity(run_dir, owner.Identity("a"))
+    small_disk.fill()
+    RunFolder(run_dir, str(run_dir / "checkpoints")).close()
