@@ -64,7 +64,8 @@ class Fault:
             return "disk", role
         if self.kind in PROXIED:
             return "proxy", self.target
-        if self.kind in (SHIFT, INTRUDE):
+        # A second chief takes over from one that has died, as it should: it must find the first alive.
+        if self.kind == SHIFT or (self.kind == INTRUDE and role != "chief"):
             return self.kind, self.target
         return "process", self.target
 

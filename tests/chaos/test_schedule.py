@@ -45,7 +45,7 @@ def test_only_servers_have_proxies() -> None:
     found = faults()
     on_proxies = {fault.target.partition("/")[0] for fault in found if fault.place[0] == "proxy"}
     assert on_proxies == {"ps", "chief"}
-    assert {fault.kind for fault in found if fault.place[0] == "process"} == {"kill", "pause", "flip"}
+    assert {fault.kind for fault in found if fault.place[0] == "process"} == {"kill", "pause", "flip", "intrude"}
     assert all(fault.duration_s == 0 for fault in found if fault.kind in ("kill", "cut", "flip", "intrude"))
 
 
