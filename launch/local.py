@@ -129,6 +129,10 @@ class _Cluster:
         running = self.supervisor.pids()
         return all(f"ps/{i}" in running for i in range(self.run.job.cluster.num_ps))
 
+    def heard(self, reply: ProgressReply) -> None:
+        """Notes what the chief says of its progress."""
+        self.trained |= reply.step > 0 and reply.state != ProgressReply.STATE_PREPARING
+
     def chief(self) -> ChiefClient:
         """Calls this cluster's chief."""
         return ChiefClient(self._address("chief"), _SAVE_LOOK_S)
@@ -249,7 +253,7 @@ def _watch(cluster: _Cluster, display: progress.Display, memory: PeakMemory) -> 
                 reply = watcher.ask()
                 if reply:
                     display.show(reply)
-                    cluster.trained |= reply.step > 0 and reply.state != ProgressReply.STATE_PREPARING
+                    cluster.heard(reply)
             return cluster.supervisor.exit_code("chief") is not None
 
         try:
@@ -279,9 +283,12 @@ def _save(cluster: _Cluster, display: progress.Display) -> None:
 
     Sets `unsaved` when it did not within a time. A second signal ends the wait; then nothing is kept.
     """
+    supervisor = cluster.supervisor
+    with closing(cluster.chief()) as chief:
+        if reply := chief.look(_SAVE_LOOK_S):  # the last one is up to a second old
+            cluster.heard(reply)
     if not cluster.trained:
         return
-    supervisor = cluster.supervisor
     limit = f"for at most {_SAVE_WITHIN_S:.0f} s; a second Ctrl-C ends everything at once"
     display.line("local", f"the chief writes a checkpoint, {limit}")
     begin, incarnation, asking = time.monotonic(), time.time_ns(), cluster.run.job.cluster.num_ps
