@@ -10,17 +10,22 @@ one of its names or although it must train.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import re
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tests.exact.against_keras import Outcome, outcome_of
 from tests.exact.models import Drawn
+
+_MODELS_A_PROCESS = 200  # Keras and TensorFlow keep some 8 MB of every model that a process has traced
 
 
 def summary(outcomes: list[Outcome], seconds: float) -> dict[str, object]:
@@ -57,6 +62,11 @@ def report(outcome: Outcome, seed: int) -> None:
     print(outcome.reason, flush=True)
 
 
+def one(seed: int, number: int) -> Outcome:
+    """What comes of one model."""
+    return outcome_of(Drawn(seed, number))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=2000)
@@ -66,12 +76,13 @@ def main() -> None:
     given = parser.parse_args()
     numbers = [given.only] if given.only is not None else range(given.first, given.first + given.models)
     begin, outcomes = time.monotonic(), []
-    for number in numbers:
-        outcome = outcome_of(Drawn(given.seed, number))
-        outcomes.append(outcome)
-        print(f"{number} {outcome.status} {outcome.error:.2g} {outcome.seconds:.1f} s", flush=True)
-        if outcome.status == "failed" or given.only is not None:
-            report(outcome, given.seed)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=_MODELS_A_PROCESS) as pool:
+        for outcome in pool.map(one, itertools.repeat(given.seed), numbers):
+            outcomes.append(outcome)
+            print(f"{outcome.number} {outcome.status} {outcome.error:.2g} {outcome.seconds:.1f} s", flush=True)
+            if outcome.status == "failed" or given.only is not None:
+                report(outcome, given.seed)
     print("RESULT", json.dumps(summary(outcomes, time.monotonic() - begin)))
     sys.exit(any(outcome.status == "failed" for outcome in outcomes))
 
