@@ -10,7 +10,6 @@ one of its names or although it must train.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import os
@@ -18,7 +17,6 @@ import re
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -62,11 +60,6 @@ def report(outcome: Outcome, seed: int) -> None:
     print(outcome.reason, flush=True)
 
 
-def one(seed: int, number: int) -> Outcome:
-    """What comes of one model."""
-    return outcome_of(Drawn(seed, number))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=2000)
@@ -76,9 +69,8 @@ def main() -> None:
     given = parser.parse_args()
     numbers = [given.only] if given.only is not None else range(given.first, given.first + given.models)
     begin, outcomes = time.monotonic(), []
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=_MODELS_A_PROCESS) as pool:
-        for outcome in pool.map(one, itertools.repeat(given.seed), numbers):
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=_MODELS_A_PROCESS) as pool:
+        for outcome in pool.imap(outcome_of, (Drawn(given.seed, number) for number in numbers)):
             outcomes.append(outcome)
             print(f"{outcome.number} {outcome.status} {outcome.error:.2g} {outcome.seconds:.1f} s", flush=True)
             if outcome.status == "failed" or given.only is not None:
