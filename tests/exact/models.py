@@ -122,6 +122,8 @@ class Drawn:
         assigned = {self.assigned: ("*runningscale*",)}
         clip = rng.choice((None, None, Clip(by_global_norm=0.5), Clip(by_norm=0.3), Clip(by_value=0.05)))
         slices = rng.choice((1, 2, 3)) if self.num_labels >= 3 else 1
+        # Shards multiply factors in float32, where the float16 product of plain Keras may overflow and skip the step.
+        factors = self.policy not in ("mixed_float16", "layers")
         return Job(
             name="drawn",
             model=Network(self),
@@ -139,7 +141,7 @@ class Drawn:
             statistics=assigned.get("statistics", ()),
             local=assigned.get("local", ()),
             cluster=Cluster(num_ps=NUM_SHARDS, num_workers=1),
-            exchange=Exchange(codec="float32", overlap=False, give_up_after_s=60.0),
+            exchange=Exchange(codec="float32", factors=factors, overlap=False, give_up_after_s=60.0),
             seed=self.number,
         )
 
