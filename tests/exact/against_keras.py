@@ -13,7 +13,8 @@ Tolerances, of each variable's largest difference:
 - Variables that are themselves of 16 bits, `ROUNDING_16` of their largest value, too: shards keep them in float32.
 - Where a step overflows float16, plain Keras and Downpour both leave it out and halve the loss scale; plain Keras keeps
   what the step has assigned to statistics, infinite perhaps, and Downpour does not. The plain side is put back.
-- `LOSS` of the loss, and `LOSS_16` with such a policy, for the same reasons.
+- `LOSS` of the loss. With such a policy `LOSS_16` of the largest loss of the run, for the same reasons: what the first
+  step's rounding does to the second loss is a part of what the step did to it, however small a loss it leaves.
 """
 
 from __future__ import annotations
@@ -270,7 +271,7 @@ def refusal(error: ValueError, names: frozenset[str]) -> Exception:
 def largest(plain: Trained, mine: Trained, before: dict[str, np.ndarray], drawn: Drawn) -> tuple[float, str]:
     """The largest difference in units of its tolerance, and of what."""
     rounds = drawn.policy != "float32" or drawn.special == "narrow_variables"
-    found = [_of_losses(plain.losses, mine.losses, LOSS_16 if rounds else LOSS)]
+    found = [_of_losses(plain.losses, mine.losses, rounds=rounds)]
     changes = {name: float(np.abs(_wide(plain.values[name]) - _wide(before[name])).max(initial=0)) for name in before}
     largest_change = max((changes[name] for name in mine.values), default=0.0)
     for name in plain.values.keys() - mine.values.keys():
@@ -287,10 +288,12 @@ def largest(plain: Trained, mine: Trained, before: dict[str, np.ndarray], drawn:
     return max(found)
 
 
-def _of_losses(plain: list[float], mine: list[float], tolerance: float) -> tuple[float, str]:
+def _of_losses(plain: list[float], mine: list[float], *, rounds: bool) -> tuple[float, str]:
     p, m = np.array(plain), np.array(mine)
     both = (m == p) | (np.isnan(m) & np.isnan(p))  # equally infinite, or not numbers, where a step overflows
-    error = float(np.where(both, 0.0, np.abs(m - p) / (tolerance * np.maximum(np.abs(p), 1e-3))).max())
+    scale = np.maximum(np.abs(p), 1e-3)
+    tolerance = LOSS_16 * scale.max() if rounds else LOSS * scale
+    error = float(np.where(both, 0.0, np.abs(m - p) / tolerance).max())
     return (error if np.isfinite(error) else np.inf), f"losses {mine} instead of {plain}"
 
 
