@@ -43,8 +43,7 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     import tensorflow as tf
     from keras.src.utils.naming import reset_uids
 
-    from downpour.worker.examine import examine, kinds_of
-    from downpour.worker.step import factored_names, variables_of
+    from downpour.worker.examine import examine
 
     if num_threads:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
@@ -62,6 +61,20 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     examined = examine(model, job.loss, images, (job.batch_size, num_labels))
     if examined.unreached:
         logging.warning("no gradient reaches %s: not trained, as in plain Keras", ", ".join(sorted(examined.unreached)))
+    layout = _layout(job, model, examined)
+    _check_cadence(job, layout)
+    if isinstance(job.pace, Sync):
+        for shard in range(layout.num_shards):
+            if not layout.num_pushed(shard):  # its version would never move, and everybody would wait for it
+                raise ValueError(f"pace: under Sync shard {shard} has nothing to update; give a smaller cluster.num_ps")
+    return model, layout
+
+
+def _layout(job: Job, model: Any, examined: Any) -> Layout:
+    """Where a model's variables are placed; kernels travel as factors where that saves bytes and fits a message."""
+    from downpour.worker.examine import kinds_of
+    from downpour.worker.step import factored_names, variables_of
+
     kinds = kinds_of(model, examined, statistics=job.statistics, local=job.local, frozen=job.frozen)
     factored = factored_names(model, job.batch_size, examined) if _may_factor(job) else set()
     factored -= _cut_along_inputs(factored, job.slicing)
@@ -80,14 +93,8 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         layout = plan(variables, job.cluster.num_ps, job.slicing)
         too_large = unsendable(layout, examined.rows, WIRE_DTYPES[CODECS[job.exchange.codec]].itemsize)
         if not too_large:
-            break
+            return layout
         factored -= too_large
-    _check_cadence(job, layout)
-    if isinstance(job.pace, Sync):
-        for shard in range(layout.num_shards):
-            if not layout.num_pushed(shard):  # its version would never move, and everybody would wait for it
-                raise ValueError(f"pace: under Sync shard {shard} has nothing to update; give a smaller cluster.num_ps")
-    return model, layout
 
 
 def unsendable(layout: Layout, rows: Mapping[str, int], itemsize: int) -> set[str]:

@@ -31,9 +31,12 @@ _EXAMPLES = {
     "rates": '(Rate("head/*", 0.1),)',
     "undecayed": '("*/bias", "*/gamma")',
     "frozen": '("stem/*",)',
+    "statistics": '("*/moving_norm",)',
+    "local": '("*/counter",)',
 }
 _DATASET = ("image_size", "num_labels", "num_records", "check", "training", "heldout")
 _OPTIONAL = ("clip", "average")
+_PATTERNS = ("undecayed", "frozen", "statistics", "local")
 
 
 def check_numbers(owner: str, value: Any) -> None:
@@ -69,7 +72,7 @@ def check_objects(job: Any, choices: Mapping[str, Mapping[str, type]]) -> None:
     _check_instance("data", job.data, _DATASET, "a data source")
     if not callable(job.loss) or isinstance(job.loss, type):
         _refuse("loss", job.loss, "a function loss(labels, outputs) that returns one number")
-    for name, entry in (("slicing", Slicing), ("rates", Rate), ("undecayed", str), ("frozen", str)):
+    for name, entry in (("slicing", Slicing), ("rates", Rate), *((name, str) for name in _PATTERNS)):
         _check_tuple(name, getattr(job, name), entry)
     for name in ("slicing", "rates"):
         for i, value in enumerate(getattr(job, name)):

@@ -25,7 +25,6 @@ from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
 from downpour.proto.errors import (
     CheckpointFailed,
-    DownpourError,
     JobFailed,
     NotReady,
     NotSaved,
@@ -33,11 +32,12 @@ from downpour.proto.errors import (
 )
 from downpour.proto.security import PLAIN, Security
 from downpour.proto.transport import start_server
-from downpour.ps.checkpoint import Checkpoint, Damaged
+from downpour.ps.checkpoint import Checkpoint
 from downpour.ps.layout import Layout
 from downpour.ps.pace import Async
 from downpour.worker.coordinator import Coordinator
 from downpour.worker.departures import Departures
+from downpour.worker.healer import Healer
 from downpour.worker.known import Known
 from downpour.worker.leases import LeaseTable
 from downpour.worker.plan import Plan
@@ -96,8 +96,6 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._state = pb.ProgressReply.STATE_PREPARING
         self._departures = Departures()
         self._evaluator_heard_s: float | None = None
-        self._lost = False  # whether a shard's memory can be had from nowhere
-        self._polled: list[int] = []  # versions of the shards, when they were looked at last
         self._server, self.port = start_server(
             lambda server: chief_pb2_grpc.add_ChiefServicer_to_server(self, server), host, port, _NUM_THREADS, security
         )
@@ -210,16 +208,16 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             Unreachable: A shard does not answer.
         """
         self._shards = Shards(shards, layout, self._plan.told(), give_up_after_s, self._security)
-        self._begin(self._shards, initial_values)
+        healer = Healer(self._shards, self._folder, self._known, self._changed, self._write_journal, initial_values)
+        self._begin(self._shards, healer, initial_values)
         with self._changed:
             self._layout = layout
             self._state = pb.ProgressReply.STATE_TRAINING
             self._coordinator.opened_s = time.monotonic()
-        healer = threading.Thread(target=self._heal, args=(self._shards, initial_values), name="healer", daemon=True)
-        healer.start()
+        threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()
         self._watch(self._shards)
         self._enter(pb.ProgressReply.STATE_SCORING)
-        if self._lost:  # there is nothing left to write
+        if healer.gave_up:  # there is nothing left to write
             self._end(self._shards, failed=True, stop_shards=stop_shards)
             raise JobFailed(self._coordinator.failure)
         self._wait_for_workers(self._shards)
@@ -281,7 +279,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
             raise NotReady("the chief still builds its model, or looks where the job stands")
         return self._layout
 
-    def _begin(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
+    def _begin(self, shards: Shards, healer: Healer, initial_values: Callable[[], list[np.ndarray]]) -> None:
         """A job that goes on, one that is resumed, or a new one.
 
         Raises:
@@ -291,7 +289,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         held = [(i, status.job_id) for i, status in enumerate(statuses) if status.ready]
         shards.job_id, saved = self._folder.settle(held, self._plan)
         if held:
-            self._go_on(shards, [i for i, status in enumerate(statuses) if not status.ready], initial_values)
+            self._go_on(shards, healer)
         elif saved:
             self._resume(shards, saved)
         else:
@@ -318,65 +316,18 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         shards.restore(saved)
         logging.info("resumed job %s from %s", shards.job_id, saved.directory)
 
-    def _go_on(self, shards: Shards, empty: Sequence[int], initial_values: Callable[[], list[np.ndarray]]) -> None:
+    def _go_on(self, shards: Shards, healer: Healer) -> None:
         """The shards, or some of them, hold parameters: this chief has been started again."""
         with self._changed:
             recall(self._known, self._folder, shards)
         logging.info("the shards hold parameters of job %s already; training continues", shards.job_id)
-        if empty:
-            self._look_after(shards, initial_values)
+        healer.look_after()  # those that hold none
 
     def _write_journal(self) -> None:
         """Called with the lock held."""
         assert self._shards is not None
         about = {"fingerprint": self._shards.layout.fingerprint.hex(), "job": self._plan.description.get("job")}
         self._folder.write_journal({"job_id": self._shards.job_id, **about, **self._known.state(time.monotonic())})
-
-    def _heal(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
-        said = ""
-        while not self._ending.wait(_LOOK_EVERY_S):
-            try:
-                self._look_after(shards, initial_values)
-            except Damaged as error:
-                with self._changed:
-                    self._lost = True
-                    self._coordinator.failure = f"a shard has lost its memory, and {error}"
-                    self._changed.notify_all()
-                return
-            except (DownpourError, ValueError, OSError) as error:  # it has died again, or storage fails: looks again
-                if str(error) != said:
-                    logging.warning("shards cannot be given their parameters: %s", error)
-                said = str(error)
-            else:
-                said = ""
-
-    def _look_after(self, shards: Shards, initial_values: Callable[[], list[np.ndarray]]) -> None:
-        """Fills shards that have come back without their memory, and notes what was lost."""
-        statuses = shards.look()
-        with self._changed:
-            polled = self._polled or [0] * len(shards)
-            reported = self._coordinator.versions or [0] * len(shards)
-            before = {loss.shard: loss.version + loss.updates for loss in self._known.losses}
-        # A report from before an earlier loss says nothing about this one.
-        seen = [
-            max(p, r if r > before.get(i, -1) else 0) for i, (p, r) in enumerate(zip(polled, reported, strict=True))
-        ]
-
-        def newest(check: Callable[[Checkpoint], None]) -> Checkpoint | None:
-            saved = self._folder.newest(check, shards.job_id)
-            with self._changed:
-                known = self._known.checkpoint
-                if saved is not None and known is not None and saved.step < known.step and not known.last:
-                    # That one is damaged; the evaluator is offered it no more.
-                    self._known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
-            return saved
-
-        losses = shards.heal(statuses, seen, newest, initial_values)
-        with self._changed:
-            self._polled = [p if status is None else status.version for p, status in zip(polled, statuses, strict=True)]
-            if losses:
-                self._known.losses += losses
-                self._write_journal()
 
     def _watch(self, shards: Shards) -> None:
         """Until training is over: notes the loss about once a second, and writes checkpoints when they are due."""

@@ -292,7 +292,7 @@ def _of_losses(plain: list[float], mine: list[float], *, rounds: bool) -> tuple[
     p, m = np.array(plain), np.array(mine)
     both = (m == p) | (np.isnan(m) & np.isnan(p))  # equally infinite, or not numbers, where a step overflows
     scale = np.maximum(np.abs(p), 1e-3)
-    tolerance = LOSS_16 * scale.max() if rounds else LOSS * scale
+    tolerance = LOSS_16 * scale.max(where=np.isfinite(scale), initial=0) if rounds else LOSS * scale
     error = float(np.where(both, 0.0, np.abs(m - p) / tolerance).max())
     return (error if np.isfinite(error) else np.inf), f"losses {mine} instead of {plain}"
 

@@ -55,6 +55,11 @@ def job() -> Job:
         ({"cluster": {"num_ps": 3}}, r"cluster is {'num_ps': 3}, a dict; .*, such as Cluster\(num_ps=2"),
         ({"exchange": None}, "exchange is None, nothing; give one of Exchange, such as"),
         (
+            {"local": "*/counter"},
+            r"local is '\*/counter', a text; give a tuple of name patterns, .*\('\*/counter',\) is a tuple of one",
+        ),
+        ({"statistics": ["*/mean"]}, r"statistics is \['\*/mean'\], a list; give a tuple of name patterns"),
+        (
             {"frozen": "stem/*"},
             r"frozen is 'stem/\*', a text; give a tuple of name patterns, .*\('stem/\*',\) is a tuple of one",
         ),
