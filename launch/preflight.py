@@ -1,8 +1,9 @@
 """Builds a job and traces its whole training step once, so that a mistake is known before any role starts.
 
-What is looked at, in this order: the model (one input, one output), the first batch of the data (shapes, kinds of
-numbers, leases), the evaluator's prediction, the loss (one number), and the step as workers compile it. Nothing is
-trained and nothing is written. Used by `downpour.launch.layout_table`, the process that launchers start first.
+What is looked at, in this order: the model and the loss, of which `downpour.launch.build` says what it refuses; the
+first batch of the data (shapes, kinds of numbers, leases); the evaluator's prediction; and the step as workers compile
+it. Nothing is trained and nothing is written. Used by `downpour.launch.layout_table`, the process that launchers start
+first.
 """
 
 from __future__ import annotations
@@ -85,8 +86,10 @@ def predict(model: Any, images: np.ndarray) -> Any:
     """
     import tensorflow as tf
 
+    from downpour.worker.forward import infer
+
     spec = tf.TensorSpec(images.shape, images.dtype)
-    traced = tf.function(lambda given: model(given, training=False), autograph=False).get_concrete_function(spec)
+    traced = tf.function(lambda given: infer(model, given), autograph=False).get_concrete_function(spec)
     outputs = traced.structured_outputs
     if not isinstance(outputs, tf.TensorSpec | tf.Tensor):
         number = (

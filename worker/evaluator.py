@@ -21,6 +21,7 @@ from downpour.ps import checkpoint, restore
 from downpour.ps.checkpoint import Checkpoint, Damaged
 from downpour.ps.layout import Layout
 from downpour.worker.clients import ChiefClient
+from downpour.worker.forward import infer
 from downpour.worker.step import variables_in
 
 _ASK_EVERY_S = 0.5
@@ -47,8 +48,7 @@ class Evaluator:
         self._layout = mine
         self._data = data
         self._batch_size = batch_size
-        arguments = {"training": False} if model._call_has_training_arg else {}
-        self._predict = tf.function(lambda images: model(images, **arguments), reduce_retracing=True, autograph=False)
+        self._predict = tf.function(lambda images: infer(model, images), reduce_retracing=True, autograph=False)
 
     def score(self, directory: str) -> tuple[dict[str, float], RecordCounts]:
         """Scores one checkpoint.

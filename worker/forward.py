@@ -162,6 +162,11 @@ def noting(
             object.__delattr__(layer, "call")
 
 
+def infer(model: keras.Model, images: Any) -> Any:
+    """What a model gives for images outside of training, called as `keras.Model.predict` calls it."""
+    return model(images, training=False) if model._call_has_training_arg else model(images)
+
+
 def refuse_assigned(model: keras.Model, assigned: Collection[keras.Variable]) -> None:
     """Raises `ValueError` if a trained variable is among those that a training call assigns."""
     trainable = {id(variable) for variable in model.trainable_variables}

@@ -60,3 +60,26 @@ def test_labels_of_a_regression_train_without_an_evaluator(tmp_path: Path) -> No
     path = tmp_path / "mine.py"
     path.write_text(SLIPS["a regression"].recipe())
     preflight.check(recipe.load(path), evaluator=False)
+
+
+@pytest.mark.parametrize("evaluator", [True, False])
+def test_a_subclass_that_is_not_built_and_takes_no_training_argument_is_accepted(
+    tmp_path: Path, evaluator: bool
+) -> None:
+    path = tmp_path / "mine.py"
+    code = """
+class Mine(keras.Model):
+    def __init__(self, labels):
+        super().__init__()
+        self.head = keras.layers.Dense(labels, name="head")
+
+    def call(self, images):
+        return self.head(keras.ops.reshape(images, (-1, 8 * 8 * 3)))
+
+
+def job():
+    return tiny(model=Net(lambda size, labels: Mine(labels)))
+"""
+    path.write_text(Slip(code, "").recipe())
+    model, _ = preflight.check(recipe.load(path), evaluator=evaluator)
+    assert model.built
