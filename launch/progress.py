@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from downpour.proto import chief_pb2, chief_pb2_grpc
-from downpour.proto.transport import open_channel
+from downpour.proto.client import Channel
 
 _PLAIN_EVERY_S = 10.0
 _ASK_TIMEOUT_S = 0.5
@@ -33,7 +33,7 @@ class ChiefWatcher:
     """Asks a chief for its progress, in calls short enough for a loop that has other things to do."""
 
     def __init__(self, address: str) -> None:
-        self._channel = open_channel(address)
+        self._channel = Channel(address, role="chief")
         self._stub = chief_pb2_grpc.ChiefStub(self._channel)  # type: ignore[no-untyped-call]
 
     def ask(self, timeout_s: float = _ASK_TIMEOUT_S) -> chief_pb2.ProgressReply | None:

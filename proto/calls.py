@@ -1,6 +1,7 @@
-"""One call on `downpour.proto.server`: what a servicer sees of it, and what becomes of its end.
+"""One call on `downpour.proto.server`: whether it is admitted, what a servicer sees of it, what becomes of its end.
 
-Threads: the one of the pool that runs the call; its connection's reader brings the messages.
+Threads: whoever reads its connection makes the call, admits or refuses it and brings the messages; one of the pool runs
+it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from typing import Any, Protocol
 import grpc
 from absl import logging
 
-from downpour.proto import frames
-from downpour.proto.assembly import Buffers, TooLarge, check_length
-from downpour.proto.frames import Headers
-from downpour.proto.http2 import Connection, Ended, Message, Stream
+from downpour.proto import frames, headers
+from downpour.proto.assembly import Buffers, TooLarge, Unreadable, check_length
+from downpour.proto.errors import ERROR_KEY, DownpourError
+from downpour.proto.frames import ErrorCode
+from downpour.proto.headers import Headers
+from downpour.proto.http2 import Connection, Message
+from downpour.proto.security import Gate
+from downpour.proto.streams import Ended, Stream
 
 _BEGIN: Headers = ((":status", "200"), ("content-type", "application/grpc"))
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -48,35 +53,63 @@ class Call:
     """One call; what a servicer sees of it is what `grpc.ServicerContext` has.
 
     Args:
-        handler: Of the method, a `grpc.RpcMethodHandler`; None if there is no such method.
-        headers: That it began with.
+        find: Gives the handler of a method, a `grpc.RpcMethodHandler`; None if there is no such method.
+        gate: What admits calls and counts.
         connection: That it came by.
-        stream: Of the call.
+        stream: Of the call, whose header fields have come.
         caller: Who made it.
         buffers: That its messages lie in.
     """
 
     def __init__(
         self,
-        handler: Any,
-        headers: dict[str, str],
+        find: Callable[[str], Any],
+        gate: Gate,
         connection: Connection,
         stream: Stream,
         caller: Caller,
         buffers: Buffers,
     ) -> None:
-        self._handler = handler
+        self._find = find
+        self._gate = gate
         self._connection = connection
         self._stream = stream
         self._caller = caller
         self._buffers = buffers
         self._metadata = stream.headers
+        self._fields = dict(stream.headers)
         self._trailing: tuple[tuple[str, str], ...] = ()
         self._status = grpc.StatusCode.OK
         self._words = ""
         self._sent = False  # anything
         self._reply: Message = ()  # of a method with one, which is sent with the status
-        stream.deadline = _deadline(headers.get("grpc-timeout"))
+        stream.deadline = _deadline(self._fields.get("grpc-timeout"))
+
+    def refusal(self) -> bytes | None:
+        """What is answered to a call that may not go on; None if it may. Nothing but its header fields is looked at."""
+        number, kind = self._stream.number, self._fields.get("content-type", "")
+        if self._fields[":method"] != "POST":
+            return headers.write(number, ((":status", "405"), ("allow", "POST")), end=True)
+        if kind[:16] != "application/grpc" or kind[16:17] not in ("", "+", ";"):
+            return headers.write(number, ((":status", "415"),), end=True)
+        path = self._fields[":path"]
+        try:
+            self._gate.admit(path, self)
+        except DownpourError as error:
+            return self._refused(error)
+        if self._find(path) is None:
+            return answer(number, grpc.StatusCode.UNIMPLEMENTED, f"there is no method {path[:200]}")
+        if (encoding := self._fields.get("grpc-encoding", "identity")) != "identity":
+            words = f"messages compressed with {encoding[:40]} are not taken"
+            accepted = (("grpc-accept-encoding", "identity"),)
+            return answer(number, grpc.StatusCode.UNIMPLEMENTED, words, accepted)
+        return None
+
+    def expire(self) -> None:
+        """Ends a call instead of running it: its first message has not come."""
+        self._status, self._words = grpc.StatusCode.CANCELLED, "no message has come for too long"
+        self._gate.broke_off()
+        self._end()
 
     def run(self) -> None:
         """Runs the call to its end."""
@@ -84,24 +117,35 @@ class Call:
             self._run()
         except _Aborted:
             pass
-        except TooLarge as error:
-            self._status, self._words = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+        except DownpourError as error:
+            self._gate.refused(error)
+            self._status, self._words = error.status, str(error)
+            self._trailing = ((ERROR_KEY, type(error).__name__),)
+        except Unreadable as error:
+            self._status, self._words = _status_of(error), str(error)
         except BrokenOff:
+            self._gate.broke_off()
             if self._status is grpc.StatusCode.OK:
                 self._status, self._words = grpc.StatusCode.CANCELLED, "the call was broken off"
         except Exception as error:  # whatever it is, the caller must hear of it, as from grpcio's server
             logging.exception("a call failed")
             self._status, self._words = grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
         finally:
-            try:
-                self._finish()
-            finally:
-                self._connection.forget(self._stream)
+            self._end()
+
+    def _refused(self, error: DownpourError) -> bytes:
+        self._gate.refused(error)
+        trailing = ((ERROR_KEY, type(error).__name__),)
+        return answer(self._stream.number, error.status, str(error), trailing)
+
+    def _end(self) -> None:
+        try:
+            self._finish()
+        finally:
+            self._connection.forget(self._stream)
 
     def _run(self) -> None:
-        handler = self._handler
-        if handler is None:
-            self.abort(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
+        handler = self._find(self._fields[":path"])
         read = handler.request_deserializer or (lambda message: message)
         write = handler.response_serializer
         with contextlib.closing(self._messages(read)) as messages:
@@ -120,12 +164,12 @@ class Call:
         """The caller's messages; each is good until the next is asked for."""
         while True:
             try:
-                if not self._stream.wanted:
+                if not self._stream.inbox.is_wanted:
                     self._connection.want(self._stream)
                 got = self._connection.next_message(self._stream)
-            except (Ended, OSError, TooLarge) as error:
-                if isinstance(error, TooLarge):
-                    self._status, self._words = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+            except (Ended, OSError, Unreadable) as error:
+                if isinstance(error, Unreadable):
+                    self._status, self._words = _status_of(error), str(error)
                 raise BrokenOff(str(error)) from None
             if got is None:
                 return
@@ -142,7 +186,7 @@ class Call:
         self.abort(grpc.StatusCode.UNIMPLEMENTED, "the call carries no request")
 
     def _send(self, message: Message, after: bytes = b"") -> None:
-        before = b"" if self._sent else frames.headers(self._stream.number, _BEGIN, end=False)
+        before = b"" if self._sent else headers.write(self._stream.number, _BEGIN, end=False)
         self._sent = True
         try:
             self._connection.send_message(self._stream, message, before, after)
@@ -154,8 +198,8 @@ class Call:
         number, has_reply = self._stream.number, bool(self._reply) and self._status is grpc.StatusCode.OK
         last = answer(number, self._status, self._words, self._trailing, begun=self._sent or has_reply)
         if not self._stream.is_whole:  # nobody reads the rest
-            last += frames.reset(number, frames.NO_ERROR)
-        if self._stream.reset is None or isinstance(self._stream.reset, TooLarge):
+            last += frames.reset(number, ErrorCode.NO_ERROR)
+        if self._stream.reset is None or isinstance(self._stream.reset, Unreadable):
             with contextlib.suppress(OSError, BrokenOff):  # the caller has gone
                 if has_reply:
                     self._send(self._reply, last)
@@ -195,7 +239,11 @@ def answer(number: int, status: grpc.StatusCode, words: str, metadata: Headers =
     if status is not grpc.StatusCode.OK:
         safe = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
         trailers.insert(1, ("grpc-message", urllib.parse.quote(words[:_MAX_MESSAGE_CHARACTERS], safe)))
-    return frames.headers(number, [*([] if begun else _BEGIN), *trailers], end=True)
+    return headers.write(number, [*([] if begun else _BEGIN), *trailers], end=True)
+
+
+def _status_of(error: Unreadable) -> grpc.StatusCode:
+    return grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, TooLarge) else grpc.StatusCode.INTERNAL
 
 
 def _deadline(timeout: str | None) -> float | None:

@@ -20,15 +20,25 @@ from typing import Any
 
 import grpc
 
-from downpour.proto import frames
-from downpour.proto.assembly import Buffers, Place, TooLarge
-from downpour.proto.frames import Headers
-from downpour.proto.http2 import Connection, Ended, Message, Stream
+from downpour.proto import headers
+from downpour.proto.assembly import Buffers, Place, TooLarge, Unreadable
+from downpour.proto.frames import MAX_WINDOW, ProtocolError
+from downpour.proto.headers import Headers
+from downpour.proto.http2 import Connection, Message
 from downpour.proto.security import PLAIN, Security
 from downpour.proto.sockets import Deadline, PlainSocket, Socket
+from downpour.proto.streams import Ended, Limits, Stream
 from downpour.proto.tls import server_name
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+# What an answer means that is not gRPC's (gRPC's http-grpc-status-mapping.md).
+_HTTP_CODES = {
+    "400": grpc.StatusCode.INTERNAL,
+    "401": grpc.StatusCode.UNAUTHENTICATED,
+    "403": grpc.StatusCode.PERMISSION_DENIED,
+    "404": grpc.StatusCode.UNIMPLEMENTED,
+    **dict.fromkeys(("429", "502", "503", "504"), grpc.StatusCode.UNAVAILABLE),
+}
 _CONNECT_AGAIN_S = 0.05
 _KEEP_IDLE_S = 60.0  # a connection that no call has needed for so long is closed when another one becomes idle
 _LONGEST_S = 365 * 86400.0
@@ -81,11 +91,18 @@ class Channel:
         self._idle: list[_Connection] = []  # the one that was used last is the last one, and the next to be used
         self._busy: set[_Connection] = set()
 
-    def unary_unary(self, path: str, write: Serializer, read: Serializer) -> Callable[..., Any]:
+    def unary_unary(
+        self,
+        path: str,
+        request_serializer: Serializer,
+        response_deserializer: Serializer,
+        _registered_method: bool = False,  # generated stubs say so
+    ) -> Callable[..., Any]:
         """A method with one request and one answer; arguments as those of `grpc.Channel`."""
 
         def call(request: Any, timeout: float | None = None, wait_for_ready: bool = False) -> Any:
-            return _only(self._call(path, [[write(request)]], timeout, read, wait_for_ready))
+            requests = [[request_serializer(request)]]
+            return _only(self._call(path, requests, timeout, response_deserializer, wait_for_ready))
 
         return call
 
@@ -215,7 +232,10 @@ class Channel:
             plain.set_deadline(end)
             secure: Socket = plain
             if certificates := self._security.certificates:
-                secure = certificates.over_tls(plain, server_name(self._role, certificates.job))
+                tls = certificates.over_tls(plain, server_name(self._role, certificates.job))
+                tls.shake_hands()
+                tls.grow()
+                secure = tls
             connection = _Connection(secure, number)
             connection.greet()
         except BaseException:
@@ -229,47 +249,57 @@ class _Connection(Connection):
 
     def __init__(self, secure: Socket, number: int) -> None:
         # Nothing is read before it is wanted, so TCP holds the peer back.
-        super().__init__(secure, _BUFFERS, is_server=False, initial_window=frames.MAX_WINDOW)
+        super().__init__(secure, _BUFFERS, Limits(MAX_WINDOW, MAX_WINDOW), is_server=False)
         self.number = number
         self.used_s = 0.0
-        self._next = 1
 
-    def begin(self, headers: Headers, requests: Iterable[Message], place: Place | None) -> Stream:
+    def begin(self, fields: Headers, requests: Iterable[Message], place: Place | None) -> Stream:
         """Sends a call with all its requests, unless the server answers before they are through."""
         with self.lock:
-            stream = self._new_stream(self._next, place)
-            stream.wanted = True
-            self._next += 2
-        before = frames.headers(stream.number, headers, end=False)
+            stream = self.streams.begin(place)
+        before = headers.write(stream.number, fields, end=False)
         try:
             for message, is_last in _with_last(requests):
                 self.send_message(stream, message, before, end=is_last)
                 before = b""
             if before:  # there are none
-                self.send(frames.headers(stream.number, headers, end=True))
+                self.send(headers.write(stream.number, fields, end=True))
         except Ended:
             if not stream.is_whole:
                 raise
         return stream
+
+    def next_message(self, stream: Stream) -> tuple[bytearray | None, memoryview] | None:
+        """See `Connection`."""
+        try:
+            return super().next_message(stream)
+        except (Ended, Unreadable):
+            _check_http(stream.headers)  # the answer may not be gRPC's
+            raise
 
     def finish(self, stream: Stream) -> Headers:
         """The trailers of a call that has ended."""
         self.forget(stream)
         return stream.headers
 
+    def read(self) -> None:
+        """See `Connection`."""
+        try:
+            super().read()
+        except ProtocolError as error:
+            self.say_goodbye(error.code)
+            raise
+
     def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
         """See `Connection`: whoever waits reads."""
         while not is_due() and not stream.is_whole:
             self.changed.release()
             try:
-                self.read_frame()
+                self.read()
             finally:
                 self.changed.acquire()
         if stream.is_whole and stream.reset is None:
             stream.reset = Ended("the server has answered")
-
-    def notify(self) -> None:
-        """See `Connection`: nobody else waits."""
 
     def is_usable(self) -> bool:
         """Whether another call may be made; reads what has come since the last."""
@@ -277,10 +307,10 @@ class _Connection(Connection):
             if not self._socket.is_quiet():
                 self._socket.set_deadline(time.monotonic() + 1.0)
                 while not self._socket.is_quiet():
-                    self.read_frame()
+                    self.read()
         except OSError:
             return False
-        return not self.is_going_away and self._next < frames.MAX_WINDOW - 2
+        return not self._endpoint.is_going_away and self.streams.last < MAX_WINDOW - 4
 
     def set_deadline(self, at: float) -> None:
         """Of what follows."""
@@ -304,22 +334,28 @@ def _mapped() -> Iterator[None]:
         raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded") from None
     except TimeoutError:
         raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "no connection within the deadline") from None
-    except TooLarge as error:
-        raise CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from None
+    except Unreadable as error:
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, TooLarge) else grpc.StatusCode.INTERNAL
+        raise CallError(code, str(error)) from None
     except (Ended, OSError) as error:
         raise CallError(grpc.StatusCode.UNAVAILABLE, str(error) or type(error).__name__) from None
 
 
 def _check(trailers: Headers) -> None:
     """Raises what a call's status says."""
+    _check_http(trailers)
     values = dict(trailers)
-    if values.get(":status", "200") != "200":
-        raise CallError(grpc.StatusCode.UNAVAILABLE, f"HTTP status {values[':status']}")
     number = values.get("grpc-status", "")
     code = _CODES.get(int(number), grpc.StatusCode.UNKNOWN) if number.isdigit() else grpc.StatusCode.UNKNOWN
     if code is not grpc.StatusCode.OK:
         details = urllib.parse.unquote(values.get("grpc-message", ""))
         raise CallError(code, details, tuple(pair for pair in trailers if not pair[0].startswith(":")))
+
+
+def _check_http(fields: Headers) -> None:
+    """Raises what an HTTP status means that is not gRPC's."""
+    if (status := dict(fields).get(":status", "200")) != "200":
+        raise CallError(_HTTP_CODES.get(status, grpc.StatusCode.UNKNOWN), f"HTTP status {status}")
 
 
 def _only(answers: Iterator[Any]) -> Any:

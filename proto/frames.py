@@ -1,40 +1,66 @@
-"""HTTP/2's frames (RFC 9113) and the blocks of headers in them (RFC 7541), as bytes. Pure; no sockets, no threads.
+"""HTTP/2's frames (RFC 9113) as bytes, its error codes and its limits. Pure; no sockets, no threads.
 
-Blocks are written as plain literals, so that they depend on nothing that was sent before; those that come are read by
-the package hpack.
+`downpour.proto.headers` has the blocks of header fields, `downpour.proto.endpoint` the rules for what may follow what.
 """
 
 from __future__ import annotations
 
-import functools
+import enum
 import struct
-from collections.abc import Sequence
-from typing import Any
-
-import hpack
-
-Headers = Sequence[tuple[str, str]]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # what a client says first
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, HAS_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20  # flags
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6  # settings
-NO_ERROR, REFUSED_STREAM = 0x0, 0x7  # errors
+ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(2, 7)  # settings
 
 DEFAULT_WINDOW = (1 << 16) - 1
 MAX_WINDOW = (1 << 31) - 1
 DEFAULT_FRAME = 1 << 14
-LARGEST_FRAME = (1 << 24) - 1
-MAX_HEADER_BYTES = 1 << 16  # of one block, that are read
+LARGEST_FRAME = (1 << 24) - 1  # that anybody may be told to send
+MAX_FRAME_BYTES = (1 << 22) + (1 << 12)  # that we take: a chunk of float32 is one frame
+MAX_HEADER_BYTES = 1 << 14  # of one block, and of the fields in it
 
 HEAD_BYTES = 9
 _HEAD = struct.Struct(">HBBBI")
-_MAX_KNOWN = 100
+_SETTING_BYTES = 6
+
+
+class ErrorCode(enum.IntEnum):
+    """Why a stream or a connection ends (RFC 9113, section 7)."""
+
+    NO_ERROR = 0x0
+    PROTOCOL_ERROR = 0x1
+    INTERNAL_ERROR = 0x2
+    FLOW_CONTROL_ERROR = 0x3
+    SETTINGS_TIMEOUT = 0x4
+    STREAM_CLOSED = 0x5
+    FRAME_SIZE_ERROR = 0x6
+    REFUSED_STREAM = 0x7
+    CANCEL = 0x8
+    COMPRESSION_ERROR = 0x9
+    CONNECT_ERROR = 0xA
+    ENHANCE_YOUR_CALM = 0xB
+    INADEQUATE_SECURITY = 0xC
+    HTTP_1_1_REQUIRED = 0xD
+
+
+def code_name(code: int) -> str:
+    """What the peer's error is called; codes that nobody knows mean nothing in particular."""
+    return ErrorCode(code).name if code in ErrorCode._value2member_map_ else f"error {code}"
 
 
 class ProtocolError(OSError):
-    """The peer does not speak HTTP/2 as it must; the connection cannot go on."""
+    """The peer does not speak HTTP/2 as it must; the connection cannot go on.
+
+    Args:
+        reason: For the log.
+        code: That GOAWAY carries.
+    """
+
+    def __init__(self, reason: str, code: ErrorCode = ErrorCode.PROTOCOL_ERROR) -> None:
+        super().__init__(f"{reason} ({code.name})")
+        self.code = code
 
 
 def head(length: int, kind: int, flags: int, number: int) -> bytes:
@@ -58,9 +84,14 @@ def window_update(number: int, num_bytes: int) -> bytes:
     return frame(WINDOW_UPDATE, 0, number, num_bytes.to_bytes(4, "big"))
 
 
-def reset(number: int, error: int) -> bytes:
+def reset(number: int, code: int) -> bytes:
     """The stream is over."""
-    return frame(RST_STREAM, 0, number, error.to_bytes(4, "big"))
+    return frame(RST_STREAM, 0, number, code.to_bytes(4, "big"))
+
+
+def goaway(last: int, code: int) -> bytes:
+    """The connection takes no new streams; those beyond `last` have not been looked at."""
+    return frame(GOAWAY, 0, 0, last.to_bytes(4, "big") + code.to_bytes(4, "big"))
 
 
 def settings(values: dict[int, int]) -> bytes:
@@ -69,64 +100,10 @@ def settings(values: dict[int, int]) -> bytes:
 
 
 def read_settings(payload: bytes) -> list[tuple[int, int]]:
-    """The inverse.
-
-    Raises:
-        ProtocolError: They are not whole.
-    """
-    if len(payload) % 6:
-        raise ProtocolError("settings that cannot be read")
+    """The inverse, of whole settings."""
     return list(struct.iter_unpack(">HI", payload))
 
 
-def headers(number: int, pairs: Headers, *, end: bool) -> bytes:
-    """A block of headers as one frame."""
-    return frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), number, _block(tuple(pairs)))
-
-
-class HeaderReader:
-    """Reads the blocks of headers of one connection, in the order in which they come."""
-
-    def __init__(self) -> None:
-        self._decoder = hpack.Decoder(max_header_list_size=MAX_HEADER_BYTES)
-        self._known: dict[bytes, Headers] = {}
-
-    def read(self, block: bytes) -> Headers:
-        """One block. One that finds the tables empty and leaves them so means the same every time.
-
-        Raises:
-            ProtocolError: It makes no sense.
-        """
-        if block in self._known and not self._decoder.header_table.dynamic_entries:
-            return self._known[block]
-        try:
-            pairs = [(_text(name), _text(value)) for name, value in self._decoder.decode(block)]
-        except hpack.HPACKError as error:
-            raise ProtocolError(f"headers that cannot be read: {error}") from None
-        if not self._decoder.header_table.dynamic_entries and len(self._known) < _MAX_KNOWN:
-            self._known[block] = pairs
-        return pairs
-
-
-@functools.lru_cache(maxsize=256)
-def _block(headers: tuple[tuple[str, str], ...]) -> bytes:
-    """Literals that nobody must remember (RFC 7541, 6.2.2): no tables, no Huffman code."""
-    return b"".join(b"\0" + _string(name) + _string(value) for name, value in headers)
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    length, out = len(data), bytearray()
-    if length < 127:
-        return bytes([length]) + data
-    out.append(127)
-    length -= 127
-    while length > 127:
-        out.append(length & 127 | 128)
-        length >>= 7
-    out.append(length)
-    return bytes(out) + data
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else bytes(value).decode("latin-1")
+def is_whole_settings(length: int) -> bool:
+    """Whether a payload of so many bytes can be settings."""
+    return length % _SETTING_BYTES == 0

@@ -203,20 +203,24 @@ class StatusRequest(_message.Message):
 class StatusReply(_message.Message):
     __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests", "job_id", "incarnation")
     class Guests(_message.Message):
-        __slots__ = ("connections", "connections_admitted", "refused_role", "refused_token", "refused_malformed", "broken_off")
+        __slots__ = ("connections", "connections_admitted", "refused_role", "refused_token", "refused_malformed", "broken_off", "connections_malformed", "connections_dropped")
         CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
         CONNECTIONS_ADMITTED_FIELD_NUMBER: _ClassVar[int]
         REFUSED_ROLE_FIELD_NUMBER: _ClassVar[int]
         REFUSED_TOKEN_FIELD_NUMBER: _ClassVar[int]
         REFUSED_MALFORMED_FIELD_NUMBER: _ClassVar[int]
         BROKEN_OFF_FIELD_NUMBER: _ClassVar[int]
+        CONNECTIONS_MALFORMED_FIELD_NUMBER: _ClassVar[int]
+        CONNECTIONS_DROPPED_FIELD_NUMBER: _ClassVar[int]
         connections: int
         connections_admitted: int
         refused_role: int
         refused_token: int
         refused_malformed: int
         broken_off: int
-        def __init__(self, connections: _Optional[int] = ..., connections_admitted: _Optional[int] = ..., refused_role: _Optional[int] = ..., refused_token: _Optional[int] = ..., refused_malformed: _Optional[int] = ..., broken_off: _Optional[int] = ...) -> None: ...
+        connections_malformed: int
+        connections_dropped: int
+        def __init__(self, connections: _Optional[int] = ..., connections_admitted: _Optional[int] = ..., refused_role: _Optional[int] = ..., refused_token: _Optional[int] = ..., refused_malformed: _Optional[int] = ..., broken_off: _Optional[int] = ..., connections_malformed: _Optional[int] = ..., connections_dropped: _Optional[int] = ...) -> None: ...
     READY_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]

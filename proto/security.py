@@ -9,6 +9,7 @@ Threads: gRPC's enter `Gate` and `Certificates`, each of which has a lock.
 
 from __future__ import annotations
 
+import collections
 import hmac
 import ipaddress
 import re
@@ -57,7 +58,14 @@ _PACKAGE = "/downpour.v1."
 
 _LOOK_EVERY_S = 1.0  # for renewed certificates
 _LOG_EVERY_S = 60.0
-_MOST_PEERS = 10_000  # addresses remembered; beyond that some connections are counted twice
+
+# What is counted by the error that a call ends with.
+_REFUSED: dict[type[DownpourError], str] = {
+    Forbidden: "refused_role",
+    Unauthenticated: "refused_token",
+    MalformedChunk: "refused_malformed",
+}
+_LOGGED = ("connections_malformed", "connections_dropped", *_REFUSED.values())
 
 
 class Certificates:
@@ -93,14 +101,11 @@ class Certificates:
             return self._number, self._files
 
     def over_tls(self, plain: PlainSocket, server_name: str | None) -> TlsSocket:
-        """TLS over a new connection: shows the newest certificate, and wants one of the same CA.
+        """TLS over a new connection, before its handshake: shows the newest certificate, and wants one of the same CA.
 
         Args:
             plain: The connection.
             server_name: Whom it must lead to; None on the server's side.
-
-        Raises:
-            OSError: The handshake failed.
         """
         from downpour.proto import tls_socket
 
@@ -198,8 +203,10 @@ class Counts:
     """Who has come to a server since it began.
 
     Attributes:
-        connections: Begun, with TLS; those that end in the handshake included.
+        connections: Begun; those that end in the handshake included.
         connections_admitted: Of these, from which a call was admitted.
+        connections_malformed: Ended since they broke HTTP/2's rules or its limits.
+        connections_dropped: Ended without a call since their time was up, or to make room for others.
         refused_role: Calls refused because their caller's role may not make them.
         refused_token: Calls refused for a wrong or missing token.
         refused_malformed: Streams refused because they do not follow the protocol.
@@ -209,6 +216,8 @@ class Counts:
 
     connections: int = 0
     connections_admitted: int = 0
+    connections_malformed: int = 0
+    connections_dropped: int = 0
     refused_role: int = 0
     refused_token: int = 0
     refused_malformed: int = 0
@@ -230,18 +239,26 @@ class Gate:
         self._job = security.certificates.job if security.certificates else ""
         self._lock = threading.Lock()
         # Everything below is guarded by `_lock`.
-        self._connections = self._refused_role = self._refused_token = self._refused_malformed = 0
-        self._broken_off = 0
-        self._peers: set[str] = set()
-        self._former_peers = 0
+        self._counts = collections.Counter[str]()
         self._log_at = time.monotonic() + log_every_s
         self._connections_then = 0  # when the log was looked at last
-        self._logged = (0, 0, 0, 0)
+        self._logged: tuple[int, ...] = (0,) * 6
 
     def connection_began(self) -> None:
-        """A handshake begins."""
-        with self._lock:
-            self._connections += 1
+        """A connection is accepted."""
+        self._count("connections")
+
+    def connection_admitted(self) -> None:
+        """The first call of a connection is admitted."""
+        self._count("connections_admitted")
+
+    def connection_malformed(self) -> None:
+        """A connection is ended that breaks HTTP/2's rules or its limits."""
+        self._count("connections_malformed")
+
+    def connection_dropped(self) -> None:
+        """A connection without a call is ended."""
+        self._count("connections_dropped")
 
     def admit(self, method: str, context: grpc.ServicerContext) -> None:
         """Returns when a call may go on.
@@ -253,30 +270,42 @@ class Gate:
         refusal = self._refusal(method, context)
         if refusal is not None:
             raise refusal
-        with self._lock:
-            self._remember(context.peer())
-        self._log_strangers()
+        self.log()
 
     def broke_off(self) -> None:
         """A stream of requests ends in the middle."""
-        with self._lock:
-            self._broken_off += 1
+        self._count("broken_off")
 
     def refused(self, error: DownpourError) -> None:
         """A call ends with this error."""
-        with self._lock:
-            self._refused_role += isinstance(error, Forbidden)
-            self._refused_token += isinstance(error, Unauthenticated)
-            self._refused_malformed += isinstance(error, MalformedChunk)
-        self._log_strangers()
+        for kind, name in _REFUSED.items():
+            if isinstance(error, kind):
+                self._count(name)
+        self.log()
 
     def counts(self) -> Counts:
         """Of this moment."""
         with self._lock:
-            # Beyond `_MOST_PEERS` some of these are counted twice.
-            admitted = min(self._former_peers + len(self._peers), self._connections)
-            refused = self._refused_role, self._refused_token, self._refused_malformed
-            return Counts(self._connections, admitted, *refused, self._broken_off)
+            return Counts(**self._counts)
+
+    def log(self) -> None:
+        """Logs what strangers have done, now and then, and only when there is more; called often."""
+        with self._lock:
+            if time.monotonic() < self._log_at:
+                return
+            self._log_at = time.monotonic() + self._log_every_s
+            # Of connections that have had time enough to make a call.
+            silent = max(0, self._connections_then - self._counts["connections_admitted"], self._logged[0])
+            self._connections_then = self._counts["connections"]
+            totals = (silent, *(self._counts[name] for name in _LOGGED))
+            if totals == self._logged:
+                return
+            self._logged = totals
+        logging.warning(
+            "strangers so far: %d connections without a call; ended: %d for what they sent, %d since their time was up "
+            "or to make room; calls refused: %d for their role, %d for their token, %d for what they sent",
+            *totals,
+        )
 
     def _refusal(self, method: str, context: grpc.ServicerContext) -> Forbidden | Unauthenticated | None:
         if self._token and not self._knows_token(context):
@@ -296,33 +325,9 @@ class Gate:
         given = [value for key, value in context.invocation_metadata() if key == TOKEN_KEY]
         return len(given) == 1 and hmac.compare_digest(str(given[0]).encode(), self._token)
 
-    def _remember(self, peer: str) -> None:
-        """Called with the lock held, once a call; most are known."""
-        if peer not in self._peers:
-            if len(self._peers) >= _MOST_PEERS:
-                self._former_peers += len(self._peers)
-                self._peers.clear()
-            self._peers.add(peer)
-
-    def _log_strangers(self) -> None:
-        """Now and then, and only when there were more: in the thread of whatever call comes next."""
+    def _count(self, name: str) -> None:
         with self._lock:
-            if time.monotonic() < self._log_at:
-                return
-            self._log_at = time.monotonic() + self._log_every_s
-            # Of connections that have had time enough to make a call.
-            silent = max(0, self._connections_then - self._former_peers - len(self._peers))
-            self._connections_then = self._connections
-            refused = self._refused_role, self._refused_token, self._refused_malformed
-            totals = (max(silent, self._logged[0]), *refused)
-            if totals == self._logged:
-                return
-            self._logged = totals
-        logging.warning(
-            "strangers so far: %d connections without a call, calls refused: %d for their role, %d for their token, "
-            "%d for what they sent",
-            *totals,
-        )
+            self._counts[name] += 1
 
 
 def _is_loopback(host: str) -> bool:

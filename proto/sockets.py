@@ -53,8 +53,18 @@ class Socket(Protocol):
         """
         ...
 
+    def read_some(self, view: memoryview) -> int:
+        """Reads what there is, at least a byte and at most what fits; for a socket that does not block.
+
+        Raises:
+            BlockingIOError: There is nothing.
+            Closed: The connection ended.
+            OSError: It broke.
+        """
+        ...
+
     def send(self, buffers: Sequence[Buffer]) -> None:
-        """Sends all of some buffers of bytes; raises as `read_into`."""
+        """Sends all of some buffers of bytes; raises as `read_into`, and `Closed` where it may not wait and must."""
         ...
 
     def set_deadline(self, at: float | None) -> None:
@@ -78,7 +88,7 @@ class PlainSocket:
     """A TCP connection.
 
     Args:
-        raw: A connected, blocking socket.
+        raw: A connected socket.
         stall_s: How long a peer may not take a byte of what is sent, where there is no deadline; None for ever.
     """
 
@@ -88,8 +98,11 @@ class PlainSocket:
         # Small reads are served from what one larger one has brought.
         self._room = memoryview(bytearray(_SMALL))
         self._ahead = self._room[:0]
+        self._is_blocking = True
         self._deadline: float | None = None
         self._told_s: float | None = None  # how long the kernel waits
+        if stall_s is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_s))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is small is waited for
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (
@@ -104,30 +117,36 @@ class PlainSocket:
     def read_into(self, view: memoryview) -> None:
         """See `Socket`."""
         while view:
-            if self._ahead:
-                count = min(len(view), len(self._ahead))
-                view[:count] = self._ahead[:count]
-                self._ahead = self._ahead[count:]
-            elif len(view) < _SMALL:
-                count = self._waiting(self._raw.recv_into, self._room)
-                self._ahead = self._room[:count]
-                if count:
-                    continue
-            else:
-                count = self._waiting(self._raw.recv_into, view, len(view), socket.MSG_WAITALL)
-            if not count:
-                raise Closed("Socket closed")
-            view = view[count:]
+            view = view[self.read_some(view) :]
 
     def read_some(self, view: memoryview) -> int:
-        """Reads what there is, at least a byte; 0 when the connection has ended."""
-        return self._waiting(self._raw.recv_into, view)
+        """See `Socket`; a socket that blocks waits for a byte, and for all of a large view."""
+        if not self._ahead and len(view) < _SMALL:
+            self._ahead = self._room[: self._receive(self._room, 0)]
+        if not self._ahead:
+            return self._receive(view, socket.MSG_WAITALL)
+        count = min(len(view), len(self._ahead))
+        view[:count] = self._ahead[:count]
+        self._ahead = self._ahead[count:]
+        return count
+
+    def read_now(self, view: memoryview) -> int:
+        """Reads what there is, at least a byte; not to be mixed with the others, which read ahead."""
+        return self._receive(view, 0)
+
+    def set_blocking(self, is_blocking: bool) -> None:
+        """Whether reading and sending wait; they do in the beginning."""
+        self._is_blocking = is_blocking
+        self._raw.setblocking(is_blocking)
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """See `Socket`."""
         rest = buffers
         while rest:
-            count = self._waiting(self._raw.sendmsg, rest[:_MAX_BUFFERS])
+            try:
+                count = self._waiting(self._raw.sendmsg, rest[:_MAX_BUFFERS])
+            except BlockingIOError:
+                raise Closed("the peer takes nothing") from None
             done = 0
             while done < len(rest) and count >= len(rest[done]):
                 count -= len(rest[done])
@@ -176,6 +195,29 @@ class PlainSocket:
         """See `Socket`."""
         self._raw.close()
 
+    def drain(self, num_bytes: int) -> bool:
+        """Reads what has come, for nobody, at most so many bytes; whether the peer has ended the connection, too."""
+        with contextlib.suppress(OSError):
+            while num_bytes > 0 and (count := self._raw.recv_into(self._room, 0, socket.MSG_DONTWAIT)):
+                num_bytes -= count
+            return num_bytes > 0
+        return False
+
+    def end_sending(self) -> None:
+        """Nothing more is sent; what was sent still arrives."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._raw.shutdown(socket.SHUT_WR)
+
+    def fileno(self) -> int:
+        """For `selectors`."""
+        return self._raw.fileno()
+
+    def _receive(self, view: memoryview, flags: int) -> int:
+        count = self._waiting(self._raw.recv_into, view, len(view), flags)
+        if not count:
+            raise Closed("Socket closed")
+        return count
+
     def _waiting(self, action: Any, *arguments: Any) -> int:
         """One system call, which the kernel ends at the deadline that it was told last."""
         while True:
@@ -183,7 +225,9 @@ class PlainSocket:
                 raise Deadline("Deadline Exceeded")
             try:
                 count: int = action(*arguments)
-            except BlockingIOError:  # the kernel's time is up, perhaps a little early
+            except BlockingIOError:  # or the kernel's time is up, perhaps a little early
+                if not self._is_blocking:
+                    raise
                 if self._deadline is None:
                     raise Closed(f"the peer has taken nothing for {self._stall_s} s") from None
                 self.set_deadline(self._deadline)

@@ -24,7 +24,8 @@ from downpour.proto.sockets import Buffer, Closed, PlainSocket
 
 # Encrypted or received at a time. 2^16 takes a tenth more of an exchange's processor time, 2^18 no less, and memory.
 _PIECE = 1 << 17
-_ROOM = _PIECE + (1 << 10)  # with what its records add to it
+_FIRST_PIECE = 1 << 13  # before `TlsSocket.grow`
+_OVERHEAD = 1 << 10  # what its records add to a piece
 _SMALL = 1 << 12
 _PROTOCOL = b"h2"
 
@@ -77,7 +78,7 @@ def _joined(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
 
 
 class TlsSocket:
-    """TLS over a TCP connection, after its handshake.
+    """TLS over a TCP connection; `shake_hands` comes first.
 
     Args:
         plain: The connection.
@@ -85,11 +86,7 @@ class TlsSocket:
         server_name: That the peer's certificate must have; None on the server's side.
 
     Attributes:
-        names: DNS names in the peer's certificate.
-
-    Raises:
-        TlsError: The handshake failed.
-        OSError: The connection broke.
+        names: DNS names in the peer's certificate, after the handshake.
     """
 
     def __init__(self, plain: PlainSocket, context: SSL.Context, server_name: str | None) -> None:
@@ -102,10 +99,33 @@ class TlsSocket:
             self._tls.set_tlsext_host_name(server_name.encode())
         self._lock = threading.Lock()  # guards it
         self._ahead = b""  # a byte that `is_quiet` found
-        self._shake_hands()
+        self._server_name = server_name
+        self.names: list[str] = []
+
+    def shake_hands(self) -> None:
+        """Makes the handshake; on a socket that does not block, as much of it as can be made now.
+
+        Raises:
+            BlockingIOError: It goes on when more has come.
+            TlsError: It failed.
+            OSError: The connection broke.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+            except SSL.WantReadError:
+                self._flush()
+                self._receive()
+            except SSL.Error as error:
+                with contextlib.suppress(OSError):  # the alert that says why
+                    self._flush()
+                raise _told(error) from None
+            else:
+                self._flush()
+                break
         certificate = self._tls.get_peer_certificate(as_cryptography=True)
         self.names = tls.dns_names(certificate) if certificate else []
-        if server_name not in (None, *self.names):
+        if self._server_name not in (None, *self.names):
             raise TlsError(f"Hostname mismatch: the certificate names {', '.join(self.names) or 'nobody'}")
 
     def read_into(self, view: memoryview) -> None:
@@ -121,6 +141,19 @@ class TlsSocket:
                 return
             view = view[count:]
             self._receive()
+
+    def read_some(self, view: memoryview) -> int:
+        """See `Socket`."""
+        while True:
+            with self._lock:
+                if count := self._tls.decrypt(view):
+                    return count
+            self._receive()
+
+    def grow(self) -> None:
+        """Makes room for megabytes; before that a connection has little, since it may be a stranger's."""
+        with self._lock:
+            self._tls.piece = _PIECE
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """See `Socket`."""
@@ -165,21 +198,6 @@ class TlsSocket:
         """See `Socket`."""
         self._plain.close()
 
-    def _shake_hands(self) -> None:
-        while True:
-            try:
-                self._tls.do_handshake()
-            except SSL.WantReadError:
-                self._flush()
-                self._receive()
-            except SSL.Error as error:
-                with contextlib.suppress(OSError):  # the alert that says why
-                    self._flush()
-                raise _told(error) from None
-            else:
-                self._flush()
-                return
-
     def _flush(self) -> None:
         """Sends what is encrypted; after the handshake nobody but `send` does."""
         while True:
@@ -192,9 +210,8 @@ class TlsSocket:
 
     def _receive(self) -> None:
         """Nothing is left of what came before."""
-        count = self._plain.read_some(self._tls.incoming)
-        if not count:
-            raise Closed("Socket closed")
+        room = self._tls.room()
+        count = self._plain.read_now(room)
         with self._lock:
             self._tls.give(count)
 
@@ -206,14 +223,14 @@ class _InMemory(SSL.Connection):
     more, for every record of 16 KB.
 
     Attributes:
-        incoming: Room for what the peer has sent.
-        outgoing: Room for what it is to be sent.
+        piece: Bytes that come or go at a time.
+        outgoing: Room for what the peer is to be sent.
     """
 
     def __init__(self, context: SSL.Context) -> None:
         super().__init__(context)
-        self.incoming, self.outgoing = memoryview(bytearray(_PIECE)), memoryview(bytearray(_ROOM))
-        self._incoming_at, self._outgoing_at = ffi.from_buffer(self.incoming), ffi.from_buffer(self.outgoing)
+        self.piece = _FIRST_PIECE
+        self._incoming = self.outgoing = memoryview(b"")
 
     def encrypt(self, view: memoryview) -> None:
         """Encrypts all of it; raises `TlsError`."""
@@ -222,11 +239,19 @@ class _InMemory(SSL.Connection):
 
     def take(self) -> int:
         """Moves what is encrypted to `outgoing`, as much as that holds; how many bytes that are."""
-        return max(0, int(lib.BIO_read(self._from_ssl, self._outgoing_at, _ROOM)))
+        if len(self.outgoing) < self.piece:
+            self.outgoing = memoryview(bytearray(self.piece + _OVERHEAD))
+        return max(0, int(lib.BIO_read(self._from_ssl, ffi.from_buffer(self.outgoing), len(self.outgoing))))
+
+    def room(self) -> memoryview:
+        """For what the peer has sent; what came before must be decrypted."""
+        if len(self._incoming) < self.piece:
+            self._incoming = memoryview(bytearray(self.piece))
+        return self._incoming
 
     def give(self, count: int) -> None:
-        """So many bytes are in `incoming`, to be left alone until they are decrypted; what came before must be."""
-        self._into_ssl = lib.BIO_new_mem_buf(self._incoming_at, count)  # reads them where they are
+        """So many bytes are in `room`, to be left alone until they are decrypted."""
+        self._into_ssl = lib.BIO_new_mem_buf(ffi.from_buffer(self._incoming), count)  # reads them where they are
         lib.BIO_set_mem_eof_return(self._into_ssl, -1)  # their end is not that of the connection
         lib.SSL_set_bio(self._ssl, self._into_ssl, self._from_ssl)
 

@@ -10,6 +10,7 @@ guards the coordinator and is notified whenever an event came in. No TensorFlow:
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -31,7 +32,7 @@ from downpour.proto.errors import (
     Unreachable,
 )
 from downpour.proto.security import PLAIN, Security
-from downpour.proto.transport import start_server
+from downpour.proto.server import Server, handler_of
 from downpour.ps.checkpoint import Checkpoint
 from downpour.ps.layout import Layout
 from downpour.ps.pace import Async
@@ -96,9 +97,9 @@ class Chief(chief_pb2_grpc.ChiefServicer):
         self._state = pb.ProgressReply.STATE_PREPARING
         self._departures = Departures()
         self._evaluator_heard_s: float | None = None
-        self._server, self.port = start_server(
-            lambda server: chief_pb2_grpc.add_ChiefServicer_to_server(self, server), host, port, _NUM_THREADS, security
-        )
+        handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, self))
+        self._server = Server(handler, host, port, _NUM_THREADS, security)
+        self.port = self._server.port
 
     # What workers, the evaluator and the launcher ask.
 
@@ -249,7 +250,7 @@ class Chief(chief_pb2_grpc.ChiefServicer):
     def close(self) -> None:
         """Stops serving, after a moment in which others can learn that the job is over."""
         self._ending.set()
-        self._server.stop(grace=2.0).wait()
+        self._server.stop(2.0).wait()
         if self._shards is not None:
             self._shards.close()
         self._folder.close()

@@ -17,8 +17,8 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.client import Channel
 from downpour.proto.errors import LayoutMismatch, MalformedChunk, NotReady
 from downpour.proto.http2 import Message
+from downpour.proto.retry import call
 from downpour.proto.security import PLAIN, Security
-from downpour.proto.transport import call, open_channel
 from downpour.ps import layout as layouts
 from downpour.ps.layout import Layout
 from downpour.worker.pulled import Pulled
@@ -227,7 +227,7 @@ class ChiefClient:
     def __init__(self, address: str, give_up_after_s: float, security: Security = PLAIN) -> None:
         self.peer = f"the chief at {address}"
         self._give_up_after_s = give_up_after_s
-        self._channel = open_channel(address, security)
+        self._channel = Channel(address, security, "chief")
         self._stub = chief_pb2_grpc.ChiefStub(self._channel)
 
     def close(self) -> None:

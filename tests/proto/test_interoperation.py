@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
-from downpour.proto import client, server, transport
-from downpour.proto.errors import LayoutMismatch, from_rpc_error
+from downpour.proto import client, server
+from downpour.proto.errors import LayoutMismatch, abort, from_rpc_error
 from downpour.proto.security import TOKEN_KEY, Security
 from tests.channels import plain
 from tests.conftest import wait_until
@@ -64,7 +64,8 @@ class Service:
 
     def refuse(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         next(requests)
-        raise LayoutMismatch(WORDS)
+        abort(context, LayoutMismatch(WORDS))
+        raise AssertionError("not reached")
 
     def token(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         given = [value for key, value in context.invocation_metadata() if key == TOKEN_KEY]
@@ -118,8 +119,10 @@ def serve(ours: bool, service: Service) -> tuple[str, Callable[[], None]]:
     if ours:
         one = server.Server(service.handler(), "127.0.0.1", 0, 16)
         return f"127.0.0.1:{one.port}", lambda: one.stop(None).wait() and None
-    handler = service.handler()
-    other, port = transport.start_server(lambda s: s.add_generic_rpc_handlers((handler,)), "127.0.0.1", 0, 16)
+    other = grpc.server(ThreadPoolExecutor(16), options=_OPTIONS)
+    other.add_generic_rpc_handlers((service.handler(),))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
     return f"127.0.0.1:{port}", lambda: other.stop(None).wait() and None
 
 

@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from downpour.launch import certs
 from downpour.proto import chief_pb2, tls
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.security import MAY_CALL, PLAIN, Certificates, Gate, Security, read_token
-from downpour.proto.transport import start_server
+from downpour.proto.server import Server
 from tests.certificates import JOB, TOKEN, forge, security
 
 _DAY = datetime.timedelta(days=1)
@@ -134,7 +135,7 @@ def test_plain_text_on_the_network_is_refused_unless_it_is_wanted(folder: Path, 
     with pytest.raises(ValueError, match=r"would let anybody on the network .* --tls=FOLDER .* --listen_in_plain"):
         PLAIN.check_host(host)
     with pytest.raises(ValueError, match="would let anybody"):
-        start_server(lambda server: None, host, 0, 1)
+        Server(grpc.method_handlers_generic_handler("Nothing", {}), host, 0, 1)
     with pytest.raises(ValueError, match="would let anybody"):
         Security(token=TOKEN).check_host(host)
     Security(plain_text_on_the_network=True).check_host(host)

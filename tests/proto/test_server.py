@@ -14,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downpour.proto import client, frames, server
+from downpour.proto import client, frames, headers, server_connection
 from downpour.proto.assembly import MAX_MESSAGE_BYTES
 from downpour.proto.client import Channel
 from downpour.proto.security import Gate, Security
 from downpour.proto.server import Server
 from tests.conftest import wait_until
+from tests.proto.test_http2 import message
 from tests.proto.test_interoperation import Service, pattern
 
 
@@ -58,7 +59,7 @@ def num_connections(served: Server) -> int:
 
 
 def num_calls(served: Server) -> int:
-    return served._num_calls
+    return served._num_jobs
 
 
 def test_calls_one_after_another_share_a_connection(served: Server, channel: Channel) -> None:
@@ -95,7 +96,7 @@ def test_an_answer_that_nobody_reads_to_its_end_takes_its_connection_along(serve
 def test_a_caller_that_stops_reading_is_given_up(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "_STALL_S", 0.5)
+    monkeypatch.setattr(server_connection, "STALL_S", 0.5)
     served = Server(service.handler(), "127.0.0.1", 0, 1)  # whose only thread it would keep
     channel = Channel(f"127.0.0.1:{served.port}")
     answers = channel.unary_stream("/Service/Sizes", bytes)(b"3000000 " * 50, timeout=60)
@@ -109,11 +110,12 @@ def test_a_caller_that_stops_reading_is_given_up(
 def test_a_caller_that_stops_sending_in_the_middle_is_given_up(
     service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_STALL_S", 0.5)
+    monkeypatch.setattr(server_connection, "STALL_S", 0.5)
     served = Server(service.handler(), "127.0.0.1", 0, 1, gate=gate)  # whose only thread it would keep
     channel = Channel(f"127.0.0.1:{served.port}")
     with socket.create_connection(("127.0.0.1", served.port)) as raw:
         raw.sendall(frames.PREFACE + frames.settings({}) + begin("/Service/Take"))
+        raw.sendall(frames.frame(frames.DATA, 0, 1, message(b"")))
         raw.sendall(frames.head(100, frames.DATA, 0, 1) + b"\0" + (1000).to_bytes(4, "big"))
         wait_until(lambda: num_calls(served) == 1, "the call")
         for _ in range(15):  # slow it may be
@@ -174,7 +176,7 @@ def test_what_is_not_wanted_yet_stays_with_the_sender(service: Service) -> None:
 def test_a_caller_that_dies_in_the_middle_is_counted(served: Server, gate: Gate) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as raw:
         raw.sendall(frames.PREFACE + frames.settings({}) + begin("/Service/Take"))
-        raw.sendall(frames.head(100, frames.DATA, 0, 1) + b"\0" + (1000).to_bytes(4, "big") + b"x" * 95)
+        raw.sendall(frames.frame(frames.DATA, 0, 1, message(b"") + b"\0" + (1000).to_bytes(4, "big") + b"x" * 95))
         # A socket closed with the server's greeting unread takes along what the server has not read yet, too.
         wait_until(lambda: num_calls(served) == 1, "the call")
     wait_until(lambda: gate.counts().broken_off == 1, "the count")
@@ -245,7 +247,7 @@ def test_everybody_is_reached_by_ipv4_and_by_ipv6(service: Service, host: str) -
 def begin(path: str) -> bytes:
     """The frame that begins stream 1."""
     pairs = [(":method", "POST"), (":scheme", "http"), (":path", path), ("content-type", "application/grpc")]
-    return frames.headers(1, pairs, end=False)
+    return headers.write(1, pairs, end=False)
 
 
 KINDS = st.integers(0, 12)

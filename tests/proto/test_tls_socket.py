@@ -40,6 +40,13 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield near, far
 
 
+def shaken(certificates: Certificates, plain: PlainSocket, name: str | None) -> TlsSocket:
+    """After its handshake."""
+    end = certificates.over_tls(plain, name)
+    end.shake_hands()
+    return end
+
+
 @dataclass(frozen=True)
 class Pair:
     """The two ends; `under` is what carries the worker's."""
@@ -53,9 +60,10 @@ class Pair:
 def pair(folder: Path) -> Iterator[Pair]:
     mine, theirs = (Certificates(folder / role, role) for role in ("worker", "ps"))
     with connected() as (near, far), ThreadPoolExecutor(1) as pool:
-        shard = pool.submit(theirs.over_tls, PlainSocket(far), None)
+        shard = pool.submit(shaken, theirs, PlainSocket(far), None)
         under = PlainSocket(near)
-        worker = mine.over_tls(under, server_name("ps", JOB))
+        worker = shaken(mine, under, server_name("ps", JOB))
+        worker.grow()
         yield Pair(under, worker, shard.result())
 
 
@@ -98,10 +106,10 @@ def test_bytes_that_were_changed_on_the_way_break_the_connection(pair: Pair) -> 
 def test_the_wrong_role_is_a_mismatch(folder: Path) -> None:
     mine, theirs = (Certificates(folder / role, role) for role in ("worker", "ps"))
     with connected() as (near, far), ThreadPoolExecutor(1) as pool:
-        pool.submit(theirs.over_tls, PlainSocket(far), None)
+        pool.submit(shaken, theirs, PlainSocket(far), None)
         names = re.escape(f"Hostname mismatch: the certificate names {server_name('ps', JOB)}")
         with pytest.raises(TlsError, match=names):
-            mine.over_tls(PlainSocket(near), server_name("chief", JOB))
+            shaken(mine, PlainSocket(near), server_name("chief", JOB))
 
 
 def test_a_peer_that_takes_its_leave_has_closed(folder: Path) -> None:
@@ -109,7 +117,7 @@ def test_a_peer_that_takes_its_leave_has_closed(folder: Path) -> None:
     context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
     context.load_cert_chain(folder / "worker" / "tls.crt", folder / "worker" / "tls.key")
     with connected() as (near, far), ThreadPoolExecutor(1) as pool:
-        shard = pool.submit(Certificates(folder / "ps", "ps").over_tls, PlainSocket(far), None)
+        shard = pool.submit(shaken, Certificates(folder / "ps", "ps"), PlainSocket(far), None)
         with context.wrap_socket(near, server_hostname=server_name("ps", JOB)) as worker:
             shard.result(30).send([b"message"])
             assert worker.recv(100) == b"message"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from downpour.launch import certs
-from downpour.proto import client, server, transport
+from downpour.proto import retry
+from downpour.proto.client import Channel
 from downpour.proto.errors import Unauthenticated
 from downpour.proto.security import Certificates, Gate, Security
+from downpour.proto.server import CALLS_PER_THREAD, Server
 from tests.certificates import JOB
 from tests.conftest import wait_until
 
@@ -52,34 +53,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "certs"
 
 
-@pytest.fixture(params=["the chief's, by grpcio", "a shard's"])
-def is_shards(request: pytest.FixtureRequest) -> bool:
-    return str(request.param) == "a shard's"
-
-
 @pytest.fixture
-def served(folder: Path, holding: Holding, is_shards: bool) -> Iterator[tuple[str, Security, Gate]]:
+def served(folder: Path, holding: Holding) -> Iterator[tuple[str, Security, Gate]]:
     """Address, security and gate of a server."""
     security = Security(Certificates(folder / "ps", "ps"))
     gate = Gate(security)
-    if is_shards:
-        one = server.Server(holding.handler(), "127.0.0.1", 0, 2, security, gate)
-        port, stop = one.port, one.stop
-    else:
-        handler = holding.handler()
-        other, port = transport.start_server(
-            lambda s: s.add_generic_rpc_handlers((handler,)), "127.0.0.1", 0, 2, security, gate
-        )
-        stop = other.stop
-    yield f"127.0.0.1:{port}", security, gate
+    one = Server(holding.handler(), "127.0.0.1", 0, 2, security, gate)
+    yield f"127.0.0.1:{one.port}", security, gate
     holding.let_go.set()
-    stop(None).wait()
-
-
-@pytest.fixture
-def connect(is_shards: bool) -> Callable[[str, Security], Any]:
-    """Opens a channel."""
-    return client.Channel if is_shards else lambda address, mine: transport.open_channel(address, mine, "ps")
+    one.stop(None).wait()
 
 
 def look_now(security: Security) -> None:
@@ -88,17 +70,17 @@ def look_now(security: Security) -> None:
     security.certificates._look_at = 0.0
 
 
-def ask(channel: Any) -> bytes:
-    answer: bytes = transport.call("a shard", 0.5, lambda: channel.unary_unary(_PATH, bytes, bytes)(b"", timeout=5))
+def ask(channel: Channel) -> bytes:
+    answer: bytes = retry.call("a shard", 0.5, lambda: channel.unary_unary(_PATH, bytes, bytes)(b"", timeout=5))
     return answer
 
 
 def test_renewed_certificates_are_used_by_both_sides_and_connections_go_on(
-    served: tuple[str, Security, Gate], connect: Callable[[str, Security], Any], folder: Path, tmp_path: Path
+    served: tuple[str, Security, Gate], folder: Path, tmp_path: Path
 ) -> None:
     address, security, gate = served
     mine, late = (Security(Certificates(folder / "worker", "worker")) for _ in range(2))
-    channel = connect(address, mine)
+    channel = Channel(address, mine)
     assert ask(channel) == b"answer"
 
     certs.make(JOB, tmp_path / "renewed")  # another CA, so that nobody can mix them up
@@ -106,7 +88,7 @@ def test_renewed_certificates_are_used_by_both_sides_and_connections_go_on(
     look_now(security)
     assert ask(channel) == b"answer"
     assert gate.counts().connections == 1, "the connection did not go on"
-    stale = connect(address, late)
+    stale = Channel(address, late)
     with pytest.raises(Unauthenticated, match="not signed by the CA"):
         ask(stale)
 
@@ -121,15 +103,15 @@ def test_renewed_certificates_are_used_by_both_sides_and_connections_go_on(
 
 
 def test_calls_beyond_what_a_server_takes_come_again(
-    served: tuple[str, Security, Gate], connect: Callable[[str, Security], Any], folder: Path, holding: Holding
+    served: tuple[str, Security, Gate], folder: Path, holding: Holding
 ) -> None:
-    channel = connect(served[0], Security(Certificates(folder / "worker", "worker")))
+    channel = Channel(served[0], Security(Certificates(folder / "worker", "worker")))
     method = channel.unary_unary(_PATH, bytes, bytes)
-    most = 2 * transport.CALLS_PER_THREAD
+    most = 2 * CALLS_PER_THREAD
     with ThreadPoolExecutor(most) as pool:
         # One of them may come again, too, if a call below was there before it.
         hold = functools.partial(method, b"hold", timeout=60)
-        calls = [pool.submit(transport.call, "a shard", 30.0, hold) for _ in range(most)]
+        calls = [pool.submit(retry.call, "a shard", 30.0, hold) for _ in range(most)]
         wait_until(lambda: holding.held == 2, "calls that are held")
 
         def refused() -> bool:
@@ -140,7 +122,7 @@ def test_calls_beyond_what_a_server_takes_come_again(
             return False
 
         wait_until(refused, "a refusal")
-        late = pool.submit(transport.call, "a shard", 30.0, lambda: method(b"", timeout=30))
+        late = pool.submit(retry.call, "a shard", 30.0, lambda: method(b"", timeout=30))
         holding.let_go.set()
         assert late.result() == b"answer"
         assert {call.result() for call in calls} == {b"answer"}

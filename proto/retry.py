@@ -1,0 +1,98 @@
+"""The one retry loop: calls that are safe to repeat are repeated until they succeed, or fail for good.
+
+Threads: `call` runs in its caller's.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import grpc
+from absl import logging
+
+from downpour.proto.errors import (
+    DownpourError,
+    MalformedChunk,
+    NotReady,
+    NotYet,
+    Unauthenticated,
+    Unreachable,
+    from_rpc_error,
+)
+
+Result = TypeVar("Result")
+
+# What may pass without harm: the peer restarts, the network breaks, a deadline was too short.
+_TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+
+# What gRPC reports when a peer answers, but not as one of the job, and what that means.
+_NOT_OURS = {
+    "Hostname mismatch": "its certificate names another job or role",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by the CA in this process's ca.crt, or has expired",
+    "Hostname Verification Check failed": "its certificate names another job or role",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; start it with --tls, too",
+}
+_MAYBE_REFUSED = ("Socket closed", "_ALERT_")  # what a client sees of a handshake that the server ends
+
+
+def backoff_s(attempt: int) -> float:
+    """Seconds to wait before attempt 1, 2, ...: 0.05 doubling up to 2, each times a random 0.5 to 1."""
+    return min(0.05 * 2.0 ** (attempt - 1), 2.0) * random.uniform(0.5, 1.0)
+
+
+def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Result:
+    """Runs `attempt`, a call that is safe to repeat, until it succeeds or fails for good.
+
+    Args:
+        peer: Role and address, for messages.
+        give_up_after_s: Seconds of failing after which the peer counts as unreachable.
+        attempt: Makes the call once.
+
+    Raises:
+        Unreachable: Every attempt failed for `give_up_after_s` seconds.
+        Unauthenticated: Likewise, and lastly because the peer's certificate is not one of this job's. That may pass,
+            too: where addresses are given out anew, an old one may lead to another job for a while.
+        DownpourError: What the peer answered, when trying again cannot help.
+    """
+    start = time.monotonic()
+    attempts = 0
+    while True:
+        try:
+            return attempt()
+        except NotReady as error:
+            reason = str(error)
+        except grpc.RpcError as error:
+            refusal = from_rpc_error(error)
+            if isinstance(refusal, NotYet):  # the peer is there, and has waited for us
+                start, attempts = time.monotonic(), 0
+                continue
+            reason = _reason_to_retry(error, refusal)
+        attempts += 1
+        waited = time.monotonic() - start
+        if waited > give_up_after_s:
+            if stranger := next((meaning for sign, meaning in _NOT_OURS.items() if sign in reason), None):
+                raise Unauthenticated(f"{peer} is not one of this job: {stranger}")
+            if any(sign in reason for sign in _MAYBE_REFUSED):
+                reason += " (it may have refused this process's certificate: it must be of the same CA)"
+            raise Unreachable(
+                f"{peer} did not answer for {waited:.0f} s ({attempts} tries): {reason}; "
+                "check that it runs and that the address is right"
+            )
+        if attempts % 8 == 0:
+            logging.info("still waiting for %s after %.0f s: %s", peer, waited, reason)
+        time.sleep(backoff_s(attempts))
+
+
+def _reason_to_retry(error: grpc.RpcError, refusal: DownpourError | None) -> str:
+    """What a failed call says, if it may succeed later; raises what cannot."""
+    if refusal is not None and not isinstance(refusal, NotReady):
+        raise refusal from None
+    if refusal is None and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        if "larger than max" in str(error.details()):
+            raise MalformedChunk(f"{error.details()}; slice the variable, or make the batch smaller") from None
+    elif refusal is None and error.code() not in _TRANSIENT:
+        raise error
+    return str(refusal or error.details() or error.code().name)

@@ -1,0 +1,279 @@
+"""One connection of `downpour.proto.server`, from accepting to closing.
+
+In the beginning it is a stranger's: the acceptor's thread reads what has come, a few kilobytes at most, without
+waiting. With the first call that is admitted it gets a thread that reads on. A call goes to a thread of the pool when
+its first message has come, so that none is kept by a caller who says nothing.
+
+Threads: the acceptor's, then one that reads; those of the pool send answers; `Server.stop` and the acceptor may end it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import grpc
+
+from downpour.proto import calls, frames
+from downpour.proto.assembly import Buffers
+from downpour.proto.frames import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode, ProtocolError
+from downpour.proto.http2 import Connection
+from downpour.proto.security import Gate, Security
+from downpour.proto.sockets import Closed, Deadline, PlainSocket
+from downpour.proto.streams import Ended, Event, Limits, Stream
+
+MAX_STREAMS = 32  # calls of one connection at a time
+STRANGER_BYTES = 1 << 14  # of HTTP/2, before a call is admitted
+FIRST_MESSAGE_S = 10.0  # of a call that is admitted
+IDLE_S = 300.0  # without a call
+STALL_S = 10.0  # without a byte that a caller takes, or sends while it is waited for, after which it counts as gone
+_LINGER_S = 1.0  # in which a peer may read why its connection ends
+_WINDOW = 1 << 22  # of a stream whose messages are wanted: a chunk of float32
+_REFUSAL_COST = 10.0  # of a call, in frames without data
+
+_LIMITS = Limits(initial_window=DEFAULT_WINDOW, wanted_window=_WINDOW, max_streams=MAX_STREAMS)
+
+
+class Host(Protocol):
+    """What a connection needs of its server.
+
+    Attributes:
+        buffers: For messages.
+        gate: What admits calls and counts.
+        is_stopping: Whether new calls are refused.
+    """
+
+    buffers: Buffers
+    gate: Gate
+
+    @property
+    def is_stopping(self) -> bool:
+        """See above."""
+
+    def find(self, method: str) -> Any:
+        """The handler of a method; None if there is none."""
+
+    def run(self, job: Callable[[], None]) -> bool:
+        """Has a thread of the pool do something; false if there is too much to do, or the server stops."""
+
+
+class ServerConnection(Connection):
+    """One connection.
+
+    Args:
+        host: The server.
+        raw: The socket, just accepted.
+        security: Of this process.
+
+    Attributes:
+        address: Of the peer, without its port.
+        peer: With it, as gRPC writes it.
+        names: DNS names in the peer's certificate.
+        is_admitted: Whether a call has been admitted.
+
+    Raises:
+        OSError: It has ended already.
+    """
+
+    def __init__(self, host: Host, raw: socket.socket, security: Security) -> None:
+        self.address, port = raw.getpeername()[:2]
+        family = "ipv6" if ":" in self.address else "ipv4"
+        self.peer = f"{family}:[{self.address}]:{port}" if family == "ipv6" else f"{family}:{self.address}:{port}"
+        self.names: list[str] = []
+        self.is_admitted = False
+        self._host = host
+        self._plain = PlainSocket(raw, stall_s=STALL_S)
+        self._plain.set_blocking(False)
+        self._tls = security.certificates.over_tls(self._plain, None) if security.certificates else None
+        super().__init__(self._tls or self._plain, host.buffers, _LIMITS, is_server=True)
+        self._has_greeted = False
+        self._num_bytes = 0  # before it was admitted
+        self._failed: ProtocolError | None = None
+        self._used_at = time.monotonic()
+        self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream; guarded by `lock`
+
+    # As a stranger.
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the peer has shown its certificate and begun to speak HTTP/2."""
+        return self._endpoint.is_greeted
+
+    def advance(self) -> None:
+        """Does what can be done without waiting, until a call is admitted.
+
+        Raises:
+            BlockingIOError: There is nothing more to do now.
+            OSError: The connection has ended, or must.
+        """
+        if not self._has_greeted:
+            if self._tls:
+                self._tls.shake_hands()
+                self.names = self._tls.names
+            self.greet()  # also those who speak something else, so that they can tell
+            self._has_greeted = True
+        while not self.is_admitted:
+            try:
+                self._num_bytes += self.read_some()
+            except ProtocolError as error:
+                if not self.is_admitted:
+                    raise
+                self._failed = error  # the thread that reads on will have to end it
+            if self._num_bytes > STRANGER_BYTES and not self.is_admitted:
+                raise ProtocolError("too much before a call is admitted", ErrorCode.ENHANCE_YOUR_CALM)
+
+    def turn_away(self, error: OSError) -> bool:
+        """Tells a stranger why its connection ends; whether it has to be given time to read that."""
+        if not self._has_greeted or not isinstance(error, ProtocolError):
+            return False
+        self.say_goodbye(error.code)
+        self._plain.end_sending()
+        return True
+
+    def drain(self) -> bool:
+        """Reads what a stranger still sends, for nobody; whether it has ended the connection."""
+        return self._plain.drain(STRANGER_BYTES)
+
+    def fileno(self) -> int:
+        """For `selectors`."""
+        return self._plain.fileno()
+
+    def _admit(self) -> None:
+        self.is_admitted = True
+        self._host.gate.connection_admitted()
+        self._plain.set_blocking(True)
+        if self._tls:
+            self._tls.grow()
+
+    # As a member's.
+
+    def run(self) -> None:
+        """Reads until the end, in a thread of its own."""
+        reason: Exception = Closed("Socket closed")
+        try:
+            while not self._failed:
+                self.read()
+            raise self._failed
+        except ProtocolError as error:
+            reason = error
+            self._host.gate.connection_malformed()
+            self.say_goodbye(error.code)
+            self._linger()
+        except OSError:  # it has ended
+            pass
+        finally:
+            self.close(reason)
+
+    def close(self, reason: Exception) -> None:
+        """Ends it, and waits for its calls, so that nobody sends into a closed descriptor."""
+        self._plain.shut_down()
+        self._drop_waiting()
+        self.break_off(Ended(str(reason)))
+        with self.lock:
+            self.changed.wait_for(lambda: not self.streams.open)
+        self._plain.close()
+
+    def go_away(self) -> None:
+        """Tells the peer to begin no more calls; those under way go on."""
+        with contextlib.suppress(OSError):
+            self.send(frames.goaway(MAX_WINDOW, ErrorCode.NO_ERROR))
+
+    def shut_down(self) -> None:
+        """Ends it at once."""
+        self._plain.shut_down()
+
+    def look_after(self, now: float) -> None:
+        """Has calls end whose first message does not come, and the connection if it is not used; every second or so."""
+        with self.lock:
+            late = [n for n in self._waiting if now - self.streams.open[n].heard_at > FIRST_MESSAGE_S]
+            expired = [self._waiting.pop(number) for number in late]
+            is_idle = not self.streams.open and now - self._used_at > IDLE_S
+        for call in expired:
+            if not self._host.run(call.expire):
+                self.shut_down()
+        if is_idle:
+            self._host.run(self._leave)
+
+    def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
+        """See `Connection`: the reader brings what is waited for, from a caller that still says something."""
+        began, end = time.monotonic(), math.inf if stream.deadline is None else stream.deadline
+        while not self.changed.wait_for(is_due, min(STALL_S, end - time.monotonic())):
+            now = time.monotonic()
+            if now >= end:
+                raise Deadline("the call's deadline has passed")
+            is_reading = self._endpoint.reading is stream  # a part of a message, which may be long
+            silent_s = self._plain.silent_s() if is_reading else now - max(began, stream.heard_at)
+            if silent_s >= STALL_S:
+                raise Closed(f"the caller has said nothing for {STALL_S} s")
+
+    def on_event(self, event: Event, stream: Stream) -> None:
+        """See `Connection`."""
+        if event is Event.BEGUN:
+            self._begin(stream)
+        if stream.number in self._waiting:
+            self._go_on(stream)
+
+    def _begin(self, stream: Stream) -> None:
+        """Admits or refuses a call by its header fields."""
+        self._used_at = time.monotonic()
+        call = calls.Call(self._host.find, self._host.gate, self, stream, self, self._buffers)
+        if self._host.is_stopping:
+            self._end(stream, b"", ErrorCode.REFUSED_STREAM)
+        elif (refusal := call.refusal()) is not None:
+            self._end(stream, refusal, ErrorCode.NO_ERROR)
+            with self.lock:
+                self.streams.budget.spend(_REFUSAL_COST, "calls that are refused")
+        else:
+            if not self.is_admitted:
+                self._admit()
+            with self.lock:
+                self._waiting[stream.number] = call
+
+    def _go_on(self, stream: Stream) -> None:
+        """Hands a call to the pool when its first message has come, or as much of it as may."""
+        inbox = stream.inbox
+        with self.lock:
+            is_due = stream.is_whole or inbox.has_first or inbox.window < DEFAULT_WINDOW // 2
+            call = self._waiting.pop(stream.number, None) if is_due or stream.reset is not None else None
+        if call is None:
+            return
+        if stream.reset is not None:
+            self._host.gate.broke_off()
+            self.forget(stream)
+        elif not self._host.run(call.run):
+            words = "too many calls are open"
+            last = calls.answer(stream.number, grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+            self._end(stream, last, ErrorCode.NO_ERROR)
+
+    def _end(self, stream: Stream, last: bytes, code: ErrorCode) -> None:
+        """Ends a call that has not run."""
+        if not last or not stream.is_whole:
+            last += frames.reset(stream.number, code)
+        with self.lock:
+            self.streams.answer(last)
+        self.forget(stream)
+
+    def _drop_waiting(self) -> None:
+        with self.lock:
+            waiting = [self.streams.open[number] for number in self._waiting]
+            self._waiting.clear()
+        for stream in waiting:
+            self._host.gate.broke_off()
+            self.forget(stream)
+
+    def _leave(self) -> None:
+        self.say_goodbye(ErrorCode.NO_ERROR)
+        self.shut_down()
+
+    def _linger(self) -> None:
+        """Reads on for nobody: bytes that nobody has read would make the kernel drop what the peer should read."""
+        self._plain.end_sending()
+        self._plain.set_deadline(time.monotonic() + _LINGER_S)
+        rest = memoryview(bytearray(STRANGER_BYTES))
+        with contextlib.suppress(OSError):
+            while True:
+                self._plain.read_now(rest)
