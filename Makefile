@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak exact proto clean
+.PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak exact conformance proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
 # folder runs/quickstart is this demonstration's own.
@@ -59,6 +59,10 @@ soak: $(VENV)/dev
 # 2,000 random Keras models, each through three shards beside plain Keras; half an hour.
 exact: $(VENV)/dev
 	$(BIN)/python -m tests.exact.run --models=2000
+
+# HTTP/2, HPACK and gRPC by their RFCs: what h2spec checks and more, on our server and on grpcio's; a minute or two.
+conformance: $(VENV)/dev
+	$(BIN)/python -m tests.conformance.run
 
 # Regenerates the committed code of the .proto files; a test checks that it matches.
 proto: $(VENV)/dev

@@ -34,6 +34,7 @@ DEV = [
     "flask>=3.1",
     "flask-cors>=6.0",
     "grpcio-tools==1.75.1",  # its generated code loads beside any protobuf from 6.31.1 on
+    "hyperframe>=6.1",  # frames of `make conformance`
     "hypothesis>=6.100",
     "jsonschema>=4.26",
     "kubernetes-validate==1.37.0",  # brings the schemas of the Kubernetes versions that manifests are checked against

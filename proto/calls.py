@@ -10,18 +10,20 @@ import contextlib
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from absl import logging
+from google.protobuf.message import DecodeError
 
 from downpour.proto import frames, headers
 from downpour.proto.assembly import Buffers, TooLarge, Unreadable, check_length
-from downpour.proto.errors import ERROR_KEY, DownpourError
+from downpour.proto.errors import ERROR_KEY, DownpourError, MalformedChunk
 from downpour.proto.frames import ErrorCode
 from downpour.proto.headers import Headers
 from downpour.proto.http2 import Connection, Message
 from downpour.proto.security import Gate
+from downpour.proto.sockets import Deadline
 from downpour.proto.streams import Ended, Stream
 
 _BEGIN: Headers = ((":status", "200"), ("content-type", "application/grpc"))
@@ -108,6 +110,8 @@ class Call:
     def expire(self) -> None:
         """Ends a call instead of running it: its first message has not come."""
         self._status, self._words = grpc.StatusCode.CANCELLED, "no message has come for too long"
+        if self.time_remaining() == 0:
+            self._status = grpc.StatusCode.DEADLINE_EXCEEDED
         self._gate.broke_off()
         self._end()
 
@@ -121,8 +125,8 @@ class Call:
             self._gate.refused(error)
             self._status, self._words = error.status, str(error)
             self._trailing = ((ERROR_KEY, type(error).__name__),)
-        except Unreadable as error:
-            self._status, self._words = _status_of(error), str(error)
+        except TooLarge as error:  # the answer
+            self._status, self._words = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
         except BrokenOff:
             self._gate.broke_off()
             if self._status is grpc.StatusCode.OK:
@@ -168,14 +172,12 @@ class Call:
                     self._connection.want(self._stream)
                 got = self._connection.next_message(self._stream)
             except (Ended, OSError, Unreadable) as error:
-                if isinstance(error, Unreadable):
-                    self._status, self._words = _status_of(error), str(error)
-                raise BrokenOff(str(error)) from None
+                self._break_off(error)
             if got is None:
                 return
             buffer, view = got
             try:
-                yield read(view.toreadonly())
+                yield _read(read, view)
             finally:
                 if buffer is not None:
                     self._buffers.give_back(buffer)
@@ -191,7 +193,17 @@ class Call:
         try:
             self._connection.send_message(self._stream, message, before, after)
         except (Ended, OSError) as error:
-            raise BrokenOff(str(error)) from None
+            self._break_off(error)
+
+    def _break_off(self, error: Exception) -> NoReturn:
+        """The caller's part of the call has ended in the middle; says how the call ends."""
+        if isinstance(error, Deadline):
+            self._status, self._words = grpc.StatusCode.DEADLINE_EXCEEDED, str(error)
+        elif isinstance(error, Unreadable):
+            is_long = isinstance(error, TooLarge)
+            self._status = grpc.StatusCode.RESOURCE_EXHAUSTED if is_long else grpc.StatusCode.INTERNAL
+            self._words = str(error)
+        raise BrokenOff(str(error)) from None
 
     def _finish(self) -> None:
         """Sends the status, and the reply if there is one."""
@@ -204,6 +216,7 @@ class Call:
                 if has_reply:
                     self._send(self._reply, last)
                 else:
+                    self._stream.is_answered = True
                     self._connection.send(last)
 
     def abort(self, code: grpc.StatusCode, details: str) -> None:
@@ -233,6 +246,13 @@ class Call:
         return {"peer_dns": [name.encode() for name in self._caller.names]}
 
 
+def _read(read: Callable[[Any], Any], view: memoryview) -> Any:
+    try:
+        return read(view.toreadonly())
+    except DecodeError:
+        raise MalformedChunk("the request is no message of its method") from None
+
+
 def answer(number: int, status: grpc.StatusCode, words: str, metadata: Headers = (), *, begun: bool = False) -> bytes:
     """The frame that ends a call, of which something has been answered before if it has `begun`."""
     trailers = [("grpc-status", str(status.value[0])), *metadata]
@@ -240,10 +260,6 @@ def answer(number: int, status: grpc.StatusCode, words: str, metadata: Headers =
         safe = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
         trailers.insert(1, ("grpc-message", urllib.parse.quote(words[:_MAX_MESSAGE_CHARACTERS], safe)))
     return headers.write(number, [*([] if begun else _BEGIN), *trailers], end=True)
-
-
-def _status_of(error: Unreadable) -> grpc.StatusCode:
-    return grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, TooLarge) else grpc.StatusCode.INTERNAL
 
 
 def _deadline(timeout: str | None) -> float | None:

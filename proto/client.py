@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from downpour.proto import headers
 from downpour.proto.assembly import Buffers, Place, TooLarge, Unreadable
@@ -155,7 +156,7 @@ class Channel:
                         yield None
                         continue
                     try:
-                        yield read(view.toreadonly())
+                        yield _read(read, view)
                     finally:
                         _BUFFERS.give_back(buffer)
                 trailers = connection.finish(stream)
@@ -339,6 +340,13 @@ def _mapped() -> Iterator[None]:
         raise CallError(code, str(error)) from None
     except (Ended, OSError) as error:
         raise CallError(grpc.StatusCode.UNAVAILABLE, str(error) or type(error).__name__) from None
+
+
+def _read(read: Serializer, view: memoryview) -> Any:
+    try:
+        return read(view.toreadonly())
+    except DecodeError:
+        raise CallError(grpc.StatusCode.INTERNAL, "the answer is no message of its method") from None
 
 
 def _check(trailers: Headers) -> None:

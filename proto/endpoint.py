@@ -72,6 +72,9 @@ class Endpoint:
         self.streams = Streams(buffers, limits, is_server=is_server, clock=clock)
         self.is_greeted = self.is_going_away = False
         self.reading: Stream | None = None
+        self._max_frame = frames.DEFAULT_FRAME  # that is taken
+        self._takes_large = False  # when the peer has acknowledged that
+        self._num_acknowledged = 0  # of this side's settings
         self._headers = HeaderReader()
         self._block: _Block | None = None
         self._head = memoryview(bytearray(frames.HEAD_BYTES))
@@ -86,12 +89,17 @@ class Endpoint:
         """What this side says first."""
         values = {
             frames.INITIAL_WINDOW_SIZE: self._limits.initial_window,
-            frames.MAX_FRAME_SIZE: frames.MAX_FRAME_BYTES,
             frames.MAX_HEADER_LIST_SIZE: frames.MAX_HEADER_BYTES,
         }
         if self._is_server:
             return frames.settings({**values, frames.MAX_CONCURRENT_STREAMS: self._limits.max_streams})
+        self._max_frame = values[frames.MAX_FRAME_SIZE] = frames.MAX_FRAME_BYTES
         return frames.PREFACE + frames.settings({**values, frames.ENABLE_PUSH: 0})
+
+    def take_large_frames(self) -> None:
+        """Lets a peer send frames of megabytes, as soon as it has acknowledged that it may; a server's, once."""
+        self.streams.answer(frames.settings({frames.MAX_FRAME_SIZE: frames.MAX_FRAME_BYTES}))
+        self._takes_large = True
 
     def goaway(self, code: ErrorCode) -> bytes:
         """What it says last: which streams it has looked at, and why it ends."""
@@ -147,7 +155,7 @@ class Endpoint:
     def _on_head(self, data: memoryview) -> None:
         length, kind, flags, number = frames.read_head(data)
         name = _NAMES[kind] if kind < len(_NAMES) else f"a frame of kind {kind}"
-        if length > frames.MAX_FRAME_BYTES:
+        if length > self._max_frame:
             raise ProtocolError(f"{name} of {length} bytes", ErrorCode.FRAME_SIZE_ERROR)
         if self._block and (kind != frames.CONTINUATION or number != self._block.number):
             raise ProtocolError(f"{name} where CONTINUATION of stream {self._block.number} is due")
@@ -290,6 +298,9 @@ class Endpoint:
         if length > 6 * _MAX_SETTINGS:
             raise ProtocolError(f"SETTINGS of {length} bytes", ErrorCode.ENHANCE_YOUR_CALM)
         if flags & frames.ACK:
+            self._num_acknowledged += 1
+            if self._takes_large and self._num_acknowledged > 1:  # the greeting comes first
+                self._max_frame = frames.MAX_FRAME_BYTES
             self._expect_head()
         else:
             self._expect(length, self._on_settings)

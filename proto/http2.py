@@ -79,7 +79,7 @@ class Connection:
             stream: Of the call.
             message: Its parts, all of them buffers of bytes.
             before: Frames that go first, in the same breath.
-            after: Likewise, last.
+            after: Likewise, last; they end the answer.
             end: Whether it is the last one.
 
         Raises:
@@ -99,6 +99,7 @@ class Connection:
             left -= count
             flags = END_STREAM if end and not left else 0
             now, parts = _cut(parts, count) if left else (parts, [])
+            stream.is_answered = bool(after) and not left
             self.send(before + head(count, DATA, flags, stream.number), *now, b"" if left else after)
             before = b""
 

@@ -148,6 +148,8 @@ class ServerConnection(Connection):
         self._plain.set_blocking(True)
         if self._tls:
             self._tls.grow()
+        with self.lock:
+            self._endpoint.take_large_frames()
 
     # As a member's.
 
@@ -189,7 +191,7 @@ class ServerConnection(Connection):
     def look_after(self, now: float) -> None:
         """Has calls end whose first message does not come, and the connection if it is not used; every second or so."""
         with self.lock:
-            late = [n for n in self._waiting if now - self.streams.open[n].heard_at > FIRST_MESSAGE_S]
+            late = [n for n in self._waiting if _is_late(self.streams.open[n], now)]
             expired = [self._waiting.pop(number) for number in late]
             is_idle = not self.streams.open and now - self._used_at > IDLE_S
         for call in expired:
@@ -277,3 +279,8 @@ class ServerConnection(Connection):
         with contextlib.suppress(OSError):
             while True:
                 self._plain.read_now(rest)
+
+
+def _is_late(stream: Stream, now: float) -> bool:
+    """Whether a call has waited too long for its first message."""
+    return now - stream.heard_at > FIRST_MESSAGE_S or (stream.deadline is not None and now > stream.deadline)

@@ -66,6 +66,7 @@ class Stream:
         is_whole: The peer has sent everything.
         reset: Why the stream cannot go on; None if it can.
         is_reset_by_peer: Whether the peer ended it.
+        is_answered: Whether the end of the answer goes out now; the peer may begin another stream instead.
         announced: Bytes of messages that `content-length` says are still to come; None if it says nothing.
         deadline: Until when anybody waits for it, a moment of `time.monotonic()`.
         heard_at: When it began, or DATA of it came last.
@@ -79,6 +80,7 @@ class Stream:
     is_whole: bool = False
     reset: Exception | None = None
     is_reset_by_peer: bool = False
+    is_answered: bool = False
     announced: int | None = None
     deadline: float | None = None
     heard_at: float = 0.0
@@ -300,7 +302,7 @@ class Streams:
         except Malformed as error:
             self._refuse(number, ErrorCode.PROTOCOL_ERROR, str(error))
             return
-        if len(self.open) >= self._limits.max_streams:
+        if self._num_unanswered() >= self._limits.max_streams or len(self.open) >= 2 * self._limits.max_streams:
             self._refuse(number, ErrorCode.REFUSED_STREAM, "too many streams")
             return
         stream = self._add(number, None)
@@ -331,6 +333,9 @@ class Streams:
         inbox = Inbox(Assembler(self._buffers, place), self._limits.initial_window)
         stream = self.open[number] = Stream(number, self._initial_window, inbox, heard_at=self._clock())
         return stream
+
+    def _num_unanswered(self) -> int:
+        return sum(not stream.is_answered for stream in self.open.values())
 
     def _refuse(self, number: int, code: ErrorCode, reason: str) -> None:
         """Ends a stream that is not open."""

@@ -35,6 +35,12 @@ class Side:
         if self.is_open:
             self.endpoint.streams.open_window()
 
+    def greet(self) -> None:
+        """As a client does, from which a call has been admitted."""
+        self.endpoint.take_large_frames()
+        self.feed(GREETING + 2 * frame(frames.SETTINGS, frames.ACK, 0, b""))
+        self.outgoing()
+
     def feed(self, data: bytes, pieces: Sequence[int] = ()) -> None:
         """In pieces of these sizes, then as they fit."""
         left, sizes = memoryview(data), iter(pieces)
@@ -56,8 +62,7 @@ class Side:
 def reply(data: bytes) -> bytes:
     """What a server answers to frames after the greeting."""
     side = Side()
-    side.feed(GREETING)
-    side.outgoing()
+    side.greet()
     side.feed(data)
     return side.outgoing()
 
@@ -242,8 +247,7 @@ ERRORS_OF_A_STREAM = {
 def test_an_error_of_a_stream_leaves_the_connection_to_others(name: str) -> None:
     data, code = ERRORS_OF_A_STREAM[name]
     side = Side()
-    side.feed(GREETING)
-    side.outgoing()
+    side.greet()
     side.feed(data)
     assert side.outgoing() == frames.reset(1, code)
     side.feed(headers.write(3, REQUEST, end=True))
@@ -272,9 +276,9 @@ def test_what_comes_late_of_a_call_that_we_ended_is_no_error() -> None:
 
 def test_the_connections_window_counts_padding_and_what_nobody_wants() -> None:
     side = Side()
-    side.feed(GREETING + OPEN)
+    side.greet()
+    side.feed(OPEN)
     side.endpoint.streams.forget(side.begun[0])
-    side.outgoing()
     padded = frame(frames.DATA, frames.PADDED, 1, b"\xff" + bytes(255))
     wide = frame(frames.DATA, 0, 1, bytes(frames.MAX_FRAME_BYTES))
     while not (out := side.outgoing()):
@@ -282,7 +286,8 @@ def test_the_connections_window_counts_padding_and_what_nobody_wants() -> None:
     assert out[:9] == frames.window_update(0, 1)[:9]
     assert int.from_bytes(out[9:13], "big") > MAX_WINDOW // 4
     unopened = Side(is_open=False)
-    unopened.feed(GREETING + OPEN)
+    unopened.greet()
+    unopened.feed(OPEN)
     with pytest.raises(ProtocolError) as caught:
         unopened.feed(frame(frames.DATA, 0, 1, bytes(DEFAULT_WINDOW + 1)))
     assert caught.value.code is ErrorCode.FLOW_CONTROL_ERROR
@@ -302,6 +307,23 @@ def test_a_budget_comes_back_with_time_and_with_what_is_sent() -> None:
         side.endpoint.streams.take_window(side.begun[0], 1 << 20)
         for _ in range(70):
             side.endpoint.streams.take_window(side.begun[0], 1 << 14)
+
+
+def test_frames_are_small_until_a_call_is_admitted_and_the_peer_knows() -> None:
+    wide = frame(frames.DATA, 0, 1, bytes(frames.DEFAULT_FRAME + 1))
+    known = frame(frames.SETTINGS, frames.ACK, 0, b"")
+    for acknowledged, is_admitted, is_taken in ((2, True, True), (1, True, False), (9, False, False)):
+        side = Side()
+        side.feed(GREETING + OPEN)
+        if is_admitted:
+            side.endpoint.take_large_frames()
+        side.feed(acknowledged * known)
+        if is_taken:
+            side.feed(wide)
+            continue
+        with pytest.raises(ProtocolError) as caught:
+            side.feed(wide)
+        assert caught.value.code is ErrorCode.FRAME_SIZE_ERROR
 
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n123456", frames.PREFACE + frame(frames.PING, 0, 0, bytes(8))])

@@ -131,8 +131,8 @@ def test_a_reader_does_not_wait_for_whoever_takes_the_messages() -> None:
 
 def test_the_window_is_opened_as_messages_are_taken() -> None:
     window = 200_000
-    part = message(b"x" * 49_995)
-    parts = b"".join(frames.frame(frames.DATA, 0, 1, part) for _ in range(4))
+    data = message(b"x" * 49_995) * 4
+    parts = b"".join(frames.frame(frames.DATA, 0, 1, data[i : i + 10_000]) for i in range(0, len(data), 10_000))
     receiver = Receiver(headers.write(1, REQUEST, end=False) + parts, window)
     stream = receiver.read_to_a_call()
     receiver.want(stream)

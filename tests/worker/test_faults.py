@@ -168,7 +168,7 @@ def kill(chief: Chief, run: Future[Any]) -> None:
     def killed(state: Any) -> None:
         raise Killed
 
-    chief._server.stop(grace=None).wait()
+    chief._server.stop(None).wait()
     chief._ending.set()
     chief._folder.close()  # a process that dies lets go of its lock
     chief._folder.write_journal = killed  # type: ignore[method-assign]
