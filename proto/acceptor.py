@@ -1,9 +1,9 @@
 """Accepts connections, and serves strangers: those from which no call has been admitted yet.
 
-One thread reads what they say without waiting for any of them, so a stranger costs a few kilobytes and no thread. There
-are at most `MOST_STRANGERS`: where there is no room, the oldest of the address with the most of them makes it, once it
-has had a second. Each has a deadline for its handshake, and one for its first call. After a burst all of them together
-get a part of one processor.
+One thread reads what they say without waiting for any of them, so a stranger costs a few kilobytes and no thread. Their
+number is limited: where there is no room, the oldest of the address with the most of them makes it, once it has had a
+second. Each has a deadline for its handshake, and one for its first call. After a burst all of them together get a part
+of one processor.
 
 Threads: one of its own; `stop` is for any.
 """
@@ -17,7 +17,8 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from absl import logging
 
@@ -25,13 +26,12 @@ from downpour.proto.frames import ProtocolError
 from downpour.proto.security import Gate
 from downpour.proto.server_connection import ServerConnection
 
-MOST_STRANGERS = 256
 HANDSHAKE_S = 5.0  # until a connection must have shown its certificate, and said that it speaks HTTP/2
 FIRST_CALL_S = 10.0  # until a connection must have made a call that is admitted
 _GRACE_S = 1.0  # that a stranger has before it makes room for another
 _FAREWELL_S = 1.0  # in which a stranger may read why its connection ends
 
-# Processor seconds that strangers may use at once, and in a second.
+# Processor seconds that strangers may use at once, and in a second; what members have used is given back.
 _BURST_S, _SHARE = 2.0, 0.05
 
 _TICK_S = 0.25  # between looks at deadlines
@@ -39,6 +39,23 @@ _LOOK_AFTER_S = 1.0  # between looks at connections that have been admitted
 _PAUSE_S = 0.1  # without accepting, where there is no room
 _ACCEPTED_AT_ONCE = 64
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass
+class _Stranger:
+    """A connection from which no call has been admitted.
+
+    Attributes:
+        came_at: When it was accepted.
+        until: When it ends.
+        used_s: Processor seconds that it has cost.
+        is_leaving: Whether it has been told to go, and may read that.
+    """
+
+    came_at: float
+    until: float
+    used_s: float = 0.0
+    is_leaving: bool = False
 
 
 class Acceptor:
@@ -50,6 +67,7 @@ class Acceptor:
         admit: Takes over a connection whose first call has been admitted.
         look_after: Is called every second, to look at connections that have been admitted.
         gate: Counts.
+        most: Strangers at one time.
     """
 
     def __init__(
@@ -59,19 +77,19 @@ class Acceptor:
         admit: Callable[[ServerConnection], None],
         look_after: Callable[[], None],
         gate: Gate,
+        most: int,
     ) -> None:
         self._listener, self._connect, self._admit, self._look_after = listener, connect, admit, look_after
-        self._gate = gate
+        self._gate, self._most = gate, most
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
         # The thread's own.
-        self._until: dict[ServerConnection, float] = {}  # strangers in the order in which they came: when they end
-        self._farewells: set[ServerConnection] = set()  # of them, those that have been told to go
+        self._strangers: dict[ServerConnection, _Stranger] = {}  # in the order in which they came
         self._per_address: collections.Counter[str] = collections.Counter()
         self._accepts_at: float | None = None  # when it goes on accepting; None if it does
-        self._credit_s, self._credit_at, self._used_s = _BURST_S, time.monotonic(), 0.0
+        self._credit_s, self._credit_at = _BURST_S, time.monotonic()
 
     def start(self) -> None:
         """Begins."""
@@ -91,11 +109,11 @@ class Acceptor:
     def _run(self) -> None:
         looked_at = tick_at = time.monotonic()
         while not self._is_stopping:
-            for key, _ in self._selector.select(_TICK_S if self._until or self._accepts_at else _LOOK_AFTER_S):
+            for key, _ in self._selector.select(_TICK_S if self._strangers or self._accepts_at else _LOOK_AFTER_S):
                 if key.fileobj is self._listener:
                     self._accept()
-                elif isinstance(key.fileobj, ServerConnection):
-                    self._advance(key.fileobj)
+                elif isinstance(key.fileobj, ServerConnection) and key.fileobj in self._strangers:
+                    self._go_on(key.fileobj)  # unless it has made room meanwhile
             now = time.monotonic()
             if now - tick_at >= _TICK_S:
                 tick_at = now
@@ -104,17 +122,20 @@ class Acceptor:
                 looked_at = now
                 self._look_after()
             self._rest()
-        for connection in list(self._until):
+        for connection in list(self._strangers):
             self._end(connection)
         self._selector.close()
         self._listener.close()
 
     def _accept(self) -> None:
         """Takes connections that wait, a few at a time."""
-        for _ in range(_ACCEPTED_AT_ONCE):
-            if len(self._until) >= MOST_STRANGERS and not self._make_room(_GRACE_S):
-                self._pause()
-                return
+        for i in range(_ACCEPTED_AT_ONCE):
+            if len(self._strangers) >= self._most:
+                if i:  # there may be no other
+                    return
+                if not self._make_room(_GRACE_S):
+                    self._pause()
+                    return
             try:
                 raw, _ = self._listener.accept()
             except OSError as error:
@@ -125,22 +146,26 @@ class Acceptor:
 
     def _take(self, raw: socket.socket) -> None:
         self._gate.connection_began()
+        now = time.monotonic()
+        stranger = _Stranger(now, now + FIRST_CALL_S)
         try:
-            connection = self._connect(raw)
-        except OSError:  # it has ended already
+            with self._charged(stranger):
+                connection = self._connect(raw)
+        except Exception as error:  # it has ended already, as a rule
+            logging.debug("a connection could not be taken: %r", error)
             raw.close()
             return
-        self._until[connection] = time.monotonic() + FIRST_CALL_S
+        self._strangers[connection] = stranger
         self._per_address[connection.address] += 1
         self._selector.register(connection, selectors.EVENT_READ)
 
     def _make_room(self, grace_s: float) -> bool:
         """Ends the oldest stranger of the address with the most of them, if it has been there for so long."""
-        if not self._until:
+        if not self._strangers:
             return False
         [(address, _)] = self._per_address.most_common(1)
-        oldest = next(connection for connection in self._until if connection.address == address)
-        if self._until[oldest] - FIRST_CALL_S > time.monotonic() - grace_s and oldest not in self._farewells:
+        oldest = next(connection for connection in self._strangers if connection.address == address)
+        if self._strangers[oldest].came_at > time.monotonic() - grace_s:
             return False
         self._gate.connection_dropped()
         self._end(oldest)
@@ -151,38 +176,46 @@ class Acceptor:
             self._selector.unregister(self._listener)
         self._accepts_at = time.monotonic() + _PAUSE_S
 
-    def _advance(self, connection: ServerConnection) -> None:
+    def _go_on(self, connection: ServerConnection) -> None:
         """Something has come from a stranger."""
-        if connection in self._farewells:
-            if connection.drain():
-                self._end(connection)
-            return
+        stranger = self._strangers[connection]
         try:
-            connection.advance()
+            with self._charged(stranger):
+                if stranger.is_leaving:
+                    connection.drain()
+                    return
+                connection.advance()
         except BlockingIOError:
             return
-        except OSError as error:
-            logging.debug("connection of %s: %s", connection.peer, error)
-            if isinstance(error, ProtocolError):
-                self._gate.connection_malformed()
-            if not connection.is_admitted and connection.turn_away(error):
-                self._farewells.add(connection)
-                self._until[connection] = time.monotonic() + _FAREWELL_S
-            else:
-                self._end(connection)
+        except Exception as error:  # whatever a stranger has sent, the others go on
+            self._turn_away(connection, stranger, error)
             return
+        self._credit_s += stranger.used_s  # it was none
         self._forget(connection)
         self._admit(connection)
+
+    def _turn_away(self, connection: ServerConnection, stranger: _Stranger, error: Exception) -> None:
+        """A stranger's connection ends because of what it has sent, or by itself."""
+        logging.debug("connection of %s: %s", connection.peer, error)
+        if isinstance(error, ProtocolError):
+            self._gate.connection_malformed()
+        elif not isinstance(error, OSError):
+            logging.log_every_n_seconds(logging.ERROR, "a stranger's connection failed: %r", 60, error)
+        if connection.turn_away(error):
+            stranger.is_leaving = True
+            stranger.until = time.monotonic() + _FAREWELL_S
+        else:
+            self._end(connection)
 
     def _tick(self, now: float) -> None:
         """Ends those whose time is up."""
         if self._accepts_at is not None and now >= self._accepts_at:
             self._accepts_at = None
             self._selector.register(self._listener, selectors.EVENT_READ)
-        for connection, until in list(self._until.items()):
-            late_s = 0.0 if connection.has_begun or connection in self._farewells else FIRST_CALL_S - HANDSHAKE_S
-            if now >= until - late_s:
-                if connection not in self._farewells:
+        for connection, stranger in list(self._strangers.items()):
+            is_mute = not connection.has_begun and now >= stranger.came_at + HANDSHAKE_S
+            if is_mute or now >= stranger.until:
+                if not stranger.is_leaving:
                     self._gate.connection_dropped()
                 self._end(connection)
 
@@ -191,19 +224,28 @@ class Acceptor:
         connection.close(OSError("the connection made no call"))
 
     def _forget(self, connection: ServerConnection) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(connection)
-        self._until.pop(connection, None)
-        self._farewells.discard(connection)
+        self._selector.unregister(connection)
+        del self._strangers[connection]
         self._per_address[connection.address] -= 1
         if self._per_address[connection.address] <= 0:
             del self._per_address[connection.address]
 
+    @contextlib.contextmanager
+    def _charged(self, stranger: _Stranger) -> Iterator[None]:
+        """What is done in this is done for a stranger."""
+        began_s = time.thread_time()
+        try:
+            yield
+        finally:
+            cost_s = time.thread_time() - began_s
+            stranger.used_s += cost_s
+            self._credit_s -= cost_s
+
     def _rest(self) -> None:
         """Waits if strangers have had more than their part of a processor."""
-        now, used_s = time.monotonic(), time.thread_time()
-        self._credit_s += _SHARE * (now - self._credit_at) - (used_s - self._used_s)
-        self._credit_s, self._credit_at, self._used_s = min(_BURST_S, self._credit_s), now, used_s
+        now = time.monotonic()
+        self._credit_s = min(_BURST_S, self._credit_s + _SHARE * (now - self._credit_at))
+        self._credit_at = now
         if self._credit_s < 0:
             with selectors.DefaultSelector() as waiting:
                 waiting.register(self._woken, selectors.EVENT_READ)

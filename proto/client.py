@@ -235,7 +235,6 @@ class Channel:
             if certificates := self._security.certificates:
                 tls = certificates.over_tls(plain, server_name(self._role, certificates.job))
                 tls.shake_hands()
-                tls.grow()
                 secure = tls
             connection = _Connection(secure, number)
             connection.greet()

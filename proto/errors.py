@@ -129,12 +129,6 @@ BY_NAME: dict[str, type[DownpourError]] = {
 }
 
 
-def abort(context: grpc.ServicerContext, error: DownpourError) -> None:
-    """Ends a call on the server with the error's status, name and message."""
-    context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
-    context.abort(error.status, str(error))
-
-
 def from_rpc_error(error: grpc.RpcError) -> DownpourError | None:
     """The error of ours that a failed call carries, or None for gRPC's own (broken connection, deadline)."""
     for key, value in error.trailing_metadata() or ():

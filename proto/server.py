@@ -31,9 +31,11 @@ from downpour.proto.sockets import host_and_port
 
 CALLS_PER_THREAD = 8  # that run or wait; more are refused and come again
 _MAX_CONNECTIONS = 2048  # from which calls have been admitted
+_MAX_STRANGERS, _MAX_STRANGERS_OVER_TLS = 256, 128  # of 15 KB, and of 60 KB
 _SPARE_FILES = 512  # of the process, beside those: strangers' connections, the arena, checkpoints
 _FREE_BUFFERS = 12  # of all sizes
 _BACKLOG = 512
+_END_S = 2.0  # in which the threads of connections end that have been shut down
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Server:
         self._most_jobs = CALLS_PER_THREAD * num_threads
         self._most_threads = num_threads
         self._most_connections = max_connections()
+        self._most_strangers = max_strangers(with_tls=security.certificates is not None)
         self._jobs = queue.SimpleQueue[Callable[[], None] | None]()  # for a thread; None ends one
         self.buffers = Buffers(_FREE_BUFFERS)
         self._changed = threading.Condition()
@@ -96,7 +99,9 @@ class Server:
                 "give another --port (0 lets the kernel choose)"
             ) from None
         self.port: int = listener.getsockname()[1]
-        self._acceptor = Acceptor(listener, self._connect, self._admit, self._look_after, self.gate)
+        self._acceptor = Acceptor(
+            listener, self._connect, self._admit, self._look_after, self.gate, most=self._most_strangers
+        )
         self._acceptor.start()
 
     def stop(self, grace_s: float | None) -> threading.Event:
@@ -163,7 +168,7 @@ class Server:
         for connection in self._members():
             connection.shut_down()
         with self._changed:
-            self._changed.wait_for(lambda: not self._num_jobs and not self._connections, 1.0)
+            self._changed.wait_for(lambda: not self._num_jobs and not self._connections, _END_S)
         for _ in range(self._num_threads):
             self._jobs.put(None)
         self._stopping.set()
@@ -213,6 +218,7 @@ class Server:
             self._changed.notify_all()
 
     def _look_after(self) -> None:
+        self.gate.log()
         now = time.monotonic()
         for connection in self._members():
             connection.look_after(now)
@@ -222,6 +228,12 @@ def max_connections() -> int:
     """From which calls may have been admitted; the process needs some descriptors for other things."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(64, min(_MAX_CONNECTIONS, files - _SPARE_FILES))
+
+
+def max_strangers(*, with_tls: bool) -> int:
+    """Connections from which no call has been admitted, which may take some megabytes together."""
+    most = _MAX_STRANGERS_OVER_TLS if with_tls else _MAX_STRANGERS
+    return max(16, min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
 
 def handler_of(register: Callable[[Any], None]) -> grpc.GenericRpcHandler:

@@ -92,7 +92,7 @@ class ServerConnection(Connection):
         super().__init__(self._tls or self._plain, host.buffers, _LIMITS, is_server=True)
         self._has_greeted = False
         self._num_bytes = 0  # before it was admitted
-        self._failed: ProtocolError | None = None
+        self._failed: OSError | None = None
         self._used_at = time.monotonic()
         self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream; guarded by `lock`
 
@@ -119,24 +119,24 @@ class ServerConnection(Connection):
         while not self.is_admitted:
             try:
                 self._num_bytes += self.read_some()
-            except ProtocolError as error:
+            except OSError as error:
                 if not self.is_admitted:
                     raise
-                self._failed = error  # the thread that reads on will have to end it
+                self._failed = error  # the thread that reads on will have to end it, and wait for its call
             if self._num_bytes > STRANGER_BYTES and not self.is_admitted:
                 raise ProtocolError("too much before a call is admitted", ErrorCode.ENHANCE_YOUR_CALM)
 
-    def turn_away(self, error: OSError) -> bool:
+    def turn_away(self, error: Exception) -> bool:
         """Tells a stranger why its connection ends; whether it has to be given time to read that."""
-        if not self._has_greeted or not isinstance(error, ProtocolError):
+        if not isinstance(error, ProtocolError):
             return False
         self.say_goodbye(error.code)
         self._plain.end_sending()
         return True
 
-    def drain(self) -> bool:
-        """Reads what a stranger still sends, for nobody; whether it has ended the connection."""
-        return self._plain.drain(STRANGER_BYTES)
+    def drain(self) -> None:
+        """Reads what a stranger still sends, for nobody; raises `Closed` when it has ended the connection."""
+        self._plain.drain(STRANGER_BYTES)
 
     def fileno(self) -> int:
         """For `selectors`."""
@@ -146,8 +146,6 @@ class ServerConnection(Connection):
         self.is_admitted = True
         self._host.gate.connection_admitted()
         self._plain.set_blocking(True)
-        if self._tls:
-            self._tls.grow()
         with self.lock:
             self._endpoint.take_large_frames()
 

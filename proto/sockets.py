@@ -195,13 +195,15 @@ class PlainSocket:
         """See `Socket`."""
         self._raw.close()
 
-    def drain(self, num_bytes: int) -> bool:
-        """Reads what has come, for nobody, at most so many bytes; whether the peer has ended the connection, too."""
-        with contextlib.suppress(OSError):
-            while num_bytes > 0 and (count := self._raw.recv_into(self._room, 0, socket.MSG_DONTWAIT)):
-                num_bytes -= count
-            return num_bytes > 0
-        return False
+    def drain(self, num_bytes: int) -> None:
+        """Reads what has come, for nobody, at most about so many bytes; for a socket that does not block.
+
+        Raises:
+            BlockingIOError: There is no more now.
+            Closed: The connection ended.
+        """
+        while num_bytes > 0:
+            num_bytes -= self.read_now(self._room)
 
     def end_sending(self) -> None:
         """Nothing more is sent; what was sent still arrives."""

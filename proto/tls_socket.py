@@ -24,7 +24,7 @@ from downpour.proto.sockets import Buffer, Closed, PlainSocket
 
 # Encrypted or received at a time. 2^16 takes a tenth more of an exchange's processor time, 2^18 no less, and memory.
 _PIECE = 1 << 17
-_FIRST_PIECE = 1 << 13  # before `TlsSocket.grow`
+_FIRST_PIECE = 1 << 11  # until something longer is read or sent: a connection may be a stranger's
 _OVERHEAD = 1 << 10  # what its records add to a piece
 _SMALL = 1 << 12
 _PROTOCOL = b"h2"
@@ -134,6 +134,7 @@ class TlsSocket:
             view[:1] = self._ahead
             view = view[1:]
             self._ahead = b""
+        self._make_room(len(view))
         while True:
             with self._lock:
                 count = self._tls.decrypt(view)
@@ -150,16 +151,12 @@ class TlsSocket:
                     return count
             self._receive()
 
-    def grow(self) -> None:
-        """Makes room for megabytes; before that a connection has little, since it may be a stranger's."""
-        with self._lock:
-            self._tls.piece = _PIECE
-
     def send(self, buffers: Sequence[Buffer]) -> None:
         """See `Socket`."""
         waiting = 0  # bytes that are encrypted and not sent
         for buffer in _joined(buffers):
             view = memoryview(buffer)
+            self._make_room(len(view))
             for start in range(0, len(view), _PIECE):
                 piece = view[start : start + _PIECE]
                 with self._lock:
@@ -197,6 +194,10 @@ class TlsSocket:
     def close(self) -> None:
         """See `Socket`."""
         self._plain.close()
+
+    def _make_room(self, num_bytes: int) -> None:
+        if num_bytes > _FIRST_PIECE:
+            self._tls.piece = _PIECE
 
     def _flush(self) -> None:
         """Sends what is encrypted; after the handshake nobody but `send` does."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
@@ -194,7 +195,7 @@ def test_a_stranger_who_breaks_the_rules_is_told_why(served: Server, gate: Gate)
 def test_the_oldest_stranger_of_the_busiest_address_makes_room(
     served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acceptor, "MOST_STRANGERS", 20)
+    monkeypatch.setattr(served._acceptor, "_most", 20)
     monkeypatch.setattr(acceptor, "_GRACE_S", 0.1)
     with ExitStack() as stack:
         other = stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 20, ("127.0.0.2", 0)))
@@ -253,14 +254,17 @@ def test_no_descriptor_is_no_end(served: Server, monkeypatch: pytest.MonkeyPatch
 def test_strangers_get_a_part_of_a_processor(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptor, "_BURST_S", 0.0)
     monkeypatch.setattr(acceptor, "_SHARE", 0.02)
-    stop, used = threading.Event(), list[float]()
-    rested: Callable[[], None] = served._acceptor._rest
+    stop, used = threading.Event(), [0.0]
+    charged = served._acceptor._charged
 
-    def rest_and_note() -> None:
-        used.append(time.thread_time())
-        rested()
+    @contextmanager
+    def charge(stranger: acceptor._Stranger) -> Iterator[None]:
+        before = stranger.used_s
+        with charged(stranger):
+            yield
+        used.append(used[-1] + stranger.used_s - before)
 
-    monkeypatch.setattr(served._acceptor, "_rest", rest_and_note)
+    monkeypatch.setattr(served._acceptor, "_charged", charge)
 
     def flood() -> None:
         while not stop.is_set():
@@ -269,13 +273,13 @@ def test_strangers_get_a_part_of_a_processor(served: Server, monkeypatch: pytest
 
     flooding = threading.Thread(target=flood)
     flooding.start()
-    wait_until(lambda: bool(used), "the first")
+    wait_until(lambda: len(used) > 1, "the first")
     first, began = used[-1], time.monotonic()
     time.sleep(2.0)
     share = (used[-1] - first) / (time.monotonic() - began)
     stop.set()
     flooding.join()
-    assert share < 0.1
+    assert 0.0 < share < 0.1
     assert ask(served) == b"x"
 
 
@@ -308,3 +312,39 @@ def test_many_calls_at_once_are_refused_beyond_what_the_pool_takes(served: Serve
             got += raw.recv(1 << 16)
         service.let_go.set()
         wait_until(lambda: service.num_run == most, "the others")
+
+
+def test_who_makes_room_for_another_is_not_looked_at_any_more(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger that has said something and a new connection, both found by one look at all of them."""
+    monkeypatch.setattr(served._acceptor, "_most", 1)
+    monkeypatch.setattr(acceptor, "_GRACE_S", 0.0)
+    looked, go_on = threading.Event(), threading.Event()
+    select = served._acceptor._selector.select
+
+    def both(timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found = select(timeout)
+        looked.set()
+        assert go_on.wait(20)
+        found = list({one[0].fd: one for one in found + select(0)}.values())
+        return sorted(found, key=lambda one: one[0].fileobj is not served._acceptor._listener)
+
+    with connect(served) as stranger, monkeypatch.context() as patch:
+        wait_until(lambda: len(served._acceptor._strangers) == 1, "the stranger")
+        patch.setattr(served._acceptor._selector, "select", both)
+        stranger.sendall(GREETING)
+        assert looked.wait(20)
+        with connect(served):
+            time.sleep(0.05)  # until it waits to be accepted
+            go_on.set()
+            rest(stranger)
+    assert ask(served) == b"x"
+
+
+def test_members_may_come_as_fast_as_they_like(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a connection has cost counts as a stranger's only until a call of it is admitted."""
+    monkeypatch.setattr(acceptor, "_BURST_S", 0.05)
+    monkeypatch.setattr(acceptor, "_SHARE", 0.001)
+    began = time.monotonic()
+    for _ in range(300):
+        assert ask(served) == b"x"
+    assert time.monotonic() - began < 30

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from downpour.proto import client, server
-from downpour.proto.errors import LayoutMismatch, abort, from_rpc_error
+from downpour.proto.errors import ERROR_KEY, LayoutMismatch, from_rpc_error
 from downpour.proto.security import TOKEN_KEY, Security
 from tests.channels import plain
 from tests.conftest import wait_until
@@ -64,7 +64,8 @@ class Service:
 
     def refuse(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         next(requests)
-        abort(context, LayoutMismatch(WORDS))
+        context.set_trailing_metadata(((ERROR_KEY, "LayoutMismatch"),))
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, WORDS)
         raise AssertionError("not reached")
 
     def token(self, request: bytes, context: grpc.ServicerContext) -> bytes:

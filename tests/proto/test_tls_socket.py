@@ -63,7 +63,6 @@ def pair(folder: Path) -> Iterator[Pair]:
         shard = pool.submit(shaken, theirs, PlainSocket(far), None)
         under = PlainSocket(near)
         worker = shaken(mine, under, server_name("ps", JOB))
-        worker.grow()
         yield Pair(under, worker, shard.result())
 
 
