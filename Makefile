@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak exact conformance proto clean
+.PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak exact conformance fuzz \
+	proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
 # folder runs/quickstart is this demonstration's own.
@@ -63,6 +64,10 @@ exact: $(VENV)/dev
 # HTTP/2, HPACK and gRPC by their RFCs: what h2spec checks and more, on our server and on grpcio's; a minute or two.
 conformance: $(VENV)/dev
 	$(BIN)/python -m tests.conformance.run
+
+# Mutated recordings to a shard, plain and TLS, beside two real workers whose pushes are counted; an hour.
+fuzz: $(VENV)/dev
+	$(BIN)/python -m tests.fuzz.run --minutes=60
 
 # Regenerates the committed code of the .proto files; a test checks that it matches.
 proto: $(VENV)/dev

@@ -32,7 +32,7 @@ _GRACE_S = 1.0  # that a stranger has before it makes room for another
 _FAREWELL_S = 1.0  # in which a stranger may read why its connection ends
 
 # Processor seconds that strangers may use at once, and in a second; what members have used is given back.
-_BURST_S, _SHARE = 2.0, 0.05
+_BURST_S, _SHARE = 0.5, 0.05
 
 _TICK_S = 0.25  # between looks at deadlines
 _LOOK_AFTER_S = 1.0  # between looks at connections that have been admitted

@@ -35,6 +35,7 @@ _MAX_STRANGERS, _MAX_STRANGERS_OVER_TLS = 256, 128  # of 15 KB, and of 60 KB
 _SPARE_FILES = 512  # of the process, beside those: strangers' connections, the arena, checkpoints
 _FREE_BUFFERS = 12  # of all sizes
 _BACKLOG = 512
+_THREAD_IDLE_S = 10.0  # after which a thread of the pool ends
 _END_S = 2.0  # in which the threads of connections end that have been shut down
 
 
@@ -148,7 +149,7 @@ class Server:
         return True
 
     def _work(self) -> None:
-        while job := self._jobs.get():
+        while job := self._next_job():
             try:
                 job()
             except Exception:  # the thread is for others, too
@@ -156,6 +157,17 @@ class Server:
             with self._changed:
                 self._num_jobs -= 1
                 self._changed.notify_all()
+
+    def _next_job(self) -> Callable[[], None] | None:
+        """What a thread of the pool does next; None when it ends, since there is too little to do for it."""
+        while True:
+            try:
+                return self._jobs.get(timeout=_THREAD_IDLE_S)
+            except queue.Empty:
+                with self._changed:
+                    if self._num_jobs < self._num_threads:  # there is another for each
+                        self._num_threads -= 1
+                        return None
 
     def _stop(self, grace_s: float) -> None:
         assert self._stopping is not None
@@ -169,8 +181,9 @@ class Server:
             connection.shut_down()
         with self._changed:
             self._changed.wait_for(lambda: not self._num_jobs and not self._connections, _END_S)
-        for _ in range(self._num_threads):
-            self._jobs.put(None)
+        with self._changed:
+            for _ in range(self._num_threads):
+                self._jobs.put(None)
         self._stopping.set()
 
     def _members(self) -> list[ServerConnection]:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downpour.proto import client, frames, headers, server_connection
+from downpour.proto import client, frames, headers, server, server_connection
 from downpour.proto.assembly import MAX_MESSAGE_BYTES
 from downpour.proto.client import Channel
 from downpour.proto.security import Gate, Security
@@ -36,10 +36,10 @@ def gate() -> Gate:
 
 @pytest.fixture
 def served(service: Service, gate: Gate) -> Iterator[Server]:
-    server = Server(service.handler(), "127.0.0.1", 0, 8, gate=gate)
-    yield server
+    one = Server(service.handler(), "127.0.0.1", 0, 8, gate=gate)
+    yield one
     service.let_go.set()
-    server.stop(None).wait()
+    one.stop(None).wait()
 
 
 @pytest.fixture
@@ -283,6 +283,16 @@ def test_garbage_ends_nothing_but_its_connection(
         except ConnectionError:
             pass
     assert echo(channel) == b"x"
+
+
+def test_threads_that_have_nothing_to_do_end(served: Server, channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_THREAD_IDLE_S", 0.2)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            sent = [pool.submit(echo, channel, pattern(size)) for size in range(50)]
+            assert [one.result() for one in sent] == [pattern(size) for size in range(50)]
+            wait_until(lambda: served._num_threads == 0, "the end of the threads")
+    assert not any(thread.name == "call" for thread in threading.enumerate())
 
 
 def test_nothing_is_left_of_many_connections(served: Server, channel: Channel) -> None:

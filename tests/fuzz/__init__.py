@@ -1,0 +1,1 @@
+"""Fuzzing of a real shard process and of our client by mutated recordings: `python -m tests.fuzz.run`."""
