@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak exact conformance fuzz \
-	proto clean
+	strangers proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
 # folder runs/quickstart is this demonstration's own.
@@ -68,6 +68,10 @@ conformance: $(VENV)/dev
 # Mutated recordings to a shard, plain and TLS, beside two real workers whose pushes are counted; an hour.
 fuzz: $(VENV)/dev
 	$(BIN)/python -m tests.fuzz.run --minutes=60
+
+# Every attack of a stranger on a shard for a minute beside a training; two hours, alone on the machine, as root.
+strangers: $(VENV)/dev
+	$(BIN)/python -m tests.strangers.run --seconds=60
 
 # Regenerates the committed code of the .proto files; a test checks that it matches.
 proto: $(VENV)/dev

@@ -87,6 +87,7 @@ class Acceptor:
         self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
         # The thread's own.
         self._strangers: dict[ServerConnection, _Stranger] = {}  # in the order in which they came
+        self._unfinished: set[ServerConnection] = set()  # that may have more to do without anything that comes
         self._per_address: collections.Counter[str] = collections.Counter()
         self._accepts_at: float | None = None  # when it goes on accepting; None if it does
         self._credit_s, self._credit_at = _BURST_S, time.monotonic()
@@ -109,11 +110,7 @@ class Acceptor:
     def _run(self) -> None:
         looked_at = tick_at = time.monotonic()
         while not self._is_stopping:
-            for key, _ in self._selector.select(_TICK_S if self._strangers or self._accepts_at else _LOOK_AFTER_S):
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif isinstance(key.fileobj, ServerConnection) and key.fileobj in self._strangers:
-                    self._go_on(key.fileobj)  # unless it has made room meanwhile
+            self._serve()
             now = time.monotonic()
             if now - tick_at >= _TICK_S:
                 tick_at = now
@@ -126,6 +123,20 @@ class Acceptor:
             self._end(connection)
         self._selector.close()
         self._listener.close()
+
+    def _serve(self) -> None:
+        """One turn for each stranger that has said something, who has cost least first, while there is credit."""
+        wait_s = _TICK_S if self._strangers or self._accepts_at else _LOOK_AFTER_S
+        ready, self._unfinished = self._unfinished, set()
+        for key, _ in self._selector.select(0.0 if ready else wait_s):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif isinstance(key.fileobj, ServerConnection):
+                ready.add(key.fileobj)
+        present = [connection for connection in ready if connection in self._strangers]  # others have made room
+        for connection in sorted(present, key=lambda one: self._strangers[one].used_s):
+            if self._credit_s < 0 or not self._go_on(connection):
+                self._unfinished.add(connection)
 
     def _accept(self) -> None:
         """Takes connections that wait, a few at a time."""
@@ -176,23 +187,26 @@ class Acceptor:
             self._selector.unregister(self._listener)
         self._accepts_at = time.monotonic() + _PAUSE_S
 
-    def _go_on(self, connection: ServerConnection) -> None:
-        """Something has come from a stranger."""
+    def _go_on(self, connection: ServerConnection) -> bool:
+        """Something has come from a stranger; whether all of it is done that can be done now."""
         stranger = self._strangers[connection]
         try:
             with self._charged(stranger):
                 if stranger.is_leaving:
                     connection.drain()
-                    return
-                connection.advance()
+                else:
+                    connection.advance()
         except BlockingIOError:
-            return
+            return True
         except Exception as error:  # whatever a stranger has sent, the others go on
             self._turn_away(connection, stranger, error)
-            return
+            return True
+        if not connection.is_admitted:
+            return False
         self._credit_s += stranger.used_s  # it was none
         self._forget(connection)
         self._admit(connection)
+        return True
 
     def _turn_away(self, connection: ServerConnection, stranger: _Stranger, error: Exception) -> None:
         """A stranger's connection ends because of what it has sent, or by itself."""

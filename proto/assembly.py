@@ -167,6 +167,7 @@ class Inbox:
         window: Bytes that the peer may still send.
         held: Bytes that have come and that nobody has taken; of those in the message that is being put together only
             what is not in its buffer.
+        error: Why no more messages can be put together; None if they can.
     """
 
     def __init__(self, assembler: Assembler, window: int) -> None:
@@ -177,11 +178,12 @@ class Inbox:
         self.is_wanted = False
         self.window = window
         self.held = 0
+        self.error: Unreadable | None = None
 
     @property
-    def has_more(self) -> bool:
-        """Whether a message may be taken, or has begun among what was spilled."""
-        return bool(self._ready or self._spilled)
+    def is_ready(self) -> bool:
+        """Whether a message may be taken."""
+        return bool(self._ready)
 
     @property
     def has_first(self) -> bool:
@@ -206,31 +208,29 @@ class Inbox:
         return self._spill
 
     def took(self, count: int) -> bool:
-        """So many bytes are in the room that was given; whether there is more to take.
-
-        Raises:
-            Unreadable: See there.
-        """
+        """So many bytes are in the room that was given; whether there is more to take, or an error."""
         if not self._spill:
             return self._put(count)
         self._spilled += self._spill[:count]
         self.held += count
-        return self.is_wanted
+        return self.is_wanted and self._unspill()
+
+    def want(self) -> None:
+        """Messages are put together from now on."""
+        self.is_wanted = True
+        self._unspill()
 
     def take(self) -> tuple[bytearray | None, int] | None:
         """The next message in a buffer to be given back, and its length; no buffer if it has been placed.
 
         None if there is no whole one.
-
-        Raises:
-            Unreadable: See there.
         """
-        if not self._ready and self._spilled:
-            self._unspill()
         if not self._ready:
             return None
         message = self._ready.popleft()
         self.held -= message[1]
+        if self._spilled:
+            self._unspill()
         return message
 
     def clear(self) -> None:
@@ -241,24 +241,27 @@ class Inbox:
         self._spilled = bytearray()
 
     def _put(self, count: int) -> bool:
-        whole = self._assembler.took(count)
+        try:
+            whole = self._assembler.took(count)
+        except Unreadable as error:
+            self.error = error
+            return True
         if whole is None:
             return False
         self._ready.append(whole)
         self.held += whole[1]
         return True
 
-    def _unspill(self) -> None:
-        """Puts together what was spilled, up to the end of a message."""
+    def _unspill(self) -> bool:
+        """Puts together what was spilled, as far as there may be messages; whether there is one, or an error."""
         data, used = memoryview(self._spilled), 0
-        try:
-            while used < len(data) and not self._ready:
-                room = self._assembler.room()
-                count = min(len(data) - used, len(room))
-                room[:count] = data[used : used + count]
-                used += count
-                self._put(count)
-        finally:
-            data.release()
-            del self._spilled[:used]
-            self.held -= used
+        while used < len(data) and len(self._ready) < _MAX_READY and self.error is None:
+            room = self._assembler.room()
+            count = min(len(data) - used, len(room))
+            room[:count] = data[used : used + count]
+            used += count
+            self._put(count)
+        data.release()
+        del self._spilled[:used]
+        self.held -= used
+        return bool(self._ready) or self.error is not None

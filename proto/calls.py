@@ -50,6 +50,9 @@ class Caller(Protocol):
     peer: str
     names: list[str]
 
+    def broke_the_protocol(self) -> None:
+        """A call of it does not follow the protocol; whoever makes many of them is ended."""
+
 
 class Call:
     """One call; what a servicer sees of it is what `grpc.ServicerContext` has.
@@ -123,6 +126,8 @@ class Call:
             pass
         except DownpourError as error:
             self._gate.refused(error)
+            if isinstance(error, MalformedChunk):
+                self._caller.broke_the_protocol()
             self._status, self._words = error.status, str(error)
             self._trailing = ((ERROR_KEY, type(error).__name__),)
         except TooLarge as error:  # the answer

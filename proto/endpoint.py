@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from downpour.proto import frames
-from downpour.proto.assembly import Buffers, Unreadable
+from downpour.proto.assembly import Buffers
 from downpour.proto.frames import DATA, HEADERS, MAX_WINDOW, PRIORITY, RST_STREAM, SETTINGS, ErrorCode, ProtocolError
 from downpour.proto.headers import HeaderReader
 from downpour.proto.streams import Event, Limits, Stream, Streams
@@ -200,11 +200,8 @@ class Endpoint:
         self._unread -= count
         stream = self.reading
         if stream is not None and self._is_wanted:
-            try:
-                if stream.inbox.took(count) or not stream.inbox.is_wanted:
-                    self.streams.events.append((Event.CHANGED, stream))
-            except Unreadable as error:
-                stream.reset = error
+            if stream.inbox.took(count) or not stream.inbox.is_wanted:
+                stream.reset = stream.reset or stream.inbox.error
                 self.streams.events.append((Event.CHANGED, stream))
         if not self._unread:
             self._end_messages()

@@ -24,6 +24,7 @@ from downpour.proto.frames import (
 )
 
 Headers = Sequence[tuple[str, str]]
+Fields = tuple[tuple[str, str], ...]  # of a block that was read
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")  # a token (RFC 9110, 5.6.2) without capitals
 _BAD_IN_VALUE = re.compile(r"[\0\r\n]|^[ \t]|[ \t]$")
@@ -35,6 +36,7 @@ _OF_RESPONSES = frozenset({":status"})
 # Blocks that come again and again, such as those of one client's calls, are decoded once.
 _MAX_KNOWN = 16
 _MAX_KNOWN_BYTES = 1 << 10
+_MAX_CHECKED = 64  # the same of their checks, in the whole process
 
 
 class Malformed(ValueError):
@@ -51,9 +53,9 @@ class HeaderReader:
 
     def __init__(self) -> None:
         self._decoder = hpack.Decoder(max_header_list_size=MAX_HEADER_BYTES)
-        self._known: dict[tuple[bytes, int], Headers] = {}  # by block and size of the table
+        self._known: dict[tuple[bytes, int], Fields] = {}  # by block and size of the table
 
-    def read(self, block: bytes) -> Headers:
+    def read(self, block: bytes) -> Fields:
         """One block. One that finds the dynamic table empty and leaves it as it was means the same every time.
 
         Raises:
@@ -64,7 +66,7 @@ class HeaderReader:
         if is_empty and (known := self._known.get((block, size))) is not None:
             return known
         try:
-            pairs = [(_text(name), _text(value)) for name, value in self._decoder.decode(block, raw=True)]
+            pairs = tuple((_text(name), _text(value)) for name, value in self._decoder.decode(block, raw=True))
         except hpack.OversizedHeaderListError:
             raise ProtocolError("header fields that are too long", ErrorCode.ENHANCE_YOUR_CALM) from None
         except (hpack.HPACKError, ValueError, IndexError) as error:
@@ -76,8 +78,13 @@ class HeaderReader:
         return pairs
 
 
-def check_request(pairs: Headers) -> None:
-    """Raises `Malformed` for what a request may not begin with."""
+@functools.lru_cache(maxsize=_MAX_CHECKED)
+def check_request(pairs: Fields) -> int | None:
+    """Checks what a request begins with; returns how many bytes of DATA it announces, if it does.
+
+    Raises:
+        Malformed: It may not begin so.
+    """
     found = _check(pairs, _OF_REQUESTS)
     is_connect = found.get(":method") == "CONNECT"
     if is_connect and (":scheme" in found or ":path" in found or ":authority" not in found):
@@ -86,25 +93,23 @@ def check_request(pairs: Headers) -> None:
         raise Malformed(f"a request without {', '.join(sorted(missing))}")
     if found.get(":path") == "":
         raise Malformed("a request with an empty :path")
+    return _content_length(pairs)
 
 
-def check_response(pairs: Headers) -> None:
+@functools.lru_cache(maxsize=_MAX_CHECKED)
+def check_response(pairs: Fields) -> None:
     """Raises `Malformed` for what a response may not begin with."""
     if not _check(pairs, _OF_RESPONSES):
         raise Malformed("a response without :status")
 
 
-def check_trailers(pairs: Headers) -> None:
+@functools.lru_cache(maxsize=_MAX_CHECKED)
+def check_trailers(pairs: Fields) -> None:
     """Raises `Malformed` for what neither a request nor a response may end with."""
     _check(pairs, frozenset())
 
 
-def content_length(pairs: Headers) -> int | None:
-    """How many bytes of DATA a request or response announces; None if it does not.
-
-    Raises:
-        Malformed: It announces nonsense, or two things.
-    """
+def _content_length(pairs: Fields) -> int | None:
     values = {value for name, value in pairs if name == "content-length"}
     if not values:
         return None
@@ -114,7 +119,7 @@ def content_length(pairs: Headers) -> int | None:
     return int(value)
 
 
-def _check(pairs: Headers, allowed: frozenset[str]) -> dict[str, str]:
+def _check(pairs: Fields, allowed: frozenset[str]) -> dict[str, str]:
     """Checks each field; returns the pseudo-header fields."""
     found: dict[str, str] = {}
     is_past = False  # the pseudo-header fields

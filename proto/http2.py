@@ -143,16 +143,15 @@ class Connection:
             OSError: The connection has.
         """
         with self.lock:
-            got = self._take(stream)
-            while got is None:
+            while (got := stream.inbox.take()) is None:
+                stream.reset = stream.reset or stream.inbox.error
                 if stream.reset is not None and (not stream.is_whole or isinstance(stream.reset, Unreadable)):
                     raise stream.reset
                 if stream.is_whole:
                     if stream.inbox.is_inside:
                         raise Ended("the stream ended inside a message")
                     return None
-                self.wait(stream, lambda: stream.inbox.has_more or stream.is_whole or stream.reset is not None)
-                got = self._take(stream)
+                self.wait(stream, lambda: stream.inbox.is_ready or stream.is_whole or stream.reset is not None)
             self.streams.grant(stream)
         self.flush()
         return got[0], memoryview(got[0] or b"")[: got[1]]
@@ -211,13 +210,6 @@ class Connection:
             last = self._endpoint.goaway(code)
         with contextlib.suppress(OSError):
             self.send(last)
-
-    def _take(self, stream: Stream) -> tuple[bytearray | None, int] | None:
-        try:
-            return stream.inbox.take()
-        except Unreadable as error:
-            stream.reset = error
-            raise
 
 
 def _cut(parts: Sequence[Buffer], count: int) -> tuple[list[Buffer], list[Buffer]]:

@@ -28,11 +28,12 @@ from downpour.proto.streams import Ended, Event, Limits, Stream
 
 MAX_STREAMS = 32  # calls of one connection at a time
 STRANGER_BYTES = 1 << 14  # of HTTP/2, before a call is admitted
+_STEPS = 64  # parts of frames that a stranger is read at a time
 FIRST_MESSAGE_S = 10.0  # of a call that is admitted
 IDLE_S = 300.0  # without a call
 STALL_S = 10.0  # without a byte that a caller takes, or sends while it is waited for, after which it counts as gone
 _LINGER_S = 1.0  # in which a peer may read why its connection ends
-_WINDOW = 1 << 22  # of a stream whose messages are wanted: a chunk of float32
+_WINDOW = (1 << 23) + (1 << 16)  # of a stream whose messages are wanted: two chunks of float32
 _REFUSAL_COST = 10.0  # of a call, in frames without data
 
 _LIMITS = Limits(initial_window=DEFAULT_WINDOW, wanted_window=_WINDOW, max_streams=MAX_STREAMS)
@@ -104,7 +105,7 @@ class ServerConnection(Connection):
         return self._endpoint.is_greeted
 
     def advance(self) -> None:
-        """Does what can be done without waiting, until a call is admitted.
+        """Does some of what can be done without waiting, until a call is admitted.
 
         Raises:
             BlockingIOError: There is nothing more to do now.
@@ -116,7 +117,9 @@ class ServerConnection(Connection):
                 self.names = self._tls.names
             self.greet()  # also those who speak something else, so that they can tell
             self._has_greeted = True
-        while not self.is_admitted:
+        for _ in range(_STEPS):
+            if self.is_admitted:
+                return
             try:
                 self._num_bytes += self.read_some()
             except OSError as error:
@@ -181,6 +184,16 @@ class ServerConnection(Connection):
         """Tells the peer to begin no more calls; those under way go on."""
         with contextlib.suppress(OSError):
             self.send(frames.goaway(MAX_WINDOW, ErrorCode.NO_ERROR))
+
+    def broke_the_protocol(self) -> None:
+        """See `calls.Caller`."""
+        try:
+            with self.lock:
+                self.streams.budget.spend(_REFUSAL_COST, "calls that do not follow the protocol")
+        except ProtocolError as error:
+            self._host.gate.connection_malformed()
+            self.say_goodbye(error.code)
+            self.shut_down()
 
     def shut_down(self) -> None:
         """Ends it at once."""

@@ -17,7 +17,7 @@ from downpour.proto import frames, headers
 from downpour.proto.assembly import Assembler, Buffers, Inbox, Place
 from downpour.proto.budget import Budget
 from downpour.proto.frames import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode, ProtocolError
-from downpour.proto.headers import Headers, Malformed
+from downpour.proto.headers import Fields, Malformed
 
 _MAX_ANSWERS = 1000  # that wait because the peer does not read
 _MAX_CLOSED = 100  # streams that are remembered
@@ -75,7 +75,7 @@ class Stream:
     number: int
     window: int
     inbox: Inbox
-    headers: Headers = ()
+    headers: Fields = ()
     has_headers: bool = False
     is_whole: bool = False
     reset: Exception | None = None
@@ -125,7 +125,7 @@ class Streams:
         """A call of this side, whose messages are wanted from the beginning."""
         self.last += 1 if self.last == 0 else 2
         stream = self._add(self.last, place)
-        stream.inbox.is_wanted = True
+        stream.inbox.want()
         return stream
 
     def open_window(self) -> None:
@@ -135,7 +135,8 @@ class Streams:
 
     def want(self, stream: Stream) -> None:
         """Begins to take a stream's messages."""
-        stream.inbox.is_wanted = True
+        stream.inbox.want()
+        stream.reset = stream.reset or stream.inbox.error
         self.grant(stream)
 
     def grant(self, stream: Stream) -> None:
@@ -226,7 +227,7 @@ class Streams:
         stream.is_whole = True
         self.events.append((Event.CHANGED, stream))
 
-    def on_headers(self, number: int, pairs: Headers, *, ends: bool, is_dependent: bool) -> None:
+    def on_headers(self, number: int, pairs: Fields, *, ends: bool, is_dependent: bool) -> None:
         """Header fields of a request, a response or trailers.
 
         Args:
@@ -290,11 +291,10 @@ class Streams:
                 stream.reset = Ended(f"the peer goes away and has not looked at the call ({frames.code_name(code)})")
                 self.events.append((Event.CHANGED, stream))
 
-    def _begin_request(self, number: int, pairs: Headers, ends: bool, is_dependent: bool) -> None:
+    def _begin_request(self, number: int, pairs: Fields, ends: bool, is_dependent: bool) -> None:
         self.last = number
         try:
-            headers.check_request(pairs)
-            announced = headers.content_length(pairs)
+            announced = headers.check_request(pairs)
             if announced and ends:
                 raise Malformed("less DATA than content-length")
             if is_dependent:
@@ -309,7 +309,7 @@ class Streams:
         stream.headers, stream.has_headers, stream.is_whole, stream.announced = pairs, True, ends, announced
         self.events.append((Event.BEGUN, stream))
 
-    def _more_headers(self, stream: Stream, pairs: Headers, ends: bool) -> None:
+    def _more_headers(self, stream: Stream, pairs: Fields, ends: bool) -> None:
         """A response, or trailers."""
         if stream.is_whole:
             raise ProtocolError("HEADERS after the end of the stream", ErrorCode.STREAM_CLOSED)

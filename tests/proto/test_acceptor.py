@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import selectors
 import socket
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 
 from downpour.launch import certs
 from downpour.proto import acceptor, frames, headers, server, server_connection
@@ -37,6 +39,8 @@ class Service:
 
     def read(self, request: bytes) -> bytes:
         self.num_read += 1
+        if request == b"nonsense":
+            raise DecodeError
         return request
 
     def status(self, request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -348,3 +352,17 @@ def test_members_may_come_as_fast_as_they_like(served: Server, monkeypatch: pyte
     for _ in range(300):
         assert ask(served) == b"x"
     assert time.monotonic() - began < 30
+
+
+def test_calls_that_make_no_sense_end_their_connection_in_time(served: Server, service: Service, gate: Gate) -> None:
+    with connect(served, GREETING) as raw:
+        for i in range(2000):
+            raw.sendall(call(2 * i + 1) + data(2 * i + 1, b"nonsense"))
+            is_due = functools.partial(lambda i: service.num_read > i or gate.counts().connections_malformed > 0, i)
+            wait_until(is_due, "its being read")
+            if gate.counts().connections_malformed:
+                break
+        got = rest(raw)
+    assert b"grpc-status\x013" in got  # INVALID_ARGUMENT
+    assert b"\x00\x00\x00\x0b" in got[-13:]  # ENHANCE_YOUR_CALM
+    assert gate.counts().refused_malformed >= 100 and gate.counts().connections_malformed == 1

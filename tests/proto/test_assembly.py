@@ -48,12 +48,13 @@ def test_an_inbox_gives_what_came_whoever_is_faster(bodies: list[bytes], step: i
     while left:
         room = inbox.room(min(step, len(left)))
         if data.draw(st.booleans()):  # between the two, as another thread may
-            inbox.is_wanted = True
+            inbox.want()
             if whole := inbox.take():
                 got.append(bytes((whole[0] or b"")[: whole[1]]))
         room[:], left = left[: len(room)], left[len(room) :]
         inbox.took(len(room))
         assert inbox.held >= 0
+    inbox.want()
     while whole := inbox.take():
         got.append(bytes((whole[0] or b"")[: whole[1]]))
     assert got == bodies
@@ -64,7 +65,7 @@ def test_small_messages_take_little_more_than_they_are() -> None:
     """Two megabytes of empty ones once took 2.5 GB."""
     buffers = Buffers(4)
     inbox = Inbox(Assembler(buffers), 1 << 22)
-    inbox.is_wanted = True
+    inbox.want()
     for body in (b"", b"x"):
         data = message(body) * 100_000
         left = memoryview(data)
