@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import select
 import selectors
 import socket
 import threading
@@ -93,7 +94,7 @@ class Acceptor:
         self._credit_s, self._credit_at = _BURST_S, time.monotonic()
 
     def start(self) -> None:
-        """Begins."""
+        """Starts the thread."""
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -130,7 +131,8 @@ class Acceptor:
         ready, self._unfinished = self._unfinished, set()
         for key, _ in self._selector.select(0.0 if ready else wait_s):
             if key.fileobj is self._listener:
-                self._accept()
+                if self._credit_s >= 0:
+                    self._accept()
             elif isinstance(key.fileobj, ServerConnection):
                 ready.add(key.fileobj)
         present = [connection for connection in ready if connection in self._strangers]  # others have made room
@@ -142,7 +144,7 @@ class Acceptor:
         """Takes connections that wait, a few at a time."""
         for i in range(_ACCEPTED_AT_ONCE):
             if len(self._strangers) >= self._most:
-                if i:  # there may be no other
+                if i and not select.select([self._listener], [], [], 0)[0]:
                     return
                 if not self._make_room(_GRACE_S):
                     self._pause()
@@ -203,7 +205,7 @@ class Acceptor:
             return True
         if not connection.is_admitted:
             return False
-        self._credit_s += stranger.used_s  # it was none
+        self._credit_s += stranger.used_s  # members are not charged
         self._forget(connection)
         self._admit(connection)
         return True

@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Iterator
@@ -28,7 +29,7 @@ from downpour.proto.streams import Ended, Stream
 
 _BEGIN: Headers = ((":status", "200"), ("content-type", "application/grpc"))
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_MAX_MESSAGE_CHARACTERS = 4096  # of an error
+_MAX_MESSAGE_BYTES = 4096  # of an error, as it is sent
 
 
 class BrokenOff(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
@@ -263,7 +264,8 @@ def answer(number: int, status: grpc.StatusCode, words: str, metadata: Headers =
     trailers = [("grpc-status", str(status.value[0])), *metadata]
     if status is not grpc.StatusCode.OK:
         safe = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
-        trailers.insert(1, ("grpc-message", urllib.parse.quote(words[:_MAX_MESSAGE_CHARACTERS], safe)))
+        quoted = urllib.parse.quote(words, safe)[:_MAX_MESSAGE_BYTES]
+        trailers.insert(1, ("grpc-message", re.sub(r"%[0-9A-F]?$", "", quoted)))
     return headers.write(number, [*([] if begun else _BEGIN), *trailers], end=True)
 
 

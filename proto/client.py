@@ -11,6 +11,7 @@ Threads: any may call.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 import time
@@ -31,7 +32,7 @@ from downpour.proto.sockets import Deadline, PlainSocket, Socket
 from downpour.proto.streams import Ended, Limits, Stream
 from downpour.proto.tls import server_name
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_CODES = {str(code.value[0]): code for code in grpc.StatusCode}
 # What an answer means that is not gRPC's (gRPC's http-grpc-status-mapping.md).
 _HTTP_CODES = {
     "400": grpc.StatusCode.INTERNAL,
@@ -143,7 +144,7 @@ class Channel:
         place: Place | None = None,
     ) -> Iterator[Any]:
         """One call. Its connection is used again if the call came to its end."""
-        end = time.monotonic() + min(timeout or _LONGEST_S, _LONGEST_S)
+        end = time.monotonic() + min(_LONGEST_S if timeout is None else timeout, _LONGEST_S)
         connection = self._take(end, wait)
         is_over = False
         try:
@@ -226,7 +227,10 @@ class Channel:
                 time.sleep(min(_CONNECT_AGAIN_S, left))
 
     def _connect_once(self, number: int, end: float) -> _Connection:
-        raw = socket.create_connection((self._host, int(self._port)), max(0.001, end - time.monotonic()))
+        try:
+            raw = socket.create_connection((self._host, int(self._port)), max(0.001, end - time.monotonic()))
+        except TimeoutError:
+            raise Deadline("no connection within the deadline") from None
         try:
             raw.setblocking(True)
             plain = PlainSocket(raw)
@@ -313,7 +317,7 @@ class _Connection(Connection):
         return not self._endpoint.is_going_away and self.streams.last < MAX_WINDOW - 4
 
     def set_deadline(self, at: float) -> None:
-        """Of what follows."""
+        """Sets the deadline of every later operation on this connection, a moment of `time.monotonic()`."""
         self._socket.set_deadline(at)
 
     def shut_down(self) -> None:
@@ -330,10 +334,8 @@ def _mapped() -> Iterator[None]:
     """Turns what a connection raises into what a failed call raises."""
     try:
         yield
-    except Deadline:
-        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded") from None
-    except TimeoutError:
-        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "no connection within the deadline") from None
+    except Deadline as error:
+        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from None
     except Unreadable as error:
         code = grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, TooLarge) else grpc.StatusCode.INTERNAL
         raise CallError(code, str(error)) from None
@@ -353,7 +355,7 @@ def _check(trailers: Headers) -> None:
     _check_http(trailers)
     values = dict(trailers)
     number = values.get("grpc-status", "")
-    code = _CODES.get(int(number), grpc.StatusCode.UNKNOWN) if number.isdigit() else grpc.StatusCode.UNKNOWN
+    code = _CODES.get(number, grpc.StatusCode.UNKNOWN)
     if code is not grpc.StatusCode.OK:
         details = urllib.parse.unquote(values.get("grpc-message", ""))
         raise CallError(code, details, tuple(pair for pair in trailers if not pair[0].startswith(":")))
@@ -366,9 +368,9 @@ def _check_http(fields: Headers) -> None:
 
 
 def _only(answers: Iterator[Any]) -> Any:
-    found = list(answers)
+    found = list(itertools.islice(answers, 2))
     if len(found) != 1:
-        raise CallError(grpc.StatusCode.INTERNAL, f"{len(found)} answers came where one was due")
+        raise CallError(grpc.StatusCode.INTERNAL, "no answer came, or several, where one was due")
     return found[0]
 
 

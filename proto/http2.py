@@ -6,8 +6,8 @@ threads; at the paper's shape that was a third of what a step cost (BUILD_NOTES.
 `downpour.proto.endpoint` has the rules; this adds the socket, the lock and the waiting. `downpour.proto.server` and
 `downpour.proto.client` make gRPC of it, which any other gRPC implementation understands.
 
-Threads: one reads; any may send, one at a time. What the reader has to answer it leaves to whoever is sending, so it
-waits neither for a peer that does not read nor for whoever takes the messages: a stream's window holds its sender back.
+Threads: one reads; any may send, one at a time. What the reader has to answer it leaves to whoever is sending. It does
+not wait for whoever takes the messages: a stream's window holds its sender back.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Connection:
     def send(self, *buffers: Buffer) -> None:
         """Sends frames as they are, after what waits."""
         with self._sending:
-            self._socket.send([*self._take_waiting(), *buffers])
+            self._send([*self._take_waiting(), *buffers])
         self.flush()
 
     def flush(self) -> None:
@@ -66,7 +66,7 @@ class Connection:
         while self.streams.outgoing and self._sending.acquire(blocking=False):
             try:
                 if waiting := self._take_waiting():
-                    self._socket.send(waiting)
+                    self._send(waiting)
             finally:
                 self._sending.release()
 
@@ -111,6 +111,13 @@ class Connection:
         """
         raise NotImplementedError
 
+    def _send(self, buffers: list[Buffer]) -> None:
+        try:
+            self._socket.send(buffers)
+        except OSError:
+            self._socket.shut_down()  # perhaps in the middle of a frame: nothing can follow
+            raise
+
     def _take_window(self, stream: Stream, wanted: int) -> int:
         """How many bytes may be sent now, at most `wanted`; waits for one at least."""
         with self.lock:
@@ -118,8 +125,8 @@ class Connection:
                 self.wait(stream, lambda: stream.reset is not None or min(stream.window, self.streams.window) > 0)
             return count
 
-    def _take_waiting(self) -> list[bytes]:
-        taken, outgoing = [], self.streams.outgoing
+    def _take_waiting(self) -> list[Buffer]:
+        taken, outgoing = list[Buffer](), self.streams.outgoing
         while outgoing:
             taken.append(outgoing.popleft())
         return taken

@@ -2,9 +2,9 @@
 
 With TLS both sides of every connection show a certificate of the job's CA (`downpour.proto.tls`). Whoever cannot is
 turned away in the handshake; whoever can may call what `MAY_CALL` says. The token is asked for with every call, with or
-without TLS. `downpour.proto.client`, `server` and `transport` make connections of it.
+without TLS. `downpour.proto.client` and `downpour.proto.server` make connections of it.
 
-Threads: gRPC's enter `Gate` and `Certificates`, each of which has a lock.
+Threads: any; `Gate` and `Certificates` each have a lock.
 """
 
 from __future__ import annotations

@@ -173,8 +173,9 @@ class Server:
         assert self._stopping is not None
         end = time.monotonic() + grace_s
         self._acceptor.stop()
-        for connection in self._members():
-            connection.go_away()
+        with contextlib.suppress(RuntimeError):  # the machine has no threads left
+            # By a thread that may wait: a peer may not read.
+            threading.Thread(target=self._go_away, name="goodbye", daemon=True).start()
         with self._changed:
             self._changed.wait_for(lambda: not self._num_jobs, max(0.0, end - time.monotonic()))
         for connection in self._members():
@@ -185,6 +186,10 @@ class Server:
             for _ in range(self._num_threads):
                 self._jobs.put(None)
         self._stopping.set()
+
+    def _go_away(self) -> None:
+        for connection in self._members():
+            connection.go_away()
 
     def _members(self) -> list[ServerConnection]:
         with self._changed:
@@ -206,24 +211,14 @@ class Server:
             except RuntimeError as error:  # the machine has none left
                 logging.log_every_n_seconds(logging.WARNING, "no more threads for connections: %s", 60, error)
         self.gate.connection_dropped()
-        self._end(connection)
+        connection.close(OSError("the server has no room"))  # none of its calls runs yet
+        self._forget(connection)
 
     def _read(self, connection: ServerConnection) -> None:
         try:
             connection.run()
         finally:
             self._forget(connection)
-
-    def _end(self, connection: ServerConnection) -> None:
-        """Ends a connection that has got no thread, by one of the pool: calls of it may run."""
-
-        def end() -> None:
-            connection.close(OSError("the server has no room"))
-            self._forget(connection)
-
-        connection.shut_down()
-        if not self.run(end):
-            end()
 
     def _forget(self, connection: ServerConnection) -> None:
         with self._changed:

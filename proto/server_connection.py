@@ -24,7 +24,7 @@ from downpour.proto.frames import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode, Protoco
 from downpour.proto.http2 import Connection
 from downpour.proto.security import Gate, Security
 from downpour.proto.sockets import Closed, Deadline, PlainSocket
-from downpour.proto.streams import Ended, Event, Limits, Stream
+from downpour.proto.streams import REFUSAL_COST, Ended, Event, Limits, Stream
 
 MAX_STREAMS = 32  # calls of one connection at a time
 STRANGER_BYTES = 1 << 14  # of HTTP/2, before a call is admitted
@@ -34,7 +34,6 @@ IDLE_S = 300.0  # without a call
 STALL_S = 10.0  # without a byte that a caller takes, or sends while it is waited for, after which it counts as gone
 _LINGER_S = 1.0  # in which a peer may read why its connection ends
 _WINDOW = (1 << 23) + (1 << 16)  # of a stream whose messages are wanted: two chunks of float32
-_REFUSAL_COST = 10.0  # of a call, in frames without data
 
 _LIMITS = Limits(initial_window=DEFAULT_WINDOW, wanted_window=_WINDOW, max_streams=MAX_STREAMS)
 
@@ -95,7 +94,11 @@ class ServerConnection(Connection):
         self._num_bytes = 0  # before it was admitted
         self._failed: OSError | None = None
         self._used_at = time.monotonic()
-        self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream; guarded by `lock`
+        self._is_running = False  # `run` has begun: calls may go to the pool
+        # Guarded by `lock`.
+        self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream
+        self._given: set[int] = set()  # streams whose calls the pool has
+        self._is_leaving = False
 
     # As a stranger.
 
@@ -145,19 +148,13 @@ class ServerConnection(Connection):
         """For `selectors`."""
         return self._plain.fileno()
 
-    def _admit(self) -> None:
-        self.is_admitted = True
-        self._host.gate.connection_admitted()
-        self._plain.set_blocking(True)
-        with self.lock:
-            self._endpoint.take_large_frames()
-
     # As a member's.
 
     def run(self) -> None:
         """Reads until the end, in a thread of its own."""
         reason: Exception = Closed("Socket closed")
         try:
+            self._begin_to_run()
             while not self._failed:
                 self.read()
             raise self._failed
@@ -172,13 +169,21 @@ class ServerConnection(Connection):
             self.close(reason)
 
     def close(self, reason: Exception) -> None:
-        """Ends it, and waits for its calls, so that nobody sends into a closed descriptor."""
+        """Ends it, and waits for those of its calls that run, so that nobody sends into a closed descriptor."""
         self._plain.shut_down()
         self._drop_waiting()
         self.break_off(Ended(str(reason)))
         with self.lock:
-            self.changed.wait_for(lambda: not self.streams.open)
+            self.changed.wait_for(lambda: not self._given)
         self._plain.close()
+
+    def forget(self, stream: Stream) -> None:
+        """See `Connection`."""
+        super().forget(stream)
+        with self.lock:
+            self._used_at = time.monotonic()
+            self._given.discard(stream.number)
+            self.changed.notify_all()
 
     def go_away(self) -> None:
         """Tells the peer to begin no more calls; those under way go on."""
@@ -189,7 +194,7 @@ class ServerConnection(Connection):
         """See `calls.Caller`."""
         try:
             with self.lock:
-                self.streams.budget.spend(_REFUSAL_COST, "calls that do not follow the protocol")
+                self.streams.budget.spend(REFUSAL_COST, "calls that do not follow the protocol")
         except ProtocolError as error:
             self._host.gate.connection_malformed()
             self.say_goodbye(error.code)
@@ -203,13 +208,16 @@ class ServerConnection(Connection):
         """Has calls end whose first message does not come, and the connection if it is not used; every second or so."""
         with self.lock:
             late = [n for n in self._waiting if _is_late(self.streams.open[n], now)]
-            expired = [self._waiting.pop(number) for number in late]
-            is_idle = not self.streams.open and now - self._used_at > IDLE_S
-        for call in expired:
+            expired = [(number, self._waiting.pop(number)) for number in late]
+            self._given.update(late)
+            leaves = self._is_idle(now) and not self._is_leaving
+            self._is_leaving |= leaves
+        for number, call in expired:
             if not self._host.run(call.expire):
                 self.shut_down()
-        if is_idle:
-            self._host.run(self._leave)
+                self._drop([number])
+        if leaves and not self._host.run(self._leave):
+            self._is_leaving = False
 
     def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
         """See `Connection`: the reader brings what is waited for, from a caller that still says something."""
@@ -232,17 +240,17 @@ class ServerConnection(Connection):
 
     def _begin(self, stream: Stream) -> None:
         """Admits or refuses a call by its header fields."""
-        self._used_at = time.monotonic()
         call = calls.Call(self._host.find, self._host.gate, self, stream, self, self._buffers)
         if self._host.is_stopping:
             self._end(stream, b"", ErrorCode.REFUSED_STREAM)
         elif (refusal := call.refusal()) is not None:
             self._end(stream, refusal, ErrorCode.NO_ERROR)
             with self.lock:
-                self.streams.budget.spend(_REFUSAL_COST, "calls that are refused")
+                self.streams.budget.spend(REFUSAL_COST, "calls that are refused")
         else:
             if not self.is_admitted:
-                self._admit()
+                self._host.gate.connection_admitted()
+            self.is_admitted = True
             with self.lock:
                 self._waiting[stream.number] = call
 
@@ -251,9 +259,12 @@ class ServerConnection(Connection):
         inbox = stream.inbox
         with self.lock:
             is_due = stream.is_whole or inbox.has_first or inbox.window < DEFAULT_WINDOW // 2
-            call = self._waiting.pop(stream.number, None) if is_due or stream.reset is not None else None
-        if call is None:
-            return
+            if not self._is_running or not (is_due or stream.reset is not None):
+                return
+            call = self._waiting.pop(stream.number, None)
+            if call is None:
+                return
+            self._given.add(stream.number)
         if stream.reset is not None:
             self._host.gate.broke_off()
             self.forget(stream)
@@ -266,21 +277,44 @@ class ServerConnection(Connection):
         """Ends a call that has not run."""
         if not last or not stream.is_whole:
             last += frames.reset(stream.number, code)
-        with self.lock:
-            self.streams.answer(last)
-        self.forget(stream)
+        try:
+            with self.lock:
+                self.streams.answer(last)
+        finally:
+            self.forget(stream)
 
     def _drop_waiting(self) -> None:
         with self.lock:
-            waiting = [self.streams.open[number] for number in self._waiting]
+            waiting = list(self._waiting)
             self._waiting.clear()
-        for stream in waiting:
+        self._drop(waiting)
+
+    def _drop(self, numbers: list[int]) -> None:
+        """Calls that will not run."""
+        for number in numbers:
             self._host.gate.broke_off()
-            self.forget(stream)
+            self.forget(self.streams.open[number])
+
+    def _begin_to_run(self) -> None:
+        """The thread that reads has taken over from the acceptor, which never waits."""
+        self._plain.set_blocking(True)
+        with self.lock:
+            self._is_running = True
+            self._endpoint.take_large_frames()
+            waiting = [self.streams.open[number] for number in self._waiting]
+        for stream in waiting:
+            self._go_on(stream)
+        self.flush()
+
+    def _is_idle(self, now: float) -> bool:
+        return not self.streams.open and now - self._used_at > IDLE_S
 
     def _leave(self) -> None:
-        self.say_goodbye(ErrorCode.NO_ERROR)
-        self.shut_down()
+        with self.lock:
+            self._is_leaving = self._is_idle(time.monotonic())
+        if self._is_leaving:
+            self.say_goodbye(ErrorCode.NO_ERROR)
+            self.shut_down()
 
     def _linger(self) -> None:
         """Reads on for nobody: bytes that nobody has read would make the kernel drop what the peer should read."""
@@ -294,4 +328,4 @@ class ServerConnection(Connection):
 
 def _is_late(stream: Stream, now: float) -> bool:
     """Whether a call has waited too long for its first message."""
-    return now - stream.heard_at > FIRST_MESSAGE_S or (stream.deadline is not None and now > stream.deadline)
+    return now - stream.began_at > FIRST_MESSAGE_S or (stream.deadline is not None and now > stream.deadline)

@@ -22,9 +22,10 @@ from downpour.proto.headers import Fields, Malformed
 _MAX_ANSWERS = 1000  # that wait because the peer does not read
 _MAX_CLOSED = 100  # streams that are remembered
 
-# A peer may send so many frames without data at once and a second, and one for so many bytes that it was sent.
-_BUDGET, _BUDGET_PER_S, _BYTES_A_FRAME = 1000.0, 50.0, 1024
-_REFUSAL_COST = 10.0  # of a stream that is refused or fails, in such frames
+# A peer may send so many frames without data at once and a second, one for so many bytes that it was sent, and some for
+# each call that has come to its end: grpcio opens windows twice for a small one.
+_BUDGET, _BUDGET_PER_S, _BYTES_A_FRAME, _FRAMES_A_CALL = 1000.0, 50.0, 1024, 4.0
+REFUSAL_COST = 10.0  # of a stream that is refused or fails, in such frames
 
 
 class Ended(Exception):
@@ -55,7 +56,7 @@ class Limits:
 
 @dataclass(eq=False)
 class Stream:
-    """One call.
+    """The state of one HTTP/2 stream, which is one call.
 
     Attributes:
         number: Of the stream.
@@ -69,6 +70,7 @@ class Stream:
         is_answered: Whether the end of the answer goes out now; the peer may begin another stream instead.
         announced: Bytes of messages that `content-length` says are still to come; None if it says nothing.
         deadline: Until when anybody waits for it, a moment of `time.monotonic()`.
+        began_at: When it began, a moment of the clock.
         heard_at: When it began, or DATA of it came last.
     """
 
@@ -83,11 +85,12 @@ class Stream:
     is_answered: bool = False
     announced: int | None = None
     deadline: float | None = None
+    began_at: float = 0.0
     heard_at: float = 0.0
 
 
 class Streams:
-    """All of a connection.
+    """The streams of one connection, their windows and the frames that answer what comes.
 
     Args:
         buffers: For messages that come.
@@ -141,7 +144,7 @@ class Streams:
 
     def grant(self, stream: Stream) -> None:
         """Lets the peer send more of a stream when there is room for half a window."""
-        if stream.inbox.is_wanted and not stream.is_whole:
+        if stream.inbox.is_wanted and not stream.is_whole and not stream.is_answered:
             more = self._limits.wanted_window - stream.inbox.window - stream.inbox.held
             if more >= self._limits.wanted_window // 2:
                 stream.inbox.window += more
@@ -163,6 +166,8 @@ class Streams:
 
     def forget(self, stream: Stream) -> None:
         """The call is over; what still comes of it is thrown away."""
+        if stream.is_answered:
+            self.budget.earn(_FRAMES_A_CALL)
         if self.open.pop(stream.number, None) is not None:
             is_over = stream.is_reset_by_peer or (stream.is_whole and stream.reset is None)
             self._remember(stream.number, is_late_allowed=not is_over)
@@ -331,7 +336,8 @@ class Streams:
 
     def _add(self, number: int, place: Place | None) -> Stream:
         inbox = Inbox(Assembler(self._buffers, place), self._limits.initial_window)
-        stream = self.open[number] = Stream(number, self._initial_window, inbox, heard_at=self._clock())
+        now = self._clock()
+        stream = self.open[number] = Stream(number, self._initial_window, inbox, began_at=now, heard_at=now)
         return stream
 
     def _num_unanswered(self) -> int:
@@ -344,7 +350,7 @@ class Streams:
 
     def _answer_reset(self, number: int, code: ErrorCode, reason: str) -> None:
         self.answer(frames.reset(number, code))
-        self.budget.spend(_REFUSAL_COST, reason)
+        self.budget.spend(REFUSAL_COST, reason)
 
     def _is_late_allowed(self, number: int, stream: Stream | None) -> bool:
         """Whether the peer may not have known yet that a stream has ended."""
