@@ -185,7 +185,11 @@ class Connection:
         """
         room = self._endpoint.room()
         self._socket.read_into(room)
-        self.received(len(room))
+        with self.lock:
+            events = self._endpoint.received(len(room))
+            while not events and self._socket.read_ahead(room := self._endpoint.room()):
+                events = self._endpoint.received(len(room))
+        self._after(events)
 
     def read_some(self) -> int:
         """The same for what has come already, on a socket that does not block; how many bytes that were.
@@ -194,14 +198,15 @@ class Connection:
             BlockingIOError: There are none.
         """
         count = self._socket.read_some(self._endpoint.room())
-        self.received(count)
-        return count
-
-    def received(self, count: int) -> None:
-        """So many bytes have been read into the endpoint's room."""
         with self.lock:
             events = self._endpoint.received(count)
-            if self._endpoint.reading is None or events:
+        self._after(events)
+        return count
+
+    def _after(self, events: Sequence[tuple[Event, Stream]]) -> None:
+        """Does what follows from what has come."""
+        if events or self._endpoint.reading is None:  # else it is in the middle of a message
+            with self.lock:
                 self.changed.notify_all()
         for event, stream in events:
             self.on_event(event, stream)

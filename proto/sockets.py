@@ -63,6 +63,10 @@ class Socket(Protocol):
         """
         ...
 
+    def read_ahead(self, view: memoryview) -> bool:
+        """Fills a view if what belongs there has been read from the kernel already; whether it has."""
+        ...
+
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Sends all of some buffers of bytes; raises as `read_into`, and `Closed` where it may not wait and must."""
         ...
@@ -129,6 +133,14 @@ class PlainSocket:
         view[:count] = self._ahead[:count]
         self._ahead = self._ahead[count:]
         return count
+
+    def read_ahead(self, view: memoryview) -> bool:
+        """See `Socket`."""
+        if len(self._ahead) < len(view):
+            return False
+        view[:] = self._ahead[: len(view)]
+        self._ahead = self._ahead[len(view) :]
+        return True
 
     def read_now(self, view: memoryview) -> int:
         """Reads what there is, at least a byte; not to be mixed with the others, which read ahead."""

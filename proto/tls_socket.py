@@ -143,6 +143,10 @@ class TlsSocket:
             view = view[count:]
             self._receive()
 
+    def read_ahead(self, view: memoryview) -> bool:
+        """See `Socket`: what was read is encrypted still."""
+        return False
+
     def read_some(self, view: memoryview) -> int:
         """See `Socket`."""
         while True:

@@ -51,7 +51,7 @@ _COLLAPSE = 25  # MADV_COLLAPSE, since Linux 6.1; Python's mmap has no name for 
 _MOST_FILLERS = 10
 _COLLAPSED_AT_A_TIME = 8 * _HUGE_PAGE
 _COLLAPSE_WITHIN_S = 1.0  # where memory is in small pieces, the kernel moves things out of the way first
-_MAGIC = b"DOWNPOUR ARENA 4"
+_MAGIC = b"DOWNPOUR ARENA 5"
 _MARK = 0x4D41524B  # that a mark is set; 0 that it is not
 
 _HEADER = np.dtype(
@@ -110,7 +110,7 @@ class Arena:
         self.average = self.vectors.get("slot.average")
         self.sum = self.vectors.get("sum", np.empty(0, np.float32))
         saved = np.frombuffer(memory, "<f4", places.num_saved, places.saved)
-        saved = saved.reshape(places.num_steps, len(names), places.longest_step)
+        saved = saved.reshape(places.num_steps, len(names) * places.longest_step)
         records = np.frombuffer(memory, RECORD, 1 + places.num_steps, places.undo)
         self.undo = UndoLog(records, saved, vectors, self.counters_record, self.ledger, self.rounds)
 

@@ -11,8 +11,9 @@ the message `Named`, or for all. Threads: any; these functions keep no state.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from google.protobuf import json_format
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps import loops, rules
+from downpour.ps.compiled import Loop
 from downpour.ps.named import from_message
 from downpour.ps.rules import (
     SGD,
@@ -76,7 +78,8 @@ def update_for(rule: Rule) -> Update:
     Raises:
         ValueError: No loop is known for the rule.
     """
-    loop, scalars = _bind(rule)
+    declared_loop, scalars = _bind(rule)
+    loop = declared_loop()
     own_decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
 
     def update(
@@ -91,6 +94,65 @@ def update_for(rule: Rule) -> Update:
     ) -> None:
         lr = _f(learning_rate)
         loop(w, *slots, g, lr, _f(weight_decay), _f(own_decay + decoupled_decay), *scalars(lr, step))
+
+    return update
+
+
+class LoggedUpdate(Protocol):
+    """The updates of n consecutive parameters by some pushes, in place, which save what they change before they do."""
+
+    def __call__(
+        self,
+        vectors: tuple[np.ndarray, ...],
+        gradients: Sequence[np.ndarray],
+        rates: tuple[float, ...],
+        steps: tuple[int, ...],
+        decays: tuple[float, float],
+        log: tuple[np.ndarray, np.ndarray],
+        first: int,
+        /,
+    ) -> None:
+        """Updates parameters and slots, push after push: the bits of `Update`.
+
+        Args:
+            vectors: Parameters and slots, [n] float32 each.
+            gradients: Of each push, [n], all float32 or all bfloat16 bits.
+            rates: Of each push its learning rate.
+            steps: Of each push its number.
+            decays: Weight decay and decoupled decay, as `Update` takes them.
+            log: `Steps.saved` and `Steps.progress` of a step of the undo log that has come to `first`.
+            first: Number of the first element.
+        """
+        ...
+
+
+def logged_update_for(rule: Rule) -> LoggedUpdate:
+    """A rule's logged update with its hyper-parameters bound. Compiles its loop, or loads it.
+
+    Raises:
+        ValueError: No loop is known for the rule.
+    """
+    loop, scalars = _bind(rule)
+    logged = loops.logged(loop)()
+    own_decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
+
+    @functools.lru_cache(maxsize=64)  # all runs of a push have the same
+    def table(rates: tuple[float, ...], steps: tuple[int, ...], decays: tuple[float, float]) -> np.ndarray:
+        numbers = zip(map(_f, rates), steps, strict=True)
+        return np.array([(lr, decays[0], own_decay + decays[1], *scalars(lr, step)) for lr, step in numbers], _f)
+
+    def update(
+        vectors: tuple[np.ndarray, ...],
+        gradients: Sequence[np.ndarray],
+        rates: tuple[float, ...],
+        steps: tuple[int, ...],
+        decays: tuple[float, float],
+        log: tuple[np.ndarray, np.ndarray],
+        first: int,
+        /,
+    ) -> None:
+        addresses = np.array([gradient.ctypes.data for gradient in gradients])
+        logged(vectors, addresses, gradients[0], table(rates, steps, decays), *log, first)
 
     return update
 
@@ -201,14 +263,14 @@ def load_blocks() -> None:
         loop()
 
 
-def _bind(rule: Rule) -> tuple[loops.Loop, _Scalars]:
+def _bind(rule: Rule) -> tuple[Callable[[], Loop], _Scalars]:
     match rule:
         case SGD() | Momentum(momentum=0) | KerasMomentum(momentum=0):
-            return loops.sgd(), _constant()
+            return loops.sgd, _constant()
         case Momentum():
-            return (loops.nesterov if rule.nesterov else loops.momentum)(), _constant(_f(rule.momentum))
+            return (loops.nesterov if rule.nesterov else loops.momentum), _constant(_f(rule.momentum))
         case KerasMomentum():
-            return (loops.keras_nesterov if rule.nesterov else loops.keras_momentum)(), _constant(_f(rule.momentum))
+            return (loops.keras_nesterov if rule.nesterov else loops.keras_momentum), _constant(_f(rule.momentum))
         case RMSProp():
             # TensorFlow subtracts in float32, Keras in float64: the last bit of 1 - rho differs.
             tf_loops = loops.rmsprop, loops.rmsprop_momentum, loops.rmsprop_centered, loops.rmsprop_centered_momentum
@@ -223,16 +285,16 @@ def _bind(rule: Rule) -> tuple[loops.Loop, _Scalars]:
             )
             return _rmsprop(rule, keras_loops, (_f(rule.rho), _f(1 - rule.rho), _f(rule.epsilon)))
         case AdagradV1():
-            return loops.adagrad_v1(), _constant()
+            return loops.adagrad_v1, _constant()
         case AdagradV2():
-            return loops.adagrad_v2(), _constant(_f(rule.epsilon))
+            return loops.adagrad_v2, _constant(_f(rule.epsilon))
         case KerasAdagrad():
-            return loops.keras_adagrad(), _constant(_f(rule.epsilon))
+            return loops.keras_adagrad, _constant(_f(rule.epsilon))
         case Adam():
-            return loops.adam(), _adam(rule, _f(1) - _f(rule.beta_1), _f(1) - _f(rule.beta_2))
+            return loops.adam, _adam(rule, _f(1) - _f(rule.beta_1), _f(1) - _f(rule.beta_2))
         case KerasAdam():
             loop = loops.amsgrad if rule.amsgrad else loops.adam
-            return loop(), _adam(rule, _f(1 - rule.beta_1), _f(1 - rule.beta_2))
+            return loop, _adam(rule, _f(1 - rule.beta_1), _f(1 - rule.beta_2))
     raise ValueError(f"no loop for the rule {rule!r}")
 
 
@@ -241,11 +303,11 @@ def _constant(*scalars: np.float32) -> _Scalars:
 
 
 def _rmsprop(
-    rule: RMSProp | KerasRMSProp, variants: tuple[Callable[[], loops.Loop], ...], scalars: tuple[np.float32, ...]
-) -> tuple[loops.Loop, _Scalars]:
+    rule: RMSProp | KerasRMSProp, variants: tuple[Callable[[], Loop], ...], scalars: tuple[np.float32, ...]
+) -> tuple[Callable[[], Loop], _Scalars]:
     """Of the variants (plain, momentum, centered, both) the one that the rule's flags ask for."""
     loop = variants[2 * rule.centered + (rule.momentum > 0)]
-    return loop(), _constant(*scalars, *([_f(rule.momentum)] if rule.momentum else []))
+    return loop, _constant(*scalars, *([_f(rule.momentum)] if rule.momentum else []))
 
 
 def _adam(rule: Adam | KerasAdam, one_minus_beta_1: np.float32, one_minus_beta_2: np.float32) -> _Scalars:
@@ -282,6 +344,7 @@ def _main() -> None:
     loops.compensate()
     for rule in wanted:
         update_for(rule)
+        logged_update_for(rule)
     print(f"kernels compiled or loaded; process time {time.process_time():.1f} s")
 
 

@@ -6,9 +6,7 @@ so that updating a vector in pieces gives the same bits as updating it at once. 
 that nothing is ever NaN, so it stays off.
 
 A name of this module is a function without arguments that gives the compiled loop: compiled for its declared types,
-or loaded from the cache beside this file, when it is first asked for, so that a shard pays for its own rule only. Where
-numba can write no cache (a read-only installation without a home) a folder of the user's in the temporary one holds
-it; where that cannot be written either, every process compiles for itself.
+or loaded from the cache beside this file, when it is first asked for, so that a shard pays for its own rule only.
 
 Symbols of the update loops: w parameter, g gradient, lr rate, l2 and decoupled the two weight decays, x the
 parameter after decoupled decay, d the gradient with l2. The order of operations is that of the reference which
@@ -19,20 +17,16 @@ parameter after decoupled decay, d the gradient with l2. The order of operations
 
 from __future__ import annotations
 
-import functools
-import os
-import stat
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
-from numba import config, njit, types
-from numba.extending import overload
+from numba import types
+from numba.extending import overload, register_jitable
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
-Loop = Callable[..., Any]
+from downpour.ps.compiled import Loop, declared, declared_for
+from downpour.ps.pointers import cut, keep_order, vector_at
 
 _V, _S = types.float32[::1], types.float32  # a vector, a scalar
 _BITS16, _BITS32, _BYTES = types.uint16[::1], types.uint32[::1], types.int8[::1]
@@ -43,60 +37,64 @@ _PAYLOAD_SCALES = types.Array(types.float32, 1, "C", readonly=True, aligned=Fals
 _PAYLOAD8 = types.Array(types.int8, 1, "C", readonly=True, aligned=False)
 
 
-def _loop(*arguments: types.Type, returns: types.Type = types.void) -> Callable[[Loop], Callable[[], Loop]]:
-    """Declares the types of a loop, for when it is first asked for."""
-    return _loops([returns(*arguments)])
+_ADDRESSES, _TABLE = types.intp[::1], types.float32[:, ::1]
 
+# Elements that a logged update saves at a time. With three vectors, what was saved of them and two gradients they take
+# 16 KB, half of a first-level cache of 32 KB. Of 256 to 4,096 elements 384 and 512 were fastest, 1,024 far slower.
+LOGGED_ELEMENTS = 512
 
-def _loops(signatures: list[Any]) -> Callable[[Loop], Callable[[], Loop]]:
-    """Likewise for arguments of several types."""
-
-    def declare(function: Loop) -> Callable[[], Loop]:
-        @functools.cache
-        def compiled() -> Loop:
-            try:
-                return _compile(function, signatures, cache=True)
-            except (RuntimeError, OSError):  # numba: "no locator available", a full disk
-                cache = _use_temporary_cache()
-            try:
-                return _compile(function, signatures, cache)
-            except (RuntimeError, OSError):
-                return _compile(function, signatures, cache=False)
-
-        return compiled
-
-    return declare
-
-
-def _compile(function: Loop, signatures: list[Any], cache: bool) -> Loop:
-    compiler: Callable[[Loop], Loop] = njit(signatures, cache=cache, nogil=True, error_model="numpy")
-    return compiler(function)
-
-
-@functools.cache
-def _use_temporary_cache() -> bool:
-    """Has numba keep what it compiles in the temporary folder, and says so; whether that can be.
-
-    What is loaded from there is run, so the folder must be this user's own.
-    """
-    try:
-        folder = Path(tempfile.gettempdir()) / f"downpour-kernels-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise PermissionError(f"{folder} is not a folder of this user's alone")
-    except OSError as error:
-        logging.warning("numba can write no cache (%s), so this process compiles its loops itself", error)
-        return False
-    config.CACHE_DIR = str(folder)
-    logging.warning("numba can write no cache in NUMBA_CACHE_DIR, beside its source or in the home; it uses %s", folder)
-    return True
+_logged: dict[Callable[[], Loop], Callable[[], Loop]] = {}  # by the loop that does not log
 
 
 def _update(num_slots: int, num_scalars: int) -> Callable[[Loop], Callable[[], Loop]]:
     """Declares an update loop: (w, slots..., g, lr, l2, decoupled, scalars...), g in float32 or as bfloat16's bits."""
     before, after = [_V] * (num_slots + 1), [_S] * (num_scalars + 3)
-    return _loops([types.void(*before, g, *after) for g in (_V, _PAYLOAD16)])
+
+    def declare(function: Loop) -> Callable[[], Loop]:
+        compiled = declared_for([types.void(*before, g, *after) for g in (_V, _PAYLOAD16)])(function)
+        _logged[compiled] = _declare_logged(function, num_slots, num_scalars)
+        return compiled
+
+    return declare
+
+
+def logged(update: Callable[[], Loop]) -> Callable[[], Loop]:
+    """Of an update loop the one that saves what it changes, see `downpour.ps.undo`.
+
+    It takes (vectors, gradients, like, table, saved, progress, first): w and slots as a tuple; the addresses of some
+    gradients of one type, of which `like` is one; [gradients, 3 + scalars] float32, of each its lr, l2, decoupled and
+    scalars; room for LOGGED_ELEMENTS of each vector; the record's three words; the number of the first element.
+    """
+    return _logged[update]
+
+
+def _declare_logged(function: Loop, num_slots: int, num_scalars: int) -> Callable[[], Loop]:
+    update, num_columns = register_jitable(function), 3 + num_scalars
+
+    def logged(vectors, gradients, like, table, saved, progress, first):  # type: ignore[no-untyped-def]
+        for begin in range(0, like.size, LOGGED_ELEMENTS):
+            end = min(begin + LOGGED_ELEMENTS, like.size)
+            size, parts = end - begin, cut(vectors, begin, end)
+            for v in range(len(parts)):
+                part, room = parts[v], saved[v * size : (v + 1) * size]
+                for i in range(size):
+                    room[i] = part[i]
+            progress[1] = first + end
+            keep_order()
+            progress[0] = first + begin
+            keep_order()
+            for k in range(gradients.size):
+                g = vector_at(gradients[k], like)[begin:end]
+                update(*parts, g, *to_fixed_tuple(table[k], num_columns))
+            keep_order()
+            progress[2] = first + end
+            keep_order()
+
+    vectors = types.UniTuple(_V, 1 + num_slots)
+    signatures = [
+        types.void(vectors, _ADDRESSES, g, _TABLE, _V, types.uint64[::1], types.intp) for g in (_V, _PAYLOAD16)
+    ]
+    return declared_for(signatures)(logged)
 
 
 def number(g: Any) -> Any:
@@ -288,31 +286,31 @@ def amsgrad(  # type: ignore[no-untyped-def]
         w[i] = x - m[i] * alpha / (np.sqrt(v_hat[i]) + epsilon)
 
 
-@_loop(_V, _V)
+@declared(_V, _V)
 def add(w, difference):  # type: ignore[no-untyped-def]
     for i in range(w.size):
         w[i] += difference[i]
 
 
-@_loop(_V, _V, _V, _S)
+@declared(_V, _V, _V, _S)
 def compensate(g, w, base, strength):  # type: ignore[no-untyped-def]
     for i in range(g.size):
         g[i] += strength * g[i] * g[i] * (w[i] - base[i])
 
 
-@_loop(_V, _V, _S)
+@declared(_V, _V, _S)
 def average(a, w, weight):  # type: ignore[no-untyped-def]
     for i in range(a.size):
         a[i] += (w[i] - a[i]) * weight
 
 
-@_loop(_PAYLOAD16, _BITS32)
+@declared(_PAYLOAD16, _BITS32)
 def widen(source, target):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         target[i] = np.uint32(source[i]) << np.uint32(16)
 
 
-@_loop(_BITS32, _BITS16)
+@declared(_BITS32, _BITS16)
 def narrow(source, target):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         bits = source[i]
@@ -321,7 +319,7 @@ def narrow(source, target):  # type: ignore[no-untyped-def]
         target[i] = np.uint16(0x7FC0) if is_nan else np.uint16(rounded)
 
 
-@_loop(_V, _BITS32, _V, _BITS32, _BYTES, types.intp, _S)
+@declared(_V, _BITS32, _V, _BITS32, _BYTES, types.intp, _S)
 def quantize(x, bits, scales, scale_bits, q, block, levels):  # type: ignore[no-untyped-def]
     for b in range(scales.size):
         # A slice each: indices that start at 0 are known not to be negative, so the loops vectorise.
@@ -343,7 +341,7 @@ def quantize(x, bits, scales, scale_bits, q, block, levels):  # type: ignore[no-
             block_x[i] -= rounded * scale
 
 
-@_loop(_BYTES, _BYTES, types.intp)
+@declared(_BYTES, _BYTES, types.intp)
 def pack4(q, packed, block):  # type: ignore[no-untyped-def]
     half = block // 2
     for b in range(packed.size // half):
@@ -353,7 +351,7 @@ def pack4(q, packed, block):  # type: ignore[no-untyped-def]
             block_packed[i] = (lower[i] + np.int8(8)) | ((upper[i] + np.int8(8)) << np.int8(4))
 
 
-@_loop(_PAYLOAD_SCALES, _PAYLOAD8, types.intp, types.intp, _V)
+@declared(_PAYLOAD_SCALES, _PAYLOAD8, types.intp, types.intp, _V)
 def dequantize(scales, q, first, block, out):  # type: ignore[no-untyped-def]
     done = 0
     while done < out.size:
@@ -365,7 +363,7 @@ def dequantize(scales, q, first, block, out):  # type: ignore[no-untyped-def]
         done = stop
 
 
-@_loop(_V, _PAYLOAD16, _BITS32, _V)
+@declared(_V, _PAYLOAD16, _BITS32, _V)
 def difference(w, published, bits, out):  # type: ignore[no-untyped-def]
     # `bits` is the memory of `out`.
     for i in range(out.size):
@@ -374,7 +372,7 @@ def difference(w, published, bits, out):  # type: ignore[no-untyped-def]
         out[i] = w[i] - out[i]
 
 
-@_loop(_PAYLOAD16, _PAYLOAD_SCALES, _PAYLOAD8, types.boolean, types.intp, _BYTES, _V, _BITS32, _BITS16)
+@declared(_PAYLOAD16, _PAYLOAD_SCALES, _PAYLOAD8, types.boolean, types.intp, _BYTES, _V, _BITS32, _BITS16)
 def advance(published, scales, payload, is_int4, block, q, wide, bits, out):  # type: ignore[no-untyped-def]
     # `q`, and `wide` with its memory `bits`, are room for a block. Two roundings to nearest, one of the sum and one to
     # bfloat16, so that every machine gets the same bits.
@@ -402,7 +400,7 @@ def advance(published, scales, payload, is_int4, block, q, wide, bits, out):  # 
             block_out[i] = np.uint16((x + np.uint32(0x7FFF) + ((x >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
-@_loop(_PAYLOAD32, returns=types.uint64)
+@declared(_PAYLOAD32, returns=types.uint64)
 def count_non_finite(bits):  # type: ignore[no-untyped-def]
     # Integers, because a float test costs a branch an element; the exponent of NaN and infinity is all ones.
     count = np.uint64(0)
@@ -411,7 +409,7 @@ def count_non_finite(bits):  # type: ignore[no-untyped-def]
     return count
 
 
-@_loop(_PAYLOAD16, types.uint16, returns=types.uint64)
+@declared(_PAYLOAD16, types.uint16, returns=types.uint64)
 def count_non_finite_16(bits, exponent):  # type: ignore[no-untyped-def]
     count = np.uint64(0)
     for i in range(bits.size):

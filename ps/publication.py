@@ -180,7 +180,7 @@ class Publisher:
 
 
 def live(shard: Shard, wire: int, start: int, stop: int, header: pb.PullHeader | None) -> Iterator[Message]:
-    """Elements [start, stop) of the moment, as messages; each is good until the next is asked for.
+    """Elements [start, stop) of the moment, as messages; their values may be shared with those of other pulls.
 
     Args:
         shard: The shard.
@@ -190,12 +190,9 @@ def live(shard: Shard, wire: int, start: int, stop: int, header: pb.PullHeader |
         header: For the first message, of which there is one even without elements.
     """
     trained, pushed = shard.num_trained, shard.num_pushed
-    room = np.empty(4 * min(stop - start, codec.CHUNK_ELEMENTS), np.uint8)
     for part_wire, begin, end in ((wire, 0, trained), (codec.FLOAT32, trained, pushed), (wire, pushed, shard.size)):
         for a, b in shard.cut(max(begin, start), min(end, stop)):
-            out = room[: (b - a) * codec.WIRE_DTYPES[part_wire].itemsize].view(codec.WIRE_DTYPES[part_wire])
-            shard.read(a, b, out)
-            yield codec.chunk_parts(a, part_wire, out, header)
+            yield codec.chunk_parts(a, part_wire, shard.encoded(a, b, part_wire), header)
             header = None
     if header:
         yield _only(header)

@@ -74,6 +74,11 @@ class Work:
     error: DownpourError | None = None
     done: bool = False
 
+    @property
+    def compensated(self) -> int:
+        """Differs from that of every other gradient if it depends on what the parameters are then; else 0."""
+        return 0 if self.base is None else id(self)
+
 
 @dataclass(eq=False)
 class Region:
@@ -85,7 +90,7 @@ class Region:
         pieces: What is updated at a time.
         lock: Held while its elements change or are read.
         waiting: Gradients that nobody has applied yet; anybody may append.
-        scratch: Room for one piece, float32; used with the lock held.
+        num_changes: How often its elements have been changed; guarded by the lock.
     """
 
     start: int
@@ -93,9 +98,16 @@ class Region:
     pieces: Sequence[Piece]
     lock: threading.Lock = field(default_factory=threading.Lock)
     waiting: deque[Work] = field(default_factory=deque)
+    num_changes: int = 0
 
     def __post_init__(self) -> None:
-        self.scratch = np.empty(max(stop - start for start, stop in self.pieces), np.float32)
+        self._rooms = list[np.ndarray]()
+
+    def room(self, number: int) -> np.ndarray:
+        """Room for a piece of one of the gradients that are applied together, float32; used with the lock held."""
+        while len(self._rooms) <= number:
+            self._rooms.append(np.empty(max(stop - start for start, stop in self.pieces), np.float32))
+        return self._rooms[number]
 
     def take_waiting(self) -> list[Work]:
         """Everything that waits, in the order of arrival."""

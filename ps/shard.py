@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +26,7 @@ from downpour.proto.errors import DownpourError, MalformedChunk, NonFinite, NotY
 from downpour.ps import kernels, pace, schedules, staleness
 from downpour.ps.admission import Member
 from downpour.ps.arena import Arena
+from downpour.ps.encodings import Encodings
 from downpour.ps.ledger import COUNTERS, STALENESS_BUCKETS, Known, Ledger
 from downpour.ps.named import from_message
 from downpour.ps.pace import Async, Pace, Sync
@@ -32,7 +34,7 @@ from downpour.ps.points import reach
 from downpour.ps.publication import Publisher
 from downpour.ps.regions import Push, Region, Work, regions_of
 from downpour.ps.snapshot import Snapshot
-from downpour.ps.sources import source_of
+from downpour.ps.sources import Piece, source_of
 from downpour.ps.staleness import Compensate, Keep, Treatment
 from downpour.ps.undo import MAX_WORKERS
 from downpour.ps.updater import Updater
@@ -68,6 +70,7 @@ class Shard:
         self._uncut = layout.uncut(index)
         self._regions = regions_of(arena.chunks, list(self._groups.values()), self._uncut)
         self._region_stops = [region.stop for region in self._regions]
+        self._encodings = Encodings()
         self._updater = Updater(arena)
         self._schedule: schedules.Schedule = from_message(schedules.BY_NAME, specification.schedule)
         self._staleness: Treatment = Keep()
@@ -100,6 +103,17 @@ class Shard:
         """Writes elements [start, stop), one of those that `cut` gives, into `out` of a wire dtype."""
         with self.unchanged(start):
             kernels.to_wire(self.arena.parameters[start:stop], out)
+
+    def encoded(self, start: int, stop: int, wire: int) -> np.ndarray:
+        """The same in a wire dtype of its own. Pulls between which no push has come share it: to be read only."""
+        with self.unchanged(start):
+            moment = self._region_at(start).num_changes if start < self.num_pushed else 0
+            values = self._encodings.get((start, stop, wire), moment)
+            if values is None:
+                values = np.empty(stop - start, codec.WIRE_DTYPES[wire])
+                kernels.to_wire(self.arena.parameters[start:stop], values)
+                self._encodings.keep((start, stop, wire), moment, values)
+            return values
 
     def unchanged(self, start: int) -> contextlib.AbstractContextManager[object]:
         """No push changes the chunk of `cut` at `start` while the block lasts."""
@@ -305,7 +319,8 @@ class Shard:
         if self._is_sync:
             for work in live:
                 self._sum_up(region, work)
-        else:
+        elif live:
+            region.num_changes += 1
             for i in range(0, len(live), MAX_WORKERS):
                 self._update(region, live[i : i + MAX_WORKERS])
         for work in works:
@@ -327,34 +342,54 @@ class Shard:
         return done < work.stop
 
     def _update(self, region: Region, works: Sequence[Work]) -> None:
-        """Updates a region with some gradients, piece by piece."""
-        with self.arena.undo.steps(self._lock, self._all) as steps:
-            for start, stop in region.pieces:
-                parts = [work for work in works if max(start, work.first) < min(stop, work.stop)]
-                if not parts:
-                    continue
-                steps.begin(start, stop, [work.push.header.worker for work in parts])
-                for work in parts:
-                    self._update_piece(region, work, max(start, work.first), min(stop, work.stop))
-                    reach("apply.updated")
-                with self._lock:
-                    for work in parts:
-                        self._ledger.advance(work.push.header, min(stop, work.stop))
-                        reach("apply.advanced")
-                steps.end()
+        """Updates a region with some gradients; with those of the same elements at a time, if they are independent."""
+        for (first, stop, _), alike in itertools.groupby(works, lambda work: (work.first, work.stop, work.compensated)):
+            self._update_run(region, first, stop, list(alike))
 
-    def _update_piece(self, region: Region, work: Work, begin: int, end: int) -> None:
-        """Updates elements [begin, end) with one gradient."""
-        gradient = region.scratch[: end - begin]
-        if work.base is not None and isinstance(self._staleness, Compensate):
-            work.source.decode((begin, end), gradient)
-            base = np.empty(end - begin, np.float32)
-            kernels.to_float32(work.base[begin - work.start : end - work.start], base)
-            kernels.compensate(gradient, self.arena.parameters[begin:end], base, self._staleness.strength)
-        else:
-            gradient = work.source.gradient((begin, end), gradient)
-        reach("apply.decoded")
-        self._updater.update(begin, gradient, work.push.learning_rate, work.push.step)
+    def _update_run(self, region: Region, first: int, stop: int, works: Sequence[Work]) -> None:
+        """Updates elements [first, stop) of a region with gradients that have all of them, piece by piece."""
+        pushes = [work.push for work in works]
+        with self.arena.undo.steps(self._lock, self._all) as steps:
+            steps.begin(first, [push.header.worker for push in pushes])
+            for piece in self._pieces(region, first, stop, works):
+                begin, end = max(piece[0], first), min(piece[1], stop)
+                if begin < end:
+                    gradients = self._gradients(region, works, begin, end)
+                    reach("apply.decoded")
+                    self._updater.update(begin, gradients, pushes, steps)
+            with self._lock:
+                for push in pushes:
+                    self._ledger.advance(push.header, stop)
+                    reach("apply.advanced")
+            steps.end()
+
+    def _pieces(self, region: Region, first: int, stop: int, works: Sequence[Work]) -> Sequence[Piece]:
+        """What of [first, stop) is updated at a time: all of it, if nothing of it needs room for a piece."""
+        if any(work.source.needs_room or work.base is not None for work in works):
+            return region.pieces
+        return [(first, stop)] if self._updater.saves_nothing_whole(first, stop) else region.pieces
+
+    def _gradients(self, region: Region, works: Sequence[Work], begin: int, end: int) -> list[np.ndarray]:
+        """Gradients of elements [begin, end), all in float32 or all in bfloat16."""
+        rooms = [region.room(number)[: end - begin] for number in range(len(works))]
+        if works[0].base is not None:
+            [work], [gradient] = works, rooms
+            self._compensate(work, begin, end, gradient)
+            return rooms
+        gradients = [work.source.gradient((begin, end), room) for work, room in zip(works, rooms, strict=True)]
+        if len({gradient.dtype for gradient in gradients}) == 1:
+            return gradients
+        for work, room in zip(works, rooms, strict=True):
+            work.source.decode((begin, end), room)
+        return rooms
+
+    def _compensate(self, work: Work, begin: int, end: int, gradient: np.ndarray) -> None:
+        """Decodes elements [begin, end) of a gradient whose delay is compensated."""
+        assert work.base is not None and isinstance(self._staleness, Compensate)
+        work.source.decode((begin, end), gradient)
+        base = np.empty(end - begin, np.float32)
+        kernels.to_float32(work.base[begin - work.start : end - work.start], base)
+        kernels.compensate(gradient, self.arena.parameters[begin:end], base, self._staleness.strength)
 
     def _complete(self, push: Push) -> None:
         """Counts a push, all of which has been applied, summed or dropped."""
@@ -390,7 +425,8 @@ class Shard:
             return
         chunk = self._regions.index(region)
         with self.arena.undo.steps(self._lock, self._sum) as steps:
-            steps.begin(region.start, region.stop, [header.worker], chunk)
+            steps.begin(region.start, [header.worker], chunk)
+            steps.save(region.start, region.stop)
             with self._lock:
                 verdict = self._pace.arrived(chunk, header.base_version)
                 reach("sync.arrived")
@@ -410,7 +446,7 @@ class Shard:
             if first:
                 work.source.decode((start, stop), total)
             else:
-                gradient = region.scratch[: stop - start]
+                gradient = region.room(0)[: stop - start]
                 work.source.decode((start, stop), gradient)
                 kernels.add(total, gradient)
 
@@ -429,11 +465,13 @@ class Shard:
     def _update_with_mean(self, chunk: int) -> None:
         """Updates the region of a chunk, whose lock is held, with the mean of its sum."""
         region = self._regions[chunk]
+        region.num_changes += 1
         with self._lock:
             for snapshot in self._snapshots:
                 snapshot.preserve(region.start, region.stop)
         with self.arena.undo.steps(self._lock, self._all) as steps:
-            steps.begin(region.start, region.stop, [], chunk)
+            steps.begin(region.start, [], chunk)
+            steps.save(region.start, region.stop)
             with self._lock:
                 version = int(self.arena.rounds[chunk]["round"])
                 count = self._pace.complete(chunk)
@@ -441,7 +479,7 @@ class Shard:
             for start, stop in region.pieces:
                 mean = self.arena.sum[start:stop]
                 mean /= np.float32(count)
-                self._updater.update(start, mean, self._schedule.rate(version), version + 1)
+                self._updater.update_saved(start, mean, self._schedule.rate(version), version + 1)
                 reach("sync.updated")
             steps.end()
 

@@ -21,7 +21,13 @@ Piece = tuple[int, int]
 
 
 class Source(Protocol):
-    """The gradient of one chunk."""
+    """The gradient of one chunk.
+
+    Attributes:
+        needs_room: Whether `gradient` uses its room.
+    """
+
+    needs_room: bool = True
 
     def num_non_finite(self) -> int:
         """Numbers of the payload that are NaN or infinite."""
@@ -47,6 +53,7 @@ class Dense(Source):
     def __init__(self, chunk: codec.Chunk) -> None:
         self._start = chunk.start
         self._values = chunk.values()
+        self.needs_room = self._values.dtype != np.uint16
 
     def num_non_finite(self) -> int:
         """See `Source.num_non_finite`."""
@@ -58,7 +65,7 @@ class Dense(Source):
 
     def gradient(self, piece: Piece, room: np.ndarray) -> np.ndarray:
         """See `Source.gradient`."""
-        return self._part(piece) if self._values.dtype == np.uint16 else super().gradient(piece, room)
+        return super().gradient(piece, room) if self.needs_room else self._part(piece)
 
     def _part(self, piece: Piece) -> np.ndarray:
         start, stop = piece

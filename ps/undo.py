@@ -1,19 +1,30 @@
-"""The undo log of an arena: what makes each step of an update happen wholly or not at all.
+"""The undo log of an arena: what makes each change of it happen wholly or not at all.
 
 A process can die between any two instructions, and what it had stored until then is in the arena. So before anything
-is changed, it is copied into a record of the log, and the record is armed; when the change is whole, the record is
-disarmed, by one aligned store. Whoever maps the arena next writes back what an armed record holds. Two kinds of change:
+is changed, it is copied into a record of the log; when the change is whole, one aligned store says so. Whoever maps
+the arena next writes back what was saved of a change that is not whole. Two kinds of change:
 
-    a step          elements [start, stop) of some vectors, how far the pushes in question have come (ledger), and
-                    under the pace `Sync` the round of the chunk
+    a step          elements of some vectors, one run of them after another, from the first on; how far the pushes in
+                    question have come (ledger), and under the pace `Sync` the round of the chunk
     bookkeeping     all counters and one worker's ledger entry: a push begins, or is complete and counted
 
-A push is many steps. One that is cut off by the death of the process is undone; the ledger then says where its push
-stands, to the element, the worker sends the push again, and the rest is applied: each element once.
+A step's record has three words for it:
+
+    saved_start     a run is saved, and begins here
+    saved_stop      it ends before this element
+    position        all elements before this one are changed, and none after it
+
+A run [a, b) is saved while `saved_start` is not `position`, which is a; then `saved_start` becomes a, the elements
+change, and `position` becomes b. So the run is undone where both are equal, and then all pushes of the step have been
+applied up to `position`, to the element. A run is a piece, or within the compiled loops some hundred elements, so that
+what is saved of them stays in the first-level cache (`downpour.ps.loops`).
+
+A push is many steps. One that is cut off by the death of the process ends where `position` is; the ledger is told so,
+the worker sends the push again, and the rest is applied: each element once.
 
 Stores of a process that was killed are not lost, since the kernel keeps the pages; those of a machine that lost power
 may be, in any order, so an arena that was not closed is only continued under the boot of the machine it was written
-under (`downpour.ps.arena`).
+under (`downpour.ps.arena`). For the same reason only the order of the stores within the program matters.
 
 Order: a step is armed with the shard's lock held, and bookkeeping happens within one hold of that lock. So where both
 are armed bookkeeping began later, and is undone first.
@@ -42,9 +53,10 @@ MAX_WORKERS = 16  # whose pushes one step applies
 RECORD = np.dtype(
     [
         ("armed", "<u8"),
-        ("start", "<u8"),
-        ("stop", "<u8"),
-        ("vectors", "<u8"),  # a bit for each vector whose elements were saved
+        ("saved_start", "<u8"),
+        ("saved_stop", "<u8"),
+        ("position", "<u8"),
+        ("vectors", "<u8"),  # a bit for each vector whose elements are saved
         ("has_round", "<u8"),
         ("chunk", "<u8"),
         ("round", ROUND),
@@ -57,10 +69,13 @@ RECORD = np.dtype(
 )
 # Where its fields lie, in words of 8 bytes, which all of them are made of.
 _AT = {name: at // 8 for name, (_, at, *_) in RECORD.fields.items()}  # type: ignore[union-attr]
-_ARMED, _START, _STOP = _AT["armed"], _AT["start"], _AT["stop"]
+_ARMED, _SAVED_START, _SAVED_STOP, _POSITION = (
+    _AT[name] for name in ("armed", "saved_start", "saved_stop", "position")
+)
 _NUM_WORKERS, _WORKERS, _ENTRIES = _AT["num_workers"], _AT["workers"], _AT["entries"]
 _VECTORS, _HAS_ROUND, _HAS_COUNTERS, _COUNTERS = _AT["vectors"], _AT["has_round"], _AT["has_counters"], _AT["counters"]
 _ENTRY_WORDS, _COUNTER_WORDS = LEDGER_ENTRY.itemsize // 8, COUNTERS.itemsize // 8
+_NOWHERE = (1 << 64) - 1  # no element
 
 
 class UndoLog:
@@ -68,7 +83,7 @@ class UndoLog:
 
     Args:
         records: [1 + n] RECORD: one for bookkeeping, n for steps.
-        saved: [n, number of vectors, longest step] float32.
+        saved: [n, number of vectors * longest run] float32.
         vectors: [number of vectors, size] float32, the arena's.
         counters: [1] COUNTERS.
         ledger: LEDGER_ENTRY, indexed by worker.
@@ -90,8 +105,10 @@ class UndoLog:
         self._records, self._saved, self._vectors = records, saved, vectors
         self._counters, self._ledger, self._rounds = counters, ledger, rounds
         self.closed = False  # guarded by the shard's lock
-        # The same memory as integers: steps are taken hundreds of times a push, and numpy's records are slow.
-        self._words = [records[i : i + 1].view("<u8").data for i in range(len(records))]
+        # The same memory as integers: numpy's records are slow.
+        arrays = [records[i : i + 1].view("<u8") for i in range(len(records))]
+        self._words = [array.data for array in arrays]
+        self._progress = [array[_SAVED_START : _POSITION + 1] for array in arrays]
         self._ledger_words, self._counter_words = ledger.view("<u8").data, counters.view("<u8").data
         self._free = list(range(1, len(records)))  # records that nobody uses; the last one used is in the cache
         self._num_free = threading.Semaphore(len(self._free))
@@ -117,7 +134,7 @@ class UndoLog:
         """What the block does to all counters and a worker's entry happens wholly or not at all; the lock is held."""
         self._refuse_if_closed()
         words = self._words[0]
-        words[_VECTORS], words[_HAS_ROUND], words[_HAS_COUNTERS] = 0, 0, 1
+        words[_HAS_ROUND], words[_HAS_COUNTERS] = 0, 1
         words[_COUNTERS : _COUNTERS + _COUNTER_WORDS] = self._counter_words
         words[_NUM_WORKERS], words[_WORKERS] = 1, worker
         of = worker * _ENTRY_WORDS
@@ -141,10 +158,12 @@ class UndoLog:
     def _undo(self, number: int) -> None:
         """Writes back what a record holds; may be cut off itself and done again."""
         record = self._records[number]
-        start, stop = int(record["start"]), int(record["stop"])
-        for i in _bits(int(record["vectors"])):
-            self._vectors[i][start:stop] = self._saved[number - 1][i, : stop - start]
-            reach("undo.vector")
+        start, stop, position = (int(record[name]) for name in ("saved_start", "saved_stop", "position"))
+        if number and start == position:
+            vectors = _bits(int(record["vectors"]))
+            for i, saved in zip(vectors, self._rows(number, len(vectors), stop - start), strict=True):
+                self._vectors[i][start:stop] = saved
+                reach("undo.vector")
         reach("undo.vectors")
         if record["has_round"]:
             self._rounds[int(record["chunk"])] = record["round"]
@@ -158,44 +177,52 @@ class UndoLog:
             same = entry["incarnation"] == before["incarnation"] and entry["sequence"] == before["sequence"]
             if same or record["has_counters"]:
                 self._ledger[int(worker)] = before
+            if same and number and not record["has_round"]:
+                entry["applied"] = position
         reach("undo.ledger")
         record["armed"] = 0
         reach("undo.disarmed")
+
+    def _rows(self, number: int, num_vectors: int, size: int) -> np.ndarray:
+        """What a record of steps has saved, [vectors, size]; one vector after the other."""
+        return self._saved[number - 1, : num_vectors * size].reshape(num_vectors, size)
 
 
 class Steps:
     """Steps that one thread takes one after another, with a record of the log for as long as its block lasts.
 
-    Whatever the block does to what `begin` has named happens wholly, if it comes to `end`, or not at all.
-    No context manager for each, no numpy records: hundreds of steps are taken a push.
+    What the block does to what `begin` has named happens up to an element, and not after it.
+
+    Attributes:
+        saved: Room for what is saved, one vector after the other, float32.
+        progress: The record's saved_start, saved_stop and position.
     """
 
-    __slots__ = ("_is_armed", "_lock", "_log", "_number", "_vectors", "_words")
+    __slots__ = ("_is_armed", "_lock", "_log", "_number", "_vectors", "_words", "progress", "saved")
 
     def __init__(self, log: UndoLog, lock: threading.Lock, vectors: slice) -> None:
         self._log, self._lock, self._vectors = log, lock, vectors
 
     def __enter__(self) -> Self:
-        self._log._num_free.acquire()
-        self._number, self._is_armed = self._log._free.pop(), False
-        self._words = self._log._words[self._number]
+        log = self._log
+        log._num_free.acquire()
+        self._number, self._is_armed = log._free.pop(), False
+        self.saved, self.progress = log._saved[self._number - 1], log._progress[self._number]
+        self._words = log._words[self._number]
         self._words[_VECTORS] = (1 << self._vectors.stop) - (1 << self._vectors.start)
         self._words[_HAS_COUNTERS] = 0
         return self
 
-    def begin(self, start: int, stop: int, workers: Sequence[int], chunk: int | None = None) -> None:
-        """Saves what a step may change.
+    def begin(self, position: int, workers: Sequence[int], chunk: int | None = None) -> None:
+        """A step begins, of which nothing is saved yet.
 
         Args:
-            start: First element that it changes.
-            stop: One past the last; no more elements than the log has room for.
+            position: First element that it changes.
             workers: At most MAX_WORKERS whose ledger entries say how far their push is applied.
             chunk: Whose round the step changes, if it does.
         """
-        log, words, vectors = self._log, self._words, self._vectors
-        np.copyto(log._saved[self._number - 1, vectors, : stop - start], log._vectors[vectors, start:stop])
-        reach("step.copied")
-        words[_START], words[_STOP], words[_NUM_WORKERS] = start, stop, len(workers)
+        log, words = self._log, self._words
+        words[_SAVED_START], words[_POSITION], words[_NUM_WORKERS] = _NOWHERE, position, len(workers)
         with self._lock:
             log._refuse_if_closed()
             for i, worker in enumerate(workers):
@@ -210,6 +237,22 @@ class Steps:
             words[_ARMED] = 1
         self._is_armed = True
         reach("step.armed")
+
+    def save(self, start: int, stop: int) -> None:
+        """Saves the run that changes next; `start` is the position. No more elements than the log has room for."""
+        size, vectors = stop - start, self._vectors
+        rows = self._log._rows(self._number, vectors.stop - vectors.start, size)
+        np.copyto(rows, self._log._vectors[vectors, start:stop])
+        self._words[_SAVED_STOP] = stop
+        reach("step.copied")
+        self._words[_SAVED_START] = start
+        reach("step.saved")
+
+    def advance(self, position: int) -> None:
+        """All elements before `position` are changed."""
+        reach("step.changed")
+        self._words[_POSITION] = position
+        reach("step.advanced")
 
     def end(self) -> None:
         """The step is whole."""

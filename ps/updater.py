@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from downpour.ps.constraints import Constraint
 from downpour.ps.layout import STATISTIC, Span
 from downpour.ps.named import from_message
 from downpour.ps.points import reach
+from downpour.ps.regions import Push
+from downpour.ps.undo import Steps
 
 _MAX_KNOWN = 10_000  # parts of pieces; a shard of the paper's has 36 pieces
 
@@ -30,30 +32,73 @@ class Updater:
         self._constrained = [(r, v.constraint) for r, v in ranges if v.constraint]
         self._known: dict[tuple[int, int], list[_Part]] = {}
         kernels.load(with_average=arena.average is not None)
-        self._update = kernels.update_for(from_message(rules.BY_NAME, specification.rule))
+        rule = from_message(rules.BY_NAME, specification.rule)
+        # Loops that save what they change save parameters and slots, and nothing else may change with those.
+        self._is_logged = len(arena.vectors) == 1 + len(arena.slots)
+        if self._is_logged:
+            self._logged_update = kernels.logged_update_for(rule)
+        if not self._is_logged or self._constrained:
+            self._update = kernels.update_for(rule)
         self._average: averages.Average | None = None
         if specification.HasField("average"):
             self._average = from_message(averages.BY_NAME, specification.average)
 
-    def update(self, start: int, gradient: np.ndarray, learning_rate: float, step: int) -> None:
-        """Sends the gradient of [start, start + n) through rule and constraints; adds it to statistics; then averages.
+    def update(self, start: int, gradients: Sequence[np.ndarray], pushes: Sequence[Push], steps: Steps) -> None:
+        """Updates elements [start, start + n) with the gradients of some pushes, one after another.
 
-        A range whose constraint has norms lies wholly in [start, start + n), or outside.
+        Args:
+            start: Where the step is.
+            gradients: [n] of each push, all of one type.
+            pushes: Give their rates and numbers.
+            steps: Of the undo log; gets to start + n.
         """
-        stop = start + gradient.size
-        for part in self._parts(start, stop):
-            g, span = gradient[part.start - start : part.stop - start], part.span
-            if span.kind == STATISTIC:
-                kernels.add(part.w, g)
-            else:
-                rate = learning_rate * span.rate
-                self._update(part.w, part.slots, g, rate, span.weight_decay, span.decoupled_decay, step)
-            for constraint, w in part.constrained:
-                reach("update.unconstrained")
-                constraint.project(w)
+        for part in self._parts(start, start + gradients[0].size):
+            some = [gradient[part.start - start : part.stop - start] for gradient in gradients]
+            if self._is_plain(part):
+                self._update_logged(part, some, pushes, steps)
+                reach("apply.logged")
+                continue
+            steps.save(part.start, part.stop)
+            for gradient, push in zip(some, pushes, strict=True):
+                self._update_saved(part, gradient, push.learning_rate, push.step)
+                reach("apply.updated")
+            steps.advance(part.stop)
+
+    def saves_nothing_whole(self, start: int, stop: int) -> bool:
+        """Whether `update` may be given [start, stop) however long that is, since loops save all of it bit by bit."""
+        return all(map(self._is_plain, self._parts(start, stop)))
+
+    def update_saved(self, start: int, gradient: np.ndarray, learning_rate: float, step: int) -> None:
+        """Updates elements [start, start + n), which the step has saved, with one gradient."""
+        for part in self._parts(start, start + gradient.size):
+            self._update_saved(part, gradient[part.start - start : part.stop - start], learning_rate, step)
+
+    def _is_plain(self, part: _Part) -> bool:
+        """Whether the rule alone changes it, in a loop that saves what it changes."""
+        return self._is_logged and part.span.kind != STATISTIC and not part.constrained
+
+    def _update_logged(self, part: _Part, gradients: list[np.ndarray], pushes: Sequence[Push], steps: Steps) -> None:
+        span = part.span
+        rates, numbers = tuple(p.learning_rate * span.rate for p in pushes), tuple(p.step for p in pushes)
+        decays, log = (span.weight_decay, span.decoupled_decay), (steps.saved, steps.progress)
+        self._logged_update((part.w, *part.slots), gradients, rates, numbers, decays, log, part.start)
+
+    def _update_saved(self, part: _Part, gradient: np.ndarray, learning_rate: float, step: int) -> None:
+        """Sends a gradient through rule and constraints, or adds it to statistics; then averages.
+
+        A range whose constraint has norms lies wholly in the part, or outside.
+        """
+        span = part.span
+        if span.kind == STATISTIC:
+            kernels.add(part.w, gradient)
+        else:
+            rate = learning_rate * span.rate
+            self._update(part.w, part.slots, gradient, rate, span.weight_decay, span.decoupled_decay, step)
+        for constraint, w in part.constrained:
+            reach("update.unconstrained")
+            constraint.project(w)
         if self._arena.average is not None and self._average is not None:
-            average, w = self._arena.average[start:stop], self._arena.parameters[start:stop]
-            kernels.average(average, w, self._average.weight(step))
+            kernels.average(self._arena.average[part.start : part.stop], part.w, self._average.weight(step))
 
     def _parts(self, start: int, stop: int) -> list[_Part]:
         """[start, stop) by span; found once for the pieces that every push has."""

@@ -9,7 +9,12 @@ reads and writes, 4 an element and vector; as in STREAM, what the processor fetc
 The triad has that and an update has not, so a rule can reach up to 4/3 of the triad. Repetitions are interleaved:
 whatever else the machine does hits all alike. Figures are medians.
 
-The last line is `RESULT {json}`: GB/s and the fraction of the triad, by name and number of threads.
+RMSProp with momentum is also measured as a shard applies one push or two at a time: "copied" saves a piece of all
+vectors for the undo log and then updates it, "logged" is the loop that does both and saves some hundred elements at a
+time, as shards do (`downpour.ps.loops`). Gradients are bfloat16 there. Bytes are those of the update alone.
+
+The last line is `RESULT {json}`: GB/s and the fraction of the triad, by name and number of threads; and the time of
+"logged" in parts of that of "copied", by number of pushes, on one thread.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -28,6 +34,8 @@ from numba import njit, types
 
 from downpour.launch import entry
 from downpour.ps import kernels, rules
+from downpour.ps.cuts import BLOCK_ELEMENTS
+from downpour.ps.loops import LOGGED_ELEMENTS
 from tests.benchmarks import shape
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 9, "Measurements of each; an odd number.", lower_bound=1)
@@ -38,6 +46,11 @@ _NUM_VECTORS = 6  # parameters, up to four slots, gradient
 _WORD = 4
 
 Vectors = list[np.ndarray]
+
+_RULE = rules.RMSProp(rho=0.9, momentum=0.9)  # the paper's
+_PUSHES = (1, 2)
+_INITIAL = {1: 1.0, 2: 0.0}
+_BYTES_APPLIED = 6 * _WORD
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,8 @@ def all_kernels() -> list[Kernel]:
         Kernel("narrow", _WORD + 2, {}, lambda v: kernels.narrow(v[0], v[1].view(np.uint16)[: v[0].size])),
         Kernel("num_non_finite", _WORD, {}, lambda v: kernels.num_non_finite(v[0])),
     ]
-    return [triad, *(_update(name, kind()) for name, kind in rules.BY_NAME.items()), *others]
+    applied = [kernel(count) for count in _PUSHES for kernel in (_copied, _logged)]
+    return [triad, *(_update(name, kind()) for name, kind in rules.BY_NAME.items()), *others, *applied]
 
 
 def _update(name: str, rule: rules.Rule) -> Kernel:
@@ -88,6 +102,35 @@ def _update(name: str, rule: rules.Rule) -> Kernel:
         update(v[0], v[1 : 1 + num_slots], v[-1], 1e-3, 1e-4, 0.0, 1)
 
     return Kernel(name, (2 * (1 + num_slots) + 1) * _WORD, {1 + i: value for i, value in enumerate(slots)}, run)
+
+
+def _copied(num_pushes: int) -> Kernel:
+    update, saved = kernels.update_for(_RULE), np.empty((3, BLOCK_ELEMENTS), np.float32)
+
+    def run(v: Vectors) -> None:
+        for start in range(0, v[0].size, BLOCK_ELEMENTS):
+            w, *slots = (vector[start : start + BLOCK_ELEMENTS] for vector in v[:3])
+            for room, vector in zip(saved, (w, *slots), strict=True):
+                room[: w.size] = vector
+            for gradient in _gradients(v, num_pushes):
+                update(w, slots, gradient[start : start + w.size], 1e-3, 1e-4, 0.0, 1)
+
+    return Kernel(f"copied, {num_pushes}", _BYTES_APPLIED, _INITIAL, run)
+
+
+def _logged(num_pushes: int) -> Kernel:
+    update, saved = kernels.logged_update_for(_RULE), np.empty(3 * LOGGED_ELEMENTS, np.float32)
+    progress = np.zeros(3, np.uint64)
+
+    def run(v: Vectors) -> None:
+        rates, steps = (1e-3,) * num_pushes, (1,) * num_pushes
+        update((v[0], v[1], v[2]), _gradients(v, num_pushes), rates, steps, (1e-4, 0.0), (saved, progress), 0)
+
+    return Kernel(f"logged, {num_pushes}", _BYTES_APPLIED, _INITIAL, run)
+
+
+def _gradients(v: Vectors, num_pushes: int) -> list[np.ndarray]:
+    return [vector.view(np.uint16)[: vector.size] for vector in v[-num_pushes:]]
 
 
 class Bench:
@@ -154,13 +197,17 @@ def _main() -> None:
     print(f"vectors of {num_elements:,} float32; median of {_REPETITIONS.value}")
     headings = [f"GB/s, threads: {n}" for n in threads]
     print(f"{'':<16}" + "".join(f"{heading:>20} {'of triad':>9}" for heading in headings))
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, by_threads in measured.items():
         fractions = {n: by_threads[n] / measured["triad"][n] for n in threads}
         print(f"{name:<16}" + "".join(f"{by_threads[n]:>20.1f} {fractions[n]:>9.0%}" for n in threads))
         result[name] = {
             str(n): {"gb_per_s": round(by_threads[n], 2), "of_triad": round(fractions[n], 3)} for n in threads
         }
+    result["logged_of_copied"] = {
+        str(count): round(measured[f"copied, {count}"][1] / measured[f"logged, {count}"][1], 3) for count in _PUSHES
+    }
+    print(f"logged in parts of copied, by pushes: {result['logged_of_copied']}")
     print(f"RESULT {json.dumps(result)}", flush=True)
 
 

@@ -116,6 +116,7 @@ def test_whole_step(run: Run) -> None:
 def test_kernels(run: Run) -> None:
     result = run("kernels", "--repetitions=1", "--elements=300000")
     assert set(BY_NAME) | {"triad"} <= set(result)
+    assert all(part > 0 for part in result["logged_of_copied"].values())
 
 
 @pytest.mark.process

@@ -9,4 +9,5 @@ from tests.benchmarks.cluster import RULE
 if __name__ == "__main__":
     kernels.load(with_average=True)
     kernels.update_for(RULE)
+    kernels.logged_update_for(RULE)
     ps.main()

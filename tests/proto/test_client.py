@@ -78,6 +78,12 @@ def test_an_answer_that_is_not_grpcs_has_the_status_that_grpc_gives_it(status: s
     assert failure(headers.write(1, [(":status", status)], end=False) + page).code() is code
 
 
+@pytest.mark.parametrize("status", ["\xb2", "9" * 5000, "-1", "99", ""])
+def test_a_status_that_nobody_knows_is_unknown(status: str) -> None:
+    begin, end = headers.write(1, [(":status", "200")], end=False), [("grpc-status", status)]
+    assert failure(begin + headers.write(1, end, end=True)).code() is grpc.StatusCode.UNKNOWN
+
+
 @pytest.mark.parametrize(
     ("last", "message"),
     [(0, "goes away and has not looked at the call"), (1, "Socket closed")],

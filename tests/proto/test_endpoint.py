@@ -326,6 +326,19 @@ def test_frames_are_small_until_a_call_is_admitted_and_the_peer_knows() -> None:
         assert caught.value.code is ErrorCode.FRAME_SIZE_ERROR
 
 
+def test_whoever_calls_again_and_again_may_open_windows_each_time() -> None:
+    """grpcio does so twice for a small call."""
+    side = Side()
+    side.greet()
+    for number in range(1, 6001, 2):
+        side.feed(headers.write(number, REQUEST, end=True))
+        side.feed(2 * frames.window_update(0, 5))
+        side.begun[-1].is_answered = True
+        side.endpoint.streams.forget(side.begun[-1])
+    with pytest.raises(ProtocolError, match="too many frames"):
+        side.feed(1001 * frames.window_update(0, 5))
+
+
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n123456", frames.PREFACE + frame(frames.PING, 0, 0, bytes(8))])
 def test_a_connection_that_does_not_begin_as_it_must_ends(data: bytes) -> None:
     with pytest.raises(ProtocolError):

@@ -37,6 +37,9 @@ class Script:
         self.read_into(view[:1])
         return 1
 
+    def read_ahead(self, view: memoryview) -> bool:
+        return False
+
     def send(self, buffers: Sequence[Buffer]) -> None:
         self.sent += b"".join(buffers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downpour.proto import client, frames, headers, server, server_connection
+from downpour.proto import calls, client, frames, headers, server, server_connection
 from downpour.proto.assembly import MAX_MESSAGE_BYTES
 from downpour.proto.client import Channel
 from downpour.proto.security import Gate, Security
@@ -304,3 +305,42 @@ def test_nothing_is_left_of_many_connections(served: Server, channel: Channel) -
         other.close()
     wait_until(lambda: num_connections(served) == 1, "the end of the others")
     wait_until(lambda: threading.active_count() <= before + 8, "the end of their threads")
+
+
+def test_it_ends_in_time_though_a_caller_does_not_read(service: Service) -> None:
+    served = Server(service.handler(), "127.0.0.1", 0, 8)
+    with socket.create_connection(("127.0.0.1", served.port)) as raw:
+        request = b"16000000 " * 3
+        windows = frames.settings({frames.INITIAL_WINDOW_SIZE: frames.MAX_WINDOW}) + frames.window_update(0, 1 << 30)
+        raw.sendall(frames.PREFACE + windows + begin("/Service/Sizes"))
+        raw.sendall(frames.frame(frames.DATA, frames.END_STREAM, 1, message(request)))
+        wait_until(lambda: service.answering == 1, "the answer")
+        time.sleep(0.2)  # until the kernel's buffers are full
+        begin_s = time.monotonic()
+        assert served.stop(0.3).wait(10)
+        assert time.monotonic() - begin_s < 5
+
+
+def test_a_connection_is_idle_from_the_end_of_its_last_call(
+    served: Server, service: Service, channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_connection, "IDLE_S", 1.5)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(channel.unary_unary("/Service/Hold", bytes, bytes), b"", timeout=30)
+        wait_until(lambda: service.holding == 1, "the call that is held")
+        time.sleep(3.0)
+        service.let_go.set()
+        assert held.result() == b"held"
+    time.sleep(1.1)  # in which the connection is looked at
+    assert num_connections(served) == 1
+    wait_until(lambda: num_connections(served) == 0, "its end")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_call_that_cannot_be_looked_at_leaves_nothing(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, contextlib.closing(Channel(f"127.0.0.1:{served.port}")) as channel:
+        assert echo(channel) == b"x"
+        patch.setattr(calls.Call, "refusal", lambda _: 1 / 0)
+        with pytest.raises(grpc.RpcError):
+            echo(channel)
+        wait_until(lambda: num_connections(served) == 0, "the end of the connection")

@@ -103,12 +103,14 @@ class Scenario:
         layout: Of the only shard.
         exact: The pushes of a round come at once, each from a thread; then all numbers are whole ones and none depends
             on the order.
+        has_average: Whether an average is kept; without one the compiled loops save what they change.
     """
 
     pace: Mode
     rounds: Sequence[Sequence[Sent]]
     layout: Layout = LAYOUT
     exact: bool = False
+    has_average: bool = True
 
 
 _INTERLEAVED = [[Sent(0, 1, 0), Sent(1, 1, 0, factored=False)], [Sent(0, 2, 2)]]
@@ -118,14 +120,17 @@ SCENARIOS = {
     # The last one is dropped: too stale.
     "async": Scenario(Async(), [[Sent(0, 1, 0)], [Sent(1, 1, 0, factored=False)], [Sent(0, 2, 1)], [Sent(1, 2, 0)]]),
     "interleaved": Scenario(Async(), _INTERLEAVED),
+    "without average": Scenario(Async(), _INTERLEAVED, has_average=False),
     "sync": Scenario(Sync(2), _SYNC),
     "constrained": Scenario(Async(), _INTERLEAVED, CONSTRAINED),
+    "constrained without average": Scenario(Async(), _INTERLEAVED, CONSTRAINED, has_average=False),
     "constrained sync": Scenario(Sync(2), _SYNC, CONSTRAINED),
     # From versions so late that nothing is stale.
     "at once": Scenario(
         Async(),
         [[Sent(worker, sequence, 99, worker != 1) for worker in range(4)] for sequence in range(1, 7)],
         exact=True,
+        has_average=False,
     ),
 }
 
@@ -170,7 +175,7 @@ def new_arena(path: Path | None, scenario: Scenario) -> Arena:
         layout=layout.canonical,
         rule=to_message(SGD() if scenario.exact else RMSProp(momentum=0.9)),
         schedule=to_message(Constant(1.0) if scenario.exact else StaircaseExponential(0.1, 0.5, 2)),
-        average=None if scenario.exact else to_message(Polyak(0.75)),
+        average=to_message(Polyak(0.75)) if scenario.has_average else None,
         pace=to_message(scenario.pace),
         num_workers=2,
     )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from downpour.proto import codec
 from downpour.ps import kernels
+from downpour.ps.loops import LOGGED_ELEMENTS
 from downpour.ps.named import to_message
 from downpour.ps.rules import KerasAdam, Rule
 
@@ -70,6 +71,32 @@ def test_gradients_in_bfloat16_give_the_bits_of_widened_ones(rule: Rule, shift: 
         results.append([w, *slots])
     np.testing.assert_array_equal(*results)
     assert not np.array_equal(results[0][0], start)
+
+
+@pytest.mark.parametrize("rule", kernels._all_rules(), ids=repr)
+@pytest.mark.parametrize("wire", [np.float32, np.uint16])
+def test_logged_updates_have_the_bits_of_the_others_and_save_the_last_run(rule: Rule, wire: type) -> None:
+    size, first = 2 * LOGGED_ELEMENTS + 7, 1000
+    rng = np.random.default_rng(4)
+    gradients = [rng.standard_normal(size).astype(np.float32) for _ in range(3)]
+    if wire is np.uint16:
+        wide, gradients = gradients, [np.empty(size, np.uint16) for _ in gradients]
+        for values, narrow in zip(wide, gradients, strict=True):
+            kernels.narrow(values, narrow)
+    rates, steps, decays = (0.1, 0.05, 0.2), (1, 1, 2), (1e-3, 1e-4)
+    w = rng.standard_normal(size).astype(np.float32)
+    slots = [np.full(size, value, np.float32) for value in rule.slots.values()]
+    expected, update = [w.copy(), *(slot.copy() for slot in slots)], kernels.update_for(rule)
+    for gradient, rate, step in zip(gradients, rates, steps, strict=True):
+        update(expected[0], expected[1:], gradient, rate, *decays, step)
+    before = [vector[-7:].copy() for vector in (w, *slots)]
+
+    saved, progress = np.zeros(4 * LOGGED_ELEMENTS, np.float32), np.array([0, 0, first], np.uint64)
+    kernels.logged_update_for(rule)((w, *slots), gradients, rates, steps, decays, (saved, progress), first)
+    for mine, theirs in zip((w, *slots), expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert progress.tolist() == [first + size - 7, first + size, first + size]
+    np.testing.assert_array_equal(saved[: 7 * len(before)].reshape(-1, 7), before)
 
 
 def test_statistics_may_come_in_any_wire_dtype() -> None:

@@ -32,8 +32,8 @@ EXPECTED = {
     *("arena.emptied", "arena.reserved", "arena.described", "arena.slots", "arena.averaged", "arena.complete"),
     *("ledger.reopened", "ledger.incarnation", "ledger.begun", "ledger.dropped", "ledger.counted"),
     *(f"bookkeeping.{when}" for when in ("described", "armed", "changed", "disarmed")),
-    *(f"step.{when}" for when in ("copied", "described", "armed", "changed", "disarmed")),
-    *("apply.decoded", "apply.updated", "apply.advanced", "apply.skipped", "update.unconstrained"),
+    *(f"step.{when}" for when in ("described", "armed", "copied", "saved", "changed", "advanced", "disarmed")),
+    *("apply.decoded", "apply.updated", "apply.logged", "apply.advanced", "apply.skipped", "update.unconstrained"),
     *("sync.arrived", "sync.summed", "sync.completed", "sync.updated", "sync.version"),
     *("complete.counted", "complete.version", "complete.ledger", "finish.done"),
     *(f"storage.{when}" for when in ("opened", "piece", "flushed", "written", "renamed", "synced")),
@@ -212,7 +212,7 @@ def test_killed_at_each_passing_of_each_point(killer: Killer, scenario: str) -> 
 
 @ALL_IN_ORDER
 def test_killed_again_during_recovery(killer: Killer, scenario: str) -> None:
-    middle = {"ledger.incarnation", "complete.ledger", "apply.advanced", "sync.summed", "sync.updated"}
+    middle = {"ledger.incarnation", "complete.ledger", "step.saved", "sync.summed", "sync.updated"}
     seen = kill_twice(killer, scenario, [point for point in killer.passed[scenario] if point in middle])
     expected = {"undo.vector", "undo.vectors", "undo.counters", "undo.ledger", "undo.disarmed"}
     assert seen == expected | ({"undo.round"} if scenario in ("sync", "constrained sync") else set())
@@ -252,7 +252,7 @@ def test_killed_again_and_again(killer: Killer, scenario: str) -> None:
 
 
 @pytest.mark.parametrize("passing", [1, 9, 25])
-@pytest.mark.parametrize("point", ["step.copied", "step.armed", "apply.updated", "apply.advanced", "step.changed"])
+@pytest.mark.parametrize("point", ["step.armed", "apply.decoded", "apply.logged", "apply.advanced", "step.changed"])
 def test_killed_while_pushes_come_at_once(killer: Killer, point: str, passing: int) -> None:
     """Steps of several threads are cut off together; the numbers do not depend on the order of pushes."""
     for kills in (1, 2):
