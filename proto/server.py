@@ -35,7 +35,7 @@ _MAX_STRANGERS, _MAX_STRANGERS_OVER_TLS = 256, 128  # of 15 KB, and of 60 KB
 _SPARE_FILES = 512  # of the process, beside those: strangers' connections, the arena, checkpoints
 _FREE_BUFFERS = 12  # of all sizes
 _BACKLOG = 512
-_THREAD_IDLE_S = 10.0  # after which a thread of the pool ends
+_THREAD_IDLE_S = 10.0  # between looks whether threads of the pool have been too many
 _END_S = 2.0  # in which the threads of connections end that have been shut down
 
 
@@ -91,6 +91,7 @@ class Server:
         # Guarded by `_changed`.
         self._connections: set[ServerConnection] = set()  # from which a call has been admitted
         self._num_jobs = self._num_threads = 0
+        self._most_lately, self._most_until = 0, 0.0  # jobs at one time since then, for each a thread
         self._stopping: threading.Event | None = None
         try:
             listener = _listen(host.strip("[]"), port)
@@ -135,6 +136,7 @@ class Server:
             if self._num_threads < min(self._num_jobs + 1, self._most_threads) and not self._add_thread():
                 return False
             self._num_jobs += 1
+            self._most_lately = max(self._most_lately, min(self._num_jobs, self._most_threads))
         self._jobs.put(job)
         return True
 
@@ -149,7 +151,7 @@ class Server:
         return True
 
     def _work(self) -> None:
-        while job := self._next_job():
+        while job := self._jobs.get():
             try:
                 job()
             except Exception:  # the thread is for others, too
@@ -158,16 +160,15 @@ class Server:
                 self._num_jobs -= 1
                 self._changed.notify_all()
 
-    def _next_job(self) -> Callable[[], None] | None:
-        """What a thread of the pool does next; None when it ends, since there is too little to do for it."""
-        while True:
-            try:
-                return self._jobs.get(timeout=_THREAD_IDLE_S)
-            except queue.Empty:
-                with self._changed:
-                    if self._num_jobs < self._num_threads:  # there is another for each
-                        self._num_threads -= 1
-                        return None
+    def _end_threads(self, now: float) -> None:
+        """Ends as many threads of the pool as there have been too many for a while."""
+        with self._changed:
+            if now < self._most_until:
+                return
+            for _ in range(self._num_threads - self._most_lately):
+                self._num_threads -= 1
+                self._jobs.put(None)
+            self._most_lately, self._most_until = self._num_jobs, now + _THREAD_IDLE_S
 
     def _stop(self, grace_s: float) -> None:
         assert self._stopping is not None
@@ -228,6 +229,7 @@ class Server:
     def _look_after(self) -> None:
         self.gate.log()
         now = time.monotonic()
+        self._end_threads(now)
         for connection in self._members():
             connection.look_after(now)
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downpour.proto import calls, client, frames, headers, server, server_connection
+from downpour.proto import acceptor, calls, client, frames, headers, server, server_connection
 from downpour.proto.assembly import MAX_MESSAGE_BYTES
 from downpour.proto.client import Channel
 from downpour.proto.security import Gate, Security
@@ -288,6 +288,7 @@ def test_garbage_ends_nothing_but_its_connection(
 
 def test_threads_that_have_nothing_to_do_end(served: Server, channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_THREAD_IDLE_S", 0.2)
+    monkeypatch.setattr(acceptor, "_LOOK_AFTER_S", 0.05)
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
             sent = [pool.submit(echo, channel, pattern(size)) for size in range(50)]
