@@ -31,7 +31,7 @@ from downpour.proto.sockets import host_and_port
 
 CALLS_PER_THREAD = 8  # that run or wait; more are refused and come again
 _MAX_CONNECTIONS = 2048  # from which calls have been admitted
-_MAX_STRANGERS, _MAX_STRANGERS_OVER_TLS = 256, 128  # of 15 KB, and of 60 KB
+_MAX_STRANGERS, _MAX_STRANGERS_OVER_TLS = 256, 128  # of 30 KB, and of 110 KB
 _SPARE_FILES = 512  # of the process, beside those: strangers' connections, the arena, checkpoints
 _FREE_BUFFERS = 12  # of all sizes
 _BACKLOG = 512
@@ -84,7 +84,6 @@ class Server:
         self._most_jobs = CALLS_PER_THREAD * num_threads
         self._most_threads = num_threads
         self._most_connections = max_connections()
-        self._most_strangers = max_strangers(with_tls=security.certificates is not None)
         self._jobs = queue.SimpleQueue[Callable[[], None] | None]()  # for a thread; None ends one
         self.buffers = Buffers(_FREE_BUFFERS)
         self._changed = threading.Condition()
@@ -101,9 +100,8 @@ class Server:
                 "give another --port (0 lets the kernel choose)"
             ) from None
         self.port: int = listener.getsockname()[1]
-        self._acceptor = Acceptor(
-            listener, self._connect, self._admit, self._look_after, self.gate, most=self._most_strangers
-        )
+        most = max_strangers(with_tls=security.certificates is not None)
+        self._acceptor = Acceptor(listener, self._connect, self._admit, self._look_after, self.gate, most)
         self._acceptor.start()
 
     def stop(self, grace_s: float | None) -> threading.Event:

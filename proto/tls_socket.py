@@ -25,6 +25,7 @@ from downpour.proto.sockets import Buffer, Closed, PlainSocket
 # Encrypted or received at a time. 2^16 takes a tenth more of an exchange's processor time, 2^18 no less, and memory.
 _PIECE = 1 << 17
 _FIRST_PIECE = 1 << 11  # until something longer is read or sent: a connection may be a stranger's
+_HANDSHAKE_BYTES = 1 << 15  # that a peer may send in it: OpenSSL would keep certificates of 100 KB
 _OVERHEAD = 1 << 10  # what its records add to a piece
 _SMALL = 1 << 12
 _PROTOCOL = b"h2"
@@ -100,6 +101,7 @@ class TlsSocket:
         self._lock = threading.Lock()  # guards it
         self._ahead = b""  # a byte that `is_quiet` found
         self._server_name = server_name
+        self._num_shaken = 0  # bytes of the handshake that have come
         self.names: list[str] = []
 
     def shake_hands(self) -> None:
@@ -115,7 +117,9 @@ class TlsSocket:
                 self._tls.do_handshake()
             except SSL.WantReadError:
                 self._flush()
-                self._receive()
+                self._num_shaken += self._receive()
+                if self._num_shaken > _HANDSHAKE_BYTES:
+                    raise TlsError("HANDSHAKE_TOO_LONG") from None
             except SSL.Error as error:
                 with contextlib.suppress(OSError):  # the alert that says why
                     self._flush()
@@ -213,12 +217,13 @@ class TlsSocket:
             if count < len(self._tls.outgoing):
                 return
 
-    def _receive(self) -> None:
-        """Nothing is left of what came before."""
+    def _receive(self) -> int:
+        """Nothing is left of what came before; how many bytes have come."""
         room = self._tls.room()
         count = self._plain.read_now(room)
         with self._lock:
             self._tls.give(count)
+        return count
 
 
 class _InMemory(SSL.Connection):

@@ -127,3 +127,14 @@ def test_a_peer_that_takes_its_leave_has_closed(folder: Path) -> None:
                 shard.result().read_into(got)
             assert got[:4] == b"last"
             far.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_handshake_that_does_not_end_is_broken_off(folder: Path) -> None:
+    """Records that are announced as parts of one long message, which OpenSSL would keep."""
+    hello = b"\x01" + (90_000).to_bytes(3, "big") + bytes(16_000)
+    record = b"\x16\x03\x01" + (16_004).to_bytes(2, "big") + hello
+    more = b"\x16\x03\x01" + (16_000).to_bytes(2, "big") + bytes(16_000)
+    with connected() as (near, far):
+        near.sendall(record + 3 * more)
+        with pytest.raises(TlsError, match="HANDSHAKE_TOO_LONG"):
+            shaken(Certificates(folder / "ps", "ps"), PlainSocket(far), None)
