@@ -3,9 +3,9 @@
 One thread reads what they say without waiting for any of them, so a stranger costs a few kilobytes and no thread. Their
 number is limited: where there is no room, the oldest of the address with the most of them makes it, once it has had a
 second. Each has a deadline for its handshake, and one for its first call. After a burst all of them together get a part
-of one processor.
+of one processor, of which members that are ended for what they sent have used up some: they may come again.
 
-Threads: one of its own; `stop` is for any.
+Threads: one of its own; `stop` and `charge` are for any.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _FAREWELL_S = 1.0  # in which a stranger may read why its connection ends
 
 # Processor seconds that strangers may use at once, and in a second; what members have used is given back.
 _BURST_S, _SHARE = 0.5, 0.05
+_MAX_DEBT_S = 0.25  # that members may cause, so that nobody waits longer than a few seconds for them
 
 _TICK_S = 0.25  # between looks at deadlines
 _LOOK_AFTER_S = 1.0  # between looks at connections that have been admitted
@@ -85,6 +86,7 @@ class Acceptor:
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._is_stopping = False
+        self._charges = collections.deque[float]()  # processor seconds
         self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
         # The thread's own.
         self._strangers: dict[ServerConnection, _Stranger] = {}  # in the order in which they came
@@ -107,6 +109,10 @@ class Acceptor:
         self._thread.join()
         self._wake.close()
         self._woken.close()  # only now: the thread may have ended by itself before it was woken
+
+    def charge(self, seconds: float) -> None:
+        """Strangers get so much less processor time."""
+        self._charges.append(seconds)
 
     def _run(self) -> None:
         looked_at = tick_at = time.monotonic()
@@ -131,13 +137,13 @@ class Acceptor:
         ready, self._unfinished = self._unfinished, set()
         for key, _ in self._selector.select(0.0 if ready else wait_s):
             if key.fileobj is self._listener:
-                if self._credit_s >= 0:
+                if self._has_credit():
                     self._accept()
             elif isinstance(key.fileobj, ServerConnection):
                 ready.add(key.fileobj)
         present = [connection for connection in ready if connection in self._strangers]  # others have made room
         for connection in sorted(present, key=lambda one: self._strangers[one].used_s):
-            if self._credit_s < 0 or not self._go_on(connection):
+            if not self._has_credit() or not self._go_on(connection):
                 self._unfinished.add(connection)
 
     def _accept(self) -> None:
@@ -257,12 +263,18 @@ class Acceptor:
             stranger.used_s += cost_s
             self._credit_s -= cost_s
 
+    def _has_credit(self) -> bool:
+        while self._charges:
+            left_s = self._credit_s - self._charges.popleft()
+            self._credit_s = min(self._credit_s, max(left_s, -_MAX_DEBT_S))
+        return self._credit_s >= 0
+
     def _rest(self) -> None:
         """Waits if strangers have had more than their part of a processor."""
         now = time.monotonic()
         self._credit_s = min(_BURST_S, self._credit_s + _SHARE * (now - self._credit_at))
         self._credit_at = now
-        if self._credit_s < 0:
+        if not self._has_credit():
             with selectors.DefaultSelector() as waiting:
                 waiting.register(self._woken, selectors.EVENT_READ)
                 waiting.select(min(_LOOK_AFTER_S, -self._credit_s / _SHARE))

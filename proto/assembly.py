@@ -181,9 +181,9 @@ class Inbox:
         self.error: Unreadable | None = None
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a message may be taken."""
-        return bool(self._ready)
+    def has_next(self) -> bool:
+        """Whether a message may be taken, or none can be put together."""
+        return bool(self._ready) or self.error is not None
 
     @property
     def has_first(self) -> bool:
@@ -264,4 +264,4 @@ class Inbox:
         data.release()
         del self._spilled[:used]
         self.held -= used
-        return bool(self._ready) or self.error is not None
+        return self.has_next

@@ -51,8 +51,8 @@ class Caller(Protocol):
     peer: str
     names: list[str]
 
-    def broke_the_protocol(self) -> None:
-        """A call of it does not follow the protocol; whoever makes many of them is ended."""
+    def broke_the_protocol(self, cost_s: float) -> None:
+        """A call of it, of so many processor seconds, does not follow the protocol; who makes many of them is ended."""
 
 
 class Call:
@@ -121,6 +121,7 @@ class Call:
 
     def run(self) -> None:
         """Runs the call to its end."""
+        began_s = time.thread_time()
         try:
             self._run()
         except _Aborted:
@@ -128,7 +129,7 @@ class Call:
         except DownpourError as error:
             self._gate.refused(error)
             if isinstance(error, MalformedChunk):
-                self._caller.broke_the_protocol()
+                self._caller.broke_the_protocol(time.thread_time() - began_s)
             self._status, self._words = error.status, str(error)
             self._trailing = ((ERROR_KEY, type(error).__name__),)
         except TooLarge as error:  # the answer
@@ -217,7 +218,7 @@ class Call:
         last = answer(number, self._status, self._words, self._trailing, begun=self._sent or has_reply)
         if not self._stream.is_whole:  # nobody reads the rest
             last += frames.reset(number, ErrorCode.NO_ERROR)
-        if self._stream.reset is None or isinstance(self._stream.reset, Unreadable):
+        if self._stream.reset is None:
             with contextlib.suppress(OSError, BrokenOff):  # the caller has gone
                 if has_reply:
                     self._send(self._reply, last)

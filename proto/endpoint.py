@@ -110,7 +110,7 @@ class Endpoint:
         if not self._unread:
             return self._room[self._filled :]
         stream = self.reading
-        self._is_wanted = stream is not None and stream.reset is None
+        self._is_wanted = stream is not None and stream.reset is None and stream.inbox.error is None
         if stream is not None and self._is_wanted:
             return stream.inbox.room(self._unread)
         return _SCRATCH[: self._unread]
@@ -201,7 +201,6 @@ class Endpoint:
         stream = self.reading
         if stream is not None and self._is_wanted:
             if stream.inbox.took(count) or not stream.inbox.is_wanted:
-                stream.reset = stream.reset or stream.inbox.error
                 self.streams.events.append((Event.CHANGED, stream))
         if not self._unread:
             self._end_messages()

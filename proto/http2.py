@@ -17,7 +17,7 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 
-from downpour.proto.assembly import PREFIX_BYTES, Buffers, Unreadable, check_length
+from downpour.proto.assembly import PREFIX_BYTES, Buffers, check_length
 from downpour.proto.endpoint import Endpoint
 from downpour.proto.frames import DATA, END_STREAM, ErrorCode, head
 from downpour.proto.sockets import Buffer, Socket
@@ -151,14 +151,15 @@ class Connection:
         """
         with self.lock:
             while (got := stream.inbox.take()) is None:
-                stream.reset = stream.reset or stream.inbox.error
-                if stream.reset is not None and (not stream.is_whole or isinstance(stream.reset, Unreadable)):
+                if stream.inbox.error is not None:
+                    raise stream.inbox.error
+                if stream.reset is not None and not stream.is_whole:
                     raise stream.reset
                 if stream.is_whole:
                     if stream.inbox.is_inside:
                         raise Ended("the stream ended inside a message")
                     return None
-                self.wait(stream, lambda: stream.inbox.is_ready or stream.is_whole or stream.reset is not None)
+                self.wait(stream, lambda: stream.inbox.has_next or stream.is_whole or stream.reset is not None)
             self.streams.grant(stream)
         self.flush()
         return got[0], memoryview(got[0] or b"")[: got[1]]

@@ -138,6 +138,10 @@ class Server:
         self._jobs.put(job)
         return True
 
+    def charge(self, seconds: float) -> None:
+        """A connection has cost so much processor time that is ended for what it has sent; strangers get less."""
+        self._acceptor.charge(seconds)
+
     def _add_thread(self) -> bool:
         """Whether there is a thread at least; called with the lock held."""
         try:

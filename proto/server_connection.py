@@ -60,6 +60,9 @@ class Host(Protocol):
     def run(self, job: Callable[[], None]) -> bool:
         """Has a thread of the pool do something; false if there is too much to do, or the server stops."""
 
+    def charge(self, seconds: float) -> None:
+        """A connection has cost so much processor time that is ended for what it has sent; strangers get less."""
+
 
 class ServerConnection(Connection):
     """One connection.
@@ -99,6 +102,8 @@ class ServerConnection(Connection):
         self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream
         self._given: set[int] = set()  # streams whose calls the pool has
         self._is_leaving = False
+        self._nonsense_s = 0.0  # processor seconds of calls that did not follow the protocol
+        self._is_ended = False  # for what it has sent
 
     # As a stranger.
 
@@ -160,12 +165,13 @@ class ServerConnection(Connection):
             raise self._failed
         except ProtocolError as error:
             reason = error
-            self._host.gate.connection_malformed()
-            self.say_goodbye(error.code)
+            self._end_for(error)
             self._linger()
         except OSError:  # it has ended
             pass
         finally:
+            if self._is_ended:  # or it comes again, and costs as much again
+                self._host.charge(time.thread_time() + self._nonsense_s)
             self.close(reason)
 
     def close(self, reason: Exception) -> None:
@@ -190,14 +196,14 @@ class ServerConnection(Connection):
         with contextlib.suppress(OSError):
             self.send(frames.goaway(MAX_WINDOW, ErrorCode.NO_ERROR))
 
-    def broke_the_protocol(self) -> None:
+    def broke_the_protocol(self, cost_s: float) -> None:
         """See `calls.Caller`."""
         try:
             with self.lock:
+                self._nonsense_s += cost_s
                 self.streams.budget.spend(REFUSAL_COST, "calls that do not follow the protocol")
         except ProtocolError as error:
-            self._host.gate.connection_malformed()
-            self.say_goodbye(error.code)
+            self._end_for(error)
             self.shut_down()
 
     def shut_down(self) -> None:
@@ -308,6 +314,15 @@ class ServerConnection(Connection):
 
     def _is_idle(self, now: float) -> bool:
         return not self.streams.open and now - self._used_at > IDLE_S
+
+    def _end_for(self, error: ProtocolError) -> None:
+        """Tells a member why its connection ends, once."""
+        with self.lock:
+            if self._is_ended:
+                return
+            self._is_ended = True
+        self._host.gate.connection_malformed()
+        self.say_goodbye(error.code)
 
     def _leave(self) -> None:
         with self.lock:

@@ -80,7 +80,7 @@ class Stream:
     headers: Fields = ()
     has_headers: bool = False
     is_whole: bool = False
-    reset: Exception | None = None
+    reset: Ended | None = None
     is_reset_by_peer: bool = False
     is_answered: bool = False
     announced: int | None = None
@@ -139,15 +139,15 @@ class Streams:
     def want(self, stream: Stream) -> None:
         """Begins to take a stream's messages."""
         stream.inbox.want()
-        stream.reset = stream.reset or stream.inbox.error
         self.grant(stream)
 
     def grant(self, stream: Stream) -> None:
         """Lets the peer send more of a stream when there is room for half a window."""
-        if stream.inbox.is_wanted and not stream.is_whole and not stream.is_answered:
-            more = self._limits.wanted_window - stream.inbox.window - stream.inbox.held
+        inbox = stream.inbox
+        if inbox.is_wanted and inbox.error is None and not stream.is_whole and not stream.is_answered:
+            more = self._limits.wanted_window - inbox.window - inbox.held
             if more >= self._limits.wanted_window // 2:
-                stream.inbox.window += more
+                inbox.window += more
                 self.answer(frames.window_update(stream.number, more))
 
     def take_window(self, stream: Stream, wanted: int) -> int:

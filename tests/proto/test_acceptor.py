@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import itertools
 import selectors
 import socket
 import threading
@@ -366,3 +368,31 @@ def test_calls_that_make_no_sense_end_their_connection_in_time(served: Server, s
     assert b"grpc-status\x013" in got  # INVALID_ARGUMENT
     assert b"\x00\x00\x00\x0b" in got[-13:]  # ENHANCE_YOUR_CALM
     assert gate.counts().refused_malformed >= 100 and gate.counts().connections_malformed == 1
+
+
+def test_members_that_talk_nonsense_come_again_more_slowly(
+    served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What their calls have cost is what strangers get less, though not for ever."""
+    monkeypatch.setattr(acceptor, "_BURST_S", 0.0)
+    stop = threading.Event()
+
+    def talk() -> None:
+        calls = GREETING + b"".join(call(n) + data(n, b"nonsense") for n in range(1, 61, 2))
+        while not stop.is_set():
+            with connect(served, calls) as raw, contextlib.suppress(OSError):
+                for n in itertools.count(61, 2):
+                    raw.sendall(call(n) + data(n, b"nonsense"))
+                    raw.recv(1 << 16)
+
+    talking = threading.Thread(target=talk)
+    talking.start()
+    time.sleep(3.0)
+    num_ended = gate.counts().connections_malformed
+    began = time.monotonic()
+    assert ask(served) == b"x"
+    waited_s = time.monotonic() - began
+    stop.set()
+    talking.join()
+    assert 0 < num_ended <= 40  # 200 where nothing is charged
+    assert waited_s < 10

@@ -345,3 +345,18 @@ def test_a_call_that_cannot_be_looked_at_leaves_nothing(served: Server, monkeypa
         with pytest.raises(grpc.RpcError):
             echo(channel)
         wait_until(lambda: num_connections(served) == 0, "the end of the connection")
+
+
+@pytest.mark.parametrize("rest", [b"\1\0\0\0\5", b"\0\x7f\xff\xff\xff"], ids=["compressed", "too long"])
+def test_what_cannot_be_read_ends_no_answer_to_what_came_before(
+    served: Server, rest: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shard logged a traceback for each such call, and did not answer."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as raw:
+        raw.sendall(frames.PREFACE + frames.settings({}) + begin("/Service/Echo"))
+        raw.sendall(frames.frame(frames.DATA, frames.END_STREAM, 1, b"\0\0\0\0\3abc" + rest))
+        got = b""
+        while b"grpc-status\x010" not in got:
+            got += raw.recv(1 << 16) or pytest.fail(f"no answer: {got!r}")
+    assert b"\0\0\0\0\3abc" in got
+    assert not caplog.records

@@ -86,7 +86,7 @@ class Found:
         return {key: _plain(value) for key, value in asdict(self).items()}
 
 
-def measure(scene: Scene, attack: Attack, way: Way, seconds: float, slice_s: float) -> Found:
+def measure(scene: Scene, attack: Attack, way: Way, seconds: float, slice_s: float, rest_s: float) -> Found:
     """Attacks, and ends the training.
 
     Args:
@@ -94,12 +94,13 @@ def measure(scene: Scene, attack: Attack, way: Way, seconds: float, slice_s: flo
         attack: What is done.
         way: Of coming.
         seconds: Of attack, all slices together.
-        slice_s: Of one slice, and of the undisturbed ones between them.
+        slice_s: Of one slice.
+        rest_s: Of the undisturbed ones around them.
     """
     found = Found(attack.name, way.name)
     num_lines = scene.num_log_lines()
     with scarcity(scene, attack), Watch(scene, _KNOCK_EVERY_S, _GIVE_UP_AFTER_S) as watch:
-        slices, done = _take_turns(scene, attack, way, watch, round(seconds / slice_s), slice_s)
+        slices, done = _take_turns(scene, attack, way, watch, round(seconds / slice_s), slice_s, rest_s)
     found.done = dict(done)
     _take_held(found, scene, watch, slices)
     found.log_lines = scene.num_log_lines() - num_lines
@@ -120,16 +121,16 @@ def scarcity(scene: Scene, attack: Attack) -> contextlib.AbstractContextManager[
 
 
 def _take_turns(
-    scene: Scene, attack: Attack, way: Way, watch: Watch, number: int, slice_s: float
+    scene: Scene, attack: Attack, way: Way, watch: Watch, number: int, slice_s: float, rest_s: float
 ) -> tuple[list[Slice], collections.Counter[str]]:
     """So many attacked slices with undisturbed ones around them, and what the stranger did in all."""
-    slices, done = [_rest(slice_s)], collections.Counter[str]()
+    slices, done = [_rest(rest_s)], collections.Counter[str]()
     for _ in range(number):
         begin = time.monotonic()
         scene.attack(attack, way)
         time.sleep(slice_s)
         done.update(scene.rest())
-        slices += [Slice(begin, time.monotonic(), True), _rest(slice_s)]
+        slices += [Slice(begin, time.monotonic(), True), _rest(rest_s)]
         if watch.is_killed:
             break
     return slices, done

@@ -1,6 +1,6 @@
 """Attacks a shard beside a training, in every way a stranger can: what it costs the training and the shard.
 
-    python -m tests.strangers.run [--seconds=60] [--slice=10] [--only=ping,idle] [--way="plain text, no token"]
+    python -m tests.strangers.run [--seconds=60] [--slice=15] [--only=ping,idle] [--way="plain text, no token"]
 
 For each attack of `tests.strangers.attacks`, and each way of coming that it is tried with, a shard process and two
 workers are started, and a stranger, each in a process of its own. Undisturbed and attacked slices take turns, so that
@@ -29,8 +29,9 @@ from tests.strangers.scarcity import Unavailable
 from tests.strangers.ways import WAYS, Way
 
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "Of each attack, all slices together.", 1.0)
-_SLICE = flags.DEFINE_float("slice", 10.0, "Seconds of a slice.", 1.0)
+_SLICE = flags.DEFINE_float("slice", 15.0, "Seconds of an attacked slice.", 1.0)
 _LONG_SLICE = flags.DEFINE_float("long_slice", 30.0, "The same, of attacks that take effect by waiting.", 1.0)
+_REST = flags.DEFINE_float("rest", 5.0, "Seconds of an undisturbed slice.", 1.0)
 _ONLY = flags.DEFINE_list("only", None, "Attacks; all by default.")
 _WAYS = flags.DEFINE_multi_enum("way", None, list(WAYS), "Ways of coming; all by default.")
 
@@ -55,7 +56,7 @@ def _run(attack: Attack, way: Way) -> Found:
     with tempfile.TemporaryDirectory(prefix="downpour-strangers-") as folder:
         with scene.opened(Path(folder), way.guard) as opened:
             try:
-                return measure.measure(opened, attack, way, _SECONDS.value, slice_s)
+                return measure.measure(opened, attack, way, _SECONDS.value, slice_s, _REST.value)
             except Unavailable as error:
                 return Found(attack.name, way.name, failures=[f"not tried: {error}"])
 
