@@ -1,8 +1,8 @@
-"""The losses of one deterministic worker, recorded: a refactoring leaves them as they are.
+"""Fifty losses of one deterministic worker, recorded: a refactoring leaves them as they are.
 
 Through real shard processes, in float32, without overlap, so that nothing depends on time. After a change that is
 meant to alter numbers (a formula, the initial values, the generated images), record them again and say why.
-Measured: one or two threads, and oneDNN off, on, or held to SSE4.1, AVX2 or AVX-512, move them by less than 1e-6.
+Measured: one thread or two leave them bit for bit, oneDNN held to SSE4.1 moves them by 2.5e-5 at most.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ JOB = Job(
     data=GeneratedImages(image_size=16, num_labels=6),
     loss=per_label_logistic,
     rule=Momentum(0.9),
-    schedule=StaircaseExponential(0.002, factor=0.5, every=5),
-    num_steps=8,
+    schedule=StaircaseExponential(0.002, factor=0.5, every=20),
+    num_steps=50,
     batch_size=16,
     slicing=(Slicing("head/*", num_slices=3),),
     weight_decay=1e-4,
@@ -45,7 +45,15 @@ JOB = Job(
     exchange=Exchange(codec="float32", overlap=False),
     seed=5,
 )
-GOLDEN = [4.710019, 5.015202, 4.373994, 3.982268, 4.200985, 3.711982, 3.888698, 3.231521]
+# fmt: off
+GOLDEN = [
+    4.710019, 5.015202, 4.373994, 3.982268, 4.200985, 3.711982, 3.777906, 2.899034, 2.928035, 2.206513,
+    1.657024, 2.152991, 1.702160, 2.056440, 1.844805, 3.034534, 1.446790, 0.970662, 1.220454, 0.795880,
+    0.940337, 1.084251, 1.184072, 0.927189, 1.121980, 1.001452, 1.117651, 1.347252, 0.803756, 0.909172,
+    0.750589, 1.125427, 1.176433, 0.819151, 0.652073, 0.677287, 0.557265, 0.492769, 0.510076, 0.855867,
+    0.577460, 0.396546, 0.561546, 0.697669, 0.862767, 0.530367, 0.629490, 0.467792, 0.539042, 0.632716,
+]
+# fmt: on
 
 
 class Recorder:
@@ -88,4 +96,4 @@ def trace(job: Job, shards: ShardProcesses) -> list[float]:
 def test_the_losses_are_the_recorded_ones(shards: ShardProcesses) -> None:
     tf.config.experimental.enable_op_determinism()
     losses = trace(JOB, shards)
-    np.testing.assert_allclose(losses, GOLDEN, rtol=1e-4, err_msg=f"recorded now: {losses}")
+    np.testing.assert_allclose(losses, GOLDEN, rtol=3e-4, err_msg=f"recorded now: {losses}")
