@@ -43,7 +43,7 @@ RUN python -m pip install --constraint=constraints.txt ".[${EXTRAS}]"
 # Full seconds: numba compares the age of a source file with what it compiled, and layers of an image keep no fractions.
 RUN find /opt/downpour/venv -path '*/downpour/*' -name '*.py' -exec touch --date=@1000000000 {} + \
     && python -m compileall -q -f --invalidation-mode=unchecked-hash /opt/downpour/venv/lib/python3.11/site-packages/downpour
-RUN python -m downpour.ps.kernels \
+RUN python -m downpour.ps.apply.kernels \
     && python -m pip uninstall --quiet --yes setuptools pip \
     && chmod -R a+rX /opt/downpour
 
@@ -55,7 +55,7 @@ RUN case "${ACCELERATOR}" in cpu) worker=worker-cpu cuda= ;; gpu) worker=worker 
     && python -m pip install --constraint=constraints.txt ".[${worker},${EXTRAS}]" ${cuda}
 RUN find /opt/downpour/venv -path '*/downpour/*' -name '*.py' -exec touch --date=@1000000000 {} + \
     && python -m compileall -q -f --invalidation-mode=unchecked-hash /opt/downpour/venv/lib/python3.11/site-packages/downpour
-RUN python -m downpour.ps.kernels \
+RUN python -m downpour.ps.apply.kernels \
     && python -m pip uninstall --quiet --yes setuptools pip \
     && chmod -R a+rX /opt/downpour
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.launch import entry
-from downpour.proto.security import PLAIN, Certificates, Security
-from downpour.proto.tls import CA, CERTIFICATE, DOMAIN, KEY, ROLES, check_installed
+from downpour.launch.roles import entry
+from downpour.proto.security.gate import PLAIN, Certificates, Security
+from downpour.proto.security.tls import CA, CERTIFICATE, DOMAIN, KEY, ROLES, check_installed
 
 try:
     from cryptography import x509

@@ -3,7 +3,7 @@
 python -m downpour.launch.chief --recipe=quickstart --ps=HOST:PORT,... --port=2223 --run_dir=runs/quickstart
 
 Started again, it goes on where the shards and its journal in --run_dir are; it is refused by shards that hold another
-job's parameters, and while another chief has the folder (`downpour.worker.owner`). Where the shards have lost
+job's parameters, and while another chief has the folder (`downpour.worker.chief.owner`). Where the shards have lost
 everything, --resume (or --resume_if_any) continues from the newest checkpoint. Otherwise a new run begins: in a folder
 that holds one already, only with --overwrite, which removes that. A run has an id, which is in its folder, its shards
 and its checkpoints. With --job_id, the same at every start, a chief that is started again and finds empty shards goes
@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from downpour.launch import ending, entry, initial, prepared, recipe, security, topology
-from downpour.launch.build import build, check_data
-from downpour.launch.job import Job
-from downpour.launch.same_job import same_fields
+from downpour.launch.job import Job, recipe
+from downpour.launch.job.build import build, check_data
+from downpour.launch.job.same_job import same_fields
+from downpour.launch.local import prepared
+from downpour.launch.roles import ending, entry, initial, security, topology
 from downpour.ps.layout import Layout
-from downpour.worker.chief import Chief
-from downpour.worker.leases import lease_records
-from downpour.worker.plan import Plan
+from downpour.worker.chief.chief import Chief
+from downpour.worker.chief.leases import lease_records
+from downpour.worker.chief.plan import Plan
 
 topology.define_flags("chief")
 initial.define_flags()

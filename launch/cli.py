@@ -11,10 +11,10 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.launch import entry
+from downpour.launch.roles import entry
 
 _SUBCOMMANDS = {
-    "local": ("downpour.launch.local", "train on this machine, every role as a process of its own"),
+    "local": ("downpour.launch.local.run", "train on this machine, every role as a process of its own"),
     "ps": ("downpour.launch.ps", "one parameter-server shard"),
     "worker": ("downpour.launch.worker", "one worker"),
     "chief": ("downpour.launch.chief", "the chief"),
@@ -63,7 +63,7 @@ def prepare_main() -> None:
 def _prepare(dataset: str) -> None:
     if dataset not in _DATASETS:
         raise ValueError(f"data set {dataset!r} is not known; accepted are {', '.join(_DATASETS)}")
-    from downpour.model import openmoji
+    from downpour.model.vision import openmoji
 
     print(openmoji.prepare(Path(flags.FLAGS["out"].value or f"data/{dataset}")))
 

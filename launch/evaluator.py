@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 
-from downpour.launch import ending, entry, mistakes, recipe, security, topology
-from downpour.launch.build import build, check_data
-from downpour.launch.job import Job
-from downpour.launch.same_job import same_fields
-from downpour.proto.security import Security
-from downpour.worker.clients import ChiefClient
+from downpour.launch.job import Job, mistakes, recipe
+from downpour.launch.job.build import build, check_data
+from downpour.launch.job.same_job import same_fields
+from downpour.launch.roles import ending, entry, security, topology
+from downpour.proto.security.gate import Security
+from downpour.worker.exchange.clients import ChiefClient
 
 topology.define_flags("evaluator")
 
@@ -36,7 +36,7 @@ def _score(job: Job, where: topology.Topology, mine: Security, ready: threading.
     model, layout = build(job, job.cluster.threads_per_worker)
     ready.set()
 
-    from downpour.worker import evaluator
+    from downpour.worker.evaluator import evaluator
 
     chief = ChiefClient(where.chief, job.exchange.give_up_after_s, mine)
     try:

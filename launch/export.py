@@ -21,12 +21,12 @@ from typing import Any
 
 from absl import flags, logging
 
-from downpour.launch import entry, initial, recipe, topology
-from downpour.launch.build import build
-from downpour.launch.job import Job
+from downpour.launch.job import Job, recipe
+from downpour.launch.job.build import build
+from downpour.launch.roles import entry, initial, topology
 from downpour.model import weights
-from downpour.ps import restore
-from downpour.ps.checkpoint import Checkpoint
+from downpour.ps.checkpoint import restore
+from downpour.ps.checkpoint.manifest import Checkpoint
 
 _SAVED_MODEL_FILE = "saved_model.pb"
 
@@ -112,7 +112,7 @@ def _filled(job: Job, saved: Checkpoint, average: bool) -> Any:
     model, layout = build(job)
     restore.check(saved, layout.variables)
 
-    from downpour.worker import evaluator
+    from downpour.worker.evaluator import evaluator
 
     try:
         evaluator.fill(model, layout, saved, average)

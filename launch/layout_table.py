@@ -1,7 +1,7 @@
 """`downpour layout --recipe=NAME`: where a recipe's parameters are placed, as a table, and its variables by name.
 
 Builds the model to learn its variables, so it imports TensorFlow, when it runs. With --preflight it is the process that
-launchers run before all others: it checks the whole job as `downpour.launch.preflight` says.
+launchers run before all others: it checks the whole job as `downpour.launch.local.preflight` says.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.launch import entry, initial, prepared, recipe, topology
-from downpour.launch.build import build
+from downpour.launch.job import recipe
+from downpour.launch.job.build import build
+from downpour.launch.local import prepared
+from downpour.launch.roles import entry, initial, topology
 from downpour.ps.layout import Layout
 
 topology.define_recipe_flags()
@@ -53,7 +55,7 @@ def main() -> None:
 def _run() -> None:
     job = recipe.from_flags()
     if _PREFLIGHT.value:
-        from downpour.launch import preflight
+        from downpour.launch.local import preflight
 
         model, layout = preflight.check(job, evaluator=bool(flags.FLAGS["evaluator"].value))
         if _PREPARED_OUT.value:

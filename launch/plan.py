@@ -4,8 +4,8 @@
 
 Bytes come from the layout, costs from measuring one shard process on this machine for some seconds (or from
 --core_ms_per_step), and steps and staleness from simulating workers, lines and shards as queues
-(`downpour.launch.queueing`). Every shard and every worker counts as a host with a line of its own, and its cores are
-taken to be as fast as this machine's. The last line is `RESULT {json}`.
+(`downpour.launch.planning.queueing`). Every shard and every worker counts as a host with a line of its own, and its
+cores are taken to be as fast as this machine's. The last line is `RESULT {json}`.
 
 It knows jobs whose workers push and pull every step and wait for nobody (pace Async, cadence EveryStep). Costs are
 measured over mutual TLS, which a cluster has (--nomutual_tls: in plain text). Restarts and checkpoints are left out.
@@ -20,12 +20,13 @@ from typing import Any
 
 from absl import flags
 
-from downpour.launch import demand, entry, queueing, recipe, topology
-from downpour.launch.demand import Cost, Costs
-from downpour.launch.job import Job
+from downpour.launch.job import Job, recipe
 from downpour.launch.kubernetes import sizes
-from downpour.launch.queueing import Fleet, Prediction
-from downpour.proto import tls
+from downpour.launch.planning import demand, queueing
+from downpour.launch.planning.demand import Cost, Costs
+from downpour.launch.planning.queueing import Fleet, Prediction
+from downpour.launch.roles import entry, topology
+from downpour.proto.security import tls
 from downpour.ps.layout import Layout
 from downpour.ps.layout import plan as place
 
@@ -240,11 +241,11 @@ def _main() -> None:
             tls.check_installed()
         except ValueError as error:
             raise ValueError(f"{error}, or give --nomutual_tls to plan for plain text") from None
-    from downpour.launch.build import build
+    from downpour.launch.job.build import build
 
     layout = build(job)[1]
     if _COSTS.value is None:
-        from downpour.launch import shard_costs
+        from downpour.launch.planning import shard_costs
 
         costs = shard_costs.measure(job, layout, _MEASURE_S.value, mutual_tls=bool(_TLS.value))
     else:

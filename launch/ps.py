@@ -18,11 +18,11 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from downpour.launch import ending, entry, security, topology
-from downpour.proto.security import Security
-from downpour.proto.sockets import host_and_port
-from downpour.ps.server import Server
-from downpour.worker.clients import ChiefClient
+from downpour.launch.roles import ending, entry, security, topology
+from downpour.proto.http2.sockets import host_and_port
+from downpour.proto.security.gate import Security
+from downpour.ps.service.server import Server
+from downpour.worker.exchange.clients import ChiefClient
 
 topology.define_flags("ps")
 

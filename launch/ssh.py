@@ -26,11 +26,12 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.launch import entry, recipe, topology
-from downpour.launch.supervisor import Interrupted, ProcessFailed, Program, Supervisor
-from downpour.launch.topology import FlagValue, Topology
-from downpour.proto.sockets import host_and_port
-from downpour.worker import owner
+from downpour.launch.job import recipe
+from downpour.launch.local.supervisor import Interrupted, ProcessFailed, Program, Supervisor
+from downpour.launch.roles import entry, topology
+from downpour.launch.roles.topology import FlagValue, Topology
+from downpour.proto.http2.sockets import host_and_port
+from downpour.worker.chief import owner
 
 _END_GRACE_S = 60.0  # for the others after the chief is done
 
@@ -117,7 +118,7 @@ def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue],
 
 
 def preflight_command(evaluator: bool) -> str:
-    """What a shell on a worker's host is to run first: the check of the job, see `downpour.launch.preflight`."""
+    """What a shell on a worker's host is to run first: the check of the job, see `downpour.launch.local.preflight`."""
     values: dict[str, FlagValue] = {name: flags.FLAGS[name].value for name in ("recipe", "set")}
     values |= {"preflight": True, "evaluator": evaluator, "out": "/dev/null"}
     words = [flags.FLAGS.python, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values)]

@@ -16,21 +16,21 @@ from typing import Any
 
 from absl import logging
 
-from downpour.launch import ending, entry, mistakes, recipe, security, topology
-from downpour.launch.build import build, check_data
-from downpour.launch.job import Job
-from downpour.launch.same_job import same_fields
-from downpour.model.order import Counted
+from downpour.launch.job import Job, mistakes, recipe
+from downpour.launch.job.build import build, check_data
+from downpour.launch.job.same_job import same_fields
+from downpour.launch.roles import ending, entry, security, topology
+from downpour.model.data.order import Counted
 from downpour.proto.chief_pb2 import ProgressReply
 from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
-from downpour.proto.security import Security
+from downpour.proto.security.gate import Security
 from downpour.ps.layout import Layout
-from downpour.ps.staleness import Compensate
-from downpour.worker.clients import ChiefClient
-from downpour.worker.exchange import Exchange, Parameters
+from downpour.ps.policy.staleness import Compensate
+from downpour.worker.exchange.clients import ChiefClient
+from downpour.worker.exchange.exchange import Exchange, Parameters
+from downpour.worker.exchange.replica import step_codec
 from downpour.worker.loop import train
-from downpour.worker.replica import step_codec
 from downpour.worker.reporter import Reporter
 
 topology.define_flags("worker")
@@ -146,7 +146,7 @@ class _Worker:
 
 
 def _train(job: Job, model: Any, layout: Layout, exchange: Exchange, worker: _Worker) -> None:
-    from downpour.worker.step import StepResult, TrainingStep
+    from downpour.worker.step.step import StepResult, TrainingStep
 
     compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, exchange.wire), job.clip)
     reporter = worker.reporter

@@ -19,13 +19,13 @@ ALLOWED = {
     "launch": {"proto", "ps", "model", "worker", "launch"},
 }
 WITH_TENSORFLOW = {
-    "worker/constraints.py",
-    "worker/evaluator.py",
-    "worker/examine.py",
-    "worker/forward.py",
-    "worker/step.py",
-    "launch/build.py",
-    "launch/preflight.py",
+    "worker/step/constraints.py",
+    "worker/evaluator/evaluator.py",
+    "worker/step/examine.py",
+    "worker/step/forward.py",
+    "worker/step/step.py",
+    "launch/job/build.py",
+    "launch/local/preflight.py",
 }
 
 

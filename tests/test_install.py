@@ -14,8 +14,8 @@ import pytest
 
 from downpour import DISTRIBUTION, __version__, how_to_install
 from downpour.ps.layout import Variable, plan
-from downpour.ps.rules import SGD
-from downpour.ps.schedules import Constant
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
 from tests.conftest import wait_until
 from tests.worker.cluster import initialize
 
@@ -40,7 +40,7 @@ def test_a_shard_runs_from_a_wheel_in_a_venv_without_tensorflow(tmp_path: Path) 
     subprocess.run([*pip, str(wheel)], check=True)
     assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True, check=False).returncode != 0
     # As the image of a shard does: otherwise the first start of all compiles the rules' loops.
-    subprocess.run([python, "-m", "downpour.ps.kernels"], cwd=tmp_path, check=True)
+    subprocess.run([python, "-m", "downpour.ps.apply.kernels"], cwd=tmp_path, check=True)
     seconds = [_start_and_end(python, tmp_path / f"port-{i}") for i in range(3)]
     print(f"a shard's start, to ready: {', '.join(f'{s:.2f}' for s in seconds)} s")
     assert min(seconds) < READY_WITHIN_S, seconds

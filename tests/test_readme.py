@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from downpour import DISTRIBUTION, __version__
-from downpour.launch import cli, recipe
-from downpour.launch.job import Job
+from downpour.launch import cli
+from downpour.launch.job import Job, recipe
 from tests.launch.kubernetes import manifests
 from tests.newcomer import ROOT, commands_of, make_environment, setup_arguments
 

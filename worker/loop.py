@@ -15,14 +15,14 @@ from absl import logging
 
 from downpour.model.data import Batches
 from downpour.proto.errors import JobFailed
-from downpour.worker import loss_scale
-from downpour.worker.cadence import Cadence, EveryStep
-from downpour.worker.exchange import Answer, Exchange, Gradients, Parameters
-from downpour.worker.replica import contribution
+from downpour.worker.exchange.cadence import Cadence, EveryStep
+from downpour.worker.exchange.exchange import Answer, Exchange, Gradients, Parameters
+from downpour.worker.exchange.replica import contribution
 from downpour.worker.reporter import Reporter
+from downpour.worker.step import loss_scale
 
 if TYPE_CHECKING:
-    from downpour.worker.step import StepResult
+    from downpour.worker.step.step import StepResult
 
 
 Step = Callable[[Parameters, Any, Any], "StepResult"]

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 
 from absl import logging
 
-from downpour.model.order import Lease
-from downpour.model.records import RecordCounts
+from downpour.model.data.order import Lease
+from downpour.model.vision.records import RecordCounts
 from downpour.proto.chief_pb2 import RegisterRequest, WorkerReport
 from downpour.proto.errors import DownpourError
-from downpour.worker.clients import ChiefClient
-from downpour.worker.exchange import Answer
+from downpour.worker.exchange.clients import ChiefClient
+from downpour.worker.exchange.exchange import Answer
 
 _EVERY_S = 1.0
 

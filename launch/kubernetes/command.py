@@ -19,15 +19,16 @@ from typing import Any
 
 from absl import flags
 
-from downpour.launch import entry, recipe, recipes, topology
-from downpour.launch.job import Job
+from downpour.launch import recipes
+from downpour.launch.job import Job, recipe
 from downpour.launch.kubernetes import jobs, jobset, names, objects, overlays, tfjob
 from downpour.launch.kubernetes.deployment import Deployment
 from downpour.launch.kubernetes.sizes import measure
 from downpour.launch.kubernetes.text import render
-from downpour.launch.topology import ROLES
-from downpour.ps.ledger import NUM_WORKERS
-from downpour.ps.pace import Sync
+from downpour.launch.roles import entry, topology
+from downpour.launch.roles.topology import ROLES
+from downpour.ps.memory.ledger import NUM_WORKERS
+from downpour.ps.policy.pace import Sync
 
 _MARK = "Written by `downpour kubernetes`"
 _JOB_FILES = {"ps": "shards.yaml", "worker": "workers.yaml", "chief": "chief.yaml", "evaluator": "evaluator.yaml"}

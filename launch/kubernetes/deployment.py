@@ -1,7 +1,8 @@
 """What is asked for, and the command line of every role in it. Pure.
 
-The cluster is one `downpour.launch.topology.Topology`, and all commands come from `topology.command`. A pod learns its
-index from its Job (`$(JOB_COMPLETION_INDEX)`, which Kubernetes puts into arguments) or, in a TFJob, from TF_CONFIG.
+The cluster is one `downpour.launch.roles.topology.Topology`, and all commands come from `topology.command`. A pod
+learns its index from its Job (`$(JOB_COMPLETION_INDEX)`, which Kubernetes puts into arguments) or, in a TFJob, from
+TF_CONFIG.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from downpour.launch import topology
 from downpour.launch.job import Job
 from downpour.launch.kubernetes import names
 from downpour.launch.kubernetes.sizes import Sizes
-from downpour.launch.topology import ROLES, FlagValue, Topology
+from downpour.launch.roles import topology
+from downpour.launch.roles.topology import ROLES, FlagValue, Topology
 
 INDEX = "$(JOB_COMPLETION_INDEX)"
 

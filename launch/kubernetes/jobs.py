@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from downpour.launch import entry
 from downpour.launch.kubernetes import names, pods
 from downpour.launch.kubernetes.deployment import Deployment
-from downpour.launch.topology import ROLES, Topology
+from downpour.launch.roles import entry
+from downpour.launch.roles.topology import ROLES, Topology
 
 TERMINATED = 143  # 128 + SIGTERM: told to go before the job was done
 KEEP_FINISHED_S = 24 * 3600

@@ -10,7 +10,7 @@ from typing import Any
 
 from downpour.launch.kubernetes import jobs, names
 from downpour.launch.kubernetes.deployment import Deployment
-from downpour.launch.topology import ROLES
+from downpour.launch.roles.topology import ROLES
 
 HEAD = """\
 The whole job as one object, for the JobSet controller. Unlike the four Jobs it ends everything also when the chief has

@@ -6,7 +6,7 @@ from typing import Any
 
 from downpour.launch.kubernetes import names, pods
 from downpour.launch.kubernetes.deployment import Deployment
-from downpour.launch.topology import ROLES
+from downpour.launch.roles.topology import ROLES
 
 # Who calls whom. The evaluator reads checkpoints, not shards; a shard that must go asks the chief for a checkpoint.
 CALLERS = {"ps": ("worker", "chief"), "chief": ("worker", "evaluator", "ps"), "worker": (), "evaluator": ()}

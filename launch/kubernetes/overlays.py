@@ -17,7 +17,7 @@ from typing import Any
 from downpour.launch.kubernetes import names
 from downpour.launch.kubernetes.deployment import Deployment
 from downpour.launch.kubernetes.text import render
-from downpour.launch.topology import ROLES
+from downpour.launch.roles.topology import ROLES
 
 GITIGNORE = "# Keys and the token belong into no repository.\n*\n!.gitignore\n!kustomization.yaml\n"
 

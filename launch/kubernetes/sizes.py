@@ -9,13 +9,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from downpour.launch.build import build
 from downpour.launch.job import Job
+from downpour.launch.job.build import build
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps import arena
 from downpour.ps.layout import Layout
-from downpour.ps.named import to_message
+from downpour.ps.memory import arena
+from downpour.ps.policy.named import to_message
 
 _MI = 1 << 20
 _SHARD_PROCESS = 150 * _MI  # measured: state + at most this (PSS); see BUILD_NOTES.md
@@ -80,7 +80,7 @@ def measure(job: Job, *, gpu: bool) -> Sizes:
     """Builds the job's model and computes what it needs.
 
     Raises:
-        ValueError: As `downpour.launch.build.build` says.
+        ValueError: As `downpour.launch.job.build.build` says.
     """
     model, layout = build(job)
     shapes = (layer.output.shape for layer in model.layers if hasattr(layer.output, "shape"))

@@ -1,7 +1,7 @@
 """The same job as a Kubeflow TFJob (kubeflow.org/v1). Pure.
 
-Its controller gives every pod the cluster, its role and its index as TF_CONFIG, which `downpour.launch.topology` reads;
-so commands name neither addresses nor indices. It makes a Service for every pod itself.
+Its controller gives every pod the cluster, its role and its index as TF_CONFIG, which `downpour.launch.roles.topology`
+reads; so commands name neither addresses nor indices. It makes a Service for every pod itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from downpour.launch.kubernetes import jobs, names, pods
 from downpour.launch.kubernetes.deployment import Deployment
-from downpour.launch.topology import ROLES
+from downpour.launch.roles.topology import ROLES
 
 HEAD = """\
 The job for Kubeflow's training operator (v1). TF_CONFIG, which it puts into every pod, names addresses and indices;

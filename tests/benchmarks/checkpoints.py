@@ -30,16 +30,16 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from downpour.launch import entry
-from downpour.launch.scratch import scratch_folder
+from downpour.launch.local.scratch import scratch_folder
+from downpour.launch.roles import entry
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps import checkpoint
-from downpour.ps.arena import Arena
-from downpour.ps.named import to_message
-from downpour.ps.schedules import Constant
-from downpour.ps.shard import Shard
-from downpour.worker.shards import Shards
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.memory.arena import Arena
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.schedules import Constant
+from downpour.ps.shard.shard import Shard
+from downpour.worker.chief.shards import Shards
 from tests.benchmarks import shape
 from tests.benchmarks.cluster import RULE, Load, cache_kernels, start_shards
 from tests.benchmarks.processes import Processes

@@ -15,16 +15,17 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from downpour.launch import certs, topology
-from downpour.launch.job import PULLS_A_PUBLICATION
-from downpour.launch.scratch import scratch_folder
+from downpour.launch import certs
+from downpour.launch.job.job import PULLS_A_PUBLICATION
+from downpour.launch.local.scratch import scratch_folder
+from downpour.launch.roles import topology
 from downpour.proto import codec
-from downpour.proto.security import Security
+from downpour.proto.security.gate import Security
 from downpour.ps.layout import Layout
-from downpour.ps.named import to_message
-from downpour.ps.rules import RMSProp
-from downpour.ps.schedules import Constant
-from downpour.worker.clients import ShardClient
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.rules import RMSProp
+from downpour.ps.policy.schedules import Constant
+from downpour.worker.exchange.clients import ShardClient
 from tests.benchmarks import shape
 from tests.benchmarks.emulated_worker import Settings, save_gradients
 from tests.benchmarks.hosts import LOOPBACK, Host
@@ -120,7 +121,7 @@ def cache_kernels() -> None:
     """Compiles what the shards would all compile at once."""
     rule = json_format.MessageToJson(to_message(RULE), indent=None)
     subprocess.run(
-        [sys.executable, "-m", "downpour.ps.kernels", f"--rule={rule}"], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "downpour.ps.apply.kernels", f"--rule={rule}"], check=True, stdout=subprocess.DEVNULL
     )
 
 

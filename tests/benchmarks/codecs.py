@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from downpour.launch import entry
-from downpour.launch.job import PULLS_A_PUBLICATION, Exchange
-from downpour.ps.pace import Async
-from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Cosine
-from downpour.ps.staleness import Keep
-from downpour.worker.cadence import EveryStep
+from downpour.launch.job.job import PULLS_A_PUBLICATION, Exchange
+from downpour.launch.roles import entry
+from downpour.ps.policy.pace import Async
+from downpour.ps.policy.rules import KerasAdam
+from downpour.ps.policy.schedules import Cosine
+from downpour.ps.policy.staleness import Keep
+from downpour.worker.exchange.cadence import EveryStep
 from tests.benchmarks.fashion_mnist import FOLDER, FashionMnist
 
 NUM_WORKERS = 8

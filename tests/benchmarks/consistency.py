@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from downpour.launch import entry
-from downpour.ps.pace import Async, Bounded, Sync
-from downpour.ps.rules import KerasAdam, Momentum
-from downpour.ps.schedules import Constant
-from downpour.ps.staleness import Compensate, Divide, Drop, Keep
-from downpour.worker.cadence import EveryStep, LocalSteps
+from downpour.launch.roles import entry
+from downpour.ps.policy.pace import Async, Bounded, Sync
+from downpour.ps.policy.rules import KerasAdam, Momentum
+from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.staleness import Compensate, Divide, Drop, Keep
+from downpour.worker.exchange.cadence import EveryStep, LocalSteps
 from tests.benchmarks.fashion_mnist import FOLDER, FashionMnist
 from tests.benchmarks.paced_fleet import Fleet, Method, Outcome, Speed
 

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from downpour.launch import certs, entry
+from downpour.launch import certs
+from downpour.launch.roles import entry
 from downpour.proto import codec
-from downpour.proto.security import PLAIN, Security
+from downpour.proto.security.gate import PLAIN, Security
 from downpour.ps.layout import Layout
-from downpour.worker.exchange import Answer, Exchange, Gradients
+from downpour.worker.exchange.exchange import Answer, Exchange, Gradients
 from tests.benchmarks.measure import Steps, Window, take_steps, wait_for_window, write_result
 from tests.benchmarks.shape import BATCH_SIZE, layout_of
 

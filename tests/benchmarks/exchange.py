@@ -30,8 +30,8 @@ from typing import Any
 
 from absl import flags
 
-from downpour.launch import entry
-from downpour.launch.scratch import scratch_folder
+from downpour.launch.local.scratch import scratch_folder
+from downpour.launch.roles import entry
 from tests.benchmarks import cluster, shape
 from tests.benchmarks.cpu_account import WORKERS, Account
 from tests.benchmarks.measure import HEADING, Measurement, as_json, median

@@ -4,8 +4,8 @@
 
 Every shard and every worker has an address and a line of its own (`tests.benchmarks.hosts`). Shards are started as
 production starts them; workers are emulated: they sleep in place of computing, and exchange for real. A few workers
-measure first what a step costs; `downpour.launch.queueing` predicts from that, from the lines and from the layout's
-bytes what the whole fleet will do. Then it runs, once for each line rate.
+measure first what a step costs; `downpour.launch.planning.queueing` predicts from that, from the lines and from the
+layout's bytes what the whole fleet will do. Then it runs, once for each line rate.
 
 All 67 hosts share this machine's cores, and the prediction knows that: where the cores are the limit, it says so, and a
 slower line makes the network the limit. A second prediction takes the costs that the whole fleet turned out to have: it
@@ -28,11 +28,13 @@ import numpy as np
 import psutil
 from absl import flags
 
-from downpour.launch import demand, entry, queueing, recipe
-from downpour.launch.memory import PeakMemory
-from downpour.launch.queueing import Call, Fleet, Prediction
+from downpour.launch.job import recipe
+from downpour.launch.local.memory import PeakMemory
+from downpour.launch.planning import demand, queueing
+from downpour.launch.planning.queueing import Call, Fleet, Prediction
+from downpour.launch.roles import entry
 from downpour.ps.layout import Layout
-from downpour.worker.clients import ShardClient
+from downpour.worker.exchange.clients import ShardClient
 from tests.benchmarks import cluster, shape
 from tests.benchmarks.hosts import network, obstacle
 from tests.benchmarks.measure import Measurement, as_json

@@ -11,7 +11,7 @@ whatever else the machine does hits all alike. Figures are medians.
 
 RMSProp with momentum is also measured as a shard applies one push or two at a time: "copied" saves a piece of all
 vectors for the undo log and then updates it, "logged" is the loop that does both and saves some hundred elements at a
-time, as shards do (`downpour.ps.loops`). Gradients are bfloat16 there. Bytes are those of the update alone.
+time, as shards do (`downpour.ps.apply.loops`). Gradients are bfloat16 there. Bytes are those of the update alone.
 
 The last line is `RESULT {json}`: GB/s and the fraction of the triad, by name and number of threads; and the time of
 "logged" in parts of that of "copied", by number of pushes, on one thread.
@@ -32,10 +32,11 @@ import numpy as np
 from absl import flags
 from numba import njit, types
 
-from downpour.launch import entry
-from downpour.ps import kernels, rules
-from downpour.ps.cuts import BLOCK_ELEMENTS
-from downpour.ps.loops import LOGGED_ELEMENTS
+from downpour.launch.roles import entry
+from downpour.ps.apply import kernels
+from downpour.ps.apply.loops import LOGGED_ELEMENTS
+from downpour.ps.layout.cuts import BLOCK_ELEMENTS
+from downpour.ps.policy import rules
 from tests.benchmarks import shape
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 9, "Measurements of each; an odd number.", lower_bound=1)

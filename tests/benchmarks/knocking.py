@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.launch import entry
+from downpour.launch.roles import entry
 from tests.launch.strangers import SilentConnections
 
 _ADDRESSES = flags.DEFINE_list("addresses", [], "Of the shards.")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import psutil
 
-from downpour.launch.memory import PeakMemory
+from downpour.launch.local.memory import PeakMemory
 from tests.benchmarks.processes import Child
 
 READY = "ready"

@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from downpour.launch import job
-from downpour.model.losses import softmax_cross_entropy
-from downpour.model.records import RecordCounts
+from downpour.launch.job import job
+from downpour.model.vision.losses import softmax_cross_entropy
+from downpour.model.vision.records import RecordCounts
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout, Slicing, plan
-from downpour.ps.pace import Mode
-from downpour.ps.rules import Rule
-from downpour.ps.schedules import Schedule
-from downpour.ps.staleness import Compensate, Treatment
-from downpour.worker.cadence import Cadence
-from downpour.worker.clients import ShardClient
-from downpour.worker.exchange import Exchange, Parameters
+from downpour.ps.policy.pace import Mode
+from downpour.ps.policy.rules import Rule
+from downpour.ps.policy.schedules import Schedule
+from downpour.ps.policy.staleness import Compensate, Treatment
+from downpour.worker.exchange.cadence import Cadence
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.exchange import Exchange, Parameters
 from downpour.worker.loop import train
-from downpour.worker.step import StepResult, TrainingStep, initial_values, variables_of
+from downpour.worker.step.step import StepResult, TrainingStep, initial_values, variables_of
 from tests.benchmarks.fashion_mnist import FashionMnist, network
 from tests.conftest import ShardProcesses
 from tests.worker.cluster import initialize

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from downpour.ps.rules import BY_NAME
+from downpour.ps.policy.rules import BY_NAME
 from tests.benchmarks import cpu_account, fashion_mnist, hosts, shape
 from tests.benchmarks.measure import Steps
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.launch import entry
+from downpour.launch.roles import entry
 from tests.benchmarks import cluster, shape
 from tests.benchmarks.hosts import limit, network, obstacle
 from tests.benchmarks.measure import HEADING, Measurement, as_json

@@ -31,10 +31,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from downpour.launch import certs, entry
+from downpour.launch import certs
+from downpour.launch.roles import entry
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout
-from downpour.worker.clients import ShardClient
+from downpour.worker.exchange.clients import ShardClient
 from tests.benchmarks import cluster, shape
 from tests.benchmarks.measure import HEADING, Measurement
 from tests.benchmarks.modes import MODES

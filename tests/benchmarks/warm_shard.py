@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from downpour.launch import ps
-from downpour.ps import kernels
+from downpour.ps.apply import kernels
 from tests.benchmarks.cluster import RULE
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from downpour.launch import entry
-from downpour.model.losses import per_label_logistic
-from downpour.model.records import RecordCounts
+from downpour.launch.roles import entry
+from downpour.model.vision.losses import per_label_logistic
+from downpour.model.vision.records import RecordCounts
 from downpour.proto import codec
 from downpour.ps.layout import Slicing, plan
-from downpour.ps.rules import RMSProp
-from downpour.ps.schedules import Constant
+from downpour.ps.policy.rules import RMSProp
+from downpour.ps.policy.schedules import Constant
 
 _PART = flags.DEFINE_enum("part", None, ["plain", "downpour"], "Measure this one only; in this process.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Images in a batch.", 1)
@@ -51,7 +51,7 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
 
 def model() -> Any:
     """The network, built."""
-    from downpour.model.resnet import ResNet
+    from downpour.model.vision.resnet import ResNet
 
     return ResNet(depth=_DEPTH.value).build(image_size=_SIZE.value, num_labels=_LABELS.value)
 
@@ -111,9 +111,9 @@ class _SameBatch:
 
 def downpour() -> float:
     """Images a second of one worker with 17 shard processes."""
-    from downpour.worker.exchange import Exchange
+    from downpour.worker.exchange.exchange import Exchange
     from downpour.worker.loop import train
-    from downpour.worker.step import TrainingStep, factored_names, initial_values, variables_of
+    from downpour.worker.step.step import TrainingStep, factored_names, initial_values, variables_of
     from tests.conftest import ShardProcesses
     from tests.worker.cluster import initialize
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import psutil
 
-from downpour.launch.entry import REFUSED
+from downpour.launch.roles.entry import REFUSED
 from tests.chaos import schedule
 from tests.chaos.proxy import Proxies
 from tests.chaos.schedule import Fault

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from downpour.launch import topology
 from downpour.launch.job import Cluster as Counts
-from downpour.launch.supervisor import ProcessFailed, Program, Supervisor
+from downpour.launch.local.supervisor import ProcessFailed, Program, Supervisor
+from downpour.launch.roles import topology
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto import parameter_server_pb2_grpc
-from downpour.worker import owner
+from downpour.worker.chief import owner
 from tests.channels import plain
 from tests.chaos.proxy import Proxies
 
@@ -57,7 +57,7 @@ class Cluster:
 
     def start(self) -> None:
         """Starts every role; shards and chief first, since the others need their addresses."""
-        self.supervisor.run(Program("kernels", [sys.executable, "-m", "downpour.ps.kernels"], max_restarts=0))
+        self.supervisor.run(Program("kernels", [sys.executable, "-m", "downpour.ps.apply.kernels"], max_restarts=0))
         own: Flags = {"die_with_parent": os.getpid(), "verbosity": _DEBUG if self.verbose else None}
         shards = [f"ps/{i}" for i in range(self.counts.num_ps)]
         for name in shards:

@@ -2,7 +2,7 @@
 
 A worker logs a push once every shard has acknowledged it; a shard logs it once it is counted, before it answers. A
 shard that was killed between counting and logging tells it when it opens its arena again. See `worker/reporter.py` and
-`ps/servicer.py`; all of it is logged with `--verbosity=1`. Pure but for reading the files.
+`ps/service/servicer.py`; all of it is logged with `--verbosity=1`. Pure but for reading the files.
 """
 
 from __future__ import annotations

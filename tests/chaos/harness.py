@@ -23,12 +23,13 @@ from typing import Any, Self
 
 import grpc
 
-from downpour.launch import progress, recipe, topology
-from downpour.launch.job import Job
-from downpour.launch.progress import ChiefWatcher
-from downpour.launch.report import SUMMARY_FILE
-from downpour.launch.scratch import scratch_folder
-from downpour.launch.supervisor import ProcessFailed, Supervisor
+from downpour.launch.job import Job, recipe
+from downpour.launch.local import progress
+from downpour.launch.local.progress import ChiefWatcher
+from downpour.launch.local.scratch import scratch_folder
+from downpour.launch.local.supervisor import ProcessFailed, Supervisor
+from downpour.launch.observe.report import SUMMARY_FILE
+from downpour.launch.roles import topology
 from downpour.proto.chief_pb2 import ProgressReply
 from tests.chaos import counting
 from tests.chaos.attacks import Attacks, Places

@@ -18,8 +18,8 @@ from typing import Any
 
 from absl import flags
 
-from downpour.launch import entry, topology
-from downpour.launch.supervisor import Interrupted
+from downpour.launch.local.supervisor import Interrupted
+from downpour.launch.roles import entry, topology
 from tests.chaos import harness
 from tests.chaos.attacks import may_fill_disks
 from tests.chaos.schedule import FILL, KINDS, schedule

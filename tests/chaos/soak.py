@@ -19,9 +19,10 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.launch import entry, recipe
-from downpour.launch.scratch import scratch_folder
-from downpour.launch.supervisor import Interrupted, ProcessFailed, Supervisor
+from downpour.launch.job import recipe
+from downpour.launch.local.scratch import scratch_folder
+from downpour.launch.local.supervisor import Interrupted, ProcessFailed, Supervisor
+from downpour.launch.roles import entry
 from tests.chaos.cluster import Cluster, Flags, Sessions
 from tests.chaos.growth import sample, table, trends
 from tests.chaos.harness import ENVIRONMENT

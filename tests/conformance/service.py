@@ -115,7 +115,7 @@ def start(kind: str) -> tuple[int, Callable[[], Any]]:
     """Starts our server or grpcio's on loopback; returns its port and how to stop it."""
     handler = Service().handler()
     if kind == "ours":
-        from downpour.proto.server import Server
+        from downpour.proto.rpc.server import Server
 
         ours = Server(handler, "127.0.0.1", 0, _THREADS)
         return ours.port, lambda: ours.stop(None).wait()

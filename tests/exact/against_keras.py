@@ -30,15 +30,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from downpour.launch.build import build
+from downpour.launch.job.build import build
 from downpour.proto import codec
-from downpour.ps import checkpoint, rules
+from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.layout import FACTORED, Layout
-from downpour.ps.server import Server
-from downpour.worker import evaluator
-from downpour.worker.clients import ShardClient
-from downpour.worker.exchange import Exchange
-from downpour.worker.step import TrainingStep, initial_values
+from downpour.ps.policy import rules
+from downpour.ps.service.server import Server
+from downpour.worker.evaluator import evaluator
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.exchange import Exchange
+from downpour.worker.step.step import TrainingStep, initial_values
 from tests.exact.models import LOSSES, NUM_SHARDS, NUM_STEPS, Drawn, Network
 from tests.worker.cluster import initialize
 

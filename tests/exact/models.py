@@ -20,11 +20,11 @@ from keras import layers
 
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import GeneratedImages
-from downpour.model.losses import per_label_logistic, softmax_cross_entropy
+from downpour.model.vision.losses import per_label_logistic, softmax_cross_entropy
 from downpour.ps.layout import Slicing
-from downpour.ps.rules import SGD, AdamW, KerasAdagrad, KerasAdam, KerasMomentum, KerasRMSProp, Rule
-from downpour.ps.schedules import Constant
-from downpour.worker.clip import Clip
+from downpour.ps.policy.rules import SGD, AdamW, KerasAdagrad, KerasAdam, KerasMomentum, KerasRMSProp, Rule
+from downpour.ps.policy.schedules import Constant
+from downpour.worker.step.clip import Clip
 from tests.exact.kinds import KINDS
 from tests.exact.sketch import Sketch
 from tests.exact.special import REFUSABLE, SPECIAL

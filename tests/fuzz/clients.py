@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.client import Channel
+from downpour.proto.rpc.client import Channel
 from tests.fuzz import frames as h2
 from tests.fuzz.frames import Frame
 from tests.fuzz.mutations import MUTATIONS

@@ -24,10 +24,10 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto import parameter_server_pb2_grpc as pb_grpc
 from downpour.proto.errors import DownpourError
-from downpour.proto.security import PLAIN, TOKEN_KEY, Security
-from downpour.ps import kernels
-from downpour.worker.clients import ShardClient
-from downpour.worker.pulled import Pulled
+from downpour.proto.security.gate import PLAIN, TOKEN_KEY, Security
+from downpour.ps.apply import kernels
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.pulled import Pulled
 from tests.channels import plain
 from tests.fuzz import frames as h2
 from tests.fuzz.frames import Frame

@@ -19,15 +19,15 @@ import psutil
 from downpour.launch import certs
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.security import Certificates, Security
-from downpour.ps.arena import Arena
+from downpour.proto.security.gate import Certificates, Security
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Slicing, Variable, plan
-from downpour.ps.named import to_message
-from downpour.ps.pace import Async
-from downpour.ps.rules import SGD
-from downpour.ps.schedules import Constant
-from downpour.ps.staleness import Keep
-from downpour.worker.clients import ShardClient
+from downpour.ps.memory.arena import Arena
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.pace import Async
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.staleness import Keep
+from downpour.worker.exchange.clients import ShardClient
 from tests.certificates import TOKEN
 
 JOB_ID = "fuzzed"

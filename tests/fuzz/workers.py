@@ -11,8 +11,8 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError
-from downpour.worker.clients import ShardClient
-from downpour.worker.pulled import Pulled
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.pulled import Pulled
 from tests.fuzz.shard import LAYOUT, NUM_PUSHED, FuzzedShard
 
 WORKERS = (1001, 1002)

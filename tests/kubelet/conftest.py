@@ -45,7 +45,7 @@ def image(request: pytest.FixtureRequest) -> Image:
     assert request.config.cache is not None
     kernels = request.config.cache.mkdir("kubelet_kernels")
     made = Image(kernels)
-    command = [sys.executable, "-m", "downpour.ps.kernels"]  # as the Dockerfile says
+    command = [sys.executable, "-m", "downpour.ps.apply.kernels"]  # as the Dockerfile says
     subprocess.run(command, check=True, capture_output=True, env=made.environment | {"NUMBA_CACHE_DIR": str(kernels)})
     return made
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from downpour.proto.security import Certificates, Security, read_token
-from downpour.worker.clients import ChiefClient
+from downpour.proto.security.gate import Certificates, Security, read_token
+from downpour.worker.exchange.clients import ChiefClient
 from tests.kubelet.cluster import Cluster
 
 _CHIEF_PORT = 2223

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from downpour.launch.topology import from_tf_config
+from downpour.launch.roles.topology import from_tf_config
 from tests.kubelet import indexed_job
 from tests.kubelet.cluster import Cluster
 from tests.kubelet.fields import check_pod, environment, expand

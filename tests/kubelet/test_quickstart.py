@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from downpour.model.labels import LABELS_FILE
+from downpour.model.vision.labels import LABELS_FILE
 from tests.kubelet import manifests
 from tests.kubelet.cluster import Cluster
 from tests.launch.kubernetes.manifests import build

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from downpour.launch import topology
+from downpour.launch.roles import topology
 from downpour.proto.chief_pb2 import ProgressReply
-from downpour.worker.clients import ChiefClient
+from downpour.worker.exchange.clients import ChiefClient
 from tests.chaos import counting
 
 START_S = 120.0

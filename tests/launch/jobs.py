@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 
-from downpour.model.labels import LABELS_FILE
-from downpour.model.records import LabelledImage, write_records
+from downpour.model.vision.labels import LABELS_FILE
+from downpour.model.vision.records import LabelledImage, write_records
 from downpour.proto.chief_pb2 import ProgressReply
-from downpour.worker.clients import ChiefClient
-from tests.model.test_data import TREE, numbered_image
+from downpour.worker.exchange.clients import ChiefClient
+from tests.model.data.test_data import TREE, numbered_image
 
 # Workers take their time while a file is there: what a test does to the job comes before its end.
 PACED = """
@@ -53,12 +53,12 @@ import numpy as np
 
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
-from downpour.model.losses import per_label_logistic
-from downpour.model.resnet import ResNet
+from downpour.model.vision.losses import per_label_logistic
+from downpour.model.vision.resnet import ResNet
 from downpour.ps.layout import Slicing
-from downpour.ps.rules import Momentum
-from downpour.ps.schedules import Constant
-from downpour.worker.clip import Clip
+from downpour.ps.policy.rules import Momentum
+from downpour.ps.policy.schedules import Constant
+from downpour.worker.step.clip import Clip
 
 # Two channels wide: where both have died, gradients explode.
 CLIPPED = Clip(by_global_norm=1.0)

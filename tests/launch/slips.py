@@ -23,10 +23,10 @@ import numpy as np
 from dataclasses import dataclass, replace
 from downpour.launch.job import Cluster, Job
 from downpour.model.data import GeneratedImages
-from downpour.model.losses import per_label_logistic
-from downpour.ps.averages import Polyak
-from downpour.ps.rules import SGD
-from downpour.ps.schedules import Constant
+from downpour.model.vision.losses import per_label_logistic
+from downpour.ps.policy.averages import Polyak
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
 
 
 def network(size, labels):
@@ -158,7 +158,7 @@ SLIPS = {
     "leases ignored": Slip(
         _DATA.format(
             method="training",
-            body="from downpour.model.order import forever; "
+            body="from downpour.model.data.order import forever; "
             "arguments['leases'] = forever(100, 4); return super().training(**arguments)",
         ),
         "data source Data is at position 4 and has taken leases of 0 positions",

@@ -16,14 +16,14 @@ import numpy as np
 from downpour.launch import certs
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.security import Security
+from downpour.proto.security.gate import Security
 from downpour.ps.layout import Variable, plan
-from downpour.ps.named import to_message
-from downpour.ps.pace import Async
-from downpour.ps.rules import SGD
-from downpour.ps.schedules import Constant
-from downpour.ps.staleness import Keep
-from downpour.worker.clients import ShardClient
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.pace import Async
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.staleness import Keep
+from downpour.worker.exchange.clients import ShardClient
 from tests.certificates import JOB, TOKEN, security
 from tests.conftest import wait_until
 

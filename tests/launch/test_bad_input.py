@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from downpour.launch import topology
-from downpour.model.labels import LABELS_FILE
+from downpour.launch.roles import topology
+from downpour.model.vision.labels import LABELS_FILE
 from downpour.proto.chief_pb2 import ProgressReply
-from downpour.worker.clients import ChiefClient
+from downpour.worker.exchange.clients import ChiefClient
 from tests.conftest import ShardProcesses, wait_until
 from tests.launch import jobs
 from tests.launch.slips import SLIPS
-from tests.model.test_data import TREE
+from tests.model.data.test_data import TREE
 
 pytestmark = pytest.mark.process
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from downpour.launch import certs
-from downpour.proto import tls
+from downpour.proto.security import tls
 
 RUN = "from downpour.launch.cli import main; main()"
 

@@ -47,7 +47,8 @@ def test_help(run_python, arguments, texts):
 def test_shard_does_not_import_tensorflow_nor_the_recipes(run_python):
     code = """
 import sys
-from downpour.launch import cli, entry, topology
+from downpour.launch import cli
+from downpour.launch.roles import entry, topology
 assert not {"tensorflow", "keras", "psutil", "rich", "downpour.launch.job"} & set(sys.modules)
 """
     assert run_python(code).returncode == 0

@@ -10,10 +10,11 @@ import keras
 import numpy as np
 import pytest
 
-from downpour.launch import export, recipe
-from downpour.launch.build import build
-from downpour.ps.rules import SGD
-from downpour.worker.cadence import Accumulate, Downpour, LocalSteps
+from downpour.launch import export
+from downpour.launch.job import recipe
+from downpour.launch.job.build import build
+from downpour.ps.policy.rules import SGD
+from downpour.worker.exchange.cadence import Accumulate, Downpour, LocalSteps
 from tests.launch.jobs import LocalJob
 
 RECIPE = """
@@ -21,10 +22,10 @@ from dataclasses import dataclass
 
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import GeneratedImages
-from downpour.model.losses import per_label_logistic
-from downpour.ps.averages import Polyak
-from downpour.ps.rules import SGD
-from downpour.ps.schedules import Constant
+from downpour.model.vision.losses import per_label_logistic
+from downpour.ps.policy.averages import Polyak
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
 
 
 @dataclass(frozen=True)

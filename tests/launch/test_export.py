@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from downpour.launch import export, initial, recipe
-from downpour.launch.build import build
-from downpour.launch.initial import Source
-from downpour.launch.job import Job
+from downpour.launch import export
+from downpour.launch.job import Job, recipe
+from downpour.launch.job.build import build
+from downpour.launch.roles import initial
+from downpour.launch.roles.initial import Source
 from downpour.model import weights
 from downpour.proto.errors import LayoutMismatch
-from downpour.worker import evaluator
-from downpour.worker.step import initial_values
+from downpour.worker.evaluator import evaluator
+from downpour.worker.step.step import initial_values
 from tests.launch import jobs
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("export")]  # one training for all
 
 MORE = """
-from downpour.ps.averages import Polyak
+from downpour.ps.policy.averages import Polyak
 
 
 def job():

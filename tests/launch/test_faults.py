@@ -13,15 +13,15 @@ import numpy as np
 import psutil
 import pytest
 
-from downpour.launch import topology
+from downpour.launch.roles import topology
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps import checkpoint
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.layout import Variable, plan
-from downpour.ps.named import to_message
-from downpour.ps.rules import SGD
-from downpour.ps.schedules import Constant
-from downpour.ps.storage import Folder
-from downpour.worker.clients import ShardClient
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
+from downpour.worker.exchange.clients import ShardClient
 from tests.conftest import SmallDisk, wait_until
 from tests.launch import jobs
 
@@ -354,7 +354,7 @@ def test_a_chief_that_is_killed_without_a_journal_has_its_workers_start_anew(
     watcher.close()
 
 
-@pytest.mark.slow  # tests/worker/test_run_folder.py has the folder's part
+@pytest.mark.slow  # tests/worker/chief/test_run_folder.py has the folder's part
 @pytest.mark.parametrize("small_disk", ["8m"], indirect=True)
 def test_a_run_folder_that_is_full_ends_nothing_before_the_summary(
     started: list[jobs.LocalJob], tmp_path: Path, small_disk: SmallDisk

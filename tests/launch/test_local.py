@@ -12,18 +12,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from downpour.launch import local, recipe, topology
-from downpour.launch.supervisor import ProcessFailed
+from downpour.launch.job import recipe
+from downpour.launch.local import run as local
+from downpour.launch.local.supervisor import ProcessFailed
+from downpour.launch.roles import topology
 
 pytestmark = pytest.mark.process
 
 RECIPE = """
 from downpour.launch.job import Cluster, Job
 from downpour.model.data import GeneratedImages
-from downpour.model.losses import per_label_logistic
-from downpour.model.resnet import ResNet
-from downpour.ps.rules import SGD
-from downpour.ps.schedules import Constant
+from downpour.model.vision.losses import per_label_logistic
+from downpour.model.vision.resnet import ResNet
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
 
 
 def job():

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downpour.launch import topology
-from downpour.ps import checkpoint
+from downpour.launch.roles import topology
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.layout import Variable, plan
-from downpour.ps.rules import SGD
-from downpour.ps.schedules import Constant
-from downpour.ps.storage import Folder
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
 from tests.conftest import ShardProcesses
 from tests.launch import fleet as fleets
 from tests.launch import jobs
@@ -46,11 +46,18 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 
 def local(run_dir: Path, recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "downpour.launch.local", f"--recipe={recipe}", f"--run_dir={run_dir}", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "downpour.launch.local",
+        f"--recipe={recipe}",
+        f"--run_dir={run_dir}",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.slow  # tests/worker/test_owner.py has the same without processes
+@pytest.mark.slow  # tests/worker/chief/test_owner.py has the same without processes
 def test_others_are_kept_out_of_a_running_job_and_a_worker_with_a_late_clock_is_let_in(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from downpour.launch import recipe
-from downpour.launch.build import build
-from downpour.launch.job import Cluster, Exchange
-from downpour.ps.pace import Sync
+from downpour.launch.job import Cluster, Exchange, recipe
+from downpour.launch.job.build import build
+from downpour.ps.policy.pace import Sync
 from tests.launch.test_local import RECIPE
 
 

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downpour.launch import demand, plan, recipe, shard_costs
-from downpour.launch.demand import Cost, Costs
-from downpour.launch.job import Job
+from downpour.launch import plan
+from downpour.launch.job import Job, recipe
 from downpour.launch.plan import Cluster
+from downpour.launch.planning import demand, shard_costs
+from downpour.launch.planning.demand import Cost, Costs
 from downpour.proto import codec
-from downpour.proto.security import Security
-from downpour.ps import layout as layouts
+from downpour.proto.security.gate import Security
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Variable
-from downpour.ps.pace import Sync
-from downpour.worker.clients import ShardClient
-from downpour.worker.exchange import Exchange, Gradients
+from downpour.ps.layout import layout as layouts
+from downpour.ps.policy.pace import Sync
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.exchange import Exchange, Gradients
 from tests.benchmarks import shape
 from tests.conftest import ShardProcesses
 from tests.launch import jobs

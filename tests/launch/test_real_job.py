@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downpour.model.order import Lease, Order
-from downpour.ps import checkpoint
-from downpour.ps.arena import Arena
+from downpour.model.data.order import Lease, Order
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.memory.arena import Arena
 from tests.launch import jobs
 
 pytestmark = pytest.mark.process
@@ -55,8 +55,8 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.ps.pace import Bounded
-from tests.model.test_data import number_of
+from downpour.ps.policy.pace import Bounded
+from tests.model.data.test_data import number_of
 
 
 @dataclass(frozen=True)

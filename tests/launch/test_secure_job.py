@@ -14,10 +14,11 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from downpour.launch import certs, topology
+from downpour.launch import certs
+from downpour.launch.roles import topology
 from downpour.proto.chief_pb2 import RegisterRequest, Score
 from downpour.proto.errors import Forbidden, Unauthenticated
-from downpour.worker.clients import ChiefClient
+from downpour.worker.exchange.clients import ChiefClient
 from tests.certificates import JOB, TOKEN, forge, security
 from tests.channels import plain
 from tests.conftest import wait_until

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from downpour.launch import mistakes, preflight, recipe
+from downpour.launch.job import mistakes, recipe
+from downpour.launch.local import preflight
 from tests.launch import slips
 from tests.launch.slips import SLIPS, THROUGH_THE_LAUNCHER, Slip
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from downpour.launch import ssh, topology
+from downpour.launch import ssh
+from downpour.launch.roles import topology
 from tests.benchmarks import hosts
 from tests.benchmarks.hosts import Host
 from tests.launch import jobs

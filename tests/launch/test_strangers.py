@@ -15,13 +15,13 @@ import pytest
 from downpour.launch import certs
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import Forbidden, MalformedChunk, Unauthenticated, Unreachable, from_rpc_error
-from downpour.proto.security import TOKEN_KEY, Certificates, Security
-from downpour.worker.clients import ShardClient
+from downpour.proto.security.gate import TOKEN_KEY, Certificates, Security
+from downpour.worker.exchange.clients import ShardClient
 from tests.certificates import TOKEN, forge
 from tests.channels import WITHOUT_PROXY
 from tests.conftest import wait_until
 from tests.launch.strangers import LAYOUT, GuardedShard, Pusher, SilentConnections, push
-from tests.proto.http2 import Call
+from tests.proto.http2.writing import Call
 
 pytestmark = pytest.mark.process
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from downpour.launch import recipe
 from downpour.launch.export import export
+from downpour.launch.job import recipe
 from tests.launch.jobs import LocalJob, write_recipe
 
 pytestmark = pytest.mark.process

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downpour.ps import checkpoint
+from downpour.ps.checkpoint import manifest as checkpoint
 from tests.launch import jobs
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -18,7 +18,7 @@ HALVES = """
 import keras
 from absl import flags
 
-from downpour.model.order import forever
+from downpour.model.data.order import forever
 
 
 @dataclass(frozen=True)

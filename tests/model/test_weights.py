@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from downpour.model import weights
-from downpour.model.resnet import ResNet
+from downpour.model.vision.resnet import ResNet
 
 SMALL = ResNet(depth=18, width=2, stem="3x3/2")
 ENDINGS = (weights.KERAS, weights.WEIGHTS, weights.LEGACY)

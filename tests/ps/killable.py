@@ -33,19 +33,21 @@ import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps import arena as arenas
-from downpour.ps import checkpoint, points, sources
-from downpour.ps.arena import Arena
-from downpour.ps.averages import Polyak
-from downpour.ps.constraints import MaxNorm, MinMaxNorm, NonNeg, UnitNorm
-from downpour.ps.cuts import runs
+from downpour.ps.apply import sources
+from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, plan
-from downpour.ps.named import to_message
-from downpour.ps.pace import Async, Mode, Sync
-from downpour.ps.rules import SGD, RMSProp
-from downpour.ps.schedules import Constant, StaircaseExponential
-from downpour.ps.shard import Shard
-from downpour.ps.staleness import Drop
+from downpour.ps.layout.cuts import runs
+from downpour.ps.memory import arena as arenas
+from downpour.ps.memory.arena import Arena
+from downpour.ps.policy.averages import Polyak
+from downpour.ps.policy.constraints import MaxNorm, MinMaxNorm, NonNeg, UnitNorm
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.pace import Async, Mode, Sync
+from downpour.ps.policy.rules import SGD, RMSProp
+from downpour.ps.policy.schedules import Constant, StaircaseExponential
+from downpour.ps.policy.staleness import Drop
+from downpour.ps.shard.shard import Shard
+from downpour.ps.testing import points
 from tests.chunks import encode_chunk
 
 # Elements of a chunk and of a piece here: a push has 4 regions, of 4, 2, 1 and 1 pieces.

@@ -8,11 +8,11 @@ import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.arena import Arena
 from downpour.ps.layout import Layout
-from downpour.ps.named import to_message
-from downpour.ps.schedules import Constant
-from downpour.ps.shard import Shard
+from downpour.ps.memory.arena import Arena
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.schedules import Constant
+from downpour.ps.shard.shard import Shard
 from tests.chunks import encode_chunk
 
 

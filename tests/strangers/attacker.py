@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.launch import entry
+from downpour.launch.roles import entry
 from tests.strangers.attacks import ATTACKS
 from tests.strangers.crowd import Crowd
 from tests.strangers.ways import WAYS

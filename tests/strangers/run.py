@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from downpour.launch import entry
+from downpour.launch.roles import entry
 from tests.strangers import measure, scene
 from tests.strangers.attacks import ATTACKS, Attack
 from tests.strangers.measure import Found

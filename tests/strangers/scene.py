@@ -18,13 +18,13 @@ import psutil
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError
-from downpour.ps.named import to_message
-from downpour.ps.pace import Async
-from downpour.ps.rules import SGD
-from downpour.ps.schedules import Constant
-from downpour.ps.staleness import Keep
-from downpour.worker.clients import ShardClient
-from downpour.worker.pulled import Pulled
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.pace import Async
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.staleness import Keep
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.pulled import Pulled
 from tests.benchmarks.processes import Processes, wait_for_file
 from tests.strangers.attacks import Attack
 from tests.strangers.training import LAYOUT, LEARNING_RATE, NUM_ELEMENTS

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from downpour.launch import entry
+from downpour.launch.roles import entry
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError
 from downpour.ps.layout import Variable, plan
-from downpour.worker.clients import ShardClient
-from downpour.worker.pulled import Pulled
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.pulled import Pulled
 from tests.strangers.ways import Guard
 
 _INDEX = flags.DEFINE_integer("index", 0, "Of the worker.")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.security import PLAIN, Security
+from downpour.proto.security.gate import PLAIN, Security
 from downpour.ps.layout import Layout
-from downpour.ps.named import to_message
-from downpour.ps.pace import Async
-from downpour.ps.staleness import Keep
-from downpour.worker.clients import ShardClient
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.pace import Async
+from downpour.ps.policy.staleness import Keep
+from downpour.worker.exchange.clients import ShardClient
 
 _ASYNC, _KEEP = Async(), Keep()
 

@@ -18,13 +18,13 @@ import pytest
 from downpour.proto import codec
 from downpour.proto.chief_pb2 import ProgressReply, RegisterRequest, Score, WorkerReport
 from downpour.proto.errors import JobFailed, LayoutMismatch, TooManyWorkers
-from downpour.ps import checkpoint
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.layout import Variable, plan
-from downpour.ps.pace import Bounded
-from downpour.ps.server import Server
-from downpour.ps.storage import Folder
-from downpour.worker.clients import ChiefClient, ShardClient
-from downpour.worker.exchange import Exchange, Parameters
+from downpour.ps.policy.pace import Bounded
+from downpour.ps.service.server import Server
+from downpour.worker.exchange.clients import ChiefClient, ShardClient
+from downpour.worker.exchange.exchange import Exchange, Parameters
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 from tests.conftest import wait_until

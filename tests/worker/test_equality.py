@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from downpour.model.losses import per_label_logistic
-from downpour.model.resnet import ResNet
+from downpour.model.vision.losses import per_label_logistic
+from downpour.model.vision.resnet import ResNet
 from downpour.proto import codec
-from downpour.ps import checkpoint
-from downpour.ps.averages import Polyak
+from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.layout import Layout, Slicing, plan
-from downpour.ps.rules import KerasAdam, Momentum, RMSProp, Rule
-from downpour.ps.schedules import Constant
-from downpour.worker.clients import ShardClient
-from downpour.worker.exchange import Exchange
-from downpour.worker.step import TrainingStep, initial_values, statistics_of, variables_of
+from downpour.ps.policy.averages import Polyak
+from downpour.ps.policy.rules import KerasAdam, Momentum, RMSProp, Rule
+from downpour.ps.policy.schedules import Constant
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.exchange import Exchange
+from downpour.worker.step.step import TrainingStep, initial_values, statistics_of, variables_of
 from tests.worker.cluster import initialize
 
 NUM_STEPS = 20

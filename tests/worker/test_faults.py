@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from downpour.proto.errors import JobFailed, LeaseUnknown, NotSaved
-from downpour.ps import checkpoint
-from downpour.ps.server import Server
-from downpour.ps.storage import Folder
-from downpour.worker import chief as chiefs
-from downpour.worker.chief import Chief
-from downpour.worker.exchange import Parameters
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.storage import Folder
+from downpour.ps.service.server import Server
+from downpour.worker.chief import chief as chiefs
+from downpour.worker.chief.chief import Chief
+from downpour.worker.exchange.exchange import Parameters
 from tests.conftest import SmallDisk, wait_until
 from tests.worker.test_job import GIVE_UP_S, Cluster, Killed, Result, serving, toward_one
 

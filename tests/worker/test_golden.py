@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from downpour.launch.build import build
 from downpour.launch.job import Cluster, Exchange, Job
+from downpour.launch.job.build import build
 from downpour.model.data import GeneratedImages
-from downpour.model.losses import per_label_logistic
-from downpour.model.order import forever
-from downpour.model.resnet import ResNet
+from downpour.model.data.order import forever
+from downpour.model.vision.losses import per_label_logistic
+from downpour.model.vision.resnet import ResNet
 from downpour.proto import codec
 from downpour.ps.layout import Slicing
-from downpour.ps.rules import Momentum
-from downpour.ps.schedules import StaircaseExponential
-from downpour.worker import exchange as exchanges
+from downpour.ps.policy.rules import Momentum
+from downpour.ps.policy.schedules import StaircaseExponential
+from downpour.worker.exchange import exchange as exchanges
 from downpour.worker.loop import train
-from downpour.worker.step import TrainingStep, initial_values
+from downpour.worker.step.step import TrainingStep, initial_values
 from tests.conftest import ShardProcesses
 from tests.worker.cluster import initialize
 

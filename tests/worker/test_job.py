@@ -18,22 +18,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downpour.model.order import Counted, Lease
-from downpour.model.records import RecordCounts
+from downpour.model.data.order import Counted, Lease
+from downpour.model.vision.records import RecordCounts
 from downpour.proto import codec
 from downpour.proto.chief_pb2 import ProgressReply, RegisterRequest
 from downpour.proto.errors import DownpourError, JobFailed, LayoutMismatch, Unreachable, WorkerSuperseded
-from downpour.ps import checkpoint
+from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.layout import STATISTIC, Layout, Slicing, Variable, plan
-from downpour.ps.pace import Async, Bounded, Sync
-from downpour.ps.rules import Momentum
-from downpour.ps.schedules import Constant
-from downpour.ps.server import Server
-from downpour.ps.staleness import Keep
-from downpour.worker import chief as chief_module
-from downpour.worker.chief import Chief, Plan
-from downpour.worker.clients import ChiefClient
-from downpour.worker.exchange import Exchange, Gradients, Parameters
+from downpour.ps.policy.pace import Async, Bounded, Sync
+from downpour.ps.policy.rules import Momentum
+from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.staleness import Keep
+from downpour.ps.service.server import Server
+from downpour.worker.chief import chief as chief_module
+from downpour.worker.chief.chief import Chief, Plan
+from downpour.worker.exchange.clients import ChiefClient
+from downpour.worker.exchange.exchange import Exchange, Gradients, Parameters
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 
@@ -44,7 +44,7 @@ GIVE_UP_S = 20.0
 
 @dataclass(frozen=True)
 class Result:
-    """What `downpour.worker.step.StepResult` offers."""
+    """What `downpour.worker.step.step.StepResult` offers."""
 
     loss: float
     gradients: Gradients

@@ -12,12 +12,12 @@ import pytest
 
 from downpour.proto import codec
 from downpour.ps.layout import STATISTIC, Slicing, Variable, plan
-from downpour.ps.pace import Async, Bounded, Mode, Sync
-from downpour.ps.rules import SGD, Momentum, RMSProp, Rule
-from downpour.ps.schedules import Constant
-from downpour.ps.staleness import Compensate, Divide, Drop, Keep, Treatment
-from downpour.worker.clients import ShardClient
-from downpour.worker.exchange import Exchange, Gradients, Parameters
+from downpour.ps.policy.pace import Async, Bounded, Mode, Sync
+from downpour.ps.policy.rules import SGD, Momentum, RMSProp, Rule
+from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.staleness import Compensate, Divide, Drop, Keep, Treatment
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.exchange import Exchange, Gradients, Parameters
 from tests.worker.cluster import initialize
 
 pytestmark = pytest.mark.process

@@ -25,8 +25,8 @@ from typing import Any
 
 from absl import flags
 
-from downpour.launch import entry
-from downpour.launch.scratch import scratch_folder
+from downpour.launch.local.scratch import scratch_folder
+from downpour.launch.roles import entry
 from downpour.ps.layout import TRAINED, Range, Variable
 from tests.benchmarks import shape
 from tests.benchmarks.measure import (

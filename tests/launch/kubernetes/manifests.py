@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from downpour.launch import recipe
-from downpour.launch.job import Job
+from downpour.launch.job import Job, recipe
 from downpour.launch.kubernetes import command
 from downpour.launch.kubernetes.deployment import Deployment
 from downpour.launch.kubernetes.sizes import Sizes

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from downpour.launch import topology
 from downpour.launch.kubernetes import names
-from downpour.launch.topology import ROLES
+from downpour.launch.roles import topology
+from downpour.launch.roles.topology import ROLES
 from tests.launch.kubernetes.manifests import Document, build, deployment_of, find, job_of, pod_templates, write_all
 
 # Has a role's own module parse one command line after another, as each pod's process would, and say where it stands.
@@ -24,7 +24,8 @@ import importlib, json, os, sys
 role = sys.argv[1]
 module = importlib.import_module(f"downpour.launch.{role}")
 from absl import flags
-from downpour.launch import recipe, security, topology
+from downpour.launch.job import recipe
+from downpour.launch.roles import security, topology
 
 for line in sys.stdin:
     case = json.loads(line)

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from downpour.launch import recipe
+from downpour.launch.job import recipe
 from downpour.launch.kubernetes import jobs
 from tests.launch.kubernetes import schemas_of
 from tests.launch.kubernetes.dockerfile import instructions

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from downpour.launch.kubernetes import command, names, objects
-from downpour.launch.topology import ROLES
+from downpour.launch.roles.topology import ROLES
 from tests.launch.kubernetes import schemas_of
 from tests.launch.kubernetes.manifests import (
     ALL_PATHS,

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from downpour.launch.kubernetes import sizes
-from downpour.model.labels import LABELS_FILE, LabelTree
+from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.arena import Arena
 from downpour.ps.layout import Variable, plan
-from downpour.ps.named import to_message
+from downpour.ps.memory.arena import Arena
+from downpour.ps.policy.named import to_message
 from tests.launch.jobs import write_recipe
 from tests.launch.kubernetes import schemas_of
 from tests.launch.kubernetes.manifests import build, find, job_of

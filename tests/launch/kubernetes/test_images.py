@@ -115,7 +115,7 @@ def test_the_shard_image_starts_a_shard_and_has_no_tensorflow(builder: Builder, 
     compiled = {path.name: path.stat().st_mtime_ns for path in kernels.rglob("*.nbc")}
     assert compiled
     # Nothing of it is compiled again, though the image's files have other owners and the process is another user.
-    builder.run(stage, "python -m downpour.ps.kernels", user, binds)
+    builder.run(stage, "python -m downpour.ps.apply.kernels", user, binds)
     assert {path.name: path.stat().st_mtime_ns for path in kernels.rglob("*.nbc")} == compiled
 
     port, health_port = 41222, 41224

@@ -1,0 +1,242 @@
+"""A job: everything a recipe decides, as one frozen value.
+
+Importing this module, or a recipe, does not import TensorFlow: `model.build`, `data` and `loss` do that when a
+role calls them. So a recipe with a mistake is refused in milliseconds, before any process starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from downpour.launch.job import fields
+from downpour.model.data import Dataset
+from downpour.ps.layout import Rate, Slicing
+from downpour.ps.memory import ledger
+from downpour.ps.policy import averages, pace, rules, schedules, staleness
+from downpour.ps.policy.averages import Average
+from downpour.ps.policy.pace import Async, Mode
+from downpour.ps.policy.rules import Rule
+from downpour.ps.policy.schedules import Schedule
+from downpour.ps.policy.staleness import Compensate, Keep, Treatment
+from downpour.worker.exchange import cadence
+from downpour.worker.exchange.cadence import Cadence, EveryStep
+from downpour.worker.step.clip import Clip
+
+_ASYNC, _KEEP, _EVERY_STEP = Async(), Keep(), EveryStep()
+_CHOICES: dict[str, dict[str, type]] = {
+    "rule": rules.BY_NAME,
+    "schedule": schedules.BY_NAME,
+    "pace": pace.BY_NAME,
+    "staleness": staleness.BY_NAME,
+    "cadence": cadence.BY_NAME,
+    "clip": {"Clip": Clip},
+    "average": averages.BY_NAME,
+}
+
+
+class Network(Protocol):
+    """Builds the Keras model of a job."""
+
+    def build(self, image_size: int, num_labels: int) -> Any:
+        """A built `keras.Model`: [B, image_size, image_size, 3] float32 in, [B, num_labels] logits out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How many processes of which role.
+
+    Attributes:
+        num_ps: Parameter-server shards. Each is a process of about 90 MB and its share of the state; more of them pay
+            where one machine's memory or network is too small for the parameters, so a small model needs one or two.
+        num_workers: Workers that are expected; leases and publications are of a size for so many.
+        max_workers: How many there may be: with `Async` and `Bounded` workers of an index below it may come and go at
+            any time. 0 for as many as `num_workers`.
+        threads_per_worker: TensorFlow threads in one worker; 0 for one per core.
+        lease_s: A worker that says nothing for so many seconds is lost, and nobody waits for it any longer.
+    """
+
+    num_ps: int = 2
+    num_workers: int = 2
+    max_workers: int = 0
+    threads_per_worker: int = 0
+    lease_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        fields.check_numbers("cluster.", self)
+        _at_least("cluster.num_ps", self.num_ps, 1)
+        _at_least("cluster.num_workers", self.num_workers, 1)
+        _at_least("cluster.max_workers", self.max_workers, 0)
+        if self.max_workers and self.max_workers < self.num_workers:
+            raise ValueError(
+                f"cluster.max_workers is {self.max_workers}, less than cluster.num_workers, {self.num_workers}; "
+                "give at least as many, or 0 for as many"
+            )
+        if self.most_workers > ledger.NUM_WORKERS:
+            raise ValueError(f"cluster.max_workers is {self.most_workers}; shards keep room for {ledger.NUM_WORKERS}")
+        _at_least("cluster.threads_per_worker", self.threads_per_worker, 0)
+        if not self.lease_s >= 3:
+            raise ValueError(f"cluster.lease_s is {self.lease_s}; give at least 3 seconds, workers report every second")
+
+    @property
+    def most_workers(self) -> int:
+        """Every worker's index is below it."""
+        return max(self.num_workers, self.max_workers)
+
+
+# Pulls of a worker that are told as differences to the same publication, unless the recipe says otherwise.
+PULLS_A_PUBLICATION = 4
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How workers talk to shards.
+
+    Attributes:
+        codec: Wire type of parameters and gradients: `float32`, `bfloat16`, or `float16`, which rounds less and has no
+            numbers above 65,504 or below 6e-8. Statistics always travel as float32.
+        push: Codec of pushed gradients: `same`, or `int8` with error feedback.
+        pull: `live`, the parameters themselves; or `int8` or `int4`, how they differ from a publication that all
+            workers have: about a half or a quarter of bfloat16's bytes, at the price of as much memory again in every
+            worker.
+        publish_every: How many pushes of all workers together lie between two publications; 0 for four of each worker.
+            The more, the fewer bytes, and the coarser the differences. A worker that pulls less often than publications
+            come is told whole ones, which are more bytes than live pulls.
+        factors: Push the gradient of a large dense layer as its two factors, where that takes less than half the bytes.
+        overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
+            step of staleness, which the staleness counters include.
+        give_up_after_s: A shard or chief that does not answer for so many seconds ends the process.
+    """
+
+    codec: str = "bfloat16"
+    push: str = "same"
+    pull: str = "live"
+    publish_every: int = 0
+    factors: bool = True
+    overlap: bool = True
+    give_up_after_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        fields.check_numbers("exchange.", self)
+        if self.codec not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"exchange.codec is {self.codec!r}; accepted are 'float32', 'bfloat16' and 'float16'")
+        if self.push not in ("same", "int8"):
+            raise ValueError(f"exchange.push is {self.push!r}; accepted are 'same' and 'int8'")
+        if self.pull not in ("live", "int8", "int4"):
+            raise ValueError(f"exchange.pull is {self.pull!r}; accepted are 'live', 'int8' and 'int4'")
+        if self.pull != "live" and self.codec != "bfloat16":
+            raise ValueError(f"exchange.pull={self.pull!r} needs exchange.codec='bfloat16', not {self.codec!r}")
+        _at_least("exchange.publish_every", self.publish_every, 0)
+        if not self.give_up_after_s > 0:
+            raise ValueError(f"exchange.give_up_after_s is {self.give_up_after_s}; give a number of seconds above 0")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training job.
+
+    Attributes:
+        name: Of the recipe; also the folder under `runs/`.
+        model: Builds the network.
+        data: Training and held-out images with their label tree.
+        loss: `loss(labels [B, C], logits [B, C]) -> scalar`; logits are float32, labels as the data give them.
+        rule: Update rule that the shards apply.
+        schedule: Learning rate as a function of a shard's version.
+        pace: How far apart workers may be: `Async`, `Bounded` or `Sync`.
+        staleness: What shards do about stale gradients: `Keep`, `Divide`, `Compensate` or `Drop`.
+        cadence: How often workers push and fetch: `EveryStep`, `Accumulate`, `Downpour` or `LocalSteps`.
+        clip: Limit of each batch's gradient, in the worker; None for none.
+        average: Of the parameters, kept by the shards beside them: `Polyak` or `Mean`; None for none.
+        evaluate_average: Whether the evaluator scores that average in place of the parameters.
+        num_steps: Global steps (pushes) until the job ends.
+        batch_size: Images in one worker's batch.
+        slicing: Which variables are cut into slices, and how. The first entry is the head.
+        weight_decay: Of trained variables, on the shards.
+        decay: How: `l2` (weight_decay * w is added to the gradient) or `decoupled` (the rate times weight_decay * w is
+            taken off w before the rule, as AdamW does).
+        undecayed: Name patterns (`fnmatch`) of variables without weight decay.
+        rates: Multipliers of the learning rate, by name pattern; where several match a variable, the last counts.
+        frozen: Name patterns of variables and statistics that are pulled, but never pushed or updated.
+        statistics: Name patterns of variables that are not trained, but assigned by a layer in a training call, and
+            whose differences add up over workers, as a moving mean's do. Batch norm's need no pattern.
+        local: Name patterns of such variables that each worker keeps to itself. They keep their initial value in
+            checkpoints and exports.
+        cluster: Processes.
+        exchange: Wire settings.
+        checkpoint_every_steps: Global steps between checkpoints, each of which the evaluator scores.
+        keep_checkpoints: How many of the newest are kept.
+        keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
+        max_train_s: Seconds of training after which the job ends even if steps are left; when resumed, as many again.
+        seed: Of initial values, shuffling and augmentation.
+    """
+
+    name: str
+    model: Network
+    data: Dataset
+    loss: Callable[[Any, Any], Any]
+    rule: Rule
+    schedule: Schedule
+    num_steps: int
+    batch_size: int
+    slicing: tuple[Slicing, ...] = ()
+    pace: Mode = _ASYNC
+    staleness: Treatment = _KEEP
+    cadence: Cadence = _EVERY_STEP
+    clip: Clip | None = None
+    average: Average | None = None
+    evaluate_average: bool = False
+    weight_decay: float = 0.0
+    decay: str = "l2"
+    undecayed: tuple[str, ...] = ("*/bias", "*/gamma", "*/beta")
+    rates: tuple[Rate, ...] = ()
+    frozen: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    local: tuple[str, ...] = ()
+    cluster: Cluster = field(default_factory=Cluster)
+    exchange: Exchange = field(default_factory=Exchange)
+    checkpoint_every_steps: int = 1000
+    keep_checkpoints: int = 3
+    keep_every_steps: int = 0
+    max_train_s: float = math.inf
+    seed: int = 0
+
+    # Fields that another dataclass may be put into by name, `--set=pace=Bounded(lead=4)`.
+    CHOICES: ClassVar[dict[str, dict[str, type]]] = _CHOICES
+
+    def __post_init__(self) -> None:
+        fields.check_numbers("", self)
+        fields.check_objects(self, {**_CHOICES, "cluster": {"Cluster": Cluster}, "exchange": {"Exchange": Exchange}})
+        pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.exchange.overlap)
+        cadence.check(self.cadence, overlap=self.exchange.overlap)
+        if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
+            raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")
+        _at_least("num_steps", self.num_steps, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        _at_least("keep_checkpoints", self.keep_checkpoints, 1)
+        _at_least("keep_every_steps", self.keep_every_steps, 0)
+        for i, slicing in enumerate(self.slicing):
+            _at_least(f"slicing.{i}.num_slices", slicing.num_slices, 1)
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; give 0 or more")
+        if self.decay not in ("l2", "decoupled"):
+            raise ValueError(f"decay is {self.decay!r}; accepted are 'l2' and 'decoupled'")
+        if self.evaluate_average and self.average is None:
+            raise ValueError("evaluate_average is True without an average; give `average`, for example Polyak(0.999)")
+        if not self.max_train_s > 0:
+            raise ValueError(f"max_train_s is {self.max_train_s}; give a number of seconds above 0")
+
+    @property
+    def publish_every(self) -> int:
+        """Pushes between two publications; 0 if there are none."""
+        if self.exchange.pull == "live":
+            return 0
+        return self.exchange.publish_every or PULLS_A_PUBLICATION * self.cluster.num_workers
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{key} is {value}; give a whole number of at least {least}")

@@ -1,0 +1,146 @@
+"""What an error says to the person whose code raised it: its type, its message, and the line of that code.
+
+A job runs code of its user's: the recipe, the network, the loss, the data. What that raises before anything has been
+trained cannot be mended by starting the process again; `final` makes a `Mistake` of it, which ends the process with
+exit code 2. Imports no framework.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from downpour.proto.errors import DownpourError
+
+_MAX_CHARACTERS = 600  # Keras puts whole arrays into some messages
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# AutoGraph puts a traceback of the original code into the message, and the cause at its end.
+_IN_USER_CODE = "in user code:"
+_CALL_SITE = re.compile(r'^ *File "([^"]+)", line (\d+), in .*\n(?: {8,}.*\n?)*', re.MULTILINE)
+_RAISED = re.compile(r"([\w.]*[A-Za-z]\w*(?:Error|Exception|Stop\w+|Exit|Interrupt)): ?(.*)", re.DOTALL)
+_NAMES_A_PLACE = re.compile(r"\(\S.*:\d+\)$")
+# Keras puts what it was doing around a message.
+_CALLING = re.compile(
+    r"^(Exception encountered when calling .*?\n\n|Could not automatically infer .*?Error encountered:\s*)+", re.DOTALL
+)
+_ARGUMENTS = re.compile(r"\n\n *(Arguments received by|Call arguments received) .*", re.DOTALL)
+
+# Downpour's folders, behind the links of a checkout.
+_OURS = tuple(
+    str((Path(__file__).absolute().parents[2] / name).resolve())
+    for name in ("proto", "ps", "worker", "model", "launch")
+)
+_LIBRARIES = ("absl", "keras", "ml_dtypes", "numba", "numpy", "optree", "tensorflow")
+
+
+class Mistake(ValueError):
+    """An error of the job's own code, as `describe` puts it; raised from the error itself."""
+
+
+@contextlib.contextmanager
+def final(is_final: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Turns what the job's code raises in this block, while `is_final()`, into a `Mistake`.
+
+    Errors that already end a process with a message, and failures of files and networks outside the job's code, pass.
+
+    Raises:
+        Mistake: With type, message, file and line.
+    """
+    try:
+        yield
+    except Exception as error:
+        passes = isinstance(error, ValueError | DownpourError) or (isinstance(error, OSError) and not _place(error))
+        if passes or not is_final():
+            raise
+        raise Mistake(describe(error)) from error
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line, such as `TypeError: unsupported operand type (mine.py:12)`.
+
+    The file and line are those of the innermost frame that belongs neither to Downpour nor to Python, Keras,
+    TensorFlow or numpy; without such a frame they are left out. The type is left out of Downpour's own messages.
+    """
+    if isinstance(error, Mistake):
+        return str(error)
+    name, message = _said(error)
+    message = " ".join(message.split())
+    if len(message) > _MAX_CHARACTERS:
+        message = f"{message[:_MAX_CHARACTERS]} ... (--verbosity=1 shows all of it)"
+    if not _is_ours(error):
+        message = f"{name}: {message}" if message else name
+    place = "" if _NAMES_A_PLACE.search(message) else _place(error)
+    return f"{message} ({place})" if place else message
+
+
+def defined(function: Any) -> str:
+    """Where a function of the user's own is defined, ` (mine.py:12)`; "" of all others."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    return f" ({_shown(code.co_filename, code.co_firstlineno)})" if code and _is_users(code.co_filename) else ""
+
+
+def _said(error: BaseException) -> tuple[str, str]:
+    """Type and message of what went wrong first, without what AutoGraph and Keras add."""
+    name, text = type(error).__name__, _ANSI.sub("", _text(error))
+    if text.startswith(_IN_USER_CODE):
+        sites = list(_CALL_SITE.finditer(text))
+        cause = text[sites[-1].end() :] if sites else text.removeprefix(_IN_USER_CODE)
+        if raised := _RAISED.match(cause.strip()):
+            name, text = raised[1], raised[2]
+    text = _CALLING.sub("", text.strip())
+    return name, _ARGUMENTS.sub("", text)
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return error.msg
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return repr(error.args[0])
+    return str(error)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether Downpour itself refuses something, in words of its own."""
+    if isinstance(error, DownpourError) or type(error).__module__.startswith("absl."):
+        return True
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if frame.filename[0] != "<"]
+    return isinstance(error, ValueError) and (not files or _is_downpours(files[-1]))
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the user's own code that an error came out of, `mine.py:12`; "" if there is none."""
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return _shown(error.filename, error.lineno)
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    frames += [(file, int(line)) for file, line in _CALL_SITE.findall(_ANSI.sub("", _text(error)))]
+    mine = [_shown(file, line) for file, line in frames if _is_users(file)]
+    return mine[-1] if mine else ""
+
+
+def _shown(file: str, line: int) -> str:
+    path, here = os.path.abspath(file), os.path.abspath(os.curdir)
+    return f"{os.path.relpath(path) if path.startswith(here + os.sep) else file}:{line}"
+
+
+def _is_users(file: str) -> bool:
+    """Whether a source file is neither Downpour's, nor Python's, nor one of a library that calls the user's code."""
+    if file.startswith("<") or os.path.basename(file).startswith("__autograph_generated_file"):
+        return False
+    path = os.path.abspath(file)
+    if _is_downpours(path) or path.startswith(sysconfig.get_path("scripts") + os.sep):
+        return False
+    for installed in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        if path.startswith(installed + os.sep):
+            return not path[len(installed) + 1 :].startswith(_LIBRARIES)
+    return not path.startswith(sysconfig.get_path("stdlib") + os.sep)
+
+
+def _is_downpours(file: str) -> bool:
+    return os.path.realpath(file).startswith(tuple(folder + os.sep for folder in _OURS))

@@ -1,0 +1,151 @@
+"""Builds a job and traces its whole training step once, so that a mistake is known before any role starts.
+
+What is looked at, in this order: the model and the loss, of which `downpour.launch.job.build` says what it refuses; the
+first batch of the data (shapes, kinds of numbers, leases); the evaluator's prediction; and the step as workers compile
+it. Nothing is trained and nothing is written. Used by `downpour.launch.layout_table`, the process that launchers start
+first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from downpour.launch.job import Job, mistakes
+from downpour.launch.job.build import build, check_data, check_image_shape
+from downpour.model.data import Batches, GeneratedImages, ImageRecords
+from downpour.model.data.order import Counted, forever
+from downpour.model.vision import metrics
+from downpour.proto.codec import CODECS
+from downpour.ps.layout import Layout
+from downpour.worker.exchange.replica import step_codec
+
+_WITHOUT_SCORES = "start with --noevaluator to train without scores"
+
+
+@mistakes.final()
+def check(job: Job, *, evaluator: bool) -> tuple[Any, Layout]:
+    """The model and the layout of a job that can be trained, and scored if it has an evaluator.
+
+    Raises:
+        ValueError: The model, the data or the loss are not what a job takes.
+        Mistake: Their own code raised something else.
+    """
+    check_data(job)
+    model, layout = build(job)
+    for batch in batches_of(job, evaluator=evaluator):
+        check_image_shape(model, batch[0].shape[1:])
+        outputs = predict(model, batch[0])
+        _check_labels(batch[1], outputs, evaluator=evaluator)
+        _trace_step(job, model, layout, *batch)
+    return model, layout
+
+
+def batches_of(job: Job, *, evaluator: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first batches that roles will see: held-out, if they are scored or cheap, and training ones of own sources.
+
+    Raises:
+        ValueError: There is no held-out batch to score, or a batch is not a pair of arrays.
+    """
+    ours = type(job.data) in (ImageRecords, GeneratedImages)  # of these the training batches are known
+    found = []
+    if evaluator or ours:
+        with job.data.heldout(batch_size=job.batch_size) as batches:
+            first: Any = next(iter(batches), None)
+        if first is None and evaluator:
+            raise ValueError(
+                f"{_name(job)} gives no held-out batch to score; give held-out images, or {_WITHOUT_SCORES}"
+            )
+        found += [] if first is None else [_pair(job, first)]
+    if not ours:
+        leases = Counted(forever(job.data.num_records, job.batch_size), _name(job))
+        given = job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases)
+        if not isinstance(given, Batches):
+            kind = type(given).__name__
+            raise ValueError(
+                f"{_name(job)}: training() returns a {kind}; return downpour.model.data.Batches{_at(job, 'training')}"
+            )
+        with given as batches:
+            first = next(iter(batches), None)
+            if first is None:
+                raise ValueError(
+                    f"{_name(job)} gives no training batch although there are leases; batches end with them"
+                )
+            leases.check(batches.position)
+        found.append(_pair(job, first))
+    return found
+
+
+def predict(model: Any, images: np.ndarray) -> Any:
+    """What the model gives for a batch of these images, as a symbol; traced as the evaluator does, not computed.
+
+    Raises:
+        ValueError: It is not one tensor.
+    """
+    import tensorflow as tf
+
+    from downpour.worker.step.forward import infer
+
+    spec = tf.TensorSpec(images.shape, images.dtype)
+    traced = tf.function(lambda given: infer(model, given), autograph=False).get_concrete_function(spec)
+    outputs = traced.structured_outputs
+    if not isinstance(outputs, tf.TensorSpec | tf.Tensor):
+        number = (
+            f"{len(outputs)} outputs" if isinstance(outputs, dict | list | tuple) else f"a {type(outputs).__name__}"
+        )
+        raise ValueError(f"the model gives {number}; today a model gives one array [B, labels] (join them in it)")
+    return outputs
+
+
+def _pair(job: Job, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        given = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"{_name(job)} gives {given} a batch; give a pair of images and labels (sample weights and more are not "
+            "taken today)"
+        )
+    for what, value in zip(("images", "labels"), batch, strict=True):
+        if isinstance(value, dict | tuple | list):
+            raise ValueError(
+                f"{_name(job)} gives {what} as a {type(value).__name__}; today they are one array [B, ...]"
+            )
+    images, labels = (np.asarray(value) for value in batch)
+    if images.dtype == object or labels.dtype == object or not images.ndim or not labels.ndim:
+        raise ValueError(
+            f"{_name(job)} gives images {_shape(images)} and labels {_shape(labels)}; give arrays of numbers"
+        )
+    if len(images) != len(labels):
+        raise ValueError(f"{_name(job)} gives {len(images)} images and {len(labels)} labels in one batch; give as many")
+    return images, labels
+
+
+def _check_labels(labels: np.ndarray, outputs: Any, *, evaluator: bool) -> None:
+    """Raises `ValueError` for labels that cannot be compared with the outputs, or not be scored."""
+    shape = tuple(outputs.shape)
+    if labels.shape != shape:
+        raise ValueError(
+            f"the model gives {shape} and the data labels {labels.shape}; give both as [images, labels], so that "
+            "`num_labels` of the data is the model's last dimension"
+        )
+    if evaluator:
+        metrics.check_labels(labels)
+
+
+def _trace_step(job: Job, model: Any, layout: Layout, images: np.ndarray, labels: np.ndarray) -> None:
+    from downpour.worker.step.step import TrainingStep
+
+    wire = step_codec(job.cadence, CODECS[job.exchange.codec])
+    TrainingStep(model, job.loss, layout, wire, job.clip).trace(images, labels)
+
+
+def _at(job: Job, method: str) -> str:
+    return mistakes.defined(getattr(type(job.data), method))
+
+
+def _name(job: Job) -> str:
+    return f"data source {type(job.data).__name__}"
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"{array.shape} {array.dtype}"

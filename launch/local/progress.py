@@ -1,0 +1,175 @@
+"""What a user sees while a job runs: log lines by role, and one line of progress asked of the chief.
+
+On a terminal the progress is a bar at the bottom; elsewhere a plain line about every ten seconds. All of it goes to
+stderr; stdout is for results. Entered by the main thread only.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self, TextIO
+
+import grpc
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from downpour.proto import chief_pb2, chief_pb2_grpc
+from downpour.proto.rpc.client import Channel
+
+_PLAIN_EVERY_S = 10.0
+_ASK_TIMEOUT_S = 0.5
+_NOISE = re.compile(
+    r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .*failed call to cuInit"
+    r"|\[chief[^]]*\] step \d+ of \d+, loss "  # as the progress says
+)
+_COLORS = {"ps": "cyan", "worker": "green", "chief": "magenta", "evaluator": "yellow"}
+
+
+class ChiefWatcher:
+    """Asks a chief for its progress, in calls short enough for a loop that has other things to do."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = Channel(address, role="chief")
+        self._stub = chief_pb2_grpc.ChiefStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def ask(self, timeout_s: float = _ASK_TIMEOUT_S) -> chief_pb2.ProgressReply | None:
+        """The chief's answer; None when it does not answer in time."""
+        try:
+            reply: chief_pb2.ProgressReply = self._stub.Progress(chief_pb2.ProgressRequest(), timeout=timeout_s)
+            return reply
+        except grpc.RpcError:
+            return None
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._channel.close()
+
+
+class Display(Protocol):
+    """Where lines and progress go. A context manager."""
+
+    def line(self, name: str, text: str) -> None:
+        """A line that the process `name` wrote."""
+        ...
+
+    def show(self, reply: chief_pb2.ProgressReply) -> None:
+        """The newest progress."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def display(stream: TextIO | None = None) -> Display:
+    """The display that suits the stream, stderr by default."""
+    stream = stream or sys.stderr
+    return BarDisplay(stream) if stream.isatty() else PlainDisplay(stream)
+
+
+class PlainDisplay:
+    """Prints lines as they come and the progress every ten seconds, and whenever the state changes."""
+
+    def __init__(self, stream: TextIO, every_s: float = _PLAIN_EVERY_S) -> None:
+        self._stream, self._every_s = stream, every_s
+        self._next_at, self._state = 0.0, ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.flush()
+
+    def line(self, name: str, text: str) -> None:
+        """See `Display.line`."""
+        if not is_noise(text):
+            print(prefixed(name, text), file=self._stream, flush=True)
+
+    def show(self, reply: chief_pb2.ProgressReply) -> None:
+        """See `Display.show`."""
+        now, state = time.monotonic(), state_name(reply)
+        if now >= self._next_at or state != self._state:
+            self._next_at, self._state = now + self._every_s, state
+            print(f"[progress] {summary(reply)}", file=self._stream, flush=True)
+
+
+class BarDisplay:
+    """A bar at the bottom of a terminal, log lines scrolling above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = Console(file=stream, highlight=False)
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+        self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+        self._task = self._bar.add_task("starting", total=None, text="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def line(self, name: str, text: str) -> None:
+        """See `Display.line`."""
+        if is_noise(text):
+            return
+        colored = Text(prefixed(name, text))
+        colored.stylize(_COLORS.get(name.partition("/")[0], "blue"), 0, len(colored.plain.partition("]")[0]) + 1)
+        self._console.print(colored, soft_wrap=True)
+
+    def show(self, reply: chief_pb2.ProgressReply) -> None:
+        """See `Display.show`."""
+        text = summary(reply).removeprefix(state_name(reply)).strip()
+        total = reply.num_steps or None
+        self._bar.update(self._task, description=state_name(reply), completed=reply.step, total=total, text=text)
+
+
+def is_noise(text: str) -> bool:
+    """Whether a line stays in the log file: chatter of TensorFlow's C++ side, or progress, which is shown anyway."""
+    return bool(_NOISE.match(text))
+
+
+def prefixed(name: str, text: str) -> str:
+    """The line with `[name]` before it, unless the process has written its own prefix."""
+    return text if text.startswith((f"[{name}]", f"[{name} ")) else f"[{name}] {text}"
+
+
+def state_name(reply: chief_pb2.ProgressReply) -> str:
+    """The state as one word, `training`."""
+    return chief_pb2.ProgressReply.State.Name(reply.state).removeprefix("STATE_").lower()
+
+
+def summary(reply: chief_pb2.ProgressReply) -> str:
+    """The progress as one line; what is not known yet is left out."""
+    parts = [f"{state_name(reply)} {reply.step}/{reply.num_steps}"]
+    if reply.step:
+        parts += [
+            f"loss {reply.loss:.4g}",
+            f"{reply.images_per_second:.1f} images/s",
+            f"{reply.pushes_per_second:.2f} pushes/s",
+            f"staleness {reply.staleness_mean:.2f}",
+        ]
+    if "map_at_100" in reply.metrics:
+        parts.append(f"mAP@100 {reply.metrics['map_at_100']:.3f}")
+    if reply.state == chief_pb2.ProgressReply.STATE_TRAINING and reply.step and reply.seconds_left >= 0:
+        parts.append(f"{duration(reply.seconds_left)} left")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`0:42`, `12:05`, `3:07:00` or `61 days`."""
+    if seconds >= 2 * 86400:
+        return f"{seconds / 86400:.0f} days"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,387 @@
+"""How fast a fleet of workers and shards is, and how stale its gradients: a closed queueing network, simulated.
+
+Each of W workers computes for a while, then pushes to every shard, then pulls from every shard, a few calls at a time,
+as `downpour.worker.exchange.exchange` does (with overlap it computes meanwhile). A call passes stations one after
+another, each of which serves one call after another:
+
+    push   the worker's cores, the worker's line, the shard's line, the shard's cores
+    pull   the shard's cores, the shard's line, the worker's line, the worker's cores
+
+Messages are streams: the next station begins as soon as the one before does, and the call is over when the last of them
+is. A push raises the shard's version at its end; a pull reads it when the shard begins to send; between them lies the
+staleness, counted as `downpour.ps.shard.shard` counts it.
+
+Left out: what a message takes to arrive on an idle line, lost packets, restarts, checkpoints, that a shard receives
+three pushes at a time. Pure and seeded: the same fleet and seed give the same prediction.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BUCKETS = 256  # of the staleness histogram, as shards count it; the last holds all above
+_CALLS_AT_A_TIME = 5  # threads of a worker's exchange
+_MAX_CALLS = 60_000  # that are simulated, about half a second's work
+_WARM_UP = 0.25  # share of them that does not count
+COMPUTE_TIMES = ("constant", "lognormal", "exponential")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one push or pull of one shard takes.
+
+    Attributes:
+        num_bytes: On the wire.
+        shard_s: Core-seconds of the shard.
+        worker_s: Core-seconds of the worker.
+    """
+
+    num_bytes: float = 0.0
+    shard_s: float = 0.0
+    worker_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What is simulated.
+
+    Attributes:
+        num_workers: W.
+        compute_s: Mean seconds of computing one gradient.
+        pushes: One a shard.
+        pulls: One a shard.
+        compute: Distribution of the computing times, one of `COMPUTE_TIMES`.
+        spread: Standard deviation of lognormal ones, of the mean.
+        exponential_calls: Whether the stations' times are exponential too (to compare with textbooks).
+        overlap: Whether a worker computes while it exchanges.
+        shard_cores: Of each shard.
+        worker_cores: Of each worker, for the exchange.
+        shared_cores: Not 0: so many cores do the work of all shards and workers instead.
+        shard_bytes_per_s: Line of each shard, each way.
+        worker_bytes_per_s: Line of each worker, each way.
+    """
+
+    num_workers: int
+    compute_s: float
+    pushes: Sequence[Call]
+    pulls: Sequence[Call]
+    compute: str = "lognormal"
+    spread: float = 0.1
+    exponential_calls: bool = False
+    overlap: bool = False
+    shard_cores: float = 1.0
+    worker_cores: float = 1.0
+    shared_cores: float = 0.0
+    shard_bytes_per_s: float = math.inf
+    worker_bytes_per_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1 or not self.pushes or len(self.pushes) != len(self.pulls):
+            raise ValueError(
+                f"{self.num_workers} workers, {len(self.pushes)} shards to push to and {len(self.pulls)} to pull from; "
+                "give at least one worker, and as many pushes as pulls"
+            )
+        if self.compute not in COMPUTE_TIMES:
+            raise ValueError(f"compute times are {self.compute!r}; accepted are {', '.join(COMPUTE_TIMES)}")
+
+    def limits(self) -> dict[str, float]:
+        """Steps a second that each resource allows if nothing else limits.
+
+        A worker pushes before it pulls, so its line works one way after the other; a shard's works both ways at once.
+        """
+        calls, both = [*self.pushes, *self.pulls], list(zip(self.pushes, self.pulls, strict=True))
+        num_bytes = sum(call.num_bytes for call in calls)
+        worker_s, shard_s = sum(call.worker_s for call in calls), sum(call.shard_s for call in calls)
+        busiest_s = max(push.shard_s + pull.shard_s for push, pull in both)
+        heaviest = max(max(push.num_bytes, pull.num_bytes) for push, pull in both)
+        limits = {
+            "workers' compute": _over(self.num_workers, self.compute_s),
+            "workers' network": _over(self.num_workers * self.worker_bytes_per_s, num_bytes),
+            "shards' network": _over(self.shard_bytes_per_s, heaviest),
+        }
+        if self.shared_cores:
+            return limits | {"cores of the machine": _over(self.shared_cores, worker_s + shard_s)}
+        return limits | {
+            "workers' cores": _over(self.num_workers * self.worker_cores, worker_s),
+            "shards' cores": _over(self.shard_cores, busiest_s),
+        }
+
+    def workers_limit(self) -> float:
+        """Steps a second of workers that no shard lets wait: of one alone, times their number."""
+        calls = [*self.pushes, *self.pulls]
+        exchange_s = max(
+            sum(call.num_bytes for call in calls) / self.worker_bytes_per_s,
+            0.0 if self.shared_cores else sum(call.worker_s for call in calls) / self.worker_cores,
+        )
+        both = max(self.compute_s, exchange_s) if self.overlap else self.compute_s + exchange_s
+        return _over(self.num_workers, both)
+
+    def shards_limit(self) -> float:
+        """Steps a second that the shards allow, or the cores of the machine that they share."""
+        return min(limit for name, limit in self.limits().items() if not name.startswith("workers'"))
+
+    def bottleneck(self) -> str:
+        """The resource to have more of: of the shards' if they allow less than the workers could do, else of these."""
+        of_workers = self.workers_limit() <= self.shards_limit()
+        limits = {name: limit for name, limit in self.limits().items() if name.startswith("workers'") == of_workers}
+        return min(limits, key=limits.__getitem__)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a simulation gave.
+
+    Attributes:
+        steps_per_second: Of all workers together, each one push and pull of everything.
+        staleness: [BUCKETS] pushes by staleness, over all shards.
+        exchange_s: Mean seconds from the first byte of a push to the last of the pulls that follow it.
+        bytes_pulled: Mean of a step.
+    """
+
+    steps_per_second: float
+    staleness: np.ndarray
+    exchange_s: float
+    bytes_pulled: float
+
+    @property
+    def staleness_mean(self) -> float:
+        """Mean, in pushes."""
+        return mean_of(self.staleness)
+
+
+def mean_of(histogram: np.ndarray) -> float:
+    """Mean of a histogram whose bucket i holds how often i was seen."""
+    return float(histogram @ np.arange(histogram.size) / max(1, histogram.sum()))
+
+
+def percentile_of(histogram: np.ndarray, share: float) -> int:
+    """The smallest value that at least `share` of all do not exceed."""
+    return int(np.searchsorted(np.cumsum(histogram), share * histogram.sum() - 1e-9))
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """How different two histograms are: the largest difference of their cumulative shares, 0 to 1 (Kolmogorov's)."""
+    shares = [np.cumsum(histogram) / max(1, histogram.sum()) for histogram in (one, other)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def simulate(fleet: Fleet, seed: int = 0, num_steps: int = 0) -> Prediction:
+    """Lets a fleet work.
+
+    Args:
+        fleet: The fleet.
+        seed: Of the computing times.
+        num_steps: Steps of all workers together; 0 for as many as take about half a second.
+    """
+    num_steps = num_steps or max(4 * fleet.num_workers, _MAX_CALLS // (2 * len(fleet.pushes)))
+    return _Simulation(fleet, random.Random(seed)).run(num_steps)
+
+
+def _over(capacity: float, demand: float) -> float:
+    return capacity / demand if demand else math.inf
+
+
+class _Station:
+    """Some servers of one queue.
+
+    Attributes:
+        free: Heap: when each server has nothing left to do.
+        rate: Work that one server does in a second: core-seconds, or bytes.
+    """
+
+    def __init__(self, capacity: float, num_servers: int) -> None:
+        self.free, self.rate = [0.0] * num_servers, capacity / num_servers
+
+    @classmethod
+    def of_cores(cls, cores: float) -> _Station:
+        """A part of a core is one slow server."""
+        return cls(cores, max(1, int(cores)))
+
+
+class _Worker:
+    """One worker: the versions it works with, and what is under way of its exchange.
+
+    Attributes:
+        bases: Versions that the gradient being computed is of.
+        pushed: Versions that the gradient being pushed is of.
+        pulled: Versions of the latest pulls.
+        calls: (is a push, shard), in the order in which they begin.
+    """
+
+    def __init__(self, index: int, num_shards: int) -> None:
+        self.index = index
+        self.bases, self.pushed, self.pulled = ([0] * num_shards for _ in range(3))
+        order = [(index + i) % num_shards for i in range(num_shards)]
+        self.calls = [(True, shard) for shard in order] + [(False, shard) for shard in order]
+        self.next = self.open = 0
+        self.waiting: dict[int, _Open | None] = {}  # pulls by shard whose push is not over; None: not yet begun
+        self.began = 0.0
+        self.computed = False
+
+
+@dataclass(slots=True)
+class _Open:
+    """A call under way: `stages` are the stations and what each has to do, `at` the next of them."""
+
+    worker: _Worker
+    is_push: bool
+    shard: int
+    stages: list[tuple[_Station, float]]
+    at: int = 0
+    end: float = 0.0
+
+
+class _Simulation:
+    """Events in the order of their times; see the module."""
+
+    def __init__(self, fleet: Fleet, rng: random.Random) -> None:
+        self._fleet, self._random = fleet, rng
+        num_shards = len(fleet.pushes)
+        self._workers = [_Worker(i, num_shards) for i in range(fleet.num_workers)]
+        self._versions = [0] * num_shards
+        self._events: list[tuple[float, int, Callable[[float, Any], None], Any]] = []
+        self._count = self._steps = 0
+        self._counted = 0  # steps that count, with their pulled bytes and their seconds
+        self._bytes = self._exchange_s = 0.0
+        self._staleness = [0] * BUCKETS
+        self._make_stations(num_shards)
+
+    def _make_stations(self, num_shards: int) -> None:
+        fleet, workers, shards = self._fleet, range(self._fleet.num_workers), range(num_shards)
+        shared = _Station.of_cores(fleet.shared_cores) if fleet.shared_cores else None
+        self._worker_cores = [shared or _Station.of_cores(fleet.worker_cores) for _ in workers]
+        self._shard_cores = [shared or _Station.of_cores(fleet.shard_cores) for _ in shards]
+        self._worker_out = [_Station(fleet.worker_bytes_per_s, 1) for _ in workers]
+        self._worker_in = [_Station(fleet.worker_bytes_per_s, 1) for _ in workers]
+        self._shard_out = [_Station(fleet.shard_bytes_per_s, 1) for _ in shards]
+        self._shard_in = [_Station(fleet.shard_bytes_per_s, 1) for _ in shards]
+
+    def run(self, num_steps: int) -> Prediction:
+        """Until so many steps are done."""
+        warm_up, began, now = int(num_steps * _WARM_UP), 0.0, 0.0
+        for worker in self._workers:  # in the middle of computing, so that they do not begin together
+            self._at(self._random.random() * self._compute_s(), self._on_computed, worker)
+        while self._steps < num_steps:
+            now, _, action, argument = heapq.heappop(self._events)
+            before = self._steps
+            action(now, argument)
+            if before < warm_up <= self._steps:
+                began, self._counted, self._bytes, self._exchange_s = now, 0, 0.0, 0.0
+                self._staleness = [0] * BUCKETS
+        return Prediction(
+            steps_per_second=_over(self._counted, now - began),
+            staleness=np.array(self._staleness),
+            exchange_s=self._exchange_s / self._counted,
+            bytes_pulled=self._bytes / self._counted,
+        )
+
+    def _at(self, time: float, action: Callable[[float, Any], None], argument: object) -> None:
+        self._count += 1  # keeps what happens at one moment in order
+        heapq.heappush(self._events, (time, self._count, action, argument))
+
+    def _compute_s(self) -> float:
+        fleet = self._fleet
+        if fleet.compute == "constant" or not fleet.compute_s:
+            return fleet.compute_s
+        if fleet.compute == "exponential":
+            return self._random.expovariate(1 / fleet.compute_s)
+        variance = math.log1p(fleet.spread**2)
+        return self._random.lognormvariate(math.log(fleet.compute_s) - variance / 2, math.sqrt(variance))
+
+    def _on_computed(self, now: float, worker: _Worker) -> None:
+        worker.computed = True
+        if not worker.open:
+            self._begin_exchange(now, worker)
+
+    def _begin_exchange(self, now: float, worker: _Worker) -> None:
+        """And, with overlap, the next computation, from what the exchange before has pulled."""
+        worker.computed, worker.next, worker.began = False, 0, now
+        worker.pushed, worker.waiting = worker.bases, dict.fromkeys(range(len(worker.bases)))
+        if self._fleet.overlap:
+            self._begin_computing(now, worker)
+        for _ in range(min(_CALLS_AT_A_TIME, len(worker.calls))):
+            self._next_call(now, worker)
+
+    def _begin_computing(self, now: float, worker: _Worker) -> None:
+        worker.bases = list(worker.pulled)
+        self._at(now + self._compute_s(), self._on_computed, worker)
+
+    def _next_call(self, now: float, worker: _Worker) -> None:
+        is_push, shard = worker.calls[worker.next]
+        worker.next += 1
+        worker.open += 1
+        i = worker.index
+        if is_push:
+            call = self._fleet.pushes[shard]
+            stages = [
+                (self._worker_cores[i], call.worker_s),
+                (self._worker_out[i], call.num_bytes),
+                (self._shard_in[shard], call.num_bytes),
+                (self._shard_cores[shard], call.shard_s),
+            ]
+        else:
+            stages = [(self._shard_cores[shard], self._fleet.pulls[shard].shard_s)]
+        opened = _Open(worker, is_push, shard, stages)
+        if not is_push and shard in worker.waiting:  # for its push, and keeps one of the worker's places meanwhile
+            worker.waiting[shard] = opened
+        else:
+            self._serve(now, opened)
+
+    def _serve(self, now: float, call: _Open) -> None:
+        """Takes a call from station to station for as long as none of them lets it wait."""
+        while call.at < len(call.stages):
+            station, work = call.stages[call.at]
+            call.at += 1
+            service_s = work / station.rate
+            if service_s:
+                if self._fleet.exponential_calls:
+                    service_s = self._random.expovariate(1 / service_s)
+                start = max(now, station.free[0])
+                heapq.heapreplace(station.free, start + service_s)
+                call.end = max(call.end, start + service_s)
+                if start > now:
+                    self._at(start, self._serve, call)
+                    return
+        if not call.is_push and call.at == 1:
+            self._send(call)
+            self._serve(now, call)
+            return
+        self._at(max(now, call.end), self._on_done, call)
+
+    def _send(self, call: _Open) -> None:
+        """The shard has begun to send what a pull asks for."""
+        shard, worker, pull = call.shard, call.worker, self._fleet.pulls[call.shard]
+        worker.pulled[shard] = self._versions[shard]
+        self._bytes += pull.num_bytes
+        call.stages += [
+            (self._shard_out[shard], pull.num_bytes),
+            (self._worker_in[worker.index], pull.num_bytes),
+            (self._worker_cores[worker.index], pull.worker_s),
+        ]
+
+    def _on_done(self, now: float, call: _Open) -> None:
+        worker, shard = call.worker, call.shard
+        if call.is_push:
+            stale = self._versions[shard] - worker.pushed[shard]
+            self._staleness[min(stale, BUCKETS - 1)] += 1
+            self._versions[shard] += 1
+            if pull := worker.waiting.pop(shard):
+                self._serve(now, pull)
+        worker.open -= 1
+        if worker.next < len(worker.calls):
+            self._next_call(now, worker)
+        elif not worker.open:
+            self._steps += 1
+            self._counted += 1
+            self._exchange_s += now - worker.began
+            if not self._fleet.overlap:
+                self._begin_computing(now, worker)
+            elif worker.computed:
+                self._begin_exchange(now, worker)

@@ -1,0 +1,176 @@
+"""How every process begins and ends: flags, log prefix, allocator, errors as exit codes, death with its parent.
+
+A role's module defines its flags at import, and its whole `main` is one call:
+
+    topology.define_flags("worker")
+
+    def main() -> None:
+        entry.run(_run, role="worker")
+
+    def _run() -> int | None: ...
+
+Exit codes: 0 done, 1 a crash (its traceback and, last, one line with its cause), 2 the user or the cluster must mend
+something (one line on stderr, never a traceback unless `--verbosity=1`), 69 a peer did not answer for as long as it was
+told to try, or the chief has lost what it knew of a worker (likewise one line; starting the process again may help), 74
+the last checkpoint cannot be written and the shards still hold the parameters (a chief that is started again writes
+it), 130 interrupted, 143 told to end by SIGTERM (`downpour.launch.roles.ending`).
+
+Log lines read `[worker/3 step=120 version=118] message`. `set_role` says what stands before the first blank,
+`set_context(step=120, version=118)` what follows; the context belongs to the process, not to a thread, and a
+value of None takes a key away. Imports absl, our errors and how they are described, nothing else: a shard runs this
+too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging as python_logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import flags, logging
+
+from downpour.launch.job import mistakes
+from downpour.proto.errors import DownpourError, LeaseUnknown, NotSaved, Unreachable
+
+OK, BUG, REFUSED, UNREACHABLE, NOT_SAVED, INTERRUPTED, TERMINATED = 0, 1, 2, 69, 74, 130, 143
+
+_DIE_WITH_PARENT = flags.DEFINE_integer(
+    "die_with_parent", 0, "Process id of the parent; this process ends when that one does. 0: never.", lower_bound=0
+)
+_PR_SET_PDEATHSIG = 1
+
+# glibc's mallopt. One arena, because each of gRPC's threads would otherwise keep its own free chunks of megabytes;
+# high thresholds, because glibc otherwise gives every large buffer back to the kernel and faults it in again.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_ALLOCATOR = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, 1 << 30))
+
+_role = "downpour"
+_context: dict[str, object] = {}  # read by any thread that logs; replaced as a whole, so never half-written
+
+
+def run(main: Callable[[], int | None], role: str) -> NoReturn:
+    """Parses the command line, runs `main`, and ends the process with its exit code.
+
+    Args:
+        main: Does the work. Its integer, if any, is the exit code.
+        role: Stands before log lines and errors until `set_role` says more, for example `worker`.
+    """
+    set_role(role)
+    try:
+        _parse_flags(main)
+        _start_logging()
+        _set_allocator()
+        _die_with_parent(_DIE_WITH_PARENT.value)
+        code = main() or OK
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except (Unreachable, LeaseUnknown) as error:
+        refuse(error)
+        code = UNREACHABLE
+    except NotSaved as error:
+        refuse(error)
+        code = NOT_SAVED
+    except (ValueError, DownpourError, flags.Error) as error:
+        code = refuse(error)
+    except Exception as error:
+        traceback.print_exception(error, file=sys.stderr)
+        print(f"[{_role}] crashed: {mistakes.describe(error)}", file=sys.stderr, flush=True)
+        code = BUG
+    logging.flush()
+    sys.exit(code)
+
+
+def set_role(role: str) -> None:
+    """Says who is logging, for example `worker/3`."""
+    global _role
+    _role = role
+
+
+def set_context(**values: object) -> None:
+    """Adds to what stands in every log line's prefix, for example `set_context(step=120)`; None takes it away."""
+    global _context
+    _context = {key: value for key, value in (_context | values).items() if value is not None}
+
+
+def prefix() -> str:
+    """The prefix of a log line now: `[worker/3 step=120 version=118]`."""
+    return "[" + " ".join([_role, *(f"{key}={value}" for key, value in _context.items())]) + "]"
+
+
+def refuse(error: BaseException) -> int:
+    """Prints an error as one line on stderr, with its traceback when `--verbosity=1`; returns exit code 2."""
+    if logging.get_verbosity() >= logging.DEBUG:
+        traceback.print_exception(error, file=sys.stderr)
+    with contextlib.suppress(OSError):  # its disk may be full
+        print(f"[{_role}] error: {mistakes.describe(error)}", file=sys.stderr, flush=True)
+    return REFUSED
+
+
+class _Formatter(python_logging.Formatter):
+    """Puts the prefix before each record; warnings and worse are named."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        name = "" if record.levelno <= python_logging.INFO else f"{record.levelname.lower()}: "
+        return f"{prefix()} {name}{super().format(record)}"
+
+
+def _parse_flags(main: Callable[[], int | None]) -> None:
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        print(_help(main))
+        sys.exit(OK)
+    for argument in sys.argv[1:]:
+        if any("\udc80" <= character <= "\udcff" for character in argument):  # as Python keeps other bytes
+            raise ValueError(f"argument {argument!a} is not UTF-8; rename what it names, or give something else")
+    rest = flags.FLAGS(sys.argv)[1:]
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; every argument is a flag, --name=value (see --help)")
+
+
+def _help(main: Callable[[], int | None]) -> str:
+    """The docstring of the module of `main`, then the flags of Downpour's modules that are loaded."""
+    doc = sys.modules[main.__module__].__doc__ or ""
+    modules = flags.FLAGS.flags_by_module_dict()
+    ours = [name for name in modules if name.startswith("downpour.") or name == sys.argv[0]]
+    return "\n".join([doc, *(flags.FLAGS.module_help(name) for name in sorted(ours))])
+
+
+def _start_logging() -> None:
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    assert handler is not None
+    handler.setFormatter(_Formatter())
+
+
+def _set_allocator() -> None:
+    """Makes memory steady; other C libraries than glibc are left as they are."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for option, value in _ALLOCATOR:
+            library.mallopt(option, value)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Asks Linux for SIGTERM when the parent dies; ends now if it is already gone.
+
+    Linux means the parent's thread: a parent must start us from a thread that lives as long as it does.
+    """
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        raise SystemExit(TERMINATED)
+
+
+def parent_is_gone() -> bool:
+    """Whether this process is to die with its parent, and that has died."""
+    parent = _DIE_WITH_PARENT.value
+    return bool(parent) and os.getppid() != parent

@@ -1,0 +1,184 @@
+"""Initial values from elsewhere: `--init_from=PATH`, and `--init_only=PATTERN,...` for some of the variables.
+
+The path is a Keras file (`.keras`, `.weights.h5` or `.h5`), a checkpoint, or the folder of a run, which stands for its
+newest checkpoint that is not damaged. Values are found by the names of variables, so that a network with another head
+can be the source:
+
+    downpour local --recipe=quickstart --init_from=runs/first --init_only='stem_*,stage*' --run_dir=runs/second
+
+Variables that no pattern matches keep their fresh values. Imports TensorFlow when it reads, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags, logging
+
+from downpour.launch.roles import topology
+from downpour.model import weights
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.checkpoint.storage import Folder, StorageError
+from downpour.ps.layout import STATISTIC, Layout, Variable
+from downpour.ps.layout.patterns import matching
+
+_ACCEPTED = "a .keras, .weights.h5 or .h5 file, a checkpoint's folder, or a run's folder with checkpoints"
+_SHOWN = 3  # variables that one message names
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where initial values come from.
+
+    Attributes:
+        path: A Keras file, a checkpoint, or a run's folder.
+        only: `fnmatch` patterns of the variables that are read.
+    """
+
+    path: str
+    only: tuple[str, ...] = ("*",)
+
+    def flags(self) -> dict[str, str]:
+        """The flags that tell a chief."""
+        return {"init_from": self.path, "init_only": ",".join(self.only)}
+
+
+def define_flags() -> None:
+    """Defines `--init_from` and `--init_only`; another module of the same process may have done so."""
+    if "init_from" not in flags.FLAGS:
+        flags.DEFINE_string("init_from", None, "Where initial values are read: a Keras file, checkpoint or run folder.")
+        flags.DEFINE_list("init_only", [], "Name patterns of the variables to read, with commas; all by default.")
+
+
+def from_flags(run_dir: Path) -> Source | None:
+    """What the flags say; None without `--init_from`.
+
+    Raises:
+        ValueError: There are patterns but nothing to read, or it is what a new run in `run_dir` removes.
+    """
+    path, only = flags.FLAGS["init_from"].value, tuple(flags.FLAGS["init_only"].value or ())
+    if not path:
+        if only:
+            raise ValueError(f"--init_only={','.join(only)} without --init_from; give {_ACCEPTED}")
+        return None
+    if topology.resume() == "yes":
+        raise ValueError("--init_from with --resume: the checkpoint has all values; leave one of them out")
+    place, run = Path(path).resolve(), run_dir.resolve()
+    if place == run or place.is_relative_to(run / "checkpoints"):
+        raise ValueError(f"--init_from={path}: a new run in {run_dir} removes what is there; give another --run_dir")
+    return Source(path, only or ("*",))
+
+
+def check(source: Source) -> None:
+    """Raises `ValueError` for what can be known to be wrong before a process starts, without TensorFlow."""
+    if _is_folder(source.path):
+        load_checkpoint(source.path, lambda saved: None)  # whoever reads the values looks at the files
+    elif not Path(source.path).exists():
+        raise ValueError(f"--init_from={source.path} is missing; give {_ACCEPTED}")
+    elif weights.file_ending(source.path) is None:
+        raise ValueError(f"--init_from={source.path} is of no known kind; give {_ACCEPTED}")
+
+
+def load_checkpoint(path: str, verify: Callable[[Checkpoint], None] = Checkpoint.verify) -> Checkpoint:
+    """The checkpoint in a folder, or the newest complete one of a run's folder that is not damaged; a path or a URL.
+
+    Args:
+        path: Of either.
+        verify: Says whether one of a run's folder is damaged; see `checkpoint.newest`.
+
+    Raises:
+        ValueError: There is none, it is or all are damaged, or the folder cannot be read.
+    """
+    try:
+        folder = Folder(path)
+        steps = folder / "checkpoints"
+        if checkpoint.MANIFEST in folder.names():
+            return checkpoint.load(folder.url)
+        if saved := checkpoint.newest(steps, verify):
+            return saved
+    except StorageError as error:
+        raise ValueError(str(error)) from None
+    raise ValueError(
+        f"{path} is not a complete checkpoint and holds none; give a checkpoint's folder, which has a "
+        f"{checkpoint.MANIFEST}, or the folder of a run that has written one"
+    )
+
+
+def values(model: Any, layout: Layout, source: Source | None, wire: str = "float32") -> list[np.ndarray]:
+    """One array a variable, in the layout's order: fresh ones, and in place of some of them those of the source.
+
+    Args:
+        model: A built model with fresh values.
+        layout: Of its variables.
+        source: None for fresh values alone.
+        wire: The exchange's codec, which must be able to carry them.
+
+    Raises:
+        ValueError: The source cannot be read, lacks a matching variable or has it in another shape, a pattern matches
+            nothing, or a value is not finite on the wire.
+    """
+    from downpour.worker.step.step import initial_values
+
+    found = initial_values(model, layout)
+    if source is not None:
+        found = _with_source(model, layout, source, found)
+    _check_finite(layout, found, wire)
+    return found
+
+
+def _with_source(model: Any, layout: Layout, source: Source, fresh: list[np.ndarray]) -> list[np.ndarray]:
+    if not _is_folder(source.path):
+        check(source)
+    names = [variable.name for variable in layout.variables]
+    wanted = set().union(*(matching("--init_only", pattern, names) for pattern in source.only))
+    found = _read(source.path, model, wanted)
+    _check_found([variable for variable in layout.variables if variable.name in wanted], found, source)
+    logging.info("%d of %d variables begin as in %s", len(wanted), len(names), source.path)
+    return [found.get(name, value) for name, value in zip(names, fresh, strict=True)]
+
+
+def _check_finite(layout: Layout, values: Iterable[np.ndarray], wire: str) -> None:
+    """Raises `ValueError` for values that are not finite, or not in the wire's codec; statistics travel as float32."""
+    for variable, value in zip(layout.variables, values, strict=True):
+        narrow = np.float16 if wire == "float16" and variable.kind != STATISTIC else np.float32
+        with np.errstate(over="ignore"):
+            number = int(np.count_nonzero(~np.isfinite(value.astype(narrow))))
+        if number:
+            raise ValueError(
+                f"{number} initial values of {variable.name} are not finite in {np.dtype(narrow).name}"
+                + ("; give --set=exchange.codec=bfloat16 or float32" if np.isfinite(value).all() else "")
+            )
+
+
+def _is_folder(path: str) -> bool:
+    """Whether it can only be a checkpoint or a run; these may be in an object store, Keras's files may not."""
+    return "://" in path or Path(path).is_dir()
+
+
+def _read(path: str, model: Any, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    if not _is_folder(path):
+        return weights.read(path, model, wanted)
+    saved = load_checkpoint(path)
+    pairs = zip(saved.layout.variables, saved.layout.gather(saved.parameters()), strict=True)
+    return {variable.name: value for variable, value in pairs if variable.name in wanted}
+
+
+def _check_found(wanted: list[Variable], found: Mapping[str, np.ndarray], source: Source) -> None:
+    wrong = [v for v in wanted if v.name not in found or found[v.name].shape != v.shape]
+    if wrong:
+        examples = "; ".join(_difference(v, found.get(v.name)) for v in wrong[:_SHOWN])
+        raise ValueError(
+            f"--init_from={source.path}: {len(wrong)} of the {len(wanted)} variables of "
+            f"--init_only={','.join(source.only)} are missing there or have another shape: {examples}; "
+            "give --init_only patterns without them, or another source"
+        )
+
+
+def _difference(wanted: Variable, found: np.ndarray | None) -> str:
+    there = "missing there" if found is None else f"{list(found.shape)} there"
+    return f"{wanted.name} is {list(wanted.shape)} here, {there}"

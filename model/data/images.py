@@ -1,0 +1,417 @@
+"""Data sets: training batches of the records that leases name, and one ordered pass over held-out images.
+
+Batches are numpy arrays, made by the thread that iterates; `decode` has threads of its own, which end with the
+iterator. TensorFlow is imported only when records are decoded, so that a recipe can name its data without it.
+
+Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes, `R` side after the resize.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downpour.model.vision.decode import Decoder, Picture
+from downpour.model.vision.labels import LABELS_FILE, LabelTree
+from downpour.model.data.order import Lease, Order, Place, augmentation
+from downpour.model.vision.records import RecordCounts, RecordIndex, read_records
+
+Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
+PlacedBatch = tuple[NDArray[np.float32], NDArray[np.float32], int]
+
+_STREAMED_BLOCK = 64  # records read from one place of the disk
+
+
+class Batches:
+    """Iterator of batches: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32 multi-hot with ancestors.
+
+    Close it, or use it as a context manager, to end its threads and files.
+
+    Args:
+        batches: Gives images, labels, and the position after them.
+        counts: Of the records, kept by `batches`.
+
+    Attributes:
+        counts: Records read and skipped so far.
+        position: Records, good or bad, that are consumed up to and including the last batch, over all leases in order.
+    """
+
+    def __init__(self, batches: Generator[PlacedBatch, None, None], counts: RecordCounts) -> None:
+        self.counts = counts
+        self.position = 0
+        self._batches = batches
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        images, labels, self.position = next(self._batches)
+        return images, labels
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the iteration; may be called twice, but not while another thread is inside `next`."""
+        self._batches.close()
+
+
+class Dataset(Protocol):
+    """Images with labels. Implementations are frozen dataclasses, so that a job holds nothing that is open."""
+
+    @property
+    def image_size(self) -> int:
+        """Side, in pixels, of the images that the network sees."""
+        ...
+
+    @property
+    def labels(self) -> LabelTree:
+        """The label tree; class `c` of a batch is label `c`."""
+        ...
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels, C."""
+        ...
+
+    @property
+    def num_records(self) -> int:
+        """Training records, good or bad."""
+        ...
+
+    def check(self) -> None:
+        """Raises ValueError, saying how to mend it, when there is no data to read."""
+        ...
+
+    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
+        """Batches of exactly `batch_size` that run across leases and epochs; they end with `leases`.
+
+        What remains then and does not fill a batch is left out.
+
+        Args:
+            batch_size: Images in a batch, B.
+            seed: Of order and augmentation; the same for all workers, so that leases name the same records.
+            leases: Positions to train on; taken ahead of the batches by what is decoded ahead.
+
+        Raises (while iterating):
+            TooManyBadRecords: More than 1 % of the records read are damaged.
+            ValueError: A lease is not within an epoch.
+        """
+        ...
+
+    def heldout(self, *, batch_size: int) -> Batches:
+        """One pass over the held-out images in a fixed order, unaugmented; the last batch may be short.
+
+        Raises (while iterating):
+            TooManyBadRecords: More than 1 % of the records read are damaged.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ImageRecords:
+    """Images out of the TFRecord files of a folder: `train-*.tfrecord`, `heldout-*.tfrecord` and `labels.json`.
+
+    Training images are treated as in Sun et al. 2017, section 4.1: resized to `resize` x `resize`, a random
+    `crop` x `crop` window taken, values scaled to [-1, 1], mirrored left to right half of the time. Held-out ones
+    get the central window and are not mirrored.
+
+    Training images whose resized bytes fit `memory_bytes` are decoded once and kept, so each is counted once.
+    Larger sets are read from disk by an index of where their records begin, 64 consecutive records about the same
+    time (see `Order`); a record counts each time it is read.
+
+    Attributes:
+        folder: Where the files are.
+        num_labels: Number of labels, C. Stated, so that a network and its layout are known where the data are not; a
+            `labels.json` of another number is refused when it is read.
+        resize: Side, in pixels, that images are resized to.
+        crop: Side, in pixels, of the window that the network sees; at most `resize`.
+        mirror: Whether to mirror half of the training images.
+        memory_bytes: How much memory decoded training images may take in one process.
+    """
+
+    folder: Path | str
+    num_labels: int
+    resize: int = 340
+    crop: int = 299
+    mirror: bool = True
+    memory_bytes: int = 1 << 28
+
+    def __post_init__(self) -> None:
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels is {self.num_labels}; give a whole number of at least 1")
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(f"crop is {self.crop} and resize {self.resize}; give 1 <= crop <= resize, in pixels")
+
+    @property
+    def image_size(self) -> int:
+        """See `Dataset.image_size`."""
+        return self.crop
+
+    @cached_property
+    def labels(self) -> LabelTree:
+        """See `Dataset.labels`; read from the folder once.
+
+        Raises:
+            ValueError: There is no valid `labels.json`, or it has not `num_labels` labels.
+        """
+        path = Path(self.folder) / LABELS_FILE
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; {_HOW_TO_PREPARE.format(folder=self.folder)}")
+        tree = LabelTree.load(path)
+        if len(tree) != self.num_labels:
+            raise ValueError(
+                f"{path} has {len(tree)} labels, but the recipe's data.num_labels is {self.num_labels}; give the data "
+                f"that the recipe is for, or --set=data.num_labels={len(tree)} to every process of the job"
+            )
+        return tree
+
+    @property
+    def num_records(self) -> int:
+        """See `Dataset.num_records`."""
+        return len(self._index)
+
+    def check(self) -> None:
+        """See `Dataset.check`."""
+        if not Path(self.folder).is_dir():
+            raise ValueError(f"data folder {self.folder} is missing; {_HOW_TO_PREPARE.format(folder=self.folder)}")
+        for split in ("train", "heldout"):
+            self._files(split)
+        self.labels  # noqa: B018  # raises
+
+    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
+        """See `Dataset.training`."""
+        _check_batch_size(batch_size)
+        self.check()
+        keep = self._fits_memory()
+        counts = RecordCounts(judge_after=None) if keep else RecordCounts()
+        places = Order(self.num_records, seed, 1 if keep else _STREAMED_BLOCK).places(leases)
+        pictures = self._kept(places, counts) if keep else self._streamed(places, counts)
+        whole = (group for group in _groups(pictures, batch_size) if len(group.members) == batch_size)
+        return Batches(self._assemble(whole, seed), counts)
+
+    def heldout(self, *, batch_size: int) -> Batches:
+        """See `Dataset.heldout`."""
+        _check_batch_size(batch_size)
+        self.check()
+        counts = RecordCounts(judge_after=None)
+        pictures = ((None, picture) for picture in self._in_order("heldout", counts))
+        return Batches(self._assemble(_groups(pictures, batch_size), seed=0), counts)
+
+    def _files(self, split: str) -> list[Path]:
+        files = sorted(Path(self.folder).glob(f"{split}-*.tfrecord"))
+        if not any(path.stat().st_size for path in files):
+            raise ValueError(
+                f"no records in {Path(self.folder) / split}-*.tfrecord; {_HOW_TO_PREPARE.format(folder=self.folder)}"
+            )
+        return files
+
+    @cached_property
+    def _index(self) -> RecordIndex:
+        return RecordIndex(self._files("train"))
+
+    def _kept(self, places: Iterator[Place], counts: RecordCounts) -> Iterator[_Member]:
+        pictures = list(self._in_order("train", counts))
+        for place in places:
+            yield place, pictures[place.record]
+
+    def _streamed(self, places: Iterator[Place], counts: RecordCounts) -> Iterator[_Member]:
+        ahead, settled = itertools.tee(places)
+        records = self._index.read(place.record for place in ahead)
+        pictures = Decoder(self.resize, self.num_labels).decode_all(records, counts)
+        for picture, place in zip(pictures, settled, strict=True):
+            if counts.read % self.num_records == 0:
+                counts.judge()
+            yield place, picture
+
+    def _fits_memory(self) -> bool:
+        if sum(path.stat().st_size for path in self._files("train")) > self.memory_bytes:
+            return False
+        return self.num_records * self.resize**2 * 3 <= self.memory_bytes
+
+    def _in_order(self, split: str, counts: RecordCounts) -> Iterator[Picture | None]:
+        records = (record for path in self._files(split) for record in read_records(path))
+        yield from Decoder(self.resize, self.num_labels).decode_all(records, counts)
+        counts.judge()
+
+    def _assemble(self, groups: Iterator[_Group], seed: int) -> Generator[PlacedBatch, None, None]:
+        """Batches out of groups; pictures that have a place are augmented."""
+        for members, position in groups:
+            images = np.empty((len(members), self.crop, self.crop, 3), np.float32)
+            # Image by image, so that scaling works in the cache.
+            for image, (place, picture) in zip(images, members, strict=True):
+                top, left, step = self._window(place, seed)
+                image[:] = picture.image[top : top + self.crop, left : left + self.crop][:, ::step]
+                image *= np.float32(1 / 127.5)
+                image -= 1
+            yield images, multi_hot(self.labels, [picture.labels for _, picture in members]), position
+
+    def _window(self, place: Place | None, seed: int) -> tuple[int, int, int]:
+        """Top, left, and -1 for mirrored or 1 for not; the centre without a place."""
+        room = self.resize - self.crop
+        if place is None:
+            return room // 2, room // 2, 1
+        top, left, mirrored = augmentation(seed, place.epoch, place.position).integers(
+            0, [room, room, 1], endpoint=True
+        )
+        return int(top), int(left), -1 if mirrored and self.mirror else 1
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """Images made from random numbers, to measure a shape for which there is no data.
+
+    A training image is a function of the seed and its record's number; nothing is kept. Every label has a coarse
+    colour pattern; an image is the mean of its labels' patterns plus noise, so there is something to learn. Labels
+    form a tree in which each has up to 16 children, early ones being more frequent.
+
+    Attributes:
+        image_size: Side of an image in pixels.
+        num_labels: Number of labels, C.
+        labels_per_image: Labels drawn for each image, before their ancestors are added.
+        num_heldout: Images in the held-out pass.
+        num_records: Training images of an epoch.
+    """
+
+    image_size: int = 299
+    num_labels: int = 18291
+    labels_per_image: int = 2
+    num_heldout: int = 256
+    num_records: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "num_labels", "labels_per_image", "num_heldout", "num_records"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
+
+    @cached_property
+    def labels(self) -> LabelTree:
+        """See `Dataset.labels`."""
+        return LabelTree(
+            names=tuple(f"generated {label}" for label in range(self.num_labels)),
+            parents=tuple(label // 16 - 1 for label in range(self.num_labels)),
+        )
+
+    def check(self) -> None:
+        """See `Dataset.check`; there is nothing that could be missing."""
+
+    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
+        """See `Dataset.training`."""
+        _check_batch_size(batch_size)
+        counts = RecordCounts()
+        places = Order(self.num_records, seed).places(leases)
+        return Batches(self._drawn(places, batch_size, seed, counts), counts)
+
+    def heldout(self, *, batch_size: int) -> Batches:
+        """See `Dataset.heldout`."""
+        _check_batch_size(batch_size)
+        counts = RecordCounts()
+        whole, rest = divmod(self.num_heldout, batch_size)
+        sizes = [batch_size] * whole + [rest] * bool(rest)
+        return Batches(self._held_out(sizes, counts), counts)
+
+    def _drawn(
+        self, places: Iterator[Place], batch_size: int, seed: int, counts: RecordCounts
+    ) -> Generator[PlacedBatch, None, None]:
+        while len(records := [place.record for place in itertools.islice(places, batch_size)]) == batch_size:
+            images, targets = self._blank(batch_size)
+            for image, target, record in zip(images, targets, records, strict=True):
+                rng = np.random.default_rng([0, seed, record])
+                self._draw(rng, image[None], target[None])
+            counts.read += batch_size
+            yield images, targets, counts.read
+
+    def _held_out(self, sizes: Iterable[int], counts: RecordCounts) -> Generator[PlacedBatch, None, None]:
+        rng = np.random.default_rng([1, 0])
+        for size in sizes:
+            images, targets = self._blank(size)
+            self._draw(rng, images, targets)
+            counts.read += size
+            yield images, targets, counts.read
+
+    def _blank(self, size: int) -> Batch:
+        """Room for a batch."""
+        shape = (size, self.image_size, self.image_size, 3)
+        return np.empty(shape, np.float32), np.empty((size, self.num_labels), np.float32)
+
+    def _draw(self, rng: np.random.Generator, images: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
+        """Fills [B, S, S, 3] images and [B, C] targets."""
+        cells = np.arange(self.image_size) * _PATTERN_SIDE // self.image_size
+        drawn = (rng.random((len(images), self.labels_per_image)) ** 2 * self.num_labels).astype(int)
+        targets[:] = multi_hot(self.labels, drawn.tolist())
+        rng.standard_normal(dtype=np.float32, out=images)
+        images *= 0.1
+        for image, target in zip(images, targets, strict=True):
+            image += _pattern(np.nonzero(target)[0].tolist())[cells[:, None], cells]
+        np.clip(images, -1, 1, out=images)
+
+
+def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.float32]:
+    """[B, C] float32: 1 for each row's labels and all their ancestors, 0 elsewhere.
+
+    Raises:
+        IndexError: A label is not in the tree.
+    """
+    rows = list(labels)
+    hot = np.zeros((len(rows), len(tree)), np.float32)
+    for row, names in zip(hot, rows, strict=True):
+        for label in names:
+            row[list(tree.lineages[label])] = 1
+    return hot
+
+
+_PATTERN_SIDE = 8
+_HOW_TO_PREPARE = (
+    "it should hold train-*.tfrecord, heldout-*.tfrecord and labels.json; "
+    "for OpenMoji run: downpour prepare openmoji --out={folder}"
+)
+
+
+# A picture, None for a bad record, and where it stands; None in the held-out pass.
+_Member = tuple[Place | None, Picture | None]
+
+
+class _Group(NamedTuple):
+    """The pictures of a batch, all good, and how many records were met up to them."""
+
+    members: list[tuple[Place | None, Picture]]
+    position: int
+
+
+def _groups(pictures: Iterator[_Member], size: int) -> Iterator[_Group]:
+    """Groups of so many good pictures; the last one may be short."""
+    members: list[tuple[Place | None, Picture]] = []
+    position = 0
+    for position, (place, picture) in enumerate(pictures, start=1):
+        if picture is not None:
+            members.append((place, picture))
+        if len(members) == size:
+            yield _Group(members, position)
+            members = []
+    if members:
+        yield _Group(members, position)
+
+
+def _pattern(labels: list[int]) -> NDArray[np.float32]:
+    """[8, 8, 3], the mean of the patterns of some labels."""
+    shape = (len(labels), _PATTERN_SIDE, _PATTERN_SIDE, 3)
+    each = np.empty(shape, np.float32)
+    for pattern, label in zip(each, labels, strict=True):
+        pattern[:] = np.random.default_rng(label).uniform(-1, 1, shape[1:])
+    return each.sum(axis=0) / np.float32(len(labels))
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give a whole number of at least 1")

@@ -1,0 +1,1 @@
+"""Images: records, decoding, label trees, residual networks, losses and scores."""

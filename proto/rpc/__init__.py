@@ -1,0 +1,1 @@
+"""gRPC over `downpour.proto.http2`: the server, the client's channel, calls, retries and health."""

@@ -1,0 +1,280 @@
+"""Accepts connections, and serves strangers: those from which no call has been admitted yet.
+
+One thread reads what they say without waiting for any of them, so a stranger costs a few kilobytes and no thread. Their
+number is limited: where there is no room, the oldest of the address with the most of them makes it, once it has had a
+second. Each has a deadline for its handshake, and one for its first call. After a burst all of them together get a part
+of one processor, of which members that are ended for what they sent have used up some: they may come again.
+
+Threads: one of its own; `stop` and `charge` are for any.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import select
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from absl import logging
+
+from downpour.proto.http2.frames import ProtocolError
+from downpour.proto.rpc.server_connection import ServerConnection
+from downpour.proto.security.gate import Gate
+
+HANDSHAKE_S = 5.0  # until a connection must have shown its certificate, and said that it speaks HTTP/2
+FIRST_CALL_S = 10.0  # until a connection must have made a call that is admitted
+_GRACE_S = 1.0  # that a stranger has before it makes room for another
+_FAREWELL_S = 1.0  # in which a stranger may read why its connection ends
+
+# Processor seconds that strangers may use at once, and in a second; what members have used is given back.
+_BURST_S, _SHARE = 0.5, 0.05
+_MAX_DEBT_S = 0.25  # that members may cause, so that nobody waits longer than a few seconds for them
+
+_TICK_S = 0.25  # between looks at deadlines
+_LOOK_AFTER_S = 1.0  # between looks at connections that have been admitted
+_PAUSE_S = 0.1  # without accepting, where there is no room
+_ACCEPTED_AT_ONCE = 64
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass
+class _Stranger:
+    """A connection from which no call has been admitted.
+
+    Attributes:
+        came_at: When it was accepted.
+        until: When it ends.
+        used_s: Processor seconds that it has cost.
+        is_leaving: Whether it has been told to go, and may read that.
+    """
+
+    came_at: float
+    until: float
+    used_s: float = 0.0
+    is_leaving: bool = False
+
+
+class Acceptor:
+    """Accepts and serves strangers from `start` until `stop`.
+
+    Args:
+        listener: The listening socket, which is closed at the end.
+        connect: Makes a connection of a socket; raises `OSError` if that has ended.
+        admit: Takes over a connection whose first call has been admitted.
+        look_after: Is called every second, to look at connections that have been admitted.
+        gate: Counts.
+        most: Strangers at one time.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        connect: Callable[[socket.socket], ServerConnection],
+        admit: Callable[[ServerConnection], None],
+        look_after: Callable[[], None],
+        gate: Gate,
+        most: int,
+    ) -> None:
+        self._listener, self._connect, self._admit, self._look_after = listener, connect, admit, look_after
+        self._gate, self._most = gate, most
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._woken = socket.socketpair()
+        self._is_stopping = False
+        self._charges = collections.deque[float]()  # processor seconds
+        self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
+        # The thread's own.
+        self._strangers: dict[ServerConnection, _Stranger] = {}  # in the order in which they came
+        self._unfinished: set[ServerConnection] = set()  # that may have more to do without anything that comes
+        self._per_address: collections.Counter[str] = collections.Counter()
+        self._accepts_at: float | None = None  # when it goes on accepting; None if it does
+        self._credit_s, self._credit_at = _BURST_S, time.monotonic()
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Takes nobody any more; returns when strangers' connections have ended."""
+        self._is_stopping = True
+        self._wake.send(b"x")
+        self._thread.join()
+        self._wake.close()
+        self._woken.close()  # only now: the thread may have ended by itself before it was woken
+
+    def charge(self, seconds: float) -> None:
+        """Strangers get so much less processor time."""
+        self._charges.append(seconds)
+
+    def _run(self) -> None:
+        looked_at = tick_at = time.monotonic()
+        while not self._is_stopping:
+            self._serve()
+            now = time.monotonic()
+            if now - tick_at >= _TICK_S:
+                tick_at = now
+                self._tick(now)
+            if now - looked_at >= _LOOK_AFTER_S:
+                looked_at = now
+                self._look_after()
+            self._rest()
+        for connection in list(self._strangers):
+            self._end(connection)
+        self._selector.close()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        """One turn for each stranger that has said something, who has cost least first, while there is credit."""
+        wait_s = _TICK_S if self._strangers or self._accepts_at else _LOOK_AFTER_S
+        ready, self._unfinished = self._unfinished, set()
+        for key, _ in self._selector.select(0.0 if ready else wait_s):
+            if key.fileobj is self._listener:
+                if self._has_credit():
+                    self._accept()
+            elif isinstance(key.fileobj, ServerConnection):
+                ready.add(key.fileobj)
+        present = [connection for connection in ready if connection in self._strangers]  # others have made room
+        for connection in sorted(present, key=lambda one: self._strangers[one].used_s):
+            if not self._has_credit() or not self._go_on(connection):
+                self._unfinished.add(connection)
+
+    def _accept(self) -> None:
+        """Takes connections that wait, a few at a time."""
+        for i in range(_ACCEPTED_AT_ONCE):
+            if len(self._strangers) >= self._most:
+                if i and not select.select([self._listener], [], [], 0)[0]:
+                    return
+                if not self._make_room(_GRACE_S):
+                    self._pause()
+                    return
+            try:
+                raw, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno in _NO_ROOM and not self._make_room(0.0):
+                    self._pause()
+                return
+            self._take(raw)
+
+    def _take(self, raw: socket.socket) -> None:
+        self._gate.connection_began()
+        now = time.monotonic()
+        stranger = _Stranger(now, now + FIRST_CALL_S)
+        try:
+            with self._charged(stranger):
+                connection = self._connect(raw)
+        except Exception as error:  # it has ended already, as a rule
+            logging.debug("a connection could not be taken: %r", error)
+            raw.close()
+            return
+        self._strangers[connection] = stranger
+        self._per_address[connection.address] += 1
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _make_room(self, grace_s: float) -> bool:
+        """Ends the oldest stranger of the address with the most of them, if it has been there for so long."""
+        if not self._strangers:
+            return False
+        [(address, _)] = self._per_address.most_common(1)
+        oldest = next(connection for connection in self._strangers if connection.address == address)
+        if self._strangers[oldest].came_at > time.monotonic() - grace_s:
+            return False
+        self._gate.connection_dropped()
+        self._end(oldest)
+        return True
+
+    def _pause(self) -> None:
+        if self._accepts_at is None:
+            self._selector.unregister(self._listener)
+        self._accepts_at = time.monotonic() + _PAUSE_S
+
+    def _go_on(self, connection: ServerConnection) -> bool:
+        """Something has come from a stranger; whether all of it is done that can be done now."""
+        stranger = self._strangers[connection]
+        try:
+            with self._charged(stranger):
+                if stranger.is_leaving:
+                    connection.drain()
+                else:
+                    connection.advance()
+        except BlockingIOError:
+            return True
+        except Exception as error:  # whatever a stranger has sent, the others go on
+            self._turn_away(connection, stranger, error)
+            return True
+        if not connection.is_admitted:
+            return False
+        self._credit_s += stranger.used_s  # members are not charged
+        self._forget(connection)
+        self._admit(connection)
+        return True
+
+    def _turn_away(self, connection: ServerConnection, stranger: _Stranger, error: Exception) -> None:
+        """A stranger's connection ends because of what it has sent, or by itself."""
+        logging.debug("connection of %s: %s", connection.peer, error)
+        if isinstance(error, ProtocolError):
+            self._gate.connection_malformed()
+        elif not isinstance(error, OSError):
+            logging.log_every_n_seconds(logging.ERROR, "a stranger's connection failed: %r", 60, error)
+        if connection.turn_away(error):
+            stranger.is_leaving = True
+            stranger.until = time.monotonic() + _FAREWELL_S
+        else:
+            self._end(connection)
+
+    def _tick(self, now: float) -> None:
+        """Ends those whose time is up."""
+        if self._accepts_at is not None and now >= self._accepts_at:
+            self._accepts_at = None
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        for connection, stranger in list(self._strangers.items()):
+            is_mute = not connection.has_begun and now >= stranger.came_at + HANDSHAKE_S
+            if is_mute or now >= stranger.until:
+                if not stranger.is_leaving:
+                    self._gate.connection_dropped()
+                self._end(connection)
+
+    def _end(self, connection: ServerConnection) -> None:
+        self._forget(connection)
+        connection.close(OSError("the connection made no call"))
+
+    def _forget(self, connection: ServerConnection) -> None:
+        self._selector.unregister(connection)
+        del self._strangers[connection]
+        self._per_address[connection.address] -= 1
+        if self._per_address[connection.address] <= 0:
+            del self._per_address[connection.address]
+
+    @contextlib.contextmanager
+    def _charged(self, stranger: _Stranger) -> Iterator[None]:
+        """What is done in this is done for a stranger."""
+        began_s = time.thread_time()
+        try:
+            yield
+        finally:
+            cost_s = time.thread_time() - began_s
+            stranger.used_s += cost_s
+            self._credit_s -= cost_s
+
+    def _has_credit(self) -> bool:
+        while self._charges:
+            left_s = self._credit_s - self._charges.popleft()
+            self._credit_s = min(self._credit_s, max(left_s, -_MAX_DEBT_S))
+        return self._credit_s >= 0
+
+    def _rest(self) -> None:
+        """Waits if strangers have had more than their part of a processor."""
+        now = time.monotonic()
+        self._credit_s = min(_BURST_S, self._credit_s + _SHARE * (now - self._credit_at))
+        self._credit_at = now
+        if not self._has_credit():
+            with selectors.DefaultSelector() as waiting:
+                waiting.register(self._woken, selectors.EVENT_READ)
+                waiting.select(min(_LOOK_AFTER_S, -self._credit_s / _SHARE))

@@ -1,0 +1,280 @@
+"""One call on `downpour.proto.rpc.server`: whether it is admitted, what a servicer sees of it, what becomes of its end.
+
+Threads: whoever reads its connection makes the call, admits or refuses it and brings the messages; one of the pool runs
+it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NoReturn, Protocol
+
+import grpc
+from absl import logging
+from google.protobuf.message import DecodeError
+
+from downpour.proto.errors import ERROR_KEY, DownpourError, MalformedChunk
+from downpour.proto.http2 import frames, headers
+from downpour.proto.http2.assembly import Buffers, TooLarge, Unreadable, check_length
+from downpour.proto.http2.connection import Connection, Message
+from downpour.proto.http2.frames import ErrorCode
+from downpour.proto.http2.headers import Headers
+from downpour.proto.http2.sockets import Deadline
+from downpour.proto.http2.streams import Ended, Stream
+from downpour.proto.security.gate import Gate
+
+_BEGIN: Headers = ((":status", "200"), ("content-type", "application/grpc"))
+_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_MAX_MESSAGE_BYTES = 4096  # of an error, as it is sent
+
+
+class BrokenOff(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
+    """What a call raises when its own requests end in the middle."""
+
+
+class _Aborted(Exception):
+    """A call ends with a status."""
+
+
+class Caller(Protocol):
+    """Who has made a call.
+
+    Attributes:
+        peer: Its address.
+        names: DNS names in its certificate.
+    """
+
+    peer: str
+    names: list[str]
+
+    def broke_the_protocol(self, cost_s: float) -> None:
+        """A call of it, of so many processor seconds, does not follow the protocol; who makes many of them is ended."""
+
+
+class Call:
+    """One call; what a servicer sees of it is what `grpc.ServicerContext` has.
+
+    Args:
+        find: Gives the handler of a method, a `grpc.RpcMethodHandler`; None if there is no such method.
+        gate: What admits calls and counts.
+        connection: That it came by.
+        stream: Of the call, whose header fields have come.
+        caller: Who made it.
+        buffers: That its messages lie in.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], Any],
+        gate: Gate,
+        connection: Connection,
+        stream: Stream,
+        caller: Caller,
+        buffers: Buffers,
+    ) -> None:
+        self._find = find
+        self._gate = gate
+        self._connection = connection
+        self._stream = stream
+        self._caller = caller
+        self._buffers = buffers
+        self._metadata = stream.headers
+        self._fields = dict(stream.headers)
+        self._trailing: tuple[tuple[str, str], ...] = ()
+        self._status = grpc.StatusCode.OK
+        self._words = ""
+        self._sent = False  # anything
+        self._reply: Message = ()  # of a method with one, which is sent with the status
+        stream.deadline = _deadline(self._fields.get("grpc-timeout"))
+
+    def refusal(self) -> bytes | None:
+        """What is answered to a call that may not go on; None if it may. Nothing but its header fields is looked at."""
+        number, kind = self._stream.number, self._fields.get("content-type", "")
+        if self._fields[":method"] != "POST":
+            return headers.write(number, ((":status", "405"), ("allow", "POST")), end=True)
+        if kind[:16] != "application/grpc" or kind[16:17] not in ("", "+", ";"):
+            return headers.write(number, ((":status", "415"),), end=True)
+        path = self._fields[":path"]
+        try:
+            self._gate.admit(path, self)
+        except DownpourError as error:
+            return self._refused(error)
+        if self._find(path) is None:
+            return answer(number, grpc.StatusCode.UNIMPLEMENTED, f"there is no method {path[:200]}")
+        if (encoding := self._fields.get("grpc-encoding", "identity")) != "identity":
+            words = f"messages compressed with {encoding[:40]} are not taken"
+            accepted = (("grpc-accept-encoding", "identity"),)
+            return answer(number, grpc.StatusCode.UNIMPLEMENTED, words, accepted)
+        return None
+
+    def expire(self) -> None:
+        """Ends a call instead of running it: its first message has not come."""
+        self._status, self._words = grpc.StatusCode.CANCELLED, "no message has come for too long"
+        if self.time_remaining() == 0:
+            self._status = grpc.StatusCode.DEADLINE_EXCEEDED
+        self._gate.broke_off()
+        self._end()
+
+    def run(self) -> None:
+        """Runs the call to its end."""
+        began_s = time.thread_time()
+        try:
+            self._run()
+        except _Aborted:
+            pass
+        except DownpourError as error:
+            self._gate.refused(error)
+            if isinstance(error, MalformedChunk):
+                self._caller.broke_the_protocol(time.thread_time() - began_s)
+            self._status, self._words = error.status, str(error)
+            self._trailing = ((ERROR_KEY, type(error).__name__),)
+        except TooLarge as error:  # the answer
+            self._status, self._words = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+        except BrokenOff:
+            self._gate.broke_off()
+            if self._status is grpc.StatusCode.OK:
+                self._status, self._words = grpc.StatusCode.CANCELLED, "the call was broken off"
+        except Exception as error:  # whatever it is, the caller must hear of it, as from grpcio's server
+            logging.exception("a call failed")
+            self._status, self._words = grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
+        finally:
+            self._end()
+
+    def _refused(self, error: DownpourError) -> bytes:
+        self._gate.refused(error)
+        trailing = ((ERROR_KEY, type(error).__name__),)
+        return answer(self._stream.number, error.status, str(error), trailing)
+
+    def _end(self) -> None:
+        try:
+            self._finish()
+        finally:
+            self._connection.forget(self._stream)
+
+    def _run(self) -> None:
+        handler = self._find(self._fields[":path"])
+        read = handler.request_deserializer or (lambda message: message)
+        write = handler.response_serializer
+        with contextlib.closing(self._messages(read)) as messages:
+            request = messages if handler.request_streaming else self._only(messages)
+            if handler.response_streaming:
+                # Closed at once when the caller has gone: it may hold a place that others wait for.
+                with contextlib.closing((handler.unary_stream or handler.stream_stream)(request, self)) as answers:
+                    for parts in answers:
+                        self._send([write(parts)] if write else parts)
+            else:
+                reply = write((handler.unary_unary or handler.stream_unary)(request, self))
+                check_length(len(reply))
+                self._reply = [reply]
+
+    def _messages(self, read: Callable[[Any], Any]) -> Generator[Any, None, None]:
+        """The caller's messages; each is good until the next is asked for."""
+        while True:
+            try:
+                if not self._stream.inbox.is_wanted:
+                    self._connection.want(self._stream)
+                got = self._connection.next_message(self._stream)
+            except (Ended, OSError, Unreadable) as error:
+                self._break_off(error)
+            if got is None:
+                return
+            buffer, view = got
+            try:
+                yield _read(read, view)
+            finally:
+                if buffer is not None:
+                    self._buffers.give_back(buffer)
+
+    def _only(self, messages: Iterator[Any]) -> Any:
+        for message in messages:
+            return message
+        self.abort(grpc.StatusCode.UNIMPLEMENTED, "the call carries no request")
+
+    def _send(self, message: Message, after: bytes = b"") -> None:
+        before = b"" if self._sent else headers.write(self._stream.number, _BEGIN, end=False)
+        self._sent = True
+        try:
+            self._connection.send_message(self._stream, message, before, after)
+        except (Ended, OSError) as error:
+            self._break_off(error)
+
+    def _break_off(self, error: Exception) -> NoReturn:
+        """The caller's part of the call has ended in the middle; says how the call ends."""
+        if isinstance(error, Deadline):
+            self._status, self._words = grpc.StatusCode.DEADLINE_EXCEEDED, str(error)
+        elif isinstance(error, Unreadable):
+            is_long = isinstance(error, TooLarge)
+            self._status = grpc.StatusCode.RESOURCE_EXHAUSTED if is_long else grpc.StatusCode.INTERNAL
+            self._words = str(error)
+        raise BrokenOff(str(error)) from None
+
+    def _finish(self) -> None:
+        """Sends the status, and the reply if there is one."""
+        number, has_reply = self._stream.number, bool(self._reply) and self._status is grpc.StatusCode.OK
+        last = answer(number, self._status, self._words, self._trailing, begun=self._sent or has_reply)
+        if not self._stream.is_whole:  # nobody reads the rest
+            last += frames.reset(number, ErrorCode.NO_ERROR)
+        if self._stream.reset is None:
+            with contextlib.suppress(OSError, BrokenOff):  # the caller has gone
+                if has_reply:
+                    self._send(self._reply, last)
+                else:
+                    self._stream.is_answered = True
+                    self._connection.send(last)
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        """See `grpc.ServicerContext`."""
+        self._status, self._words = code, details
+        raise _Aborted
+
+    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        """See `grpc.ServicerContext`."""
+        self._trailing = metadata
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """See `grpc.ServicerContext`."""
+        return tuple(pair for pair in self._metadata if not pair[0].startswith(":"))
+
+    def time_remaining(self) -> float | None:
+        """See `grpc.ServicerContext`."""
+        deadline = self._stream.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    def peer(self) -> str:
+        """See `grpc.ServicerContext`."""
+        return self._caller.peer
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """See `grpc.ServicerContext`."""
+        return {"peer_dns": [name.encode() for name in self._caller.names]}
+
+
+def _read(read: Callable[[Any], Any], view: memoryview) -> Any:
+    try:
+        return read(view.toreadonly())
+    except DecodeError:
+        raise MalformedChunk("the request is no message of its method") from None
+
+
+def answer(number: int, status: grpc.StatusCode, words: str, metadata: Headers = (), *, begun: bool = False) -> bytes:
+    """The frame that ends a call, of which something has been answered before if it has `begun`."""
+    trailers = [("grpc-status", str(status.value[0])), *metadata]
+    if status is not grpc.StatusCode.OK:
+        safe = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
+        quoted = urllib.parse.quote(words, safe)[:_MAX_MESSAGE_BYTES]
+        trailers.insert(1, ("grpc-message", re.sub(r"%[0-9A-F]?$", "", quoted)))
+    return headers.write(number, [*([] if begun else _BEGIN), *trailers], end=True)
+
+
+def _deadline(timeout: str | None) -> float | None:
+    """The moment that a `grpc-timeout` names."""
+    if not timeout:
+        return None
+    number, unit = timeout[:-1], timeout[-1]
+    if not number.isascii() or not number.isdigit() or len(number) > 8 or unit not in _UNITS_S:
+        return None
+    return time.monotonic() + int(number) * _UNITS_S[unit]

@@ -1,0 +1,385 @@
+"""A gRPC channel for messages of megabytes, over `downpour.proto.http2.connection`.
+
+A connection carries one call at a time, and the thread that makes the call reads and sends itself, so a call costs no
+thread and no hand-over. Calls at the same time take connections of their own, which are kept for later ones.
+
+What a stream of answers gives is a view of a buffer that is used again: it is good until the next.
+
+Threads: any may call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from downpour.proto.http2 import headers
+from downpour.proto.http2.assembly import Buffers, Place, TooLarge, Unreadable
+from downpour.proto.http2.connection import Connection, Message
+from downpour.proto.http2.frames import MAX_WINDOW, ProtocolError
+from downpour.proto.http2.headers import Headers
+from downpour.proto.http2.sockets import Deadline, PlainSocket, Socket
+from downpour.proto.http2.streams import Ended, Limits, Stream
+from downpour.proto.security.gate import PLAIN, Security
+from downpour.proto.security.tls import server_name
+
+_CODES = {str(code.value[0]): code for code in grpc.StatusCode}
+# What an answer means that is not gRPC's (gRPC's http-grpc-status-mapping.md).
+_HTTP_CODES = {
+    "400": grpc.StatusCode.INTERNAL,
+    "401": grpc.StatusCode.UNAUTHENTICATED,
+    "403": grpc.StatusCode.PERMISSION_DENIED,
+    "404": grpc.StatusCode.UNIMPLEMENTED,
+    **dict.fromkeys(("429", "502", "503", "504"), grpc.StatusCode.UNAVAILABLE),
+}
+_CONNECT_AGAIN_S = 0.05
+_KEEP_IDLE_S = 60.0  # a connection that no call has needed for so long is closed when another one becomes idle
+_LONGEST_S = 365 * 86400.0
+_BUFFERS = Buffers(12)  # of the process: as many as have calls at one time, and of all sizes
+
+Serializer = Callable[[Any], Any]
+
+
+class CallError(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
+    """A call failed; what `grpc.Call` says of it."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, trailers: Headers = ()) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self._code, self._details, self._trailers = code, details, tuple(trailers)
+
+    def code(self) -> grpc.StatusCode:
+        """The status."""
+        return self._code
+
+    def details(self) -> str:
+        """The message."""
+        return self._details
+
+    def trailing_metadata(self) -> Headers:
+        """What came with the status."""
+        return self._trailers
+
+
+class Channel:
+    """Calls to one server, each with the job's token.
+
+    When this process's certificates have been renewed, calls that begin later go over new connections: the old ones
+    would not get through a handshake again.
+
+    Args:
+        address: `host:port`.
+        security: Of this process.
+        role: Of the server, which its certificate must name.
+    """
+
+    def __init__(self, address: str, security: Security = PLAIN, role: str = "ps") -> None:
+        host, _, port = address.rpartition(":")
+        self._host, self._port = host.strip("[]"), port
+        self._authority = address
+        self._security = security
+        self._role = role
+        self._lock = threading.Lock()
+        # Guarded by `_lock`.
+        self._is_closed = False
+        self._idle: list[_Connection] = []  # the one that was used last is the last one, and the next to be used
+        self._busy: set[_Connection] = set()
+
+    def unary_unary(
+        self,
+        path: str,
+        request_serializer: Serializer,
+        response_deserializer: Serializer,
+        _registered_method: bool = False,  # generated stubs say so
+    ) -> Callable[..., Any]:
+        """A method with one request and one answer; arguments as those of `grpc.Channel`."""
+
+        def call(request: Any, timeout: float | None = None, wait_for_ready: bool = False) -> Any:
+            requests = [[request_serializer(request)]]
+            return _only(self._call(path, requests, timeout, response_deserializer, wait_for_ready))
+
+        return call
+
+    def stream_unary(self, path: str, read: Serializer) -> Callable[..., Any]:
+        """Many requests and one answer; a request is sent when the next one is known."""
+
+        def call(requests: Iterable[Message], timeout: float | None = None) -> Any:
+            return _only(self._call(path, requests, timeout, read))
+
+        return call
+
+    def unary_stream(self, path: str, write: Serializer) -> Callable[..., Iterator[memoryview | None]]:
+        """One request and many answers, as views; None for one that `place` has found a place for."""
+
+        def call(request: Any, timeout: float | None = None, place: Place | None = None) -> Iterator[memoryview | None]:
+            return self._call(path, [[write(request)]], timeout, lambda view: view, place=place)
+
+        return call
+
+    def close(self) -> None:
+        """Ends the connections, and with them the calls that are open."""
+        with self._lock:
+            self._is_closed = True
+            for connection in (*self._idle, *self._busy):
+                connection.shut_down()
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+
+    def _call(
+        self,
+        path: str,
+        requests: Iterable[Message],
+        timeout: float | None,
+        read: Serializer,
+        wait: bool = False,
+        place: Place | None = None,
+    ) -> Iterator[Any]:
+        """One call. Its connection is used again if the call came to its end."""
+        end = time.monotonic() + min(_LONGEST_S if timeout is None else timeout, _LONGEST_S)
+        connection = self._take(end, wait)
+        is_over = False
+        try:
+            with _mapped():
+                connection.set_deadline(end)
+                stream = connection.begin(self._headers(path, timeout), requests, place)
+                while got := connection.next_message(stream):
+                    buffer, view = got
+                    if buffer is None:
+                        yield None
+                        continue
+                    try:
+                        yield _read(read, view)
+                    finally:
+                        _BUFFERS.give_back(buffer)
+                trailers = connection.finish(stream)
+                is_over = True
+            _check(trailers)
+        finally:
+            self._give_back(connection, is_over)
+
+    def _headers(self, path: str, timeout: float | None) -> Headers:
+        limit = () if timeout is None else (("grpc-timeout", f"{max(1, min(99999999, int(timeout * 1000)))}m"),)
+        return (
+            (":method", "POST"),
+            (":scheme", "https" if self._security.certificates else "http"),
+            (":path", path),
+            (":authority", self._authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            *limit,
+            *(self._security.metadata or ()),
+        )
+
+    def _take(self, end: float, wait: bool) -> _Connection:
+        """A connection that nobody uses, or a new one."""
+        number = self._security.certificates.latest()[0] if self._security.certificates else 0
+        while True:
+            with self._lock:
+                if self._is_closed:
+                    raise CallError(grpc.StatusCode.CANCELLED, "the channel is closed")
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                break
+            if connection.number == number and connection.is_usable():
+                break
+            connection.close()
+        connection = connection or self._connect(number, end, wait)
+        with self._lock:
+            if self._is_closed:  # meanwhile
+                connection.close()
+                raise CallError(grpc.StatusCode.CANCELLED, "the channel is closed")
+            self._busy.add(connection)
+        return connection
+
+    def _give_back(self, connection: _Connection, is_over: bool) -> None:
+        connection.used_s = time.monotonic()
+        left = []
+        with self._lock:
+            self._busy.discard(connection)
+            if is_over and not self._is_closed:
+                self._idle.append(connection)
+            else:
+                left.append(connection)
+            while self._idle and connection.used_s - self._idle[0].used_s > _KEEP_IDLE_S:
+                left.append(self._idle.pop(0))
+        for each in left:
+            each.shut_down()
+            each.close()
+
+    def _connect(self, number: int, end: float, wait: bool) -> _Connection:
+        while True:
+            try:
+                with _mapped():
+                    return self._connect_once(number, end)
+            except CallError as error:
+                left = end - time.monotonic()
+                if not wait or error.code() is not grpc.StatusCode.UNAVAILABLE or left <= 0:
+                    raise
+                time.sleep(min(_CONNECT_AGAIN_S, left))
+
+    def _connect_once(self, number: int, end: float) -> _Connection:
+        try:
+            raw = socket.create_connection((self._host, int(self._port)), max(0.001, end - time.monotonic()))
+        except TimeoutError:
+            raise Deadline("no connection within the deadline") from None
+        try:
+            raw.setblocking(True)
+            plain = PlainSocket(raw)
+            plain.set_deadline(end)
+            secure: Socket = plain
+            if certificates := self._security.certificates:
+                tls = certificates.over_tls(plain, server_name(self._role, certificates.job))
+                tls.shake_hands()
+                secure = tls
+            connection = _Connection(secure, number)
+            connection.greet()
+        except BaseException:
+            raw.close()
+            raise
+        return connection
+
+
+class _Connection(Connection):
+    """The client's side of one connection, used by one thread at a time."""
+
+    def __init__(self, secure: Socket, number: int) -> None:
+        # Nothing is read before it is wanted, so TCP holds the peer back.
+        super().__init__(secure, _BUFFERS, Limits(MAX_WINDOW, MAX_WINDOW), is_server=False)
+        self.number = number
+        self.used_s = 0.0
+
+    def begin(self, fields: Headers, requests: Iterable[Message], place: Place | None) -> Stream:
+        """Sends a call with all its requests, unless the server answers before they are through."""
+        with self.lock:
+            stream = self.streams.begin(place)
+        before = headers.write(stream.number, fields, end=False)
+        try:
+            for message, is_last in _with_last(requests):
+                self.send_message(stream, message, before, end=is_last)
+                before = b""
+            if before:  # there are none
+                self.send(headers.write(stream.number, fields, end=True))
+        except Ended:
+            if not stream.is_whole:
+                raise
+        return stream
+
+    def next_message(self, stream: Stream) -> tuple[bytearray | None, memoryview] | None:
+        """See `Connection`."""
+        try:
+            return super().next_message(stream)
+        except (Ended, Unreadable):
+            _check_http(stream.headers)  # the answer may not be gRPC's
+            raise
+
+    def finish(self, stream: Stream) -> Headers:
+        """The trailers of a call that has ended."""
+        self.forget(stream)
+        return stream.headers
+
+    def read(self) -> None:
+        """See `Connection`."""
+        try:
+            super().read()
+        except ProtocolError as error:
+            self.say_goodbye(error.code)
+            raise
+
+    def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
+        """See `Connection`: whoever waits reads."""
+        while not is_due() and not stream.is_whole:
+            self.changed.release()
+            try:
+                self.read()
+            finally:
+                self.changed.acquire()
+        if stream.is_whole and stream.reset is None:
+            stream.reset = Ended("the server has answered")
+
+    def is_usable(self) -> bool:
+        """Whether another call may be made; reads what has come since the last."""
+        try:
+            if not self._socket.is_quiet():
+                self._socket.set_deadline(time.monotonic() + 1.0)
+                while not self._socket.is_quiet():
+                    self.read()
+        except OSError:
+            return False
+        return not self._endpoint.is_going_away and self.streams.last < MAX_WINDOW - 4
+
+    def set_deadline(self, at: float) -> None:
+        """Sets the deadline of every later operation on this connection, a moment of `time.monotonic()`."""
+        self._socket.set_deadline(at)
+
+    def shut_down(self) -> None:
+        """From any thread."""
+        self._socket.shut_down()
+
+    def close(self) -> None:
+        """By the thread that uses it."""
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def _mapped() -> Iterator[None]:
+    """Turns what a connection raises into what a failed call raises."""
+    try:
+        yield
+    except Deadline as error:
+        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from None
+    except Unreadable as error:
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, TooLarge) else grpc.StatusCode.INTERNAL
+        raise CallError(code, str(error)) from None
+    except (Ended, OSError) as error:
+        raise CallError(grpc.StatusCode.UNAVAILABLE, str(error) or type(error).__name__) from None
+
+
+def _read(read: Serializer, view: memoryview) -> Any:
+    try:
+        return read(view.toreadonly())
+    except DecodeError:
+        raise CallError(grpc.StatusCode.INTERNAL, "the answer is no message of its method") from None
+
+
+def _check(trailers: Headers) -> None:
+    """Raises what a call's status says."""
+    _check_http(trailers)
+    values = dict(trailers)
+    number = values.get("grpc-status", "")
+    code = _CODES.get(number, grpc.StatusCode.UNKNOWN)
+    if code is not grpc.StatusCode.OK:
+        details = urllib.parse.unquote(values.get("grpc-message", ""))
+        raise CallError(code, details, tuple(pair for pair in trailers if not pair[0].startswith(":")))
+
+
+def _check_http(fields: Headers) -> None:
+    """Raises what an HTTP status means that is not gRPC's."""
+    if (status := dict(fields).get(":status", "200")) != "200":
+        raise CallError(_HTTP_CODES.get(status, grpc.StatusCode.UNKNOWN), f"HTTP status {status}")
+
+
+def _only(answers: Iterator[Any]) -> Any:
+    found = list(itertools.islice(answers, 2))
+    if len(found) != 1:
+        raise CallError(grpc.StatusCode.INTERNAL, "no answer came, or several, where one was due")
+    return found[0]
+
+
+def _with_last(requests: Iterable[Message]) -> Iterator[tuple[Message, bool]]:
+    """Each with whether it is the last."""
+    waiting = list[Message]()
+    for request in requests:
+        if waiting:
+            yield waiting.pop(), False
+        waiting.append(request)
+    if waiting:
+        yield waiting.pop(), True

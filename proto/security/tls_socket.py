@@ -1,0 +1,296 @@
+"""TLS over a TCP connection, by pyOpenSSL.
+
+Python's own `ssl` is bound to the OpenSSL that Python was built with, and 3.0, which Debian 12 has, takes twice as long
+to encrypt as the one in cryptography's wheels, where the processor has AVX-512.
+
+Threads: as in `downpour.proto.http2.sockets`. Who reads and who sends work on one state machine, in memory and under a
+lock, and never while they wait for the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL, crypto
+from OpenSSL._util import ffi, lib
+
+from downpour.proto.http2.sockets import Buffer, Closed, PlainSocket
+from downpour.proto.security import tls
+
+# Encrypted or received at a time. 2^16 takes a tenth more of an exchange's processor time, 2^18 no less, and memory.
+_PIECE = 1 << 17
+_FIRST_PIECE = 1 << 11  # until something longer is read or sent: a connection may be a stranger's
+_HANDSHAKE_BYTES = 1 << 15  # that a peer may send in it: OpenSSL would keep certificates of 100 KB
+_OVERHEAD = 1 << 10  # what its records add to a piece
+_SMALL = 1 << 12
+_PROTOCOL = b"h2"
+
+
+class TlsError(OSError):
+    """The peer is none of ours, or what it sent was changed on the way; says so with OpenSSL's names of errors."""
+
+
+def context(files: tls.Files, *, is_server: bool) -> SSL.Context:
+    """For connections that show a certificate, and want one of the same CA; the files have been checked."""
+    made = SSL.Context(SSL.TLS_SERVER_METHOD if is_server else SSL.TLS_CLIENT_METHOD)
+    made.set_min_proto_version(SSL.TLS1_2_VERSION)
+    made.clear_mode(lib.SSL_MODE_ENABLE_PARTIAL_WRITE)  # else every call writes one record only
+    leaf, *chain = x509.load_pem_x509_certificates(files.certificate)
+    made.use_certificate(leaf)
+    for issuer in chain:
+        made.add_extra_chain_cert(issuer)
+    key: Any = load_pem_private_key(files.key, None)  # of any kind that a certificate can have
+    made.use_privatekey(key)
+    trusted = made.get_cert_store()
+    assert trusted is not None
+    for authority in x509.load_pem_x509_certificates(files.ca):
+        trusted.add_cert(crypto.X509.from_cryptography(authority))
+    made.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    if is_server:
+        made.set_session_id(b"downpour")  # without one OpenSSL breaks off with a client that resumes a session
+        made.set_alpn_select_callback(_choose)
+    else:
+        made.set_alpn_protos([_PROTOCOL])
+    return made
+
+
+def _choose(_: SSL.Connection, offered: list[bytes]) -> Any:
+    return _PROTOCOL if _PROTOCOL in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def _joined(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    """The same bytes, small buffers that follow each other as one."""
+    small: list[Buffer] = []
+    for buffer in buffers:
+        if len(buffer) < _SMALL:
+            small.append(buffer)
+            continue
+        if small:
+            yield b"".join(small)
+            small = []
+        yield buffer
+    if small:
+        yield b"".join(small)
+
+
+class TlsSocket:
+    """TLS over a TCP connection; `shake_hands` comes first.
+
+    Args:
+        plain: The connection.
+        context: Says who this side is and whom it trusts.
+        server_name: That the peer's certificate must have; None on the server's side.
+
+    Attributes:
+        names: DNS names in the peer's certificate, after the handshake.
+    """
+
+    def __init__(self, plain: PlainSocket, context: SSL.Context, server_name: str | None) -> None:
+        self._plain = plain
+        self._tls = _InMemory(context)
+        if server_name is None:
+            self._tls.set_accept_state()
+        else:
+            self._tls.set_connect_state()
+            self._tls.set_tlsext_host_name(server_name.encode())
+        self._lock = threading.Lock()  # guards it
+        self._ahead = b""  # a byte that `is_quiet` found
+        self._server_name = server_name
+        self._num_shaken = 0  # bytes of the handshake that have come
+        self.names: list[str] = []
+
+    def shake_hands(self) -> None:
+        """Makes the handshake; on a socket that does not block, as much of it as can be made now.
+
+        Raises:
+            BlockingIOError: It goes on when more has come.
+            TlsError: It failed.
+            OSError: The connection broke.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+            except SSL.WantReadError:
+                self._flush()
+                self._num_shaken += self._receive()
+                if self._num_shaken > _HANDSHAKE_BYTES:
+                    raise TlsError("HANDSHAKE_TOO_LONG") from None
+            except SSL.Error as error:
+                with contextlib.suppress(OSError):  # the alert that says why
+                    self._flush()
+                raise _told(error) from None
+            else:
+                self._flush()
+                break
+        certificate = self._tls.get_peer_certificate(as_cryptography=True)
+        self.names = tls.dns_names(certificate) if certificate else []
+        if self._server_name not in (None, *self.names):
+            raise TlsError(f"Hostname mismatch: the certificate names {', '.join(self.names) or 'nobody'}")
+
+    def read_into(self, view: memoryview) -> None:
+        """See `Socket`."""
+        if view and self._ahead:
+            view[:1] = self._ahead
+            view = view[1:]
+            self._ahead = b""
+        self._make_room(len(view))
+        while True:
+            with self._lock:
+                count = self._tls.decrypt(view)
+            if count == len(view):
+                return
+            view = view[count:]
+            self._receive()
+
+    def read_ahead(self, view: memoryview) -> bool:
+        """See `Socket`: what was read is encrypted still."""
+        return False
+
+    def read_some(self, view: memoryview) -> int:
+        """See `Socket`."""
+        while True:
+            with self._lock:
+                if count := self._tls.decrypt(view):
+                    return count
+            self._receive()
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """See `Socket`."""
+        waiting = 0  # bytes that are encrypted and not sent
+        for buffer in _joined(buffers):
+            view = memoryview(buffer)
+            self._make_room(len(view))
+            for start in range(0, len(view), _PIECE):
+                piece = view[start : start + _PIECE]
+                with self._lock:
+                    self._tls.encrypt(piece)
+                waiting += len(piece)
+                if waiting >= _PIECE:
+                    self._flush()
+                    waiting = 0
+        if waiting:
+            self._flush()
+
+    def set_deadline(self, at: float | None) -> None:
+        """See `Socket`."""
+        self._plain.set_deadline(at)
+
+    def is_quiet(self) -> bool:
+        """See `Socket`. What TLS itself has to say, such as tickets, counts as nothing."""
+        byte = bytearray(1)
+        while not self._ahead:
+            try:
+                with self._lock:
+                    self._ahead = bytes(byte[: self._tls.decrypt(memoryview(byte))])
+                if not self._ahead:
+                    if self._plain.is_quiet():
+                        return True
+                    self._receive()
+            except OSError:
+                return False
+        return False
+
+    def shut_down(self) -> None:
+        """See `Socket`."""
+        self._plain.shut_down()
+
+    def close(self) -> None:
+        """See `Socket`."""
+        self._plain.close()
+
+    def _make_room(self, num_bytes: int) -> None:
+        if num_bytes > _FIRST_PIECE:
+            self._tls.piece = _PIECE
+
+    def _flush(self) -> None:
+        """Sends what is encrypted; after the handshake nobody but `send` does."""
+        while True:
+            with self._lock:
+                count = self._tls.take()
+            if count:
+                self._plain.send([self._tls.outgoing[:count]])
+            if count < len(self._tls.outgoing):
+                return
+
+    def _receive(self) -> int:
+        """Nothing is left of what came before; how many bytes have come."""
+        room = self._tls.room()
+        count = self._plain.read_now(room)
+        with self._lock:
+            self._tls.give(count)
+        return count
+
+
+class _InMemory(SSL.Connection):
+    """The state machine, with its bytes in memory.
+
+    Calls OpenSSL by itself for every piece: the methods that pyOpenSSL has for it copy once or twice more, and check
+    more, for every record of 16 KB.
+
+    Attributes:
+        piece: Bytes that come or go at a time.
+        outgoing: Room for what the peer is to be sent.
+    """
+
+    def __init__(self, context: SSL.Context) -> None:
+        super().__init__(context)
+        self.piece = _FIRST_PIECE
+        self._incoming = self.outgoing = memoryview(b"")
+
+    def encrypt(self, view: memoryview) -> None:
+        """Encrypts all of it; raises `TlsError`."""
+        if len(view) and (count := lib.SSL_write(self._ssl, ffi.from_buffer(view), len(view))) <= 0:
+            self._fail(count)
+
+    def take(self) -> int:
+        """Moves what is encrypted to `outgoing`, as much as that holds; how many bytes that are."""
+        if len(self.outgoing) < self.piece:
+            self.outgoing = memoryview(bytearray(self.piece + _OVERHEAD))
+        return max(0, int(lib.BIO_read(self._from_ssl, ffi.from_buffer(self.outgoing), len(self.outgoing))))
+
+    def room(self) -> memoryview:
+        """For what the peer has sent; what came before must be decrypted."""
+        if len(self._incoming) < self.piece:
+            self._incoming = memoryview(bytearray(self.piece))
+        return self._incoming
+
+    def give(self, count: int) -> None:
+        """So many bytes are in `room`, to be left alone until they are decrypted."""
+        self._into_ssl = lib.BIO_new_mem_buf(ffi.from_buffer(self._incoming), count)  # reads them where they are
+        lib.BIO_set_mem_eof_return(self._into_ssl, -1)  # their end is not that of the connection
+        lib.SSL_set_bio(self._ssl, self._into_ssl, self._from_ssl)
+
+    def decrypt(self, view: memoryview) -> int:
+        """Fills the view; how many bytes there were for it: fewer only if nothing is left.
+
+        Raises:
+            Closed: The peer has said that nothing follows.
+            TlsError: What came is not what was sent.
+        """
+        read, ssl, to, size, done = lib.SSL_read, self._ssl, ffi.from_buffer(view), len(view), 0
+        while done < size:
+            count = read(ssl, to + done, size - done)  # at most a record
+            if count <= 0:
+                if lib.SSL_get_error(ssl, count) != lib.SSL_ERROR_WANT_READ:
+                    self._fail(count)
+                break
+            done += count
+        return done
+
+    def _fail(self, count: int) -> None:
+        try:
+            self._raise_ssl_error(self._ssl, count)
+        except SSL.ZeroReturnError:
+            raise Closed("Socket closed") from None
+        except SSL.Error as error:
+            raise _told(error) from None
+
+
+def _told(error: SSL.Error) -> TlsError:
+    reasons = [str(one[-1]) for one in error.args[0]] if error.args and isinstance(error.args[0], list) else []
+    return TlsError(", ".join(reason.upper().replace(" ", "_") for reason in reasons) or str(error) or "TLS broke")

@@ -1,0 +1,354 @@
+"""The shard's arithmetic, as the shard calls it: a rule's update, averages, and the wire conversions.
+
+The loops themselves are in `downpour.ps.apply.loops`, compiled or loaded from their cache when they are first asked
+for.
+
+    python -m downpour.ps.apply.kernels [--rule=JSON]
+
+fills the cache, so that many shards that start at once do not all compile: for one rule, given as the JSON form of
+the message `Named`, or for all. Threads: any; these functions keep no state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from google.protobuf import json_format
+
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps.apply import loops
+from downpour.ps.apply.compiled import Loop
+from downpour.ps.policy import rules
+from downpour.ps.policy.named import from_message
+from downpour.ps.policy.rules import (
+    SGD,
+    AdagradV1,
+    AdagradV2,
+    Adam,
+    AdamW,
+    KerasAdagrad,
+    KerasAdam,
+    KerasMomentum,
+    KerasRMSProp,
+    Momentum,
+    RMSProp,
+    Rule,
+)
+
+# What a loop takes after the decays, from the rate and the number of the push.
+_Scalars = Callable[[np.float32, int], tuple[np.float32, ...]]
+_f = np.float32
+
+
+class Update(Protocol):
+    """One push's update of n consecutive parameters, in place."""
+
+    def __call__(
+        self,
+        w: np.ndarray,
+        slots: list[np.ndarray],
+        g: np.ndarray,
+        learning_rate: float,
+        weight_decay: float,
+        decoupled_decay: float,
+        step: int,
+        /,
+    ) -> None:
+        """Updates parameters and slots.
+
+        Args:
+            w: [n] float32.
+            slots: [n] float32 each, in the order of the rule's `slots`.
+            g: [n] float32 or bfloat16 bits at any address, the gradient.
+            learning_rate: Of this push and range.
+            weight_decay: g += weight_decay * w.
+            decoupled_decay: w -= w * decoupled_decay * learning_rate, before everything else.
+            step: Number of the push, from 1.
+        """
+        ...
+
+
+def update_for(rule: Rule) -> Update:
+    """A rule's update with its hyper-parameters bound. Compiles its loop, or loads it.
+
+    Raises:
+        ValueError: No loop is known for the rule.
+    """
+    declared_loop, scalars = _bind(rule)
+    loop = declared_loop()
+    own_decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
+
+    def update(
+        w: np.ndarray,
+        slots: list[np.ndarray],
+        g: np.ndarray,
+        learning_rate: float,
+        weight_decay: float,
+        decoupled_decay: float,
+        step: int,
+        /,
+    ) -> None:
+        lr = _f(learning_rate)
+        loop(w, *slots, g, lr, _f(weight_decay), _f(own_decay + decoupled_decay), *scalars(lr, step))
+
+    return update
+
+
+class LoggedUpdate(Protocol):
+    """The updates of n consecutive parameters by some pushes, in place, which save what they change before they do."""
+
+    def __call__(
+        self,
+        vectors: tuple[np.ndarray, ...],
+        gradients: Sequence[np.ndarray],
+        rates: tuple[float, ...],
+        steps: tuple[int, ...],
+        decays: tuple[float, float],
+        log: tuple[np.ndarray, np.ndarray],
+        first: int,
+        /,
+    ) -> None:
+        """Updates parameters and slots, push after push: the bits of `Update`.
+
+        Args:
+            vectors: Parameters and slots, [n] float32 each.
+            gradients: Of each push, [n], all float32 or all bfloat16 bits.
+            rates: Of each push its learning rate.
+            steps: Of each push its number.
+            decays: Weight decay and decoupled decay, as `Update` takes them.
+            log: `Steps.saved` and `Steps.progress` of a step of the undo log that has come to `first`.
+            first: Number of the first element.
+        """
+        ...
+
+
+def logged_update_for(rule: Rule) -> LoggedUpdate:
+    """A rule's logged update with its hyper-parameters bound. Compiles its loop, or loads it.
+
+    Raises:
+        ValueError: No loop is known for the rule.
+    """
+    loop, scalars = _bind(rule)
+    logged = loops.logged(loop)()
+    own_decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
+
+    @functools.lru_cache(maxsize=64)  # all runs of a push have the same
+    def table(rates: tuple[float, ...], steps: tuple[int, ...], decays: tuple[float, float]) -> np.ndarray:
+        numbers = zip(map(_f, rates), steps, strict=True)
+        return np.array([(lr, decays[0], own_decay + decays[1], *scalars(lr, step)) for lr, step in numbers], _f)
+
+    def update(
+        vectors: tuple[np.ndarray, ...],
+        gradients: Sequence[np.ndarray],
+        rates: tuple[float, ...],
+        steps: tuple[int, ...],
+        decays: tuple[float, float],
+        log: tuple[np.ndarray, np.ndarray],
+        first: int,
+        /,
+    ) -> None:
+        addresses = np.array([gradient.ctypes.data for gradient in gradients])
+        logged(vectors, addresses, gradients[0], table(rates, steps, decays), *log, first)
+
+    return update
+
+
+def add(w: np.ndarray, difference: np.ndarray) -> None:
+    """W += difference, [n] of a wire dtype: statistics."""
+    if difference.dtype != np.float32:
+        narrow, difference = difference, np.empty(w.size, np.float32)
+        to_float32(narrow, difference)
+    loops.add()(w, difference)
+
+
+def compensate(g: np.ndarray, w: np.ndarray, base: np.ndarray, strength: float) -> None:
+    """G += strength * g * g * (w - base): to first order, the gradient at w of one computed at base."""
+    loops.compensate()(g, w, base, _f(strength))
+
+
+def average(a: np.ndarray, w: np.ndarray, weight: float) -> None:
+    """A += weight * (w - a); with weight 1 exactly w."""
+    if weight == 1:
+        a[:] = w
+    else:
+        loops.average()(a, w, _f(weight))
+
+
+def widen(source: np.ndarray, target: np.ndarray) -> None:
+    """Bfloat16 bits, [n] uint16, to [n] float32; exact."""
+    loops.widen()(source, target.view(np.uint32))
+
+
+def narrow(source: np.ndarray, target: np.ndarray) -> None:
+    """[n] float32 to bfloat16 bits, [n] uint16, rounded to nearest even; any NaN becomes the quiet one."""
+    loops.narrow()(source.view(np.uint32), target)
+
+
+def to_float32(values: np.ndarray, out: np.ndarray) -> None:
+    """[n] of a wire dtype, at any address, to [n] float32; exact."""
+    if values.dtype == np.uint16:
+        widen(values, out)
+    else:
+        out[:] = values
+
+
+def to_wire(values: np.ndarray, out: np.ndarray) -> None:
+    """[n] float32 to [n] of a wire dtype, rounded to nearest even; what float16 cannot hold becomes infinite."""
+    if out.dtype == np.uint16:
+        narrow(values, out)
+    else:
+        with np.errstate(over="ignore"):
+            out[:] = values
+
+
+def quantize(x: np.ndarray, scales: np.ndarray, q: np.ndarray, levels: int = 127) -> None:
+    """[n] float32 to [n] int8 in [-levels, levels] and [ceil(n / BLOCK)] scales; what rounding left stays in `x`."""
+    bits, scale_bits = x.view(np.uint32), scales.view(np.uint32)
+    loops.quantize()(x, bits, scales, scale_bits, q, codec.BLOCK, _f(levels))
+
+
+def quantize4(x: np.ndarray, scales: np.ndarray, packed: np.ndarray) -> None:
+    """Likewise to INT4, [ceil(n / BLOCK) * BLOCK / 2] bytes."""
+    q = np.zeros(2 * packed.size, np.int8)
+    quantize(x, scales, q[: x.size], levels=7)
+    loops.pack4()(q, packed, codec.BLOCK)
+
+
+def dequantize(scales: np.ndarray, q: np.ndarray, first: int, out: np.ndarray) -> None:
+    """The inverse, of elements [first, first + n) of a chunk, without what rounding left; at any address."""
+    loops.dequantize()(scales, q, first, codec.BLOCK, out)
+
+
+def difference(w: np.ndarray, published: np.ndarray, out: np.ndarray) -> None:
+    """Out = w - published, of [n] float32 and of [n] bfloat16 bits at any address."""
+    loops.difference()(w, published, out.view(np.uint32), out)
+
+
+def advance(wire: int, published: np.ndarray, scales: np.ndarray, q: np.ndarray, out: np.ndarray) -> None:
+    """Out = published + q * scale of its block, [n] bfloat16 bits, the same on every machine; may be in place.
+
+    Args:
+        wire: Codec of `q`, INT8 or INT4.
+        published: [n] bfloat16 bits, at any address.
+        scales: As `Chunk.blocks` gives them.
+        q: Likewise.
+        out: [n] bfloat16 bits.
+    """
+    room, wide = np.empty(codec.BLOCK, np.int8), np.empty(codec.BLOCK, np.float32)
+    loops.advance()(published, scales, q, wire == codec.INT4, codec.BLOCK, room, wide, wide.view(np.uint32), out)
+
+
+def num_non_finite(values: np.ndarray) -> int:
+    """How many of [n] of a wire dtype are NaN or infinite; at any address."""
+    if values.dtype.itemsize == 2:
+        exponent = np.uint16(0x7F80 if values.dtype == np.uint16 else 0x7C00)
+        return int(loops.count_non_finite_16()(values.view(np.uint16), exponent))
+    return int(loops.count_non_finite()(values.view(np.uint32)))
+
+
+def load(*, with_average: bool = False) -> None:
+    """Compiles or loads what a shard needs beside its rule, so that its first push does not wait for it."""
+    needed = [loops.add, loops.widen, loops.narrow, loops.count_non_finite, loops.count_non_finite_16]
+    for loop in needed + [loops.average] * with_average:
+        loop()
+
+
+def load_blocks() -> None:
+    """Compiles or loads what INT8 and INT4 need, on either side."""
+    for loop in (loops.widen, loops.difference, loops.quantize, loops.pack4, loops.advance, loops.dequantize):
+        loop()
+
+
+def _bind(rule: Rule) -> tuple[Callable[[], Loop], _Scalars]:
+    match rule:
+        case SGD() | Momentum(momentum=0) | KerasMomentum(momentum=0):
+            return loops.sgd, _constant()
+        case Momentum():
+            return (loops.nesterov if rule.nesterov else loops.momentum), _constant(_f(rule.momentum))
+        case KerasMomentum():
+            return (loops.keras_nesterov if rule.nesterov else loops.keras_momentum), _constant(_f(rule.momentum))
+        case RMSProp():
+            # TensorFlow subtracts in float32, Keras in float64: the last bit of 1 - rho differs.
+            tf_loops = loops.rmsprop, loops.rmsprop_momentum, loops.rmsprop_centered, loops.rmsprop_centered_momentum
+            scalars = _f(1) - _f(rule.rho), _f(rule.epsilon)
+            return _rmsprop(rule, tf_loops, scalars)
+        case KerasRMSProp():
+            keras_loops = (
+                loops.keras_rmsprop,
+                loops.keras_rmsprop_momentum,
+                loops.keras_rmsprop_centered,
+                loops.keras_rmsprop_centered_momentum,
+            )
+            return _rmsprop(rule, keras_loops, (_f(rule.rho), _f(1 - rule.rho), _f(rule.epsilon)))
+        case AdagradV1():
+            return loops.adagrad_v1, _constant()
+        case AdagradV2():
+            return loops.adagrad_v2, _constant(_f(rule.epsilon))
+        case KerasAdagrad():
+            return loops.keras_adagrad, _constant(_f(rule.epsilon))
+        case Adam():
+            return loops.adam, _adam(rule, _f(1) - _f(rule.beta_1), _f(1) - _f(rule.beta_2))
+        case KerasAdam():
+            loop = loops.amsgrad if rule.amsgrad else loops.adam
+            return loop, _adam(rule, _f(1 - rule.beta_1), _f(1 - rule.beta_2))
+    raise ValueError(f"no loop for the rule {rule!r}")
+
+
+def _constant(*scalars: np.float32) -> _Scalars:
+    return lambda lr, step: scalars
+
+
+def _rmsprop(
+    rule: RMSProp | KerasRMSProp, variants: tuple[Callable[[], Loop], ...], scalars: tuple[np.float32, ...]
+) -> tuple[Callable[[], Loop], _Scalars]:
+    """Of the variants (plain, momentum, centered, both) the one that the rule's flags ask for."""
+    loop = variants[2 * rule.centered + (rule.momentum > 0)]
+    return loop, _constant(*scalars, *([_f(rule.momentum)] if rule.momentum else []))
+
+
+def _adam(rule: Adam | KerasAdam, one_minus_beta_1: np.float32, one_minus_beta_2: np.float32) -> _Scalars:
+    beta_1, beta_2, epsilon = float(_f(rule.beta_1)), float(_f(rule.beta_2)), _f(rule.epsilon)
+
+    def scalars(lr: np.float32, step: int) -> tuple[np.float32, ...]:
+        # The powers in float64, of the betas that the references see; from there on their order, in float32.
+        power_1, power_2 = _f(beta_1**step), _f(beta_2**step)
+        alpha = lr * np.sqrt(_f(1) - power_2) / (_f(1) - power_1)
+        return alpha, one_minus_beta_1, one_minus_beta_2, epsilon
+
+    return scalars
+
+
+def _all_rules() -> list[Rule]:
+    """Rules that use every loop between them."""
+    flags = (False, True)
+    both = [(centered, momentum) for centered in flags for momentum in (0.0, 0.9)]
+    return [
+        SGD(),
+        *(kind(nesterov=nesterov) for kind in (Momentum, KerasMomentum) for nesterov in flags),
+        *(kind(momentum=m, centered=c) for kind in (RMSProp, KerasRMSProp) for c, m in both),
+        *(AdagradV1(), AdagradV2(), KerasAdagrad(), Adam(), KerasAdam(amsgrad=True)),
+    ]
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rule", help="JSON form of the message Named; every rule when left out")
+    text = parser.parse_args().rule
+    wanted = [from_message(rules.BY_NAME, json_format.Parse(text, pb.Named()))] if text else _all_rules()
+    load(with_average=True)
+    load_blocks()
+    loops.compensate()
+    for rule in wanted:
+        update_for(rule)
+        logged_update_for(rule)
+    print(f"kernels compiled or loaded; process time {time.process_time():.1f} s")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,191 @@
+"""A chunk's gradient, decoded piece by piece: the pieces are what fits a core's cache beside the state they update.
+
+Pure; no locks. Pieces depend on the layout only, never on who pushes or how many, and so do the bits of a gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from downpour.proto import codec
+from downpour.proto.errors import MalformedChunk
+from downpour.ps.apply import kernels
+from downpour.ps.layout import Factored
+from downpour.ps.layout.cuts import BLOCK_ELEMENTS, runs
+
+Piece = tuple[int, int]
+
+
+class Source(Protocol):
+    """The gradient of one chunk.
+
+    Attributes:
+        needs_room: Whether `gradient` uses its room.
+    """
+
+    needs_room: bool = True
+
+    def num_non_finite(self) -> int:
+        """Numbers of the payload that are NaN or infinite."""
+        ...
+
+    def decode(self, piece: Piece, out: np.ndarray) -> None:
+        """Writes the gradient of [start, stop) of the shard's vector into `out` [stop - start] float32."""
+        ...
+
+    def gradient(self, piece: Piece, room: np.ndarray) -> np.ndarray:
+        """The same as update rules take it: in `room`, or where it lies, if that is bfloat16."""
+        self.decode(piece, room)
+        return room
+
+
+class Dense(Source):
+    """A chunk that holds the gradient itself.
+
+    Raises:
+        MalformedChunk: See `Chunk.values`.
+    """
+
+    def __init__(self, chunk: codec.Chunk) -> None:
+        self._start = chunk.start
+        self._values = chunk.values()
+        self.needs_room = self._values.dtype != np.uint16
+
+    def num_non_finite(self) -> int:
+        """See `Source.num_non_finite`."""
+        return kernels.num_non_finite(self._values)
+
+    def decode(self, piece: Piece, out: np.ndarray) -> None:
+        """See `Source.decode`."""
+        kernels.to_float32(self._part(piece), out)
+
+    def gradient(self, piece: Piece, room: np.ndarray) -> np.ndarray:
+        """See `Source.gradient`."""
+        return super().gradient(piece, room) if self.needs_room else self._part(piece)
+
+    def _part(self, piece: Piece) -> np.ndarray:
+        start, stop = piece
+        return self._values[start - self._start : stop - self._start]
+
+
+class Quantized(Source):
+    """A chunk that holds the gradient in INT8.
+
+    Raises:
+        MalformedChunk: See `Chunk.blocks`.
+    """
+
+    def __init__(self, chunk: codec.Chunk) -> None:
+        self._start = chunk.start
+        self._scales, self._q = chunk.blocks()
+
+    def num_non_finite(self) -> int:
+        """See `Source.num_non_finite`: of the scales, since an int8 is always finite."""
+        return kernels.num_non_finite(self._scales)
+
+    def decode(self, piece: Piece, out: np.ndarray) -> None:
+        """See `Source.decode`."""
+        kernels.dequantize(self._scales, self._q, piece[0] - self._start, out)
+
+
+class Factors(Source):
+    """A chunk that holds x [rows, inputs] and d [rows, outputs]; its gradient is x^T d, cut along the outputs.
+
+    Args:
+        chunk: The chunk.
+        group: The ranges it is for.
+
+    Raises:
+        MalformedChunk: See `Chunk.factors`.
+    """
+
+    def __init__(self, chunk: codec.Chunk, group: Factored) -> None:
+        if (chunk.start, chunk.count) != (group.start, group.size):
+            raise MalformedChunk(
+                f"factors for [{chunk.start}, {chunk.start + chunk.count}) of a matrix that is elsewhere"
+            )
+        x, d = self._payload = chunk.factors(group.num_inputs)
+        self._x = _float32(x)
+        wide = _float32(d)
+        widths = [r.size // group.num_inputs for r in group.ranges]
+        begins = itertools.accumulate(widths, initial=0)
+        self._d = {
+            r.offset: np.ascontiguousarray(wide[:, begin : begin + width])
+            for r, begin, width in zip(group.ranges, begins, widths, strict=False)
+        }
+
+    def num_non_finite(self) -> int:
+        """See `Source.num_non_finite`; 1 for finite factors whose product might not be."""
+        count = sum(kernels.num_non_finite(part.reshape(-1)) for part in self._payload)
+        if not count and self._x.size and self._d:
+            with np.errstate(over="ignore"):
+                largest = _largest(self._x) * max(map(_largest, self._d.values())) * self._x.shape[1]
+            return int(not np.isfinite(largest))
+        return count
+
+    def decode(self, piece: Piece, out: np.ndarray) -> None:
+        """See `Source.decode`; pieces are rows of one range, as `pieces_of_factors` cuts them."""
+        start, stop = piece
+        offset = max(at for at in self._d if at <= start)
+        d = self._d[offset]
+        width = d.shape[1]
+        x = self._x[:, (start - offset) // width : (stop - offset) // width]
+        np.matmul(x.T, d, out=out.reshape(-1, width))
+
+
+def source_of(chunk: codec.Chunk, groups: Mapping[int, Factored], uncut: Sequence[Piece] = ()) -> Source:
+    """The source of a chunk.
+
+    Args:
+        chunk: The chunk.
+        groups: The shard's factored variables by their first element.
+        uncut: Elements within which no chunk may end, since each are updated in one piece.
+
+    Raises:
+        MalformedChunk: It is not readable, has factors where there are none to be, or ends where none may.
+    """
+    stop = chunk.start + chunk.count
+    for begin, end in uncut:
+        if begin < stop < end:
+            raise MalformedChunk(
+                f"the chunk [{chunk.start}, {stop}) ends within [{begin}, {end}), whose constraint needs them at once; "
+                "cut a push as `Layout.chunks` does"
+            )
+    if not chunk.rows:
+        return Quantized(chunk) if chunk.codec == codec.INT8 else Dense(chunk)
+    if chunk.start not in groups:
+        raise MalformedChunk(f"chunk at {chunk.start} has factors; only factored variables may")
+    return Factors(chunk, groups[chunk.start])
+
+
+def pieces_of_range(start: int, stop: int, uncut: Sequence[Piece] = ()) -> list[Piece]:
+    """Blocks of BLOCK_ELEMENTS, or fewer where one would end within one of `uncut`."""
+    return list(runs(start, stop, BLOCK_ELEMENTS, uncut))
+
+
+def pieces_of_factors(group: Factored, uncut: Sequence[Piece] = ()) -> list[Piece]:
+    """Whole rows of each range, at most BLOCK_ELEMENTS where a row is not longer than that; ranges of `uncut` whole."""
+    pieces = []
+    for r in group.ranges:
+        width = r.size // group.num_inputs
+        rows = max(1, BLOCK_ELEMENTS // width) if (r.offset, r.offset + r.size) not in uncut else group.num_inputs
+        for row in range(0, group.num_inputs, rows):
+            pieces.append((r.offset + row * width, r.offset + min(row + rows, group.num_inputs) * width))
+    return pieces
+
+
+def _largest(values: np.ndarray) -> np.float32:
+    """The largest absolute value, without an array of absolute values."""
+    largest: np.float32 = np.maximum(values.max(), -values.min())
+    return largest
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    """A copy in float32, of the same shape."""
+    out = np.empty(values.size, np.float32)
+    kernels.to_float32(values.reshape(-1), out)
+    return out.reshape(values.shape)

@@ -1,0 +1,139 @@
+"""A shard's rule over any part of its vector: decays, rates, constraints, statistics and the average. No locks."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from downpour.ps.apply import kernels
+from downpour.ps.apply.regions import Push
+from downpour.ps.layout import STATISTIC, Span
+from downpour.ps.memory.arena import Arena
+from downpour.ps.memory.undo import Steps
+from downpour.ps.policy import averages, rules
+from downpour.ps.policy.constraints import Constraint
+from downpour.ps.policy.named import from_message
+from downpour.ps.testing.points import reach
+
+_MAX_KNOWN = 10_000  # parts of pieces; a shard of the paper's has 36 pieces
+
+
+class Updater:
+    """Changes the vectors of an arena; compiles or loads the loops it needs when it is made."""
+
+    def __init__(self, arena: Arena) -> None:
+        specification = arena.specification
+        self._arena = arena
+        self._spans = arena.layout.spans(specification.shard)
+        self._stops = [span.stop for span in self._spans]
+        ranges = [(r, arena.layout.variables[r.variable]) for r in arena.layout.by_shard[specification.shard]]
+        self._constrained = [(r, v.constraint) for r, v in ranges if v.constraint]
+        self._known: dict[tuple[int, int], list[_Part]] = {}
+        kernels.load(with_average=arena.average is not None)
+        rule = from_message(rules.BY_NAME, specification.rule)
+        # Loops that save what they change save parameters and slots, and nothing else may change with those.
+        self._is_logged = len(arena.vectors) == 1 + len(arena.slots)
+        if self._is_logged:
+            self._logged_update = kernels.logged_update_for(rule)
+        if not self._is_logged or self._constrained:
+            self._update = kernels.update_for(rule)
+        self._average: averages.Average | None = None
+        if specification.HasField("average"):
+            self._average = from_message(averages.BY_NAME, specification.average)
+
+    def update(self, start: int, gradients: Sequence[np.ndarray], pushes: Sequence[Push], steps: Steps) -> None:
+        """Updates elements [start, start + n) with the gradients of some pushes, one after another.
+
+        Args:
+            start: Where the step is.
+            gradients: [n] of each push, all of one type.
+            pushes: Give their rates and numbers.
+            steps: Of the undo log; gets to start + n.
+        """
+        for part in self._parts(start, start + gradients[0].size):
+            some = [gradient[part.start - start : part.stop - start] for gradient in gradients]
+            if self._is_plain(part):
+                self._update_logged(part, some, pushes, steps)
+                reach("apply.logged")
+                continue
+            steps.save(part.start, part.stop)
+            for gradient, push in zip(some, pushes, strict=True):
+                self._update_saved(part, gradient, push.learning_rate, push.step)
+                reach("apply.updated")
+            steps.advance(part.stop)
+
+    def saves_nothing_whole(self, start: int, stop: int) -> bool:
+        """Whether `update` may be given [start, stop) however long that is, since loops save all of it bit by bit."""
+        return all(map(self._is_plain, self._parts(start, stop)))
+
+    def update_saved(self, start: int, gradient: np.ndarray, learning_rate: float, step: int) -> None:
+        """Updates elements [start, start + n), which the step has saved, with one gradient."""
+        for part in self._parts(start, start + gradient.size):
+            self._update_saved(part, gradient[part.start - start : part.stop - start], learning_rate, step)
+
+    def _is_plain(self, part: _Part) -> bool:
+        """Whether the rule alone changes it, in a loop that saves what it changes."""
+        return self._is_logged and part.span.kind != STATISTIC and not part.constrained
+
+    def _update_logged(self, part: _Part, gradients: list[np.ndarray], pushes: Sequence[Push], steps: Steps) -> None:
+        span = part.span
+        rates, numbers = tuple(p.learning_rate * span.rate for p in pushes), tuple(p.step for p in pushes)
+        decays, log = (span.weight_decay, span.decoupled_decay), (steps.saved, steps.progress)
+        self._logged_update((part.w, *part.slots), gradients, rates, numbers, decays, log, part.start)
+
+    def _update_saved(self, part: _Part, gradient: np.ndarray, learning_rate: float, step: int) -> None:
+        """Sends a gradient through rule and constraints, or adds it to statistics; then averages.
+
+        A range whose constraint has norms lies wholly in the part, or outside.
+        """
+        span = part.span
+        if span.kind == STATISTIC:
+            kernels.add(part.w, gradient)
+        else:
+            rate = learning_rate * span.rate
+            self._update(part.w, part.slots, gradient, rate, span.weight_decay, span.decoupled_decay, step)
+        for constraint, w in part.constrained:
+            reach("update.unconstrained")
+            constraint.project(w)
+        if self._arena.average is not None and self._average is not None:
+            kernels.average(self._arena.average[part.start : part.stop], part.w, self._average.weight(step))
+
+    def _parts(self, start: int, stop: int) -> list[_Part]:
+        """[start, stop) by span; found once for the pieces that every push has."""
+        parts = self._known.get((start, stop))
+        if parts is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()  # what is left of a push that broke may begin anywhere
+            parts = self._known[start, stop] = list(self._cut(start, stop))
+        return parts
+
+    def _cut(self, start: int, stop: int) -> Iterator[_Part]:
+        at = bisect.bisect_right(self._stops, start)
+        while at < len(self._spans) and self._spans[at].start < stop:
+            span = self._spans[at]
+            begin, end = max(start, span.start), min(stop, span.stop)
+            slots = [slot[begin:end] for slot in self._arena.slots]
+            constrained = list(self._constrained_within(begin, end))
+            yield _Part(begin, end, span, self._arena.parameters[begin:end], slots, constrained)
+            at += 1
+
+    def _constrained_within(self, start: int, stop: int) -> Iterator[tuple[Constraint, np.ndarray]]:
+        for r, constraint in self._constrained:
+            begin, end = max(start, r.offset), min(stop, r.offset + r.size)
+            if begin < end:
+                w = self._arena.parameters[begin:end]
+                yield constraint, w.reshape(self._arena.layout.shape(r)) if constraint.axes else w
+
+
+class _Part(NamedTuple):
+    """Elements [start, stop) of the vectors, which are updated alike, and what of them is projected afterwards."""
+
+    start: int
+    stop: int
+    span: Span
+    w: np.ndarray
+    slots: list[np.ndarray]
+    constrained: list[tuple[Constraint, np.ndarray]]

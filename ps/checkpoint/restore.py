@@ -1,0 +1,158 @@
+"""From a checkpoint to a shard's arena, whatever number of shards wrote it.
+
+Onto the same layout everything comes back as it was: vectors, counters, ledger, rounds. Onto another one each element
+of each variable is found again, parameters and slots alike; then the version is the highest of the shards that wrote
+the checkpoint, and the ledger knows of every worker the last push that any of them knew, as complete, so that nothing
+which is still under way from before counts again. Pure but for the files; no locks: nobody serves the arena yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import LayoutMismatch
+from downpour.ps.checkpoint.manifest import Checkpoint, TensorFile
+from downpour.ps.layout import Layout, Range, Variable, from_canonical
+from downpour.ps.memory.arena import Arena
+from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY
+from downpour.ps.policy.pace import ROUND
+
+_Box = list[tuple[int, int]]  # along each axis of a variable, [begin, stop)
+
+
+def check(checkpoint: Checkpoint, variables: Sequence[Variable]) -> None:
+    """Raises `LayoutMismatch` when a checkpoint is not of these variables, with the first three differences."""
+    theirs = {v.name: v.shape for v in checkpoint.layout.variables}
+    mine = {v.name: v.shape for v in variables}
+    differences = [
+        f"{name} is {_shape(mine.get(name))} here, {_shape(theirs.get(name))} there"
+        for name in [*mine, *(name for name in theirs if name not in mine)]
+        if mine.get(name) != theirs.get(name)
+    ]
+    if differences:
+        raise LayoutMismatch(
+            f"the checkpoint {checkpoint.directory} is of another model, {len(differences)} variables differ: "
+            f"{'; '.join(differences[:3])}; give the recipe that it was written with"
+        )
+
+
+def arena_of(
+    path: Path | None, specification: pb.ShardSpecification, checkpoint: Checkpoint, *, with_slots: bool
+) -> Arena:
+    """A new arena with what a checkpoint holds of it, not yet complete.
+
+    Args:
+        path: Of its file; None for anonymous memory.
+        specification: Of the shard.
+        checkpoint: Where its numbers are.
+        with_slots: Whether slots, average, counters and ledger come back as well.
+
+    Raises:
+        LayoutMismatch: The checkpoint is of other variables.
+        ValueError: A file is missing or damaged, or lacks a slot that the rule needs; or there is no room.
+    """
+    layout = from_canonical(specification.layout)
+    check(checkpoint, layout.variables)
+    same_layout = checkpoint.layout.canonical == layout.canonical
+    arena = Arena.create(path, specification, hollow=same_layout and with_slots)
+    with arena.closed_on_error():
+        if same_layout and with_slots:
+            _copy(arena, checkpoint)
+        else:
+            names = [name for name in arena.vectors if name == "parameters" or (with_slots and name != "sum")]
+            _redistribute(arena, checkpoint, names)
+            if with_slots:
+                _merge_records(arena, checkpoint)
+            else:
+                arena.start_average()
+    return arena
+
+
+def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
+    """Everything, as it was."""
+    file = checkpoint.open(arena.specification.shard)
+    for name in arena.vectors:
+        _check_has(file, name, checkpoint)
+        at = 0
+        for piece in file.pieces(name):
+            arena.write(name, at, piece)
+            at += piece.size
+    arena.counters_record[:] = file.record("counters").view(COUNTERS)
+    arena.ledger[:] = file.record("ledger").view(LEDGER_ENTRY)
+    arena.rounds[:] = file.record("rounds").view(ROUND)
+
+
+def _redistribute(arena: Arena, checkpoint: Checkpoint, names: list[str]) -> None:
+    files: dict[int, TensorFile] = {}
+    for mine, theirs in _overlaps(arena.layout, arena.specification.shard, checkpoint.layout):
+        shape = arena.layout.variables[mine.variable].shape
+        my_box, their_box = _box(mine, shape), _box(theirs, shape)
+        common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(my_box, their_box, strict=True)]
+        if theirs.shard not in files:
+            files = {theirs.shard: checkpoint.open(theirs.shard)}  # in the order of shards: one is enough
+        for name in names:
+            _check_has(files[theirs.shard], name, checkpoint)
+            source = files[theirs.shard].vector(name, theirs.offset, theirs.offset + theirs.size)
+            target = arena.vectors[name][mine.offset : mine.offset + mine.size]
+            _within(target, my_box, common)[...] = _within(source, their_box, common)
+
+
+def _overlaps(mine: Layout, shard: int, theirs: Layout) -> Iterator[tuple[Range, Range]]:
+    """My ranges and theirs with elements in common, in the order in which theirs lie in their files."""
+    numbers = {v.name: number for number, v in enumerate(mine.variables)}
+    wanted: dict[int, list[Range]] = {}
+    for r in mine.by_shard[shard]:
+        wanted.setdefault(r.variable, []).append(r)
+    for their_shard in theirs.by_shard:
+        for there in their_shard:
+            variable = theirs.variables[there.variable]
+            for here in wanted.get(numbers[variable.name], ()):
+                boxes = zip(_box(here, variable.shape), _box(there, variable.shape), strict=True)
+                if all(max(a, c) < min(b, d) for (a, b), (c, d) in boxes):
+                    yield here, there
+
+
+def _merge_records(arena: Arena, checkpoint: Checkpoint) -> None:
+    for shard in range(checkpoint.layout.num_shards):
+        file = checkpoint.open(shard)
+        counters = file.record("counters").view(COUNTERS)[0]
+        for key in ("version", "pushes", "dropped"):
+            arena.counters[key] = max(arena.counters[key], counters[key])
+        theirs = file.record("ledger").view(LEDGER_ENTRY)
+        for worker in np.flatnonzero(theirs["incarnation"]):
+            entry, other = arena.ledger[worker], theirs[worker]
+            pushes = max(entry["pushes"], other["pushes"])
+            if (other["incarnation"], other["sequence"]) > (entry["incarnation"], entry["sequence"]):
+                arena.ledger[worker] = other
+            entry["complete"], entry["pushes"] = 1, pushes
+    arena.rounds["round"] = arena.counters["version"]
+
+
+def _check_has(file: TensorFile, name: str, checkpoint: Checkpoint) -> None:
+    if name not in file.names:
+        raise ValueError(
+            f"the checkpoint {checkpoint.directory} has no {name}, it was written with the rule "
+            f"{checkpoint.specification.rule.name}; resume with that rule, or without slots"
+        )
+
+
+def _box(r: Range, shape: tuple[int, ...]) -> _Box:
+    return [(r.begin, r.stop) if axis == r.axis else (0, length) for axis, length in enumerate(shape)]
+
+
+def _within(flat: np.ndarray, box: _Box, part: _Box) -> np.ndarray:
+    """The elements of `part`, a view of the flat elements of `box`."""
+    whole = flat.reshape([stop - begin for begin, stop in box])
+    inside = [slice(begin - first, stop - first) for (first, _), (begin, stop) in zip(box, part, strict=True)]
+    index: Any = (..., *inside)  # with the dots a view even where there are no axes
+    view: np.ndarray = whole[index]
+    return view
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))

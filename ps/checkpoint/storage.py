@@ -1,0 +1,229 @@
+"""Folders of checkpoints, on a disk or in an object store (through fsspec): a file is there whole or not at all.
+
+On a disk a file is written under a temporary name, flushed to the disk and renamed; an object store shows what has
+been uploaded to its end. Threads: any; a `Folder` keeps nothing but the place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+
+from downpour import how_to_install
+from downpour.ps.testing.points import reach
+
+_UPLOAD_BYTES = 16 << 20  # of one part, in an object store
+_DOWNLOAD_BYTES, _READ_BYTES = 64 << 20, 4 << 20  # an answer of an object store takes long to begin
+
+
+class StorageError(OSError):
+    """An object store or a disk has refused; the message names the place. `errno` is the disk's, if there is one."""
+
+
+class NoRoom(ValueError):
+    """There is no room for even a small file."""
+
+
+class Folder:
+    """One folder.
+
+    Args:
+        url: A path, or a URL that fsspec knows: `s3://bucket/folder`, `gs://...`. What has no `://` is a path, whatever
+            else it holds.
+
+    Attributes:
+        url: As given; of a local folder its absolute path.
+        read_bytes: How much to read at a time, a multiple of 4 MB.
+
+    Raises:
+        ValueError: Nothing is known of such URLs, its library is not installed, or the path is not UTF-8, as shards and
+            evaluators are sent it.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        text = os.fspath(url)
+        if any("\udc80" <= character <= "\udcff" for character in text):  # as Python keeps other bytes
+            raise ValueError(f"cannot use {text!a}: it is not UTF-8; rename the folder, or give another")
+        try:
+            self._fs, self._root = _place(text)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"cannot use {text}: {error}; give a path or a URL whose library is installed "
+                f"(s3://: {how_to_install('s3')})"
+            ) from None
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self.url = self._root if self._is_local else text.rstrip("/")
+        self.read_bytes = _READ_BYTES if self._is_local else _DOWNLOAD_BYTES
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.url}/{name}")
+
+    def names(self) -> list[str]:
+        """Of the files and folders in it, sorted; none if it does not exist.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        with self._explained("list"):
+            self._fs.invalidate_cache(self._root)
+            if not self._fs.isdir(self._root):
+                return []
+            return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in self._fs.ls(self._root, detail=False))
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """A file, or bytes [start, stop) of it.
+
+        Raises:
+            FileNotFoundError: There is none.
+            StorageError: It cannot be read.
+        """
+        with self._explained(f"read {name} in"):
+            content: bytes = self._fs.cat_file(f"{self._root}/{name}", start=start, end=stop)
+            return content
+
+    def read_into(self, name: str, start: int, out: np.ndarray) -> int:
+        """Bytes of a file from `start` on, as many as the [n] uint8 array `out` takes; returns how many there were.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be read.
+        """
+        if self._is_local:
+            with self._explained(f"read {name} in"), open(f"{self._root}/{name}", "rb") as file:
+                file.seek(start)
+                return file.readinto(out.data)
+        content = np.frombuffer(self.read(name, start, start + out.size), np.uint8)
+        out[: content.size] = content
+        return content.size
+
+    def write(self, name: str, pieces: Iterable[Any]) -> None:
+        """A file of these pieces (bytes, arrays), which takes the place of one that is there.
+
+        Raises:
+            StorageError: It cannot be written; nothing has changed.
+        """
+        with self._explained(f"write {name} in"):
+            self._fs.makedirs(self._root, exist_ok=True)
+            if self._is_local:
+                self._write_and_rename(name, pieces)
+            else:
+                self._upload(name, pieces)
+
+    def remove(self, name: str) -> None:
+        """A file, or a folder with what is in it.
+
+        Raises:
+            StorageError: It cannot be removed.
+        """
+        with self._explained(f"remove {name} in"):
+            self._fs.rm(f"{self._root}/{name}", recursive=True)
+
+    def rename(self, name: str, other: str) -> None:
+        """Gives a file another name.
+
+        Raises:
+            FileNotFoundError: There is none.
+            StorageError: It cannot be renamed.
+        """
+        with self._explained(f"rename {name} in"):
+            self._fs.mv(f"{self._root}/{name}", f"{self._root}/{other}")
+
+    def check(self) -> None:
+        """Writes a small file and removes it.
+
+        Of a local folder that is not there yet, in the nearest one that is: a look leaves no folder behind, and two at
+        once do not disturb each other.
+
+        Raises:
+            NoRoom: The disk is full.
+            ValueError: One of these does not work.
+        """
+        folder = Folder(_nearest(self._root)) if self._is_local else self
+        name = f".writable-{secrets.token_hex(4)}"
+        try:
+            folder.write(name, [b"Downpour looks whether it may write here.\n"])
+            folder.remove(name)
+        except OSError as error:
+            place = "" if folder.url == self.url else f"cannot make {self.url}: "
+            kind = NoRoom if error.errno == errno.ENOSPC else ValueError
+            raise kind(f"{place}{error}; give another folder, or the right to write there") from None
+
+    def _write_and_rename(self, name: str, pieces: Iterable[Any]) -> None:
+        temporary = f"{self._root}/.{name}.{secrets.token_hex(4)}"
+        try:
+            with self._fs.open(temporary, "wb") as file:
+                reach("storage.opened")
+                for piece in pieces:
+                    file.write(piece)
+                    reach("storage.piece")
+                file.flush()
+                reach("storage.flushed")
+                os.fsync(file.fileno())
+            reach("storage.written")
+            self._fs.mv(temporary, f"{self._root}/{name}")
+            reach("storage.renamed")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._fs.rm(temporary)
+            raise
+        descriptor = os.open(self._root, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the new name, too
+            reach("storage.synced")
+        finally:
+            os.close(descriptor)
+
+    def _upload(self, name: str, pieces: Iterable[Any]) -> None:
+        file = self._fs.open(f"{self._root}/{name}", "wb", autocommit=False, block_size=_UPLOAD_BYTES)
+        try:
+            for piece in pieces:
+                file.write(piece)
+            file.close()
+            file.commit()
+        except BaseException:
+            file.discard()
+            raise
+
+    @contextlib.contextmanager
+    def _explained(self, action: str) -> Iterator[None]:
+        """Errors name the place. What libraries of object stores raise beside OSError becomes one."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except _errors() as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            failed = StorageError(f"cannot {action} {self.url}: {reason}")
+            failed.errno = getattr(error, "errno", None)
+            raise failed from None
+
+
+def _place(text: str) -> tuple[Any, str]:
+    """File system and path in it. fsspec alone would take a path with `::` for a chain of file systems."""
+    if "://" in text:
+        fs, root = fsspec.core.url_to_fs(text)
+        return fs, root
+    return LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+
+
+def _nearest(path: str) -> str:
+    """The deepest part of a path that is there."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    try:
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return (OSError,)
+    return (OSError, BotoCoreError)

@@ -1,0 +1,403 @@
+"""A shard's memory: its numbers, counters and ledger in one memory-mapped file.
+
+A process that dies leaves the file as it was; the next one maps it, undoes what was cut off in the middle
+(`downpour.ps.memory.undo`), and continues. The file is locked while it is mapped, so a second process on the same arena
+is refused. Without a path the memory is anonymous.
+
+    offset 0     header    magic, size and checksum of it and the specification, marks "complete" and "closed"; 1 page
+    4096         the ShardSpecification as protobuf
+    ...          counters  one record
+    ...          rounds    one record a chunk
+    ...          ledger    one record a worker
+    ...          undo log  a few records
+    ...          vectors   parameters, each optimizer slot, the average, the sum of a round; float32, each on a page
+                           boundary
+    ...          what the undo log has saved
+
+The mark is written last when an arena is created, so a half-created one counts as empty. Nothing is written through to
+a disk before the arena is closed: when the machine itself has gone down meanwhile, which its boot id shows, the file
+may hold anything, and counts as empty, too. Then a checkpoint is what there is.
+Threads: none of its own; `downpour.ps.shard.shard` guards every access.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps.layout import Layout, from_canonical
+from downpour.ps.layout.cuts import BLOCK_ELEMENTS
+from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS
+from downpour.ps.memory.undo import RECORD, UndoLog
+from downpour.ps.policy import rules
+from downpour.ps.policy.named import from_message
+from downpour.ps.policy.pace import ROUND, Sync
+from downpour.ps.testing.points import reach
+
+_PAGE = 4096
+_HUGE_PAGE = 2 << 20
+_COLLAPSE = 25  # MADV_COLLAPSE, since Linux 6.1; Python's mmap has no name for it
+_MOST_FILLERS = 10
+_COLLAPSED_AT_A_TIME = 8 * _HUGE_PAGE
+_COLLAPSE_WITHIN_S = 1.0  # where memory is in small pieces, the kernel moves things out of the way first
+_MAGIC = b"DOWNPOUR ARENA 5"
+_MARK = 0x4D41524B  # that a mark is set; 0 that it is not
+
+_HEADER = np.dtype(
+    [
+        ("magic", "S16"),
+        ("specification_bytes", "<u4"),
+        ("crc", "<u4"),  # of everything before it, and of the specification
+        ("complete", "<u4"),
+        ("closed", "<u4"),  # everything is on the disk, and nothing has been mapped since
+        ("boot", "S40"),  # of the machine, when it was mapped last
+    ]
+)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# Steps at a time: pushes that are received at a time, and one for whatever else. `Sync` changes whole regions, one.
+_NUM_STEPS = 4
+
+
+class Arena:
+    """The mapped memory of one shard.
+
+    Attributes:
+        specification: What the chief initialised it with.
+        layout: The layout inside the specification.
+        counters_record: [1] COUNTERS.
+        counters: The record in it.
+        ledger: [NUM_WORKERS] LEDGER_ENTRY, indexed by worker.
+        vectors: [n] float32 each, by name: `parameters`, `slot.NAME` for each slot of the rule, `slot.average` if the
+            job keeps an average, `sum` of the gradients of a round under the pace `Sync`.
+        parameters: Of the vectors; the shard's vector.
+        slots: Of the vectors, in the order of the rule's `slots`.
+        average: Of the vectors, or None; it starts as `start_average` says.
+        sum: Of the vectors; empty under other paces.
+        chunks: (start, stop) of the chunks that a push is cut into.
+        rounds: One `downpour.ps.policy.pace.ROUND` a chunk.
+        undo: The undo log.
+    """
+
+    def __init__(self, memory: mmap.mmap, specification: pb.ShardSpecification, file_descriptor: int | None) -> None:
+        self.specification = specification
+        self.layout = from_canonical(specification.layout)
+        self._memory = memory
+        self._file_descriptor = file_descriptor  # holds the lock for as long as the process lives
+        self.chunks = self.layout.chunks(specification.shard)
+        names = vector_names(specification)
+        places = _Places(specification, self.layout, len(names))
+        self.counters_record = np.frombuffer(memory, COUNTERS, 1, places.counters)
+        self.counters = self.counters_record[0]
+        self.ledger = np.frombuffer(memory, LEDGER_ENTRY, NUM_WORKERS, places.ledger)
+        self.rounds = np.frombuffer(memory, ROUND, len(self.chunks), places.rounds)
+        size = self.layout.size(specification.shard)
+        vectors = np.ndarray((len(names), size), "<f4", memory, places.vectors[0], (places.stride, 4))
+        self.vectors = dict(zip(names, vectors, strict=True))
+        self._offsets = dict(zip(names, places.vectors, strict=True))
+        self.parameters = vectors[0]
+        self.slots = list(vectors[1 : 1 + _num_slots(specification)])
+        self.average = self.vectors.get("slot.average")
+        self.sum = self.vectors.get("sum", np.empty(0, np.float32))
+        saved = np.frombuffer(memory, "<f4", places.num_saved, places.saved)
+        saved = saved.reshape(places.num_steps, len(names) * places.longest_step)
+        records = np.frombuffer(memory, RECORD, 1 + places.num_steps, places.undo)
+        self.undo = UndoLog(records, saved, vectors, self.counters_record, self.ledger, self.rounds)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the mapping."""
+        return len(self._memory)
+
+    @classmethod
+    def create(cls, path: Path | None, specification: pb.ShardSpecification, *, hollow: bool = False) -> Arena:
+        """Makes an arena, its slots at their initial values, its parameters zero and not yet `complete`.
+
+        Args:
+            path: Of the file; None for anonymous memory.
+            specification: What the chief says.
+            hollow: Leave all vectors to `write`: nothing may touch them before that.
+
+        Raises:
+            ValueError: The file is mapped by another process, or there is no room for it.
+        """
+        places = _Places(specification, from_canonical(specification.layout), len(vector_names(specification)))
+        if path:
+            memory, descriptor = _map(path, places.total, empty=True)
+            _make_huge_pages(memory, descriptor)
+            _reserve(descriptor, path, 0, places.vectors[0] if hollow else places.total)
+            _reserve(descriptor, path, places.saved, places.total)
+        else:
+            memory, descriptor = mmap.mmap(-1, places.total), None
+        reach("arena.reserved")
+        body = specification.SerializeToString()
+        memory[_PAGE : _PAGE + len(body)] = body
+        header = np.frombuffer(memory, _HEADER, 1)
+        header["magic"], header["specification_bytes"] = _MAGIC, len(body)
+        header["crc"], header["boot"] = _crc(body), _boot_id()
+        reach("arena.described")
+        arena = cls(memory, specification, descriptor)
+        if not hollow:
+            values = from_message(rules.BY_NAME, specification.rule).slots.values()
+            for slot, value in zip(arena.slots, values, strict=True):
+                slot[:] = value
+            reach("arena.slots")
+        return arena
+
+    @classmethod
+    def open(cls, path: Path, shard: int | None = None) -> Arena | None:
+        """Maps a complete arena again and undoes what was cut off; None when there is none.
+
+        Args:
+            path: Of the file.
+            shard: Index of the shard whose it must be; None for any.
+
+        Raises:
+            ValueError: The file is mapped by another process, is not an arena of this version or of this shard, or its
+                header is damaged.
+        """
+        if not path.exists() or path.stat().st_size == 0:
+            return None
+        if path.stat().st_size < _PAGE:
+            raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
+        memory, descriptor = _map(path, path.stat().st_size, empty=False)
+        _reserve(descriptor, path, 0, len(memory), made_now=False)  # takes no room: all of it was reserved when made
+        header = np.frombuffer(memory, _HEADER, 1)[0]
+        if header["magic"] == b"" or (header["magic"] == _MAGIC and not header["complete"]):
+            _unlock(descriptor)  # creation was interrupted: as good as none
+            return None
+        body = memory[_PAGE : _PAGE + int(header["specification_bytes"])]
+        if header["magic"] != _MAGIC:
+            _unlock(descriptor)
+            raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
+        if _crc(body) != header["crc"] or header["complete"] != _MARK or header["closed"] not in (0, _MARK):
+            _unlock(descriptor)
+            raise ValueError(
+                f"the header of the arena {path} is damaged; remove it or give another --arena, and the chief fills "
+                "the shard from the newest checkpoint"
+            )
+        specification = pb.ShardSpecification.FromString(body)
+        if shard not in (None, specification.shard):
+            _unlock(descriptor)
+            raise ValueError(
+                f"the arena {path} is of shard {specification.shard}, and this is shard {shard}; give every shard its "
+                "own --arena"
+            )
+        if not header["closed"] and header["boot"] != _boot_id():
+            _unlock(descriptor)
+            logging.warning("the machine went down while %s was in use; what it holds is not continued", path)
+            return None
+        layout = from_canonical(specification.layout)
+        if len(memory) < _Places(specification, layout, len(vector_names(specification))).total:
+            _unlock(descriptor)
+            raise ValueError(f"the arena {path} is cut off at {len(memory):,} bytes; remove it or give another --arena")
+        header["closed"], header["boot"] = 0, _boot_id()
+        memory.flush(0, _PAGE)  # before anything changes: the disk must not call the file closed any longer
+        reach("arena.reopened")
+        arena = cls(memory, specification, descriptor)
+        undone = arena.undo.recover()
+        if undone:
+            logging.info("undid %d changes that the death of the process had cut off", undone)
+        return arena
+
+    def write(self, name: str, at: int, content: np.ndarray) -> None:
+        """Writes [n] uint8 into a vector, `at` bytes from its beginning.
+
+        Through the file, not the mapping: without huge pages, small ones come into being as they are written, instead
+        of being reserved, cleared and mapped one by one before. That takes half as long.
+
+        Raises:
+            ValueError: There is no room.
+        """
+        if self._file_descriptor is None:
+            self.vectors[name].view(np.uint8)[at : at + content.size] = content
+            return
+        try:
+            written = os.pwrite(self._file_descriptor, content.data, self._offsets[name] + at)
+        except OSError as error:
+            raise ValueError(f"no room for the arena of {self.num_bytes:,} bytes: {error.strerror}") from None
+        if written < content.size:
+            raise ValueError(f"no room for the arena of {self.num_bytes:,} bytes: it ended in the middle of {name}")
+
+    def start_average(self) -> None:
+        """The average, if there is one, begins at the present parameters."""
+        if self.average is not None:
+            self.average[:] = self.parameters
+            reach("arena.averaged")
+
+    def mark_complete(self) -> None:
+        """From here on the file is worth continuing from."""
+        np.frombuffer(self._memory, _HEADER, 1)["complete"] = _MARK
+        reach("arena.complete")
+
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Whoever fails to fill a new arena lets go of its file, so that it can be tried again."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Writes everything to the file's disk and gives up the lock; nothing may change the numbers any longer.
+
+        They stay mapped until nobody refers to them.
+        """
+        if self._file_descriptor is not None:
+            self._memory.flush()
+            reach("arena.flushed")
+            np.frombuffer(self._memory, _HEADER, 1)["closed"] = _MARK
+            self._memory.flush(0, _PAGE)
+            reach("arena.closed")
+            _unlock(self._file_descriptor)
+            self._file_descriptor = None
+
+
+def vector_names(specification: pb.ShardSpecification) -> list[str]:
+    """Names of a shard's vectors, in their order."""
+    slots = [f"slot.{slot}" for slot in from_message(rules.BY_NAME, specification.rule).slots]
+    average = ["slot.average"] * specification.HasField("average")
+    return ["parameters", *slots, *average, *["sum"] * _is_sync(specification)]
+
+
+def bytes_needed(specification: pb.ShardSpecification) -> int:
+    """How much room the arena of a shard takes."""
+    return _Places(specification, from_canonical(specification.layout), len(vector_names(specification))).total
+
+
+class _Places:
+    """Byte offsets of the parts of an arena, and how much its undo log saves."""
+
+    def __init__(self, specification: pb.ShardSpecification, layout: Layout, num_vectors: int) -> None:
+        chunks = layout.chunks(specification.shard)
+        size = layout.size(specification.shard)
+        self.num_steps, self.longest_step = _NUM_STEPS, min(BLOCK_ELEMENTS, size)
+        for group in layout.factored(specification.shard):  # of which a step is whole rows
+            self.longest_step = max(self.longest_step, *(r.size // group.num_inputs for r in group.ranges))
+        for start, stop in layout.uncut(specification.shard):
+            self.longest_step = max(self.longest_step, stop - start)
+        if _is_sync(specification):
+            self.num_steps, self.longest_step = 1, max((stop - start for start, stop in chunks), default=0)
+        self.counters = _page_up(_PAGE + specification.ByteSize())
+        self.rounds = self.counters + _page_up(COUNTERS.itemsize)
+        self.ledger = self.rounds + _page_up(ROUND.itemsize * len(chunks))
+        self.undo = self.ledger + _page_up(LEDGER_ENTRY.itemsize * NUM_WORKERS)
+        first = self.undo + _page_up(RECORD.itemsize * (1 + self.num_steps))
+        self.stride = _page_up(4 * size)
+        self.vectors = [first + i * self.stride for i in range(num_vectors)]
+        self.saved = first + num_vectors * self.stride
+        self.num_saved = self.num_steps * num_vectors * self.longest_step
+        self.total = self.saved + _page_up(4 * self.num_saved)
+
+
+def _is_sync(specification: pb.ShardSpecification) -> bool:
+    return specification.pace.name == Sync.__name__
+
+
+def _num_slots(specification: pb.ShardSpecification) -> int:
+    return len(from_message(rules.BY_NAME, specification.rule).slots)
+
+
+def _boot_id() -> bytes:
+    """Differs after every start of the machine; empty where the system has none."""
+    try:
+        return _BOOT_ID.read_bytes().strip()
+    except OSError:
+        return b""
+
+
+def _crc(specification: bytes) -> int:
+    """Checksum of what never changes in a header, and of the specification."""
+    return zlib.crc32(_MAGIC + len(specification).to_bytes(4, "little") + specification)
+
+
+def _page_up(num_bytes: int) -> int:
+    return -(-num_bytes // _PAGE) * _PAGE
+
+
+def _map(path: Path, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, int]:
+    """Locks and maps a file, which is emptied first or left as it is."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"the arena {path} belongs to a running shard; stop it or give another --arena") from None
+    if empty:
+        os.ftruncate(descriptor, 0)  # what an interrupted creation left
+        reach("arena.emptied")
+        os.ftruncate(descriptor, num_bytes)
+    return _map_aligned(descriptor, num_bytes), descriptor
+
+
+def _map_aligned(descriptor: int, num_bytes: int) -> mmap.mmap:
+    """Maps a file where huge pages can be: at a multiple of their size, if there is one to be had.
+
+    Python's mmap lets the kernel choose the address: the end of the highest gap that is large enough. So what is beyond
+    the multiple is filled, in that gap, and the next try lies right, or at the end of the next gap.
+    """
+    fillers = list[mmap.mmap]()
+    whole = -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE
+    while True:
+        memory = mmap.mmap(descriptor, num_bytes)
+        beyond = int(np.frombuffer(memory, np.uint8).ctypes.data) % _HUGE_PAGE
+        if not beyond or num_bytes < _HUGE_PAGE or len(fillers) == _MOST_FILLERS:
+            return memory
+        memory.close()
+        fillers.append(mmap.mmap(-1, whole + beyond, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ))
+
+
+def _make_huge_pages(memory: mmap.mmap, descriptor: int) -> None:
+    """Fills a new file with huge pages, where the system has them for it (Linux 6.1, tmpfs; whatever its settings say).
+
+    They are made in a fifth of the time, and reading and writing through them is a twentieth faster. Each begins as a
+    small page that is written through the file, since without room the mapping would end the process with SIGBUS.
+    """
+    if sys.platform != "linux":
+        return
+    end = time.monotonic() + _COLLAPSE_WITHIN_S
+    whole = len(memory) // _HUGE_PAGE * _HUGE_PAGE
+    with contextlib.suppress(OSError):  # no room, or no huge pages
+        for start in range(0, whole, _COLLAPSED_AT_A_TIME):
+            if time.monotonic() > end:
+                return
+            stop = min(start + _COLLAPSED_AT_A_TIME, whole)
+            for at in range(start, stop, _HUGE_PAGE):
+                os.pwrite(descriptor, b"\0", at)
+                memory[at]  # maps it
+            with contextlib.suppress(BlockingIOError):  # not just now: these stay small
+                memory.madvise(_COLLAPSE, start, stop - start)
+
+
+def _reserve(descriptor: int, path: Path, start: int, stop: int, *, made_now: bool = True) -> None:
+    """Reserves blocks now: a full disk must be an error here, not a SIGBUS in the middle of an update.
+
+    A file that was made now is removed when there is no room; one from before stays.
+    """
+    if start == stop:  # a shard without values; posix_fallocate refuses an empty range
+        return
+    try:
+        os.posix_fallocate(descriptor, start, stop - start)
+    except OSError as error:
+        os.close(descriptor)
+        if made_now:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise ValueError(f"no room for the arena {path}, bytes {start:,} to {stop:,}: {error.strerror}") from None
+
+
+def _unlock(descriptor: int) -> None:
+    """The mapping has a descriptor of its own, so closing this one would not give up the lock."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

@@ -1,0 +1,145 @@
+"""Who has pushed what: the reason a push counts exactly once, however often it is sent.
+
+A push is named by (worker, incarnation, sequence). For each worker the ledger keeps the last one and how many
+elements of it are in the parameters, so a push that broke in the middle continues where it stopped. No locks
+of its own: the shard's lock guards it.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import TooManyWorkers, WorkerSuperseded
+from downpour.ps.testing.points import reach
+
+NUM_WORKERS = 1024
+STALENESS_BUCKETS = 256
+
+# What a shard counts, as it lies in the arena and in checkpoints. All fields are 8 bytes, so that an array of such
+# records is an array of integers, too.
+COUNTERS = np.dtype(
+    [
+        ("version", "<u8"),  # updates applied
+        ("pushes", "<u8"),  # acknowledged, dropped ones included
+        ("dropped", "<u8"),  # pushes of which some or all was not applied
+        ("refused", "<u8"),  # pushes with non-finite numbers
+        ("repeated", "<u8"),  # pushes that came again after they had been applied
+        ("staleness", "<u8", (STALENESS_BUCKETS,)),  # histogram; the last bucket holds all above
+    ]
+)
+# The last push of each worker. `applied` elements of it are in the parameters; it counts once `complete` is set.
+LEDGER_ENTRY = np.dtype(
+    [
+        ("incarnation", "<u8"),
+        ("sequence", "<u8"),
+        ("applied", "<u8"),
+        ("staleness", "<u8"),
+        ("complete", "<u8"),
+        ("dropped", "<u8"),
+        ("pushes", "<u8"),  # complete ones, of all incarnations
+    ]
+)
+_ENTRY_WORDS = LEDGER_ENTRY.itemsize // 8
+_INCARNATION, _SEQUENCE, _APPLIED, _STALENESS, _COMPLETE, _DROPPED, _PUSHES = range(_ENTRY_WORDS)
+
+
+class Known(enum.Enum):
+    """What a ledger knows of a push that begins."""
+
+    NEW = enum.auto()
+    BROKEN = enum.auto()  # it came before, but not to its end
+    COMPLETE = enum.auto()  # nothing of it may be applied again
+
+
+class Ledger:
+    """The last push of every worker, over [NUM_WORKERS] LEDGER_ENTRY, indexed by worker."""
+
+    def __init__(self, entries: np.ndarray) -> None:
+        self._num_workers = len(entries)
+        # The same memory as integers: numpy's records are slow, and some of this is done for every piece.
+        self._words = entries.view("<u8").data
+
+    def known(self, push: pb.PushHeader) -> Known:
+        """What is known of a push that arrives.
+
+        Raises:
+            WorkerSuperseded: A newer incarnation of the worker has pushed.
+            TooManyWorkers: There is no room for the worker's index.
+        """
+        if push.worker >= self._num_workers:
+            raise TooManyWorkers(f"worker index {push.worker}; shards keep room for {self._num_workers} workers")
+        at = push.worker * _ENTRY_WORDS
+        incarnation, sequence = self._words[at + _INCARNATION], self._words[at + _SEQUENCE]
+        if push.incarnation < incarnation:
+            raise WorkerSuperseded(
+                f"worker {push.worker} incarnation {push.incarnation} pushes after incarnation {incarnation} "
+                "of the same index did; give every running worker its own --index"
+            )
+        if (push.incarnation, push.sequence) > (incarnation, sequence):
+            return Known.NEW
+        return Known.COMPLETE if push.sequence < sequence or self._words[at + _COMPLETE] else Known.BROKEN
+
+    def begin(self, push: pb.PushHeader) -> None:
+        """A new push takes the place of the worker's last one."""
+        words, at = self._words, push.worker * _ENTRY_WORDS
+        words[at + _COMPLETE] = 0
+        reach("ledger.reopened")
+        words[at + _APPLIED] = words[at + _DROPPED] = 0
+        words[at + _INCARNATION] = push.incarnation
+        reach("ledger.incarnation")
+        words[at + _SEQUENCE] = push.sequence
+
+    def applied(self, push: pb.PushHeader) -> int:
+        """Elements of the push that are in the parameters.
+
+        Raises:
+            WorkerSuperseded: The worker has begun a later push meanwhile; this one is a leftover.
+        """
+        if not self._is_last(push):
+            raise WorkerSuperseded(f"worker {push.worker} has begun a later push than {push.sequence}")
+        return self._words[push.worker * _ENTRY_WORDS + _APPLIED]
+
+    def advance(self, push: pb.PushHeader, applied: int) -> None:
+        """The first `applied` elements of the push are in the parameters now; nothing if another has replaced it."""
+        if self._is_last(push):
+            self._words[push.worker * _ENTRY_WORDS + _APPLIED] = applied
+
+    def drop(self, push: pb.PushHeader) -> None:
+        """Some or all of the push is not applied; nothing if another has replaced it."""
+        if self._is_last(push):
+            self._words[push.worker * _ENTRY_WORDS + _DROPPED] = 1
+
+    def is_dropped(self, push: pb.PushHeader) -> bool:
+        """Whether `drop` was called for the worker's last push."""
+        return bool(self._words[push.worker * _ENTRY_WORDS + _DROPPED])
+
+    def complete(self, push: pb.PushHeader, staleness: int) -> None:
+        """All of the push is in the parameters, and counted."""
+        words, at = self._words, push.worker * _ENTRY_WORDS
+        words[at + _STALENESS] = staleness
+        words[at + _PUSHES] += 1
+        reach("ledger.counted")
+        words[at + _COMPLETE] = 1
+
+    def is_complete(self, push: pb.PushHeader) -> bool:
+        """Whether this push, or a later one of the same incarnation, is complete.
+
+        Raises:
+            WorkerSuperseded: A newer incarnation of the worker has pushed.
+        """
+        words, at = self._words, push.worker * _ENTRY_WORDS
+        if words[at + _INCARNATION] > push.incarnation:
+            raise WorkerSuperseded(f"a newer incarnation of worker {push.worker} has pushed meanwhile")
+        return bool(push.sequence < words[at + _SEQUENCE] or words[at + _COMPLETE])
+
+    def staleness(self, push: pb.PushHeader) -> int:
+        """Staleness recorded for the worker's last complete push."""
+        return self._words[push.worker * _ENTRY_WORDS + _STALENESS]
+
+    def _is_last(self, push: pb.PushHeader) -> bool:
+        at = push.worker * _ENTRY_WORDS
+        mine = self._words[at + _INCARNATION], self._words[at + _SEQUENCE]
+        return mine == (push.incarnation, push.sequence)

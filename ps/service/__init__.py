@@ -1,0 +1,1 @@
+"""The shard's gRPC methods, and the server of its process."""

@@ -1,0 +1,83 @@
+"""A shard's process: binds, serves, stops."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+
+from downpour.proto.rpc import server as grpc_server
+from downpour.proto.security.gate import PLAIN, Gate, Security
+from downpour.ps.service.servicer import Servicer
+
+# A push and a pull of every worker of the reference fleet (50) may be open at once.
+_NUM_THREADS = 128
+
+
+class Server:
+    """Serves one shard from construction until `stop`.
+
+    Args:
+        index: Index of the shard.
+        host: Address to listen on.
+        port: Port to listen on; 0 lets the kernel choose.
+        arena: File of the arena; None for anonymous memory.
+        security: Of this process.
+
+    Attributes:
+        port: The port it listens on.
+
+    Raises:
+        ValueError: The port is taken, or the arena cannot be used.
+
+    Example:
+        with Server(index=0) as server:
+            server.wait()
+    """
+
+    def __init__(
+        self,
+        index: int,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        arena: Path | None = None,
+        security: Security = PLAIN,
+    ) -> None:
+        # Not the server's own wait, which wakes up ten times a second; a simple queue is safe in a signal handler.
+        self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
+        gate = Gate(security)
+        self._servicer = Servicer(index, arena, self.stop_soon, gate)
+        self._server = grpc_server.Server(self._servicer.handler(), host, port, _NUM_THREADS, security, gate)
+        self.port = self._server.port
+
+    @property
+    def ready(self) -> bool:
+        """Whether the shard holds parameters."""
+        return self._servicer.ready
+
+    def __enter__(self) -> Server:
+        """Returns the server, which serves already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stops with a grace period."""
+        self.stop()
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Refuses new calls, lets open ones finish for so many seconds, then returns."""
+        self.stop_soon(grace_s)
+        self.wait()
+
+    def stop_soon(self, grace_s: float = 5.0) -> None:
+        """Begins to stop and returns at once, so that a signal handler or a call may; `wait` then returns."""
+        self._stopping.put(self._server.stop(grace_s))
+
+    def wait(self) -> None:
+        """Blocks until `stop`."""
+        stopped = self._stopping.get()
+        self._stopping.put(stopped)  # for whoever else waits
+        stopped.wait()
+        self._servicer.close()

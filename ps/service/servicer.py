@@ -1,0 +1,302 @@
+"""The shard's gRPC methods: decode, call, encode.
+
+Threads: gRPC calls each method in a thread of its pool. Chunk streams pass as raw bytes; `downpour.proto.codec`
+reads and writes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import grpc
+from absl import logging
+
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChunk, NotReady
+from downpour.proto.http2.connection import Message
+from downpour.proto.security.gate import Gate
+from downpour.ps.apply.admission import Admission
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint import restore
+from downpour.ps.checkpoint.storage import Folder
+from downpour.ps.memory.arena import Arena
+from downpour.ps.shard.publication import live
+from downpour.ps.shard.shard import Shard
+
+SERVICE = "downpour.v1.ParameterServer"
+
+# What names layout, shard and job.
+_Call = (
+    pb.ShardSpecification
+    | pb.PullRequest
+    | pb.PushHeader
+    | pb.AbsentRequest
+    | pb.WriteCheckpointRequest
+    | pb.StopRequest
+)
+
+# A pull that the pace holds back is answered after so long, and asked again; it keeps a thread meanwhile.
+_TURN_S = 5.0
+
+# Pushes that are received, and pulls that are answered, at a time. The others wait where they are: of what a shard has
+# not asked for it holds 64 KB a call (`downpour.proto.http2.connection`). On two cores more were not faster.
+# A worker that stands still in the middle loses its place after 10 s (`downpour.proto.rpc.server`).
+_MAX_PUSHES = 3
+_MAX_PULLS = 3
+
+
+class Servicer:
+    """Serves one shard, which is empty until the chief initialises it or its arena holds it already.
+
+    Args:
+        index: Index of this shard.
+        arena_path: File of the arena; None for anonymous memory.
+        stop_soon: Begins to end the server and returns at once.
+        gate: Of the server; its counts are in the status.
+
+    Raises:
+        ValueError: The arena cannot be used.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        arena_path: Path | None,
+        stop_soon: Callable[[], None] = lambda: None,
+        gate: Gate | None = None,
+    ) -> None:
+        self._index = index
+        self._stop_soon = stop_soon
+        self._gate = gate
+        self._arena_path = arena_path
+        self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
+        self._pushing, self._pulling = Admission(_MAX_PUSHES), Admission(_MAX_PULLS)
+        arena = Arena.open(arena_path, index) if arena_path else None
+        self._shard = Shard(arena) if arena else None
+        if self._shard:
+            logging.info("continues from its arena at version %d", self._shard.version)
+            _log_ledger(self._shard.arena)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the shard holds parameters."""
+        return self._shard is not None
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The methods, as `downpour/proto/parameter_server.proto` describes them."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Status": grpc.unary_unary_rpc_method_handler(
+                    self.status, pb.StatusRequest.FromString, pb.StatusReply.SerializeToString
+                ),
+                "Initialize": grpc.stream_unary_rpc_method_handler(
+                    self.initialize, None, pb.InitializeReply.SerializeToString
+                ),
+                "Restore": grpc.unary_unary_rpc_method_handler(
+                    self.restore, pb.RestoreRequest.FromString, pb.InitializeReply.SerializeToString
+                ),
+                "Pull": grpc.unary_stream_rpc_method_handler(self.pull, pb.PullRequest.FromString, None),
+                "Push": grpc.stream_unary_rpc_method_handler(self.push, None, pb.PushReply.SerializeToString),
+                "Absent": grpc.unary_unary_rpc_method_handler(
+                    self.absent, pb.AbsentRequest.FromString, pb.AbsentReply.SerializeToString
+                ),
+                "WriteCheckpoint": grpc.unary_unary_rpc_method_handler(
+                    self.write_checkpoint,
+                    pb.WriteCheckpointRequest.FromString,
+                    pb.WriteCheckpointReply.SerializeToString,
+                ),
+                "Stop": grpc.unary_unary_rpc_method_handler(
+                    self.stop, pb.StopRequest.FromString, pb.StopReply.SerializeToString
+                ),
+            },
+        )
+
+    def status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
+        """Counters; see `ParameterServer.Status`."""
+        reply = pb.StatusReply(shard=self._index) if self._shard is None else self._shard.status()
+        if self._gate:
+            reply.guests.MergeFrom(pb.StatusReply.Guests(**asdict(self._gate.counts())))
+        if self._shard is None:
+            return reply
+        if request.with_layout:
+            specification = self._shard.arena.specification
+            reply.layout = specification.layout
+            reply.specification.CopyFrom(specification)
+            reply.specification.ClearField("layout")
+        return reply
+
+    def initialize(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.InitializeReply:
+        """Receives specification and values; see `ParameterServer.Initialize`."""
+        chunks = map(codec.decode_chunk, messages)
+        first = next(chunks, None)
+        if first is None or not isinstance(first.header, pb.ShardSpecification):
+            raise MalformedChunk("the first chunk carries no specification")
+        with self._initializing:
+            if self._shard is not None:
+                self._check(first.header)
+                return pb.InitializeReply(kept=True, version=self._shard.version)
+            self._shard = self._create(first.header, first, chunks)
+        logging.info("initialised with %s parameters", f"{self._shard.size:,}")
+        return pb.InitializeReply(version=0)
+
+    def restore(self, request: pb.RestoreRequest, context: grpc.ServicerContext) -> pb.InitializeReply:
+        """Reads a checkpoint; see `ParameterServer.Restore`."""
+        with self._initializing:
+            if self._shard is not None:
+                self._check(request.specification)
+                return pb.InitializeReply(kept=True, version=self._shard.version)
+            try:
+                saved = checkpoint.load(request.directory)
+                _check_job(request, saved)
+                self._check_index(request.specification.shard)
+                arena = restore.arena_of(
+                    self._arena_path, request.specification, saved, with_slots=not request.without_slots
+                )
+            except ValueError as error:
+                raise CheckpointFailed(f"shard {self._index}: {error}") from None
+            arena.mark_complete()
+            self._shard = Shard(arena)
+        logging.info("restored from %s at version %d", request.directory, self._shard.version)
+        return pb.InitializeReply(version=self._shard.version)
+
+    def pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[Message]:
+        """Streams the vector; see `ParameterServer.Pull`."""
+        shard = self._check(request)
+        if request.codec not in codec.WIRE_DTYPES:
+            raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
+        if request.publish_every and (request.codec != codec.BFLOAT16 or request.differences not in shard.publishers):
+            raise MalformedChunk(
+                f"publications are bfloat16 with differences in one of {sorted(shard.publishers)}; "
+                f"codec {request.codec} with {request.differences} was asked for"
+            )
+        shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
+        with self._pulling.place():
+            if request.publish_every:
+                publisher = shard.publishers[request.differences]
+                yield from publisher.pull(request.publish_every, request.publication)
+            else:
+                yield from live(shard, request.codec, 0, shard.size, pb.PullHeader(version=shard.version))
+
+    def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.PushReply:
+        """Applies each chunk as it arrives; see `ParameterServer.Push`."""
+        with self._pushing.place(self._shard.patience_s if self._shard else 0.0) as member:
+            chunks = map(codec.decode_chunk, messages)
+            first = next(chunks, None)
+            if first is None or not isinstance(first.header, pb.PushHeader):
+                raise MalformedChunk("the first chunk does not name a push")
+            shard = self._check(first.header)
+            push = shard.begin(first.header, member)
+            for chunk in itertools.chain((first,) if first.count else (), chunks):
+                shard.apply(push, chunk)
+            reply = shard.finish(push)
+            # Before the answer: whatever a worker has been told is in this log.
+            what = "repeated" if reply.repeated else "counted"
+            logging.debug("push %d/%d/%d %s", push.header.worker, push.header.incarnation, push.header.sequence, what)
+            return reply
+
+    def absent(self, request: pb.AbsentRequest, context: grpc.ServicerContext) -> pb.AbsentReply:
+        """Nobody waits for some workers; see `ParameterServer.Absent`."""
+        self._check(request).absent([(worker.index, worker.incarnation) for worker in request.workers])
+        return pb.AbsentReply()
+
+    def write_checkpoint(
+        self, request: pb.WriteCheckpointRequest, context: grpc.ServicerContext
+    ) -> pb.WriteCheckpointReply:
+        """Writes a file; see `ParameterServer.WriteCheckpoint`."""
+        shard = self._check(request)
+        if request.check_only:
+            try:
+                Folder(request.directory).check()
+            except ValueError as error:
+                raise CheckpointFailed(f"shard {self._index}: {error}") from None
+            return pb.WriteCheckpointReply()
+        with self._checkpointing, shard.snapshot() as snapshot:
+            return checkpoint.write_shard(request.directory, shard.arena.specification, snapshot)
+
+    def stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:
+        """The job is over; see `ParameterServer.Stop`."""
+        if self._shard is not None:
+            self._check(request)
+        logging.info("the job is over")
+        self._stop_soon()
+        return pb.StopReply()
+
+    def close(self) -> None:
+        """Lets go of the arena; what is still under way is refused."""
+        if self._shard is not None:
+            self._shard.close()
+
+    def _check_index(self, shard: int) -> None:
+        if shard != self._index:
+            raise LayoutMismatch(
+                f"this is shard {self._index}, called as shard {shard}; check the order of the addresses in --ps"
+            )
+
+    def _create(self, specification: pb.ShardSpecification, first: codec.Chunk, rest: Iterator[codec.Chunk]) -> Shard:
+        self._check_index(specification.shard)
+        try:
+            arena = Arena.create(self._arena_path, specification)
+        except ValueError as error:
+            raise LayoutMismatch(f"shard {self._index}: {error}") from None
+        with arena.closed_on_error():
+            _receive(arena, itertools.chain((first,), rest))
+        arena.start_average()
+        arena.mark_complete()
+        return Shard(arena)
+
+    def _check(self, call: _Call) -> Shard:
+        """The shard, if a call is for what it holds."""
+        if self._shard is None:
+            raise NotReady(f"shard {self._index} holds no parameters yet; it waits for the chief")
+        if isinstance(call, pb.ShardSpecification) or call.HasField("shard"):
+            self._check_index(call.shard)
+        mine = self._shard.arena.specification
+        another = f", or give another --arena than {self._arena_path}" if self._arena_path else ""
+        if call.fingerprint != mine.fingerprint:
+            raise LayoutMismatch(
+                f"shard {self._index} holds layout {mine.fingerprint.hex()[:16]}, the call is for "
+                f"{call.fingerprint.hex()[:16]}; start every role with the same recipe and overrides{another}"
+            )
+        if call.job_id and call.job_id != mine.job_id:
+            raise LayoutMismatch(
+                f"shard {self._index} holds parameters of job {mine.job_id or 'without an id'}, the call is of job "
+                f"{call.job_id}; give every job its own shards{another}"
+            )
+        return self._shard
+
+
+def _check_job(request: pb.RestoreRequest, saved: checkpoint.Checkpoint) -> None:
+    """Raises `ValueError` for a checkpoint of another job; those of older versions name none."""
+    mine, theirs = request.specification.job_id, saved.specification.job_id
+    if mine and theirs and mine != theirs:
+        raise ValueError(
+            f"the checkpoint {saved.directory} is of job {theirs}, and this is job {mine}; give every job its own "
+            "--run_dir and --checkpoint_dir"
+        )
+
+
+def _receive(arena: Arena, chunks: Iterable[codec.Chunk]) -> None:
+    """Initial values, all of them and in order."""
+    position, size = 0, arena.parameters.size
+    for chunk in chunks:
+        stop = position + chunk.count
+        if chunk.start != position or stop > size or chunk.codec != codec.FLOAT32:
+            raise MalformedChunk(f"initial values [{chunk.start}, {chunk.start + chunk.count}) out of order")
+        arena.parameters[position:stop] = chunk.values()
+        position = stop
+    if position != size:
+        raise MalformedChunk(f"initial values end after {position} of {size} elements")
+
+
+def _log_ledger(arena: Arena) -> None:
+    """The last push of every worker, whose own line the end of the process before may have swallowed."""
+    for worker, entry in enumerate(arena.ledger):
+        if entry["incarnation"]:
+            what = "complete" if entry["complete"] else "incomplete"
+            logging.debug("ledger %d/%d/%d %s", worker, entry["incarnation"], entry["sequence"], what)

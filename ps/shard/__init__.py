@@ -1,0 +1,1 @@
+"""The shard itself: its vector, pushes, pulls and publications."""

@@ -1,0 +1,1 @@
+"""Named points in a shard's code where tests interrupt it."""

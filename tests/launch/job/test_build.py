@@ -1,0 +1,78 @@
+"""What is decided of a layout before it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from downpour.launch.job import recipe
+from downpour.launch.job.build import build, unsendable
+from downpour.model.vision.resnet import ResNet
+from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
+from downpour.ps.layout import FACTORED, Slicing, Variable, plan
+
+_VARIABLES = (Variable("head/kernel", (2048, 18291), FACTORED), Variable("small/kernel", (512, 600), FACTORED))
+
+
+def _rows(batch_size: int) -> dict[str, int]:
+    return {variable.name: batch_size for variable in _VARIABLES}
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    """A network that leaves names and data format to Keras."""
+
+    def build(self, image_size: int, num_labels: int) -> Any:
+        import keras
+
+        layers = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(num_labels)]
+        return keras.Sequential([keras.Input((image_size, image_size, 3)), *layers])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_shards", "slices", "itemsize", "names"),
+    [
+        (32, 1, 1, 4, set()),
+        (256, 1, 1, 4, {"head/kernel"}),
+        (256, 17, 50, 4, set()),  # each shard gets its columns only
+        (256, 1, 1, 2, set()),
+        (4096, 1, 1, 4, {"head/kernel", "small/kernel"}),
+    ],
+)
+def test_factors_that_are_too_large_for_a_message_are_named(
+    batch_size: int, num_shards: int, slices: int, itemsize: int, names: set[str]
+) -> None:
+    layout = plan(_VARIABLES, num_shards, (Slicing("head/*", slices),) if slices > 1 else ())
+    assert unsendable(layout, _rows(batch_size), itemsize) == names
+
+
+def test_layers_without_a_name_are_numbered_alike_in_every_build() -> None:
+    """A second export in a process, say, finds the names that a checkpoint has."""
+    job = replace(recipe.load("quickstart"), model=Unnamed(), slicing=())
+    layouts = [build(job)[1] for _ in range(2)]
+    assert layouts[0].fingerprint == layouts[1].fingerprint
+    assert [variable.name for variable in layouts[1].variables][:2] == [
+        "sequential/conv2d/kernel",
+        "sequential/conv2d/bias",
+    ]
+
+
+def test_a_model_is_built_for_the_images_that_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever data format Keras is set to."""
+    import keras
+
+    monkeypatch.setattr("keras.src.backend.config._IMAGE_DATA_FORMAT", "channels_first")
+    assert keras.config.image_data_format() == "channels_first"
+    kernels = [v.shape for v in build(replace(recipe.load("quickstart"), model=Unnamed(), slicing=()))[1].variables]
+    assert kernels[0] == (3, 3, 3, 4)
+    monkeypatch.setattr("keras.src.backend.config._IMAGE_DATA_FORMAT", "channels_first")
+    assert ResNet(depth=18, width=2).build(16, 5).output_shape == (None, 5)
+
+
+def test_the_limit_is_of_what_travels() -> None:
+    rows = MAX_FACTORS_BYTES // (4 * (2048 + 18291))
+    layout = plan(_VARIABLES, 1)
+    assert unsendable(layout, _rows(rows), 4) == set()
+    assert unsendable(layout, _rows(rows + 1), 4) == {"head/kernel"}

@@ -1,0 +1,102 @@
+"""A job's fields are checked when it is made: what was given, what is accepted, an example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from downpour.launch.job import Cluster, Exchange, Job, recipe
+from downpour.model.vision.resnet import ResNet
+from downpour.ps.layout import Rate, Slicing
+from downpour.ps.policy.rules import SGD, KerasAdam
+from downpour.ps.policy.schedules import Constant
+
+
+@dataclass(frozen=True)
+class Mine(SGD):
+    """A rule of one's own."""
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A schedule of one's own."""
+
+    def rate(self, version: int) -> float:
+        return 0.1
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    return recipe.load("quickstart")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule": "adam"}, r"rule is 'adam', a text; give one of SGD, .*, such as KerasAdam\(\)"),
+        ({"rule": KerasAdam}, r"rule is the class KerasAdam, not an object of it; .*, such as KerasAdam\(\)"),
+        ({"rule": Mine()}, "rule is a Mine, a class of your own; shards run compiled rules, which they know by name"),
+        ({"schedule": Warm()}, "schedule is a Warm, a class of your own; shards run compiled schedules"),
+        ({"schedule": 0.001}, r"schedule is 0.001, a number; .*, such as Constant\(learning_rate=0.001\)"),
+        ({"average": 0.999}, r"average is 0.999, a number; give one of .* or None, such as Polyak\(decay=0.999\)"),
+        ({"pace": None}, r"pace is None, nothing; .*, such as Bounded\(lead=4\)"),
+        ({"clip": 1.0}, r"clip is 1.0, .* or None, such as Clip\(by_global_norm=1.0\)"),
+        ({"model": ResNet}, r"model is the class ResNet, not an object of it; .*, such as ResNet\(depth=18\)"),
+        ({"model": lambda size, labels: None}, "model is .* without build; give an object whose build"),
+        (
+            {"loss": "categorical_crossentropy"},
+            r"loss is 'categorical_crossentropy', a text; give a function loss\(labels,",
+        ),
+        ({"data": [1, 2]}, "data is .*, a list without image_size, num_labels, num_records, check, training, heldout"),
+        ({"cluster": {"num_ps": 3}}, r"cluster is {'num_ps': 3}, a dict; .*, such as Cluster\(num_ps=2"),
+        ({"exchange": None}, "exchange is None, nothing; give one of Exchange, such as"),
+        (
+            {"local": "*/counter"},
+            r"local is '\*/counter', a text; give a tuple of name patterns, .*\('\*/counter',\) is a tuple of one",
+        ),
+        ({"statistics": ["*/mean"]}, r"statistics is \['\*/mean'\], a list; give a tuple of name patterns"),
+        (
+            {"frozen": "stem/*"},
+            r"frozen is 'stem/\*', a text; give a tuple of name patterns, .*\('stem/\*',\) is a tuple of one",
+        ),
+        ({"undecayed": ["*/bias"]}, "undecayed is .*, a list; give a tuple of name patterns"),
+        (
+            {"slicing": Slicing("head/*", 3)},
+            r"slicing is .*; give a tuple of Slicing\(pattern, num_slices\), .* is a tuple of one",
+        ),
+        ({"slicing": (Slicing("head/*", "3"),)}, "slicing.0.num_slices is '3', a text; give a whole number"),  # type: ignore[arg-type]
+        ({"rates": (Rate("head/*", True),)}, "rates.0.multiplier is True, a truth value; give a number"),
+        ({"num_steps": "700"}, "num_steps is '700', a text; give a whole number"),
+        ({"num_steps": 1e3}, "num_steps is 1000.0, a number; give a whole number"),
+        ({"batch_size": True}, "batch_size is True, a truth value; give a whole number"),
+        ({"weight_decay": "1e-4"}, "weight_decay is '1e-4', a text; give a number"),
+        ({"evaluate_average": 1}, "evaluate_average is 1, a whole number; give True or False"),
+        ({"name": None}, "name is None, nothing; give a text"),
+    ],
+)
+def test_what_a_field_does_not_take_is_refused(job: Job, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(job, **changes)
+
+
+def test_so_are_fields_of_its_parts() -> None:
+    with pytest.raises(ValueError, match=r"cluster.num_ps is '3', a text; give a whole number"):
+        Cluster(num_ps="3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"exchange.overlap is 0, a whole number; give True or False"):
+        Exchange(overlap=0)  # type: ignore[arg-type]
+
+
+def test_a_built_model_is_refused_with_the_way_out(job: Job) -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"model is a Sequential that is built already; .* such as ResNet\(depth=18\)"):
+        replace(job, model=model)
+
+
+def test_numbers_of_numpy_are_numbers(job: Job) -> None:
+    made = replace(job, num_steps=np.int64(7), weight_decay=np.float32(0.5), schedule=Constant(0.1), average=None)
+    assert (made.num_steps, made.weight_decay) == (7, 0.5)

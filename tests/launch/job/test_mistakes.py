@@ -1,0 +1,103 @@
+"""How errors are described: type, message, and the line of the user's own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from downpour.launch.job import mistakes
+from downpour.launch.job.mistakes import Mistake, describe, final
+from downpour.model.vision.labels import LabelTree
+from downpour.proto.errors import Unreachable
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Any:
+    """`mine(code)`: a user's own module of that code."""
+
+    def make(code: str) -> Any:
+        path = tmp_path / "mine.py"
+        path.write_text(code)
+        names: dict[str, Any] = {}
+        exec(compile(code, str(path), "exec"), names)
+        return SimpleNamespace(**names)
+
+    return make
+
+
+def raised(function: Any, *arguments: Any) -> BaseException:
+    with pytest.raises(Exception) as found:
+        function(*arguments)
+    return found.value
+
+
+def test_the_innermost_line_of_the_users_code_is_named(mine: Any, tmp_path: Path) -> None:
+    module = mine("import json\n\ndef outer():\n    inner()\n\ndef inner():\n    json.loads('')\n")
+    assert describe(raised(module.outer)) == (
+        f"JSONDecodeError: Expecting value: line 1 column 1 (char 0) ({tmp_path}/mine.py:7)"
+    )
+
+
+def test_our_own_words_have_no_type_and_the_line_that_they_are_about(mine: Any, tmp_path: Path) -> None:
+    module = mine("def tree(kind):\n    return kind(('a',), (5,))\n")
+    message = describe(raised(module.tree, LabelTree))
+    assert message.endswith(f"({tmp_path}/mine.py:2)")
+    assert not message.startswith("ValueError")
+    assert describe(Unreachable("nobody there")) == "nobody there"
+
+
+def test_what_autograph_puts_around_an_error_is_left_out(mine: Any, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    module = mine("import tensorflow as tf\n\ndef loss(x):\n    y = x\n    return tf.resahpe(y, [1])\n")
+    error = raised(tf.function(module.loss), 1.0)
+    assert str(error).startswith("in user code:")
+    found = f"AttributeError: module 'tensorflow' has no attribute 'resahpe' ({tmp_path}/mine.py:5)"
+    assert describe(error).replace("'tensorflow._api.v2.v2'", "'tensorflow'") == found
+
+
+def test_what_keras_puts_around_an_error_is_left_out(mine: Any, tmp_path: Path) -> None:
+    import numpy as np
+
+    module = mine(
+        "import keras\n\nclass Odd(keras.layers.Layer):\n    def call(self, x):\n"
+        "        return x + self.offest\n\ndef build(size):\n    return Odd()(keras.Input((size,)))\n\n"
+        "def run(x):\n    return Odd()(x)\n"
+    )
+    for error in (raised(module.build, 3), raised(module.run, np.zeros((1000, 3)))):
+        assert describe(error) == f"AttributeError: 'Odd' object has no attribute 'offest' ({tmp_path}/mine.py:5)"
+
+
+def test_a_long_message_is_cut(mine: Any) -> None:
+    message = describe(raised(mine("def f():\n    raise TypeError('x' * 10_000)\n").f))
+    assert len(message) < 800
+    assert "(--verbosity=1 shows all of it)" in message
+
+
+def test_final_errors_are_the_users_and_those_of_peers_and_files_are_not(mine: Any, tmp_path: Path) -> None:
+    def attempt(function: Any, is_final: Any = lambda: True) -> BaseException:
+        def run() -> None:
+            with final(is_final):
+                function()
+
+        return raised(run)
+
+    module = mine("def typo():\n    nonsuch\n\ndef missing():\n    open('/nonsuch')\n")
+    assert str(attempt(module.typo)) == f"NameError: name 'nonsuch' is not defined ({tmp_path}/mine.py:2)"
+    assert describe(attempt(module.typo)) == str(attempt(module.typo))
+    assert isinstance(attempt(module.missing), Mistake)
+    assert isinstance(attempt(module.typo, lambda: False), NameError)
+
+    def unreachable() -> None:
+        raise Unreachable("shard 0")
+
+    assert isinstance(attempt(unreachable), Unreachable)
+
+
+def test_where_a_function_is_defined(mine: Any, tmp_path: Path) -> None:
+    module = mine("\n\ndef loss(labels, outputs):\n    return 0\n")
+    assert mistakes.defined(module.loss) == f" ({tmp_path}/mine.py:3)"
+    assert mistakes.defined(len) == mistakes.defined(describe) == ""

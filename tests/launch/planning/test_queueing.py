@@ -1,0 +1,136 @@
+"""The simulated fleet against what queueing theory knows exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from downpour.launch.planning.queueing import BUCKETS, Call, Fleet, distance, mean_of, percentile_of, simulate
+
+MB = 1e6
+
+
+def paper(**changes: Any) -> Fleet:
+    """50 workers of 7.2 s a step, 17 shards of 18.8 MB at 10 Gbit/s."""
+    values: dict[str, Any] = {
+        "num_workers": 50, "compute_s": 7.2, "pushes": [Call(18.8 * MB, 0.006, 0.004)] * 17,
+        "pulls": [Call(18.8 * MB, 0.003, 0.003)] * 17, "shard_bytes_per_s": 1.25e9, "worker_bytes_per_s": 1.25e9,
+    } | changes  # fmt: skip
+    return Fleet(**values)
+
+
+@pytest.mark.parametrize("num_workers", [1, 5, 10, 12, 15, 20, 40])
+def test_exponential_times_and_one_shard_are_the_machine_repairman(num_workers: int) -> None:
+    """M/M/1//N: p0 = 1 / sum over k of N!/(N-k)! (S/Z)^k; throughput (1 - p0) / S."""
+    compute_s, service_s = 1.0, 0.08
+    fleet = Fleet(num_workers, compute_s, [Call(shard_s=service_s)], [Call()], compute="exponential",
+                  exponential_calls=True)  # fmt: skip
+    idle = 1 / sum(math.perm(num_workers, k) * (service_s / compute_s) ** k for k in range(num_workers + 1))
+    found = simulate(fleet, num_steps=40_000)
+    assert found.steps_per_second == pytest.approx((1 - idle) / service_s, rel=0.03)
+    # While a worker makes one step the others make one each, on average, whatever the load.
+    assert found.staleness_mean == pytest.approx(num_workers - 1, rel=0.01, abs=0.01)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4, 8, 16, 64])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_no_fleet_is_faster_than_its_asymptotic_bounds(num_workers: int, overlap: bool) -> None:
+    """W / (C + D), or W / max(C, D) with overlap, and 1 / D of the busiest station; both are met at the ends."""
+    push, pull = Call(2 * MB, 0.010, 0.002), Call(1 * MB, 0.005, 0.002)
+    fleet = Fleet(num_workers, 0.5, [push] * 3, [pull] * 3, overlap=overlap, shard_bytes_per_s=100 * MB,
+                  worker_bytes_per_s=100 * MB)  # fmt: skip
+    found = simulate(fleet).steps_per_second
+    least = 3 * 2 * MB / (100 * MB)  # seconds of an exchange: the worker's own line, the pulls hidden by the pushes
+    alone = num_workers / (max(0.5, least) if overlap else 0.5 + least)
+    assert found <= 1.02 * min(alone, num_workers / 0.5, 1 / 0.020, 1 / 0.015)
+    if num_workers == 64:
+        assert fleet.bottleneck() == "shards' network"
+        assert found == pytest.approx(1 / 0.02, rel=0.05)
+    if num_workers == 1:
+        assert found == pytest.approx(alone, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "bottleneck", "steps_per_second"),
+    [
+        ({}, "workers' compute", 50 / 7.2),
+        ({"shard_bytes_per_s": 12.5 * MB, "worker_bytes_per_s": 125 * MB}, "shards' network", 12.5 / 18.8),
+        ({"worker_bytes_per_s": 12.5 * MB, "overlap": True}, "workers' network", 50 * 12.5 / (2 * 17 * 18.8)),
+        ({"shard_cores": 0.02}, "shards' cores", 0.02 / 0.009),
+        ({"worker_cores": 0.01, "overlap": True}, "workers' cores", 50 * 0.01 / (17 * 0.007)),
+        ({"shared_cores": 1.0}, "cores of the machine", 1 / (17 * 0.016)),
+    ],
+)
+def test_the_bottleneck_is_named_and_sets_the_pace(
+    changes: dict[str, Any], bottleneck: str, steps_per_second: float
+) -> None:
+    fleet = paper(**changes)
+    assert fleet.bottleneck() == bottleneck
+    assert fleet.limits()[bottleneck] == pytest.approx(steps_per_second)
+    found = simulate(fleet).steps_per_second
+    # The exchange of a worker that does not overlap comes on top of its computing.
+    # A worker's first pulls begin during its last pushes.
+    assert 0.8 * steps_per_second <= found <= 1.15 * steps_per_second
+
+
+def test_a_worker_that_waits_for_its_own_exchange_is_the_bottleneck_though_no_line_is_full() -> None:
+    """1 Gbit/s a host: 7.2 s of computing, then 5.1 s on the worker's line; the shards' lines could do 6.6 a second."""
+    fleet = paper(shard_bytes_per_s=125 * MB, worker_bytes_per_s=125 * MB)
+    assert fleet.limits()["shards' network"] < fleet.limits()["workers' compute"]
+    assert fleet.workers_limit() == pytest.approx(50 / (7.2 + 2 * 17 * 18.8 / 125))
+    assert fleet.bottleneck() == "workers' compute"
+    assert simulate(fleet).steps_per_second == pytest.approx(fleet.workers_limit(), rel=0.12)
+    # With overlap the workers' own lines no longer add to their computing, and the shards' do limit.
+    overlapped = paper(shard_bytes_per_s=125 * MB, worker_bytes_per_s=125 * MB, overlap=True)
+    assert overlapped.bottleneck() == "shards' network"
+    assert simulate(overlapped).steps_per_second == pytest.approx(125 / 18.8, rel=0.05)
+
+
+def test_the_same_seed_gives_the_same_prediction() -> None:
+    one, again, other = simulate(paper()), simulate(paper()), simulate(paper(), seed=1)
+    assert one.steps_per_second == again.steps_per_second and (one.staleness == again.staleness).all()
+    assert one.steps_per_second != other.steps_per_second
+
+
+def test_fifty_workers_take_about_a_second() -> None:
+    begin = time.process_time()
+    simulate(paper())
+    assert time.process_time() - begin < 3  # a slow machine
+
+
+def test_overlap_costs_staleness() -> None:
+    plain = simulate(paper())
+    overlapped = simulate(paper(overlap=True))
+    assert plain.staleness_mean == pytest.approx(49, rel=0.05)
+    assert overlapped.staleness_mean == pytest.approx(99, rel=0.05), "gradients are pushed one step later"
+    assert overlapped.steps_per_second > plain.steps_per_second
+
+
+def test_constant_times_do_not_spread() -> None:
+    fleet = Fleet(4, 1.0, [Call(shard_s=0.001)], [Call(shard_s=0.001)], compute="constant")
+    assert simulate(fleet).staleness.nonzero()[0].tolist() == [3]
+
+
+def test_histograms() -> None:
+    histogram = np.bincount([0, 1, 1, 2], minlength=BUCKETS)
+    assert mean_of(histogram) == 1.0
+    assert (percentile_of(histogram, 0.25), percentile_of(histogram, 0.5), percentile_of(histogram, 1.0)) == (0, 1, 2)
+    assert distance(histogram, histogram * 3) == 0.0
+    assert distance(histogram, np.bincount([0, 0, 0, 0], minlength=BUCKETS)) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_workers": 0}, "0 workers"),
+        ({"pulls": []}, "0 to pull from"),
+        ({"compute": "normal"}, "'normal'; accepted are constant, lognormal, exponential"),
+    ],
+)
+def test_bad_input(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        paper(**values)

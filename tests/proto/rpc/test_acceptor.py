@@ -1,0 +1,399 @@
+"""Who has not been admitted yet: what they may keep, how long, and that others come through."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import itertools
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.message import DecodeError
+
+from downpour.launch import certs
+from downpour.proto.http2 import frames, headers
+from downpour.proto.http2.frames import ErrorCode
+from downpour.proto.rpc import acceptor, server, server_connection
+from downpour.proto.rpc.client import Channel
+from downpour.proto.rpc.server import Server
+from downpour.proto.security.gate import MAY_CALL, TOKEN_KEY, Certificates, Gate, Security
+from tests.certificates import JOB
+from tests.conftest import wait_until
+from tests.proto.http2.test_connection import GREETING, message
+
+TOKEN = "0123456789abcdef"
+SECURITY = Security(token=TOKEN)
+
+
+class Service:
+    """Counts what it has been asked to read."""
+
+    def __init__(self) -> None:
+        self.num_read = self.num_run = 0
+        self.let_go = threading.Event()
+
+    def read(self, request: bytes) -> bytes:
+        self.num_read += 1
+        if request == b"nonsense":
+            raise DecodeError
+        return request
+
+    def status(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.num_run += 1
+        if request == b"hold":
+            self.let_go.wait(30)
+        return request
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        methods = {
+            name: grpc.unary_unary_rpc_method_handler(self.status, self.read, bytes) for name in ("Status", "Stop")
+        }
+        return grpc.method_handlers_generic_handler("downpour.v1.ParameterServer", methods)
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate(SECURITY)
+
+
+@pytest.fixture
+def served(service: Service, gate: Gate) -> Iterator[Server]:
+    """Two threads; a token."""
+    one = Server(service.handler(), "127.0.0.1", 0, 2, SECURITY, gate)
+    yield one
+    service.let_go.set()
+    one.stop(None).wait()
+
+
+def connect(served: Server, data: bytes = b"") -> socket.socket:
+    raw = socket.create_connection(("127.0.0.1", served.port), timeout=20)
+    if data:
+        raw.sendall(data)
+    return raw
+
+
+def rest(raw: socket.socket) -> bytes:
+    """All that comes until the server ends the connection."""
+    out = b""
+    try:
+        while more := raw.recv(1 << 16):
+            out += more
+    except ConnectionResetError:
+        pass
+    return out
+
+
+def call(number: int = 1, method: str = "Status", token: str = TOKEN, *, end: bool = False) -> bytes:
+    path = f"/downpour.v1.ParameterServer/{method}"
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", path), ("content-type", "application/grpc")]
+    return headers.write(number, [*fields, (TOKEN_KEY, token)], end=end)
+
+
+def data(number: int, body: bytes) -> bytes:
+    return frames.frame(frames.DATA, frames.END_STREAM, number, message(body))
+
+
+def ask(served: Server) -> bytes:
+    channel = Channel(f"127.0.0.1:{served.port}", SECURITY)
+    answer: bytes = channel.unary_unary("/downpour.v1.ParameterServer/Status", bytes, bytes)(b"x", timeout=20)
+    channel.close()
+    return answer
+
+
+def threads(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+def test_a_call_without_a_token_is_refused_by_its_header_fields(served: Server, service: Service, gate: Gate) -> None:
+    with connect(served, GREETING + call(token="another-token-16")) as raw:
+        got = b""
+        while frames.reset(1, ErrorCode.NO_ERROR) not in got:  # no body has been sent
+            got += raw.recv(1 << 16)
+        assert b"grpc-status\x0216" in got
+        raw.sendall(data(1, b"late") + call(3, token="another-token-16") + data(3, b"x"))
+        while got.count(b"grpc-status\x0216") < 2:
+            got += raw.recv(1 << 16)
+        assert threads("read") == threads("call") == 0
+    assert gate.counts().refused_token == 2 and gate.counts().connections_admitted == 0
+    assert service.num_read == service.num_run == 0
+
+
+def test_a_call_without_a_message_keeps_no_thread(served: Server, service: Service) -> None:
+    calls = b"".join(call(number) for number in range(1, 2 * 30, 2))
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(connect(served, GREETING + calls))
+        wait_until(lambda: threads("read") == 4, "the connections")
+        assert ask(served) == b"x"
+    assert service.num_run == 1
+
+
+def test_a_call_whose_first_message_does_not_come_is_ended(
+    served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_connection, "FIRST_MESSAGE_S", 0.3)
+    monkeypatch.setattr(acceptor, "_LOOK_AFTER_S", 0.05)
+    ping = frames.frame(frames.PING, 0, 0, bytes(8))
+    with connect(served, GREETING + call()) as raw:
+        got = b""
+        raw.settimeout(0.1)
+        while frames.reset(1, ErrorCode.NO_ERROR) not in got:
+            try:
+                got += raw.recv(1 << 16)
+            except TimeoutError:
+                raw.sendall(ping)  # which is no excuse
+        assert b"grpc-status\x011" in got and b"no message has come" in got
+        raw.settimeout(20)
+        raw.sendall(call(3) + data(3, b"now"))
+        while b"now" not in got:
+            got += raw.recv(1 << 16)
+    assert gate.counts().broken_off == 1
+
+
+def test_a_connection_without_calls_is_ended(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_connection, "IDLE_S", 0.3)
+    monkeypatch.setattr(acceptor, "_LOOK_AFTER_S", 0.05)
+    with connect(served, GREETING + call() + data(1, b"x")) as raw:
+        assert frames.goaway(1, ErrorCode.NO_ERROR) in rest(raw)
+    wait_until(lambda: not threads("read"), "the end of its thread")
+
+
+STRANGERS: dict[str, bytes] = {
+    "nothing": b"",
+    "half a preface": frames.PREFACE[:12],
+    "a preface": GREETING,
+    "a call without its end": GREETING + call()[:-3],
+}
+
+
+@pytest.mark.parametrize("said", STRANGERS)
+def test_a_stranger_is_ended_in_time(served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setattr(acceptor, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(acceptor, "FIRST_CALL_S", 0.6)
+    began = time.monotonic()
+    with connect(served, STRANGERS[said]) as raw:
+        rest(raw)
+    assert time.monotonic() - began < 10
+    assert gate.counts().connections_dropped == 1 and threads("read") == 0
+    assert ask(served) == b"x"
+
+
+def test_a_stranger_who_breaks_the_rules_is_told_why(served: Server, gate: Gate) -> None:
+    with connect(served, GREETING + frames.frame(frames.DATA, 0, 0, b"x") * 1000) as raw:
+        assert frames.goaway(0, ErrorCode.PROTOCOL_ERROR) in rest(raw)
+    with connect(served, GREETING + frames.frame(99, 0, 0, bytes(64)) * 400) as raw:
+        assert frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM) in rest(raw)
+    assert gate.counts().connections_malformed == 2
+
+
+def test_the_oldest_stranger_of_the_busiest_address_makes_room(
+    served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served._acceptor, "_most", 20)
+    monkeypatch.setattr(acceptor, "_GRACE_S", 0.1)
+    with ExitStack() as stack:
+        other = stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 20, ("127.0.0.2", 0)))
+        many = [stack.enter_context(connect(served, GREETING)) for _ in range(60)]
+        assert ask(served) == b"x"
+        rest(many[0])
+        other.sendall(GREETING + call() + data(1, b"I was first"))
+        got = b""
+        while b"I was first" not in got:
+            got += other.recv(1 << 16)
+    assert gate.counts().connections_dropped >= 40
+
+
+def test_no_thread_is_no_end(served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed start once made a shard deaf for good."""
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name in ("read", "call"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        for _ in range(3):
+            with connect(served, GREETING + call() + data(1, b"x")) as raw:
+                rest(raw)
+    assert ask(served) == b"x"
+    assert gate.counts().connections_dropped == 3
+
+
+def test_no_descriptor_is_no_end(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[float] = []
+
+    class Full:
+        """A listener where descriptors have run out."""
+
+        def __init__(self, real: socket.socket) -> None:
+            self._real, self.fileno, self.close = real, real.fileno, real.close
+
+        def accept(self) -> tuple[socket.socket, object]:
+            used.append(time.monotonic())
+            if len(used) < 6:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return self._real.accept()
+
+    listener = Full(served._acceptor._listener)
+    served._acceptor._selector.modify(served._acceptor._listener, 1)
+    monkeypatch.setattr(served._acceptor, "_listener", listener)
+    served._acceptor._selector.unregister(listener._real)
+    served._acceptor._selector.register(listener, 1)  # type: ignore[arg-type]
+    assert ask(served) == b"x"
+    assert used[5] - used[0] > 0.3, "it went round and round"
+
+
+def test_strangers_get_a_part_of_a_processor(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor, "_BURST_S", 0.0)
+    monkeypatch.setattr(acceptor, "_SHARE", 0.02)
+    stop, used = threading.Event(), [0.0]
+    charged = served._acceptor._charged
+
+    @contextmanager
+    def charge(stranger: acceptor._Stranger) -> Iterator[None]:
+        before = stranger.used_s
+        with charged(stranger):
+            yield
+        used.append(used[-1] + stranger.used_s - before)
+
+    monkeypatch.setattr(served._acceptor, "_charged", charge)
+
+    def flood() -> None:
+        while not stop.is_set():
+            with connect(served, b"GET / HTTP/1.1\r\n\r\n1234567890") as raw:
+                rest(raw)
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    wait_until(lambda: len(used) > 1, "the first")
+    first, began = used[-1], time.monotonic()
+    time.sleep(2.0)
+    share = (used[-1] - first) / (time.monotonic() - began)
+    stop.set()
+    flooding.join()
+    assert 0.0 < share < 0.1
+    assert ask(served) == b"x"
+
+
+@pytest.mark.parametrize("role", ["worker", "evaluator"])
+def test_a_role_that_may_not_is_refused_by_the_header_fields(tmp_path: Path, service: Service, role: str) -> None:
+    assert "worker" not in MAY_CALL["ParameterServer/Stop"]
+    certs.make(JOB, tmp_path)
+    security = Security(Certificates(tmp_path / "ps", "ps"))
+    served = Server(service.handler(), "127.0.0.1", 0, 2, security)
+    channel = Channel(f"127.0.0.1:{served.port}", Security(Certificates(tmp_path / role, role)))
+    for method, code in (("Stop", grpc.StatusCode.PERMISSION_DENIED), ("Status", None)):
+        try:
+            channel.unary_unary(f"/downpour.v1.ParameterServer/{method}", bytes, bytes)(b"", timeout=20)
+            assert code is None
+        except grpc.RpcError as error:
+            assert error.code() is code
+    assert service.num_run == 1
+    channel.close()
+    served.stop(None).wait()
+
+
+def test_many_calls_at_once_are_refused_beyond_what_the_pool_takes(served: Server, service: Service) -> None:
+    most = server.CALLS_PER_THREAD * 2
+    held = b"".join(call(number) + data(number, b"hold") for number in range(1, 2 * most, 2))
+    with connect(served, GREETING + held) as raw:
+        wait_until(lambda: service.num_run == 2, "calls that are held")
+        raw.sendall(call(101) + data(101, b"one too many"))
+        got = b""
+        while b"grpc-status\x018" not in got:
+            got += raw.recv(1 << 16)
+        service.let_go.set()
+        wait_until(lambda: service.num_run == most, "the others")
+
+
+def test_who_makes_room_for_another_is_not_looked_at_any_more(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger that has said something and a new connection, both found by one look at all of them."""
+    monkeypatch.setattr(served._acceptor, "_most", 1)
+    monkeypatch.setattr(acceptor, "_GRACE_S", 0.0)
+    looked, go_on = threading.Event(), threading.Event()
+    select = served._acceptor._selector.select
+
+    def both(timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found = select(timeout)
+        looked.set()
+        assert go_on.wait(20)
+        found = list({one[0].fd: one for one in found + select(0)}.values())
+        return sorted(found, key=lambda one: one[0].fileobj is not served._acceptor._listener)
+
+    with connect(served) as stranger, monkeypatch.context() as patch:
+        wait_until(lambda: len(served._acceptor._strangers) == 1, "the stranger")
+        patch.setattr(served._acceptor._selector, "select", both)
+        stranger.sendall(GREETING)
+        assert looked.wait(20)
+        with connect(served):
+            time.sleep(0.05)  # until it waits to be accepted
+            go_on.set()
+            rest(stranger)
+    assert ask(served) == b"x"
+
+
+def test_members_may_come_as_fast_as_they_like(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a connection has cost counts as a stranger's only until a call of it is admitted."""
+    monkeypatch.setattr(acceptor, "_BURST_S", 0.05)
+    monkeypatch.setattr(acceptor, "_SHARE", 0.001)
+    began = time.monotonic()
+    for _ in range(300):
+        assert ask(served) == b"x"
+    assert time.monotonic() - began < 30
+
+
+def test_calls_that_make_no_sense_end_their_connection_in_time(served: Server, service: Service, gate: Gate) -> None:
+    with connect(served, GREETING) as raw:
+        for i in range(2000):
+            raw.sendall(call(2 * i + 1) + data(2 * i + 1, b"nonsense"))
+            is_due = functools.partial(lambda i: service.num_read > i or gate.counts().connections_malformed > 0, i)
+            wait_until(is_due, "its being read")
+            if gate.counts().connections_malformed:
+                break
+        got = rest(raw)
+    assert b"grpc-status\x013" in got  # INVALID_ARGUMENT
+    assert b"\x00\x00\x00\x0b" in got[-13:]  # ENHANCE_YOUR_CALM
+    assert gate.counts().refused_malformed >= 100 and gate.counts().connections_malformed == 1
+
+
+def test_members_that_talk_nonsense_come_again_more_slowly(
+    served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What their calls have cost is what strangers get less, though not for ever."""
+    monkeypatch.setattr(acceptor, "_BURST_S", 0.0)
+    stop = threading.Event()
+
+    def talk() -> None:
+        calls = GREETING + b"".join(call(n) + data(n, b"nonsense") for n in range(1, 61, 2))
+        while not stop.is_set():
+            with connect(served, calls) as raw, contextlib.suppress(OSError):
+                for n in itertools.count(61, 2):
+                    raw.sendall(call(n) + data(n, b"nonsense"))
+                    raw.recv(1 << 16)
+
+    talking = threading.Thread(target=talk)
+    talking.start()
+    time.sleep(3.0)
+    num_ended = gate.counts().connections_malformed
+    began = time.monotonic()
+    assert ask(served) == b"x"
+    waited_s = time.monotonic() - began
+    stop.set()
+    talking.join()
+    assert 0 < num_ended <= 40  # 200 where nothing is charged
+    assert waited_s < 10

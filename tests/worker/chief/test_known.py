@@ -1,0 +1,79 @@
+"""The next chief knows what the last one has written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from downpour.proto import chief_pb2 as pb
+from downpour.worker.chief.coordinator import Coordinator, OtherRecords
+from downpour.worker.chief.known import Known
+from downpour.worker.chief.leases import LeaseTable
+from downpour.worker.chief.shards import Loss
+
+
+def known() -> Known:
+    return Known(Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20)))
+
+
+def handed_on(before: Known) -> Known:
+    """What a new chief makes of the journal, 3 s later."""
+    after = known()
+    after.load(json.loads(json.dumps(before.state(10.0))) | {"gap_s": 3.0}, 1000.0)
+    return after
+
+
+def test_all_of_it_is_handed_on() -> None:
+    before = known()
+    before.coordinator.report(pb.WorkerReport(worker=1, incarnation=5, steps=9, version=9), 1.0)
+    before.checkpoint = pb.NextCheckpointReply(directory="/runs/step-9", step=9)
+    before.score = pb.Score(step=9, metrics={"map_at_100": 0.1}, records_skipped=2, skipped_examples=["a:3"])
+    before.losses, before.resumed_from = [Loss(1, 5, 4)], 3
+    after = handed_on(before)
+    assert after.coordinator.step == 9
+    assert (after.checkpoint, after.score) == (before.checkpoint, before.score)
+    assert (after.losses, after.resumed_from) == (before.losses, 3)
+
+
+def test_nothing_yet_is_handed_on_as_nothing() -> None:
+    after = handed_on(known())
+    assert (after.checkpoint, after.score, after.losses, after.resumed_from) == (None, None, [], None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.clear(),
+        lambda state: state.update(coordinator=[1, 2]),
+        lambda state: state.update(score=[1]),
+        lambda state: state.update(checkpoint="step-9"),
+        lambda state: state.update(losses=[3]),
+        lambda state: state["coordinator"].pop("train_s"),
+        lambda state: state["coordinator"].update(step="many"),
+        lambda state: state["coordinator"].update(workers={"one": 1}),
+        lambda state: state["coordinator"].update(reports=[{"no": "report"}]),
+        lambda state: state["coordinator"].update(leases=[3]),
+        lambda state: state["coordinator"]["leases"].update(returned=[1]),
+        lambda state: state["coordinator"]["leases"].update(holders={"0": {"leases": 3}}),
+    ],
+)
+def test_a_state_of_another_shape_is_refused_and_changes_nothing(change: Callable[[Any], Any]) -> None:
+    before = known()
+    before.coordinator.report(pb.WorkerReport(worker=1, incarnation=5, steps=9, version=9), 1.0)
+    before.coordinator.lease(1, 5, 0, 1.0)
+    state = json.loads(json.dumps(before.state(10.0))) | {"gap_s": 3.0}
+    change(state)
+    after = known()
+    with pytest.raises(KeyError, match="no state of a"):
+        after.load(state, 1000.0)
+    assert after.state(0.0) == known().state(0.0)
+
+
+def test_of_other_records_is_another_matter() -> None:
+    state = known().state(0.0) | {"gap_s": 0.0}
+    other = Known(Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(200, 20)))
+    with pytest.raises(OtherRecords, match="begun with 100 training records and now there are 200"):
+        other.load(state, 0.0)

@@ -1,0 +1,85 @@
+"""The evaluator scores a checkpoint's parameters, or their average if the job says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from downpour.launch.job import recipe
+from downpour.model.vision.records import RecordCounts
+from downpour.proto.errors import LayoutMismatch
+from downpour.ps.layout import Slicing, Variable, plan
+from downpour.ps.policy.averages import Polyak
+from downpour.worker.evaluator.evaluator import Evaluator
+from downpour.worker.step.step import initial_values, variables_of
+from tests.ps.checkpoint.saving import save
+
+
+class Batches:
+    counts = RecordCounts()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
+
+
+class Data:
+    """Three images of three numbers; image i has label i."""
+
+    @contextmanager
+    def heldout(self, *, batch_size: int) -> Iterator[Batches]:
+        yield Batches()
+
+
+@pytest.mark.parametrize(("average", "score"), [(False, 1.0), (True, 1 / 3)])
+def test_it_scores_the_parameters_or_the_average(tmp_path: Path, average: bool, score: float) -> None:
+    """The parameters rank every image's label first, the average last."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")])
+    layout = plan(variables_of(model), 1)
+    right = np.eye(3, dtype=np.float32).ravel()
+    save(tmp_path, layout, [{"parameters": right, "slot.average": -right}])
+    metrics, _ = Evaluator(model, layout, Data(), 8, average=average).score(str(tmp_path))  # type: ignore[arg-type]
+    assert metrics["map_at_100_unweighted"] == pytest.approx(score)
+
+
+def test_every_score_begins_with_the_states_of_a_fresh_recurrent_layer(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    images = keras.Input(batch_shape=(3, 3))
+    states = keras.layers.LSTM(4, stateful=True)(keras.layers.Reshape((3, 1))(images))
+    model = keras.Model(images, keras.layers.Dense(3)(states))
+    layout = plan(variables_of(model), 1)
+    save(tmp_path, layout, [{"parameters": vector} for vector in layout.scatter(initial_values(model))])
+    evaluator = Evaluator(model, layout, Data(), 3)  # type: ignore[arg-type]
+    seen = []
+    for _ in range(2):
+        evaluator.score(str(tmp_path))
+        seen.append([state.numpy() for state in model.layers[-2].states])
+    np.testing.assert_array_equal(*seen)
+    assert np.any(seen[0])
+
+
+def test_it_scores_a_checkpoint_of_another_number_of_shards_and_refuses_another_model(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")], name="m")
+    scorer = Evaluator(model, plan(variables_of(model), 1), Data(), 8)  # type: ignore[arg-type]
+    theirs = plan(variables_of(model), 3, [Slicing("*", 3)])
+    vectors = theirs.scatter([np.eye(3, dtype=np.float32)])
+    save(tmp_path / "three", theirs, [{"parameters": vector} for vector in vectors])
+    metrics, _ = scorer.score(str(tmp_path / "three"))
+    assert metrics["map_at_100_unweighted"] == pytest.approx(1.0)
+    other = plan([Variable("m/head/kernel", (3, 4))], 1)
+    save(tmp_path / "other", other, [{"parameters": np.ones(12, np.float32)}])
+    with pytest.raises(LayoutMismatch, match=r"m/head/kernel is \[3, 3\] here, \[3, 4\] there"):
+        scorer.score(str(tmp_path / "other"))
+
+
+def test_a_job_that_scores_an_average_must_keep_one() -> None:
+    job = recipe.load("quickstart", ["average=Polyak(decay=0.99)", "evaluate_average=true"])
+    assert job.average == Polyak(0.99)
+    with pytest.raises(ValueError, match="evaluate_average is True without an average"):
+        replace(job, average=None)

@@ -1,0 +1,126 @@
+"""The step's factors against its own dense gradient, and a whole training through shards either way."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from downpour.model.vision.losses import per_label_logistic
+from downpour.proto import codec
+from downpour.ps.layout import FACTORED, Layout, Slicing, plan
+from downpour.ps.policy.rules import RMSProp
+from downpour.ps.policy.schedules import Constant
+from downpour.worker.exchange.exchange import Exchange, Parameters
+from downpour.worker.step.clip import Clip
+from downpour.worker.step.step import TrainingStep, factored_names, initial_values, variables_of
+from tests.worker.cluster import initialize
+
+BATCH, FEATURES, LABELS, SHARDS = 4, 48, 60, 3
+SLICING = [Slicing("*head/*", 5)]
+
+
+def model() -> keras.Model:
+    keras.utils.set_random_seed(3)
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            keras.layers.Flatten(name="flat"),
+            keras.layers.Dense(FEATURES, activation="relu", name="hidden"),
+            keras.layers.Dense(LABELS, name="head"),
+        ],
+        name="net",
+    )
+
+
+def layout_of(net: keras.Model, *, factored: bool) -> Layout:
+    names = factored_names(net, BATCH) if factored else ()
+    return plan(variables_of(net, factored=names), SHARDS, SLICING)
+
+
+def batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = (rng.uniform(size=(BATCH, LABELS)) < 0.3).astype(np.float32)
+    return rng.standard_normal((BATCH, 6, 6, 3)).astype(np.float32), labels
+
+
+def parameters_of(layout: Layout, values: Sequence[np.ndarray]) -> Parameters:
+    vectors = layout.scatter(values)
+    nothing = [np.empty(0, np.float32) for _ in vectors]
+    return Parameters(vectors, nothing, [0] * SHARDS, nothing)
+
+
+def gradient_of(layout: Layout, gradients: Any) -> list[np.ndarray]:
+    """One array a variable, whatever way they travel."""
+    vectors = []
+    for shard in range(SHARDS):
+        parts = []
+        for group, both in zip(layout.factored(shard), gradients.factors[shard], strict=True):
+            x, d = np.split(both, [BATCH * group.num_inputs])
+            product = x.reshape(BATCH, -1).T @ d.reshape(BATCH, -1)
+            columns = np.cumsum([0, *(r.size // group.num_inputs for r in group.ranges)])
+            parts += [product[:, a:b].ravel() for a, b in itertools.pairwise(columns)]
+        vectors.append(np.concatenate([*parts, gradients.trained[shard]]))
+    return layout.gather(vectors)
+
+
+def test_only_large_linear_dense_layers_are_factored() -> None:
+    assert [name.rpartition("head/")[2] for name in factored_names(model(), BATCH)] == ["kernel"]
+    assert factored_names(model(), 1000) == set()
+
+
+@pytest.mark.parametrize("clip", [None, Clip(by_global_norm=0.5), Clip(by_norm=0.1)], ids=["none", "global", "each"])
+def test_factors_multiply_to_the_dense_gradient(clip: Clip | None) -> None:
+    net = model()
+    values = initial_values(net)
+    results = []
+    for factored in (False, True):
+        layout = layout_of(net, factored=factored)
+        step = TrainingStep(net, per_label_logistic, layout, clip=clip)
+        result = step(parameters_of(layout, values), *batch(1))
+        results.append((result, gradient_of(layout, result.gradients)))
+    (dense, dense_values), (by_factors, factor_values) = results
+    assert any(v.kind == FACTORED for v in layout.variables)
+    assert by_factors.loss == dense.loss
+    np.testing.assert_allclose(by_factors.gradient_norm, dense.gradient_norm, rtol=1e-5)
+    for a, b in zip(factor_values, dense_values, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+    assert sum(g.size for g in by_factors.gradients.trained) < 0.8 * sum(g.size for g in dense.gradients.trained)
+
+
+def test_a_layer_that_is_used_twice_is_refused() -> None:
+    inputs = keras.Input((64,))
+    shared = keras.layers.Dense(64, name="shared")
+    net = keras.Model(inputs, shared(shared(inputs)), name="twice")
+    layout = plan(variables_of(net, factored=factored_names(net, BATCH)), SHARDS)
+    step = TrainingStep(net, per_label_logistic, layout)
+    images = np.zeros((BATCH, 64), np.float32)
+    with pytest.raises(ValueError, match=r"shared/kernel is used more than once.*exchange.factors=False"):
+        step(parameters_of(layout, initial_values(net)), images, np.zeros((BATCH, 64), np.float32))
+
+
+@pytest.mark.process
+def test_training_with_factors_equals_training_without(shards: Any) -> None:
+    traces = []
+    for factored in (False, True):
+        net = model()
+        layout = layout_of(net, factored=factored)
+        addresses = shards.start(SHARDS)
+        initialize(addresses, layout, initial_values(net), RMSProp(), Constant(1e-3))
+        exchange = Exchange(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
+        step = TrainingStep(net, per_label_logistic, layout)
+        answer = exchange.start().result()
+        losses = []
+        for number in range(10):
+            assert answer.parameters is not None
+            result = step(answer.parameters, *batch(number))
+            losses.append(result.loss)
+            answer = exchange.start(result.gradients).result()
+        exchange.close()
+        traces.append(losses)
+    np.testing.assert_allclose(traces[1], traces[0], rtol=1e-5)
+    assert traces[0][0] != traces[0][1]

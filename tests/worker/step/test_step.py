@@ -1,0 +1,82 @@
+"""The pure step with models it has never seen: one of keras.applications, and a hand-written keras.Model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from downpour.model.vision.losses import per_label_logistic
+from downpour.proto import codec
+from downpour.ps.layout import Slicing, plan
+from downpour.ps.policy.rules import Momentum
+from downpour.ps.policy.schedules import Constant
+from downpour.ps.service.server import Server
+from downpour.worker.exchange.exchange import Exchange
+from downpour.worker.step.step import TrainingStep, initial_values, variables_of
+from tests.worker.cluster import initialize
+
+LABELS = 6
+
+
+def mobile_net() -> keras.Model:
+    return keras.applications.MobileNetV2(
+        (32, 32, 3), alpha=0.35, weights=None, classes=LABELS, classifier_activation=None
+    )
+
+
+class HandWritten(keras.Model):
+    """Dropout (a random seed: local state), regularisation, a scalar weight, and layers in a list."""
+
+    def __init__(self) -> None:
+        super().__init__(name="hand_written")
+        self.convs = [keras.layers.Conv2D(4, 3, strides=2, name=f"conv{i}") for i in range(2)]
+        self.norm = keras.layers.BatchNormalization(name="norm")
+        self.dropout = keras.layers.Dropout(0.1, seed=1)
+        self.head = keras.layers.Dense(LABELS, name="head", kernel_regularizer=keras.regularizers.L2(1e-3))
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        for conv in self.convs:
+            x = keras.ops.relu(conv(x))
+        x = self.dropout(self.norm(x, training=training), training=training)
+        return self.scale * self.head(keras.ops.mean(x, axis=(1, 2)))
+
+
+def hand_written() -> keras.Model:
+    model = HandWritten()
+    model(np.zeros((1, 32, 32, 3), np.float32))
+    return model
+
+
+@pytest.mark.parametrize("wire", list(codec.CODECS.values()), ids=list(codec.CODECS))
+@pytest.mark.parametrize("build", [mobile_net, hand_written])
+def test_any_keras_model_trains_unchanged(build: Callable[[], keras.Model], wire: Any) -> None:
+    keras.utils.set_random_seed(0)
+    model = build()
+    before = [v.numpy().copy() for v in model.variables]
+    variables = variables_of(model)
+    kernel = next(v for v in reversed(variables) if v.name.endswith("kernel"))
+    layout = plan(variables, 2, [Slicing(kernel.name, 3)])
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (8, 32, 32, 3)).astype(np.float32)
+    labels = np.eye(LABELS, dtype=np.float32)[rng.integers(0, LABELS, 8)]
+    with Server(0) as first, Server(1) as second:
+        addresses = [f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"]
+        initialize(addresses, layout, initial_values(model), Momentum(), Constant(0.005))
+        exchange = Exchange(addresses, layout, wire=wire, worker=0, incarnation=1, give_up_after_s=20)
+        step = TrainingStep(model, per_label_logistic, layout, wire)
+        answer = exchange.start().result()
+        losses = []
+        for _ in range(12):
+            result = step(answer.parameters, images, labels)
+            assert result.is_finite
+            losses.append(result.loss)
+            answer = exchange.start(result.gradients).result()
+        exchange.close()
+    assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value, f"the step assigned {variable.path}")

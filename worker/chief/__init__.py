@@ -1,0 +1,1 @@
+"""The chief: its service, coordination, leases, journal, healing and run folder."""

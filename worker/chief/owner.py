@@ -1,0 +1,176 @@
+"""Whose a run folder is: a lock that its chief holds for as long as it lives, and the job that began in it.
+
+    owner.lock   locked by the chief (flock); names its job, host, process and since when
+    job.json     the job's id, replaced whole before the first shard is given anything
+
+A process that dies lets go of its lock, whatever ended it; one that is stopped (SIGSTOP) keeps it. On a file system
+without locks a warning says so, and nothing keeps a second chief out. On NFS locks reach other hosts from Linux 2.6.12
+on, and the server may keep those of a host that has died for as long as its lease (90 s by default). Object stores have
+no locks: a `--checkpoint_dir` there is guarded by the job's id in every checkpoint only.
+No threads; the process of a chief or launcher owns an object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from absl import logging
+
+from downpour.ps.checkpoint.storage import Folder
+
+LOCK = "owner.lock"
+JOURNAL, SUMMARY = "journal.json", "summary.json"
+_JOB = "job.json"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_WAIT_S, _PAUSE_S = 3.0, 0.05  # for an owner that is just ending, such as the chief of a launcher that was killed
+
+
+class Lock:
+    """An exclusive lock on a file of a run folder, held until `close` or the end of the process.
+
+    Args:
+        path: Of the file; its folder is there.
+        role: Who holds it, for the message of a process that is refused.
+
+    Raises:
+        ValueError: Another process holds it; the message says which.
+    """
+
+    def __init__(self, path: Path, role: str) -> None:
+        self._path, self._role = path, role
+        self._since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(self._descriptor, path)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self.note("")
+
+    def note(self, job_id: str) -> None:
+        """Writes down who holds the lock, and for which job; for messages only."""
+        job = f"of job {job_id} " if job_id else ""
+        text = f"the {self._role} {job}on {socket.gethostname()}, process {os.getpid()}, since {self._since}\n"
+        with contextlib.suppress(OSError):  # the disk may be full
+            os.pwrite(self._descriptor, text.encode(), 0)
+            os.ftruncate(self._descriptor, len(text.encode()))
+
+    def close(self) -> None:
+        """Gives up the lock; a second time changes nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def check_free(path: Path) -> None:
+    """Raises `ValueError` when a process holds the lock on a file, if that is there."""
+    if path.exists():
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            _lock(descriptor, path)
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The job of a run folder.
+
+    Attributes:
+        job_id: Its id.
+        begun: Whether everything that another run had left in the folder is removed.
+        overwrites: Whether it began with `--overwrite`.
+    """
+
+    job_id: str
+    begun: bool = True
+    overwrites: bool = False
+
+
+def read_identity(run_dir: Path) -> Identity | None:
+    """What `write_identity` wrote; None if there is nothing that can be read."""
+    try:
+        found = json.loads((run_dir / _JOB).read_text())
+        return Identity(str(found["job_id"]), bool(found["begun"]), bool(found["overwrites"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logging.warning("%s cannot be read (%r)", run_dir / _JOB, error)
+        return None
+
+
+def write_identity(run_dir: Path, identity: Identity) -> None:
+    """Replaces the job of a run folder; on the disk when it returns."""
+    temporary = run_dir / f".{_JOB}.part"
+    with temporary.open("w") as file:
+        json.dump(asdict(identity), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(run_dir / _JOB)
+
+
+def new_job_id() -> str:
+    """A random one."""
+    return secrets.token_hex(8)
+
+
+def check_new_run(run_dir: Path, checkpoints: Folder) -> None:
+    """Raises `ValueError` when a new run would remove what another one has left."""
+    left = left_behind(run_dir, checkpoints)
+    if left:
+        elsewhere = Path(checkpoints.url) != run_dir.absolute() / "checkpoints"
+        raise ValueError(
+            f"{run_dir} holds another run: {', '.join(left)}; continue it by --resume, remove it by --overwrite, or "
+            f"give another --run_dir{' and --checkpoint_dir' * elsewhere}"
+        )
+
+
+def left_behind(run_dir: Path, checkpoints: Folder) -> list[str]:
+    """What a run has left: checkpoints, complete or not, journal, summary."""
+    steps = [name for name in checkpoints.names() if name.startswith("step-")]
+    found = [f"{len(steps)} checkpoints in {checkpoints.url}"] if steps else []
+    return found + [name for name in (JOURNAL, SUMMARY) if (run_dir / name).exists()]
+
+
+def the_only_job(held: Iterable[tuple[int, str]]) -> str:
+    """The id of the job whose parameters some shards (index, job id) hold.
+
+    Raises:
+        ValueError: They hold those of several.
+    """
+    by_id = {job_id: shard for shard, job_id in held}
+    if len(by_id) > 1:
+        words = ", ".join(f"shard {shard} of job {job_id or 'without an id'}" for job_id, shard in by_id.items())
+        raise ValueError(f"the shards hold parameters of different jobs: {words}; give every job its own shards")
+    return next(iter(by_id))
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
+                raise ValueError(
+                    f"{path.parent} belongs to {holder}; wait for its end, or stop it, or give another --run_dir"
+                ) from None
+            time.sleep(_PAUSE_S)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise ValueError(f"cannot lock {path}: {error.strerror}; give another --run_dir") from None
+            logging.warning("%s: this file system has no locks; nothing keeps a second chief out", path)
+            return

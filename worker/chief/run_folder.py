@@ -1,0 +1,379 @@
+"""What the chief writes of a run: checkpoints' place, history, journal, summary.
+
+    history.jsonl    losses and scores, a line each
+    journal.json     everything that a chief which is started again must know, replaced whole
+    summary.json     the end
+    checkpoints/     or elsewhere: a folder or a URL
+    owner.lock, job.json   whose it is: `downpour.worker.chief.owner`
+
+Where history and journal cannot be written (a full disk), that is said once, the job goes on, and both are tried again
+with the next entry.
+
+Threads: the chief holds its lock around the journal; the rest is written by whoever has something to write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from downpour.proto.errors import CheckpointFailed
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.checkpoint.storage import Folder, NoRoom
+from downpour.worker.chief import owner
+from downpour.worker.chief.owner import JOURNAL, SUMMARY, Identity
+from downpour.worker.chief.plan import Plan
+
+_INSIST_EVERY_S = 1.0
+_HISTORY = "history.jsonl"
+_LONGEST_GAP_S = 300.0  # workers do not train for longer without a chief: they ask for leases
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        run_dir: On a disk that a chief which is started again finds as it was.
+        checkpoint_dir: Path or URL of the checkpoints' folder; shards and evaluator must find the same under it.
+
+    Attributes:
+        checkpoints: Of the checkpoints.
+
+    Raises:
+        ValueError: One of them cannot be written, or the folder belongs to another chief.
+    """
+
+    def __init__(self, run_dir: Path, checkpoint_dir: str) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._path = run_dir
+        self._noting = threading.Lock()
+        self._unwritten: list[str] = []  # lines of the history; guarded by `_noting`
+        self._failing: dict[str, bool] = {}  # by file, whether it could not be written the last time
+        self._lock = owner.Lock(run_dir / owner.LOCK, "chief")
+        try:
+            self.checkpoints = Folder(checkpoint_dir)
+            self._check_room()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def close(self) -> None:
+        """Lets another chief have it."""
+        self._lock.close()
+
+    def _check_room(self) -> None:
+        try:
+            self.checkpoints.check()
+        except NoRoom as error:
+            if owner.read_identity(self._path) is None:
+                raise
+            logging.warning("%s; the run that began here goes on, and tries again", error)
+
+    def settle(self, held: Sequence[tuple[int, str]], plan: Plan) -> tuple[str, Checkpoint | None]:
+        """Whose job goes on or begins, and what empty shards begin with; removes nothing.
+
+        Args:
+            held: Index and job id of every shard that holds parameters.
+            plan: The job.
+
+        Returns:
+            The job's id; and, if no shard holds anything, a checkpoint, or None for initial values.
+
+        Raises:
+            ValueError: The shards hold another job's parameters than this folder's; or there is no checkpoint to resume
+                from; or a new run would remove another one.
+        """
+        return (self._held_job(held, plan), None) if held else self._first_state(plan)
+
+    def begin(self, job_id: str, *, overwrites: bool = False) -> None:
+        """A new run: what another one left would be taken for this one's."""
+        self._remember(Identity(job_id, begun=False, overwrites=overwrites))
+        for name in (SUMMARY, JOURNAL, _HISTORY):
+            (self._path / name).unlink(missing_ok=True)
+        for name in self.checkpoints.names():
+            if name.startswith("step-"):
+                self.checkpoints.remove(name)
+        self._remember(Identity(job_id, overwrites=overwrites))
+
+    def resume(self, wanted: str, job_id: str = "") -> Checkpoint | None:
+        """The newest good checkpoint if it is wanted, `yes` or `if_any`; what was noted after it is forgotten.
+
+        Args:
+            wanted: `no`, `yes` or `if_any`.
+            job_id: Whose it must be; None for any.
+
+        Raises:
+            ValueError: There is none, and `yes` was said; or there are some, and all are damaged.
+        """
+        if wanted == "no":
+            return None
+        if wanted == "yes":
+            checkpoint.to_resume(self.checkpoints)
+        saved = self.newest(job_id=job_id)
+        if saved is None:
+            return None
+        self._remove_torn(checkpoint.complete(self.checkpoints), set_aside_too=False)
+        path = self._path / _HISTORY
+        if path.exists():
+            lines = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= saved.step]
+            self._try(_HISTORY, lambda: _replace(path, "".join(f"{line}\n" for line in lines)))
+        return saved
+
+    def newest(self, check: Callable[[Checkpoint], None] = Checkpoint.verify, job_id: str = "") -> Checkpoint | None:
+        """The newest complete checkpoint that is not damaged, if there is one; see `checkpoint.newest`.
+
+        Damaged ones before it are set aside: no evaluator, export or chief takes them for checkpoints again.
+
+        Args:
+            check: Reads what will be needed of one, and raises `Damaged`.
+            job_id: Whose it must be; empty for any. Those of older versions name no job, and count as this one's.
+
+        Raises:
+            Damaged: All are.
+            ValueError: One cannot be read.
+        """
+        return checkpoint.newest(self.checkpoints, check, checkpoint.set_aside, job_id)
+
+    def checkpoint_dir(self, step: int) -> str:
+        """Where the checkpoint of a step belongs."""
+        return f"{self.checkpoints.url}/step-{step:010d}"
+
+    def keep(self, keep_last: int, keep_every: int) -> None:
+        """Removes the checkpoints that `checkpoint.superseded` names, and what failed or was damaged before the others.
+
+        Those found damaged are no checkpoints any longer and do not count.
+        """
+        complete = checkpoint.complete(self.checkpoints)
+        superseded = checkpoint.superseded(complete, keep_last, keep_every)
+        for name in superseded:
+            self.checkpoints.remove(name)
+        self._remove_torn([name for name in complete if name not in superseded], set_aside_too=True)
+
+    def _remove_torn(self, complete: Sequence[str], *, set_aside_too: bool) -> None:
+        """Removes folders without a manifest before the newest complete checkpoint; no shard writes there any more.
+
+        Damaged ones, whose manifest was set aside, stay at least as long as the oldest complete one, to be looked at.
+        """
+        for name in self.checkpoints.names():
+            if name.startswith("step-") and name not in complete:
+                damaged = checkpoint.SET_ASIDE in (self.checkpoints / name).names()
+                if not damaged or (set_aside_too and name < complete[0]):
+                    self.checkpoints.remove(name)
+
+    def note(self, entry: Mapping[str, Any]) -> None:
+        """Adds a line to the history, and what could not be added before."""
+        with self._noting:
+            self._unwritten.append(json.dumps(entry) + "\n")
+            if self._try(_HISTORY, lambda: _append(self._path / _HISTORY, "".join(self._unwritten))):
+                self._unwritten.clear()
+
+    def write_journal(self, state: Mapping[str, Any]) -> None:
+        """Replaces the journal. One that cannot be written stays as it was; a next chief goes on from that."""
+        now = {"written_at": time.time(), "boot": _boot_id(), "written_s": time.monotonic()}
+        journal = json.loads(json.dumps({**state, **now}))  # as it will be read
+        text = json.dumps(journal | {"checksum": _checksum(journal)})
+        self._try(JOURNAL, lambda: _replace(self._path / JOURNAL, text))
+
+    def journal(self, job_id: str = "") -> dict[str, Any] | None:
+        """The journal, with `gap_s`, the seconds since it was written; None if there is none that can be read.
+
+        With `job_id`, also None if it is another job's; those of older versions name none.
+
+        The gap is that of the monotonic clock as long as the machine has not been started again. On another machine it
+        is that of the wall clocks, which may differ: at least 0 and at most 300 s.
+        """
+        path = self._path / JOURNAL
+        try:
+            journal: dict[str, Any] = json.loads(path.read_text())
+            if not isinstance(journal, dict) or journal.pop("checksum", None) not in (None, _checksum(journal)):
+                raise ValueError("it is not what was written")
+            journal["gap_s"] = _gap_s(journal)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            logging.warning("%s cannot be read (%r)", path, error)
+            return None
+        except OSError as error:
+            logging.warning("%s", error)
+            return None
+        return None if job_id and journal.get("job_id", job_id) != job_id else journal
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes the summary.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        _replace(self._path / SUMMARY, json.dumps(summary, indent=1) + "\n")
+
+    def _try(self, name: str, write: Callable[[], None]) -> bool:
+        """Writes a file; returns whether that worked, and says so when it is not as it was before."""
+        try:
+            write()
+        except OSError as error:
+            if not self._failing.get(name):
+                path = self._path / name
+                logging.warning("%s cannot be written (%s); training goes on, and it is tried again", path, error)
+            self._failing[name] = True
+            return False
+        if self._failing.pop(name, False):
+            logging.warning("%s can be written again", self._path / name)
+        return True
+
+    def _held_job(self, held: Sequence[tuple[int, str]], plan: Plan) -> str:
+        """The id of the job whose parameters some shards hold, which must be that of this folder."""
+        job_id, known = owner.the_only_job(held), self._noted()
+        mine = known.job_id if known else plan.job_id
+        if not job_id or job_id != mine:
+            here = f"{self._path} is the folder of {f'job {mine}' if mine else 'no job'}"
+            lost = "" if known else f"; if its folder is lost, --job_id={job_id} lets this one take its place"
+            raise ValueError(
+                f"shard {held[0][0]} holds parameters of job {job_id or 'without an id'}, and {here}; give the "
+                f"--run_dir of the job that these shards train, or empty shards{lost}"
+            )
+        if plan.job_id not in ("", job_id) and plan.resume == "no":
+            raise ValueError(
+                f"shard {held[0][0]} holds parameters of job {job_id}, and a new run was asked for; continue that job "
+                "by --resume, or give empty shards"
+            )
+        self._remember(known or Identity(job_id))
+        return job_id
+
+    def _first_state(self, plan: Plan) -> tuple[str, Checkpoint | None]:
+        """The job's id, and a checkpoint or None for initial values."""
+        known = self._identity()
+        again = known is not None and self._goes_on(known, plan)
+        only = known.job_id if known is not None and again and plan.resume == "no" else ""
+        saved = self.resume("if_any" if only else plan.resume, only)
+        if saved is not None:
+            mine = saved.specification.job_id or (known.job_id if known else plan.job_id) or owner.new_job_id()
+            self._remember(Identity(mine, overwrites=known is not None and again and known.overwrites))
+            return mine, saved
+        if known is not None and again:
+            return known.job_id, None
+        if not plan.overwrite:
+            owner.check_new_run(self._path, self.checkpoints)
+        return plan.job_id or owner.new_job_id(), None
+
+    def _noted(self) -> Identity | None:
+        """The job of this folder: as it was noted, else as the journal names it."""
+        known = owner.read_identity(self._path)
+        if known is None:
+            job_id = (self.journal() or {}).get("job_id", "")
+            known = Identity(str(job_id)) if job_id else None
+        return known
+
+    def _identity(self) -> Identity | None:
+        """The job of this folder, also one that only the newest checkpoint names."""
+        known = self._noted()
+        if known is None and (saved := self._newest_manifest()):
+            job_id = saved.specification.job_id
+            known = Identity(job_id) if job_id else None
+        return known
+
+    def _newest_manifest(self) -> Checkpoint | None:
+        """The newest checkpoint whose manifest can be read; its files are not looked at."""
+        try:
+            return self.newest(lambda saved: None)
+        except checkpoint.Damaged as error:
+            logging.warning("%s", error)
+            return None
+
+    def _remember(self, identity: Identity) -> None:
+        if owner.read_identity(self._path) != identity:
+            owner.write_identity(self._path, identity)
+        self._lock.note(identity.job_id)
+
+    def _goes_on(self, known: Identity, plan: Plan) -> bool:
+        """Whether a chief that finds empty shards goes on with the folder's job: it has been started again."""
+        if not known.begun:
+            return False
+        if plan.job_id == known.job_id:
+            return True
+        if (self._path / SUMMARY).exists():
+            return False
+        if plan.resume == "if_any":
+            return True
+        if plan.job_id:
+            return False
+        return (plan.overwrite and known.overwrites) or not owner.left_behind(self._path, self.checkpoints)
+
+
+def _checksum(journal: Mapping[str, Any]) -> int:
+    """CRC-32 of a journal's content."""
+    return zlib.crc32(json.dumps(journal, sort_keys=True).encode())
+
+
+def _gap_s(journal: Mapping[str, Any]) -> float:
+    """Seconds since a journal was written."""
+    if journal.get("boot") and journal["boot"] == _boot_id():
+        return max(0.0, time.monotonic() - float(journal["written_s"]))
+    return min(max(0.0, time.time() - float(journal["written_at"])), _LONGEST_GAP_S)
+
+
+def _boot_id() -> str:
+    """Differs after every start of the machine; empty where the system has none."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def insist(action: Callable[[], None], what: str, within_s: float) -> Exception | None:
+    """Does something that needs room on a disk, again and again for so many seconds; returns the error it ends with."""
+    deadline = time.monotonic() + within_s
+    said = False
+    while True:
+        try:
+            action()
+            return None
+        except (CheckpointFailed, OSError) as error:
+            if time.monotonic() > deadline:
+                return error
+            if not said:
+                logging.warning("%s cannot be written: %s; it is tried again for %.0f s", what, error, within_s)
+            said = True
+        time.sleep(_INSIST_EVERY_S)
+
+
+def _step(line: str) -> float:
+    """Of a line of the history; of one that was cut off, infinite."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _append(path: Path, text: str) -> None:
+    """All of a text or nothing."""
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(text.encode()) != len(text.encode()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)
+            raise

@@ -1,0 +1,86 @@
+"""What remains of a job: the object that the chief writes to `summary.json`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from downpour.proto import chief_pb2 as pb
+from downpour.proto import parameter_server_pb2 as ps_pb
+from downpour.ps.layout import Layout
+from downpour.worker.chief.coordinator import Coordinator
+from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.shards import Loss
+
+
+def summary(
+    plan: Plan,
+    layout: Layout,
+    coordinator: Coordinator,
+    statuses: Sequence[ps_pb.StatusReply],
+    score: pb.Score,
+    losses: Sequence[Loss],
+    now_s: float,
+) -> dict[str, Any]:
+    """The summary.
+
+    Args:
+        plan: The job.
+        layout: Of its variables.
+        coordinator: What the chief knows.
+        statuses: Of every shard.
+        score: The newest, or an empty one.
+        losses: What shards have lost.
+        now_s: The time, on the coordinator's clock.
+    """
+    seconds = coordinator.train_s(now_s)
+    images = coordinator.total(lambda r: r.images)
+    return {
+        "recipe": plan.recipe,
+        "num_ps": len(statuses),
+        "num_workers": plan.num_workers,
+        **plan.facts,
+        "parameters": sum(v.size for v in layout.variables),
+        "imbalance": round(layout.imbalance, 5),
+        "global_steps": min(status.version for status in statuses),
+        "ended_by": coordinator.ended_by(),
+        "seconds": round(seconds, 2),
+        "images_per_second": round(images / seconds, 1) if seconds else 0.0,
+        "loss": coordinator.recent_loss(),
+        **score.metrics,
+        "staleness_mean": round(coordinator.mean(lambda r: r.staleness_sum), 3),
+        "staleness_histogram": _histogram(statuses),
+        "pushes_acknowledged": int(coordinator.total(lambda r: r.pushes_acknowledged)),
+        "pushes_applied_min": min(status.pushes for status in statuses),
+        "pushes_applied_max": max(status.pushes for status in statuses),
+        "steps_skipped": int(coordinator.total(lambda r: r.steps_skipped)),
+        "pushes_dropped": int(coordinator.total(lambda r: r.pushes_dropped)),
+        "pushes_refused": sum(status.pushes_refused for status in statuses),
+        "seconds_per_step": {
+            "pull": round(coordinator.mean(lambda r: r.pull_seconds), 4),
+            "compute": round(coordinator.mean(lambda r: r.compute_seconds), 4),
+            "push": round(coordinator.mean(lambda r: r.push_seconds), 4),
+        },
+        "bytes_per_step": int(coordinator.mean(lambda r: r.bytes_pulled + r.bytes_pushed)),
+        "epochs": round(coordinator.leases.epochs, 4),
+        "records_repeated": coordinator.leases.records_repeated,
+        "records_skipped": int(coordinator.total(lambda r: r.records_skipped)) + score.records_skipped,
+        "skipped_examples": coordinator.skipped_examples() + list(score.skipped_examples),
+        "updates_lost": _updates_lost(losses, statuses),
+    }
+
+
+def _histogram(statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
+    """Pushes by staleness, over all shards; what no push had is left out."""
+    counts = np.sum([status.staleness_histogram for status in statuses], axis=0)
+    return {str(staleness): int(count) for staleness, count in enumerate(counts) if count}
+
+
+def _updates_lost(losses: Sequence[Loss], statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
+    """By shard. What a shard had counted last, and nobody had seen, shows beside the shard that counted most."""
+    most = max(status.pushes for status in statuses)
+    shards = sorted({loss.shard for loss in losses})
+    seen = {shard: sum(loss.updates for loss in losses if loss.shard == shard) for shard in shards}
+    return {str(shard): max(updates, most - statuses[shard].pushes) for shard, updates in seen.items()}

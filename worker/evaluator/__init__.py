@@ -1,0 +1,1 @@
+"""The evaluator, which scores checkpoints on held-out data."""

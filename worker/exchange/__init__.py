@@ -1,0 +1,1 @@
+"""Pushing gradients to the shards and pulling parameters from them, and when."""

@@ -1,0 +1,304 @@
+"""Calls to one shard and to the chief, each with a deadline and safe retries.
+
+Threads: a client may be used from several; it keeps no state but its channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import grpc
+import numpy as np
+
+from downpour.model.data.order import Lease
+from downpour.proto import chief_pb2, chief_pb2_grpc, codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import LayoutMismatch, MalformedChunk, NotReady
+from downpour.proto.http2.connection import Message
+from downpour.proto.rpc.client import Channel
+from downpour.proto.rpc.retry import call
+from downpour.proto.security.gate import PLAIN, Security
+from downpour.ps.layout import Layout
+from downpour.ps.layout import layout as layouts
+from downpour.worker.exchange.pulled import Pulled
+
+Reply = TypeVar("Reply")
+
+_PATH = "/downpour.v1.ParameterServer/"
+_RESTORE_S = 600.0  # deadline of reading a checkpoint, however slow the store
+
+
+class ShardClient:
+    """One shard as its callers see it.
+
+    Args:
+        shard: Index of the shard.
+        address: `host:port`.
+        layout: The layout this process computed.
+        give_up_after_s: Deadline of a call, and how long a failing one is repeated before `Unreachable`.
+        security: Of this process.
+        job_id: Of the job whose parameters the shard must hold; empty: not compared.
+
+    Attributes:
+        peer: Role and address, for messages.
+        shard: As given.
+        job_id: As given.
+    """
+
+    def __init__(
+        self,
+        shard: int,
+        address: str,
+        layout: Layout,
+        give_up_after_s: float,
+        security: Security = PLAIN,
+        job_id: str = "",
+    ) -> None:
+        self.peer = f"shard {shard} at {address}"
+        self.shard = shard
+        self.job_id = job_id
+        self._layout = layout
+        self._give_up_after_s = give_up_after_s
+        self._channel = Channel(address, security, "ps")
+        # Chunk streams carry raw bytes: `codec` encodes and decodes them.
+        self._status = self._channel.unary_unary(
+            _PATH + "Status", pb.StatusRequest.SerializeToString, pb.StatusReply.FromString
+        )
+        self._initialize = self._channel.stream_unary(_PATH + "Initialize", pb.InitializeReply.FromString)
+        self._restore = self._channel.unary_unary(
+            _PATH + "Restore", pb.RestoreRequest.SerializeToString, pb.InitializeReply.FromString
+        )
+        self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString)
+        self._push = self._channel.stream_unary(_PATH + "Push", pb.PushReply.FromString)
+        self._absent = self._channel.unary_unary(
+            _PATH + "Absent", pb.AbsentRequest.SerializeToString, pb.AbsentReply.FromString
+        )
+        self._write_checkpoint = self._channel.unary_unary(
+            _PATH + "WriteCheckpoint",
+            pb.WriteCheckpointRequest.SerializeToString,
+            pb.WriteCheckpointReply.FromString,
+        )
+        self._stop = self._channel.unary_unary(
+            _PATH + "Stop", pb.StopRequest.SerializeToString, pb.StopReply.FromString
+        )
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+    def status(self) -> pb.StatusReply:
+        """The shard's counters, and whether it is ready."""
+        return self._call(lambda: self._status(pb.StatusRequest(), timeout=self._give_up_after_s))
+
+    def described(self) -> pb.StatusReply:
+        """The same, with what the shard was told."""
+        request = pb.StatusRequest(with_layout=True)
+        return self._call(lambda: self._status(request, timeout=self._give_up_after_s))
+
+    def look(self, timeout_s: float, *, with_layout: bool = False) -> pb.StatusReply | None:
+        """The shard's counters, or None when it does not answer within so many seconds."""
+        try:
+            reply: pb.StatusReply = self._status(
+                pb.StatusRequest(with_layout=with_layout), timeout=timeout_s, wait_for_ready=True
+            )
+        except grpc.RpcError:
+            return None
+        return reply
+
+    def wait_ready(self) -> None:
+        """Waits until the shard is initialised, and compares index, layout and job.
+
+        Raises:
+            LayoutMismatch: It is another shard, or of another job; of layouts with both fingerprints and the first
+                difference.
+        """
+
+        def ask() -> pb.StatusReply:
+            reply: pb.StatusReply = self._status(pb.StatusRequest(), timeout=self._give_up_after_s)
+            if not reply.ready:
+                raise NotReady(f"{self.peer} holds no parameters yet; it waits for the chief")
+            return reply
+
+        found = self._call(ask)
+        if found.shard != self.shard:
+            raise LayoutMismatch(f"{self.peer} is shard {found.shard}; check the order of the addresses in --ps")
+        if found.fingerprint != self._layout.fingerprint:
+            theirs = self._status(pb.StatusRequest(with_layout=True), timeout=self._give_up_after_s).layout
+            layouts.check_same(self._layout, theirs, self.peer)
+        if self.job_id and found.job_id != self.job_id:
+            raise LayoutMismatch(
+                f"{self.peer} holds parameters of job {found.job_id or 'without an id'}, and this is job "
+                f"{self.job_id}; give every job its own shards"
+            )
+
+    def initialize(self, specification: pb.ShardSpecification, values: np.ndarray) -> pb.InitializeReply:
+        """Gives the shard its specification and its [n] float32 initial values; a no-op when it has them."""
+
+        def chunks() -> Iterator[Message]:
+            for start, stop in codec.split(0, values.size) if values.size else [(0, 0)]:
+                header = specification if start == 0 else None
+                yield codec.chunk_parts(start, codec.FLOAT32, values[start:stop], header)
+
+        return self._call(lambda: self._initialize(chunks(), timeout=self._give_up_after_s))
+
+    def restore(self, specification: pb.ShardSpecification, directory: str, *, with_slots: bool) -> pb.InitializeReply:
+        """Has the shard, if it is empty, read a checkpoint.
+
+        Raises:
+            CheckpointFailed: It cannot be read.
+        """
+        request = pb.RestoreRequest(specification=specification, directory=directory, without_slots=not with_slots)
+        return self._call(lambda: self._restore(request, timeout=_RESTORE_S))
+
+    def pull(self, request: pb.PullRequest, into: Pulled) -> None:
+        """Reads the shard's vector, once the job's pace lets the worker go on; `request` is completed.
+
+        Args:
+            request: Who pulls, for which step, and in which codec.
+            into: What this worker has pulled of this shard before.
+        """
+        request.shard, request.job_id = self.shard, self.job_id
+
+        def attempt() -> None:
+            request.publication = into.begin()
+            try:
+                for message in self._pull(request, timeout=self._give_up_after_s, place=into.place):
+                    if message is not None:
+                        into.receive(codec.decode_chunk(message))
+                into.end()
+            except MalformedChunk as error:
+                raise MalformedChunk(f"pulling from {self.peer}: {error}") from None
+
+        self._call(attempt)
+
+    def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
+        """Sends a push, as `worker.packing` cuts it; without chunks only its name, which the shard counts.
+
+        Completes `header` with the shard and the job.
+        """
+        header.shard, header.job_id = self.shard, self.job_id
+
+        def messages() -> Iterator[Message]:
+            if not chunks:
+                yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)
+            for chunk in chunks:
+                yield chunk.encode(header if chunk is chunks[0] else None)
+
+        return self._call(lambda: self._push(messages(), timeout=self._give_up_after_s))
+
+    def absent(self, workers: Sequence[tuple[int, int]]) -> None:
+        """Names workers (index, incarnation) that nobody must wait for any longer."""
+        request = pb.AbsentRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
+        for index, incarnation in workers:
+            request.workers.add(index=index, incarnation=incarnation)
+        self._call(lambda: self._absent(request, timeout=self._give_up_after_s))
+
+    def write_checkpoint(self, directory: str, *, check_only: bool = False) -> pb.WriteCheckpointReply:
+        """Asks the shard to write its file into a directory, or only whether it may.
+
+        Raises:
+            CheckpointFailed: It cannot.
+        """
+        request = pb.WriteCheckpointRequest(
+            fingerprint=self._layout.fingerprint,
+            directory=directory,
+            check_only=check_only,
+            shard=self.shard,
+            job_id=self.job_id,
+        )
+        return self._call(lambda: self._write_checkpoint(request, timeout=self._give_up_after_s))
+
+    def stop(self, within_s: float) -> None:
+        """Tells the shard that the job is over; tries for so many seconds."""
+        request = pb.StopRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
+        call(self.peer, within_s, lambda: self._stop(request, timeout=within_s))
+
+    def _call(self, attempt: Callable[[], Reply]) -> Reply:
+        try:
+            return call(self.peer, self._give_up_after_s, attempt)
+        except LayoutMismatch as error:
+            raise LayoutMismatch(f"{self.peer}: {error}") from None
+
+
+class ChiefClient:
+    """The chief as workers, the evaluator and the launcher see it."""
+
+    def __init__(self, address: str, give_up_after_s: float, security: Security = PLAIN) -> None:
+        self.peer = f"the chief at {address}"
+        self._give_up_after_s = give_up_after_s
+        self._channel = Channel(address, security, "chief")
+        self._stub = chief_pb2_grpc.ChiefStub(self._channel)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+    def register(self, request: chief_pb2.RegisterRequest) -> chief_pb2.RegisterReply:
+        """Announces a worker; the answer has its incarnation, and whether it should stop, since training is over.
+
+        Raises:
+            LayoutMismatch: The chief runs another job, or computed another layout.
+            TooManyWorkers: The job takes no worker of this index.
+        """
+        return self._call(self._stub.Register, request)
+
+    def report(self, report: chief_pb2.WorkerReport) -> bool:
+        """Sends a worker's totals; returns whether it should stop."""
+        reply: chief_pb2.ReportReply = self._call(self._stub.Report, report)
+        return reply.stop
+
+    def lease(self, worker: int, incarnation: int, number: int) -> Lease:
+        """The next positions to train on, for an incarnation that has received `number` leases.
+
+        Raises:
+            WorkerSuperseded: A newer incarnation is known, or the chief was started anew.
+        """
+        request = chief_pb2.LeaseRequest(worker=worker, incarnation=incarnation, number=number)
+        reply: chief_pb2.LeaseReply = self._call(self._stub.Lease, request)
+        return Lease(reply.epoch, reply.start, reply.stop)
+
+    def next_checkpoint(self, after_step: int) -> chief_pb2.NextCheckpointReply:
+        """The newest checkpoint after a step, with an empty directory if there is none."""
+        return self._call(self._stub.NextCheckpoint, chief_pb2.NextCheckpointRequest(after_step=after_step))
+
+    def check_job(self, job: Mapping[str, str]) -> None:
+        """Compares the job of this process, its fields and their values, with the chief's.
+
+        Raises:
+            LayoutMismatch: With the first field that differs.
+        """
+        self._call(self._stub.NextCheckpoint, chief_pb2.NextCheckpointRequest(after_step=-1, job=job))
+
+    def report_score(self, score: chief_pb2.Score) -> None:
+        """Hands in the score of a checkpoint."""
+        self._call(self._stub.ReportScore, score)
+
+    def report_once(self, report: chief_pb2.WorkerReport, within_s: float) -> bool:
+        """Sends a worker's totals once; returns whether they have arrived within so many seconds."""
+        return _once(self._stub.Report, report, within_s) is not None
+
+    def leaving(self, shard: int, incarnation: int, within_s: float) -> bool:
+        """A shard is about to end; returns whether it may. Asks once; without an answer it may not."""
+        request = chief_pb2.LeavingRequest(shard=shard, incarnation=incarnation)
+        reply: chief_pb2.LeavingReply | None = _once(self._stub.Leaving, request, within_s)
+        return reply is not None and reply.may_go
+
+    def look(self, within_s: float) -> chief_pb2.ProgressReply | None:
+        """What `progress` gives, asked once; None without an answer within so many seconds."""
+        return _once(self._stub.Progress, chief_pb2.ProgressRequest(), within_s)
+
+    def progress(self) -> chief_pb2.ProgressReply:
+        """What a progress display shows."""
+        return self._call(self._stub.Progress, chief_pb2.ProgressRequest())
+
+    def _call(self, method: Callable[..., Reply], request: object) -> Reply:
+        return call(self.peer, self._give_up_after_s, lambda: method(request, timeout=self._give_up_after_s))
+
+
+def _once(method: Callable[..., Reply], request: object, within_s: float) -> Reply | None:
+    """Calls without trying again; None if that fails."""
+    try:
+        return method(request, timeout=within_s)
+    except grpc.RpcError:
+        return None

@@ -1,0 +1,278 @@
+"""A worker's exchange with all shards: push gradients, pull parameters, several shards at a time.
+
+A push to a shard always comes before the pull that follows it, so a worker's own last gradient is in what it pulls.
+
+Threads: a few make the calls. The caller waits on the future that `start` returns, or computes meanwhile.
+No TensorFlow here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.security.gate import PLAIN, Security
+from downpour.ps.apply import kernels
+from downpour.ps.layout import Layout
+from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.packing import Packer
+from downpour.worker.exchange.pulled import Pulled
+
+# Calls of one worker at a time. All of them hold messages in memory, here and on the shards. On two cores, where calls
+# wait for the processor, more were not faster; over slow lines to many hosts that was not measured.
+_MAX_CALLS = 4
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a pull gives, one entry a shard. Overwritten by the second pull after it; by the next without overlap.
+
+    Attributes:
+        trained: [num_trained] in the wire dtype (bfloat16 as uint16 bits).
+        statistics: [num_pushed - num_trained] float32.
+        versions: Version of each shard.
+        frozen: [size - num_pushed] in the wire dtype.
+    """
+
+    trained: list[np.ndarray]
+    statistics: list[np.ndarray]
+    versions: list[int]
+    frozen: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a push takes, one entry a shard.
+
+    Attributes:
+        trained: [num_trained - num_factored] in the wire dtype.
+        statistics: [num_pushed - num_trained] float32, differences.
+        versions: Of the parameters it was computed from.
+        base: Those parameters, as pulled, for shards that compensate delays.
+        factors: For each factored variable of the shard, x [rows, inputs] and d [rows, outputs], flat, in one array of
+            the wire dtype: its gradient is x^T d.
+    """
+
+    trained: Sequence[np.ndarray]
+    statistics: Sequence[np.ndarray]
+    versions: Sequence[int]
+    base: Sequence[np.ndarray] | None = None
+    factors: Sequence[list[np.ndarray]] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one exchange.
+
+    Attributes:
+        parameters: Pulled after the push; None if there was no pull.
+        versions: Of each shard, after the push and the pull.
+        acknowledged: Whether there was a push; then every shard has acknowledged it.
+        dropped: Whether a shard has left out some or all of it.
+        staleness: Mean over the shards, in pushes.
+        push_s: Seconds until the last shard had acknowledged the push.
+        pull_s: Seconds from then until the last shard had been pulled; where some are pulled before, only the rest.
+        bytes_pushed: Over all shards.
+        bytes_pulled: Over all shards.
+    """
+
+    parameters: Parameters | None
+    versions: list[int]
+    acknowledged: bool
+    dropped: bool
+    staleness: float
+    push_s: float
+    pull_s: float
+    bytes_pushed: int
+    bytes_pulled: int
+
+
+@dataclass(frozen=True)
+class _Pushed:
+    """One shard's part of a push."""
+
+    shard: int
+    reply: pb.PushReply
+    ended: float
+    num_bytes: int
+
+
+class Exchange:
+    """The shards of a job, for one worker.
+
+    Args:
+        addresses: `host:port` of every shard, in order.
+        layout: The layout this worker computed.
+        wire: Codec of the trained part, a value of `pb.Codec`.
+        push: Codec that gradients are pushed in: `wire`, or INT8.
+        worker: Index of this worker.
+        incarnation: Higher than that of any earlier process with this index.
+        publish_every: Not 0: pull differences to publications, of which there is a new one after so many pushes of all
+            workers together (`downpour.ps.shard.publication`). 0: pull the vector itself.
+        differences: Their codec, INT8 or INT4.
+        overlap: Whether parameters are computed with while the next pull is under way, which takes twice the memory.
+        send_base: Whether pushes carry `Gradients.base`.
+        give_up_after_s: See `ShardClient`.
+        security: Of this process.
+        job_id: See `ShardClient`.
+
+    Attributes:
+        wire: As given.
+        incarnation: As given.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        layout: Layout,
+        *,
+        wire: pb.Codec,
+        worker: int,
+        incarnation: int,
+        give_up_after_s: float,
+        push: pb.Codec | None = None,
+        publish_every: int = 0,
+        differences: pb.Codec | None = None,
+        overlap: bool = True,
+        send_base: bool = False,
+        security: Security = PLAIN,
+        job_id: str = "",
+    ) -> None:
+        self._layout = layout
+        self.wire = wire
+        self.incarnation = incarnation
+        self._publish_every = publish_every
+        self._differences = differences
+        self._uses_blocks = push == codec.INT8 or differences is not None
+        self._send_base = send_base
+        self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
+        self._clients = [
+            ShardClient(i, address, layout, give_up_after_s, security, job_id) for i, address in enumerate(addresses)
+        ]
+        self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
+        self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
+        # Every worker begins with another shard, so that they do not all wait for the same one.
+        self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
+        self._begun_s, self._pushes = 0.0, list[Future[_Pushed]]()  # of the exchange that was begun last
+        self._pulled = [
+            Pulled(layout, i, wire, keep=overlap, differences=bool(publish_every)) for i in range(len(addresses))
+        ]
+
+    def connect(self) -> None:
+        """Waits until every shard is ready, and compares index, layout and job.
+
+        Raises:
+            LayoutMismatch: See `ShardClient.wait_ready`.
+            Unreachable: A shard does not answer.
+        """
+        futures = [self._pool.submit(client.wait_ready) for client in self._clients]
+        if self._uses_blocks:
+            kernels.load_blocks()  # so that no step waits for them
+        for future in futures:
+            future.result()
+
+    def close(self) -> None:
+        """Ends threads and connections, after what is under way."""
+        self._pool.shutdown(wait=True)
+        for client in self._clients:
+            client.close()
+
+    def start(self, gradients: Gradients | None = None, *, pull: bool = True, ahead: bool = False) -> Future[Answer]:
+        """Begins to push `gradients` (if any) and then to pull (unless told not to).
+
+        Pushes of one worker are numbered here, so this is called from one thread, and again only once the
+        future before has given its answer.
+
+        Args:
+            gradients: What to push.
+            pull: Whether to pull after it.
+            ahead: Whether another push comes before the step that the pulled parameters are for.
+
+        Returns:
+            A future that gives the answer or raises.
+        """
+        if gradients is not None:
+            self._name.sequence += 1
+        name = pb.PushHeader()
+        name.CopyFrom(self._name)
+        # All pushes come first in the queue: they wait for nobody, and a pull may wait for other workers' pushes.
+        pushes: dict[int, Future[_Pushed]] = {}
+        if gradients is not None:
+            pushes = {shard: self._pool.submit(self._push, shard, name, gradients) for shard in self._order}
+        pulls = [self._pool.submit(self._pull, shard, name, pushes.get(shard), ahead) for shard in self._order if pull]
+        self._begun_s, self._pushes = time.monotonic(), list(pushes.values())
+        return self._pool.submit(self._collect, self._begun_s, self._pushes, pulls)
+
+    def acknowledged(self, within_s: float) -> Answer | None:
+        """The answer of the push that was begun last, without the pull that follows it.
+
+        None if nothing was pushed, or some shard has not acknowledged it within so many seconds.
+        """
+        wait(self._pushes, within_s)
+        if not self._pushes or any(not push.done() or push.exception() for push in self._pushes):
+            return None
+        return self._collect(self._begun_s, self._pushes, [])
+
+    def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> _Pushed:
+        """One shard's push."""
+        header = pb.PushHeader(base_version=gradients.versions[shard])
+        header.MergeFrom(name)
+        base = gradients.base[shard] if self._send_base and gradients.base is not None else None
+        factors = gradients.factors[shard] if gradients.factors else []
+        chunks = self._packers[shard].pack(gradients.trained[shard], gradients.statistics[shard], factors, base)
+        reply = self._clients[shard].push(header, chunks)
+        return _Pushed(shard, reply, time.monotonic(), sum(chunk.num_bytes for chunk in chunks))
+
+    def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[_Pushed] | None, ahead: bool) -> float:
+        """One shard's pull, after its push; returns when it ended."""
+        if pushed:
+            pushed.result()
+        request = pb.PullRequest(
+            fingerprint=name.fingerprint,
+            codec=self.wire,
+            worker=name.worker,
+            incarnation=name.incarnation,
+            num_pushes=name.sequence + ahead,
+            publish_every=self._publish_every,
+            differences=self._differences,
+        )
+        self._clients[shard].pull(request, self._pulled[shard])
+        return time.monotonic()
+
+    def _collect(self, begin: float, pushes: list[Future[_Pushed]], pulls: list[Future[float]]) -> Answer:
+        """The answer, once every call is over; raises what the first of them raised."""
+        wait(pushes)
+        wait(pulls)
+        pushed = [push.result() for push in pushes]
+        pushed_at = max((push.ended for push in pushed), default=begin)
+        pulled_at = max((pull.result() for pull in pulls), default=pushed_at)
+        versions = [0] * len(self._clients)
+        parameters = None
+        if pulls:
+            latest = [shard.latest for shard in self._pulled]
+            parameters = Parameters(
+                [vectors.trained for vectors in latest],
+                [vectors.statistics for vectors in latest],
+                [shard.version for shard in self._pulled],
+                [vectors.frozen for vectors in latest],
+            )
+            versions = list(parameters.versions)
+        for push in pushed:
+            versions[push.shard] = max(versions[push.shard], push.reply.version)
+        return Answer(
+            parameters,
+            versions,
+            bool(pushed),
+            any(push.reply.dropped for push in pushed),
+            sum(push.reply.staleness for push in pushed) / len(self._clients),
+            pushed_at - begin,
+            max(0.0, pulled_at - pushed_at),
+            sum(push.num_bytes for push in pushed),
+            sum(shard.num_bytes for shard in self._pulled) if pulls else 0,
+        )

@@ -1,0 +1,77 @@
+"""From a gradient to the chunks of a push: cut, and rounded to what travels. No sockets, no TensorFlow.
+
+In INT8 the rounding error of each push is kept and added to the next gradient (error feedback: Seide et al. 2014;
+Karimireddy et al. 2019, arXiv 1901.09847), so that over many pushes nothing is lost. Factors and statistics are not
+rounded again. A worker that ends takes its last rounding errors with it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps.apply import kernels
+from downpour.ps.layout import Layout
+
+
+class Packer:
+    """Cuts one shard's part of every push; keeps the rounding errors.
+
+    Args:
+        layout: The job's.
+        shard: Index of the shard.
+        wire: Codec that gradients come in.
+        push: Codec that they leave in: `wire`, or INT8.
+    """
+
+    def __init__(self, layout: Layout, shard: int, wire: pb.Codec, push: pb.Codec) -> None:
+        self._groups = layout.factored(shard)
+        self._num_factored = layout.num_factored(shard)
+        self._wire = wire
+        size = layout.num_trained(shard) - self._num_factored
+        # Of the trained elements that are not factored; statistics come last.
+        self._chunks = [(a, b) for a, b in layout.chunks(shard) if self._num_factored <= a < self._num_factored + size]
+        self._left = np.zeros(size, np.float32) if push == codec.INT8 else None
+        self._wide = np.empty(min(size, codec.CHUNK_ELEMENTS) if push == codec.INT8 else 0, np.float32)
+
+    def pack(
+        self,
+        gradient: np.ndarray,
+        differences: np.ndarray,
+        factors: list[np.ndarray],
+        base: np.ndarray | None = None,
+    ) -> list[codec.Outgoing]:
+        """One push's chunks.
+
+        Args:
+            gradient: [num_trained - num_factored] in the wire dtype.
+            differences: [num_pushed - num_trained] float32, of statistics.
+            factors: For each factored variable x [rows, inputs] and d [rows, outputs], flat, in one, in the wire dtype.
+            base: What the gradient was computed from, likewise, to be sent along.
+        """
+        chunks = []
+        for group, both in zip(self._groups, factors, strict=True):
+            rows = both.size // (group.num_inputs + group.num_outputs)
+            chunks.append(codec.Outgoing(group.start, group.size, self._wire, both, rows=rows))
+        for at, end in self._chunks:
+            start, stop, count = at - self._num_factored, end - self._num_factored, end - at
+            if self._left is None:
+                of_base = None if base is None else base[start:stop]
+                chunks.append(codec.Outgoing(at, count, self._wire, gradient[start:stop], of_base))
+            else:
+                values = self._rounded(gradient[start:stop], self._left[start:stop])
+                chunks.append(codec.Outgoing(at, count, codec.INT8, values))
+        first = self._num_factored + gradient.size
+        for start, stop in codec.split(0, differences.size):
+            chunks.append(codec.Outgoing(first + start, stop - start, codec.FLOAT32, differences[start:stop]))
+        return chunks
+
+    def _rounded(self, gradient: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """Gradient plus what was left before, in INT8; `left` is then what is left now."""
+        wide = self._wide[: gradient.size]
+        kernels.to_float32(gradient, wide)
+        left += wide
+        payload, scales, q = codec.new_blocks(codec.INT8, left.size)
+        kernels.quantize(left, scales, q)
+        return payload

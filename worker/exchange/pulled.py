@@ -1,0 +1,168 @@
+"""One shard's parameters as a worker holds them, filled by pulls. No sockets, no TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.errors import MalformedChunk
+from downpour.ps.apply import kernels
+from downpour.ps.layout import Layout
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A shard's vector in its three parts.
+
+    Attributes:
+        trained: [num_trained] in the wire dtype (bfloat16 as uint16 bits).
+        statistics: [num_pushed - num_trained] float32.
+        frozen: [size - num_pushed] in the wire dtype.
+    """
+
+    trained: np.ndarray
+    statistics: np.ndarray
+    frozen: np.ndarray
+
+
+class Pulled:
+    """What pulls of one shard gave, whole or as differences to a publication (`downpour.ps.shard.publication`).
+
+    Args:
+        layout: The job's.
+        shard: Index of the shard.
+        wire: Codec of the trained and the frozen part.
+        keep: Whether `latest` stays as it is while the next pull comes in, which takes twice the memory.
+        differences: Whether pulls are differences: the publication is kept, too.
+
+    Attributes:
+        version: Of `latest`.
+        num_bytes: Received for it.
+    """
+
+    def __init__(
+        self, layout: Layout, shard: int, wire: pb.Codec, *, keep: bool = False, differences: bool = False
+    ) -> None:
+        dtype = codec.WIRE_DTYPES[wire]
+        self._num_trained, self._num_pushed = layout.num_trained(shard), layout.num_pushed(shard)
+        self._size = layout.size(shard)
+        self._sets = [
+            Vectors(
+                np.empty(self._num_trained, dtype),
+                np.empty(self._num_pushed - self._num_trained, np.float32),
+                np.empty(self._size - self._num_pushed, dtype),
+            )
+            for _ in range(1 + keep)
+        ]
+        self.version = 0
+        self.num_bytes = 0
+        self._is_filled = False  # by a whole pull, once
+        self._differences = differences
+        self._published = np.empty(self._num_trained if differences else 0, dtype)
+        self._publication = 0  # which that is; 0 while it is none
+        self._base = 0  # which it was when the pull began
+        self._header = pb.PullHeader()  # of the part that comes in
+        self._position = 0  # in that
+
+    @property
+    def latest(self) -> Vectors:
+        """What the last whole pull gave."""
+        return self._sets[0]
+
+    def begin(self) -> int:
+        """A pull begins, perhaps after one that broke. Returns the publication that it may give differences to."""
+        self._base = self._publication if self._is_filled else 0
+        self._position, self.num_bytes, self._header = 0, 0, pb.PullHeader()
+        return self._base
+
+    def place(self, beginning: memoryview, num_bytes: int) -> memoryview | None:
+        """Where the rest of a chunk belongs, of which only the beginning has come: chunks need not be copied then.
+
+        None if the chunk must be decoded; `receive` takes it.
+        """
+        try:
+            chunk = codec.decode_chunk(beginning, num_bytes)
+            target, _ = self._target(chunk)
+        except MalformedChunk:  # `receive` says why
+            return None
+        room = target.view(np.uint8).data
+        first = len(chunk.payload)
+        if codec.WIRE_DTYPES.get(chunk.codec) != target.dtype or len(room) - first != num_bytes - len(beginning):
+            return None
+        self._took(chunk, len(room))
+        room[:first] = chunk.payload
+        return room[first:]
+
+    def receive(self, chunk: codec.Chunk) -> None:
+        """Takes the next chunk.
+
+        Raises:
+            MalformedChunk: It is not the next one, or not readable.
+        """
+        target, base = self._target(chunk)
+        if chunk.codec not in codec.WIRE_DTYPES and base is None:
+            raise MalformedChunk(f"a chunk at {chunk.start} holds differences to nothing")
+        self._took(chunk, chunk.payload.nbytes)
+        if base is None or chunk.codec in codec.WIRE_DTYPES:
+            target[:] = chunk.values()
+        else:
+            kernels.advance(chunk.codec, base, *chunk.blocks(), target)
+
+    def end(self) -> None:
+        """The pull is over; `latest` is what it gave.
+
+        Raises:
+            MalformedChunk: It did not give everything.
+        """
+        if self._header.publication and not self._header.live:
+            raise MalformedChunk(f"publication {self._header.publication} came, and no differences to it")
+        if self._base and self._position == self._num_pushed:  # frozen values do not change
+            self._sets[-1].frozen[:] = self.latest.frozen
+        elif self._position != self._size:
+            raise MalformedChunk(f"{self._position} of {self._size} elements came")
+        self._sets.reverse()
+        self._is_filled = True
+        self.version = self._header.version
+
+    def _target(self, chunk: codec.Chunk) -> tuple[np.ndarray, np.ndarray | None]:
+        """Where the next chunk's elements belong, and what differences are to, if they may be."""
+        header, position = self._part(chunk)
+        if chunk.start != position:
+            raise MalformedChunk(f"a chunk at {chunk.start} came where {position} was due")
+        start, into, part = chunk.start, self._sets[-1], self._sets[-1].trained  # a chunk lies within one part
+        if header.publication and not header.live:
+            part = self._published
+        else:
+            for following in (into.statistics, into.frozen):
+                if start >= part.size:
+                    start, part = start - part.size, following
+        stop = start + chunk.count
+        if stop > part.size:
+            raise MalformedChunk(f"a chunk of {chunk.count} elements came where {part.size - start} were due")
+        follows = header.live or (self._base and header.publication == self._base + 1)
+        has_base = follows and (part is into.trained or part is self._published)
+        return part[start:stop], self._published[start:stop] if has_base else None
+
+    def _part(self, chunk: codec.Chunk) -> tuple[pb.PullHeader, int]:
+        """Header of the part that a chunk belongs to, and what has come of it before."""
+        header = chunk.header
+        if not isinstance(header, pb.PullHeader) or header == self._header:
+            return self._header, self._position
+        has_come = header.publication == self._header.publication and self._position == self._num_trained
+        is_due = self._differences and (has_come or header.publication == self._base > 0)
+        if header.live and not is_due:
+            raise MalformedChunk(f"differences came to publication {header.publication}, which did not")
+        if not header.live and (self._position or (header.publication and not self._differences)):
+            raise MalformedChunk(f"publication {header.publication} came where {self._position} was due")
+        return header, 0
+
+    def _took(self, chunk: codec.Chunk, num_bytes: int) -> None:
+        """A chunk is about to be written where it belongs."""
+        self._header, self._position = self._part(chunk)
+        # While a publication comes in, what there is is half of one and half of another.
+        self._publication = self._header.publication if self._header.live else 0
+        self._position += chunk.count
+        self.num_bytes += num_bytes
