@@ -19,9 +19,9 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from downpour.model.data.order import Lease, Order, Place, augmentation
 from downpour.model.vision.decode import Decoder, Picture
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
-from downpour.model.data.order import Lease, Order, Place, augmentation
 from downpour.model.vision.records import RecordCounts, RecordIndex, read_records
 
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -142,7 +142,7 @@ class Servicer:
                 self._check(first.header)
                 return pb.InitializeReply(kept=True, version=self._shard.version)
             self._shard = self._create(first.header, first, chunks)
-        logging.info("initialised with %s parameters", f"{self._shard.size:,}")
+        logging.info("initialised with %s parameters", f"{self._shard.vector.size:,}")
         return pb.InitializeReply(version=0)
 
     def restore(self, request: pb.RestoreRequest, context: grpc.ServicerContext) -> pb.InitializeReply:
@@ -181,7 +181,7 @@ class Servicer:
                 publisher = shard.publishers[request.differences]
                 yield from publisher.pull(request.publish_every, request.publication)
             else:
-                yield from live(shard, request.codec, 0, shard.size, pb.PullHeader(version=shard.version))
+                yield from live(shard.vector, request.codec, 0, shard.vector.size, pb.PullHeader(version=shard.version))
 
     def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.PushReply:
         """Applies each chunk as it arrives; see `ParameterServer.Push`."""

@@ -27,7 +27,6 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,9 +34,7 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.http2.connection import Message
 from downpour.ps.apply import kernels
-
-if TYPE_CHECKING:
-    from downpour.ps.shard.shard import Shard
+from downpour.ps.shard.vector import Vector
 
 # Elements of a message of differences: 2 MB, as one of bfloat16 has. A multiple of a block.
 _ELEMENTS: dict[int, int] = {codec.INT8: 2 * codec.CHUNK_ELEMENTS, codec.INT4: 4 * codec.CHUNK_ELEMENTS}
@@ -79,12 +76,12 @@ class Publisher:
     """Makes a shard's publications, and differences to them.
 
     Args:
-        shard: The shard.
+        vector: The shard's.
         differences: Codec of differences, INT8 or INT4.
     """
 
-    def __init__(self, shard: Shard, differences: int) -> None:
-        self._shard = shard
+    def __init__(self, vector: Vector, differences: int) -> None:
+        self._vector = vector
         self._codec = differences
         self._making = threading.Lock()
         self._latest: Publication | None = None
@@ -100,21 +97,21 @@ class Publisher:
         publication = self.latest(every)
         number = publication.header.publication
         yield from publication.messages(known)
-        header: pb.PullHeader | None = pb.PullHeader(version=self._shard.version, publication=number, live=True)
-        room = codec.new_blocks(self._codec, min(_ELEMENTS[self._codec], self._shard.num_trained))
+        header: pb.PullHeader | None = pb.PullHeader(version=self._vector.version, publication=number, live=True)
+        room = codec.new_blocks(self._codec, min(_ELEMENTS[self._codec], self._vector.num_trained))
         for start, stop in self._cut():
             blocks = room if stop - start == _ELEMENTS[self._codec] else codec.new_blocks(self._codec, stop - start)
             self._differ(start, publication.trained[start:stop], blocks)
             yield codec.chunk_parts(start, self._codec, blocks[0], header, count=stop - start)
             header = None
         is_new = known not in (number, number - 1)  # frozen values do not change
-        stop = self._shard.size if is_new else self._shard.num_pushed
-        yield from live(self._shard, codec.BFLOAT16, self._shard.num_trained, stop, header)
+        stop = self._vector.size if is_new else self._vector.num_pushed
+        yield from live(self._vector, codec.BFLOAT16, self._vector.num_trained, stop, header)
 
     def latest(self, every: int) -> Publication:
         """A publication that fewer than `every` pushes have followed, or the one before while that is made."""
         latest = self._latest
-        if latest is None or self._shard.version >= latest.header.version + every:
+        if latest is None or self._vector.version >= latest.header.version + every:
             if self._making.acquire(blocking=latest is None):
                 try:
                     if self._latest is latest:  # else another thread was faster
@@ -126,13 +123,13 @@ class Publisher:
         return latest
 
     def _make(self) -> Publication:
-        shard, before = self._shard, self._latest
+        vector, before = self._vector, self._latest
         self._number += 1
-        header = pb.PullHeader(version=shard.version, publication=self._number)
-        trained = np.empty(shard.num_trained, np.uint16)
+        header = pb.PullHeader(version=vector.version, publication=self._number)
+        trained = np.empty(vector.num_trained, np.uint16)
         if before is None:
-            for start, stop in shard.cut(0, shard.num_trained):
-                shard.read(start, stop, trained[start:stop])
+            for start, stop in vector.cut(0, vector.num_trained):
+                vector.read(start, stop, trained[start:stop])
             return Publication(header, trained, ())
         differences = []
         for start, stop in self._cut():
@@ -143,8 +140,8 @@ class Publisher:
 
     def _cut(self) -> Iterator[tuple[int, int]]:
         """The trained part in messages of differences."""
-        for start in range(0, self._shard.num_trained, _ELEMENTS[self._codec]):
-            yield start, min(start + _ELEMENTS[self._codec], self._shard.num_trained)
+        for start in range(0, self._vector.num_trained, _ELEMENTS[self._codec]):
+            yield start, min(start + _ELEMENTS[self._codec], self._vector.num_trained)
 
     def _differ(
         self,
@@ -167,11 +164,11 @@ class Publisher:
         bytes_per_piece = codec.blocks_bytes(self._codec, _PIECE) - 4 * codec.num_blocks(_PIECE)
         for number, start in enumerate(range(0, before.size, _PIECE)):
             stop = min(start + _PIECE, before.size)
-            for a, b in self._shard.cut(first + start, first + stop):
+            for a, b in self._vector.cut(first + start, first + stop):
                 mine = slice(a - first, b - first)
                 into = difference[a - first - start : b - first - start]
-                with self._shard.unchanged(a):
-                    kernels.difference(self._shard.arena.parameters[a:b], before[mine], into)
+                with self._vector.unchanged(a):
+                    kernels.difference(self._vector.parameters[a:b], before[mine], into)
             its_scales = scales[start // codec.BLOCK : codec.num_blocks(stop)]
             part = q[number * bytes_per_piece : (number + 1) * bytes_per_piece]
             quantize(difference[: stop - start], its_scales, part)
@@ -179,20 +176,20 @@ class Publisher:
                 kernels.advance(self._codec, before[start:stop], its_scales, part, after[start:stop])
 
 
-def live(shard: Shard, wire: int, start: int, stop: int, header: pb.PullHeader | None) -> Iterator[Message]:
+def live(vector: Vector, wire: int, start: int, stop: int, header: pb.PullHeader | None) -> Iterator[Message]:
     """Elements [start, stop) of the moment, as messages; their values may be shared with those of other pulls.
 
     Args:
-        shard: The shard.
+        vector: The shard's.
         wire: Codec of all but statistics.
         start: Of the elements; the beginning of a part of the vector.
         stop: The end of one.
         header: For the first message, of which there is one even without elements.
     """
-    trained, pushed = shard.num_trained, shard.num_pushed
-    for part_wire, begin, end in ((wire, 0, trained), (codec.FLOAT32, trained, pushed), (wire, pushed, shard.size)):
-        for a, b in shard.cut(max(begin, start), min(end, stop)):
-            yield codec.chunk_parts(a, part_wire, shard.encoded(a, b, part_wire), header)
+    trained, pushed = vector.num_trained, vector.num_pushed
+    for part_wire, begin, end in ((wire, 0, trained), (codec.FLOAT32, trained, pushed), (wire, pushed, vector.size)):
+        for a, b in vector.cut(max(begin, start), min(end, stop)):
+            yield codec.chunk_parts(a, part_wire, vector.encoded(a, b, part_wire), header)
             header = None
     if header:
         yield _only(header)

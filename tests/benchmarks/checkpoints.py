@@ -60,7 +60,7 @@ def pauses(folder: Path, closing: ExitStack) -> tuple[list[float], list[float]]:
     told = pb.ShardSpecification(fingerprint=layout.fingerprint, layout=layout.canonical, rule=to_message(RULE),
                                  schedule=to_message(Constant(1e-6)))  # fmt: skip
     shard = Shard(Arena.create(None, told))
-    gradient = np.zeros(shard.num_pushed, np.float32)
+    gradient = np.zeros(shard.vector.num_pushed, np.float32)
     cut = [encode_chunk(a, codec.FLOAT32, gradient[a:b]) for a, b in shard.arena.chunks]
     sequence = 0
 

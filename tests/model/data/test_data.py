@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from downpour.model.data.images import Batches, GeneratedImages, ImageRecords, multi_hot
-from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.data.order import Lease, Order, forever
+from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import LabelledImage, TooManyBadRecords, read_records, write_records
 
 TREE = LabelTree(names=("fruit", "apple", "pear", "tool", "hammer"), parents=(-1, 0, 0, -1, 3))

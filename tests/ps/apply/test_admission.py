@@ -24,6 +24,7 @@ from downpour.ps.layout import Variable, plan
 from downpour.ps.policy.pace import Sync
 from downpour.ps.policy.rules import SGD
 from downpour.ps.shard.shard import Shard
+from downpour.ps.shard.updates import Updates
 from tests.chunks import encode_chunk
 from tests.conftest import wait_until
 from tests.ps.pushing import new_shard
@@ -219,13 +220,13 @@ def push(shard: Shard, worker: int, admitted: Admission) -> pb.PushReply:
 
 def test_pushes_that_came_in_together_are_applied_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
-    update = Shard._update
+    update = Updates._update
 
-    def counted(self: Shard, region: Region, works: list[Work]) -> None:
+    def counted(self: Updates, region: Region, works: list[Work]) -> None:
         passes.append(len(works))
         update(self, region, works)
 
-    monkeypatch.setattr(Shard, "_update", counted)
+    monkeypatch.setattr(Updates, "_update", counted)
     alone, together = (new_shard(LAYOUT, np.zeros(SIZE, np.float32), SGD()) for _ in range(2))
     for worker in range(2):
         push(alone, worker, busy(short=False))

@@ -101,7 +101,7 @@ def test_queued_pushes_have_the_bits_of_one_after_another(rule: Rule, num_worker
 
 def queue_all(shard: Shard, opened: list, chunks: list[codec.Chunk]) -> None:
     """Holds the region until every push waits for it, in order, then lets one thread apply all."""
-    region = shard._region_at(chunks[0].start)
+    region = shard.vector.region_at(chunks[0].start)
     with ThreadPoolExecutor(len(chunks)) as pool:
         with region.lock:
             futures = []
@@ -173,8 +173,8 @@ def test_pulls_and_snapshots_go_on_beside_many_pushes() -> None:
     def read() -> int:
         reads = 0
         while not stop.is_set():
-            for start, end in shard.cut(0, shard.size):
-                shard.read(start, end, np.empty(end - start, np.uint16))
+            for start, end in shard.vector.cut(0, shard.vector.size):
+                shard.vector.read(start, end, np.empty(end - start, np.uint16))
             with shard.snapshot() as snapshot:
                 moments = {float(piece[0]) for piece in snapshot.pieces()}
             # Every push moves every trained element by the same amount, region by region.

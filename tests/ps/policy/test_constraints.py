@@ -188,9 +188,9 @@ def test_what_a_push_is_made_of_ends_outside_of_norms() -> None:
     gradient = random(layout.num_trained(0), 1)
     for push_codec in (codec.FLOAT32, codec.INT8):
         shard = new_shard(layout, random(layout.size(0)), SGD(), Constant(0.1))
-        assert [(region.start, region.stop) for region in shard._regions] == layout.chunks(0)
+        assert [(region.start, region.stop) for region in shard.vector.regions] == layout.chunks(0)
         assert any(
-            start <= first and first + norm <= stop for region in shard._regions for start, stop in region.pieces
+            start <= first and first + norm <= stop for region in shard.vector.regions for start, stop in region.pieces
         )
         packed = Packer(layout, 0, codec.FLOAT32, push_codec).pack(gradient, np.empty(0, np.float32), [])
         assert [(chunk.start, chunk.start + chunk.count) for chunk in packed] == layout.chunks(0)

@@ -19,7 +19,7 @@ LAYOUT = plan([Variable("w", (6,)), Variable("fixed", (3,), FROZEN)], 1)
 
 
 def pulled(shard: Shard, wire: int) -> list[np.ndarray]:
-    return [shard.encoded(start, stop, wire) for start, stop in shard.cut(0, shard.size)]
+    return [shard.vector.encoded(start, stop, wire) for start, stop in shard.vector.cut(0, shard.vector.size)]
 
 
 @pytest.mark.parametrize("pace", [Async(), Sync(1)], ids=["async", "sync"])

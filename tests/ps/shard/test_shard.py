@@ -184,8 +184,8 @@ def test_reading_bfloat16_and_float32() -> None:
     shard = new_shard()
     shard.arena.parameters[:] = 1.00390625  # between two bfloat16 numbers
     whole, half = np.empty(3, np.float32), np.empty(3, np.uint16)
-    shard.read(2, 5, whole)
-    shard.read(2, 5, half)
+    shard.vector.read(2, 5, whole)
+    shard.vector.read(2, 5, half)
     np.testing.assert_array_equal(whole, shard.arena.parameters[2:5])
     assert (half == 0x3F80).all()
 

@@ -177,7 +177,7 @@ def test_a_follower_that_missed_a_publication_or_whose_shard_restarted_pulls_eve
     assert into.num_bytes == whole
     check_follows(into, publisher, shard)
     next(numbers)
-    follow(into, restarted := Publisher(shard, codec.INT8))
+    follow(into, restarted := Publisher(shard.vector, codec.INT8))
     assert into.num_bytes == whole
     check_follows(into, restarted, shard)
 
@@ -291,7 +291,7 @@ def test_what_need_not_be_decoded_arrives_in_its_place(wire: int) -> None:
     into.begin()
     messages = [
         list(map(bytes, parts))
-        for parts in live(new_shard(layout, values, SGD()), wire, 0, 700, pb.PullHeader(version=1))
+        for parts in live(new_shard(layout, values, SGD()).vector, wire, 0, 700, pb.PullHeader(version=1))
     ]
     assert receive(into, messages) == [True, True, True]
     into.end()

@@ -1,0 +1,94 @@
+"""What a shard knows of its pushes: ledger, counters, pace and open snapshots, guarded by one lock.
+
+Threads: any. A region's lock is taken before this one, which is never held while numbers are computed.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.ps.apply.regions import Push, Region
+from downpour.ps.memory.arena import Arena
+from downpour.ps.memory.ledger import STALENESS_BUCKETS, Ledger
+from downpour.ps.memory.snapshot import Snapshot
+from downpour.ps.policy import pace as paces
+from downpour.ps.policy import schedules
+from downpour.ps.policy.named import from_message
+from downpour.ps.policy.pace import Async, Pace, Sync
+from downpour.ps.testing.points import reach
+
+
+class Books:
+    """The records of one shard's arena.
+
+    Args:
+        arena: Complete memory of the shard.
+
+    Attributes:
+        lock: Guards everything here.
+        moved: Is notified when a push is complete, or a worker is absent.
+        ledger: Which pushes have been applied, and how far.
+        pace: Who may pull, and which rounds are complete.
+        is_sync: Whether gradients are summed up in rounds.
+        schedule: Of the learning rate.
+        snapshots: Being read; each must be shown a region before that changes.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        specification = arena.specification
+        self.lock = threading.Lock()
+        self.moved = threading.Condition(self.lock)
+        self.ledger = Ledger(arena.ledger)
+        mode = from_message(paces.BY_NAME, specification.pace) if specification.HasField("pace") else Async()
+        self.pace = Pace(mode, specification.num_workers, arena.rounds)
+        self.is_sync = isinstance(mode, Sync)
+        self.schedule: schedules.Schedule = from_message(schedules.BY_NAME, specification.schedule)
+        self.snapshots: list[Snapshot] = []
+        self._arena = arena
+
+    def preserve(self, region: Region) -> None:
+        """Has open snapshots copy a region that is about to change; the lock is held."""
+        for snapshot in self.snapshots:
+            snapshot.preserve(region.start, region.stop)
+
+    def complete(self, push: Push, version: int) -> None:
+        """Counts a push, all of which has been applied, summed or dropped; the lock is held.
+
+        Args:
+            push: The push.
+            version: Of the shard.
+        """
+        header, counters = push.header, self._arena.counters
+        # A shard that came back from a checkpoint may be behind what a worker has pulled before.
+        stale = max(0, version - header.base_version)
+        counters["staleness"][min(stale, STALENESS_BUCKETS - 1)] += 1
+        counters["pushes"] += 1
+        reach("complete.counted")
+        counters["dropped"] += self.ledger.is_dropped(header)
+        if not self.is_sync and not push.dropped:
+            counters["version"] += 1
+            reach("complete.version")
+        self.ledger.complete(header, stale)
+        reach("complete.ledger")
+        self.pace.pushed(header.worker, header.incarnation, header.sequence, header.base_version)
+
+    def status(self) -> pb.StatusReply:
+        """Counters, as `Status` answers them; without the layout."""
+        arena = self._arena
+        with self.lock:
+            counters = arena.counters
+            return pb.StatusReply(
+                ready=True,
+                shard=arena.specification.shard,
+                fingerprint=arena.specification.fingerprint,
+                version=int(counters["version"]),
+                pushes_refused=int(counters["refused"]),
+                pushes_repeated=int(counters["repeated"]),
+                pushes=int(counters["pushes"]),
+                pushes_dropped=int(counters["dropped"]),
+                staleness_histogram=counters["staleness"].tolist(),
+                state_bytes=arena.num_bytes,
+                job_id=arena.specification.job_id,
+                incarnation=int(arena.ledger["incarnation"].max()),
+            )

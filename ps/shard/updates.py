@@ -1,0 +1,140 @@
+"""Gradients applied to regions of the vector: those that wait for the same elements in one pass (group commit).
+
+Threads: any number may bring gradients; whoever holds a region's lock applies all that wait for the region.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from downpour.proto.errors import DownpourError
+from downpour.ps.apply import kernels
+from downpour.ps.apply.regions import Region, Work
+from downpour.ps.apply.sources import Piece
+from downpour.ps.apply.updater import Updater
+from downpour.ps.memory.arena import Arena
+from downpour.ps.memory.undo import MAX_WORKERS
+from downpour.ps.policy.staleness import Compensate, Treatment
+from downpour.ps.shard.books import Books
+from downpour.ps.shard.rounds import Rounds
+from downpour.ps.testing.points import reach
+
+
+class Updates:
+    """Updates of one shard's regions.
+
+    Args:
+        arena: Complete memory of the shard.
+        books: The shard's.
+        updater: Likewise.
+        rounds: Likewise; gets the gradients where they are summed up in rounds.
+        treatment: Of stale gradients.
+    """
+
+    def __init__(self, arena: Arena, books: Books, updater: Updater, rounds: Rounds, treatment: Treatment) -> None:
+        self._arena, self._books, self._updater, self._rounds = arena, books, updater, rounds
+        self._treatment = treatment
+        self._all = slice(0, len(arena.vectors))  # the vectors that a step of the undo log may change
+
+    def apply(self, region: Region, work: Work) -> None:
+        """Has a gradient applied, by this thread or by one that holds the region's lock already.
+
+        Raises:
+            DownpourError: It must not be applied.
+        """
+        region.waiting.append(work)
+        if work.push.member:
+            work.push.member.meet(work.stop)
+        with region.lock:
+            if not work.done:
+                self._apply_waiting(region)
+        assert work.done, "another thread failed while it applied this gradient"
+        if work.error:
+            raise work.error
+
+    def _apply_waiting(self, region: Region) -> None:
+        """Applies every gradient that waits for a region, whose lock is held; most of the time that is one."""
+        books, works = self._books, region.take_waiting()
+        with books.lock:
+            # One push may wait twice, when it was sent again while its first connection still hangs.
+            once = {(w.push.name, w.start): w for w in reversed(works)}.values()
+            live = [work for work in reversed(once) if self._is_due(work)]
+            if live and not books.is_sync:
+                books.preserve(region)
+        if books.is_sync:
+            for work in live:
+                self._rounds.add(region, work)
+        elif live:
+            region.num_changes += 1
+            for i in range(0, len(live), MAX_WORKERS):
+                self._update(region, live[i : i + MAX_WORKERS])
+        for work in works:
+            work.done = True
+
+    def _is_due(self, work: Work) -> bool:
+        """Whether anything of a gradient must be applied; says in the work from where on, or why it must not."""
+        header, ledger = work.push.header, self._books.ledger
+        try:
+            done = ledger.applied(header)
+        except DownpourError as error:
+            work.error = error
+            return False
+        work.first = max(work.start, done)
+        if work.push.dropped and done < work.stop:
+            ledger.advance(header, work.stop)
+            reach("apply.skipped")
+            return False
+        return done < work.stop
+
+    def _update(self, region: Region, works: Sequence[Work]) -> None:
+        """Updates a region with some gradients; with those of the same elements at a time, if they are independent."""
+        for (first, stop, _), alike in itertools.groupby(works, lambda work: (work.first, work.stop, work.compensated)):
+            self._update_run(region, first, stop, list(alike))
+
+    def _update_run(self, region: Region, first: int, stop: int, works: Sequence[Work]) -> None:
+        """Updates elements [first, stop) of a region with gradients that have all of them, piece by piece."""
+        books, pushes = self._books, [work.push for work in works]
+        with self._arena.undo.steps(books.lock, self._all) as steps:
+            steps.begin(first, [push.header.worker for push in pushes])
+            for piece in self._pieces(region, first, stop, works):
+                begin, end = max(piece[0], first), min(piece[1], stop)
+                if begin < end:
+                    gradients = self._gradients(region, works, begin, end)
+                    reach("apply.decoded")
+                    self._updater.update(begin, gradients, pushes, steps)
+            with books.lock:
+                for push in pushes:
+                    books.ledger.advance(push.header, stop)
+                    reach("apply.advanced")
+            steps.end()
+
+    def _pieces(self, region: Region, first: int, stop: int, works: Sequence[Work]) -> Sequence[Piece]:
+        """What of [first, stop) is updated at a time: all of it, if nothing of it needs room for a piece."""
+        if any(work.source.needs_room or work.base is not None for work in works):
+            return region.pieces
+        return [(first, stop)] if self._updater.saves_nothing_whole(first, stop) else region.pieces
+
+    def _gradients(self, region: Region, works: Sequence[Work], begin: int, end: int) -> list[np.ndarray]:
+        """Gradients of elements [begin, end), all in float32 or all in bfloat16."""
+        rooms = [region.room(number)[: end - begin] for number in range(len(works))]
+        if works[0].base is not None:
+            [work], [gradient] = works, rooms
+            self._compensate(work, begin, end, gradient)
+            return rooms
+        gradients = [work.source.gradient((begin, end), room) for work, room in zip(works, rooms, strict=True)]
+        if len({gradient.dtype for gradient in gradients}) == 1:
+            return gradients
+        for work, room in zip(works, rooms, strict=True):
+            work.source.decode((begin, end), room)
+        return rooms
+
+    def _compensate(self, work: Work, begin: int, end: int, gradient: np.ndarray) -> None:
+        """Decodes elements [begin, end) of a gradient whose delay is compensated."""
+        assert work.base is not None and isinstance(self._treatment, Compensate)
+        work.source.decode((begin, end), gradient)
+        base = np.empty(end - begin, np.float32)
+        kernels.to_float32(work.base[begin - work.start : end - work.start], base)
+        kernels.compensate(gradient, self._arena.parameters[begin:end], base, self._treatment.strength)

@@ -1,0 +1,94 @@
+"""A shard's vector as pulls read it, chunk by chunk, while pushes change it.
+
+Threads: any number may read. Each region's lock guards its part; what is frozen has none.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from downpour.proto import codec
+from downpour.ps.apply import kernels
+from downpour.ps.apply.regions import Region, regions_of
+from downpour.ps.memory.arena import Arena
+from downpour.ps.memory.ledger import COUNTERS
+from downpour.ps.shard.encodings import Encodings
+
+_VERSION = COUNTERS.fields["version"][1] // 8  # type: ignore[index]  # in words
+
+
+class Vector:
+    """The elements of one shard: trained ones first, then statistics, then frozen ones.
+
+    Args:
+        arena: Complete memory of the shard.
+
+    Attributes:
+        size: Elements in all.
+        num_trained: Elements that the update rule changes.
+        num_pushed: These and the statistics.
+        parameters: [size] float32.
+        regions: What pushes change, in order: one for each chunk of a push.
+        groups: Factored variables, by their first element.
+        uncut: Ranges of elements that are updated in one piece.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        layout, index = arena.layout, arena.specification.shard
+        self.parameters = arena.parameters
+        self.size = arena.parameters.size
+        self.num_trained = layout.num_trained(index)
+        self.num_pushed = layout.num_pushed(index)
+        self.groups = {group.start: group for group in layout.factored(index)}
+        self.uncut = layout.uncut(index)
+        self.regions = regions_of(arena.chunks, list(self.groups.values()), self.uncut)
+        self._region_stops = [region.stop for region in self.regions]
+        self._chunks = arena.chunks
+        self._counters = arena.counters_record.view("<u8").data  # as integers
+        self._encodings = Encodings()
+
+    @property
+    def version(self) -> int:
+        """Updates applied. Read without a lock: one aligned 8-byte word."""
+        return self._counters[_VERSION]
+
+    def cut(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """[start, stop) in chunks for `read`: none crosses the border of a region."""
+        for region_start, region_stop in (*self._chunks, (self.num_pushed, self.size)):
+            yield from codec.split(max(start, region_start), min(stop, region_stop))
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Writes elements [start, stop), one of those that `cut` gives, into `out` of a wire dtype."""
+        with self.unchanged(start):
+            kernels.to_wire(self.parameters[start:stop], out)
+
+    def encoded(self, start: int, stop: int, wire: int) -> np.ndarray:
+        """The same in a wire dtype of its own. Pulls between which no push has come share it: to be read only."""
+        with self.unchanged(start):
+            moment = self.region_at(start).num_changes if start < self.num_pushed else 0
+            values = self._encodings.get((start, stop, wire), moment)
+            if values is None:
+                values = np.empty(stop - start, codec.WIRE_DTYPES[wire])
+                kernels.to_wire(self.parameters[start:stop], values)
+                self._encodings.keep((start, stop, wire), moment, values)
+            return values
+
+    def unchanged(self, start: int) -> contextlib.AbstractContextManager[object]:
+        """No push changes the chunk of `cut` at `start` while the block lasts."""
+        return self.region_at(start).lock if start < self.num_pushed else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def all_unchanged(self) -> Iterator[None]:
+        """No element changes while the block lasts."""
+        with contextlib.ExitStack() as locks:
+            for region in self.regions:
+                locks.enter_context(region.lock)
+            yield
+
+    def region_at(self, element: int) -> Region:
+        """The region of an element that pushes change."""
+        return self.regions[bisect.bisect_right(self._region_stops, element)]
