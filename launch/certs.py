@@ -19,7 +19,8 @@ from pathlib import Path
 from absl import flags
 
 from downpour.launch.roles import entry
-from downpour.proto.security.gate import PLAIN, Certificates, Security
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.tls import CA, CERTIFICATE, DOMAIN, KEY, ROLES, check_installed
 
 try:

@@ -11,7 +11,7 @@ from downpour.launch.job import Job, mistakes, recipe
 from downpour.launch.job.build import build, check_data
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.roles import ending, entry, security, topology
-from downpour.proto.security.gate import Security
+from downpour.proto.security.config import Security
 from downpour.worker.exchange.clients import ChiefClient
 
 topology.define_flags("evaluator")

@@ -20,7 +20,7 @@ from absl import flags, logging
 
 from downpour.launch.roles import ending, entry, security, topology
 from downpour.proto.http2.sockets import host_and_port
-from downpour.proto.security.gate import Security
+from downpour.proto.security.config import Security
 from downpour.ps.service.server import Server
 from downpour.worker.exchange.clients import ChiefClient
 

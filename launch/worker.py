@@ -24,7 +24,7 @@ from downpour.model.data.order import Counted
 from downpour.proto.chief_pb2 import ProgressReply
 from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
-from downpour.proto.security.gate import Security
+from downpour.proto.security.config import Security
 from downpour.ps.layout import Layout
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.clients import ChiefClient

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from downpour.proto.security.gate import Certificates, Security, read_token
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import Security, read_token
 
 JOB = "fashion"
 TOKEN = "0123456789abcdef-the-token-of-fashion"

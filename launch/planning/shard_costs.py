@@ -28,7 +28,7 @@ from downpour.launch.planning.demand import Cost, Costs
 from downpour.launch.roles import topology
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.security.gate import Security
+from downpour.proto.security.config import Security
 from downpour.ps.layout import Layout, plan
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.staleness import Compensate

@@ -22,7 +22,8 @@ from typing import Any
 from absl import flags
 
 from downpour.proto.rpc.health import Health
-from downpour.proto.security.gate import PLAIN, Certificates, Security, read_token
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import PLAIN, Security, read_token
 
 _PORT = {"lower_bound": 0, "upper_bound": 65535}
 _MOST_FILES = 1 << 16  # enough, and what closes every possible descriptor stays fast

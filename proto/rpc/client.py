@@ -29,7 +29,7 @@ from downpour.proto.http2.frames import MAX_WINDOW, ProtocolError
 from downpour.proto.http2.headers import Headers
 from downpour.proto.http2.sockets import Deadline, PlainSocket, Socket
 from downpour.proto.http2.streams import Ended, Limits, Stream
-from downpour.proto.security.gate import PLAIN, Security
+from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.tls import server_name
 
 _CODES = {str(code.value[0]): code for code in grpc.StatusCode}

@@ -27,7 +27,8 @@ from downpour.proto.http2.assembly import Buffers
 from downpour.proto.http2.sockets import host_and_port
 from downpour.proto.rpc.acceptor import Acceptor
 from downpour.proto.rpc.server_connection import ServerConnection
-from downpour.proto.security.gate import PLAIN, Gate, Security
+from downpour.proto.security.config import PLAIN, Security
+from downpour.proto.security.gate import Gate
 
 CALLS_PER_THREAD = 8  # that run or wait; more are refused and come again
 _MAX_CONNECTIONS = 2048  # from which calls have been admitted

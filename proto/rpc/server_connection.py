@@ -25,7 +25,8 @@ from downpour.proto.http2.frames import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode, P
 from downpour.proto.http2.sockets import Closed, Deadline, PlainSocket
 from downpour.proto.http2.streams import REFUSAL_COST, Ended, Event, Limits, Stream
 from downpour.proto.rpc import calls
-from downpour.proto.security.gate import Gate, Security
+from downpour.proto.security.config import Security
+from downpour.proto.security.gate import Gate
 
 MAX_STREAMS = 32  # calls of one connection at a time
 STRANGER_BYTES = 1 << 14  # of HTTP/2, before a call is admitted

@@ -1,62 +1,26 @@
-"""How a process shows who it is and whom it answers: certificates, the job's token, which role may call what.
+"""Admits calls to one server or refuses them, by role and token, and counts.
 
-With TLS both sides of every connection show a certificate of the job's CA (`downpour.proto.security.tls`). Whoever
-cannot is turned away in the handshake; whoever can may call what `MAY_CALL` says. The token is asked for with every
-call, with or without TLS. `downpour.proto.rpc.client` and `downpour.proto.rpc.server` make connections of it.
+With TLS both sides of every connection show a certificate of the job's CA (`downpour.proto.security.tls`); a peer that
+cannot is refused in the handshake. The token is asked for with every call, with or without TLS.
 
-Threads: any; `Gate` and `Certificates` each have a lock.
+Threads: any; `Gate` has a lock.
 """
 
 from __future__ import annotations
 
 import collections
 import hmac
-import ipaddress
-import re
 import threading
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import grpc
 from absl import logging
 
 from downpour.proto.errors import DownpourError, Forbidden, MalformedChunk, Unauthenticated
-from downpour.proto.security import tls
+from downpour.proto.security import policy
+from downpour.proto.security.config import TOKEN_KEY, Security
 
-if TYPE_CHECKING:
-    from OpenSSL import SSL
-
-    from downpour.proto.http2.sockets import PlainSocket
-    from downpour.proto.security.tls_socket import TlsSocket
-
-TOKEN_KEY = "downpour-token"
-_TOKEN = re.compile(r"[!-~]{16,1024}")  # what a header may carry
-
-_ANY = frozenset(tls.ROLES)
-
-# Who may call what. A method that is not listed may be called by nobody.
-MAY_CALL: dict[str, frozenset[str]] = {
-    "ParameterServer/Status": _ANY,
-    "ParameterServer/Push": frozenset({"worker"}),
-    "ParameterServer/Pull": frozenset({"worker"}),
-    "ParameterServer/Initialize": frozenset({"chief"}),
-    "ParameterServer/Restore": frozenset({"chief"}),
-    "ParameterServer/WriteCheckpoint": frozenset({"chief"}),
-    "ParameterServer/Absent": frozenset({"chief"}),
-    "ParameterServer/Stop": frozenset({"chief"}),
-    "Chief/Register": frozenset({"worker"}),
-    "Chief/Report": frozenset({"worker"}),
-    "Chief/Lease": frozenset({"worker"}),
-    "Chief/NextCheckpoint": frozenset({"evaluator"}),
-    "Chief/ReportScore": frozenset({"evaluator"}),
-    "Chief/Leaving": frozenset({"ps"}),
-    "Chief/Progress": _ANY,
-}
-_PACKAGE = "/downpour.v1."
-
-_LOOK_EVERY_S = 1.0  # for renewed certificates
 _LOG_EVERY_S = 60.0
 
 # What is counted by the error that a call ends with.
@@ -66,136 +30,6 @@ _REFUSED: dict[type[DownpourError], str] = {
     MalformedChunk: "refused_malformed",
 }
 _LOGGED = ("connections_malformed", "connections_dropped", *_REFUSED.values())
-
-
-class Certificates:
-    """The certificate files of a process, read again when they have been renewed.
-
-    Args:
-        folder: Holds them; see `downpour.proto.security.tls`.
-        role: Of this process.
-
-    Attributes:
-        job: That the certificate names.
-
-    Raises:
-        ValueError: They cannot be used.
-    """
-
-    def __init__(self, folder: Path, role: str) -> None:
-        self._folder, self._role = folder, role
-        self._lock = threading.Lock()
-        self._stamp = self._stamp_now()
-        self._files = tls.read(folder)
-        self.job = tls.check(folder, self._files, role).job
-        self._number = 1
-        self._contexts: dict[bool, tuple[int, SSL.Context]] = {}  # by whether it is a server's
-        self._look_at = time.monotonic() + _LOOK_EVERY_S
-
-    def latest(self) -> tuple[int, tls.Files]:
-        """The files, and how many times they have changed; what cannot be used is not taken up."""
-        with self._lock:
-            if time.monotonic() >= self._look_at:
-                self._look_at = time.monotonic() + _LOOK_EVERY_S
-                self._look()
-            return self._number, self._files
-
-    def over_tls(self, plain: PlainSocket, server_name: str | None) -> TlsSocket:
-        """TLS over a new connection, before its handshake: shows the newest certificate, and wants one of the same CA.
-
-        Args:
-            plain: The connection.
-            server_name: Whom it must lead to; None on the server's side.
-        """
-        from downpour.proto.security import tls_socket
-
-        number, files = self.latest()
-        is_server = server_name is None
-        with self._lock:
-            if self._contexts.get(is_server, (0, None))[0] != number:
-                self._contexts[is_server] = number, tls_socket.context(files, is_server=is_server)
-            context = self._contexts[is_server][1]
-        return tls_socket.TlsSocket(plain, context, server_name)
-
-    def _look(self) -> None:
-        stamp = self._stamp_now()
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            files = tls.read(self._folder)
-            identity = tls.check(self._folder, files, self._role)
-            if identity.job != self.job:
-                raise ValueError(f"--tls={self._folder} is of job {identity.job!r} now, not of {self.job!r}")
-        except ValueError as error:
-            logging.warning("renewed certificates are not taken up: %s", error)
-            return
-        self._files, self._number = files, self._number + 1
-        logging.info("certificates renewed, valid until %s UTC", f"{identity.ends:%Y-%m-%d %H:%M}")
-
-    def _stamp_now(self) -> tuple[object, ...]:
-        """Differs when a file has been replaced or written; also what a secret's link points to."""
-        stamp: list[object] = []
-        for name in (tls.CERTIFICATE, tls.KEY, tls.CA):
-            try:
-                found = (self._folder / name).stat()
-            except OSError:
-                stamp.append(None)
-            else:
-                stamp.append((found.st_ino, found.st_mtime_ns, found.st_size))
-        return tuple(stamp)
-
-
-@dataclass(frozen=True)
-class Security:
-    """What a process was told about security; by default nothing: plain text on loopback, no token.
-
-    Attributes:
-        certificates: Of this process; None for plain text.
-        token: Of the job; empty for none.
-        plain_text_on_the_network: Whether it may listen in plain text on more than loopback.
-    """
-
-    certificates: Certificates | None = None
-    token: str = field(default="", repr=False)
-    plain_text_on_the_network: bool = False
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """What goes with every call."""
-        return ((TOKEN_KEY, self.token),) if self.token else None
-
-    def check_host(self, host: str) -> None:
-        """Raises `ValueError` when a server may not listen on a host."""
-        if self.certificates or self.plain_text_on_the_network or _is_loopback(host):
-            return
-        raise ValueError(
-            f"listening on {host} in plain text would let anybody on the network read and change the model; give "
-            "--tls=FOLDER (downpour certs makes its files), --host=127.0.0.1, or, if nobody else can reach this "
-            "machine, --listen_in_plain_text_on_the_network"
-        )
-
-
-PLAIN = Security()
-
-
-def read_token(path: Path) -> str:
-    """The token of a file.
-
-    Raises:
-        ValueError: It cannot be read or is no token. The message does not show it.
-    """
-    try:
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ValueError(f"--token_file={path} cannot be read: {reason}") from None
-    if not _TOKEN.fullmatch(token):
-        raise ValueError(
-            f"--token_file={path} holds no token: give 16 to 1024 ASCII letters, digits or signs without blanks on one "
-            f"line, such as those of `openssl rand -hex 32`; it has {len(token)} characters"
-        )
-    return token
 
 
 @dataclass(frozen=True)
@@ -312,14 +146,8 @@ class Gate:
             return Unauthenticated("the call carries no token or not this job's; give every role the same --token_file")
         if self._security.certificates is None:
             return None
-        names = context.auth_context().get("peer_dns", ())
-        role = tls.role_in((name.decode(errors="replace") for name in names), self._job)
-        name = method.removeprefix(_PACKAGE)
-        if role in MAY_CALL.get(name, ()):
-            return None
-        who = f"role {role!r}" if role else f"a certificate that names no role of job {self._job!r}"
-        accepted = " or ".join(sorted(MAY_CALL.get(name, ()))) or "nobody"
-        return Forbidden(f"{who} may not call {name}, {accepted} may; give every process its own role's --tls folder")
+        names = (name.decode(errors="replace") for name in context.auth_context().get("peer_dns", ()))
+        return policy.refusal(method, names, self._job)
 
     def _knows_token(self, context: grpc.ServicerContext) -> bool:
         given = [value for key, value in context.invocation_metadata() if key == TOKEN_KEY]
@@ -328,10 +156,3 @@ class Gate:
     def _count(self, name: str) -> None:
         with self._lock:
             self._counts[name] += 1
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -8,7 +8,8 @@ from queue import SimpleQueue
 from types import TracebackType
 
 from downpour.proto.rpc import server as grpc_server
-from downpour.proto.security.gate import PLAIN, Gate, Security
+from downpour.proto.security.config import PLAIN, Security
+from downpour.proto.security.gate import Gate
 from downpour.ps.service.servicer import Servicer
 
 # A push and a pull of every worker of the reference fleet (50) may be open at once.

@@ -20,7 +20,7 @@ from downpour.launch.job.job import PULLS_A_PUBLICATION
 from downpour.launch.local.scratch import scratch_folder
 from downpour.launch.roles import topology
 from downpour.proto import codec
-from downpour.proto.security.gate import Security
+from downpour.proto.security.config import Security
 from downpour.ps.layout import Layout
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.rules import RMSProp

@@ -21,7 +21,7 @@ from absl import flags
 from downpour.launch import certs
 from downpour.launch.roles import entry
 from downpour.proto import codec
-from downpour.proto.security.gate import PLAIN, Security
+from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.exchange import Answer, Exchange, Gradients
 from tests.benchmarks.measure import Steps, Window, take_steps, wait_for_window, write_result

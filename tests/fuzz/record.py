@@ -24,7 +24,7 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto import parameter_server_pb2_grpc as pb_grpc
 from downpour.proto.errors import DownpourError
-from downpour.proto.security.gate import PLAIN, TOKEN_KEY, Security
+from downpour.proto.security.config import PLAIN, TOKEN_KEY, Security
 from downpour.ps.apply import kernels
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.pulled import Pulled

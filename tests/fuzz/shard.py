@@ -19,7 +19,8 @@ import psutil
 from downpour.launch import certs
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.security.gate import Certificates, Security
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import Security
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Slicing, Variable, plan
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from downpour.proto.security.gate import Certificates, Security, read_token
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import Security, read_token
 from downpour.worker.exchange.clients import ChiefClient
 from tests.kubelet.cluster import Cluster
 

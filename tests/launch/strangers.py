@@ -16,7 +16,7 @@ import numpy as np
 from downpour.launch import certs
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.security.gate import Security
+from downpour.proto.security.config import Security
 from downpour.ps.layout import Variable, plan
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.pace import Async

@@ -19,7 +19,7 @@ from downpour.launch.plan import Cluster
 from downpour.launch.planning import demand, shard_costs
 from downpour.launch.planning.demand import Cost, Costs
 from downpour.proto import codec
-from downpour.proto.security.gate import Security
+from downpour.proto.security.config import Security
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Variable
 from downpour.ps.layout import layout as layouts
 from downpour.ps.policy.pace import Sync

@@ -15,7 +15,8 @@ import pytest
 from downpour.launch import certs
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import Forbidden, MalformedChunk, Unauthenticated, Unreachable, from_rpc_error
-from downpour.proto.security.gate import TOKEN_KEY, Certificates, Security
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import TOKEN_KEY, Security
 from downpour.worker.exchange.clients import ShardClient
 from tests.certificates import TOKEN, forge
 from tests.channels import WITHOUT_PROXY

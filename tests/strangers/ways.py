@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downpour.launch import certs
-from downpour.proto.security.gate import PLAIN, Security
+from downpour.proto.security.config import PLAIN, Security
 from tests.certificates import JOB, TOKEN, security
 
 _OWN, _FOREIGN, _TOKEN_FILE = "certs", "foreign", "token"

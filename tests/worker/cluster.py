@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.security.gate import PLAIN, Security
+from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.pace import Async

@@ -32,7 +32,7 @@ from downpour.proto.errors import (
     Unreachable,
 )
 from downpour.proto.rpc.server import Server, handler_of
-from downpour.proto.security.gate import PLAIN, Security
+from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.layout import Layout
 from downpour.ps.policy.pace import Async

@@ -16,7 +16,7 @@ from absl import logging
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError, LayoutMismatch
-from downpour.proto.security.gate import PLAIN, Security
+from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.manifest import Checkpoint, ShardFile

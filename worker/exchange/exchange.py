@@ -17,7 +17,7 @@ import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.security.gate import PLAIN, Security
+from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.apply import kernels
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ShardClient

@@ -24,7 +24,10 @@ from downpour.proto.http2.frames import ErrorCode
 from downpour.proto.rpc import acceptor, server, server_connection
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.server import Server
-from downpour.proto.security.gate import MAY_CALL, TOKEN_KEY, Certificates, Gate, Security
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import TOKEN_KEY, Security
+from downpour.proto.security.gate import Gate
+from downpour.proto.security.policy import MAY_CALL
 from tests.certificates import JOB
 from tests.conftest import wait_until
 from tests.proto.http2.test_connection import GREETING, message

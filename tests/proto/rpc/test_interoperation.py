@@ -14,7 +14,7 @@ import pytest
 
 from downpour.proto.errors import ERROR_KEY, LayoutMismatch, from_rpc_error
 from downpour.proto.rpc import client, server
-from downpour.proto.security.gate import TOKEN_KEY, Security
+from downpour.proto.security.config import TOKEN_KEY, Security
 from tests.channels import plain
 from tests.conftest import wait_until
 

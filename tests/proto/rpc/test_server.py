@@ -20,7 +20,8 @@ from downpour.proto.http2.assembly import MAX_MESSAGE_BYTES
 from downpour.proto.rpc import acceptor, calls, client, server, server_connection
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.server import Server
-from downpour.proto.security.gate import Gate, Security
+from downpour.proto.security.config import Security
+from downpour.proto.security.gate import Gate
 from tests.conftest import wait_until
 from tests.proto.http2.test_connection import message
 from tests.proto.rpc.test_interoperation import Service, pattern

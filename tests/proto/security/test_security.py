@@ -16,7 +16,10 @@ from downpour.proto import chief_pb2
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.rpc.server import Server
 from downpour.proto.security import tls
-from downpour.proto.security.gate import MAY_CALL, PLAIN, Certificates, Gate, Security, read_token
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import PLAIN, Security, read_token
+from downpour.proto.security.gate import Gate
+from downpour.proto.security.policy import MAY_CALL
 from tests.certificates import JOB, TOKEN, forge, security
 
 _DAY = datetime.timedelta(days=1)

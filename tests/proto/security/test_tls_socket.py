@@ -16,7 +16,7 @@ import pytest
 
 from downpour.launch import certs
 from downpour.proto.http2.sockets import Closed, PlainSocket
-from downpour.proto.security.gate import Certificates
+from downpour.proto.security.certificates import Certificates
 from downpour.proto.security.tls import server_name
 from downpour.proto.security.tls_socket import TlsError, TlsSocket
 from tests.certificates import JOB

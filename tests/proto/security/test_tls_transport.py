@@ -17,7 +17,9 @@ from downpour.proto.errors import Unauthenticated
 from downpour.proto.rpc import retry
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.server import CALLS_PER_THREAD, Server
-from downpour.proto.security.gate import Certificates, Gate, Security
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import Security
+from downpour.proto.security.gate import Gate
 from tests.certificates import JOB
 from tests.conftest import wait_until
 

@@ -1,0 +1,101 @@
+"""The certificate files of a process, read again when they have been renewed.
+
+Threads: any; there is a lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import logging
+
+from downpour.proto.http2.sockets import PlainSocket
+from downpour.proto.security import tls
+
+if TYPE_CHECKING:
+    from OpenSSL import SSL
+
+    from downpour.proto.security.tls_socket import TlsSocket
+
+_LOOK_EVERY_S = 1.0  # for renewed certificates
+
+
+class Certificates:
+    """The certificate files of a process, read again when they have been renewed.
+
+    Args:
+        folder: Holds them; see `downpour.proto.security.tls`.
+        role: Of this process.
+
+    Attributes:
+        job: That the certificate names.
+
+    Raises:
+        ValueError: They cannot be used.
+    """
+
+    def __init__(self, folder: Path, role: str) -> None:
+        self._folder, self._role = folder, role
+        self._lock = threading.Lock()
+        self._stamp = self._stamp_now()
+        self._files = tls.read(folder)
+        self.job = tls.check(folder, self._files, role).job
+        self._number = 1
+        self._contexts: dict[bool, tuple[int, SSL.Context]] = {}  # by whether it is a server's
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
+
+    def latest(self) -> tuple[int, tls.Files]:
+        """The files, and how many times they have changed; what cannot be used is not taken up."""
+        with self._lock:
+            if time.monotonic() >= self._look_at:
+                self._look_at = time.monotonic() + _LOOK_EVERY_S
+                self._look()
+            return self._number, self._files
+
+    def over_tls(self, plain: PlainSocket, server_name: str | None) -> TlsSocket:
+        """TLS over a new connection, before its handshake: shows the newest certificate, and wants one of the same CA.
+
+        Args:
+            plain: The connection.
+            server_name: Whom it must lead to; None on the server's side.
+        """
+        from downpour.proto.security import tls_socket
+
+        number, files = self.latest()
+        is_server = server_name is None
+        with self._lock:
+            if self._contexts.get(is_server, (0, None))[0] != number:
+                self._contexts[is_server] = number, tls_socket.context(files, is_server=is_server)
+            context = self._contexts[is_server][1]
+        return tls_socket.TlsSocket(plain, context, server_name)
+
+    def _look(self) -> None:
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            files = tls.read(self._folder)
+            identity = tls.check(self._folder, files, self._role)
+            if identity.job != self.job:
+                raise ValueError(f"--tls={self._folder} is of job {identity.job!r} now, not of {self.job!r}")
+        except ValueError as error:
+            logging.warning("renewed certificates are not taken up: %s", error)
+            return
+        self._files, self._number = files, self._number + 1
+        logging.info("certificates renewed, valid until %s UTC", f"{identity.ends:%Y-%m-%d %H:%M}")
+
+    def _stamp_now(self) -> tuple[object, ...]:
+        """Differs when a file has been replaced or written; also what a secret's link points to."""
+        stamp: list[object] = []
+        for name in (tls.CERTIFICATE, tls.KEY, tls.CA):
+            try:
+                found = (self._folder / name).stat()
+            except OSError:
+                stamp.append(None)
+            else:
+                stamp.append((found.st_ino, found.st_mtime_ns, found.st_size))
+        return tuple(stamp)
