@@ -1,5 +1,17 @@
 """A job and how it is made: recipes, overrides, model and layout, initial values."""
 
-from downpour.launch.job.job import Cluster, Exchange, Job
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from downpour.launch.job.job import Cluster, Exchange, Job
 
 __all__ = ["Cluster", "Exchange", "Job"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what a job is when it is first asked for: a shard's process uses `mistakes` of this package, and no job."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from downpour.launch.job import job
+
+    return getattr(job, name)

@@ -39,11 +39,11 @@ What section 4.1 leaves open, and what we took: RMSProp's decay (0.9, TensorFlow
 
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import ImageRecords
-from downpour.model.vision.losses import per_label_logistic
-from downpour.model.vision.resnet import ResNet
+from downpour.model.losses import per_label_logistic
+from downpour.model.resnet import ResNet
 from downpour.ps.layout import Slicing
-from downpour.ps.policy.rules import RMSProp
-from downpour.ps.policy.schedules import StaircaseExponential
+from downpour.ps.rules import RMSProp
+from downpour.ps.schedules import StaircaseExponential
 
 
 def job() -> Job:

@@ -16,11 +16,11 @@ of 36 M, 2 workers instead of 50, bfloat16 on the wire, a rate small enough for 
 
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import GeneratedImages
-from downpour.model.vision.losses import per_label_logistic
-from downpour.model.vision.resnet import ResNet
+from downpour.model.losses import per_label_logistic
+from downpour.model.resnet import ResNet
 from downpour.ps.layout import Slicing
-from downpour.ps.policy.rules import RMSProp
-from downpour.ps.policy.schedules import Constant
+from downpour.ps.rules import RMSProp
+from downpour.ps.schedules import Constant
 
 
 def job() -> Job:

@@ -255,7 +255,7 @@ def test_each_of_several_gradients_applied_together_is_followed_by_its_projectio
         ]
         for one, chunk in zip(apart, chunks, strict=True):
             alone.apply(one, chunk)
-        region = together._region_at(start)
+        region = together.vector.region_at(start)
         with ThreadPoolExecutor(4) as pool:
             with region.lock:
                 futures = []

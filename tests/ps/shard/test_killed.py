@@ -181,7 +181,7 @@ def kill_at(killer: Killer, scenario: str, passings: Callable[[int], list[int]])
 
 def test_norms_are_within_pieces_and_what_is_left_holds(killer: Killer) -> None:
     layout = killable.CONSTRAINED
-    regions = Shard(new_arena(None, SCENARIOS["constrained"]))._regions
+    regions = Shard(new_arena(None, SCENARIOS["constrained"])).vector.regions
     assert [len(region.pieces) for region in regions] == [4, 2, 2, 1, 1]
     pieces = [piece for region in regions for piece in region.pieces]
     for begin, end in layout.uncut(0):
