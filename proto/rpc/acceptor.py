@@ -66,7 +66,7 @@ class Acceptor:
     Args:
         listener: The listening socket, which is closed at the end.
         connect: Makes a connection of a socket; raises `OSError` if that has ended.
-        admit: Takes over a connection whose first call has been admitted.
+        admit: Takes over a connection whose first call has been admitted; false if there is no room for it.
         look_after: Is called every second, to look at connections that have been admitted.
         gate: Counts.
         most: Strangers at one time.
@@ -76,7 +76,7 @@ class Acceptor:
         self,
         listener: socket.socket,
         connect: Callable[[socket.socket], ServerConnection],
-        admit: Callable[[ServerConnection], None],
+        admit: Callable[[ServerConnection], bool],
         look_after: Callable[[], None],
         gate: Gate,
         most: int,
@@ -211,9 +211,9 @@ class Acceptor:
             return True
         if not connection.is_admitted:
             return False
-        self._credit_s += stranger.used_s  # members are not charged
         self._forget(connection)
-        self._admit(connection)
+        if self._admit(connection):
+            self._credit_s += stranger.used_s  # members are not charged
         return True
 
     def _turn_away(self, connection: ServerConnection, stranger: _Stranger, error: Exception) -> None:

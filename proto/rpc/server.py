@@ -202,8 +202,8 @@ class Server:
     def _connect(self, raw: socket.socket) -> ServerConnection:
         return ServerConnection(self, raw, self._security)
 
-    def _admit(self, connection: ServerConnection) -> None:
-        """Gives a connection a thread, if there is one."""
+    def _admit(self, connection: ServerConnection) -> bool:
+        """Gives a connection a thread, if there is one; whether there is."""
         with self._changed:
             has_room = len(self._connections) < self._most_connections
             if has_room:
@@ -211,12 +211,13 @@ class Server:
         if has_room:
             try:
                 threading.Thread(target=self._read, args=(connection,), name="read", daemon=True).start()
-                return
+                return True
             except RuntimeError as error:  # the machine has none left
                 logging.log_every_n_seconds(logging.WARNING, "no more threads for connections: %s", 60, error)
         self.gate.connection_dropped()
         connection.close(OSError("the server has no room"))  # none of its calls runs yet
         self._forget(connection)
+        return False
 
     def _read(self, connection: ServerConnection) -> None:
         try:

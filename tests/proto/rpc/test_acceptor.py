@@ -400,3 +400,20 @@ def test_members_that_talk_nonsense_come_again_more_slowly(
     talking.join()
     assert 0 < num_ended <= 40  # 200 where nothing is charged
     assert waited_s < 10
+
+
+def test_members_for_whom_there_is_no_room_cost_a_part_of_a_processor(
+    served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptor, "_BURST_S", 0.0)
+    monkeypatch.setattr(acceptor, "_SHARE", 0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(served, "_most_connections", 0)
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            with connect(served, GREETING + call() + data(1, b"x")) as raw, contextlib.suppress(OSError):
+                raw.settimeout(max(0.1, end - time.monotonic()))
+                while raw.recv(1 << 16):
+                    pass
+        assert 0 < gate.counts().connections_dropped < 200  # 1,500 where they are not charged
+    assert ask(served) == b"x"
