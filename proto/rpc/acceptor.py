@@ -34,7 +34,7 @@ _FAREWELL_S = 1.0  # in which a stranger may read why its connection ends
 
 # Processor seconds that strangers may use at once, and in a second; what members have used is given back.
 _BURST_S, _SHARE = 0.5, 0.05
-_MAX_DEBT_S = 0.25  # that members may cause, so that nobody waits longer than a few seconds for them
+_MAX_DEBT_S = 0.15  # that members may cause, so that nobody waits longer than a few seconds for them
 
 _TICK_S = 0.25  # between looks at deadlines
 _LOOK_AFTER_S = 1.0  # between looks at connections that have been admitted

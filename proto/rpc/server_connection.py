@@ -34,6 +34,7 @@ _STEPS = 64  # parts of frames that a stranger is read at a time
 FIRST_MESSAGE_S = 10.0  # of a call that is admitted
 IDLE_S = 300.0  # without a call
 STALL_S = 10.0  # without a byte that a caller takes, or sends while it is waited for, after which it counts as gone
+_NONSENSE_COST = 5 * REFUSAL_COST  # of a call whose messages make no sense; by then a thread has run it
 _LINGER_S = 1.0  # in which a peer may read why its connection ends
 _WINDOW = (1 << 23) + (1 << 16)  # of a stream whose messages are wanted: two chunks of float32
 
@@ -203,7 +204,7 @@ class ServerConnection(Connection):
         try:
             with self.lock:
                 self._nonsense_s += cost_s
-                self.streams.budget.spend(REFUSAL_COST, "calls that do not follow the protocol")
+                self.streams.budget.spend(_NONSENSE_COST, "calls that do not follow the protocol")
         except ProtocolError as error:
             self._end_for(error)
             self.shut_down()

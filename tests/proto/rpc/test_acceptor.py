@@ -371,7 +371,7 @@ def test_calls_that_make_no_sense_end_their_connection_in_time(served: Server, s
         got = rest(raw)
     assert b"grpc-status\x013" in got  # INVALID_ARGUMENT
     assert b"\x00\x00\x00\x0b" in got[-13:]  # ENHANCE_YOUR_CALM
-    assert gate.counts().refused_malformed >= 100 and gate.counts().connections_malformed == 1
+    assert gate.counts().refused_malformed >= 20 and gate.counts().connections_malformed == 1
 
 
 def test_members_that_talk_nonsense_come_again_more_slowly(
@@ -398,7 +398,7 @@ def test_members_that_talk_nonsense_come_again_more_slowly(
     waited_s = time.monotonic() - began
     stop.set()
     talking.join()
-    assert 0 < num_ended <= 40  # 200 where nothing is charged
+    assert 0 < num_ended <= 100  # 1,000 where nothing is charged
     assert waited_s < 10
 
 
