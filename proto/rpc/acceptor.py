@@ -212,6 +212,7 @@ class Acceptor:
         if not connection.is_admitted:
             return False
         self._forget(connection)
+        connection.cost_s = stranger.used_s
         if self._admit(connection):
             self._credit_s += stranger.used_s  # members are not charged
         return True

@@ -80,6 +80,7 @@ class ServerConnection(Connection):
         peer: With it, as gRPC writes it.
         names: DNS names in the peer's certificate.
         is_admitted: Whether a call has been admitted.
+        cost_s: Processor seconds that it had cost by then.
 
     Raises:
         OSError: It has ended already.
@@ -91,6 +92,7 @@ class ServerConnection(Connection):
         self.peer = f"{family}:[{self.address}]:{port}" if family == "ipv6" else f"{family}:{self.address}:{port}"
         self.names: list[str] = []
         self.is_admitted = False
+        self.cost_s = 0.0
         self._host = host
         self._plain = PlainSocket(raw, stall_s=STALL_S)
         self._plain.set_blocking(False)
@@ -174,7 +176,7 @@ class ServerConnection(Connection):
             pass
         finally:
             if self._is_ended:  # or it comes again, and costs as much again
-                self._host.charge(time.thread_time() + self._nonsense_s)
+                self._host.charge(self.cost_s + time.thread_time() + self._nonsense_s)
             self.close(reason)
 
     def close(self, reason: Exception) -> None:
