@@ -180,7 +180,7 @@ def test_tracebacks_are_found_in_a_log(tmp_path: Path) -> None:
             log.write("Traceback (most recent call last):\n")
             log.write('  File "/x/proto/http2/connection.py", line 12, in read\n    number = 7\n')
             log.write("ValueError: 17 is too much\n[ps/0] goes on\n")
-        assert shard.tracebacks() == ["proto/http2/connection.py in read: ValueError: N is too much"]
+        assert shard.tracebacks() == ["http2/connection.py in read: ValueError: N is too much"]
 
 
 def test_one_case_can_be_played_alone(sessions: list[Session], tmp_path: Path) -> None:
