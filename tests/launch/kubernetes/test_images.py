@@ -101,7 +101,7 @@ def test_the_shard_image_starts_a_shard_and_has_no_tensorflow(builder: Builder, 
     print(f"shard: {size_mb(stage.root / 'opt/downpour')} MB of our own on top of the base, {len(packages)} packages")
 
     # An image's layers keep full seconds, by which numba knows what it compiled.
-    loops = next((stage.root / "opt/downpour/venv").glob("lib/python3.*/site-packages/downpour/ps/loops.py"))
+    loops = next((stage.root / "opt/downpour/venv").glob("lib/python3.*/site-packages/downpour/ps/apply/loops.py"))
     assert loops.stat().st_mtime_ns % 10**9 == 0
 
     arena, kernels, temporary = (tmp_path / name for name in ("arena", "kernels", "tmp"))
