@@ -93,7 +93,7 @@ def test_a_lost_shard_comes_back_from_the_checkpoint_before_a_damaged_one(
         version = checkpoint.load(tmp_path / "checkpoints" / before).shards[1].version
         wait_until(lambda: f"shard 1 lost its memory: back at version {version}" in caplog.text, "its return")
         assert complete(cluster) == [before], "the damaged one is offered to nobody"
-        offered = cluster.chief._known.checkpoint
+        offered = cluster.chief._state.known.checkpoint
         assert offered is not None and offered.directory.endswith(before)
         gate.open.set()
         worker.result(GIVE_UP_S)
@@ -165,13 +165,13 @@ def test_a_chief_without_its_journal_goes_on_from_the_shards_and_the_newest_chec
 def kill(chief: Chief, run: Future[Any]) -> None:
     """Ends a chief in the middle: shards, workers and files stay as they are."""
 
-    def killed(state: Any) -> None:
+    def killed(number: int) -> None:
         raise Killed
 
     chief._server.stop(None).wait()
     chief._ending.set()
     chief._folder.close()  # a process that dies lets go of its lock
-    chief._folder.write_journal = killed  # type: ignore[method-assign]
+    chief._folder.journal.commit = killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
         run.result(GIVE_UP_S)
 

@@ -1,7 +1,7 @@
 """Gives shards that have come back without their memory what there is: the newest good checkpoint, else initial values.
 
 Threads: `run` is a thread of its own; the chief's main thread calls `look_after` once before that thread begins. The
-chief's condition guards what both of them and the service know.
+condition of `JobState` guards what both of them and the service know.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from downpour.proto import chief_pb2 as pb
 from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.proto.errors import DownpourError
 from downpour.ps.checkpoint.manifest import Checkpoint, Damaged
-from downpour.worker.chief.known import Known
 from downpour.worker.chief.run_folder import RunFolder
 from downpour.worker.chief.shards import Shards
+from downpour.worker.chief.state import JobState
 
 _LOOK_EVERY_S = 1.0
 
@@ -29,9 +29,7 @@ class Healer:
     Args:
         shards: Of the job.
         folder: Of the run; has the checkpoints.
-        known: What the chief knows; losses are added to it.
-        changed: The chief's condition, which guards `known`.
-        write_journal: Called with the condition's lock held once something was lost.
+        state: Of the job; losses are added to what is known.
         initial_values: One array a variable, for a job without a checkpoint.
 
     Attributes:
@@ -42,14 +40,11 @@ class Healer:
         self,
         shards: Shards,
         folder: RunFolder,
-        known: Known,
-        changed: threading.Condition,
-        write_journal: Callable[[], None],
+        state: JobState,
         initial_values: Callable[[], list[np.ndarray]],
     ) -> None:
         self.gave_up = False
-        self._shards, self._folder, self._known, self._changed = shards, folder, known, changed
-        self._write_journal, self._initial_values = write_journal, initial_values
+        self._shards, self._folder, self._state, self._initial_values = shards, folder, state, initial_values
         self._polled = [0] * len(shards)  # versions, when they were looked at last; guarded by `changed`
 
     def run(self, ending: threading.Event) -> None:
@@ -59,10 +54,10 @@ class Healer:
             try:
                 self.look_after()
             except Damaged as error:
-                with self._changed:
+                with self._state.changed:
                     self.gave_up = True
-                    self._known.coordinator.failure = f"a shard has lost its memory, and {error}"
-                    self._changed.notify_all()
+                    self._state.coordinator.failure = f"a shard has lost its memory, and {error}"
+                    self._state.changed.notify_all()
                 return
             except (DownpourError, ValueError, OSError) as error:  # it has died again, or storage fails: looks again
                 if str(error) != said:
@@ -80,17 +75,17 @@ class Healer:
         """
         statuses = self._shards.look()
         losses = self._shards.heal(statuses, self._seen(), self._newest, self._initial_values)
-        with self._changed:
+        with self._state.changed:
             self._polled = [_version(old, status) for old, status in zip(self._polled, statuses, strict=True)]
-            if losses:
-                self._known.losses += losses
-                self._write_journal()
+        if losses:
+            with self._state.journaled():
+                self._state.known.losses += losses
 
     def _seen(self) -> Sequence[int]:
         """The highest version of each shard that a worker or this object has seen since its last loss."""
-        with self._changed:
-            reported = self._known.coordinator.versions or [0] * len(self._shards)
-            before = {loss.shard: loss.version + loss.updates for loss in self._known.losses}
+        with self._state.changed:
+            reported = self._state.coordinator.versions or [0] * len(self._shards)
+            before = {loss.shard: loss.version + loss.updates for loss in self._state.known.losses}
             polled = self._polled
         # A report from before an earlier loss says nothing about this one.
         current = [version if version > before.get(shard, -1) else 0 for shard, version in enumerate(reported)]
@@ -99,10 +94,10 @@ class Healer:
     def _newest(self, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
         """The newest good checkpoint; the evaluator is offered no newer one, which is damaged."""
         saved = self._folder.newest(check, self._shards.job_id)
-        with self._changed:
-            known = self._known.checkpoint
+        with self._state.changed:
+            known = self._state.known.checkpoint
             if saved is not None and known is not None and saved.step < known.step and not known.last:
-                self._known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+                self._state.known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
         return saved
 
 

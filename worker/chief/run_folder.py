@@ -1,26 +1,24 @@
 """What the chief writes of a run: checkpoints' place, history, journal, summary.
 
     history.jsonl    losses and scores, a line each
-    journal.json     everything that a chief which is started again must know, replaced whole
+    journal.json     everything that a chief which is started again must know: `downpour.worker.chief.journal`
     summary.json     the end
     checkpoints/     or elsewhere: a folder or a URL
     owner.lock, job.json   whose it is: `downpour.worker.chief.owner`
 
-Where history and journal cannot be written (a full disk), that is said once, the job goes on, and both are tried again
-with the next entry.
+Where the history cannot be written (a full disk), that is logged once, the job goes on, and it is tried again with the
+next entry.
 
-Threads: the chief holds its lock around the journal; the rest is written by whoever has something to write.
+Threads: any may add to the history; the rest is for the chief's main thread.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,13 +30,12 @@ from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.storage import Folder, NoRoom
 from downpour.worker.chief import owner
+from downpour.worker.chief.journal import Journal, Reluctant, replace
 from downpour.worker.chief.owner import JOURNAL, SUMMARY, Identity
 from downpour.worker.chief.plan import Plan
 
 _INSIST_EVERY_S = 1.0
 _HISTORY = "history.jsonl"
-_LONGEST_GAP_S = 300.0  # workers do not train for longer without a chief: they ask for leases
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class RunFolder:
@@ -50,6 +47,7 @@ class RunFolder:
 
     Attributes:
         checkpoints: Of the checkpoints.
+        journal: Of the chief.
 
     Raises:
         ValueError: One of them cannot be written, or the folder belongs to another chief.
@@ -60,7 +58,8 @@ class RunFolder:
         self._path = run_dir
         self._noting = threading.Lock()
         self._unwritten: list[str] = []  # lines of the history; guarded by `_noting`
-        self._failing: dict[str, bool] = {}  # by file, whether it could not be written the last time
+        self._history = Reluctant(run_dir / _HISTORY)
+        self.journal = Journal(run_dir / JOURNAL)
         self._lock = owner.Lock(run_dir / owner.LOCK, "chief")
         try:
             self.checkpoints = Folder(checkpoint_dir)
@@ -128,7 +127,7 @@ class RunFolder:
         path = self._path / _HISTORY
         if path.exists():
             lines = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= saved.step]
-            self._try(_HISTORY, lambda: _replace(path, "".join(f"{line}\n" for line in lines)))
+            self._history.attempt(lambda: replace(path, "".join(f"{line}\n" for line in lines)))
         return saved
 
     def newest(self, check: Callable[[Checkpoint], None] = Checkpoint.verify, job_id: str = "") -> Checkpoint | None:
@@ -176,39 +175,8 @@ class RunFolder:
         """Adds a line to the history, and what could not be added before."""
         with self._noting:
             self._unwritten.append(json.dumps(entry) + "\n")
-            if self._try(_HISTORY, lambda: _append(self._path / _HISTORY, "".join(self._unwritten))):
+            if self._history.attempt(lambda: _append(self._path / _HISTORY, "".join(self._unwritten))):
                 self._unwritten.clear()
-
-    def write_journal(self, state: Mapping[str, Any]) -> None:
-        """Replaces the journal. One that cannot be written stays as it was; a next chief goes on from that."""
-        now = {"written_at": time.time(), "boot": _boot_id(), "written_s": time.monotonic()}
-        journal = json.loads(json.dumps({**state, **now}))  # as it will be read
-        text = json.dumps(journal | {"checksum": _checksum(journal)})
-        self._try(JOURNAL, lambda: _replace(self._path / JOURNAL, text))
-
-    def journal(self, job_id: str = "") -> dict[str, Any] | None:
-        """The journal, with `gap_s`, the seconds since it was written; None if there is none that can be read.
-
-        With `job_id`, also None if it is another job's; those of older versions name none.
-
-        The gap is that of the monotonic clock as long as the machine has not been started again. On another machine it
-        is that of the wall clocks, which may differ: at least 0 and at most 300 s.
-        """
-        path = self._path / JOURNAL
-        try:
-            journal: dict[str, Any] = json.loads(path.read_text())
-            if not isinstance(journal, dict) or journal.pop("checksum", None) not in (None, _checksum(journal)):
-                raise ValueError("it is not what was written")
-            journal["gap_s"] = _gap_s(journal)
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            logging.warning("%s cannot be read (%r)", path, error)
-            return None
-        except OSError as error:
-            logging.warning("%s", error)
-            return None
-        return None if job_id and journal.get("job_id", job_id) != job_id else journal
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary.
@@ -216,21 +184,7 @@ class RunFolder:
         Raises:
             OSError: It cannot be written.
         """
-        _replace(self._path / SUMMARY, json.dumps(summary, indent=1) + "\n")
-
-    def _try(self, name: str, write: Callable[[], None]) -> bool:
-        """Writes a file; returns whether that worked, and says so when it is not as it was before."""
-        try:
-            write()
-        except OSError as error:
-            if not self._failing.get(name):
-                path = self._path / name
-                logging.warning("%s cannot be written (%s); training goes on, and it is tried again", path, error)
-            self._failing[name] = True
-            return False
-        if self._failing.pop(name, False):
-            logging.warning("%s can be written again", self._path / name)
-        return True
+        replace(self._path / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     def _held_job(self, held: Sequence[tuple[int, str]], plan: Plan) -> str:
         """The id of the job whose parameters some shards hold, which must be that of this folder."""
@@ -271,7 +225,7 @@ class RunFolder:
         """The job of this folder: as it was noted, else as the journal names it."""
         known = owner.read_identity(self._path)
         if known is None:
-            job_id = (self.journal() or {}).get("job_id", "")
+            job_id = (self.journal.read() or {}).get("job_id", "")
             known = Identity(str(job_id)) if job_id else None
         return known
 
@@ -311,26 +265,6 @@ class RunFolder:
         return (plan.overwrite and known.overwrites) or not owner.left_behind(self._path, self.checkpoints)
 
 
-def _checksum(journal: Mapping[str, Any]) -> int:
-    """CRC-32 of a journal's content."""
-    return zlib.crc32(json.dumps(journal, sort_keys=True).encode())
-
-
-def _gap_s(journal: Mapping[str, Any]) -> float:
-    """Seconds since a journal was written."""
-    if journal.get("boot") and journal["boot"] == _boot_id():
-        return max(0.0, time.monotonic() - float(journal["written_s"]))
-    return min(max(0.0, time.time() - float(journal["written_at"])), _LONGEST_GAP_S)
-
-
-def _boot_id() -> str:
-    """Differs after every start of the machine; empty where the system has none."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
 def insist(action: Callable[[], None], what: str, within_s: float) -> Exception | None:
     """Does something that needs room on a disk, again and again for so many seconds; returns the error it ends with."""
     deadline = time.monotonic() + within_s
@@ -354,17 +288,6 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _append(path: Path, text: str) -> None:

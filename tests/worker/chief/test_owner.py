@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from downpour.proto.errors import CheckpointFailed, LayoutMismatch, WorkerSupers
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import chief as chiefs
-from downpour.worker.chief import owner, run_folder
+from downpour.worker.chief import journal as journals
+from downpour.worker.chief import owner
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.owner import Identity, Lock
 from downpour.worker.chief.run_folder import RunFolder
@@ -31,6 +33,7 @@ from tests.worker.test_job import GIVE_UP_S, LAYOUT, Cluster, plan_in, serving
 
 _HOLDER = """
 import sys, time
+import time
 from pathlib import Path
 from downpour.worker.chief.owner import Lock
 lock = Lock(Path(sys.argv[1]), "chief")
@@ -208,20 +211,20 @@ def test_a_clock_that_jumps_ends_no_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift_s: float, other_machine: bool, gap_s: float
 ) -> None:
     folder = RunFolder(tmp_path, str(tmp_path / "checkpoints"))
-    now = run_folder.time.time()
-    folder.write_journal({})
-    monkeypatch.setattr(run_folder.time, "time", lambda: now + shift_s)
+    now = time.time()
+    folder.journal.commit(folder.journal.stage({}))
+    monkeypatch.setattr(journals.time, "time", lambda: now + shift_s)
     if other_machine:
-        monkeypatch.setattr(run_folder, "_boot_id", lambda: "another")
-    journal = folder.journal()
+        monkeypatch.setattr(journals, "_boot_id", lambda: "another")
+    journal = folder.journal.read()
     assert journal is not None and journal["gap_s"] == pytest.approx(gap_s, abs=5.0)
     folder.close()
 
 
 def test_a_journal_of_the_version_before_can_be_read(tmp_path: Path) -> None:
-    (tmp_path / "journal.json").write_text(json.dumps({"written_at": run_folder.time.time() - 4, "fingerprint": ""}))
+    (tmp_path / "journal.json").write_text(json.dumps({"written_at": time.time() - 4, "fingerprint": ""}))
     folder = RunFolder(tmp_path, str(tmp_path / "checkpoints"))
-    journal = folder.journal("a")
+    journal = folder.journal.read("a")
     assert journal is not None and 3 < journal["gap_s"] < 60
     folder.close()
 
@@ -304,7 +307,7 @@ def test_a_chief_that_overwrites_goes_on_from_its_own_checkpoint_when_every_shar
     with serving(tmp_path, overwrite=True, num_steps=25) as cluster:
         chief = cluster.run_chief()
         cluster.work(0, num_steps=25)
-        job_id = chief.result(GIVE_UP_S) and cluster.chief._job_id
+        job_id = chief.result(GIVE_UP_S) and cluster.chief._state.job_id
     (tmp_path / "summary.json").unlink()  # it was killed before its end
     names = checkpoint.complete(Folder(tmp_path / "checkpoints"))
     assert "step-0000000999" not in names
@@ -312,8 +315,8 @@ def test_a_chief_that_overwrites_goes_on_from_its_own_checkpoint_when_every_shar
         chief = cluster.run_chief()
         cluster.work(0, num_steps=40)
         summary = chief.result(GIVE_UP_S)
-        assert cluster.chief._job_id == job_id and summary["resumed_from"] >= 25
-        assert cluster.chief._coordinator.incarnation > 1 << 20
+        assert cluster.chief._state.job_id == job_id and summary["resumed_from"] >= 25
+        assert cluster.chief._state.coordinator.incarnation > 1 << 20
 
 
 def test_a_worker_that_runs_another_job_is_refused_with_the_first_difference(
@@ -347,6 +350,6 @@ def test_the_process_that_registers_last_wins(tmp_path: Path) -> None:
         older = register(cluster, "a")
         assert register(cluster, "b") > older
         with pytest.raises(WorkerSuperseded, match="taken over"):
-            cluster.chief._coordinator.lease(0, older, 0, 0.0)
+            cluster.chief._state.coordinator.lease(0, older, 0, 0.0)
         cluster.work(0)
         chief.result(GIVE_UP_S)

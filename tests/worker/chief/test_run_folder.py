@@ -81,7 +81,7 @@ def test_damaged_ones_do_not_count_among_those_that_are_kept(tmp_path: Path) -> 
 def test_a_journal_that_is_none_counts_as_none(tmp_path: Path, text: str) -> None:
     folder = new(tmp_path)
     (tmp_path / "journal.json").write_text(text)
-    assert folder.journal() is None
+    assert folder.journal.read() is None
 
 
 def test_a_full_disk_is_said_once_and_nothing_is_missing_afterwards(
@@ -89,15 +89,15 @@ def test_a_full_disk_is_said_once_and_nothing_is_missing_afterwards(
 ) -> None:
     folder = new(small_disk.path / "run")
     state: dict[str, Any] = {"words": "x" * 9000}
-    folder.write_journal(state)
+    folder.journal.commit(folder.journal.stage(state))
     folder.note({"step": 1})
     small_disk.fill()
     for step in range(2, 400):
         folder.note({"step": step, "words": "x" * 50})
-        folder.write_journal(state | {"step": step})
+        folder.journal.commit(folder.journal.stage(state | {"step": step}))
     said = [record.getMessage().partition(" cannot be written")[0] for record in caplog.records]
     assert sorted(said) == [str(small_disk.path / "run" / name) for name in ("history.jsonl", "journal.json")]
-    journal = folder.journal()
+    journal = folder.journal.read()
     assert journal is not None and "step" not in journal, "the last one that could be written"
     with pytest.raises(OSError, match="No space left"):
         folder.write_summary({"words": "x" * 9000})
@@ -108,10 +108,10 @@ def test_a_full_disk_is_said_once_and_nothing_is_missing_afterwards(
     }
     small_disk.make_room()
     folder.note({"step": 400})
-    folder.write_journal(state | {"step": 400})
+    folder.journal.commit(folder.journal.stage(state | {"step": 400}))
     lines = (small_disk.path / "run" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 401))
-    journal = folder.journal()
+    journal = folder.journal.read()
     assert journal is not None and journal["step"] == 400
     assert len(caplog.records) == 4 and "can be written again" in caplog.records[-1].getMessage()
 
@@ -121,7 +121,7 @@ def test_a_run_folder_that_is_away_for_a_while_ends_nothing(tmp_path: Path) -> N
     folder.note({"step": 1})
     shutil.move(tmp_path / "run", tmp_path / "away")
     folder.note({"step": 2})
-    folder.write_journal({"step": 2})
+    folder.journal.commit(folder.journal.stage({"step": 2}))
     shutil.move(tmp_path / "away", tmp_path / "run")
     folder.note({"step": 3})
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()

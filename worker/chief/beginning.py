@@ -1,0 +1,112 @@
+"""How a chief begins: with a new job, one that is resumed, or one whose shards hold parameters already.
+
+In the last case it goes on from its journal, or without one from the newest checkpoint's progress. All of it is done
+before the chief answers anybody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from absl import logging
+
+from downpour.proto import chief_pb2 as pb
+from downpour.proto.errors import CheckpointFailed
+from downpour.ps.checkpoint.manifest import Checkpoint, Damaged
+from downpour.worker.chief.healer import Healer
+from downpour.worker.chief.known import Known
+from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.shards import Shards
+from downpour.worker.chief.state import JobState
+
+
+def begin(
+    plan: Plan,
+    state: JobState,
+    folder: RunFolder,
+    shards: Shards,
+    healer: Healer,
+    initial_values: Callable[[], list[np.ndarray]],
+) -> None:
+    """Gives the shards of a job their parameters, where they have none, and its state what a chief before knew.
+
+    Args:
+        plan: The job.
+        state: Of the job.
+        folder: Of the run.
+        shards: Of the job; get its id.
+        healer: Fills those that hold nothing while others do.
+        initial_values: One array a variable.
+
+    Raises:
+        ValueError: All checkpoints are damaged where one is needed, or there is none where one is demanded.
+    """
+    statuses = shards.statuses()
+    held = [(i, status.job_id) for i, status in enumerate(statuses) if status.ready]
+    shards.job_id, saved = folder.settle(held, plan)
+    state.job_id = shards.job_id
+    if held:
+        with state.changed:
+            _recall(state.known, folder, shards)
+        logging.info("the shards hold parameters of job %s already; training continues", shards.job_id)
+        healer.look_after()  # those that hold none
+    elif saved:
+        with state.journaled():  # first: a chief that is started again meanwhile must not find the older one
+            state.known.resume(saved, time.monotonic())
+        shards.restore(saved)
+        logging.info("resumed job %s from %s", shards.job_id, saved.directory)
+    else:
+        values = initial_values()  # first: a mistake in where they come from must not cost the run before
+        folder.begin(shards.job_id, overwrites=plan.overwrite)
+        shards.initialize(lambda: values)
+        logging.info("%d shards initialised for job %s", len(shards), shards.job_id)
+    shards.check_job()
+    try:
+        shards.check_may_write(folder.checkpoints.url)
+    except CheckpointFailed as error:
+        if not held:
+            raise
+        logging.warning("no checkpoint can be written at present: %s", error)
+    highest = max(status.incarnation for status in shards.statuses())
+    with state.changed:
+        state.coordinator.saw_incarnation(highest, goes_on=bool(held or saved))
+
+
+def _recall(known: Known, folder: RunFolder, shards: Shards) -> None:
+    """Fills in what is known of a job whose shards hold parameters.
+
+    Without a journal that can be used, workers must start anew, since their leases are not known; what they have
+    trained on since the newest checkpoint is done again, and counted in `records_repeated`.
+
+    Raises:
+        OtherRecords: The job was begun with other training records.
+    """
+    journal = folder.journal.read(shards.job_id)
+    if journal is not None and journal.get("fingerprint") == shards.layout.fingerprint.hex():
+        try:
+            known.load(journal, time.monotonic())
+            return
+        except KeyError as error:
+            logging.warning("the journal cannot be used: %s", error.args[0])
+    version = max(status.version for status in shards.statuses())
+    saved = _newest_progress(folder, shards.job_id)
+    if saved is not None:
+        known.coordinator.load(saved.progress["coordinator"], time.monotonic())
+        known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+    known.coordinator.saw(version)
+    whence = f"the progress in {saved.directory}" if saved else "no progress, as there is no checkpoint"
+    logging.warning(
+        "there is no journal of this job: the chief goes on at step %d with %s; workers start anew, and what they have "
+        "trained on since then is repeated and counted", version, whence
+    )  # fmt: skip
+
+
+def _newest_progress(folder: RunFolder, job_id: str) -> Checkpoint | None:
+    try:
+        return folder.newest(lambda saved: None, job_id)  # its manifest is needed, not its files
+    except Damaged as error:
+        logging.warning("%s", error)
+        return None

@@ -1,0 +1,94 @@
+"""Checkpoints of a running job: periodic ones, those for shards that are about to end, and the last one.
+
+Threads: the chief's main thread.
+"""
+
+from __future__ import annotations
+
+import time
+
+from absl import logging
+
+from downpour.proto import chief_pb2 as pb
+from downpour.proto.errors import CheckpointFailed, NotSaved, Unreachable
+from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.run_folder import RunFolder, insist
+from downpour.worker.chief.shards import Shards
+from downpour.worker.chief.state import JobState
+
+
+class Checkpoints:
+    """Writes the checkpoints of one job.
+
+    Args:
+        plan: The job.
+        state: Of the job.
+        folder: Of the run.
+        shards: Of the job.
+    """
+
+    def __init__(self, plan: Plan, state: JobState, folder: RunFolder, shards: Shards) -> None:
+        self._plan, self._state, self._folder, self._shards = plan, state, folder, shards
+
+    def write(self, *, last: bool = False) -> None:
+        """Asks every shard for its file, then writes the manifest. A failure is logged, unless it is the last one.
+
+        Raises:
+            CheckpointFailed: The last one cannot be written.
+            Unreachable: A shard does not answer, and it is the last one.
+        """
+        state = self._state
+        with state.changed:
+            step = state.coordinator.step
+            state.coordinator.checkpointed(step)
+            state.departures.begin(time.monotonic())
+            # Before the shards are asked: whatever counts as done here is in their files.
+            coordinator = state.coordinator.state(time.monotonic(), with_workers=False)
+        progress = {"coordinator": coordinator, "job": dict(self._plan.description)}
+        try:
+            saved = self._shards.write_checkpoint(self._folder.checkpoint_dir(step), step, progress)
+        except (CheckpointFailed, Unreachable) as error:
+            if last:
+                raise
+            logging.warning("no checkpoint at step %d: %s", step, error)
+            return
+        try:
+            self._folder.keep(self._plan.keep_checkpoints, self._plan.keep_every_steps)
+        except OSError as error:
+            logging.warning("older checkpoints stay: %s", error)
+        with state.journaled():
+            state.known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            state.departures.end()
+
+    def write_last(self, within_s: float) -> None:
+        """Writes the checkpoint that the job ends with; tries again for a while.
+
+        Raises:
+            NotSaved: It cannot be written. A chief that is started again tries it again.
+        """
+        with self._state.journaled():  # the workers' last reports; of what follows a next chief need not know
+            step = self._state.coordinator.step
+        error = insist(lambda: self.write(last=True), "the last checkpoint", within_s)
+        if error is not None:
+            raise NotSaved(
+                f"the last checkpoint, of step {step}, cannot be written: {error}; the shards still hold the "
+                "parameters: make room and start the chief again, which writes it"
+            )
+
+    def write_for_departures(self) -> None:
+        """Writes a checkpoint for the shards that are about to end, if there are any, of what they hold now."""
+        state = self._state
+        with state.changed:
+            if not state.departures.due(time.monotonic()):
+                return
+        versions = [status.version for status in self._shards.look() if status is not None]
+        with state.changed:
+            state.coordinator.saw(max(versions, default=0))  # workers report only once a second
+            step = state.coordinator.step
+            saved = state.known.checkpoint
+            if saved is not None and saved.step == step:  # nothing has happened since
+                state.departures.begin(time.monotonic())
+                state.departures.end()
+                return
+        logging.info("a shard leaves; a checkpoint at step %d", step)
+        self.write()

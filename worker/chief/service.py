@@ -1,0 +1,106 @@
+"""The chief's gRPC methods, which workers, the evaluator, shards and launchers call.
+
+Threads: the server's enter here. What an answer depends on is in the journal before it goes out.
+"""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+from absl import logging
+
+from downpour.proto import chief_pb2 as pb
+from downpour.proto import chief_pb2_grpc
+from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.state import JobState
+
+
+class Service(chief_pb2_grpc.ChiefServicer):
+    """Serves one job. Until its state is ready, workers that register are told to wait.
+
+    Args:
+        plan: The job.
+        state: Of the job.
+        folder: Of the run; gets the scores.
+    """
+
+    def __init__(self, plan: Plan, state: JobState, folder: RunFolder) -> None:
+        self._plan, self._state, self._folder = plan, state, folder
+
+    def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
+        """See `downpour/proto/chief.proto`."""
+        state = self._state
+        with state.journaled():
+            self._plan.check_worker(request, state.ready().fingerprint)
+            now = time.monotonic()
+            incarnation = state.coordinator.give_incarnation(request, now)
+            stop = state.coordinator.should_stop(now)
+        logging.info("worker %d is %s, incarnation %d", request.worker, request.host, incarnation)
+        return pb.RegisterReply(stop=stop, incarnation=incarnation, job_id=state.job_id)
+
+    def Report(self, request: pb.WorkerReport, context: grpc.ServicerContext) -> pb.ReportReply:
+        """See `downpour/proto/chief.proto`."""
+        state = self._state
+        with state.changed:
+            state.ready()
+            stop = state.coordinator.report(request, time.monotonic())
+            state.changed.notify_all()
+        return pb.ReportReply(stop=stop)
+
+    def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
+        """See `downpour/proto/chief.proto`."""
+        state = self._state
+        with state.journaled():
+            state.ready()
+            now = time.monotonic()
+            lease = state.coordinator.lease(request.worker, request.incarnation, request.number, now)
+        return pb.LeaseReply(epoch=lease.epoch, start=lease.start, stop=lease.stop)
+
+    def NextCheckpoint(
+        self, request: pb.NextCheckpointRequest, context: grpc.ServicerContext
+    ) -> pb.NextCheckpointReply:
+        """See `downpour/proto/chief.proto`."""
+        state = self._state
+        self._plan.check_job("the evaluator", request.job or self._plan.job)
+        with state.changed:
+            state.evaluator_heard_s = time.monotonic()
+            saved = state.known.checkpoint
+            if saved is not None and saved.step > request.after_step:
+                return saved
+            return pb.NextCheckpointReply(
+                stop=state.phase in (pb.ProgressReply.STATE_DONE, pb.ProgressReply.STATE_FAILED)
+            )
+
+    def ReportScore(self, request: pb.Score, context: grpc.ServicerContext) -> pb.ReportScoreReply:
+        """See `downpour/proto/chief.proto`."""
+        state, metrics = self._state, dict(request.metrics)
+        with state.journaled():
+            state.ready()
+            state.known.score = request
+            seconds = state.coordinator.train_s(time.monotonic())
+            state.changed.notify_all()
+        self._folder.note({"kind": "score", "step": request.step, "seconds": round(seconds, 2), **metrics})
+        return pb.ReportScoreReply()
+
+    def Progress(self, request: pb.ProgressRequest, context: grpc.ServicerContext) -> pb.ProgressReply:
+        """See `downpour/proto/chief.proto`."""
+        state = self._state
+        with state.changed:
+            reply = state.coordinator.progress(time.monotonic())
+            waits = state.phase == pb.ProgressReply.STATE_TRAINING and state.coordinator.started_s is None
+            reply.state = pb.ProgressReply.STATE_PREPARING if waits else state.phase
+            if state.known.score is not None:
+                reply.metrics.update(state.known.score.metrics)
+        return reply
+
+    def Leaving(self, request: pb.LeavingRequest, context: grpc.ServicerContext) -> pb.LeavingReply:
+        """See `downpour/proto/chief.proto`."""
+        state = self._state
+        with state.changed:
+            state.ready()
+            may_go = state.departures.ask(request.shard, request.incarnation, time.monotonic())
+            state.changed.notify_all()
+            saved = state.known.checkpoint
+            return pb.LeavingReply(may_go=may_go or (saved is not None and saved.last))

@@ -1,0 +1,104 @@
+"""What the chief's service, its main thread and its healer share, guarded by one condition.
+
+Threads: any. Nobody waits for a disk or the network while holding the condition's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from downpour.proto import chief_pb2 as pb
+from downpour.proto.errors import NotReady
+from downpour.ps.layout import Layout
+from downpour.worker.chief.coordinator import Coordinator
+from downpour.worker.chief.departures import Departures
+from downpour.worker.chief.journal import Journal
+from downpour.worker.chief.known import Known
+from downpour.worker.chief.leases import LeaseTable
+from downpour.worker.chief.plan import Plan
+
+LOOK_EVERY_S = 1.0
+
+
+class JobState:
+    """The state of one job.
+
+    Args:
+        plan: The job.
+        journal: Where it is kept.
+
+    Attributes:
+        changed: Guards everything below; notified whenever an event has come in.
+        coordinator: Workers, leases and progress.
+        known: What goes into the journal.
+        departures: Shards that are about to end.
+        layout: Of the model's variables; None until the chief knows all that the chief before it knew.
+        fingerprint: Of the layout, as soon as that is known.
+        job_id: Likewise.
+        phase: Of the job.
+        evaluator_heard_s: When an evaluator has last asked for a checkpoint; None if none has.
+    """
+
+    def __init__(self, plan: Plan, journal: Journal) -> None:
+        self.changed = threading.Condition()
+        self.coordinator = Coordinator(
+            plan.num_steps,
+            plan.checkpoint_every_steps,
+            LeaseTable(plan.num_records, plan.lease_records),
+            plan.max_train_s,
+            plan.num_workers,
+            plan.lease_s,
+        )
+        self.known = Known(self.coordinator)
+        self.departures = Departures()
+        self.layout: Layout | None = None
+        self.fingerprint = b""
+        self.job_id = ""
+        self.phase = pb.ProgressReply.STATE_PREPARING
+        self.evaluator_heard_s: float | None = None
+        self._job = plan.description.get("job")
+        self._journal = journal
+
+    @contextlib.contextmanager
+    def journaled(self) -> Iterator[None]:
+        """Holds the lock for a change that must be in the journal when the block has ended."""
+        with self.changed:
+            yield
+            number = self._stage()
+        self._journal.commit(number)
+
+    def hold(self) -> None:
+        """Commits the journal and keeps the lock for good: what anybody is told later, no next chief would know."""
+        self.changed.acquire()
+        if self.layout is not None:
+            self._journal.commit(self._stage())
+
+    def ready(self) -> Layout:
+        """The layout; called with the lock held.
+
+        Raises:
+            NotReady: It is not known yet, or not what the chief before this one knew.
+        """
+        if self.layout is None:
+            raise NotReady("the chief still builds its model, or looks where the job stands")
+        return self.layout
+
+    def enter(self, phase: pb.ProgressReply.State) -> None:
+        """Begins a phase."""
+        with self.changed:
+            self.phase = phase
+
+    def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Waits for a condition over this state, which time alone may also make true; whether it holds."""
+        deadline = time.monotonic() + seconds
+        with self.changed:
+            while not condition() and time.monotonic() < deadline:
+                self.changed.wait(LOOK_EVERY_S)
+            return condition()
+
+    def _stage(self) -> int:
+        about = {"job_id": self.job_id, "fingerprint": self.fingerprint.hex(), "job": self._job}
+        return self._journal.stage(about | self.known.state(time.monotonic()))
