@@ -16,7 +16,8 @@ import numpy as np
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import LayoutMismatch
-from downpour.ps.checkpoint.manifest import Checkpoint, TensorFile
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.checkpoint.shard_file import TensorFile
 from downpour.ps.layout import Layout, Range, Variable, from_canonical
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY

@@ -23,6 +23,7 @@ from downpour.proto.security.gate import Gate
 from downpour.ps.apply.admission import Admission
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
+from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.memory.arena import Arena
 from downpour.ps.shard.publication import live
@@ -217,7 +218,7 @@ class Servicer:
                 raise CheckpointFailed(f"shard {self._index}: {error}") from None
             return pb.WriteCheckpointReply()
         with self._checkpointing, shard.snapshot() as snapshot:
-            return checkpoint.write_shard(request.directory, shard.arena.specification, snapshot)
+            return write_shard(request.directory, shard.arena.specification, snapshot)
 
     def stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:
         """The job is over; see `ParameterServer.Stop`."""

@@ -35,6 +35,7 @@ from downpour.launch.roles import entry
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.schedules import Constant
@@ -80,7 +81,7 @@ def pauses(folder: Path, closing: ExitStack) -> tuple[list[float], list[float]]:
 
         def write(to: Path) -> None:
             with shard.snapshot() as snapshot:
-                checkpoint.write_shard(to, told, snapshot)
+                write_shard(to, told, snapshot)
 
         written = pool.submit(write, folder / f"alone-{number}")
         while not written.done():

@@ -33,6 +33,7 @@ import tensorflow as tf
 from downpour.launch.job.build import build
 from downpour.proto import codec
 from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.shard_file import ShardFile
 from downpour.ps.layout import FACTORED, Layout
 from downpour.ps.policy import rules
 from downpour.ps.service.server import Server
@@ -258,7 +259,7 @@ def _train(
 def _fill(model: Any, layout: Layout, addresses: list[str], folder: str) -> None:
     """Writes a checkpoint and gives the model its values, as the evaluator and `downpour export` do."""
     clients = [ShardClient(i, address, layout, 60) for i, address in enumerate(addresses)]
-    files = tuple(checkpoint.ShardFile.of(client.write_checkpoint(folder)) for client in clients)
+    files = tuple(ShardFile.of(client.write_checkpoint(folder)) for client in clients)
     for client in clients:
         client.close()
     evaluator.fill(model, layout, checkpoint.Checkpoint(folder, NUM_STEPS, layout, files))

@@ -34,7 +34,7 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.apply import sources
-from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, plan
 from downpour.ps.layout.cuts import runs
 from downpour.ps.memory import arena as arenas
@@ -158,7 +158,7 @@ def run(folder: Path, scenario: Scenario, repeated: int = 0) -> None:
         for _ in range(repeated if sent is scenario.rounds[0] else 0):
             _send(folder, shard, sent[:1], exact=scenario.exact)
     with shard.snapshot() as snapshot:
-        checkpoint.write_shard(folder / "checkpoint", shard.arena.specification, snapshot)
+        write_shard(folder / "checkpoint", shard.arena.specification, snapshot)
     shard.close()
 
 

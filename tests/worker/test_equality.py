@@ -19,6 +19,7 @@ from downpour.model.vision.losses import per_label_logistic
 from downpour.model.vision.resnet import ResNet
 from downpour.proto import codec
 from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.shard_file import ShardFile
 from downpour.ps.layout import Layout, Slicing, plan
 from downpour.ps.policy.averages import Polyak
 from downpour.ps.policy.rules import KerasAdam, Momentum, RMSProp, Rule
@@ -181,7 +182,7 @@ def test_the_average_in_a_checkpoint_is_that_of_the_parameters_pulled(shards: An
             answer = exchange.start(step(answer.parameters, images, labels).gradients).result()
             values = values_of(layout, answer.parameters)
             expected = [0.75 * a + 0.25 * w for a, w in zip(expected, values, strict=True)]
-        files = tuple(checkpoint.ShardFile.of(client.write_checkpoint(str(tmp_path))) for client in clients)
+        files = tuple(ShardFile.of(client.write_checkpoint(str(tmp_path))) for client in clients)
     finally:
         exchange.close()
         for client in clients:

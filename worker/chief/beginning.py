@@ -14,7 +14,8 @@ from absl import logging
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto.errors import CheckpointFailed
-from downpour.ps.checkpoint.manifest import Checkpoint, Damaged
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.known import Known
 from downpour.worker.chief.plan import Plan

@@ -15,7 +15,8 @@ from absl import logging
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.proto.errors import DownpourError
-from downpour.ps.checkpoint.manifest import Checkpoint, Damaged
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.worker.chief.run_folder import RunFolder
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState

@@ -28,6 +28,7 @@ from absl import logging
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.checkpoint.storage import Folder, NoRoom
 from downpour.worker.chief import owner
 from downpour.worker.chief.journal import Journal, Reluctant, replace
@@ -241,7 +242,7 @@ class RunFolder:
         """The newest checkpoint whose manifest can be read; its files are not looked at."""
         try:
             return self.newest(lambda saved: None)
-        except checkpoint.Damaged as error:
+        except Damaged as error:
             logging.warning("%s", error)
             return None
 

@@ -19,7 +19,8 @@ from downpour.proto.errors import DownpourError, LayoutMismatch
 from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
-from downpour.ps.checkpoint.manifest import Checkpoint, ShardFile
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.checkpoint.shard_file import ShardFile
 from downpour.ps.layout import Layout, from_canonical
 from downpour.worker.exchange.clients import ShardClient
 

@@ -19,7 +19,8 @@ from downpour.model.vision.records import RecordCounts
 from downpour.proto.chief_pb2 import Score
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
-from downpour.ps.checkpoint.manifest import Checkpoint, Damaged
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.step.forward import infer

@@ -11,6 +11,7 @@ import numpy as np
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.shard_file import ShardFile, write_shard
 from downpour.ps.layout import Layout
 from downpour.ps.memory.ledger import COUNTERS
 from downpour.ps.memory.snapshot import Snapshot
@@ -38,7 +39,7 @@ def save(
         counters = np.zeros(1, COUNTERS)
         counters["version"] = step
         snapshot = Snapshot(of_shard, {"counters": counters}, threading.Lock())
-        files.append(checkpoint.ShardFile.of(checkpoint.write_shard(folder, told, snapshot)))
+        files.append(ShardFile.of(write_shard(folder, told, snapshot)))
     told.ClearField("layout")
     saved = checkpoint.Checkpoint(str(folder), step, layout, tuple(files), told, progress or {})
     checkpoint.write_manifest(saved)
@@ -50,8 +51,8 @@ def save_shards(folder: Path | str, shards: Sequence[Shard], step: int = 1) -> c
     files = []
     for shard in shards:
         with shard.snapshot() as snapshot:
-            reply = checkpoint.write_shard(folder, shard.arena.specification, snapshot)
-        files.append(checkpoint.ShardFile.of(reply))
+            reply = write_shard(folder, shard.arena.specification, snapshot)
+        files.append(ShardFile.of(reply))
     told = pb.ShardSpecification()
     told.CopyFrom(shards[0].arena.specification)
     told.ClearField("layout")

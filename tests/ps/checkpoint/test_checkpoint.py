@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.layout import Variable, plan
 from downpour.ps.policy.rules import RMSProp
@@ -277,7 +278,7 @@ def test_damaged_ones_are_passed_over_with_one_warning(
 def test_all_damaged_is_one_sentence_that_names_them(tmp_path: Path) -> None:
     for step in ("step-1", "step-2"):
         flip(tmp_path / step / write(tmp_path / step).shards[0].file)
-    with pytest.raises(checkpoint.Damaged, match=r"all 2 are damaged: \S+/step-2/shard-00000\S+ is.*step-1/shard-0000"):
+    with pytest.raises(Damaged, match=r"all 2 are damaged: \S+/step-2/shard-00000\S+ is.*step-1/shard-0000"):
         checkpoint.newest(Folder(tmp_path))
     assert checkpoint.complete(Folder(tmp_path)) == ["step-1", "step-2"], "left for somebody to look at"
     assert checkpoint.newest(Folder(tmp_path / "none")) is None
@@ -291,7 +292,7 @@ def test_no_flipped_bit_of_a_manifest_goes_unnoticed(tmp_path: Path) -> None:
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 7]) + content[at + 1 :])
         try:
             assert checkpoint.load(tmp_path) == saved, f"byte {at}"  # blanks between values, or the checksum's name
-        except checkpoint.Damaged:
+        except Damaged:
             pass
 
 

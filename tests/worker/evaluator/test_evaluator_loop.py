@@ -11,6 +11,7 @@ import pytest
 from downpour.model.vision.records import RecordCounts
 from downpour.proto.chief_pb2 import NextCheckpointReply, Score
 from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.shard_file import Damaged, ShardFile
 from downpour.ps.layout import Variable, plan
 from downpour.worker.evaluator import evaluator
 
@@ -21,7 +22,7 @@ def write_checkpoint(folder: Path, step: int) -> str:
     directory.mkdir()
     (directory / "shard").touch()
     layout = plan([Variable("w", (3,))], 1)
-    file = checkpoint.ShardFile("shard", step, step, {})
+    file = ShardFile("shard", step, step, {})
     checkpoint.write_manifest(checkpoint.Checkpoint(str(directory), step, layout, (file,)))
     return str(directory)
 
@@ -57,7 +58,7 @@ class Evaluator:
         if not (directory / "shard").exists():
             raise ValueError(f"cannot read {directory / 'shard'}")
         if (directory / "shard").read_text():
-            raise checkpoint.Damaged(f"{directory / 'shard'} is damaged")
+            raise Damaged(f"{directory / 'shard'} is damaged")
         return {"map_at_100": 0.5}, RecordCounts()
 
 
@@ -80,7 +81,7 @@ def test_a_damaged_checkpoint_is_passed_over_but_the_last(tmp_path: Path) -> Non
 
     assert run(tmp_path, "step-20", spoil) == [10, 30]
     (tmp_path / "again").mkdir()
-    with pytest.raises(checkpoint.Damaged, match="step-30/shard is damaged"):
+    with pytest.raises(Damaged, match="step-30/shard is damaged"):
         run(tmp_path / "again", "step-30", spoil)
 
 
