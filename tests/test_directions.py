@@ -24,6 +24,7 @@ WITH_TENSORFLOW = {
     "worker/step/examine.py",
     "worker/step/forward.py",
     "worker/step/step.py",
+    "worker/step/variables.py",
     "launch/job/build.py",
     "launch/local/preflight.py",
 }

@@ -73,7 +73,7 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
 def _layout(job: Job, model: Any, examined: Any) -> Layout:
     """Where a model's variables are placed; kernels travel as factors where that saves bytes and fits a message."""
     from downpour.worker.step.examine import kinds_of
-    from downpour.worker.step.step import factored_names, variables_of
+    from downpour.worker.step.variables import factored_names, variables_of
 
     kinds = kinds_of(model, examined, statistics=job.statistics, local=job.local, frozen=job.frozen)
     factored = factored_names(model, job.batch_size, examined) if _may_factor(job) else set()

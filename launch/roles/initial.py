@@ -122,7 +122,7 @@ def values(model: Any, layout: Layout, source: Source | None, wire: str = "float
         ValueError: The source cannot be read, lacks a matching variable or has it in another shape, a pattern matches
             nothing, or a value is not finite on the wire.
     """
-    from downpour.worker.step.step import initial_values
+    from downpour.worker.step.variables import initial_values
 
     found = initial_values(model, layout)
     if source is not None:

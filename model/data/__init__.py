@@ -1,17 +1,20 @@
 """Data sets: batches of the records that leases name, and the order of an epoch."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from downpour.model.data.images import Batches, Dataset, GeneratedImages, ImageRecords
+    from downpour.model.data.batches import Batches, Dataset
+    from downpour.model.data.generated import GeneratedImages
+    from downpour.model.data.images import ImageRecords
 
 __all__ = ["Batches", "Dataset", "GeneratedImages", "ImageRecords"]
+
+_WHERE = {"Batches": "batches", "Dataset": "batches", "GeneratedImages": "generated", "ImageRecords": "images"}
 
 
 def __getattr__(name: str) -> Any:
     """Loads data sets when they are first asked for: shards and the chief use `order` of this package, and no data."""
-    if name not in __all__:
+    if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from downpour.model.data import images
-
-    return getattr(images, name)
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

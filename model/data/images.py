@@ -9,114 +9,21 @@ Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes, `R` 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from downpour.model.data.batches import Batches, PlacedBatch, check_batch_size, multi_hot
 from downpour.model.data.order import Lease, Order, Place, augmentation
 from downpour.model.vision.decode import Decoder, Picture
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import RecordCounts, RecordIndex, read_records
 
-Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
-PlacedBatch = tuple[NDArray[np.float32], NDArray[np.float32], int]
-
 _STREAMED_BLOCK = 64  # records read from one place of the disk
-
-
-class Batches:
-    """Iterator of batches: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32 multi-hot with ancestors.
-
-    Close it, or use it as a context manager, to end its threads and files.
-
-    Args:
-        batches: Gives images, labels, and the position after them.
-        counts: Of the records, kept by `batches`.
-
-    Attributes:
-        counts: Records read and skipped so far.
-        position: Records, good or bad, that are consumed up to and including the last batch, over all leases in order.
-    """
-
-    def __init__(self, batches: Generator[PlacedBatch, None, None], counts: RecordCounts) -> None:
-        self.counts = counts
-        self.position = 0
-        self._batches = batches
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Batch:
-        images, labels, self.position = next(self._batches)
-        return images, labels
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the iteration; may be called twice, but not while another thread is inside `next`."""
-        self._batches.close()
-
-
-class Dataset(Protocol):
-    """Images with labels. Implementations are frozen dataclasses, so that a job holds nothing that is open."""
-
-    @property
-    def image_size(self) -> int:
-        """Side, in pixels, of the images that the network sees."""
-        ...
-
-    @property
-    def labels(self) -> LabelTree:
-        """The label tree; class `c` of a batch is label `c`."""
-        ...
-
-    @property
-    def num_labels(self) -> int:
-        """Number of labels, C."""
-        ...
-
-    @property
-    def num_records(self) -> int:
-        """Training records, good or bad."""
-        ...
-
-    def check(self) -> None:
-        """Raises ValueError, saying how to mend it, when there is no data to read."""
-        ...
-
-    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
-        """Batches of exactly `batch_size` that run across leases and epochs; they end with `leases`.
-
-        What remains then and does not fill a batch is left out.
-
-        Args:
-            batch_size: Images in a batch, B.
-            seed: Of order and augmentation; the same for all workers, so that leases name the same records.
-            leases: Positions to train on; taken ahead of the batches by what is decoded ahead.
-
-        Raises (while iterating):
-            TooManyBadRecords: More than 1 % of the records read are damaged.
-            ValueError: A lease is not within an epoch.
-        """
-        ...
-
-    def heldout(self, *, batch_size: int) -> Batches:
-        """One pass over the held-out images in a fixed order, unaugmented; the last batch may be short.
-
-        Raises (while iterating):
-            TooManyBadRecords: More than 1 % of the records read are damaged.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -192,7 +99,7 @@ class ImageRecords:
 
     def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
         """See `Dataset.training`."""
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         self.check()
         keep = self._fits_memory()
         counts = RecordCounts(judge_after=None) if keep else RecordCounts()
@@ -203,7 +110,7 @@ class ImageRecords:
 
     def heldout(self, *, batch_size: int) -> Batches:
         """See `Dataset.heldout`."""
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         self.check()
         counts = RecordCounts(judge_after=None)
         pictures = ((None, picture) for picture in self._in_order("heldout", counts))
@@ -268,110 +175,6 @@ class ImageRecords:
         return int(top), int(left), -1 if mirrored and self.mirror else 1
 
 
-@dataclass(frozen=True)
-class GeneratedImages:
-    """Images made from random numbers, to measure a shape for which there is no data.
-
-    A training image is a function of the seed and its record's number; nothing is kept. Every label has a coarse
-    colour pattern; an image is the mean of its labels' patterns plus noise, so there is something to learn. Labels
-    form a tree in which each has up to 16 children, early ones being more frequent.
-
-    Attributes:
-        image_size: Side of an image in pixels.
-        num_labels: Number of labels, C.
-        labels_per_image: Labels drawn for each image, before their ancestors are added.
-        num_heldout: Images in the held-out pass.
-        num_records: Training images of an epoch.
-    """
-
-    image_size: int = 299
-    num_labels: int = 18291
-    labels_per_image: int = 2
-    num_heldout: int = 256
-    num_records: int = 1 << 20
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "num_labels", "labels_per_image", "num_heldout", "num_records"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
-
-    @cached_property
-    def labels(self) -> LabelTree:
-        """See `Dataset.labels`."""
-        return LabelTree(
-            names=tuple(f"generated {label}" for label in range(self.num_labels)),
-            parents=tuple(label // 16 - 1 for label in range(self.num_labels)),
-        )
-
-    def check(self) -> None:
-        """See `Dataset.check`; there is nothing that could be missing."""
-
-    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
-        """See `Dataset.training`."""
-        _check_batch_size(batch_size)
-        counts = RecordCounts()
-        places = Order(self.num_records, seed).places(leases)
-        return Batches(self._drawn(places, batch_size, seed, counts), counts)
-
-    def heldout(self, *, batch_size: int) -> Batches:
-        """See `Dataset.heldout`."""
-        _check_batch_size(batch_size)
-        counts = RecordCounts()
-        whole, rest = divmod(self.num_heldout, batch_size)
-        sizes = [batch_size] * whole + [rest] * bool(rest)
-        return Batches(self._held_out(sizes, counts), counts)
-
-    def _drawn(
-        self, places: Iterator[Place], batch_size: int, seed: int, counts: RecordCounts
-    ) -> Generator[PlacedBatch, None, None]:
-        while len(records := [place.record for place in itertools.islice(places, batch_size)]) == batch_size:
-            images, targets = self._blank(batch_size)
-            for image, target, record in zip(images, targets, records, strict=True):
-                rng = np.random.default_rng([0, seed, record])
-                self._draw(rng, image[None], target[None])
-            counts.read += batch_size
-            yield images, targets, counts.read
-
-    def _held_out(self, sizes: Iterable[int], counts: RecordCounts) -> Generator[PlacedBatch, None, None]:
-        rng = np.random.default_rng([1, 0])
-        for size in sizes:
-            images, targets = self._blank(size)
-            self._draw(rng, images, targets)
-            counts.read += size
-            yield images, targets, counts.read
-
-    def _blank(self, size: int) -> Batch:
-        """Room for a batch."""
-        shape = (size, self.image_size, self.image_size, 3)
-        return np.empty(shape, np.float32), np.empty((size, self.num_labels), np.float32)
-
-    def _draw(self, rng: np.random.Generator, images: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
-        """Fills [B, S, S, 3] images and [B, C] targets."""
-        cells = np.arange(self.image_size) * _PATTERN_SIDE // self.image_size
-        drawn = (rng.random((len(images), self.labels_per_image)) ** 2 * self.num_labels).astype(int)
-        targets[:] = multi_hot(self.labels, drawn.tolist())
-        rng.standard_normal(dtype=np.float32, out=images)
-        images *= 0.1
-        for image, target in zip(images, targets, strict=True):
-            image += _pattern(np.nonzero(target)[0].tolist())[cells[:, None], cells]
-        np.clip(images, -1, 1, out=images)
-
-
-def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.float32]:
-    """[B, C] float32: 1 for each row's labels and all their ancestors, 0 elsewhere.
-
-    Raises:
-        IndexError: A label is not in the tree.
-    """
-    rows = list(labels)
-    hot = np.zeros((len(rows), len(tree)), np.float32)
-    for row, names in zip(hot, rows, strict=True):
-        for label in names:
-            row[list(tree.lineages[label])] = 1
-    return hot
-
-
-_PATTERN_SIDE = 8
 _HOW_TO_PREPARE = (
     "it should hold train-*.tfrecord, heldout-*.tfrecord and labels.json; "
     "for OpenMoji run: downpour prepare openmoji --out={folder}"
@@ -401,17 +204,3 @@ def _groups(pictures: Iterator[_Member], size: int) -> Iterator[_Group]:
             members = []
     if members:
         yield _Group(members, position)
-
-
-def _pattern(labels: list[int]) -> NDArray[np.float32]:
-    """[8, 8, 3], the mean of the patterns of some labels."""
-    shape = (len(labels), _PATTERN_SIDE, _PATTERN_SIDE, 3)
-    each = np.empty(shape, np.float32)
-    for pattern, label in zip(each, labels, strict=True):
-        pattern[:] = np.random.default_rng(label).uniform(-1, 1, shape[1:])
-    return each.sum(axis=0) / np.float32(len(labels))
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give a whole number of at least 1")

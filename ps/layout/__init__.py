@@ -1,5 +1,7 @@
 """Variables, cut into slices, which lie in ranges of the shards' vectors."""
 
+from downpour.ps.layout.comparison import check_same
+from downpour.ps.layout.cuts import Slicing
 from downpour.ps.layout.layout import (
     FACTORED,
     FROZEN,
@@ -9,13 +11,11 @@ from downpour.ps.layout.layout import (
     Layout,
     Range,
     Rate,
-    Slicing,
     Span,
     Variable,
-    check_same,
     from_canonical,
-    plan,
 )
+from downpour.ps.layout.placement import plan
 
 __all__ = [
     "FACTORED",

@@ -23,11 +23,8 @@ from typing import Any
 import numpy as np
 
 from downpour.proto import codec
-from downpour.proto.errors import LayoutMismatch
 from downpour.ps.layout import cuts
 from downpour.ps.layout.cuts import Cut
-from downpour.ps.layout.cuts import Slicing as Slicing
-from downpour.ps.layout.patterns import matching
 from downpour.ps.policy import constraints
 from downpour.ps.policy.constraints import Constraint
 
@@ -298,7 +295,7 @@ class Layout:
         special: dict[str, list[int]] = {}
         for v in self.variables:
             if v.kind == FROZEN or len(v.canonical) > 4:
-                special.setdefault(_treatment_words(v), []).append(v.size)
+                special.setdefault(treatment_words(v), []).append(v.size)
         for words, sizes in sorted(special.items()):
             lines.append(f"{words}: {len(sizes)} variables, {sum(sizes):,} parameters")
         return "\n".join(lines)
@@ -306,49 +303,6 @@ class Layout:
     def _is_slice(self, r: Range) -> bool:
         shape = self.variables[r.variable].shape
         return bool(shape) and r.stop - r.begin < shape[r.axis]
-
-
-def plan(variables: Sequence[Variable], num_shards: int, slicing: Sequence[Slicing] = ()) -> Layout:
-    """Places every variable.
-
-    Slices go round robin, slice i on shard i modulo the number of shards, so the slices of a head's kernel and
-    bias that belong to the same classes meet on one shard. Everything else goes largest first onto the least
-    loaded shard. There, ranges whose constraint has norms are cut further, to fit a piece of an update.
-
-    Raises:
-        ValueError: Names that repeat, a slicing that matches nothing or asks for more slices than there are
-            columns, a constraint whose norms cannot be computed, fewer than one shard.
-    """
-    if num_shards < 1:
-        raise ValueError(f"{num_shards} shards; give at least 1")
-    names = [v.name for v in variables]
-    if repeated := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"variable names repeat: {', '.join(repeated[:3])}; give every layer its own name")
-    slices = _slices(variables, slicing)
-    for i, v in enumerate(variables):
-        if v.kind == FACTORED and (len(v.shape) != 2 or (len(slices[i]) > 1 and slices[i][0][0] != 1)):
-            raise ValueError(
-                f"{v.name} {list(v.shape)} is factored; only a matrix that is whole or cut along axis 1 can be"
-            )
-        if v.kind == FACTORED and v.constraint and not cuts.may_be_factored(v.constraint):
-            raise ValueError(f"{v.name} is factored; its constraint {v.constraint} sums over axis 1, so it cannot be")
-    load = [0] * num_shards
-    placed: list[tuple[int, Cut, int]] = []
-
-    def place(variable: int, cut: Cut, shard: int) -> None:
-        v = variables[variable]
-        load[shard] += cuts.num_elements(v.shape, cut)
-        fine = cuts.with_whole_norms(v.name, v.shape, cut, v.constraint) if v.constraint else [cut]
-        placed.extend((variable, part, shard) for part in fine)
-
-    for variable, of_variable in slices.items():
-        if len(of_variable) > 1:
-            for number, cut in enumerate(of_variable):
-                place(variable, cut, number % num_shards)
-    whole = [v for v, of_variable in slices.items() if len(of_variable) == 1]
-    for variable in sorted(whole, key=lambda v: (-variables[v].size, v)):
-        place(variable, slices[variable][0], load.index(min(load)))
-    return _assemble(tuple(variables), num_shards, placed)
 
 
 @functools.lru_cache(maxsize=4)  # a role meets the same text again and again
@@ -362,7 +316,7 @@ def from_canonical(text: str) -> Layout:
         document = json.loads(text)
         variables = tuple(_variable(*entry) for entry in document["variables"])
         placed = [(v, (axis, begin, stop), shard) for v, axis, begin, stop, shard in document["ranges"]]
-        layout = _assemble(variables, document["num_shards"], placed)
+        layout = assemble(variables, document["num_shards"], placed)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"not the canonical form of a layout: {error!r}") from None
     if layout.canonical != text:
@@ -376,57 +330,15 @@ def _variable(name: str, shape: list[int], kind: str, weight_decay: float, *more
     return Variable(name, tuple(shape), kind, weight_decay, *decay_and_rate, *constraint)
 
 
-def check_same(mine: Layout, theirs: str, whose: str) -> None:
-    """Compares with another role's canonical form.
-
-    Raises:
-        LayoutMismatch: With both fingerprints and the first difference.
-    """
-    if mine.canonical == theirs:
-        return
-    other = from_canonical(theirs)
-    raise LayoutMismatch(
-        f"layout {mine.fingerprint.hex()[:16]} here, {other.fingerprint.hex()[:16]} on {whose}: "
-        f"{first_difference(mine, other)}; start both with the same recipe and overrides"
-    )
-
-
-def first_difference(mine: Layout, theirs: Layout) -> str:
-    """The first point, in words, in which two layouts differ."""
-    if mine.num_shards != theirs.num_shards:
-        return f"{mine.num_shards} shards here, {theirs.num_shards} there"
-    for a, b in zip(mine.variables, theirs.variables, strict=False):
-        if a != b:
-            return f"here {_words(a)}, there {_words(b)}"
-    if len(mine.variables) != len(theirs.variables):
-        return f"{len(mine.variables)} variables here, {len(theirs.variables)} there"
-    for c, d in zip(mine.ranges, theirs.ranges, strict=False):
-        if c != d:
-            return f"the ranges of {mine.variables[c.variable].name}: here {c}, there {d}"
-    return f"{len(mine.ranges)} ranges here, {len(theirs.ranges)} there"
-
-
-def _words(v: Variable) -> str:
-    return f"{v.name} {list(v.shape)} {_treatment_words(v)}"
-
-
-def _treatment_words(v: Variable) -> str:
+def treatment_words(v: Variable) -> str:
+    """What happens to a variable, in words."""
     words = f"{v.kind} with weight decay {v.weight_decay:g}"
     if len(v.canonical) > 4:
         words += f", decoupled decay {v.decoupled_decay:g}, rate times {v.rate:g}"
     return f"{words}, constraint {v.constraint}" if v.constraint else words
 
 
-def _slices(variables: Sequence[Variable], slicing: Sequence[Slicing]) -> dict[int, list[Cut]]:
-    """For every variable its cuts; a whole variable is one cut along axis 0."""
-    slices = {i: [cuts.whole(v.shape)] for i, v in enumerate(variables)}
-    for rule in slicing:
-        matched = matching("slicing", rule.pattern, [v.name for v in variables])
-        slices |= {i: cuts.sliced(v.name, v.shape, rule) for i, v in enumerate(variables) if v.name in matched}
-    return slices
-
-
-def _assemble(variables: tuple[Variable, ...], num_shards: int, placed: list[tuple[int, Cut, int]]) -> Layout:
+def assemble(variables: tuple[Variable, ...], num_shards: int, placed: list[tuple[int, Cut, int]]) -> Layout:
     """Gives every placed slice its offset: by shard, kind, treatment and variable."""
 
     def order(one: tuple[int, Cut, int]) -> tuple[Any, ...]:

@@ -31,7 +31,8 @@ from downpour.worker.exchange.cadence import Cadence
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.exchange import Exchange, Parameters
 from downpour.worker.loop import train
-from downpour.worker.step.step import StepResult, TrainingStep, initial_values, variables_of
+from downpour.worker.step.step import StepResult, TrainingStep
+from downpour.worker.step.variables import initial_values, variables_of
 from tests.benchmarks.fashion_mnist import FashionMnist, network
 from tests.conftest import ShardProcesses
 from tests.worker.cluster import initialize

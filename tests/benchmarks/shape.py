@@ -57,7 +57,7 @@ def initial_values(layout: Layout) -> list[np.ndarray]:
 
 def _variables_of_the_model() -> Sequence[Variable]:
     from downpour.model.vision.resnet import ResNet
-    from downpour.worker.step.step import variables_of
+    from downpour.worker.step.variables import variables_of
 
     return variables_of(ResNet(depth=101).build(image_size=299, num_labels=18_291))
 

@@ -113,7 +113,8 @@ def downpour() -> float:
     """Images a second of one worker with 17 shard processes."""
     from downpour.worker.exchange.exchange import Exchange
     from downpour.worker.loop import train
-    from downpour.worker.step.step import TrainingStep, factored_names, initial_values, variables_of
+    from downpour.worker.step.step import TrainingStep
+    from downpour.worker.step.variables import factored_names, initial_values, variables_of
     from tests.conftest import ShardProcesses
     from tests.worker.cluster import initialize
 

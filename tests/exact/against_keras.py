@@ -40,7 +40,8 @@ from downpour.ps.service.server import Server
 from downpour.worker.evaluator import evaluator
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.exchange import Exchange
-from downpour.worker.step.step import TrainingStep, initial_values
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import initial_values
 from tests.exact.models import LOSSES, NUM_SHARDS, NUM_STEPS, Drawn, Network
 from tests.worker.cluster import initialize
 

@@ -20,7 +20,7 @@ from downpour.launch.roles.initial import Source
 from downpour.model import weights
 from downpour.proto.errors import LayoutMismatch
 from downpour.worker.evaluator import evaluator
-from downpour.worker.step.step import initial_values
+from downpour.worker.step.variables import initial_values
 from tests.launch import jobs
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("export")]  # one training for all

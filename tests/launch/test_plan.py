@@ -20,8 +20,8 @@ from downpour.launch.planning import demand, shard_costs
 from downpour.launch.planning.demand import Cost, Costs
 from downpour.proto import codec
 from downpour.proto.security.config import Security
+from downpour.ps import layout as layouts
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Variable
-from downpour.ps.layout import layout as layouts
 from downpour.ps.policy.pace import Sync
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.exchange import Exchange, Gradients

@@ -26,7 +26,8 @@ from downpour.ps.policy.rules import KerasAdam, Momentum, RMSProp, Rule
 from downpour.ps.policy.schedules import Constant
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.exchange import Exchange
-from downpour.worker.step.step import TrainingStep, initial_values, statistics_of, variables_of
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import initial_values, statistics_of, variables_of
 from tests.worker.cluster import initialize
 
 NUM_STEPS = 20

@@ -26,7 +26,8 @@ from downpour.ps.policy.rules import Momentum
 from downpour.ps.policy.schedules import StaircaseExponential
 from downpour.worker.exchange import exchange as exchanges
 from downpour.worker.loop import train
-from downpour.worker.step.step import TrainingStep, initial_values
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import initial_values
 from tests.conftest import ShardProcesses
 from tests.worker.cluster import initialize
 

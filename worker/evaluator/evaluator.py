@@ -24,7 +24,7 @@ from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.step.forward import infer
-from downpour.worker.step.step import variables_in
+from downpour.worker.step.variables import variables_in
 
 _ASK_EVERY_S = 0.5
 

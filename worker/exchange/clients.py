@@ -19,8 +19,8 @@ from downpour.proto.http2.connection import Message
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.retry import call
 from downpour.proto.security.config import PLAIN, Security
+from downpour.ps import layout as layouts
 from downpour.ps.layout import Layout
-from downpour.ps.layout import layout as layouts
 from downpour.worker.exchange.pulled import Pulled
 
 Reply = TypeVar("Reply")

@@ -27,9 +27,7 @@ Threads: one at a time. TensorFlow is allowed here.
 
 from __future__ import annotations
 
-import fnmatch
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,15 +39,12 @@ from absl import logging
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Range, Rate, Variable
-from downpour.ps.layout.cuts import may_be_factored
-from downpour.ps.layout.patterns import matching
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Range
 from downpour.worker.exchange.exchange import Gradients, Parameters
 from downpour.worker.step.clip import Clip
-from downpour.worker.step.constraints import constraint_of
-from downpour.worker.step.examine import LOCAL, Examination, is_float, kinds_of
 from downpour.worker.step.forward import Scope, Use, factorable_layers, forward, noting, refuse_assigned
 from downpour.worker.step.loss_scale import LossScale
+from downpour.worker.step.variables import variables_in
 
 Tensors = list[tf.Tensor]
 
@@ -81,122 +76,6 @@ class StepResult:
     def is_finite(self) -> bool:
         """Whether loss and all gradients are finite."""
         return bool(np.isfinite(self.loss) and np.isfinite(self.gradient_norm))
-
-
-def variables_of(
-    model: keras.Model,
-    weight_decay: float = 0.0,
-    undecayed: Sequence[str] = (),
-    *,
-    decay: str = "l2",
-    rates: Sequence[Rate] = (),
-    frozen: Sequence[str] = (),
-    factored: Collection[str] = (),
-    kinds: Mapping[str, str] | None = None,
-    unreached: Collection[str] = (),
-) -> list[Variable]:
-    """The model's variables as the layout sees them: trainable ones, then the other floating-point ones.
-
-    Not in the layout are variables that are local, and those that are not floating-point (random seeds): they never
-    leave the worker.
-
-    Args:
-        model: A built model.
-        weight_decay: Of trained variables.
-        undecayed: `fnmatch` patterns of names without weight decay.
-        decay: Whether weight decay is "l2" (in the gradient) or "decoupled" (off the parameter).
-        rates: Multipliers of the learning rate; where several match a variable, the last counts.
-        frozen: `fnmatch` patterns of variables and statistics that stay as they are.
-        factored: Names of variables whose gradients travel as factors; see `factored_names`.
-        kinds: Of variables that are not trained, from `worker.examine.kinds_of`; None for statistics throughout.
-        unreached: Names of trainable variables that no gradient reaches, which are frozen.
-
-    Raises:
-        ValueError: A pattern of `rates` or `frozen` matches nothing, nothing is left to train, two variables have one
-            name, or shards do not know a constraint.
-    """
-    if kinds is None:
-        kinds = kinds_of(model)
-    others = [v for v in model.non_trainable_variables if is_float(v) and kinds[v.path] != LOCAL]
-    _check_names([*model.trainable_variables, *others])
-    trainable = {v.path: tuple(v.shape) for v in model.trainable_variables}
-    fixed_shapes = {v.path: tuple(v.shape) for v in others}
-    still = {name for pattern in frozen for name in matching("frozen", pattern, [*trainable, *fixed_shapes])}
-    if trainable.keys() <= still:
-        raise ValueError(f"frozen: {', '.join(frozen)} match every trainable variable; leave something to train")
-    still |= set(unreached)
-    if trainable.keys() <= still:
-        raise ValueError(f"no gradient of the loss reaches {', '.join(sorted(trainable))}: nothing is left to train")
-    multipliers = {name: rate.multiplier for rate in rates for name in matching("rates", rate.pattern, list(trainable))}
-
-    constraints = {v.path: constraint_of(v) for v in model.trainable_variables if v.path not in still}
-
-    def trained(name: str, shape: tuple[int, ...]) -> Variable:
-        factor = 0.0 if any(fnmatch.fnmatchcase(name, pattern) for pattern in undecayed) else weight_decay
-        factors = (factor, 0.0) if decay == "l2" else (0.0, factor)
-        constraint = constraints[name]
-        kind = FACTORED if name in factored and (constraint is None or may_be_factored(constraint)) else TRAINED
-        return Variable(name, shape, kind, *factors, rate=multipliers.get(name, 1.0), constraint=constraint)
-
-    def fixed(name: str, shape: tuple[int, ...], kind: str) -> Variable:
-        return Variable(name, shape, FROZEN if name in still else kind)
-
-    return [
-        *(fixed(n, shape, FROZEN) if n in still else trained(n, shape) for n, shape in trainable.items()),
-        *(fixed(n, shape, kinds[n]) for n, shape in fixed_shapes.items()),
-    ]
-
-
-def statistics_of(model: keras.Model) -> list[keras.Variable]:
-    """The model's floating-point variables that are not trained, in the order of `variables_of`."""
-    return [v for v in model.non_trainable_variables if is_float(v)]
-
-
-def factored_names(model: keras.Model, batch_size: int, examined: Examination | None = None) -> set[str]:
-    """The kernels whose gradients take less than half the bytes as factors.
-
-    Args:
-        model: A built model.
-        batch_size: Rows of a dense layer's input where `examined` does not say how many.
-        examined: Without it every kernel counts as used by its own layer alone; a step refuses one that is not.
-    """
-    names = set()
-    for kernel in (layer.kernel for layer in factorable_layers(model)):
-        rows = batch_size if examined is None else examined.rows.get(kernel.path, math.inf)
-        inputs, outputs = kernel.shape
-        if 2 * rows * (inputs + outputs) < inputs * outputs:
-            names.add(kernel.path)
-    return names
-
-
-def variables_in(model: keras.Model, layout: Layout) -> list[keras.Variable]:
-    """The model's variables that are in a layout, in its order.
-
-    Where the layout has all that it could have, they go by their order: Keras gives a model that is built twice in one
-    process other names. Where some are local, names say which.
-    """
-    variables = [*model.trainable_variables, *statistics_of(model)]
-    if len(variables) == len(layout.variables):
-        return variables
-    by_name = {v.path: v for v in variables}
-    return [by_name[variable.name] for variable in layout.variables]
-
-
-def initial_values(model: keras.Model, layout: Layout | None = None) -> list[np.ndarray]:
-    """The model's present values, in the order of the layout, or of `variables_of` without one."""
-    variables = [*model.trainable_variables, *statistics_of(model)] if layout is None else variables_in(model, layout)
-    return [v.numpy() for v in variables]
-
-
-def _check_names(variables: Sequence[keras.Variable]) -> None:
-    first: dict[str, keras.Variable] = {}
-    for variable in variables:
-        other = first.setdefault(variable.path, variable)
-        if other is not variable:
-            raise ValueError(
-                f"two variables are named {variable.path}, of shapes {list(other.shape)} and {list(variable.shape)}; "
-                "give every layer, and every variable of a layer, its own name"
-            )
 
 
 class TrainingStep:

@@ -15,7 +15,7 @@ from downpour.launch.roles.initial import Source
 from downpour.model import weights
 from downpour.model.vision.resnet import ResNet
 from downpour.ps.layout import FROZEN, STATISTIC, Layout, Variable, plan
-from downpour.worker.step.step import initial_values, variables_of
+from downpour.worker.step.variables import initial_values, variables_of
 from tests.ps.checkpoint.saving import save
 
 SMALL = ResNet(depth=18, width=2, stem="3x3/2")

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downpour.model.data.images import Batches, GeneratedImages, ImageRecords, multi_hot
+from downpour.model.data import Batches, GeneratedImages, ImageRecords
+from downpour.model.data.batches import multi_hot
 from downpour.model.data.order import Lease, Order, forever
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import LabelledImage, TooManyBadRecords, read_records, write_records

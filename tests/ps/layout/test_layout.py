@@ -78,7 +78,7 @@ def test_the_paper_shape_is_balanced() -> None:
 
 
 def paper_layout() -> Layout:
-    from downpour.worker.step.step import variables_of
+    from downpour.worker.step.variables import variables_of
 
     model = ResNet(depth=101).build(64, 18291)
     return plan(variables_of(model, 1e-4, ("*/bias", "*/gamma", "*/beta")), 17, [Slicing("head/*", 50)])

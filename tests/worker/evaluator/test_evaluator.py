@@ -18,7 +18,7 @@ from downpour.proto.errors import LayoutMismatch
 from downpour.ps.layout import Slicing, Variable, plan
 from downpour.ps.policy.averages import Polyak
 from downpour.worker.evaluator.evaluator import Evaluator
-from downpour.worker.step.step import initial_values, variables_of
+from downpour.worker.step.variables import initial_values, variables_of
 from tests.ps.checkpoint.saving import save
 
 

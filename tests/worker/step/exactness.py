@@ -13,7 +13,8 @@ import tensorflow as tf
 from downpour.ps.layout import Layout, plan
 from downpour.worker.exchange.exchange import Parameters
 from downpour.worker.step.examine import examine, kinds_of
-from downpour.worker.step.step import StepResult, TrainingStep, factored_names, initial_values, variables_of
+from downpour.worker.step.step import StepResult, TrainingStep
+from downpour.worker.step.variables import factored_names, initial_values, variables_of
 
 Loss = Callable[[Any, Any], Any]
 Batch = tuple[np.ndarray, np.ndarray]

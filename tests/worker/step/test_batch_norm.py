@@ -30,7 +30,8 @@ from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.service.server import Server
 from downpour.worker.exchange.exchange import Exchange, Gradients
-from downpour.worker.step.step import TrainingStep, initial_values, variables_of
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import initial_values, variables_of
 from tests.ps.pushing import new_shard, push
 from tests.worker.cluster import initialize
 

@@ -16,7 +16,8 @@ from downpour.ps.apply import kernels
 from downpour.ps.layout import Slicing, plan
 from downpour.worker.exchange.exchange import Parameters
 from downpour.worker.step.clip import Clip
-from downpour.worker.step.step import StepResult, TrainingStep, initial_values, variables_of
+from downpour.worker.step.step import StepResult, TrainingStep
+from downpour.worker.step.variables import initial_values, variables_of
 
 LABELS = 6
 

@@ -18,7 +18,8 @@ from downpour.ps.policy.rules import KerasRMSProp
 from downpour.ps.policy.schedules import Constant
 from downpour.worker.exchange.exchange import Exchange
 from downpour.worker.step.constraints import constraint_of
-from downpour.worker.step.step import TrainingStep, factored_names, initial_values, variables_of
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import factored_names, initial_values, variables_of
 from tests.worker.cluster import initialize
 
 BATCH, LABELS, RATE = 4, 60, 0.01

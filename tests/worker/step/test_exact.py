@@ -13,7 +13,8 @@ from keras import layers, ops
 
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, plan
 from downpour.worker.step.examine import LOCAL
-from downpour.worker.step.step import TrainingStep, initial_values, variables_of
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import initial_values, variables_of
 from tests.worker.step.exactness import Batch, Loss, downpour, layout_of, parameters_of, plain_keras, squares
 
 BATCH, WIDTH, OUTPUTS, NUM_STEPS = 4, 64, 96, 3

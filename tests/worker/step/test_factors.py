@@ -17,7 +17,8 @@ from downpour.ps.policy.rules import RMSProp
 from downpour.ps.policy.schedules import Constant
 from downpour.worker.exchange.exchange import Exchange, Parameters
 from downpour.worker.step.clip import Clip
-from downpour.worker.step.step import TrainingStep, factored_names, initial_values, variables_of
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import factored_names, initial_values, variables_of
 from tests.worker.cluster import initialize
 
 BATCH, FEATURES, LABELS, SHARDS = 4, 48, 60, 3

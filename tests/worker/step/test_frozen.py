@@ -12,7 +12,8 @@ from downpour.ps.layout import FROZEN, STATISTIC, TRAINED, Layout, Rate, plan
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from downpour.worker.exchange.exchange import Exchange, Parameters
-from downpour.worker.step.step import TrainingStep, initial_values, variables_of
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import initial_values, variables_of
 from tests.worker.cluster import initialize
 
 LABELS = 4

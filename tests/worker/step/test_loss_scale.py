@@ -12,7 +12,8 @@ from keras import layers
 
 from downpour.worker.step.clip import Clip
 from downpour.worker.step.loss_scale import LossScale
-from downpour.worker.step.step import TrainingStep, initial_values
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import initial_values
 from tests.worker.step.exactness import Batch, Loss, gradient_of, layout_of, parameters_of, squares
 
 BATCH, WIDTH, OUTPUTS = 4, 64, 96

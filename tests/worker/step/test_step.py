@@ -16,7 +16,8 @@ from downpour.ps.policy.rules import Momentum
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.service.server import Server
 from downpour.worker.exchange.exchange import Exchange
-from downpour.worker.step.step import TrainingStep, initial_values, variables_of
+from downpour.worker.step.step import TrainingStep
+from downpour.worker.step.variables import initial_values, variables_of
 from tests.worker.cluster import initialize
 
 LABELS = 6

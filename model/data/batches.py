@@ -1,0 +1,129 @@
+"""Batches of training data, what a data set is, and targets of many labels.
+
+Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downpour.model.data.order import Lease
+from downpour.model.vision.labels import LabelTree
+from downpour.model.vision.records import RecordCounts
+
+Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
+PlacedBatch = tuple[NDArray[np.float32], NDArray[np.float32], int]
+
+
+class Batches:
+    """Iterator of batches: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32 multi-hot with ancestors.
+
+    Close it, or use it as a context manager, to end its threads and files.
+
+    Args:
+        batches: Gives images, labels, and the position after them.
+        counts: Of the records, kept by `batches`.
+
+    Attributes:
+        counts: Records read and skipped so far.
+        position: Records, good or bad, that are consumed up to and including the last batch, over all leases in order.
+    """
+
+    def __init__(self, batches: Generator[PlacedBatch, None, None], counts: RecordCounts) -> None:
+        self.counts = counts
+        self.position = 0
+        self._batches = batches
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        images, labels, self.position = next(self._batches)
+        return images, labels
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the iteration; may be called twice, but not while another thread is inside `next`."""
+        self._batches.close()
+
+
+class Dataset(Protocol):
+    """Images with labels. Implementations are frozen dataclasses, so that a job holds nothing that is open."""
+
+    @property
+    def image_size(self) -> int:
+        """Side, in pixels, of the images that the network sees."""
+        ...
+
+    @property
+    def labels(self) -> LabelTree:
+        """The label tree; class `c` of a batch is label `c`."""
+        ...
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels, C."""
+        ...
+
+    @property
+    def num_records(self) -> int:
+        """Training records, good or bad."""
+        ...
+
+    def check(self) -> None:
+        """Raises ValueError, saying how to mend it, when there is no data to read."""
+        ...
+
+    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
+        """Batches of exactly `batch_size` that run across leases and epochs; they end with `leases`.
+
+        What remains then and does not fill a batch is left out.
+
+        Args:
+            batch_size: Images in a batch, B.
+            seed: Of order and augmentation; the same for all workers, so that leases name the same records.
+            leases: Positions to train on; taken ahead of the batches by what is decoded ahead.
+
+        Raises (while iterating):
+            TooManyBadRecords: More than 1 % of the records read are damaged.
+            ValueError: A lease is not within an epoch.
+        """
+        ...
+
+    def heldout(self, *, batch_size: int) -> Batches:
+        """One pass over the held-out images in a fixed order, unaugmented; the last batch may be short.
+
+        Raises (while iterating):
+            TooManyBadRecords: More than 1 % of the records read are damaged.
+        """
+        ...
+
+
+def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.float32]:
+    """[B, C] float32: 1 for each row's labels and all their ancestors, 0 elsewhere.
+
+    Raises:
+        IndexError: A label is not in the tree.
+    """
+    rows = list(labels)
+    hot = np.zeros((len(rows), len(tree)), np.float32)
+    for row, names in zip(hot, rows, strict=True):
+        for label in names:
+            row[list(tree.lineages[label])] = 1
+    return hot
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises `ValueError` for a batch of no images."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give a whole number of at least 1")
