@@ -13,7 +13,7 @@ import numpy as np
 
 from downpour.proto import codec
 from downpour.proto.errors import MalformedChunk
-from downpour.ps.apply import kernels
+from downpour.proto.numerics import convert
 from downpour.ps.layout import Factored
 from downpour.ps.layout.cuts import BLOCK_ELEMENTS, runs
 
@@ -57,11 +57,11 @@ class Dense(Source):
 
     def num_non_finite(self) -> int:
         """See `Source.num_non_finite`."""
-        return kernels.num_non_finite(self._values)
+        return convert.num_non_finite(self._values)
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
         """See `Source.decode`."""
-        kernels.to_float32(self._part(piece), out)
+        convert.to_float32(self._part(piece), out)
 
     def gradient(self, piece: Piece, room: np.ndarray) -> np.ndarray:
         """See `Source.gradient`."""
@@ -85,11 +85,11 @@ class Quantized(Source):
 
     def num_non_finite(self) -> int:
         """See `Source.num_non_finite`: of the scales, since an int8 is always finite."""
-        return kernels.num_non_finite(self._scales)
+        return convert.num_non_finite(self._scales)
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
         """See `Source.decode`."""
-        kernels.dequantize(self._scales, self._q, piece[0] - self._start, out)
+        convert.dequantize(self._scales, self._q, piece[0] - self._start, out)
 
 
 class Factors(Source):
@@ -120,7 +120,7 @@ class Factors(Source):
 
     def num_non_finite(self) -> int:
         """See `Source.num_non_finite`; 1 for finite factors whose product might not be."""
-        count = sum(kernels.num_non_finite(part.reshape(-1)) for part in self._payload)
+        count = sum(convert.num_non_finite(part.reshape(-1)) for part in self._payload)
         if not count and self._x.size and self._d:
             with np.errstate(over="ignore"):
                 largest = _largest(self._x) * max(map(_largest, self._d.values())) * self._x.shape[1]
@@ -187,5 +187,5 @@ def _largest(values: np.ndarray) -> np.float32:
 def _float32(values: np.ndarray) -> np.ndarray:
     """A copy in float32, of the same shape."""
     out = np.empty(values.size, np.float32)
-    kernels.to_float32(values.reshape(-1), out)
+    convert.to_float32(values.reshape(-1), out)
     return out.reshape(values.shape)

@@ -3,8 +3,8 @@
 A pull of the live vector w costs two bytes a parameter in bfloat16. A worker that holds a publication p, the vector as
 it was some pushes ago, needs only what differs from it:
 
-    d = int8(w - p)         or int4; block-scaled, `downpour.ps.apply.kernels.quantize`
-    bfloat16(p + d)         `downpour.ps.apply.kernels.advance`
+    d = int8(w - p)         or int4; block-scaled, `downpour.proto.numerics.convert.quantize`
+    bfloat16(p + d)         `downpour.proto.numerics.convert.advance`
 
 which is half or a quarter of the bytes, and as fresh as a live pull. p is known exactly, so what rounding left out of d
 is gone with the next pull: errors never add up. The farther w has moved from p, the coarser d is, so a new publication
@@ -33,7 +33,7 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.http2.connection import Message
-from downpour.ps.apply import kernels
+from downpour.proto.numerics import convert
 from downpour.ps.shard.vector import Vector
 
 # Elements of a message of differences: 2 MB, as one of bfloat16 has. A multiple of a block.
@@ -159,7 +159,7 @@ class Publisher:
             after: Gets the publication that the difference leads to.
         """
         _, scales, q = blocks
-        quantize = kernels.quantize if self._codec == codec.INT8 else kernels.quantize4
+        quantize = convert.quantize if self._codec == codec.INT8 else convert.quantize4
         difference = np.empty(_PIECE, np.float32)
         bytes_per_piece = codec.blocks_bytes(self._codec, _PIECE) - 4 * codec.num_blocks(_PIECE)
         for number, start in enumerate(range(0, before.size, _PIECE)):
@@ -168,12 +168,12 @@ class Publisher:
                 mine = slice(a - first, b - first)
                 into = difference[a - first - start : b - first - start]
                 with self._vector.unchanged(a):
-                    kernels.difference(self._vector.parameters[a:b], before[mine], into)
+                    convert.difference(self._vector.parameters[a:b], before[mine], into)
             its_scales = scales[start // codec.BLOCK : codec.num_blocks(stop)]
             part = q[number * bytes_per_piece : (number + 1) * bytes_per_piece]
             quantize(difference[: stop - start], its_scales, part)
             if after is not None:
-                kernels.advance(self._codec, before[start:stop], its_scales, part, after[start:stop])
+                convert.advance(self._codec, before[start:stop], its_scales, part, after[start:stop])
 
 
 def live(vector: Vector, wire: int, start: int, stop: int, header: pb.PullHeader | None) -> Iterator[Message]:

@@ -10,7 +10,7 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite
-from downpour.ps.apply import kernels
+from downpour.proto.numerics import convert
 from downpour.ps.apply.admission import Member
 from downpour.ps.apply.regions import Push, Work
 from downpour.ps.apply.sources import source_of
@@ -115,7 +115,7 @@ class Pushes:
         where = chunk.start
         if not chunk.rows and chunk.codec != codec.INT8:
             values = np.empty(chunk.count, np.float32)
-            kernels.to_float32(chunk.values(), values)
+            convert.to_float32(chunk.values(), values)
             where += int(np.flatnonzero(~np.isfinite(values))[0])
         raise NonFinite(
             f"push {push.header.sequence} of worker {push.header.worker} has {count} "

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from downpour.proto.errors import DownpourError
+from downpour.proto.numerics import convert
 from downpour.ps.apply import kernels
 from downpour.ps.apply.regions import Region, Work
 from downpour.ps.apply.sources import Piece
@@ -136,5 +137,5 @@ class Updates:
         assert work.base is not None and isinstance(self._treatment, Compensate)
         work.source.decode((begin, end), gradient)
         base = np.empty(end - begin, np.float32)
-        kernels.to_float32(work.base[begin - work.start : end - work.start], base)
+        convert.to_float32(work.base[begin - work.start : end - work.start], base)
         kernels.compensate(gradient, self._arena.parameters[begin:end], base, self._treatment.strength)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from downpour.proto import codec
-from downpour.ps.apply import kernels
+from downpour.proto.numerics import convert
 from downpour.ps.apply.regions import Region, regions_of
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import COUNTERS
@@ -64,7 +64,7 @@ class Vector:
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Writes elements [start, stop), one of those that `cut` gives, into `out` of a wire dtype."""
         with self.unchanged(start):
-            kernels.to_wire(self.parameters[start:stop], out)
+            convert.to_wire(self.parameters[start:stop], out)
 
     def encoded(self, start: int, stop: int, wire: int) -> np.ndarray:
         """The same in a wire dtype of its own. Pulls between which no push has come share it: to be read only."""
@@ -73,7 +73,7 @@ class Vector:
             values = self._encodings.get((start, stop, wire), moment)
             if values is None:
                 values = np.empty(stop - start, codec.WIRE_DTYPES[wire])
-                kernels.to_wire(self.parameters[start:stop], values)
+                convert.to_wire(self.parameters[start:stop], values)
                 self._encodings.keep((start, stop, wire), moment, values)
             return values
 

@@ -33,6 +33,7 @@ from absl import flags
 from numba import njit, types
 
 from downpour.launch.roles import entry
+from downpour.proto.numerics import convert
 from downpour.ps.apply import kernels
 from downpour.ps.apply.loops import LOGGED_ELEMENTS
 from downpour.ps.layout.cuts import BLOCK_ELEMENTS
@@ -85,9 +86,9 @@ def all_kernels() -> list[Kernel]:
     triad = Kernel("triad", 3 * _WORD, {}, lambda v: _triad(v[0], v[1], v[2], np.float32(0.5)))
     others = [
         Kernel("add", 3 * _WORD, {}, lambda v: kernels.add(v[0], v[1])),
-        Kernel("widen", 2 + _WORD, {}, lambda v: kernels.widen(v[0].view(np.uint16)[: v[0].size], v[1])),
-        Kernel("narrow", _WORD + 2, {}, lambda v: kernels.narrow(v[0], v[1].view(np.uint16)[: v[0].size])),
-        Kernel("num_non_finite", _WORD, {}, lambda v: kernels.num_non_finite(v[0])),
+        Kernel("widen", 2 + _WORD, {}, lambda v: convert.widen(v[0].view(np.uint16)[: v[0].size], v[1])),
+        Kernel("narrow", _WORD + 2, {}, lambda v: convert.narrow(v[0], v[1].view(np.uint16)[: v[0].size])),
+        Kernel("num_non_finite", _WORD, {}, lambda v: convert.num_non_finite(v[0])),
     ]
     applied = [kernel(count) for count in _PUSHES for kernel in (_copied, _logged)]
     return [triad, *(_update(name, kind()) for name, kind in rules.BY_NAME.items()), *others, *applied]

@@ -24,8 +24,8 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto import parameter_server_pb2_grpc as pb_grpc
 from downpour.proto.errors import DownpourError
+from downpour.proto.numerics import convert
 from downpour.proto.security.config import PLAIN, TOKEN_KEY, Security
-from downpour.ps.apply import kernels
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.pulled import Pulled
 from tests.channels import plain
@@ -285,7 +285,7 @@ def chunks_of(wire: pb.Codec) -> list[codec.Outgoing]:
     rest = NUM_TRAINED - first.count
     if wire == codec.INT8:
         payload, scales, q = codec.new_blocks(codec.INT8, rest)
-        kernels.quantize(np.ones(rest, np.float32), scales, q)
+        convert.quantize(np.ones(rest, np.float32), scales, q)
         trained = codec.Outgoing(first.count, rest, codec.INT8, payload)
     else:
         trained = codec.Outgoing(first.count, rest, wire, np.zeros(rest, codec.WIRE_DTYPES[wire]))

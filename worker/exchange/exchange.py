@@ -17,8 +17,8 @@ import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.numerics import convert
 from downpour.proto.security.config import PLAIN, Security
-from downpour.ps.apply import kernels
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.packing import Packer
@@ -173,7 +173,7 @@ class Exchange:
         """
         futures = [self._pool.submit(client.wait_ready) for client in self._clients]
         if self._uses_blocks:
-            kernels.load_blocks()  # so that no step waits for them
+            convert.load_blocks()  # so that no step waits for them
         for future in futures:
             future.result()
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.apply import kernels
+from downpour.proto.numerics import convert
 from downpour.ps.layout import Layout
 
 
@@ -70,8 +70,8 @@ class Packer:
     def _rounded(self, gradient: np.ndarray, left: np.ndarray) -> np.ndarray:
         """Gradient plus what was left before, in INT8; `left` is then what is left now."""
         wide = self._wide[: gradient.size]
-        kernels.to_float32(gradient, wide)
+        convert.to_float32(gradient, wide)
         left += wide
         payload, scales, q = codec.new_blocks(codec.INT8, left.size)
-        kernels.quantize(left, scales, q)
+        convert.quantize(left, scales, q)
         return payload

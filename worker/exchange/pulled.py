@@ -9,7 +9,7 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk
-from downpour.ps.apply import kernels
+from downpour.proto.numerics import convert
 from downpour.ps.layout import Layout
 
 
@@ -109,7 +109,7 @@ class Pulled:
         if base is None or chunk.codec in codec.WIRE_DTYPES:
             target[:] = chunk.values()
         else:
-            kernels.advance(chunk.codec, base, *chunk.blocks(), target)
+            convert.advance(chunk.codec, base, *chunk.blocks(), target)
 
     def end(self) -> None:
         """The pull is over; `latest` is what it gave.

@@ -9,6 +9,7 @@ import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.numerics import convert
 from downpour.ps.apply import kernels
 from downpour.ps.policy.rules import SGD, Rule
 from downpour.worker.exchange.cadence import Accumulate, Cadence, Downpour, EveryStep, LocalSteps
@@ -123,7 +124,7 @@ class _Replica:
 def _widened(vector: np.ndarray) -> np.ndarray:
     """A float32 copy of a vector of the wire."""
     wide = np.empty(vector.size, np.float32)
-    kernels.to_float32(vector, wide)
+    convert.to_float32(vector, wide)
     return wide
 
 
@@ -132,5 +133,5 @@ def _narrowed(vector: np.ndarray, wire: pb.Codec) -> np.ndarray:
     if wire == codec.FLOAT32:
         return vector
     narrow = np.empty(vector.size, codec.WIRE_DTYPES[wire])
-    kernels.to_wire(vector, narrow)
+    convert.to_wire(vector, narrow)
     return narrow

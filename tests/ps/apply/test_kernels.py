@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downpour.proto import codec
+from downpour.proto.numerics import convert
 from downpour.ps.apply import kernels
 from downpour.ps.apply.loops import LOGGED_ELEMENTS
 from downpour.ps.policy.named import to_message
@@ -26,22 +27,22 @@ from downpour.ps.policy.rules import KerasAdam, Rule
 def test_bfloat16_is_rounded_as_ml_dtypes_does(bits: list[int], shift: int) -> None:
     values = np.array(bits, np.uint32).view(np.float32)
     narrowed = np.empty(values.size, np.uint16)
-    kernels.narrow(values, narrowed)
+    convert.narrow(values, narrowed)
     expected = values.astype(ml_dtypes.bfloat16).view(np.uint16)
     nan = np.isnan(values)
     np.testing.assert_array_equal(narrowed[~nan], expected[~nan])
     assert np.isnan(narrowed.view(ml_dtypes.bfloat16)[nan].astype(np.float32)).all()
     unaligned = np.frombuffer(bytes(shift) + narrowed.tobytes(), "<u2", offset=shift)
     wide = np.empty(values.size, np.float32)
-    kernels.widen(unaligned, wide)
+    convert.widen(unaligned, wide)
     np.testing.assert_array_equal(wide, narrowed.view(ml_dtypes.bfloat16).astype(np.float32))
 
 
 def test_non_finite_numbers_are_counted() -> None:
     values = np.ones(100, np.float32)
-    assert kernels.num_non_finite(values) == 0
+    assert convert.num_non_finite(values) == 0
     values[[3, 50, 99]] = [np.nan, np.inf, -np.inf]
-    assert kernels.num_non_finite(values) == 3
+    assert convert.num_non_finite(values) == 3
 
 
 COMPILED = """
@@ -59,8 +60,8 @@ print(json.dumps(names))
 def test_gradients_in_bfloat16_give_the_bits_of_widened_ones(rule: Rule, shift: int) -> None:
     rng = np.random.default_rng(3)
     narrow, wide = np.empty(1003, np.uint16), np.empty(1003, np.float32)
-    kernels.narrow(rng.standard_normal(1003).astype(np.float32), narrow)
-    kernels.widen(narrow, wide)
+    convert.narrow(rng.standard_normal(1003).astype(np.float32), narrow)
+    convert.widen(narrow, wide)
     unaligned = np.frombuffer(bytes(shift) + narrow.tobytes(), "<u2", offset=shift)
     update, results = kernels.update_for(rule), []
     start = rng.standard_normal(1003).astype(np.float32)
@@ -82,7 +83,7 @@ def test_logged_updates_have_the_bits_of_the_others_and_save_the_last_run(rule: 
     if wire is np.uint16:
         wide, gradients = gradients, [np.empty(size, np.uint16) for _ in gradients]
         for values, narrow in zip(wide, gradients, strict=True):
-            kernels.narrow(values, narrow)
+            convert.narrow(values, narrow)
     rates, steps, decays = (0.1, 0.05, 0.2), (1, 1, 2), (1e-3, 1e-4)
     w = rng.standard_normal(size).astype(np.float32)
     slots = [np.full(size, value, np.float32) for value in rule.slots.values()]
@@ -103,7 +104,7 @@ def test_statistics_may_come_in_any_wire_dtype() -> None:
     differences = np.arange(9, dtype=np.float32)
     for wire, dtype in codec.WIRE_DTYPES.items():
         w, narrow = np.ones(9, np.float32), np.empty(9, dtype)
-        kernels.to_wire(differences, narrow)
+        convert.to_wire(differences, narrow)
         kernels.add(w, narrow)
         np.testing.assert_array_equal(w, 1 + differences, err_msg=str(wire))
 
@@ -127,17 +128,17 @@ def test_the_cache_is_filled_by_a_command_for_one_rule_or_all() -> None:
 def test_every_wire_dtype_there_and_back(wire: int) -> None:
     values = np.array([0, 1, -1.5, 1e-3, 3e4, np.inf, -np.inf, np.nan], np.float32)
     there, back = np.empty(values.size, codec.WIRE_DTYPES[wire]), np.empty(values.size, np.float32)
-    kernels.to_wire(values, there)
-    kernels.to_float32(there, back)
+    convert.to_wire(values, there)
+    convert.to_float32(there, back)
     np.testing.assert_allclose(back, values, rtol=2.0**-8)
-    assert kernels.num_non_finite(there) == 3
-    assert kernels.num_non_finite(np.frombuffer(b"\0" + there.tobytes(), there.dtype, offset=1)) == 3
+    assert convert.num_non_finite(there) == 3
+    assert convert.num_non_finite(np.frombuffer(b"\0" + there.tobytes(), there.dtype, offset=1)) == 3
 
 
 def test_what_float16_cannot_hold_is_infinite() -> None:
     out = np.empty(1, np.float16)
-    kernels.to_wire(np.array([1e6], np.float32), out)
-    assert kernels.num_non_finite(out) == 1
+    convert.to_wire(np.array([1e6], np.float32), out)
+    assert convert.num_non_finite(out) == 1
 
 
 @settings(max_examples=200, deadline=None)
@@ -148,7 +149,7 @@ def test_blocks_of_any_size_of_numbers_are_rounded_and_what_is_left_stays_finite
     """Of a gradient that stays zero the rounding errors shrink by two hundred a push, down to denormal numbers."""
     x = np.random.default_rng(seed).uniform(-1, 1, 300).astype(np.float32) * np.float32(10.0**exponent)
     left, scales, q = x.copy(), np.empty(2, np.float32), np.empty(x.size, np.int8)
-    kernels.quantize(left, scales, q, levels)
+    convert.quantize(left, scales, q, levels)
     sent = q.astype(np.float32) * np.repeat(scales, codec.BLOCK)[: x.size]
     assert np.isfinite(left).all() and np.isfinite(scales).all() and np.abs(q).max() <= levels
     np.testing.assert_allclose(sent + left, x, rtol=1e-6, atol=1e-44)

@@ -15,7 +15,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk
 from downpour.proto.http2.assembly import Assembler, Buffers
 from downpour.proto.http2.connection import Message
-from downpour.ps.apply import kernels, loops
+from downpour.proto.numerics import convert, loops
 from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
 from downpour.ps.policy.pace import Async, Mode, Sync
 from downpour.ps.policy.rules import SGD
@@ -83,7 +83,7 @@ def follow(into: Pulled, publisher: Publisher, every: int = 1) -> None:
 
 def wide(bits: np.ndarray) -> np.ndarray:
     out = np.empty(bits.size, np.float32)
-    kernels.widen(bits, out)
+    convert.widen(bits, out)
     return out
 
 
@@ -108,7 +108,7 @@ def check_follows(into: Pulled, publisher: Publisher, shard: Shard) -> None:
 
 def _frozen(live: np.ndarray) -> np.ndarray:
     out = np.empty(LAYOUT.size(0) - NUM_PUSHED, np.uint16)
-    kernels.narrow(live[NUM_PUSHED:], out)
+    convert.narrow(live[NUM_PUSHED:], out)
     return out
 
 
@@ -138,10 +138,10 @@ def test_a_follower_is_as_fresh_as_a_live_pull(
 def test_int4_rounds_to_the_nearest_of_fifteen(seed: int, size: int, scale: float) -> None:
     x = (np.random.default_rng(seed).standard_normal(size) * scale).astype(np.float32)
     payload, scales, q = codec.new_blocks(codec.INT4, size)
-    kernels.quantize4(x.copy(), scales, q)
+    convert.quantize4(x.copy(), scales, q)
     out = np.empty(size, np.uint16)
     chunk = codec.decode_chunk(encode_chunk(0, codec.INT4, payload, count=size))
-    kernels.advance(codec.INT4, np.zeros(size, np.uint16), *chunk.blocks(), out)
+    convert.advance(codec.INT4, np.zeros(size, np.uint16), *chunk.blocks(), out)
     for start in range(0, size, codec.BLOCK):
         block = slice(start, start + codec.BLOCK)
         largest = np.abs(x[block]).max()
@@ -296,7 +296,7 @@ def test_what_need_not_be_decoded_arrives_in_its_place(wire: int) -> None:
     assert receive(into, messages) == [True, True, True]
     into.end()
     bits = np.empty(700, codec.WIRE_DTYPES[wire])
-    kernels.to_wire(values, bits)
+    convert.to_wire(values, bits)
     np.testing.assert_array_equal(into.latest.trained, bits[:400])
     np.testing.assert_array_equal(into.latest.statistics, values[400:500])
     np.testing.assert_array_equal(into.latest.frozen, bits[500:])
@@ -350,7 +350,7 @@ def test_training_from_differences_comes_to_its_target(
             assert got is not None
             np.testing.assert_array_equal(wide(got.frozen[0]), 1)
             gradient = np.empty(NUM_TRAINED, np.uint16)
-            kernels.narrow(wide(got.trained[0]) - target, gradient)
+            convert.narrow(wide(got.trained[0]) - target, gradient)
             begun.append(exchange.start(Gradients([gradient], [statistics], list(got.versions))))
         answers = [future.result() for future in begun]
     last = answers[0].parameters

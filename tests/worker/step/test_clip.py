@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
-from downpour.ps.apply import kernels
+from downpour.proto.numerics import convert
 from downpour.ps.layout import Slicing, plan
 from downpour.worker.exchange.exchange import Parameters
 from downpour.worker.step.clip import Clip
@@ -37,7 +37,7 @@ def run(clip: Clip | None, wire: Any = codec.FLOAT32, scale: float = 1.0) -> Ste
     if wire == codec.BFLOAT16:
         narrow = [np.empty(vector.size, np.uint16) for vector in vectors]
         for vector, out in zip(vectors, narrow, strict=True):
-            kernels.narrow(vector, out)
+            convert.narrow(vector, out)
         vectors = narrow
     empty = [np.empty(0, np.float32)] * 3
     step = TrainingStep(model, per_label_logistic, LAYOUT, wire, clip)
