@@ -70,10 +70,10 @@ def _closure(extras: Collection[str]) -> set[str]:
 
 
 def commands_of(page: Path) -> list[str]:
-    """The lines of a page's fenced blocks, joined where they are continued, without comments; not of ```text."""
+    """The lines of a page's fenced blocks, joined where they are continued, without comments; neither text nor diagrams."""
     found = []
     for _, language, block in _FENCE.findall(page.read_text()):
-        if language != "text":
+        if language not in ("text", "mermaid"):
             joined = re.sub(r"\\\n\s*", "", block)
             found += [line.partition(" #")[0].strip() for line in joined.splitlines()]
     return [line for line in found if line]
