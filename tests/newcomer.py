@@ -70,7 +70,7 @@ def _closure(extras: Collection[str]) -> set[str]:
 
 
 def commands_of(page: Path) -> list[str]:
-    """The lines of a page's fenced blocks, joined where they are continued, without comments; neither text nor diagrams."""
+    """The lines of a page's fenced blocks, joined where they are continued, without comments; no text, no diagrams."""
     found = []
     for _, language, block in _FENCE.findall(page.read_text()):
         if language not in ("text", "mermaid"):

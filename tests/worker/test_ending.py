@@ -205,7 +205,7 @@ def test_a_worker_that_leaves_waits_for_its_push_and_for_nobody(tmp_path: Path) 
         loop.result(3.0)
         assert reporter.leave(5.0)
         pushes = shard.status().pushes
-        assert cluster.chief._state.coordinator.total(lambda r: r.pushes_acknowledged) == pushes
+        assert cluster.chief._state.coordinator.reports.total(lambda r: r.pushes_acknowledged) == pushes
         begin = time.monotonic()
         cluster.work(1, overlap=False)
         assert time.monotonic() - begin < 30, "nobody waited for its lease to run out"
@@ -221,4 +221,4 @@ def test_a_report_that_was_overtaken_does_not_bring_a_worker_back(cluster: Clust
     coordinator = cluster.chief._state.coordinator
     coordinator.report(WorkerReport(worker=0, incarnation=1, steps=3, finished=True), 1.0)
     coordinator.report(WorkerReport(worker=0, incarnation=1, steps=2), 1.1)
-    assert coordinator.workers_ended(1.2) and coordinator.total(lambda r: r.steps) == 3
+    assert coordinator.workers_ended(1.2) and coordinator.reports.total(lambda r: r.steps) == 3

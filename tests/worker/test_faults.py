@@ -141,7 +141,9 @@ def test_a_chief_without_its_journal_goes_on_from_the_shards_and_the_newest_chec
         killed, worker, gate = three_checkpoints(cluster)
         saved = checkpoint.load(tmp_path / "checkpoints" / complete(cluster)[-1])
         first = cluster.chief
-        wait_until(lambda: first._coordinator.total(lambda r: r.pushes_acknowledged) >= 26, "the worker's report")
+        wait_until(
+            lambda: first._state.coordinator.reports.total(lambda r: r.pushes_acknowledged) >= 26, "the worker's report"
+        )
         kill(first, killed)
         path, spoilt = tmp_path / "journal.json", JOURNALS[change]
         path.unlink() if spoilt is None else path.write_text(spoilt(path.read_text()))

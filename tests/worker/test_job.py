@@ -199,7 +199,7 @@ def test_two_workers_train_and_every_acknowledged_push_is_applied(cluster: Clust
     assert summary["num_ps"] == 3 and summary["failure"] == ""
     assert summary["epochs"] * 160 == pytest.approx(8 * summary["pushes_acknowledged"], abs=0.01)
     assert summary["records_repeated"] == 0
-    for report in cluster.chief._state.coordinator._reports.values():
+    for report in cluster.chief._state.coordinator.reports._newest.values():
         assert len(report.versions) == 3 and max(report.versions) == report.version
     saved = checkpoint.load(max((cluster.run_dir / "checkpoints").iterdir()))
     w, head, m = LAYOUT.gather(saved.parameters())

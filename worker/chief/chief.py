@@ -180,7 +180,7 @@ class Chief:
                 now = time.monotonic()
                 rate = coordinator.progress(now).images_per_second
                 over = coordinator.should_stop(now)
-                step, loss = coordinator.step, coordinator.recent_loss()
+                step, loss = coordinator.step, coordinator.reports.recent_loss()
                 seconds = coordinator.train_s(now)
                 due = coordinator.checkpoint_due()
             self._name_absent(shards, now)

@@ -7,8 +7,7 @@ threads; `downpour.worker.chief.chief` holds a lock around every call. All times
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +17,8 @@ from downpour.model.data.order import Lease
 from downpour.proto import chief_pb2 as pb
 from downpour.proto.errors import WorkerSuperseded
 from downpour.worker.chief.leases import LeaseTable
+from downpour.worker.chief.reports import Reports
 
-_RATE_WINDOW_S = 15.0
 _UNSEEN_INCARNATIONS = 1 << 20
 
 
@@ -36,18 +35,6 @@ class _Worker:
     last_heard_s: float
     finished: bool = False
     process: str = ""  # as it registered; "" after a restart of the chief
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """Totals over all workers at one moment."""
-
-    at_s: float
-    steps: int
-    images: int
-    pushes: int
-    loss_sum: float
-    staleness_sum: float
 
 
 @dataclass
@@ -70,6 +57,7 @@ class Coordinator:
         resumed_s: Seconds of training before the job was resumed, which do not count towards `max_train_s`.
         versions: Highest version of each shard that a worker has reported.
         incarnation: Highest that was given out or seen, of any worker.
+        reports: Totals of what workers have done.
     """
 
     num_steps: int
@@ -87,10 +75,8 @@ class Coordinator:
     resumed_s: float = 0.0
     versions: list[int] = field(default_factory=list)
     incarnation: int = 0
+    reports: Reports = field(default_factory=Reports)
     _workers: dict[int, _Worker] = field(default_factory=dict)
-    # Totals of every incarnation ever seen: what a dead one did still counts.
-    _reports: dict[tuple[int, int], pb.WorkerReport] = field(default_factory=dict)
-    _marks: deque[_Mark] = field(default_factory=deque)
     _checkpoint_step: int = 0
 
     def give_incarnation(self, request: pb.RegisterRequest, now_s: float) -> int:
@@ -141,10 +127,10 @@ class Coordinator:
         if worker.finished and not report.finished:  # sent before its last one, and overtaken
             return self.should_stop(now_s)
         worker.last_heard_s, worker.finished = now_s, report.finished
-        kept = self._reports.setdefault((report.worker, report.incarnation), pb.WorkerReport())
         given = self.leases.given(report.worker, report.incarnation)
-        self.leases.records_repeated += max(report.records_done - max(kept.records_done, given), 0)
-        kept.CopyFrom(report)
+        before = self.reports.records_done(report.worker, report.incarnation)
+        self.leases.records_repeated += max(report.records_done - max(before, given), 0)
+        self.reports.add(report)
         self.leases.done(report.worker, report.incarnation, report.records_done)
         if report.finished:
             self.leases.release(report.worker, report.incarnation)
@@ -156,7 +142,7 @@ class Coordinator:
             self.started_s = now_s - report.compute_seconds
         if report.failure and not self.failure:
             self.failure = f"worker {report.worker}: {report.failure}"
-        self._mark(now_s)
+        self.reports.mark(now_s)
         return self.should_stop(now_s)
 
     def saw(self, version: int) -> None:
@@ -221,7 +207,6 @@ class Coordinator:
             now_s: The time.
             with_workers: Whether workers go on. Without, what they hold is given back, and others will come.
         """
-        reports = [json_format.MessageToDict(report) for report in self._reports.values()]
         state = {
             "step": self.step,
             "train_s": self.train_s(now_s),
@@ -232,7 +217,7 @@ class Coordinator:
             "checkpoint_step": self._checkpoint_step,
             "versions": self.versions,
             "incarnation": self.incarnation,
-            "reports": reports,
+            "reports": self.reports.state(),
             "leases": self.leases.state(with_holders=with_workers),
         }
         if with_workers:
@@ -273,7 +258,8 @@ class Coordinator:
         self.step, self.failure, self._checkpoint_step = step, failure, checkpoint_step
         self.versions, self.leases, self.seconds_before = versions, leases, train_s
         self.resumed_s = resumed_s
-        self._reports.update({(report.worker, report.incarnation): report for report in reports})
+        for report in reports:
+            self.reports.add(report)
         self._workers.update(workers)
         for seen in (incarnation, *(r.incarnation for r in reports), *(w.incarnation for w in workers.values())):
             self.saw_incarnation(seen)
@@ -281,28 +267,9 @@ class Coordinator:
             self.started_s = now_s - gap_s
             self.ended_s = self.started_s if ended else None
 
-    def total(self, value: Callable[[pb.WorkerReport], float]) -> float:
-        """Sum of a field over all incarnations of all workers."""
-        return sum(value(report) for report in self._reports.values())
-
-    def mean(self, value: Callable[[pb.WorkerReport], float]) -> float:
-        """Sum of a field over all workers, divided by their steps."""
-        return self.total(value) / max(self.total(lambda r: r.steps), 1)
-
-    def skipped_examples(self) -> list[str]:
-        """The first few records that workers skipped, each once."""
-        return sorted({example for report in self._reports.values() for example in report.skipped_examples})[:5]
-
-    def recent_loss(self) -> float:
-        """Mean loss over the steps of the last seconds, over all if these had none; NaN before the first."""
-        first, last = self._window()
-        if last.steps > first.steps:
-            return (last.loss_sum - first.loss_sum) / (last.steps - first.steps)
-        return last.loss_sum / last.steps if last.steps else math.nan
-
     def progress(self, now_s: float) -> pb.ProgressReply:
         """Step, rates over the last seconds, and the time left at this rate."""
-        first, last = self._window()
+        first, last = self.reports.window()
         elapsed = last.at_s - first.at_s
         steps = last.steps - first.steps
         pushes_per_second = (last.pushes - first.pushes) / elapsed if elapsed else 0.0
@@ -312,7 +279,7 @@ class Coordinator:
         return pb.ProgressReply(
             step=self.step,
             num_steps=self.num_steps,
-            loss=self.recent_loss(),
+            loss=self.reports.recent_loss(),
             images_per_second=(last.images - first.images) / elapsed if elapsed else 0.0,
             pushes_per_second=pushes_per_second,
             staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
@@ -322,22 +289,3 @@ class Coordinator:
 
     def _is_gone(self, worker: _Worker, now_s: float) -> bool:
         return worker.finished or now_s - worker.last_heard_s > self.lease_s
-
-    def _mark(self, now_s: float) -> None:
-        self._marks.append(
-            _Mark(
-                now_s,
-                int(self.total(lambda r: r.steps)),
-                int(self.total(lambda r: r.images)),
-                int(self.total(lambda r: r.pushes_acknowledged)),
-                self.total(lambda r: r.loss_sum),
-                self.total(lambda r: r.staleness_sum),
-            )
-        )
-        while len(self._marks) > 2 and now_s - self._marks[1].at_s > _RATE_WINDOW_S:
-            self._marks.popleft()
-
-    def _window(self) -> tuple[_Mark, _Mark]:
-        """The oldest and the newest mark within the window."""
-        nothing = _Mark(0.0, 0, 0, 0, 0.0, 0.0)
-        return (self._marks[0], self._marks[-1]) if self._marks else (nothing, nothing)

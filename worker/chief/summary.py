@@ -36,7 +36,7 @@ def summary(
         now_s: The time, on the coordinator's clock.
     """
     seconds = coordinator.train_s(now_s)
-    images = coordinator.total(lambda r: r.images)
+    images = coordinator.reports.total(lambda r: r.images)
     return {
         "recipe": plan.recipe,
         "num_ps": len(statuses),
@@ -48,26 +48,26 @@ def summary(
         "ended_by": coordinator.ended_by(),
         "seconds": round(seconds, 2),
         "images_per_second": round(images / seconds, 1) if seconds else 0.0,
-        "loss": coordinator.recent_loss(),
+        "loss": coordinator.reports.recent_loss(),
         **score.metrics,
-        "staleness_mean": round(coordinator.mean(lambda r: r.staleness_sum), 3),
+        "staleness_mean": round(coordinator.reports.mean(lambda r: r.staleness_sum), 3),
         "staleness_histogram": _histogram(statuses),
-        "pushes_acknowledged": int(coordinator.total(lambda r: r.pushes_acknowledged)),
+        "pushes_acknowledged": int(coordinator.reports.total(lambda r: r.pushes_acknowledged)),
         "pushes_applied_min": min(status.pushes for status in statuses),
         "pushes_applied_max": max(status.pushes for status in statuses),
-        "steps_skipped": int(coordinator.total(lambda r: r.steps_skipped)),
-        "pushes_dropped": int(coordinator.total(lambda r: r.pushes_dropped)),
+        "steps_skipped": int(coordinator.reports.total(lambda r: r.steps_skipped)),
+        "pushes_dropped": int(coordinator.reports.total(lambda r: r.pushes_dropped)),
         "pushes_refused": sum(status.pushes_refused for status in statuses),
         "seconds_per_step": {
-            "pull": round(coordinator.mean(lambda r: r.pull_seconds), 4),
-            "compute": round(coordinator.mean(lambda r: r.compute_seconds), 4),
-            "push": round(coordinator.mean(lambda r: r.push_seconds), 4),
+            "pull": round(coordinator.reports.mean(lambda r: r.pull_seconds), 4),
+            "compute": round(coordinator.reports.mean(lambda r: r.compute_seconds), 4),
+            "push": round(coordinator.reports.mean(lambda r: r.push_seconds), 4),
         },
-        "bytes_per_step": int(coordinator.mean(lambda r: r.bytes_pulled + r.bytes_pushed)),
+        "bytes_per_step": int(coordinator.reports.mean(lambda r: r.bytes_pulled + r.bytes_pushed)),
         "epochs": round(coordinator.leases.epochs, 4),
         "records_repeated": coordinator.leases.records_repeated,
-        "records_skipped": int(coordinator.total(lambda r: r.records_skipped)) + score.records_skipped,
-        "skipped_examples": coordinator.skipped_examples() + list(score.skipped_examples),
+        "records_skipped": int(coordinator.reports.total(lambda r: r.records_skipped)) + score.records_skipped,
+        "skipped_examples": coordinator.reports.skipped_examples() + list(score.skipped_examples),
         "updates_lost": _updates_lost(losses, statuses),
     }
 

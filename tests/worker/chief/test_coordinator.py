@@ -79,14 +79,14 @@ def test_the_newest_incarnation_wins_and_both_count() -> None:
     c.report(report(incarnation=2, steps=5, version=15), 3.0)
     with pytest.raises(WorkerSuperseded, match="worker 0 was taken over by host b: two workers run with --index=0"):
         c.report(report(incarnation=1, steps=11, version=16), 4.0)
-    assert c.total(lambda r: r.steps) == 15
+    assert c.reports.total(lambda r: r.steps) == 15
 
 
 def test_a_report_that_comes_twice_changes_nothing() -> None:
     c = coordinator()
     for _ in range(2):
         c.report(report(steps=10, version=10), 1.0)
-    assert c.total(lambda r: r.images) == 80
+    assert c.reports.total(lambda r: r.images) == 80
 
 
 def test_workers_have_ended_when_finished_or_lost() -> None:

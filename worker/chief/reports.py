@@ -1,0 +1,89 @@
+"""What workers have reported: totals over all of them, and rates over the last seconds. Pure: no clock, no I/O.
+
+Guarded by the chief's lock, as the coordinator that holds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import json_format
+
+from downpour.proto import chief_pb2 as pb
+
+_RATE_WINDOW_S = 15.0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Totals over all workers at one moment."""
+
+    at_s: float = 0.0
+    steps: int = 0
+    images: int = 0
+    pushes: int = 0
+    loss_sum: float = 0.0
+    staleness_sum: float = 0.0
+
+
+class Reports:
+    """The newest report of every incarnation of every worker: what a dead one did still counts."""
+
+    def __init__(self) -> None:
+        self._newest: dict[tuple[int, int], pb.WorkerReport] = {}
+        self._marks = deque[Mark]()
+
+    def add(self, report: pb.WorkerReport) -> None:
+        """Takes the place of the last one of the same incarnation."""
+        self._newest.setdefault((report.worker, report.incarnation), pb.WorkerReport()).CopyFrom(report)
+
+    def records_done(self, worker: int, incarnation: int) -> int:
+        """As an incarnation has reported last; 0 if it has not."""
+        report = self._newest.get((worker, incarnation))
+        return report.records_done if report else 0
+
+    def state(self) -> list[dict[str, Any]]:
+        """All of them, as JSON takes it."""
+        return [json_format.MessageToDict(report) for report in self._newest.values()]
+
+    def total(self, value: Callable[[pb.WorkerReport], float]) -> float:
+        """Sum of a field over all incarnations of all workers."""
+        return sum(value(report) for report in self._newest.values())
+
+    def mean(self, value: Callable[[pb.WorkerReport], float]) -> float:
+        """Sum of a field over all workers, divided by their steps."""
+        return self.total(value) / max(self.total(lambda r: r.steps), 1)
+
+    def skipped_examples(self) -> list[str]:
+        """The first few records that workers skipped, each once."""
+        return sorted({example for report in self._newest.values() for example in report.skipped_examples})[:5]
+
+    def mark(self, now_s: float) -> None:
+        """Notes the totals of this moment, for rates."""
+        self._marks.append(
+            Mark(
+                now_s,
+                int(self.total(lambda r: r.steps)),
+                int(self.total(lambda r: r.images)),
+                int(self.total(lambda r: r.pushes_acknowledged)),
+                self.total(lambda r: r.loss_sum),
+                self.total(lambda r: r.staleness_sum),
+            )
+        )
+        while len(self._marks) > 2 and now_s - self._marks[1].at_s > _RATE_WINDOW_S:
+            self._marks.popleft()
+
+    def window(self) -> tuple[Mark, Mark]:
+        """The oldest and the newest mark of the last seconds."""
+        return (self._marks[0], self._marks[-1]) if self._marks else (Mark(), Mark())
+
+    def recent_loss(self) -> float:
+        """Mean loss over the steps of the last seconds, over all if these had none; NaN before the first."""
+        first, last = self.window()
+        if last.steps > first.steps:
+            return (last.loss_sum - first.loss_sum) / (last.steps - first.steps)
+        return last.loss_sum / last.steps if last.steps else math.nan
