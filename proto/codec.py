@@ -29,7 +29,7 @@ BLOCK = 256  # elements that share a scale, in INT8 and INT4
 # bfloat16 travels and is stored as its 16 bits: numpy has no such type of its own.
 WIRE_DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<f4"), BFLOAT16: np.dtype("<u2"), FLOAT16: np.dtype("<f2")}
 
-# 2 MB of bfloat16: smaller chunks cost context switches, larger ones cache misses (BUILD_NOTES.md).
+# 2 MB of bfloat16: smaller chunks cost context switches, larger ones cache misses (docs/benchmarks.md).
 CHUNK_ELEMENTS = 1 << 20
 
 _HEADERS: dict[int, tuple[str, type[Message]]] = {

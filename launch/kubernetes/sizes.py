@@ -18,7 +18,7 @@ from downpour.ps.memory import arena
 from downpour.ps.policy.named import to_message
 
 _MI = 1 << 20
-_SHARD_PROCESS = 150 * _MI  # measured: state + at most this (PSS); see BUILD_NOTES.md
+_SHARD_PROCESS = 150 * _MI  # measured: state + at most this (PSS); see docs/exchange.md
 _RECEIVED_AT_A_TIME = 3  # pushes, each with one chunk on the wire and one decoded
 _TENSORFLOW_PROCESS = 1000 * _MI  # measured: 700 to 800 MB
 _COPIES = 6  # of all parameters: pulled, pushed, their wire forms, the graph's own, and one in reserve

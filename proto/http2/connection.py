@@ -2,7 +2,7 @@
 
 A message is received straight into a buffer that is used again, and sent from where it lies: the kernel's copies are
 the only ones. grpcio copies every message three times when it comes and once when it goes, and hands it through several
-threads; at the paper's shape that was a third of what a step cost (BUILD_NOTES.md, "The exchange").
+threads; at the paper's shape that was a third of what a step cost (docs/exchange.md).
 `downpour.proto.http2.endpoint` has the rules; this adds the socket, the lock and the waiting.
 `downpour.proto.rpc.server` and `downpour.proto.rpc.client` make gRPC of it, which any other gRPC implementation
 understands.

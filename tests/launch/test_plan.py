@@ -96,7 +96,7 @@ def test_bytes_are_those_of_a_real_exchange(mode: str, shards: ShardProcesses) -
 
 
 def test_the_papers_step_has_the_bytes_that_benchmarks_measured() -> None:
-    """BUILD_NOTES.md, "The exchange": 249 MB for bfloat16 with factors."""
+    """docs/benchmarks.md, "The exchange": 249 MB for bfloat16 with factors."""
     job, layout = paper()
     total = sum(demand.push_bytes(layout, i, job) + demand.pull_bytes(layout, i, job) for i in range(17))
     assert total == pytest.approx(249e6, rel=0.005)

@@ -7,7 +7,7 @@ Two numbers, taken over shapes, seeds, rates and hyper-parameters:
 - *100 steps*: both run on their own; the largest difference of any parameter, relative to the largest parameter.
   Tolerance 1e-6.
 
-    python -m tests.ps.policy.test_rules_against_tensorflow      (prints the table of BUILD_NOTES.md)
+    python -m tests.ps.policy.test_rules_against_tensorflow      (prints the table of docs/rules.md)
 """
 
 from __future__ import annotations
