@@ -129,7 +129,9 @@ def _definitions(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, str, 
         for node in ast.iter_child_nodes(parent):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 is_function = not isinstance(parent, ast.Module | ast.ClassDef)
-                one = node, f"{where}.{node.name}", is_public and not node.name.startswith("_") and not is_function
+                is_setter = any(isinstance(d, ast.Attribute) and d.attr == "setter" for d in node.decorator_list)
+                is_named = is_public and not (node.name.startswith("_") or is_function or is_setter)
+                one = node, f"{where}.{node.name}", is_named
                 yield one
                 todo.append(one)
             else:

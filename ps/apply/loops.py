@@ -13,8 +13,6 @@ parameter after decoupled decay, d the gradient with l2. The order of operations
 `downpour.ps.policy.rules` names.
 """
 
-# ruff: noqa: D103 - what a loop does is said by its rule
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -107,6 +105,7 @@ def _number(g):  # type: ignore[no-untyped-def]
 
 @_update(0, 0)
 def sgd(w, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
+    """The plain step: w -= lr * d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         w[i] = x - lr * (number(g[i]) + l2 * x)
@@ -114,6 +113,7 @@ def sgd(w, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
 
 @_update(1, 1)
 def momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
+    """TensorFlow's: m = beta * m + d; w -= lr * m."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         m[i] = beta * m[i] + (number(g[i]) + l2 * x)
@@ -122,6 +122,7 @@ def momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
 
 @_update(1, 1)
 def nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
+    """TensorFlow's, with the momentum that the next step will have."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -131,6 +132,7 @@ def nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
 
 @_update(1, 1)
 def keras_momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
+    """Keras's: m = beta * m - lr * d; w += m."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         m[i] = m[i] * beta - (number(g[i]) + l2 * x) * lr
@@ -139,6 +141,7 @@ def keras_momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped
 
 @_update(1, 1)
 def keras_nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
+    """Keras's, with the momentum that the next step will have."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         step = (number(g[i]) + l2 * x) * lr
@@ -148,6 +151,7 @@ def keras_nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped
 
 @_update(1, 2)
 def rmsprop(w, ms, g, lr, l2, decoupled, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
+    """TensorFlow's: ms is the mean of d * d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -157,6 +161,7 @@ def rmsprop(w, ms, g, lr, l2, decoupled, one_minus_rho, epsilon):  # type: ignor
 
 @_update(2, 3)
 def rmsprop_momentum(w, ms, mom, g, lr, l2, decoupled, one_minus_rho, epsilon, beta):  # type: ignore[no-untyped-def]
+    """The same with momentum."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -167,6 +172,7 @@ def rmsprop_momentum(w, ms, mom, g, lr, l2, decoupled, one_minus_rho, epsilon, b
 
 @_update(2, 2)
 def rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
+    """The same as `rmsprop`, less the square of the mean of d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -179,6 +185,7 @@ def rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, one_minus_rho, epsilon):  
 def rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
     w, ms, mg, mom, g, lr, l2, decoupled, one_minus_rho, epsilon, beta
 ):
+    """The same with momentum."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -190,6 +197,7 @@ def rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
 
 @_update(1, 3)
 def keras_rmsprop(w, ms, g, lr, l2, decoupled, rho, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
+    """Keras's: ms is the mean of d * d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -201,6 +209,7 @@ def keras_rmsprop(w, ms, g, lr, l2, decoupled, rho, one_minus_rho, epsilon):  # 
 def keras_rmsprop_momentum(  # type: ignore[no-untyped-def]
     w, ms, mom, g, lr, l2, decoupled, rho, one_minus_rho, epsilon, beta
 ):
+    """The same with momentum."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -211,6 +220,7 @@ def keras_rmsprop_momentum(  # type: ignore[no-untyped-def]
 
 @_update(2, 3)
 def keras_rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, rho, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
+    """The same as `keras_rmsprop`, less the square of the mean of d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -223,6 +233,7 @@ def keras_rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, rho, one_minus_rho, 
 def keras_rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
     w, ms, mg, mom, g, lr, l2, decoupled, rho, one_minus_rho, epsilon, beta
 ):
+    """The same with momentum."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -234,6 +245,7 @@ def keras_rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
 
 @_update(1, 0)
 def adagrad_v1(w, a, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
+    """TensorFlow's first: no epsilon."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -243,6 +255,7 @@ def adagrad_v1(w, a, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
 
 @_update(1, 1)
 def adagrad_v2(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyped-def]
+    """TensorFlow's second: epsilon outside the root."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -252,6 +265,7 @@ def adagrad_v2(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyped-
 
 @_update(1, 1)
 def keras_adagrad(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyped-def]
+    """Keras's: epsilon inside the root."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -261,6 +275,7 @@ def keras_adagrad(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyp
 
 @_update(2, 4)
 def adam(w, m, v, g, lr, l2, decoupled, alpha, one_minus_beta_1, one_minus_beta_2, epsilon):  # type: ignore[no-untyped-def]
+    """Means of d in m and of d * d in v; alpha has the corrections of both."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -273,6 +288,7 @@ def adam(w, m, v, g, lr, l2, decoupled, alpha, one_minus_beta_1, one_minus_beta_
 def amsgrad(  # type: ignore[no-untyped-def]
     w, m, v, v_hat, g, lr, l2, decoupled, alpha, one_minus_beta_1, one_minus_beta_2, epsilon
 ):
+    """The same with the largest v so far."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -284,17 +300,20 @@ def amsgrad(  # type: ignore[no-untyped-def]
 
 @declared(_V, _V)
 def add(w, difference):  # type: ignore[no-untyped-def]
+    """Statistics: w += difference."""
     for i in range(w.size):
         w[i] += difference[i]
 
 
 @declared(_V, _V, _V, _S)
 def compensate(g, w, base, strength):  # type: ignore[no-untyped-def]
+    """Delay compensation: g += strength * g * g * (w - base)."""
     for i in range(g.size):
         g[i] += strength * g[i] * g[i] * (w[i] - base[i])
 
 
 @declared(_V, _V, _S)
 def average(a, w, weight):  # type: ignore[no-untyped-def]
+    """The average: a += weight * (w - a)."""
     for i in range(a.size):
         a[i] += (w[i] - a[i]) * weight
