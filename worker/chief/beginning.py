@@ -20,6 +20,7 @@ from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.known import Known
 from downpour.worker.chief.plan import Plan
 from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.settling import settle
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
 
@@ -47,7 +48,7 @@ def begin(
     """
     statuses = shards.statuses()
     held = [(i, status.job_id) for i, status in enumerate(statuses) if status.ready]
-    shards.job_id, saved = folder.settle(held, plan)
+    shards.job_id, saved = settle(folder, held, plan)
     state.job_id = shards.job_id
     if held:
         with state.changed:

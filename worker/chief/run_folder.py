@@ -28,12 +28,10 @@ from absl import logging
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.manifest import Checkpoint
-from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.checkpoint.storage import Folder, NoRoom
 from downpour.worker.chief import owner
 from downpour.worker.chief.journal import Journal, Reluctant, replace
 from downpour.worker.chief.owner import JOURNAL, SUMMARY, Identity
-from downpour.worker.chief.plan import Plan
 
 _INSIST_EVERY_S = 1.0
 _HISTORY = "history.jsonl"
@@ -47,6 +45,7 @@ class RunFolder:
         checkpoint_dir: Path or URL of the checkpoints' folder; shards and evaluator must find the same under it.
 
     Attributes:
+        path: The folder.
         checkpoints: Of the checkpoints.
         journal: Of the chief.
 
@@ -56,7 +55,7 @@ class RunFolder:
 
     def __init__(self, run_dir: Path, checkpoint_dir: str) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._path = run_dir
+        self.path = run_dir
         self._noting = threading.Lock()
         self._unwritten: list[str] = []  # lines of the history; guarded by `_noting`
         self._history = Reluctant(run_dir / _HISTORY)
@@ -77,35 +76,19 @@ class RunFolder:
         try:
             self.checkpoints.check()
         except NoRoom as error:
-            if owner.read_identity(self._path) is None:
+            if owner.read_identity(self.path) is None:
                 raise
             logging.warning("%s; the run that began here goes on, and tries again", error)
 
-    def settle(self, held: Sequence[tuple[int, str]], plan: Plan) -> tuple[str, Checkpoint | None]:
-        """Whose job goes on or begins, and what empty shards begin with; removes nothing.
-
-        Args:
-            held: Index and job id of every shard that holds parameters.
-            plan: The job.
-
-        Returns:
-            The job's id; and, if no shard holds anything, a checkpoint, or None for initial values.
-
-        Raises:
-            ValueError: The shards hold another job's parameters than this folder's; or there is no checkpoint to resume
-                from; or a new run would remove another one.
-        """
-        return (self._held_job(held, plan), None) if held else self._first_state(plan)
-
     def begin(self, job_id: str, *, overwrites: bool = False) -> None:
         """A new run: what another one left would be taken for this one's."""
-        self._remember(Identity(job_id, begun=False, overwrites=overwrites))
+        self.remember(Identity(job_id, begun=False, overwrites=overwrites))
         for name in (SUMMARY, JOURNAL, _HISTORY):
-            (self._path / name).unlink(missing_ok=True)
+            (self.path / name).unlink(missing_ok=True)
         for name in self.checkpoints.names():
             if name.startswith("step-"):
                 self.checkpoints.remove(name)
-        self._remember(Identity(job_id, overwrites=overwrites))
+        self.remember(Identity(job_id, overwrites=overwrites))
 
     def resume(self, wanted: str, job_id: str = "") -> Checkpoint | None:
         """The newest good checkpoint if it is wanted, `yes` or `if_any`; what was noted after it is forgotten.
@@ -125,7 +108,7 @@ class RunFolder:
         if saved is None:
             return None
         self._remove_torn(checkpoint.complete(self.checkpoints), set_aside_too=False)
-        path = self._path / _HISTORY
+        path = self.path / _HISTORY
         if path.exists():
             lines = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= saved.step]
             self._history.attempt(lambda: replace(path, "".join(f"{line}\n" for line in lines)))
@@ -176,7 +159,7 @@ class RunFolder:
         """Adds a line to the history, and what could not be added before."""
         with self._noting:
             self._unwritten.append(json.dumps(entry) + "\n")
-            if self._history.attempt(lambda: _append(self._path / _HISTORY, "".join(self._unwritten))):
+            if self._history.attempt(lambda: _append(self.path / _HISTORY, "".join(self._unwritten))):
                 self._unwritten.clear()
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -185,85 +168,13 @@ class RunFolder:
         Raises:
             OSError: It cannot be written.
         """
-        replace(self._path / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        replace(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
-    def _held_job(self, held: Sequence[tuple[int, str]], plan: Plan) -> str:
-        """The id of the job whose parameters some shards hold, which must be that of this folder."""
-        job_id, known = owner.the_only_job(held), self._noted()
-        mine = known.job_id if known else plan.job_id
-        if not job_id or job_id != mine:
-            here = f"{self._path} is the folder of {f'job {mine}' if mine else 'no job'}"
-            lost = "" if known else f"; if its folder is lost, --job_id={job_id} lets this one take its place"
-            raise ValueError(
-                f"shard {held[0][0]} holds parameters of job {job_id or 'without an id'}, and {here}; give the "
-                f"--run_dir of the job that these shards train, or empty shards{lost}"
-            )
-        if plan.job_id not in ("", job_id) and plan.resume == "no":
-            raise ValueError(
-                f"shard {held[0][0]} holds parameters of job {job_id}, and a new run was asked for; continue that job "
-                "by --resume, or give empty shards"
-            )
-        self._remember(known or Identity(job_id))
-        return job_id
-
-    def _first_state(self, plan: Plan) -> tuple[str, Checkpoint | None]:
-        """The job's id, and a checkpoint or None for initial values."""
-        known = self._identity()
-        again = known is not None and self._goes_on(known, plan)
-        only = known.job_id if known is not None and again and plan.resume == "no" else ""
-        saved = self.resume("if_any" if only else plan.resume, only)
-        if saved is not None:
-            mine = saved.specification.job_id or (known.job_id if known else plan.job_id) or owner.new_job_id()
-            self._remember(Identity(mine, overwrites=known is not None and again and known.overwrites))
-            return mine, saved
-        if known is not None and again:
-            return known.job_id, None
-        if not plan.overwrite:
-            owner.check_new_run(self._path, self.checkpoints)
-        return plan.job_id or owner.new_job_id(), None
-
-    def _noted(self) -> Identity | None:
-        """The job of this folder: as it was noted, else as the journal names it."""
-        known = owner.read_identity(self._path)
-        if known is None:
-            job_id = (self.journal.read() or {}).get("job_id", "")
-            known = Identity(str(job_id)) if job_id else None
-        return known
-
-    def _identity(self) -> Identity | None:
-        """The job of this folder, also one that only the newest checkpoint names."""
-        known = self._noted()
-        if known is None and (saved := self._newest_manifest()):
-            job_id = saved.specification.job_id
-            known = Identity(job_id) if job_id else None
-        return known
-
-    def _newest_manifest(self) -> Checkpoint | None:
-        """The newest checkpoint whose manifest can be read; its files are not looked at."""
-        try:
-            return self.newest(lambda saved: None)
-        except Damaged as error:
-            logging.warning("%s", error)
-            return None
-
-    def _remember(self, identity: Identity) -> None:
-        if owner.read_identity(self._path) != identity:
-            owner.write_identity(self._path, identity)
+    def remember(self, identity: Identity) -> None:
+        """Notes whose the folder is."""
+        if owner.read_identity(self.path) != identity:
+            owner.write_identity(self.path, identity)
         self._lock.note(identity.job_id)
-
-    def _goes_on(self, known: Identity, plan: Plan) -> bool:
-        """Whether a chief that finds empty shards goes on with the folder's job: it has been started again."""
-        if not known.begun:
-            return False
-        if plan.job_id == known.job_id:
-            return True
-        if (self._path / SUMMARY).exists():
-            return False
-        if plan.resume == "if_any":
-            return True
-        if plan.job_id:
-            return False
-        return (plan.overwrite and known.overwrites) or not owner.left_behind(self._path, self.checkpoints)
 
 
 def insist(action: Callable[[], None], what: str, within_s: float) -> Exception | None:

@@ -26,6 +26,7 @@ from downpour.worker.chief import owner
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.owner import Identity, Lock
 from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.settling import settle
 from downpour.worker.exchange.clients import ChiefClient, ShardClient
 from tests.conftest import wait_until
 from tests.ps.checkpoint import saving
@@ -155,10 +156,10 @@ def test_a_chief_that_finds_empty_shards(tmp_path: Path, name: str) -> None:
     try:
         if isinstance(expected, str):
             with pytest.raises(ValueError, match=expected):
-                folder.settle([], plan)
+                settle(folder, [], plan)
             assert sorted(tmp_path.rglob("*")) == before
             return
-        job_id, saved = folder.settle([], plan)
+        job_id, saved = settle(folder, [], plan)
         assert (job_id == expected[0] or not expected[0]) and job_id != ("" if expected[0] else "a")
         assert (saved is not None) == expected[1]
     finally:
@@ -180,16 +181,16 @@ def test_a_chief_is_not_let_onto_other_shards(
     begun()(tmp_path)
     folder = RunFolder(tmp_path, str(tmp_path / "checkpoints"))
     with pytest.raises(ValueError, match=message):
-        folder.settle(held, replace(PLAN, **flags))
-    assert folder.settle([(0, "a")], PLAN) == ("a", None)
+        settle(folder, held, replace(PLAN, **flags))
+    assert settle(folder, [(0, "a")], PLAN) == ("a", None)
     folder.close()
 
 
 def test_a_chief_without_its_folder_may_name_the_job(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, str(tmp_path / "checkpoints"))
     with pytest.raises(ValueError, match=r"folder of no job; .* if its folder is lost, --job_id=a lets this one take"):
-        folder.settle([(0, "a")], PLAN)
-    assert folder.settle([(0, "a")], replace(PLAN, job_id="a")) == ("a", None)
+        settle(folder, [(0, "a")], PLAN)
+    assert settle(folder, [(0, "a")], replace(PLAN, job_id="a")) == ("a", None)
     folder.close()
 
 

@@ -1,0 +1,111 @@
+"""Whose job goes on in a run folder, or begins there, and what empty shards begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from absl import logging
+
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.checkpoint.shard_file import Damaged
+from downpour.worker.chief import owner
+from downpour.worker.chief.owner import SUMMARY, Identity
+from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.run_folder import RunFolder
+
+
+def settle(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) -> tuple[str, Checkpoint | None]:
+    """Whose job goes on or begins, and what empty shards begin with; removes nothing.
+
+    Args:
+        folder: Of the run.
+        held: Index and job id of every shard that holds parameters.
+        plan: The job.
+
+    Returns:
+        The job's id; and, if no shard holds anything, a checkpoint, or None for initial values.
+
+    Raises:
+        ValueError: The shards hold another job's parameters than this folder's; or there is no checkpoint to resume
+            from; or a new run would remove another one.
+    """
+    return (_held_job(folder, held, plan), None) if held else _first_state(folder, plan)
+
+
+def _held_job(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) -> str:
+    """The id of the job whose parameters some shards hold, which must be that of this folder."""
+    job_id, known = owner.the_only_job(held), _noted(folder)
+    mine = known.job_id if known else plan.job_id
+    if not job_id or job_id != mine:
+        here = f"{folder.path} is the folder of {f'job {mine}' if mine else 'no job'}"
+        lost = "" if known else f"; if its folder is lost, --job_id={job_id} lets this one take its place"
+        raise ValueError(
+            f"shard {held[0][0]} holds parameters of job {job_id or 'without an id'}, and {here}; give the "
+            f"--run_dir of the job that these shards train, or empty shards{lost}"
+        )
+    if plan.job_id not in ("", job_id) and plan.resume == "no":
+        raise ValueError(
+            f"shard {held[0][0]} holds parameters of job {job_id}, and a new run was asked for; continue that job "
+            "by --resume, or give empty shards"
+        )
+    folder.remember(known or Identity(job_id))
+    return job_id
+
+
+def _first_state(folder: RunFolder, plan: Plan) -> tuple[str, Checkpoint | None]:
+    """The job's id, and a checkpoint or None for initial values."""
+    known = _identity(folder)
+    again = known is not None and _goes_on(folder, known, plan)
+    only = known.job_id if known is not None and again and plan.resume == "no" else ""
+    saved = folder.resume("if_any" if only else plan.resume, only)
+    if saved is not None:
+        mine = saved.specification.job_id or (known.job_id if known else plan.job_id) or owner.new_job_id()
+        folder.remember(Identity(mine, overwrites=known is not None and again and known.overwrites))
+        return mine, saved
+    if known is not None and again:
+        return known.job_id, None
+    if not plan.overwrite:
+        owner.check_new_run(folder.path, folder.checkpoints)
+    return plan.job_id or owner.new_job_id(), None
+
+
+def _noted(folder: RunFolder) -> Identity | None:
+    """The job of this folder: as it was noted, else as the journal names it."""
+    known = owner.read_identity(folder.path)
+    if known is None:
+        job_id = (folder.journal.read() or {}).get("job_id", "")
+        known = Identity(str(job_id)) if job_id else None
+    return known
+
+
+def _identity(folder: RunFolder) -> Identity | None:
+    """The job of this folder, also one that only the newest checkpoint names."""
+    known = _noted(folder)
+    if known is None and (saved := _newest_manifest(folder)):
+        job_id = saved.specification.job_id
+        known = Identity(job_id) if job_id else None
+    return known
+
+
+def _newest_manifest(folder: RunFolder) -> Checkpoint | None:
+    """The newest checkpoint whose manifest can be read; its files are not looked at."""
+    try:
+        return folder.newest(lambda saved: None)
+    except Damaged as error:
+        logging.warning("%s", error)
+        return None
+
+
+def _goes_on(folder: RunFolder, known: Identity, plan: Plan) -> bool:
+    """Whether a chief that finds empty shards goes on with the folder's job: it has been started again."""
+    if not known.begun:
+        return False
+    if plan.job_id == known.job_id:
+        return True
+    if (folder.path / SUMMARY).exists():
+        return False
+    if plan.resume == "if_any":
+        return True
+    if plan.job_id:
+        return False
+    return (plan.overwrite and known.overwrites) or not owner.left_behind(folder.path, folder.checkpoints)
