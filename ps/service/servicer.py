@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import grpc
 from absl import logging
@@ -90,33 +91,20 @@ class Servicer:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The methods, as `downpour/proto/parameter_server.proto` describes them."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Status": grpc.unary_unary_rpc_method_handler(
-                    self.status, pb.StatusRequest.FromString, pb.StatusReply.SerializeToString
-                ),
-                "Initialize": grpc.stream_unary_rpc_method_handler(
-                    self.initialize, None, pb.InitializeReply.SerializeToString
-                ),
-                "Restore": grpc.unary_unary_rpc_method_handler(
-                    self.restore, pb.RestoreRequest.FromString, pb.InitializeReply.SerializeToString
-                ),
-                "Pull": grpc.unary_stream_rpc_method_handler(self.pull, pb.PullRequest.FromString, None),
-                "Push": grpc.stream_unary_rpc_method_handler(self.push, None, pb.PushReply.SerializeToString),
-                "Absent": grpc.unary_unary_rpc_method_handler(
-                    self.absent, pb.AbsentRequest.FromString, pb.AbsentReply.SerializeToString
-                ),
-                "WriteCheckpoint": grpc.unary_unary_rpc_method_handler(
-                    self.write_checkpoint,
-                    pb.WriteCheckpointRequest.FromString,
-                    pb.WriteCheckpointReply.SerializeToString,
-                ),
-                "Stop": grpc.unary_unary_rpc_method_handler(
-                    self.stop, pb.StopRequest.FromString, pb.StopReply.SerializeToString
-                ),
-            },
-        )
+        pull = grpc.unary_stream_rpc_method_handler(self.pull, pb.PullRequest.FromString, None)
+        push = grpc.stream_unary_rpc_method_handler(self.push, None, pb.PushReply.SerializeToString)
+        initialize = grpc.stream_unary_rpc_method_handler(self.initialize, None, pb.InitializeReply.SerializeToString)
+        methods = {
+            "Status": _unary(self.status, pb.StatusRequest, pb.StatusReply),
+            "Initialize": initialize,
+            "Restore": _unary(self.restore, pb.RestoreRequest, pb.InitializeReply),
+            "Pull": pull,
+            "Push": push,
+            "Absent": _unary(self.absent, pb.AbsentRequest, pb.AbsentReply),
+            "WriteCheckpoint": _unary(self.write_checkpoint, pb.WriteCheckpointRequest, pb.WriteCheckpointReply),
+            "Stop": _unary(self.stop, pb.StopRequest, pb.StopReply),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     def status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
         """Counters; see `ParameterServer.Status`."""
@@ -142,7 +130,8 @@ class Servicer:
             if self._shard is not None:
                 self._check(first.header)
                 return pb.InitializeReply(kept=True, version=self._shard.version)
-            self._shard = self._create(first.header, first, chunks)
+            self._check_index(first.header.shard)
+            self._shard = _create(self._arena_path, first.header, itertools.chain((first,), chunks))
         logging.info("initialised with %s parameters", f"{self._shard.vector.size:,}")
         return pb.InitializeReply(version=0)
 
@@ -239,18 +228,6 @@ class Servicer:
                 f"this is shard {self._index}, called as shard {shard}; check the order of the addresses in --ps"
             )
 
-    def _create(self, specification: pb.ShardSpecification, first: codec.Chunk, rest: Iterator[codec.Chunk]) -> Shard:
-        self._check_index(specification.shard)
-        try:
-            arena = Arena.create(self._arena_path, specification)
-        except ValueError as error:
-            raise LayoutMismatch(f"shard {self._index}: {error}") from None
-        with arena.closed_on_error():
-            _receive(arena, itertools.chain((first,), rest))
-        arena.start_average()
-        arena.mark_complete()
-        return Shard(arena)
-
     def _check(self, call: _Call) -> Shard:
         """The shard, if a call is for what it holds."""
         if self._shard is None:
@@ -280,6 +257,23 @@ def _check_job(request: pb.RestoreRequest, saved: checkpoint.Checkpoint) -> None
             f"the checkpoint {saved.directory} is of job {theirs}, and this is job {mine}; give every job its own "
             "--run_dir and --checkpoint_dir"
         )
+
+
+def _unary(method: Callable[..., Any], request: Any, reply: Any) -> grpc.RpcMethodHandler:
+    return grpc.unary_unary_rpc_method_handler(method, request.FromString, reply.SerializeToString)
+
+
+def _create(path: Path | None, specification: pb.ShardSpecification, chunks: Iterable[codec.Chunk]) -> Shard:
+    """A shard with its initial values."""
+    try:
+        arena = Arena.create(path, specification)
+    except ValueError as error:
+        raise LayoutMismatch(f"shard {specification.shard}: {error}") from None
+    with arena.closed_on_error():
+        _receive(arena, chunks)
+    arena.start_average()
+    arena.mark_complete()
+    return Shard(arena)
 
 
 def _receive(arena: Arena, chunks: Iterable[codec.Chunk]) -> None:
