@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from absl import logging
 
 from downpour.proto.http2.frames import ProtocolError
+from downpour.proto.rpc.credit import Credit
 from downpour.proto.rpc.server_connection import ServerConnection
 from downpour.proto.security.gate import Gate
 
@@ -31,10 +32,6 @@ HANDSHAKE_S = 5.0  # until a connection must have shown its certificate, and sai
 FIRST_CALL_S = 10.0  # until a connection must have made a call that is admitted
 _GRACE_S = 1.0  # that a stranger has before it makes room for another
 _FAREWELL_S = 1.0  # in which a stranger may read why its connection ends
-
-# Processor seconds that strangers may use at once, and in a second; what members have used is given back.
-_BURST_S, _SHARE = 0.5, 0.05
-_MAX_DEBT_S = 0.15  # that members may cause, so that nobody waits longer than a few seconds for them
 
 _TICK_S = 0.25  # between looks at deadlines
 _LOOK_AFTER_S = 1.0  # between looks at connections that have been admitted
@@ -86,14 +83,13 @@ class Acceptor:
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._is_stopping = False
-        self._charges = collections.deque[float]()  # processor seconds
+        self._credit = Credit()
         self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
         # The thread's own.
         self._strangers: dict[ServerConnection, _Stranger] = {}  # in the order in which they came
         self._unfinished: set[ServerConnection] = set()  # that may have more to do without anything that comes
         self._per_address: collections.Counter[str] = collections.Counter()
         self._accepts_at: float | None = None  # when it goes on accepting; None if it does
-        self._credit_s, self._credit_at = _BURST_S, time.monotonic()
 
     def start(self) -> None:
         """Starts the thread."""
@@ -112,7 +108,7 @@ class Acceptor:
 
     def charge(self, seconds: float) -> None:
         """Strangers get so much less processor time."""
-        self._charges.append(seconds)
+        self._credit.charge(seconds)
 
     def _run(self) -> None:
         looked_at = tick_at = time.monotonic()
@@ -137,13 +133,13 @@ class Acceptor:
         ready, self._unfinished = self._unfinished, set()
         for key, _ in self._selector.select(0.0 if ready else wait_s):
             if key.fileobj is self._listener:
-                if self._has_credit():
+                if self._credit.has_some():
                     self._accept()
             elif isinstance(key.fileobj, ServerConnection):
                 ready.add(key.fileobj)
         present = [connection for connection in ready if connection in self._strangers]  # others have made room
         for connection in sorted(present, key=lambda one: self._strangers[one].used_s):
-            if not self._has_credit() or not self._go_on(connection):
+            if not self._credit.has_some() or not self._go_on(connection):
                 self._unfinished.add(connection)
 
     def _accept(self) -> None:
@@ -214,7 +210,7 @@ class Acceptor:
         self._forget(connection)
         connection.cost_s = stranger.used_s
         if self._admit(connection):
-            self._credit_s += stranger.used_s  # members are not charged
+            self._credit.give_back(stranger.used_s)  # members are not charged
         return True
 
     def _turn_away(self, connection: ServerConnection, stranger: _Stranger, error: Exception) -> None:
@@ -262,20 +258,11 @@ class Acceptor:
         finally:
             cost_s = time.thread_time() - began_s
             stranger.used_s += cost_s
-            self._credit_s -= cost_s
-
-    def _has_credit(self) -> bool:
-        while self._charges:
-            left_s = self._credit_s - self._charges.popleft()
-            self._credit_s = min(self._credit_s, max(left_s, -_MAX_DEBT_S))
-        return self._credit_s >= 0
+            self._credit.spend(cost_s)
 
     def _rest(self) -> None:
         """Waits if strangers have had more than their part of a processor."""
-        now = time.monotonic()
-        self._credit_s = min(_BURST_S, self._credit_s + _SHARE * (now - self._credit_at))
-        self._credit_at = now
-        if not self._has_credit():
+        if wait_s := self._credit.wait_s():
             with selectors.DefaultSelector() as waiting:
                 waiting.register(self._woken, selectors.EVENT_READ)
-                waiting.select(min(_LOOK_AFTER_S, -self._credit_s / _SHARE))
+                waiting.select(min(_LOOK_AFTER_S, wait_s))

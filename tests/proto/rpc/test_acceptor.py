@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from downpour.launch import certs
 from downpour.proto.http2 import frames, headers
 from downpour.proto.http2.frames import ErrorCode
-from downpour.proto.rpc import acceptor, server, server_connection
+from downpour.proto.rpc import acceptor, credit, server, server_connection
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.server import Server
 from downpour.proto.security.certificates import Certificates
@@ -262,8 +262,8 @@ def test_no_descriptor_is_no_end(served: Server, monkeypatch: pytest.MonkeyPatch
 
 
 def test_strangers_get_a_part_of_a_processor(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor, "_BURST_S", 0.0)
-    monkeypatch.setattr(acceptor, "_SHARE", 0.02)
+    monkeypatch.setattr(credit, "BURST_S", 0.0)
+    monkeypatch.setattr(credit, "SHARE", 0.02)
     stop, used = threading.Event(), [0.0]
     charged = served._acceptor._charged
 
@@ -352,8 +352,8 @@ def test_who_makes_room_for_another_is_not_looked_at_any_more(served: Server, mo
 
 def test_members_may_come_as_fast_as_they_like(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a connection has cost counts as a stranger's only until a call of it is admitted."""
-    monkeypatch.setattr(acceptor, "_BURST_S", 0.05)
-    monkeypatch.setattr(acceptor, "_SHARE", 0.001)
+    monkeypatch.setattr(credit, "BURST_S", 0.05)
+    monkeypatch.setattr(credit, "SHARE", 0.001)
     began = time.monotonic()
     for _ in range(300):
         assert ask(served) == b"x"
@@ -378,7 +378,7 @@ def test_members_that_talk_nonsense_come_again_more_slowly(
     served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What their calls have cost is what strangers get less, though not for ever."""
-    monkeypatch.setattr(acceptor, "_BURST_S", 0.0)
+    monkeypatch.setattr(credit, "BURST_S", 0.0)
     stop = threading.Event()
 
     def talk() -> None:
@@ -405,8 +405,8 @@ def test_members_that_talk_nonsense_come_again_more_slowly(
 def test_members_for_whom_there_is_no_room_cost_a_part_of_a_processor(
     served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acceptor, "_BURST_S", 0.0)
-    monkeypatch.setattr(acceptor, "_SHARE", 0.01)
+    monkeypatch.setattr(credit, "BURST_S", 0.0)
+    monkeypatch.setattr(credit, "SHARE", 0.01)
     with monkeypatch.context() as patch:
         patch.setattr(served, "_most_connections", 0)
         end = time.monotonic() + 2.0
