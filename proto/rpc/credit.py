@@ -45,7 +45,7 @@ class Credit:
         return self._left_s >= 0
 
     def wait_s(self) -> float:
-        """Seconds until strangers may be served again; 0 if they may now. Adds what has come since it was asked last."""
+        """Seconds until strangers may be served again; 0 if they may now. Adds what has come since the last time."""
         now = self._clock()
         self._left_s = min(BURST_S, self._left_s + SHARE * (now - self._at))
         self._at = now
