@@ -1,10 +1,10 @@
-"""Makes the certificates of one job: a CA of its own and one certificate a role.
+"""Makes the certificates of one job: its own CA and one certificate per role.
 
     downpour certs --job=quickstart --out=certs [--days=365]
 
 writes `certs/ca.crt`, `certs/ca.key` and, for every role, `certs/ROLE/tls.crt`, `tls.key` and `ca.crt`, as Kubernetes
-names them; a role is started with `--tls=certs/ROLE`. Run again for the same job, it keeps the CA and makes new leaf
-certificates, which running roles take up by themselves. `ca.key` is needed for that alone: keep it off the cluster.
+names them; a role is started with `--tls=certs/ROLE`. A second run for the same job keeps the CA and writes new leaf
+certificates, which running roles reload without a restart. Only that needs `ca.key`: keep it off the cluster.
 
 Needs the packages of the extra `tls`.
 """
@@ -30,7 +30,7 @@ try:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ModuleNotFoundError:
-    pass  # `make` says so
+    pass  # `make` raises
 
 _CA_KEY = "ca.key"
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -39,7 +39,7 @@ _LONGEST_DAYS = 3650
 
 
 def main() -> None:
-    """`downpour certs`."""
+    """Runs `downpour certs`."""
     flags.DEFINE_string("job", None, "Name of the job; a DNS label.")
     flags.DEFINE_string("out", None, "Folder to write to.")
     flags.DEFINE_integer("days", 365, f"Days until the certificates expire, 1 to {_LONGEST_DAYS}.")
@@ -58,7 +58,7 @@ def _main() -> None:
 
 
 def check_job(name: str) -> None:
-    """Raises `ValueError` unless a name is a DNS label, as host names and Kubernetes want it."""
+    """Raises `ValueError` unless a name is a DNS label, as host names and Kubernetes require."""
     if not _LABEL.fullmatch(name):
         raise ValueError(
             f"job name {name!r} is no DNS label (RFC 1123); give 1 to 63 small letters, digits and -, "
@@ -67,12 +67,12 @@ def check_job(name: str) -> None:
 
 
 def make(job: str, folder: Path, days: int = 365) -> None:
-    """Writes a CA, unless the folder has this job's, and a certificate for every role.
+    """Writes a CA, unless the folder has this job's, and a certificate per role.
 
     Args:
         job: Name of the job.
-        folder: Gets the files.
-        days: Until the leaf certificates expire; a new CA lasts for ten years.
+        folder: Folder to write to.
+        days: Validity of the leaf certificates; a new CA is valid for ten years.
 
     Raises:
         ValueError: The name or the days are not accepted, or the folder is another job's or cannot be written.
@@ -92,7 +92,7 @@ def make(job: str, folder: Path, days: int = 365) -> None:
 
 
 def security_of(role: str, folder: Path | None) -> Security:
-    """Of a process of a role, by a folder that `make` has written; plain text without one."""
+    """Returns a role's `Security` with certificates from a folder of `make`; plain text if None."""
     return Security(Certificates(folder / role, role)) if folder else PLAIN
 
 
@@ -104,7 +104,7 @@ class _Authority:
 
     @classmethod
     def open(cls, job: str, folder: Path) -> _Authority | None:
-        """What is in the folder, None if there is nothing of a CA."""
+        """Reads the folder's CA; None if it has neither certificate nor key."""
         certificate, key = folder / CA, folder / _CA_KEY
         if not certificate.exists() and not key.exists():
             return None
@@ -125,7 +125,7 @@ class _Authority:
 
     @classmethod
     def create(cls, job: str, folder: Path) -> _Authority:
-        """A new one, written to the folder: the key first, so that a certificate never lacks it."""
+        """Writes a new CA to the folder, the key first, so that no certificate is without its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             _builder(_name(job, "ca"), key.public_key(), datetime.timedelta(days=_LONGEST_DAYS))
@@ -139,7 +139,7 @@ class _Authority:
         return cls(job, key, certificate)
 
     def issue(self, role: str, folder: Path, lasts: datetime.timedelta) -> None:
-        """Writes a new key and certificate of a role."""
+        """Writes a new key and certificate for a role."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             _builder(_name(self._job, role), key.public_key(), lasts)
@@ -157,14 +157,15 @@ class _Authority:
             )
             .sign(self._key, hashes.SHA256())
         )
-        # Each is renamed into place; a role that reads in between sees a key that does not fit, and keeps what it has.
+        # Each is renamed into place. A role that reads between two renames finds a key that does not match the
+        # certificate, and keeps the pair it has loaded.
         _write(folder / KEY, _private_pem(key), 0o600)
         _write(folder / CERTIFICATE, certificate.public_bytes(Encoding.PEM), 0o644)
         _write(folder / CA, self._certificate.public_bytes(Encoding.PEM), 0o644)
 
 
 def _name(job: str, role: str) -> x509.Name:
-    """For people: what counts is the alternative name."""
+    """Subject for human readers; roles are identified by the alternative name."""
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, job),
@@ -211,7 +212,7 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Complete or not at all, and never readable for others on the way."""
+    """Writes a file atomically, never with wider permissions than `mode`."""
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:

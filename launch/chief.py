@@ -1,16 +1,16 @@
-"""Starts a job on its shards, watches it, checkpoints it and ends it. Never computes.
+"""Starts a job on its shards, monitors it, checkpoints it and ends it. Never computes.
 
 python -m downpour.launch.chief --recipe=quickstart --ps=HOST:PORT,... --port=2223 --run_dir=runs/quickstart
 
-Started again, it goes on where the shards and its journal in --run_dir are; it is refused by shards that hold another
-job's parameters, and while another chief has the folder (`downpour.worker.chief.owner`). Where the shards have lost
-everything, --resume (or --resume_if_any) continues from the newest checkpoint. Otherwise a new run begins: in a folder
-that holds one already, only with --overwrite, which removes that. A run has an id, which is in its folder, its shards
-and its checkpoints. With --job_id, the same at every start, a chief that is started again and finds empty shards goes
-on with that run, whatever its other flags; without, so does one with --overwrite whose run has not ended.
+A restarted chief continues from the state of the shards and its journal in --run_dir. It is refused by shards that hold
+another job's parameters, and while another chief owns the folder (`downpour.worker.chief.owner`). If the shards are
+empty, --resume (or --resume_if_any) continues from the newest checkpoint. Otherwise a new run begins; a folder that
+already holds a run then needs --overwrite, which removes it. A run has an id, recorded in its folder, its shards and
+its checkpoints. A chief that is restarted with the same --job_id and finds empty shards continues that run, whatever
+its other flags; without --job_id, so does a chief with --overwrite whose run has not ended.
 
-At SIGTERM it brings its journal up to date and ends with 143. With `--stop_shards` it ends the shards when the job is
-over, failed or not; and told to end itself, it first writes the checkpoint of shards that are told so with it.
+At SIGTERM it updates its journal and ends with 143. With `--stop_shards` it ends the shards when the job has succeeded
+or failed; at SIGTERM it then first writes the checkpoint of shards that are terminated at the same time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
 
 def main() -> None:
-    """Carries the job through."""
+    """Runs the job to its end."""
     entry.run(_run, role="chief")
 
 
@@ -57,12 +57,12 @@ def _run() -> None:
     chief = Chief(_plan(job, where.evaluator), run_dir, host=host, port=port, security=security.from_flags("chief"))
     with contextlib.closing(chief), security.health(lambda: chief.ready):
         ending.on_sigterm(lambda: _leave(chief))
-        # Before the model, which takes seconds: workers and evaluator build theirs meanwhile.
+        # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(chief.port)
         if source:
             logging.info("empty shards begin as in %s; shards that hold parameters keep them", source.path)
         model = _Model(job, source)
-        # A chief that is started again needs no model, and is back in a second.
+        # A restarted chief needs no model, so that it is ready within a second.
         layout = chief.known_layout(where.ps) or model.layout()
         give_up_after_s, stop = job.exchange.give_up_after_s, bool(flags.FLAGS["stop_shards"].value)
         chief.run(layout, where.ps, model.initial_values, give_up_after_s, stop_shards=stop)
@@ -78,14 +78,14 @@ def _leave(chief: Chief) -> None:
 
 
 class _Model:
-    """The job's model, built when somebody needs it, unless a preflight has left what is needed in `--prepared`."""
+    """The job's model, built on first use; a preflight's layout and values in `--prepared` replace it."""
 
     def __init__(self, job: Job, source: initial.Source | None) -> None:
         self._job, self._source = job, source
         self._prepared = Path(_PREPARED.value) if _PREPARED.value and source is None else None
 
     def layout(self) -> Layout:
-        """Of its variables."""
+        """Returns the layout of its variables."""
         return prepared.read_layout(self._prepared) if self._prepared else self._built[1]
 
     @cached_property
@@ -94,7 +94,7 @@ class _Model:
         return build(self._job)
 
     def initial_values(self) -> list[np.ndarray]:
-        """One array a variable."""
+        """Returns one array per variable."""
         if self._prepared:
             return prepared.read_values(self._prepared)
         model, layout = self._built

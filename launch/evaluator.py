@@ -1,4 +1,4 @@
-"""Scores every checkpoint of a job on its held-out images and tells the chief.
+"""Scores every checkpoint of a job on its held-out images and reports to the chief.
 
 python -m downpour.launch.evaluator --recipe=quickstart --ps=HOST:PORT,... --chief=HOST:PORT
 """
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    ending.on_sigterm()  # it keeps nothing: the one that is started in its place scores the newest checkpoint
+    ending.on_sigterm()  # it has no state: its replacement scores the newest checkpoint
     job = recipe.from_flags()
     where, _ = topology.from_flags("evaluator", job)
     check_data(job)
@@ -42,7 +42,7 @@ def _score(job: Job, where: topology.Topology, mine: Security, ready: threading.
     try:
         chief.check_job(same_fields(job))
         scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, average=job.evaluate_average)
-        # What the network or the data raise before the first score, they would raise again.
+        # An error of the network or the data before the first score would recur after a restart.
         with mistakes.final(lambda: not scorer.has_scored):
             evaluator.run(scorer, chief)
     finally:

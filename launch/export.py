@@ -2,12 +2,12 @@
 
     downpour export --checkpoint=runs/quickstart --recipe=quickstart --out=quickstart.keras
 
-The checkpoint is its folder, or the folder of a run, which stands for its newest complete checkpoint. The recipe, with
-the overrides it was trained with, gives the network; how it was trained and on how many shards does not matter here.
-The ending of `--out` says what is written: `.keras` (the model), `.weights.h5` (its weights), `.h5` (the model, for
-older Keras), or nothing for a folder, a SavedModel. It appears under its name when it is complete.
+`--checkpoint` is a checkpoint's folder, or a run's folder for its newest complete checkpoint. The recipe, with the
+overrides it was trained with, defines the network; how it was trained and on how many shards does not matter here.
+The ending of `--out` selects the format: `.keras` (the model), `.weights.h5` (its weights), `.h5` (the model, for
+older Keras), or no ending for a folder, a SavedModel. The output is renamed into place when it is complete.
 
-The model takes what the recipe's network takes: of a ResNet [B, S, S, 3] float32 in [-1, 1], and it gives logits.
+The model takes the input of the recipe's network, for a ResNet [B, S, S, 3] float32 in [-1, 1], and returns logits.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def export(job: Job, checkpoint: str, out: str, average: bool = False, overwrite
     """Writes the job's model with the values of a checkpoint.
 
     Args:
-        job: What was trained.
+        job: The trained job.
         checkpoint: Folder of a checkpoint, or of a run.
-        out: Path; its ending says what is written.
+        out: Path; its ending selects the format.
         average: Whether the average of the parameters is written in their place.
         overwrite: Whether an earlier export at that path may be replaced.
 
@@ -81,10 +81,10 @@ def export(job: Job, checkpoint: str, out: str, average: bool = False, overwrite
 
 
 def ending_of(out: str) -> str:
-    """What the ending of `--out` stands for, one of those that `weights.save` takes.
+    """Returns the format for the ending of `--out`, one of those that `weights.save` takes.
 
     Raises:
-        ValueError: Nothing.
+        ValueError: The ending is unknown.
     """
     ending = weights.file_ending(out)
     if ending is None and Path(out).suffix and not out.endswith("/"):
@@ -96,7 +96,7 @@ def ending_of(out: str) -> str:
 
 
 def _check_free(out: Path, ending: str, overwrite: bool) -> None:
-    """Refuses a path at which something would be lost that is not an earlier export of the same kind."""
+    """Refuses an existing path, unless it is an export of the same kind and may be overwritten."""
     if not out.exists():
         return
     if not overwrite:
@@ -108,7 +108,7 @@ def _check_free(out: Path, ending: str, overwrite: bool) -> None:
 
 
 def _filled(job: Job, saved: Checkpoint, average: bool) -> Any:
-    """The job's model with a checkpoint's values."""
+    """Builds the job's model with a checkpoint's values."""
     model, layout = build(job)
     restore.check(saved, layout.variables)
 

@@ -1,7 +1,7 @@
 """`downpour layout --recipe=NAME`: where a recipe's parameters are placed, as a table, and its variables by name.
 
-Builds the model to learn its variables, so it imports TensorFlow, when it runs. With --preflight it is the process that
-launchers run before all others: it checks the whole job as `downpour.launch.local.preflight` says.
+Builds the model to get its variables, so it imports TensorFlow when it runs. With --preflight it is the process that
+launchers run before all others: it checks the whole job (`downpour.launch.local.preflight`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MOST_LISTED = 100
 
 
 def variables(layout: Layout) -> str:
-    """Every variable by the name that patterns, `frozen` and `--init_only` match: its shape, kind and shards."""
+    """Lists every variable: name (which patterns, `frozen` and `--init_only` match), shape, kind and shards."""
     rows = [("variable", "shape", "kind", "shards")]
     for number, variable in enumerate(layout.variables):
         shards = sorted({shard for shard, ranges in enumerate(layout.by_shard) for r in ranges if r.variable == number})
@@ -41,7 +41,7 @@ def variables(layout: Layout) -> str:
 
 
 def _numbers(shards: list[int]) -> str:
-    """Shards in few words: `0-16` where they follow each other, else `0,3,7`."""
+    """Formats shard numbers: `0-16` if they are consecutive, else `0,3,7`."""
     if len(shards) > 2 and shards == list(range(shards[0], shards[-1] + 1)):
         return f"{shards[0]}-{shards[-1]}"
     return ",".join(map(str, shards))

@@ -1,14 +1,14 @@
-"""Predicts what a cluster will do before there is one: steps a second, what limits them, staleness, how many shards.
+"""Predicts a cluster's performance before it exists: steps a second, what limits them, staleness, how many shards.
 
     downpour plan --recipe=jft300m --workers=50 --gbit=10 --seconds_per_step=7.2
 
 Bytes come from the layout, costs from measuring one shard process on this machine for some seconds (or from
 --core_ms_per_step), and steps and staleness from simulating workers, lines and shards as queues
-(`downpour.launch.planning.queueing`). Every shard and every worker counts as a host with a line of its own, and its
-cores are taken to be as fast as this machine's. The last line is `RESULT {json}`.
+(`downpour.launch.planning.queueing`). Every shard and every worker is modelled as a host with its own network line and
+with cores as fast as this machine's. The last line is `RESULT {json}`.
 
-It knows jobs whose workers push and pull every step and wait for nobody (pace Async, cadence EveryStep). Costs are
-measured over mutual TLS, which a cluster has (--nomutual_tls: in plain text). Restarts and checkpoints are left out.
+Supports asynchronous jobs whose workers push and pull every step (pace Async, cadence EveryStep). Costs are measured
+over mutual TLS, as on a cluster (--nomutual_tls: in plain text). Restarts and checkpoints are not modelled.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ _COSTS = flags.DEFINE_float(
 _MEASURE_S = flags.DEFINE_float("measure_s", 1.0, "Seconds of each of the four measurements.")
 _TLS = flags.DEFINE_boolean("mutual_tls", True, "Measure them with what is sent encrypted, as on a cluster.")
 
-# Shards count as no bottleneck while they are busy for at most this share of the time: above, queues grow fast.
+# Shards are not a bottleneck up to this utilisation; above it, queues grow fast.
 _BUSY = 0.8
 _MAX_SHARDS = 100
-_MAX_WORKERS = 1024  # a shard's ledger has room for so many
-# Of a shard for a push and a pull that carry nothing: half of what exchange benchmarks found for both sides.
+_MAX_WORKERS = 1024  # capacity of a shard's ledger
+# Core-seconds of a shard for an empty push and pull: half of what exchange benchmarks measured for both sides.
 _CALLS_S = 1.7e-3
 _MB = 1e6
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is asked about.
+    """The cluster to predict.
 
     Attributes:
         num_workers: Workers.
-        gbit: Line rate of a host, each way.
-        seconds_per_step: What a worker takes to compute one gradient.
-        spread: Standard deviation of that, of its mean.
-        cores_per_shard: Of each shard.
+        gbit: Line rate of a host, each way, in 10^9 bits a second.
+        seconds_per_step: Seconds a worker takes to compute one gradient.
+        spread: Standard deviation of those seconds, relative to their mean.
+        cores_per_shard: Cores of each shard.
     """
 
     num_workers: int
@@ -81,14 +81,14 @@ class Cluster:
 
 
 def check(job: Job) -> None:
-    """Raises `ValueError` for a job whose workers wait for each other, or do not push and pull every step."""
+    """Raises `ValueError` unless a job is asynchronous and its workers push and pull every step."""
     for key, value, known in (("pace", job.pace, "Async"), ("cadence", job.cadence, "EveryStep")):
         if type(value).__name__ != known:
             raise ValueError(f"{key} is {type(value).__name__}; plan predicts {known} only, add --set={key}={known}")
 
 
 def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Fleet:
-    """A job on a cluster, as `queueing` takes it."""
+    """Returns a job on a cluster as the `Fleet` that `queueing` simulates."""
     pushes, pulls = demand.calls(layout, job, costs)
     bytes_per_s = cluster.gbit * 1e9 / 8
     return Fleet(
@@ -105,7 +105,7 @@ def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Fleet:
 
 
 def enough_shards(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Layout | None:
-    """The layout on the fewest shards that are no bottleneck; None if not even the most are enough."""
+    """Returns the layout with the fewest shards that are no bottleneck; None if `_MAX_SHARDS` are too few."""
     wanted = fleet_of(job, layout, costs, cluster).workers_limit()
     for num_shards in range(1, _MAX_SHARDS + 1):
         one = place(layout.variables, num_shards, job.slicing)
@@ -115,10 +115,10 @@ def enough_shards(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> L
 
 
 def known_costs(job: Job, layout: Layout, core_ms: float) -> Costs:
-    """Costs whose sum over the shards of a layout is given; half of the rest is for pushes, half for pulls.
+    """Splits the given core-ms a step of all shards: empty calls first, the rest half to pushes, half to pulls.
 
     Raises:
-        ValueError: It is less than calls cost that carry nothing.
+        ValueError: `core_ms` is not more than empty calls cost.
     """
     total, calls_s = core_ms / 1000, _CALLS_S * layout.num_shards
     if not calls_s < total < math.inf:
@@ -131,7 +131,7 @@ def known_costs(job: Job, layout: Layout, core_ms: float) -> Costs:
 
 
 def report(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> tuple[str, dict[str, Any]]:
-    """What there is to say: a table for people, and the RESULT."""
+    """Returns the prediction as a table for people and as the RESULT."""
     fleet = fleet_of(job, layout, costs, cluster)
     found, best = queueing.simulate(fleet), enough_shards(job, layout, costs, cluster)
     result = _result(job, layout, fleet, found)
@@ -147,7 +147,7 @@ def report(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> tuple[st
     ]
     limits = fleet.limits() | {"workers, undelayed": fleet.workers_limit()}
     for name, limit in sorted(limits.items(), key=lambda item: item[1]):
-        if limit < math.inf:  # else it has nothing to do
+        if limit < math.inf:  # else the resource is unused
             lines.append(f"{name:<20} {limit:9.2f} {found.steps_per_second / limit:6.0%}")
     lines += [
         f"{'predicted':<20} {found.steps_per_second:9.2f}        bottleneck: {fleet.bottleneck()}",
@@ -195,7 +195,7 @@ def _result(job: Job, layout: Layout, fleet: Fleet, found: Prediction) -> dict[s
 
 
 def _memory_mb(job: Job, layout: Layout) -> int:
-    """Of the largest shard, in 2^20 bytes, as the Kubernetes manifests request it."""
+    """Memory of the largest shard, in 2^20 bytes, as the Kubernetes manifests request it."""
     return sum(sizes.of_layout(job, layout, activations=0, picture=0).requests()["ps"].values())
 
 
@@ -204,7 +204,7 @@ def _shards_words(job: Job, layout: Layout, fleet: Fleet) -> str:
 
 
 def _histogram(found: Prediction) -> list[str]:
-    """Ten rows at most."""
+    """Formats the staleness histogram in at most ten rows."""
     used = found.staleness.nonzero()[0]
     if not used.size:
         return []

@@ -2,9 +2,9 @@
 
 python -m downpour.launch.ps --index=0 --port=2222 --arena=/dev/shm/shard-0.arena
 
-It ends with exit code 0 when the chief says that the job is over. At SIGTERM it ends with 0, too, unless `--chief` or
-TF_CONFIG names the chief: then it first asks the chief for a checkpoint, serves until that is written or `--grace_s` is
-over, and ends with 143, to be started again on another machine. A second SIGTERM ends it at once.
+It ends with exit code 0 when the chief stops it at the end of the job. At SIGTERM it ends with 0, too, unless `--chief`
+or TF_CONFIG names the chief: then it first requests a checkpoint from the chief, serves until that is written or
+`--grace_s` has passed, and ends with 143, to be restarted on another machine. A second SIGTERM ends it at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _run() -> int:
     security.prepare_server()
     mine = security.from_flags("ps")
     server = Server(index, host, port, Path(arena) if arena else None, mine)
-    gc.freeze()  # modules stay; to look through them for garbage takes 20 ms, in the middle of a call
+    gc.freeze()  # modules stay; to scan them for garbage takes 20 ms, in the middle of a call
     end = _End(server, index, where.chief, mine)
     ending.on_sigterm(end.leave)
     signal.signal(signal.SIGINT, lambda *_: server.stop_soon())
@@ -54,10 +54,10 @@ def _run() -> int:
 
 
 class _End:
-    """What a shard does at SIGTERM.
+    """Ends a shard at SIGTERM.
 
     Attributes:
-        code: To exit with once the server has stopped.
+        code: Exit code once the server has stopped.
     """
 
     def __init__(self, server: Server, index: int, chief: str, mine: Security) -> None:
@@ -65,7 +65,7 @@ class _End:
         self._server, self._index, self._chief, self._security = server, index, chief, mine
 
     def leave(self) -> None:
-        """Stops the server, after a checkpoint if there is somebody to ask for one and something to lose."""
+        """Stops the server, after a checkpoint if a chief is known and the shard holds parameters."""
         if self._chief and self._server.ready:
             self._wait_for_checkpoint()
         if self._chief:

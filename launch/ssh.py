@@ -1,4 +1,4 @@
-"""Starts a job on hosts that a file lists, over ssh, and stays until it is done.
+"""Starts a job on hosts that a file lists, over ssh, and supervises it until it is done.
 
     downpour ssh --hosts=hosts.txt --recipe=quickstart --run_dir=/shared/run --tls=/shared/certificates
 
@@ -12,8 +12,8 @@ A line of the file is a host, or user@host, and the roles that run there, repeat
 The file decides the numbers of shards and workers; they are numbered in its order. Shards and chief listen on ports
 counted up from --port. The first worker's host checks the whole job before anything starts. Every host needs Downpour
 in --directory, and chief, shards and evaluator need a --run_dir (or --checkpoint_dir) that all of them reach. A
---run_dir that holds a run already wants --resume, --resume_if_any or --overwrite. What crashes is started again; when
-the chief is done, the rest ends.
+--run_dir that already holds a run needs --resume, --resume_if_any or --overwrite. Crashed processes are restarted; when
+the chief is done, the others end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _END_GRACE_S = 60.0  # for the others after the chief is done
 
 @dataclass(frozen=True)
 class Place:
-    """A process of the job: `host` is what --via is given, `index` counts within the role."""
+    """A process of the job: `host` replaces `{}` in --via, `index` counts within the role."""
 
     role: str
     index: int
@@ -46,20 +46,20 @@ class Place:
 
     @property
     def name(self) -> str:
-        """As logs name it."""
+        """Name in logs."""
         return f"{self.role}/{self.index}" if self.role in ("ps", "worker") else self.role
 
     @property
     def address(self) -> str:
-        """Of its host, as other hosts know it."""
+        """Name of its host for other hosts, without the user."""
         return self.host.rpartition("@")[2]
 
 
 def read_hosts(text: str) -> list[Place]:
-    """Where every process runs, in the order in which they are started: shards, chief, workers, evaluator.
+    """Parses a file of hosts into processes, in the order of their start: shards, chief, workers, evaluator.
 
     Raises:
-        ValueError: A word is no role, or a role is missing or there too often.
+        ValueError: A word is no role, a host has no role, or a role is missing or listed too often.
     """
     places: list[Place] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -78,7 +78,7 @@ def read_hosts(text: str) -> list[Place]:
 
 
 def topology_of(places: list[Place], first_port: int) -> Topology:
-    """The cluster, its listeners on ports of their own."""
+    """Returns the cluster; shards and chief get ports counted up from `first_port`."""
     listeners = [place for place in places if place.role in ("ps", "chief")]
     addresses = {place.name: host_and_port(place.address, first_port + i) for i, place in enumerate(listeners)}
     return Topology(
@@ -90,13 +90,13 @@ def topology_of(places: list[Place], first_port: int) -> Topology:
 
 
 def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue], job_id: str = "") -> str:
-    """What a shell on the host of a process is to run.
+    """Returns the shell command that starts a process on its host.
 
     Args:
         place: The process.
-        cluster: All of them.
+        cluster: The whole cluster.
         common: Flags of chief, workers and evaluator.
-        job_id: Of a run that begins, the same whenever the chief is started again.
+        job_id: Id of a new run, the same whenever the chief is restarted.
     """
     values: dict[str, FlagValue] = {
         "tls": f"{flags.FLAGS.tls.rstrip('/')}/{place.role}" if flags.FLAGS.tls else None,
@@ -118,7 +118,7 @@ def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue],
 
 
 def preflight_command(evaluator: bool) -> str:
-    """What a shell on a worker's host is to run first: the check of the job, see `downpour.launch.local.preflight`."""
+    """Returns the shell command that checks the job on a worker's host (`downpour.launch.local.preflight`)."""
     values: dict[str, FlagValue] = {name: flags.FLAGS[name].value for name in ("recipe", "set")}
     values |= {"preflight": True, "evaluator": evaluator, "out": "/dev/null"}
     words = [flags.FLAGS.python, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values)]
@@ -155,7 +155,7 @@ def _main() -> int | None:
 
 
 def _run(commands: list[tuple[Place, str]], preflight: str, run_dir: Path) -> None:
-    """Checks the job on the host of the first worker, starts it, and stays until chief and others have ended."""
+    """Checks the job on the host of the first worker, starts it, and waits until all processes have ended."""
 
     def via(host: str) -> list[str]:
         return [word.replace("{}", host) for word in shlex.split(flags.FLAGS.via)]

@@ -2,8 +2,8 @@
 
 python -m downpour.launch.worker --recipe=quickstart --index=0 --ps=HOST:PORT,... --chief=HOST:PORT
 
-At SIGTERM it drops its batch, waits a moment for a push that is under way, gives its leases back and ends with 143. One
-that comes when training is over ends with 0.
+At SIGTERM it drops its batch, waits briefly for a push in flight, returns its leases and ends with 143. A worker that
+starts after training has ended exits with 0.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ topology.define_flags("worker")
 
 _OVER = (ProgressReply.STATE_SCORING, ProgressReply.STATE_DONE, ProgressReply.STATE_FAILED)
 _LEAVE_WITHIN_S = 6.0  # from SIGTERM to the last report
-_LOOK_S, _LOOK_AGAIN_S = 2.0, 0.5  # for the chief's answer; between two looks whether it is there
+_LOOK_S, _LOOK_AGAIN_S = 2.0, 0.5  # deadline of the chief's answer; pause between two requests
 
 
 def main() -> None:
-    """Trains until the job has its steps."""
+    """Trains until the job has done its steps."""
     entry.run(_run, role="worker")
 
 
@@ -55,12 +55,12 @@ def _run() -> None:
         closing.enter_context(security.health(ready.is_set))
         chief = ChiefClient(where.chief, job.exchange.give_up_after_s, mine)
         closing.callback(chief.close)
-        if _is_over(chief):  # before the model, which takes seconds, and the shards, which have ended perhaps
+        if _is_over(chief):  # before the model, which takes seconds, and the shards, which may have stopped
             return
         model, layout = build(job, job.cluster.threads_per_worker)
-        # First: the chief gives out incarnations, and knows whether this is its job.
+        # First: the chief assigns incarnations and checks that this is its job.
         reporter = Reporter(chief, index, layout.fingerprint, same_fields(job))
-        if reporter.stop.is_set():  # the shards may have ended
+        if reporter.stop.is_set():  # the shards may have stopped
             reporter.finish()
             return
         exchange = _exchange(job, where, layout, reporter, index, mine)
@@ -72,7 +72,7 @@ def _run() -> None:
 
 
 def _is_over(chief: ChiefClient) -> bool:
-    """Whether training is over, as far as the chief is there to tell."""
+    """Whether the chief reports that training is over; False without an answer."""
     found = chief.look(_LOOK_S)
     over = found is not None and found.state in _OVER
     if found is not None and over:
@@ -82,7 +82,7 @@ def _is_over(chief: ChiefClient) -> bool:
 
 
 def _connect(exchange: Exchange, reporter: Reporter) -> None:
-    """Waits for the shards; without them, others get this worker's part."""
+    """Waits for the shards; on failure, returns this worker's leases."""
     try:
         exchange.connect()
     except BaseException:
@@ -111,11 +111,11 @@ def _exchange(
 
 
 class _Worker:
-    """How this worker ends before the job does.
+    """Ends this worker at SIGTERM, before the job is over.
 
     Attributes:
-        reporter: Tells the chief.
-        leaving: Done at SIGTERM.
+        reporter: Sends reports to the chief.
+        leaving: Completed at SIGTERM, which stops the training loop.
         trained: Set when the training loop has ended, for whatever reason.
     """
 
@@ -128,11 +128,11 @@ class _Worker:
         ending.on_sigterm(self._leave)
 
     def wait_for_end(self) -> None:
-        """Of the process, which another thread is about to end."""
+        """Blocks until another thread ends the process."""
         self._gone.wait()
 
     def _leave(self) -> None:
-        """Lets the loop end, tells the chief, and ends; without waiting where nobody is there to be told."""
+        """Stops the loop, reports to the chief and ends; at once if the parent is dead or the chief does not answer."""
         if self.trained.is_set():
             return  # it ends by itself
         self.leaving.set_result(None)
@@ -161,9 +161,9 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchange, worker: _Wo
         return result
 
     try:
-        # All workers make the same order of the records; the chief's leases share it out.
+        # All workers compute the same order of the records; the chief's leases divide it among them.
         leases = Counted(reporter.leases(), f"data source {type(job.data).__name__}")
-        # What the job's own code raises before the first step, it would raise again.
+        # An error of the job's own code before the first step would recur after a restart.
         with mistakes.final(lambda: not has_trained):
             with job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
                 try:
@@ -183,7 +183,7 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchange, worker: _Wo
                 if worker.leaving.done():
                     worker.wait_for_end()
     except BaseException as error:
-        # These are the job's fault, and the chief ends it for everybody; others are this worker's own.
+        # These errors are the job's: the chief ends it for all workers. Others concern this worker alone.
         failure = mistakes.describe(error) if isinstance(error, JobFailed | NonFinite | ValueError) else ""
         with contextlib.suppress(DownpourError):
             reporter.finish(failure)

@@ -29,7 +29,7 @@ Numbered = Mapping[str, Any]  # the variables of one layer, by number
 
 
 def file_ending(path: str | Path) -> str | None:
-    """`.keras`, `.weights.h5` or `.h5`; None of any other file."""
+    """Returns `.keras`, `.weights.h5` or `.h5`; None for any other file."""
     name = Path(path).name
     return next((ending for ending in (KERAS, WEIGHTS, LEGACY) if name.endswith(ending)), None)
 
@@ -39,7 +39,7 @@ def save(model: keras.Model, path: Path, ending: str) -> None:
 
     Args:
         model: A built model. Its optimizer, if any, is left out.
-        path: To write to; ends with `ending`.
+        path: Where to write; ends with `ending`.
         ending: KERAS, WEIGHTS, LEGACY or SAVED_MODEL.
 
     Raises:
@@ -60,17 +60,17 @@ def own_classes(model: keras.Model) -> list[str]:
 
 
 def read(path: str | Path, model: keras.Model, names: Collection[str]) -> dict[str, np.ndarray]:
-    """The values of variables in a Keras file, float32.
+    """Reads the values of variables from a Keras file, as float32.
 
     Args:
         path: A `.keras`, `.weights.h5` or `.h5` file.
         model: The model that needs the values. Files of Keras 3 name layers but only number the variables of each,
-            which are taken to be those of this model's layers of the same name.
-        names: Of the variables. Those that are not in the file are left out of the result.
+            which are matched by number to those of this model's layers of the same name.
+        names: Names of the variables; those that are not in the file are omitted from the result.
 
     Raises:
-        ValueError: The file is missing or damaged, is of no such kind, has two variables of a name, or has in a layer
-            another number of variables than the model.
+        ValueError: The file is missing, damaged or not a Keras file, has two variables of the same name, or has a
+            layer with another number of variables than the model's.
     """
     wanted = set(names)
     pairs = (_read_keras if file_ending(path) == KERAS else _read_hdf5)(path, model, wanted)
@@ -84,7 +84,7 @@ def read(path: str | Path, model: keras.Model, names: Collection[str]) -> dict[s
 
 
 def _read_keras(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs:
-    """Layer by layer: the paths of a loaded model's variables need not be those that it was saved with."""
+    """Reads layer by layer: the variables of a loaded model may have other paths than when it was saved."""
     import keras
 
     try:
@@ -95,7 +95,7 @@ def _read_keras(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs
 
 
 def _read_hdf5(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs:
-    """Keras 3's weights or legacy ones, whichever the file holds: both endings have been used for both."""
+    """Reads Keras 3's or legacy weights, whichever the file holds: both endings are in use for both."""
     import h5py  # type: ignore[import-untyped]
 
     try:
@@ -110,7 +110,7 @@ def _read_hdf5(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs:
 
 
 def _read_legacy(root: Any) -> Pairs:
-    """A group a layer, whose attribute lists its weights; TensorFlow added `:0` to their names."""
+    """Reads one group a layer, whose attribute lists its weights; TensorFlow added `:0` to their names."""
     groups = [root[layer] for layer in _texts(root, "layer_names")]
     groups += [root[name] for name in ("top_level_model_weights",) if name in root]
     for group in groups:
@@ -119,7 +119,7 @@ def _read_legacy(root: Any) -> Pairs:
 
 
 def _groups(path: str | Path, file: Any) -> list[tuple[str, Numbered]]:
-    """Keras 3's groups `vars`, one a layer, which have the layer's name as an attribute."""
+    """Returns Keras 3's groups `vars`, one a layer, which have the layer's name as an attribute."""
     groups: list[Any] = []
     file.visititems(lambda _, item: groups.append(item) if "name" in item.attrs else None)
     if not groups:
@@ -128,7 +128,7 @@ def _groups(path: str | Path, file: Any) -> list[tuple[str, Numbered]]:
 
 
 def _by_layer(path: str | Path, layers: Sequence[tuple[str, Numbered]], model: keras.Model, wanted: set[str]) -> Pairs:
-    """The variables of layers that have the name of one of the model's; within a layer they are only numbered."""
+    """Yields the variables of layers whose name the model has; within a layer they are matched by number."""
     for layer in model._flatten_layers():
         paths = {number: variable.path for number, variable in _own_variables(layer).items()}
         if wanted.isdisjoint(paths.values()):
@@ -143,7 +143,7 @@ def _by_layer(path: str | Path, layers: Sequence[tuple[str, Numbered]], model: k
 
 
 def _own_variables(layer: Any) -> Numbered:
-    """A layer's variables without those of layers in it, by the number that each has in a file of Keras 3."""
+    """A layer's variables without those of nested layers, by the number that each has in a file of Keras 3."""
     variables: dict[str, Any] = {}
     layer.save_own_variables(variables)
     if getattr(layer, "lora_enabled", False):  # the first is written with the product of LoRA's matrices added
@@ -152,7 +152,7 @@ def _own_variables(layer: Any) -> Numbered:
 
 
 def _array(value: Any) -> np.ndarray:
-    """Of a variable or a data set; HDF5 has no bfloat16, Keras notes it beside the bytes."""
+    """Reads a variable or an HDF5 data set. HDF5 has no bfloat16; Keras records it in the attribute `dtype`."""
     if hasattr(value, "numpy"):
         return value.numpy()
     if "dtype" not in value.attrs:
@@ -163,7 +163,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _texts(group: Any, attribute: str) -> list[str]:
-    """A list of texts; a long one is kept in pieces, `layer_names0`, `layer_names1` and so on."""
+    """Reads a list of texts; a long one is stored in pieces, `layer_names0`, `layer_names1` and so on."""
     if attribute in group.attrs:
         return [_text(entry) for entry in group.attrs[attribute]]
     texts: list[str] = []

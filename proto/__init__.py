@@ -1,1 +1,1 @@
-"""What is said: messages, their generated code, the chunk codec, errors and transport settings."""
+"""The wire protocol: messages and their generated code, the chunk codec, errors, transport and security."""

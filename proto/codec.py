@@ -1,7 +1,7 @@
-"""The `Chunk` message encoded and decoded by hand, so that its payload is not copied.
+"""Hand-written encoder and decoder of the `Chunk` message, which do not copy its payload.
 
-`chunk_parts` writes exactly what the generated class would; `decode_chunk` accepts whatever it accepts, in any
-field order, and gives the payload as a view of the message. Pure functions; no threads, no TensorFlow.
+`chunk_parts` writes exactly what the generated class would; `decode_chunk` accepts whatever that class accepts, in any
+field order, and returns the payload as a view of the message. Pure functions; no threads, no TensorFlow.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CODECS: dict[str, pb.Codec] = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float1
 BLOCK_CODECS: dict[str, pb.Codec] = {"int8": INT8, "int4": INT4}
 BLOCK = 256  # elements that share a scale, in INT8 and INT4
 
-# bfloat16 travels and is stored as its 16 bits: numpy has no such type of its own.
+# bfloat16 is sent and stored as its 16 bits: numpy has no bfloat16 type.
 WIRE_DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<f4"), BFLOAT16: np.dtype("<u2"), FLOAT16: np.dtype("<f2")}
 
 # 2 MB of bfloat16: smaller chunks cost context switches, larger ones cache misses (docs/benchmarks.md).
@@ -47,13 +47,13 @@ class Chunk:
     """One decoded chunk.
 
     Attributes:
-        start: First element, in the shard's vector.
+        start: Index of the first element in the shard's vector.
         count: Number of elements.
-        codec: How the payload is written; a value of `pb.Codec`.
-        payload: The bytes, a view of the message they came in.
-        header: In the first chunk of a stream, the message it carries.
-        base: Another payload: what the gradient was computed from, if the job compensates delays.
-        rows: Not 0 if the payload holds the factors of the elements.
+        codec: Encoding of the payload; a value of `pb.Codec`.
+        payload: The encoded elements, a view of the received message.
+        header: The header message, in the first chunk of a stream.
+        base: A second payload: what the gradient was computed from, if the job compensates delays.
+        rows: Not 0 if the payload holds factors: the rows of each.
     """
 
     start: int
@@ -65,7 +65,7 @@ class Chunk:
     rows: int = 0
 
     def values(self) -> np.ndarray:
-        """The payload as `count` elements of the codec's wire dtype, not copied.
+        """Returns the payload as `count` elements of the codec's wire dtype, not copied.
 
         Raises:
             MalformedChunk: Unknown codec, or a payload that is not `count` elements long.
@@ -73,14 +73,14 @@ class Chunk:
         return self._elements(self.payload, self.count)
 
     def base_values(self) -> np.ndarray:
-        """The base, likewise."""
+        """Returns `base` like `values`, and raises the same error."""
         return self._elements(self.base, self.count)
 
     def factors(self, num_inputs: int) -> tuple[np.ndarray, np.ndarray]:
-        """X [rows, num_inputs] and d [rows, count / num_inputs], not copied.
+        """Returns the factors X [rows, num_inputs] and d [rows, count / num_inputs], not copied.
 
         Raises:
-            MalformedChunk: As `values`.
+            MalformedChunk: Unknown codec, or a payload of another length.
         """
         num_outputs = self.count // num_inputs
         both = self._elements(self.payload, self.rows * (num_inputs + num_outputs))
@@ -88,7 +88,7 @@ class Chunk:
         return x.reshape(self.rows, num_inputs), d.reshape(self.rows, num_outputs)
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of INT8 and INT4: scales [ceil(count / BLOCK)] float32 and the elements' bytes as int8, not copied.
+        """Returns scales [ceil(count / BLOCK)] float32 and elements' bytes as int8, of INT8 or INT4, not copied.
 
         Raises:
             MalformedChunk: Another codec, or a payload of another length.
@@ -113,12 +113,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One chunk to be encoded when it is sent: a push as often as it must be sent.
+    """One chunk, encoded each time it is sent, so that a push can be sent again.
 
     Attributes:
-        start: First element, in the shard's vector.
+        start: Index of the first element in the shard's vector.
         count: Number of elements.
-        codec: How `values` are written.
+        codec: Encoding of `values`; a value of `pb.Codec`.
         values: The payload, an array of any type.
         base: What the gradient was computed from, in the same codec.
         rows: If `values` are factors, the rows of each.
@@ -133,26 +133,26 @@ class Outgoing:
 
     @property
     def num_bytes(self) -> int:
-        """Of the payloads."""
+        """Bytes of `values` and `base`."""
         return self.values.nbytes + (0 if self.base is None else self.base.nbytes)
 
     def encode(self, header: Message | None) -> list[Any]:
-        """As the parts of a message; the first of a stream carries a header."""
+        """Returns the parts of the encoded message; the first chunk of a stream carries a header."""
         return chunk_parts(self.start, self.codec, self.values, header, self.base, rows=self.rows, count=self.count)
 
 
 def num_blocks(count: int) -> int:
-    """Scales of `count` elements in INT8 or INT4."""
+    """Returns how many scales `count` elements have in INT8 or INT4."""
     return -(-count // BLOCK)
 
 
 def blocks_bytes(codec: int, count: int) -> int:
-    """Payload of `count` elements in INT8 or INT4."""
+    """Returns the size in bytes of the payload of `count` elements in INT8 or INT4."""
     return 4 * num_blocks(count) + (count if codec == INT8 else num_blocks(count) * BLOCK // 2)
 
 
 def new_blocks(codec: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Room for a payload of `count` elements in INT8 or INT4, and views of its scales and of its elements' bytes."""
+    """Allocates a payload of `count` elements in INT8 or INT4; returns it, and views of its scales and elements."""
     payload = np.empty(blocks_bytes(codec, count), np.uint8)
     first = 4 * num_blocks(count)
     return payload, payload[:first].view(np.float32), payload[first:].view(np.int8)
@@ -174,14 +174,14 @@ def chunk_parts(
     rows: int = 0,
     count: int | None = None,
 ) -> list[Any]:
-    """One chunk as the parts of a message: short ones, and the payload where it lies.
+    """Encodes one chunk as the parts of a message: short ones, and views of `values` and `base`, not copied.
 
     Args:
-        start: First element, in the shard's vector.
+        start: Index of the first element in the shard's vector.
         codec: A value of `pb.Codec`.
         values: The elements in that codec's wire dtype, contiguous.
-        header: What the first chunk of a stream carries.
-        base: What the gradient in `values` was computed from, likewise.
+        header: The header message, in the first chunk of a stream.
+        base: What the gradient in `values` was computed from, in the same dtype, contiguous.
         rows: If `values` are factors, the rows of each.
         count: If `values` are factors, the number of elements they stand for.
     """
@@ -207,11 +207,11 @@ def _before_payload(start: int, count: int, codec: int, num_bytes: int) -> bytes
 
 
 def decode_chunk(message: bytes | memoryview, num_bytes: int | None = None) -> Chunk:
-    """Reads a chunk; unknown fields are skipped, as protobuf demands.
+    """Decodes a chunk; unknown fields are skipped, as protobuf demands.
 
     Args:
-        message: The bytes, or only the first of them.
-        num_bytes: How many there are in all. If that is more, the payload is what there is of it, and must come last.
+        message: The encoded bytes, or a prefix of them.
+        num_bytes: Length of the whole message. If `message` is shorter, its last field must be the cut payload.
 
     Raises:
         MalformedChunk: The bytes are not a `Chunk`.
@@ -245,7 +245,7 @@ def decode_chunk(message: bytes | memoryview, num_bytes: int | None = None) -> C
 
 
 def _read_header(field: int, body: memoryview, previous: Message | None) -> Message:
-    """Repeated occurrences of a message field merge; another field of the oneof replaces it."""
+    """Parses a header field: repeated occurrences merge; another field of the oneof replaces it."""
     kind = _HEADERS[field][1]
     header = previous if isinstance(previous, kind) else kind()
     try:
@@ -279,7 +279,7 @@ def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
 
 def _read_bytes(view: memoryview, position: int, missing: int = 0) -> tuple[memoryview, int]:
     length, position = _read_varint(view, position)
-    if missing and length == len(view) - position + missing:  # it goes on to the end of the message
+    if missing and length == len(view) - position + missing:  # the field extends to the end of the message
         return view[position:], len(view)
     if length > len(view) - position:
         raise MalformedChunk(f"a field of {length} bytes, of which {len(view) - position} are there")

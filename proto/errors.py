@@ -1,9 +1,9 @@
-"""Every error that crosses the wire, and the gRPC status it crosses as.
+"""Downpour's errors, and the gRPC status that each is sent as.
 
 | error               | gRPC status           | sent by        | try again?                                   |
 |---------------------|-----------------------|----------------|----------------------------------------------|
 | NotReady            | UNAVAILABLE           | shard, chief   | yes: the job is still being set up           |
-| NotYet              | UNAVAILABLE           | shard          | yes, for as long as it takes: others are slow|
+| NotYet              | UNAVAILABLE           | shard          | yes, without limit: other workers are slower |
 | LayoutMismatch      | FAILED_PRECONDITION   | shard, chief   | no: the two sides run different jobs         |
 | WorkerSuperseded    | ABORTED               | shard, chief   | no: a newer incarnation has this index       |
 | NonFinite           | OUT_OF_RANGE          | shard          | no: the gradient has NaN or infinity         |
@@ -13,11 +13,11 @@
 | CheckpointFailed    | INTERNAL              | shard          | at the next checkpoint                       |
 | Unauthenticated     | UNAUTHENTICATED       | shard, chief   | no: no certificate or token of this job      |
 | Forbidden           | PERMISSION_DENIED     | shard, chief   | no: the caller's role may not do that        |
-| Unreachable         | (raised by the caller)| nobody         | it was, for as long as the caller was told to|
+| Unreachable         | (raised by the caller)| nobody         | it was retried until `give_up_after_s` passed|
 | JobFailed           | (raised by the caller)| nobody         | no: the training itself went wrong           |
 | NotSaved            | (raised by the chief) | nobody         | yes: a new chief writes the last checkpoint  |
 
-The name travels in the trailing metadata, so errors that share a status stay apart.
+The error's name is sent in the trailing metadata, which distinguishes errors of the same status.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class DownpourError(Exception):
 
 
 class NotReady(DownpourError):
-    """The shard holds no parameters yet, or the chief knows no layout."""
+    """The shard holds no parameters yet, or the chief has no layout yet."""
 
     status = grpc.StatusCode.UNAVAILABLE
 
@@ -54,13 +54,13 @@ class LayoutMismatch(DownpourError):
 
 
 class WorkerSuperseded(DownpourError):
-    """A newer incarnation of the same worker index is known."""
+    """A newer incarnation of the same worker index exists."""
 
     status = grpc.StatusCode.ABORTED
 
 
 class LeaseUnknown(WorkerSuperseded):
-    """The chief lacks the leases of this process, since its journal was lost; a new process gets new ones."""
+    """The chief has no record of this process's leases, since its journal was lost; a new process gets new ones."""
 
 
 class NonFinite(DownpourError):
@@ -76,7 +76,7 @@ class MalformedChunk(DownpourError):
 
 
 class TooManyWorkers(DownpourError):
-    """A worker index beyond the ledger's room."""
+    """The worker index exceeds the ledger's capacity."""
 
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -88,7 +88,7 @@ class CheckpointFailed(DownpourError):
 
 
 class Unauthenticated(DownpourError):
-    """The caller, or the server it reached, could not show that it belongs to the job."""
+    """The caller, or the server it reached, presented no valid certificate or token of the job."""
 
     status = grpc.StatusCode.UNAUTHENTICATED
 
@@ -100,7 +100,7 @@ class Forbidden(DownpourError):
 
 
 class Unreachable(DownpourError):
-    """A peer did not answer for as long as the caller was told to try."""
+    """A peer did not answer within the time that the caller may retry."""
 
 
 class JobFailed(DownpourError):
@@ -130,7 +130,7 @@ BY_NAME: dict[str, type[DownpourError]] = {
 
 
 def from_rpc_error(error: grpc.RpcError) -> DownpourError | None:
-    """The error of ours that a failed call carries, or None for gRPC's own (broken connection, deadline)."""
+    """Returns the Downpour error that a failed call carries, or None for gRPC's own (broken connection, deadline)."""
     for key, value in error.trailing_metadata() or ():
         if key == ERROR_KEY and value in BY_NAME:
             return BY_NAME[value](error.details())

@@ -1,6 +1,6 @@
-"""What is remembered: a shard's numbers, update rules, ledger, checkpoint and service. Never TensorFlow."""
+"""Parameter servers: a shard's vectors, update rules, ledger, checkpoints and service. Never imports TensorFlow."""
 
 import os
 
-# A shard's threads are its parallelism; BLAS, which multiplies factors, must not start as many again. Before numpy.
+# A shard's own threads are its parallelism, so BLAS, which multiplies factors, gets one. Set before numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

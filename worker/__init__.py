@@ -1,1 +1,1 @@
-"""What is done: the pure training step, the exchange with the shards, the chief and the evaluator."""
+"""Workers: the pure training step, the exchange with the shards, the chief and the evaluator."""

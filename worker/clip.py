@@ -1,3 +1,3 @@
-"""Clipping, by the name that recipes use; see `downpour.worker.step.clip`."""
+"""Re-exports `downpour.worker.step.clip` under the name that recipes use."""
 
 from downpour.worker.step.clip import *  # noqa: F403

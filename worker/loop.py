@@ -1,4 +1,4 @@
-"""The training loop of one worker: pull, compute, push, until the job has its steps or the worker leaves.
+"""The training loop of one worker: pull, compute, push, until the job ends or the worker is asked to stop.
 
 Threads: the loop runs in one; `Exchange` and `Reporter` have their own. No TensorFlow here: the step and the
 batches are passed in.
@@ -29,7 +29,7 @@ Step = Callable[[Parameters, Any, Any], "StepResult"]
 
 _EVERY_STEP = EveryStep()
 _NEVER: Future[None] = Future()
-_ACKNOWLEDGED_WITHIN_S = 4.0  # a push that is under way when the worker leaves
+_ACKNOWLEDGED_WITHIN_S = 4.0  # deadline of a push in flight when the worker is asked to stop
 
 
 def train(
@@ -44,27 +44,27 @@ def train(
     leaving: Future[None] = _NEVER,
     check_position: Callable[[int], None] = lambda position: None,
 ) -> None:
-    """Trains until a shard's version reaches `num_steps`, the chief says stop, or this worker leaves.
+    """Trains until a shard's version reaches `num_steps`, the chief ends training, or this worker is asked to stop.
 
-    Without overlap a step is pull, compute, push, one after the other. With overlap the exchange of the last
+    Without overlap a step is pull, compute, push in sequence. With overlap the exchange of the last
     gradients and the next parameters runs while a batch is computed, so a step works with parameters that
     lack this worker's own last gradient: one step of staleness more.
 
-    A step that overflows under loss scaling is left out: the next batch is computed with the same parameters, and the
+    A step that overflows under loss scaling is skipped: the next batch is computed with the same parameters, and the
     cadence does not count it.
 
-    A worker that leaves drops its batch, and waits only for a push that is under way, not for other workers.
+    A worker that is asked to stop drops its batch, and waits only for a push in flight, not for other workers.
 
     Args:
         step: Computes loss and gradients.
-        exchange: Of this worker.
+        exchange: This worker's exchange with the shards.
         batches: Its images and labels, and the position of its leases that they reach.
-        reporter: Is told what was computed and exchanged, and which position the acknowledged pushes reach.
+        reporter: Counts what was computed and exchanged, and the position that the acknowledged pushes reach.
         num_steps: Version at which training ends.
-        overlap: See above.
+        overlap: Whether the exchange runs while a batch is computed.
         cadence: When to push and when to fetch, counted in batches.
-        leaving: Done when this worker is to leave.
-        check_position: Is given the batches' position before each is trained on; raises when it is beyond the leases.
+        leaving: Done when this worker is asked to stop.
+        check_position: Called with the batches' position before each is trained on; raises if it is beyond the leases.
 
     Raises:
         JobFailed: The loss or a gradient is not finite, and no smaller loss scale can mend it. Nothing of that step has
@@ -76,7 +76,7 @@ def train(
         return
     mine.fetched(answer.parameters)
     ahead = exchange.start(ahead=True) if overlap else None
-    num_batches = sent = 0  # batches computed; position that the push under way reaches
+    num_batches = sent = 0  # batches computed; position that the push in flight reaches
     try:
         while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
             images, labels = next(batches)
@@ -113,14 +113,14 @@ def train(
 
 
 def _answer(exchange: Exchange, under_way: Future[Answer], leaving: Future[None]) -> Answer | None:
-    """The answer of an exchange; of a worker that leaves meanwhile that of its push alone, None if there is none."""
+    """Returns the answer of an exchange; if `leaving` is done first, that of its push alone, or None."""
     either: list[Future[Any]] = [under_way, leaving]
     wait(either, return_when=FIRST_COMPLETED)
     return under_way.result() if under_way.done() else exchange.acknowledged(_ACKNOWLEDGED_WITHIN_S)
 
 
 def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, reporter: Reporter) -> Gradients | None:
-    """The gradients of a batch; None of a step that is left out, since it overflows under loss scaling."""
+    """Returns the gradients of a batch; None for a step that overflows under loss scaling and is skipped."""
     begin = time.monotonic()
     result = step(parameters, images, labels)
     version = max(parameters.versions)

@@ -25,22 +25,22 @@ _EVERY_S = 1.0
 
 
 class Reporter:
-    """Registers a worker with the chief and keeps the chief informed until `finish`.
+    """Registers a worker with the chief and reports its totals until `finish` or `leave`.
 
     Args:
-        chief: Where to report.
+        chief: Client of the chief.
         worker: Index of the worker.
-        fingerprint: Of the worker's layout.
-        job: What it runs: fields of the job and their values, compared with the chief's.
+        fingerprint: Fingerprint of the worker's layout.
+        job: Fields of the worker's job and their values, compared with the chief's.
 
     Attributes:
-        incarnation: Of this process, as the chief has given it.
-        job_id: Of the job that the shards must hold.
-        stop: Set when the chief says that training is over, or when it refuses this worker.
+        incarnation: Incarnation of this process, assigned by the chief.
+        job_id: Id of the job whose parameters the shards must hold.
+        stop: Set when the chief ends training or refuses this worker.
 
     Raises:
         LayoutMismatch: The chief runs another job.
-        TooManyWorkers: The job takes no worker of this index.
+        TooManyWorkers: The job admits no worker of this index.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Reporter:
             totals.version = max(totals.version, version)
 
     def skipped(self) -> None:
-        """Counts a step that was left out because it overflowed under loss scaling."""
+        """Counts a step that was skipped because it overflowed under loss scaling."""
         with self._lock:
             self._totals.steps_skipped += 1
 
@@ -83,7 +83,7 @@ class Reporter:
         """Counts an answered exchange.
 
         Args:
-            answer: What came of it.
+            answer: Result of the exchange.
             records_done: Positions of this worker's leases up to the end of what it pushed, if it pushed.
         """
         with self._lock:
@@ -101,19 +101,19 @@ class Reporter:
                 totals.staleness_sum += answer.staleness
                 totals.push_seconds += answer.push_s
                 totals.bytes_pushed += answer.bytes_pushed
-                # Every push of an incarnation is acknowledged before the next begins, so their count names it.
+                # Every push of an incarnation is acknowledged before the next begins, so their count identifies it.
                 name = totals.pushes_acknowledged
                 logging.debug("push %d/%d/%d acknowledged", self._worker, self.incarnation, name)
 
     def read(self, counts: RecordCounts) -> None:
-        """Notes how many records have been read and skipped so far."""
+        """Sets the numbers of records read and skipped so far."""
         with self._lock:
             self._totals.records_read = counts.read
             self._totals.records_skipped = counts.skipped
             self._totals.skipped_examples[:] = counts.examples
 
     def leases(self) -> Iterator[Lease]:
-        """What to train on, asked of the chief one at a time as it is needed; without end.
+        """Yields leases without end, each requested from the chief when it is needed.
 
         Raises (while iterating):
             WorkerSuperseded: See `ChiefClient.lease`.
@@ -126,7 +126,7 @@ class Reporter:
         """Sends the last report. With a failure, the chief ends the job.
 
         Raises:
-            DownpourError: The chief had refused this worker.
+            DownpourError: The chief refused this worker, or did not answer, before.
         """
         self._ending.set()
         self._thread.join()
@@ -138,7 +138,10 @@ class Reporter:
         self._chief.report(self._totals)
 
     def leave(self, within_s: float) -> bool:
-        """Sends the last report of a worker that leaves, once; others get its leases. Returns whether it arrived."""
+        """Sends the last report of a worker that stops early, once; returns whether it arrived.
+
+        The chief then grants its unfinished positions to other workers.
+        """
         self._ending.set()
         self._thread.join(within_s)
         with self._lock:
@@ -154,6 +157,6 @@ class Reporter:
                 if self._chief.report(report):
                     self.stop.set()
             except DownpourError as error:
-                self._refusal = error  # told by `finish`
+                self._refusal = error  # raised by `finish`
                 self.stop.set()
                 return

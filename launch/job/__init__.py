@@ -9,7 +9,7 @@ __all__ = ["Cluster", "Exchange", "Job"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads what a job is when it is first asked for: a shard's process uses `mistakes` of this package, and no job."""
+    """Imports the job's classes on first use: a shard's process needs only `mistakes` of this package."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from downpour.launch.job import job

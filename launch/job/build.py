@@ -1,6 +1,6 @@
 """Builds what every TensorFlow role needs of a job: the model and the layout of its variables.
 
-Imports TensorFlow inside the function: flags are checked before that costs seconds.
+Imports TensorFlow inside functions, so that flags are checked before that takes seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from downpour.worker.exchange.cadence import Accumulate, EveryStep
 
 @mistakes.final()
 def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
-    """The Keras model with the job's seed, and its layout. The same in every process of the job.
+    """Builds the Keras model with the job's seed, and its layout. Both are the same in every process of the job.
 
     Args:
         job: The job.
@@ -48,8 +48,8 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     if num_threads:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
-    keras.config.set_image_data_format("channels_last")  # as images are; keras.json may say something else
-    reset_uids()  # layers without a name are numbered: from one on, however many models this process has built
+    keras.config.set_image_data_format("channels_last")  # as images are; keras.json may set another
+    reset_uids()  # unnamed layers are numbered from one, however many models this process has built
     keras.utils.set_random_seed(job.seed)
     model = job.model.build(image_size, num_labels)
     _check_model(model, job, image_size)
@@ -65,13 +65,13 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     _check_cadence(job, layout)
     if isinstance(job.pace, Sync):
         for shard in range(layout.num_shards):
-            if not layout.num_pushed(shard):  # its version would never move, and everybody would wait for it
+            if not layout.num_pushed(shard):  # its version would never advance, and every pull would block on it
                 raise ValueError(f"pace: under Sync shard {shard} has nothing to update; give a smaller cluster.num_ps")
     return model, layout
 
 
 def _layout(job: Job, model: Any, examined: Any) -> Layout:
-    """Where a model's variables are placed; kernels travel as factors where that saves bytes and fits a message."""
+    """Places a model's variables; kernels are pushed as factors where that saves bytes and fits a message."""
     from downpour.worker.step.examine import kinds_of
     from downpour.worker.step.variables import factored_names, variables_of
 
@@ -98,11 +98,11 @@ def _layout(job: Job, model: Any, examined: Any) -> Layout:
 
 
 def unsendable(layout: Layout, rows: Mapping[str, int], itemsize: int) -> set[str]:
-    """Names of factored variables whose factors, one message a shard, are more than a message may hold.
+    """Returns the factored variables whose factors, one message a shard, exceed `MAX_FACTORS_BYTES`.
 
     Args:
-        layout: With factored variables.
-        rows: Of the factors of each, by name.
+        layout: Layout with factored variables.
+        rows: Rows of each variable's factors, by name.
         itemsize: Bytes of an element on the wire.
     """
     names = set()
@@ -115,13 +115,13 @@ def unsendable(layout: Layout, rows: Mapping[str, int], itemsize: int) -> set[st
 
 
 def _cut_along_inputs(kernels: set[str], slicing: Sequence[Slicing]) -> set[str]:
-    """Names of kernels [I, O] whose rows a job shares out: those have no factors to be cut."""
+    """Names of kernels [I, O] that a job slices along I; these cannot be pushed as factors."""
     axes = {name: rule.axis % 2 for rule in slicing for name in kernels if fnmatch.fnmatchcase(name, rule.pattern)}
     return {name for name, axis in axes.items() if axis == 0}
 
 
 def _call_once(model: Any, images: tuple[int, ...]) -> None:
-    """Builds a model by a call on images of zeros; states of recurrent layers begin anew after it."""
+    """Builds a model by a call on images of zeros, then resets the states of recurrent layers."""
     import keras
     import tensorflow as tf
 
@@ -138,7 +138,7 @@ def _call_once(model: Any, images: tuple[int, ...]) -> None:
 
 
 def _check_cadence(job: Job, layout: Layout) -> None:
-    """Raises `ValueError` if variables have constraints and workers step on a copy of their own, which has none."""
+    """Raises `ValueError` if variables have constraints and workers step on their own copy, which applies none."""
     constrained = [v for v in layout.variables if v.constraint]
     if constrained and not isinstance(job.cadence, EveryStep | Accumulate):
         raise ValueError(
@@ -149,7 +149,7 @@ def _check_cadence(job: Job, layout: Layout) -> None:
 
 
 def _check_model(model: Any, job: Job, image_size: int) -> None:
-    """Raises `ValueError` for what no step can be made of, before its variables are looked at."""
+    """Raises `ValueError` unless the model is a `keras.Model` that is not compiled."""
     import keras
 
     made, at = f"{type(job.model).__name__}.build returned", mistakes.defined(job.model.build)
@@ -169,9 +169,9 @@ def _kind(value: Any) -> str:
 
 
 def _check_ends(model: Any, batch_size: int, image_size: int, num_labels: int) -> None:
-    """Raises `ValueError` unless a model takes the data's images and gives an output for each of their labels.
+    """Raises `ValueError` unless a model takes the data's images and returns an output for each of their labels.
 
-    Of subclassed models, which do not say what they take and give, the trace that follows shows it.
+    Subclassed models declare neither inputs nor outputs; the trace that follows checks them.
     """
     inputs, outputs = getattr(model, "inputs", None) or [None], getattr(model, "outputs", None) or [None]
     if len(inputs) != 1:
@@ -205,7 +205,7 @@ def check_image_shape(model: Any, shape: Sequence[int]) -> None:
 
 
 def _check_loss(job: Job, shape: tuple[int, int]) -> None:
-    """Raises `ValueError` unless the loss of labels and outputs of a shape is one number."""
+    """Raises `ValueError` unless the loss of labels and outputs of a shape is a scalar."""
     import tensorflow as tf
 
     spec = tf.TensorSpec(shape, tf.float32)
@@ -230,7 +230,7 @@ def check_data(job: Job) -> None:
 
 
 def _may_factor(job: Job) -> bool:
-    """Whether pushes may carry factors: what needs every element of a gradient at the worker needs it dense."""
+    """Whether pushes may carry factors: not if clip, treatment or cadence needs dense gradients in the worker."""
     by_value = job.clip is not None and job.clip.by_value is not None
     needs_elements = by_value or isinstance(job.staleness, Compensate) or not isinstance(job.cadence, EveryStep)
     return job.exchange.factors and not needs_elements

@@ -1,7 +1,7 @@
-"""Checks the fields of a job's dataclasses when they are made: what was given, what is accepted, an example. Pure.
+"""Checks the types of a job's fields when its dataclasses are constructed. Pure.
 
-A frozen dataclass takes whatever it is given; a rule that is a text, or one pattern instead of a tuple of them, would
-show minutes later in another process.
+Messages name the value, what is accepted, and an example. Dataclasses accept any value; a rule given as text, or one
+pattern instead of a tuple of patterns, would otherwise fail minutes later in another process.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def check_numbers(owner: str, value: Any) -> None:
     """Refuses fields annotated `int`, `float`, `bool` or `str` that hold something else.
 
     Args:
-        owner: What stands before the field's name in messages, such as `cluster.`.
-        value: A dataclass whose annotations are texts.
+        owner: Prefix of the field's name in messages, such as `cluster.`.
+        value: A dataclass whose annotations are strings.
 
     Raises:
-        ValueError: A number is a text or True, a text is a number, and so on.
+        ValueError: A field holds another type; True is not a number.
     """
     for field in dataclasses.fields(value):
         given = getattr(value, field.name)
@@ -57,14 +57,14 @@ def check_numbers(owner: str, value: Any) -> None:
 
 
 def check_objects(job: Any, choices: Mapping[str, Mapping[str, type]]) -> None:
-    """Refuses objects of a job that are of another kind than their field.
+    """Refuses objects of a job that are of another type than their field.
 
     Args:
         job: A `Job`.
         choices: For each field that takes one of several dataclasses, these by name.
 
     Raises:
-        ValueError: With the field, what was given, and an example.
+        ValueError: The message names field, given value and an example.
     """
     for name, kinds in choices.items():
         _check_choice(name, getattr(job, name), kinds)
@@ -102,7 +102,7 @@ def _check_model(model: Any) -> None:
 
 
 def _check_instance(name: str, given: Any, has: Iterable[str], accepted: str) -> None:
-    """Refuses classes, and objects that lack a name; properties are not read, as they may need files."""
+    """Refuses classes, and objects that lack an attribute; properties are not read, as they may need files."""
     missing = [attribute for attribute in has if not _has(given, attribute)]
     if isinstance(given, type) or missing:
         lack = f" without {', '.join(missing)}" if missing and not isinstance(given, type) else ""

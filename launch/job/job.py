@@ -47,16 +47,16 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Cluster:
-    """How many processes of which role.
+    """Numbers of processes and their limits.
 
     Attributes:
         num_ps: Parameter-server shards. Each is a process of about 90 MB and its share of the state; more of them pay
             where one machine's memory or network is too small for the parameters, so a small model needs one or two.
-        num_workers: Workers that are expected; leases and publications are of a size for so many.
-        max_workers: How many there may be: with `Async` and `Bounded` workers of an index below it may come and go at
-            any time. 0 for as many as `num_workers`.
+        num_workers: Expected workers, which determine the sizes of leases and publications.
+        max_workers: Upper limit: with `Async` and `Bounded`, workers with an index below it may start and stop at any
+            time. 0 for as many as `num_workers`.
         threads_per_worker: TensorFlow threads in one worker; 0 for one per core.
-        lease_s: A worker that says nothing for so many seconds is lost, and nobody waits for it any longer.
+        lease_s: Seconds without a report after which a worker is lost, and no pull blocks on it any longer.
     """
 
     num_ps: int = 2
@@ -83,32 +83,32 @@ class Cluster:
 
     @property
     def most_workers(self) -> int:
-        """Every worker's index is below it."""
+        """Upper limit of workers; every worker's index is below it."""
         return max(self.num_workers, self.max_workers)
 
 
-# Pulls of a worker that are told as differences to the same publication, unless the recipe says otherwise.
+# Default number of a worker's pulls that are sent as differences to the same publication.
 PULLS_A_PUBLICATION = 4
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """How workers talk to shards.
+    """Wire settings between workers and shards.
 
     Attributes:
         codec: Wire type of parameters and gradients: `float32`, `bfloat16`, or `float16`, which rounds less and has no
             numbers above 65,504 or below 6e-8. Statistics always travel as float32.
         push: Codec of pushed gradients: `same`, or `int8` with error feedback.
-        pull: `live`, the parameters themselves; or `int8` or `int4`, how they differ from a publication that all
+        pull: `live`, the parameters themselves; or `int8` or `int4`, their differences to a publication that all
             workers have: about a half or a quarter of bfloat16's bytes, at the price of as much memory again in every
             worker.
-        publish_every: How many pushes of all workers together lie between two publications; 0 for four of each worker.
-            The more, the fewer bytes, and the coarser the differences. A worker that pulls less often than publications
-            come is told whole ones, which are more bytes than live pulls.
+        publish_every: Pushes of all workers together between two publications; 0 for four of each worker. The more, the
+            fewer bytes, and the coarser the differences. A worker that pulls less often than publications are made is
+            sent whole ones, which are more bytes than live pulls.
         factors: Push the gradient of a large dense layer as its two factors, where that takes less than half the bytes.
         overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
             step of staleness, which the staleness counters include.
-        give_up_after_s: A shard or chief that does not answer for so many seconds ends the process.
+        give_up_after_s: Seconds without an answer from a shard or chief after which the process ends.
     """
 
     codec: str = "bfloat16"
@@ -139,38 +139,38 @@ class Job:
     """One training job.
 
     Attributes:
-        name: Of the recipe; also the folder under `runs/`.
+        name: Name of the recipe; also the folder under `runs/`.
         model: Builds the network.
         data: Training and held-out images with their label tree.
         loss: `loss(labels [B, C], logits [B, C]) -> scalar`; logits are float32, labels as the data give them.
         rule: Update rule that the shards apply.
         schedule: Learning rate as a function of a shard's version.
-        pace: How far apart workers may be: `Async`, `Bounded` or `Sync`.
-        staleness: What shards do about stale gradients: `Keep`, `Divide`, `Compensate` or `Drop`.
-        cadence: How often workers push and fetch: `EveryStep`, `Accumulate`, `Downpour` or `LocalSteps`.
+        pace: Synchronisation model: `Async`, `Bounded` (stale-synchronous) or `Sync`.
+        staleness: Treatment of stale gradients on the shards: `Keep`, `Divide`, `Compensate` or `Drop`.
+        cadence: How often workers push and pull: `EveryStep`, `Accumulate`, `Downpour` or `LocalSteps`.
         clip: Limit of each batch's gradient, in the worker; None for none.
-        average: Of the parameters, kept by the shards beside them: `Polyak` or `Mean`; None for none.
+        average: Average of the parameters that shards keep beside them: `Polyak` or `Mean`; None for none.
         evaluate_average: Whether the evaluator scores that average in place of the parameters.
         num_steps: Global steps (pushes) until the job ends.
         batch_size: Images in one worker's batch.
         slicing: Which variables are cut into slices, and how. The first entry is the head.
-        weight_decay: Of trained variables, on the shards.
-        decay: How: `l2` (weight_decay * w is added to the gradient) or `decoupled` (the rate times weight_decay * w is
-            taken off w before the rule, as AdamW does).
+        weight_decay: Coefficient for trained variables, applied by the shards.
+        decay: Its form: `l2` (weight_decay * w is added to the gradient) or `decoupled` (the rate times weight_decay *
+            w is subtracted from w before the rule, as AdamW does).
         undecayed: Name patterns (`fnmatch`) of variables without weight decay.
         rates: Multipliers of the learning rate, by name pattern; where several match a variable, the last counts.
         frozen: Name patterns of variables and statistics that are pulled, but never pushed or updated.
         statistics: Name patterns of variables that are not trained, but assigned by a layer in a training call, and
             whose differences add up over workers, as a moving mean's do. Batch norm's need no pattern.
-        local: Name patterns of such variables that each worker keeps to itself. They keep their initial value in
-            checkpoints and exports.
-        cluster: Processes.
+        local: Name patterns of such variables that are not exchanged: each worker has its own. They keep their initial
+            value in checkpoints and exports.
+        cluster: Numbers of processes.
         exchange: Wire settings.
         checkpoint_every_steps: Global steps between checkpoints, each of which the evaluator scores.
-        keep_checkpoints: How many of the newest are kept.
+        keep_checkpoints: Number of newest checkpoints that are kept.
         keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
         max_train_s: Seconds of training after which the job ends even if steps are left; when resumed, as many again.
-        seed: Of initial values, shuffling and augmentation.
+        seed: Seed of initial values, shuffling and augmentation.
     """
 
     name: str
@@ -203,7 +203,7 @@ class Job:
     max_train_s: float = math.inf
     seed: int = 0
 
-    # Fields that another dataclass may be put into by name, `--set=pace=Bounded(lead=4)`.
+    # Fields that an override may set to another dataclass by name, `--set=pace=Bounded(lead=4)`.
     CHOICES: ClassVar[dict[str, dict[str, type]]] = _CHOICES
 
     def __post_init__(self) -> None:

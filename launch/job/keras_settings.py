@@ -1,8 +1,7 @@
-"""Keras' settings that a job cannot work with, found without importing Keras: another backend, another dtype.
+"""Refuses Keras' settings that a job cannot use, without importing Keras: another backend, another dtype.
 
 Keras takes its backend from `KERAS_BACKEND`, else from `keras.json` in `KERAS_HOME` (`~/.keras` by default), as
-https://keras.io/api/utils/config_utils says. What this process does not read is not checked: the data format, which a
-job sets itself.
+https://keras.io/api/utils/config_utils says. The data format is not checked, as a job sets it itself.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ def check() -> None:
 
 
 def _file() -> Path:
-    """Where Keras reads its settings."""
+    """Path of Keras' settings."""
     parent = os.path.expanduser("~")
     home = os.path.join(parent if os.access(parent, os.W_OK) else "/tmp", ".keras")
     return Path(os.path.expanduser(os.environ.get("KERAS_HOME", home))) / "keras.json"
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """What it holds; nothing where Keras would ignore it, too."""
+    """Reads the settings; empty where Keras would ignore the file, too."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError):

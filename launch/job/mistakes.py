@@ -1,8 +1,8 @@
-"""What an error says to the person whose code raised it: its type, its message, and the line of that code.
+"""Describes errors to the user whose code raised them: type, message, and the line of that code.
 
-A job runs code of its user's: the recipe, the network, the loss, the data. What that raises before anything has been
-trained cannot be mended by starting the process again; `final` makes a `Mistake` of it, which ends the process with
-exit code 2. Imports no framework.
+A job runs its user's code: the recipe, the network, the loss, the data. An error of that code before anything has been
+trained would recur after a restart; `final` converts it into a `Mistake`, which ends the process with exit code 2.
+Imports no framework.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _IN_USER_CODE = "in user code:"
 _CALL_SITE = re.compile(r'^ *File "([^"]+)", line (\d+), in .*\n(?: {8,}.*\n?)*', re.MULTILINE)
 _RAISED = re.compile(r"([\w.]*[A-Za-z]\w*(?:Error|Exception|Stop\w+|Exit|Interrupt)): ?(.*)", re.DOTALL)
 _NAMES_A_PLACE = re.compile(r"\(\S.*:\d+\)$")
-# Keras puts what it was doing around a message.
+# Keras prefixes messages with what it was doing.
 _CALLING = re.compile(
     r"^(Exception encountered when calling .*?\n\n|Could not automatically infer .*?Error encountered:\s*)+", re.DOTALL
 )
 _ARGUMENTS = re.compile(r"\n\n *(Arguments received by|Call arguments received) .*", re.DOTALL)
 
-# Downpour's folders, behind the links of a checkout.
+# Downpour's folders, with the links of a checkout resolved.
 _OURS = tuple(
     str((Path(__file__).absolute().parents[2] / name).resolve())
     for name in ("proto", "ps", "worker", "model", "launch")
@@ -41,17 +41,17 @@ _LIBRARIES = ("absl", "keras", "ml_dtypes", "numba", "numpy", "optree", "tensorf
 
 
 class Mistake(ValueError):
-    """An error of the job's own code, as `describe` puts it; raised from the error itself."""
+    """An error of the job's own code, with the text of `describe`; raised from the original error."""
 
 
 @contextlib.contextmanager
 def final(is_final: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Turns what the job's code raises in this block, while `is_final()`, into a `Mistake`.
+    """Converts errors of the job's code in this block into a `Mistake`, while `is_final()` is true.
 
-    Errors that already end a process with a message, and failures of files and networks outside the job's code, pass.
+    `ValueError`, `DownpourError` and an `OSError` from outside the job's code pass unchanged.
 
     Raises:
-        Mistake: With type, message, file and line.
+        Mistake: The message has type, message, file and line.
     """
     try:
         yield
@@ -81,13 +81,13 @@ def describe(error: BaseException) -> str:
 
 
 def defined(function: Any) -> str:
-    """Where a function of the user's own is defined, ` (mine.py:12)`; "" of all others."""
+    """File and line of a function of the user's code, ` (mine.py:12)`; "" for all others."""
     code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
     return f" ({_shown(code.co_filename, code.co_firstlineno)})" if code and _is_users(code.co_filename) else ""
 
 
 def _said(error: BaseException) -> tuple[str, str]:
-    """Type and message of what went wrong first, without what AutoGraph and Keras add."""
+    """Type and message of the original error, without what AutoGraph and Keras add."""
     name, text = type(error).__name__, _ANSI.sub("", _text(error))
     if text.startswith(_IN_USER_CODE):
         sites = list(_CALL_SITE.finditer(text))
@@ -107,7 +107,7 @@ def _text(error: BaseException) -> str:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether Downpour itself refuses something, in words of its own."""
+    """Whether Downpour or absl raised the error with its own message."""
     if isinstance(error, DownpourError) or type(error).__module__.startswith("absl."):
         return True
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if frame.filename[0] != "<"]

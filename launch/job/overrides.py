@@ -1,9 +1,9 @@
 """Typed overrides of a job: `cluster.num_ps=11` on a command line becomes a field of a frozen dataclass.
 
-A key is the dotted path to a field; an entry of a tuple of dataclasses goes by its place (`slicing.0.num_slices`).
-What a value may be is read from the field's annotation. Where the annotation is a protocol (a model, a rule),
-the fields are those of the dataclass that stands there; where the job lists its `CHOICES`, another one may take its
-place, `pace=Bounded(lead=4)`. Callables and other objects cannot be overridden and are not listed. Pure.
+A key is the dotted path to a field; an entry of a tuple of dataclasses is named by its position
+(`slicing.0.num_slices`). The field's annotation gives the type of the value. Where the annotation is a protocol (a
+model, a rule), the fields are those of the present dataclass; fields in the job's `CHOICES` accept another dataclass,
+`pace=Bounded(lead=4)`. Callables and other objects cannot be overridden and are not listed. Pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def apply(job: T, overrides: Sequence[str]) -> T:
-    """The job with the overrides applied, in order, all at once, and checked by its own `__post_init__`.
+    """Returns the job with the overrides applied in order, in one pass, and checked by its `__post_init__`.
 
     Args:
         job: A frozen dataclass, which may hold others.
@@ -53,13 +53,13 @@ def apply(job: T, overrides: Sequence[str]) -> T:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A dataclass of several, by name. `known` also has what may stand in its fields."""
+    """One of several dataclasses, chosen by name. `known` also has those that its fields may hold."""
 
     names: tuple[str, ...]
     known: dict[str, type]
 
     def parse(self, text: str) -> Any:
-        """`Name(field=value, ...)`, or only the name, as a dataclass.
+        """Parses `Name(field=value, ...)`, or only the name, into a dataclass.
 
         Raises:
             ValueError: Another form, another name, or a field or value that the dataclass refuses.
@@ -88,7 +88,7 @@ class Choice:
             raise ValueError(f"{ast.unparse(node)!r} is not of the form Name(field=value)") from None
 
     def _example(self, node: ast.Call) -> str:
-        """A call whose arguments have no names, with them: `Polyak(decay=0.9)`."""
+        """Rewrites positional arguments of a call as keywords: `Polyak(decay=0.9)`."""
         name = ast.unparse(node.func)
         fields = [field.name for field in dataclasses.fields(self.known[name]) if field.init]
         given = [f"{field}={ast.unparse(value)}" for field, value in zip(fields, node.args, strict=False)]
@@ -117,7 +117,7 @@ class Leaf:
     value: Any
 
     def parse(self, text: str) -> Any:
-        """The text as the field's type; a `ValueError` names key, text and type."""
+        """Parses the text as the field's type; a `ValueError` names key, text and type."""
         if isinstance(self.annotation, Choice):
             try:
                 return self.annotation.parse(text)
@@ -160,7 +160,7 @@ def type_name(annotation: Any) -> str:
 
 
 def _choices(job: Any) -> Iterator[Leaf]:
-    """The fields that may become another dataclass, as `CHOICES` of the job's class says: field -> name -> class."""
+    """The fields that accept another dataclass, from `CHOICES` of the job's class (field -> name -> class)."""
     choices: dict[str, dict[str, type]] = getattr(type(job), "CHOICES", {})
     known = {name: kind for kinds in choices.values() for name, kind in kinds.items()}
     for field, kinds in choices.items():

@@ -1,12 +1,12 @@
-"""What must be the same in every process of a job: the fields of the job as text, compared with the chief's.
+"""The fields of a job that must be the same in every process, as text, to be compared with the chief's.
 
-Two jobs are the same when all fields are equal, however recipe and overrides were spelled. Left out are fields that may
-differ between processes by right:
+Two jobs are the same when all fields are equal, however recipe and overrides were spelled. These fields may differ
+between processes and are left out:
 
 | field | why |
 |---|---|
 | `cluster.threads_per_worker` | machines have different processors |
-| `cluster.max_workers` | the chief's counts; it may be raised while others run |
+| `cluster.max_workers` | the chief's value decides; it may be raised while others run |
 | `exchange.give_up_after_s` | how long this process tries |
 | `data.folder`, and any value that is a path | where a machine has the data |
 

@@ -3,9 +3,9 @@
 | file | what is in it |
 |---|---|
 | `command` | the command line; which files there are, and writing them |
-| `names` | names, hosts, ports, labels, paths, and what Kubernetes accepts of what a user gives |
-| `deployment` | what is asked for, and every role's command line |
-| `sizes` | what a shard, worker, chief and evaluator need, computed from the layout |
+| `names` | names, hosts, ports, labels, paths, and checks of user input by Kubernetes' rules |
+| `deployment` | the requested job, and every role's command line |
+| `sizes` | memory of a shard, worker, chief and evaluator, computed from the layout |
 | `pods` | a role's pod: container, probes, resources, security context, volumes |
 | `jobs` | the four Indexed Jobs |
 | `objects` | Service, NetworkPolicies, disruption budget, account, recipe, claim |

@@ -6,8 +6,8 @@
     openssl rand -hex 32 > deploy/base/certs/token
     kubectl apply -k deploy/base
 
-Run again, with other numbers for example, it replaces the files that it has written. Builds the model to know what its
-shards need, so it imports TensorFlow, when it runs. docs/kubernetes.md says what is where.
+A second run, for example with other numbers, replaces the files that it has written. Builds the model to size its
+shards, so it imports TensorFlow when it runs. docs/kubernetes.md describes the files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _KEY = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def main() -> None:
-    """`downpour kubernetes`."""
+    """Runs `downpour kubernetes`."""
     topology.define_recipe_flags()
     flags.DEFINE_string("image", None, "REPO:TAG of worker, chief and evaluator.")
     flags.DEFINE_string("shard_image", None, "REPO:TAG of shards; --image by default.")
@@ -70,14 +70,14 @@ def _run() -> None:
 
 
 def plan(job: Job, values: Mapping[str, Any]) -> Deployment:
-    """What flags ask for, checked; the model is built last, since that takes seconds.
+    """Checks the flags and returns the deployment; the model is built last, since that takes seconds.
 
     Args:
-        job: Of the recipe, with its overrides.
+        job: Job of the recipe with its overrides.
         values: Flags by name.
 
     Raises:
-        ValueError: Kubernetes would refuse a name, an image has no tag, or the recipe is not to be had.
+        ValueError: Kubernetes would refuse a name or the recipe's file, an image has no tag, or the job is refused.
     """
     overrides = tuple(values["set"] or ())
     name = values["name"] or names.default_job(job.name)
@@ -111,7 +111,7 @@ def plan(job: Job, values: Mapping[str, Any]) -> Deployment:
 
 
 def files(deployment: Deployment) -> dict[str, str]:
-    """Every file by its path."""
+    """Returns the text of every file by its path."""
     head = f"{_MARK} for the job {deployment.name}; run it again instead of editing, or lay an overlay over it."
 
     def text(*documents: Mapping[str, Any], about: str = "") -> str:
@@ -162,7 +162,7 @@ def files(deployment: Deployment) -> dict[str, str]:
 
 
 def write(out: Path, texts: Mapping[str, str]) -> None:
-    """Writes files under a folder, each complete or not at all; others in it stay.
+    """Writes files under a folder, each atomically; others in it are kept.
 
     Raises:
         ValueError: A file cannot be written.
@@ -197,7 +197,7 @@ def _named(deployment: Deployment, text: str) -> str:
 
 
 def _check_folder(out: Path) -> None:
-    """Raises `ValueError` for a folder with something else in it: certificates may be there before the manifests."""
+    """Raises `ValueError` for a folder with other files; certificates under `base` may precede the manifests."""
     ours = out / "base" / "kustomization.yaml"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; give a folder")
@@ -207,7 +207,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _data_claim(job: Job, name: str, given: str | None) -> str:
-    """Only data that is read from a folder needs one."""
+    """Name of the data's claim; empty if the data is not read from a folder."""
     if not hasattr(job.data, "folder"):
         if given:
             raise ValueError(f"--data_claim={given}: this recipe's data is read from no folder; leave it out")
@@ -226,7 +226,7 @@ def _source(name: str) -> tuple[str, str]:
 
 
 def _room(job: Job) -> list[str]:
-    """Room for twice the workers, as their number may grow while the job runs; not where the pace counts them."""
+    """Override that admits twice the workers while the job runs; none under `Sync` or if the job has one."""
     if job.cluster.max_workers or isinstance(job.pace, Sync):
         return []
     return [f"cluster.max_workers={max(job.cluster.num_workers, min(2 * job.cluster.num_workers, NUM_WORKERS))}"]

@@ -1,7 +1,7 @@
-"""What is asked for, and the command line of every role in it. Pure.
+"""The requested job on Kubernetes, and the command line of every role. Pure.
 
 The cluster is one `downpour.launch.roles.topology.Topology`, and all commands come from `topology.command`. A pod
-learns its index from its Job (`$(JOB_COMPLETION_INDEX)`, which Kubernetes puts into arguments) or, in a TFJob, from
+gets its index from its Job (`$(JOB_COMPLETION_INDEX)`, which Kubernetes puts into arguments) or, in a TFJob, from
 TF_CONFIG.
 """
 
@@ -19,10 +19,10 @@ from downpour.launch.roles.topology import ROLES, FlagValue, Topology
 
 INDEX = "$(JOB_COMPLETION_INDEX)"
 
-# A shard that is told to go has so long to ask the chief for a checkpoint and see it written; then it is killed.
+# From SIGTERM, seconds in which a shard waits for a checkpoint by the chief, and after which it is killed.
 SHARD_GRACE_S, KILL_AFTER_S = 20, 30
 
-# A TFJob fails when a process of it gives up on another, which may only be waiting for a machine.
+# A TFJob fails when one of its processes gives up on another, which may not have a machine yet.
 _TF_JOB_GIVE_UP_AFTER_S = 1800
 
 HostOf = Callable[[str, str, int], str]
@@ -33,19 +33,19 @@ class Deployment:
     """A job on Kubernetes.
 
     Attributes:
-        name: Of the job.
-        namespace: Of all objects; "" for the one that `kubectl` is set to.
-        job: What the recipe and its overrides make.
+        name: Name of the job.
+        namespace: Namespace of all objects; "" for the one that `kubectl` is set to.
+        job: Job of the recipe with its overrides.
         recipe_file: Name of the recipe's file, in the ConfigMap.
-        recipe_text: What is in it.
+        recipe_text: Text of that file.
         overrides: Each `key=value`, as every role but the shards gets them.
-        image: Of worker, chief and evaluator.
-        shard_image: Of shards.
-        sizes: What the processes need.
-        gpus_per_worker: Of one worker.
+        image: Image of worker, chief and evaluator.
+        shard_image: Image of shards.
+        sizes: Memory of the processes.
+        gpus_per_worker: GPUs of one worker.
         checkpoint_dir: URL of the checkpoints' folder; "" for the claim.
         storage: Size of the claim.
-        storage_class: Of the claim; "" for the cluster's default.
+        storage_class: Class of the claim; "" for the cluster's default.
         data_claim: A claim that holds the training data; "" if no data is read from one.
     """
 
@@ -66,11 +66,11 @@ class Deployment:
 
     @cached_property
     def topology(self) -> Topology:
-        """Where everything is when Indexed Jobs run it."""
+        """Addresses when Indexed Jobs run the job."""
         return self.cluster(names.host)
 
     def cluster(self, host: HostOf) -> Topology:
-        """Where everything is when hosts have other names."""
+        """Addresses with the host names of `host(job, role, index)`."""
         cluster = self.job.cluster
         return Topology(
             ps=tuple(f"{host(self.name, 'ps', i)}:{names.PORTS['ps']}" for i in range(cluster.num_ps)),
@@ -84,7 +84,7 @@ class Deployment:
         return {"ps": cluster.num_ps, "worker": cluster.num_workers}.get(role, 1)
 
     def image_of(self, role: str) -> str:
-        """Of a role's container."""
+        """Image of a role's container."""
         return self.shard_image if role == "ps" else self.image
 
     def uses_run_claim(self, role: str) -> bool:
@@ -96,7 +96,7 @@ class Deployment:
         return bool(self.data_claim) and role != "ps"
 
     def command(self, role: str, where: Topology) -> list[str]:
-        """Of a pod of an Indexed Job, as `containers[].command`."""
+        """Command of a pod of an Indexed Job, as `containers[].command`."""
         indexed = topology.command(role, 0, self._flags(role) | _addresses(role, where), python="python")
         command = [_literal(word) for word in indexed]
         if role in ("ps", "worker"):
@@ -106,7 +106,7 @@ class Deployment:
         return command
 
     def tf_config_command(self, role: str) -> list[str]:
-        """Of a pod of a TFJob: index and addresses, also the port to listen on, are in its TF_CONFIG."""
+        """Command of a pod of a TFJob, whose TF_CONFIG has index, addresses and the port to listen on."""
         told = {key: value for key, value in self._flags(role).items() if key != "port"}
         if role != "ps" and self.job.exchange.give_up_after_s < _TF_JOB_GIVE_UP_AFTER_S:
             told["set"] = (*self.overrides, f"exchange.give_up_after_s={_TF_JOB_GIVE_UP_AFTER_S}")
@@ -118,7 +118,7 @@ class Deployment:
         return command
 
     def _flags(self, role: str) -> dict[str, FlagValue]:
-        """Everything but index and addresses of others."""
+        """Flags of a role, without its index and the addresses of others."""
         assert role in ROLES, role
         values: dict[str, FlagValue] = {}
         if role != "ps":
@@ -142,12 +142,12 @@ class Deployment:
 
 
 def _addresses(role: str, where: Topology) -> dict[str, FlagValue]:
-    """Flags that tell a role where the others are."""
+    """Flags with the addresses of other roles."""
     if role == "ps":
         return {"chief": where.chief}
     return {key: value for key, value in where.flags().items() if (role, key) != ("chief", "chief")}
 
 
 def _literal(word: str) -> str:
-    """Kubernetes puts variables into arguments where they say $(NAME); a doubled $ stays a $."""
+    """Doubles each $, since Kubernetes replaces $(NAME) in arguments by a variable."""
     return word.replace("$", "$$")

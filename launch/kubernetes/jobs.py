@@ -1,6 +1,6 @@
 """The four Indexed Jobs of a job. Pure.
 
-`specification` is a Job's `spec` without its pods' template's namesake rules: JobSet takes the same.
+`specification` returns a Job's `spec`, which a JobSet uses as well.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from downpour.launch.kubernetes.deployment import Deployment
 from downpour.launch.roles import entry
 from downpour.launch.roles.topology import ROLES, Topology
 
-TERMINATED = 143  # 128 + SIGTERM: told to go before the job was done
+TERMINATED = 143  # 128 + SIGTERM: terminated before the job was done
 KEEP_FINISHED_S = 24 * 3600
 
-_FAILURES = 20  # of one process, not counting those that a machine or we ourselves are the reason of
+_FAILURES = 20  # of one process, not counting those caused by its machine or by SIGTERM
 _SHARD_RESTARTS = 100  # for each shard
 
 HEADS = {
@@ -56,10 +56,10 @@ def specification(deployment: Deployment, role: str, where: Topology, *, may_sca
 
     Args:
         deployment: The job.
-        role: Of the Job.
-        where: Addresses that its pods are told.
-        may_scale: Whether somebody may change the number of its pods while it runs; then the Service's name must be
-            said here, too, as nobody else does.
+        role: Role of the Job.
+        where: Addresses for its pods' commands.
+        may_scale: Whether the number of its pods may change while it runs; then `subdomain` is set here to the
+            Service's name, which a JobSet sets itself.
     """
     template = pods.template(deployment, role, deployment.command(role, where))
     subdomain = {"subdomain": deployment.name} if may_scale else {}
@@ -93,7 +93,7 @@ def _restart(role: str) -> dict[str, Any]:
 
 
 def _failures(role: str, count: int, *, may_scale: bool) -> dict[str, Any]:
-    """How often a process may fail, and what of that counts."""
+    """Limits of a process's failures, and which of them count."""
     if role == "ps":
         why = "Restarts of all shards together, as far as their pods are still there."
         return {"#backoffLimit": why, "backoffLimit": _SHARD_RESTARTS * count}
@@ -102,7 +102,7 @@ def _failures(role: str, count: int, *, may_scale: bool) -> dict[str, Any]:
         limit = {"#backoffLimitPerIndex": why, "backoffLimitPerIndex": _FAILURES}
     else:
         limit = {"backoffLimit": _FAILURES}
-    # A worker beyond cluster.max_workers, after too generous a patch, must not take the others with it.
+    # A worker beyond cluster.max_workers, after a patch to too many, must not fail the others.
     mend = "FailIndex" if role == "worker" and may_scale else "FailJob"
     return limit | {
         "#podFailurePolicy": (

@@ -1,7 +1,7 @@
 """The same job as one JobSet (jobset.x-k8s.io/v1alpha2). Pure.
 
-Its pods have other names, `NAME-ps-0-i` instead of `NAME-ps-i`, so that commands name other addresses; Jobs and pods
-are the same otherwise.
+Its pods have other names, `NAME-ps-0-i` instead of `NAME-ps-i`, so the commands have other addresses; Jobs and pods are
+the same otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_RESTARTS = 10
 
 
 def host(job: str, role: str, index: int) -> str:
-    """Of a pod: JobSet puts the number of the replica before the index of the pod."""
+    """Host name of a pod: JobSet puts the replica's number before the pod's index."""
     return f"{job}-{role}-0-{index}.{job}"
 
 
@@ -50,7 +50,7 @@ def _replicated(deployment: Deployment, role: str) -> dict[str, Any]:
     where = deployment.cluster(host)
     specification = jobs.specification(deployment, role, where, may_scale=False)
     for key in ("ttlSecondsAfterFinished", "#ttlSecondsAfterFinished"):
-        del specification[key]  # the JobSet's own counts
+        del specification[key]  # the JobSet has its own
     return {
         "name": role,
         "replicas": 1,
@@ -62,7 +62,7 @@ def _replicated(deployment: Deployment, role: str) -> dict[str, Any]:
 
 
 def _failure_policy() -> dict[str, Any]:
-    """What happens when a Job has used up what its own rules allow."""
+    """Actions when a Job has failed by its own rules."""
     return {
         "#maxRestarts": "Of Jobs or of the JobSet, together, after each Job's own limit.",
         "maxRestarts": _MAX_RESTARTS,

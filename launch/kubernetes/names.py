@@ -7,7 +7,7 @@ import re
 PORTS = {"ps": 2222, "chief": 2223}
 HEALTH_PORT = 2224
 
-# Of no account in a small image, and what distroless images use; only that it is not root's matters.
+# Without an account in a small image; distroless images use it. It only must not be root's.
 USER = 65532
 
 TLS, TOKEN = "/var/run/downpour/tls", "/var/run/downpour/token"
@@ -15,7 +15,7 @@ RECIPE, RUN, DATA = "/etc/downpour", "/var/lib/downpour/run", "/var/lib/downpour
 ARENA, TEMPORARY, KERNELS = "/var/lib/downpour/arena", "/tmp", "/var/cache/downpour/kernels"
 BUILT_KERNELS = "/opt/downpour/kernels"  # in the images; see Dockerfile
 
-# Kubernetes puts "-evaluator-0-0-xxxxx" after it for a JobSet's pods, and a host's name ends at 63 characters.
+# Kubernetes appends "-evaluator-0-0-xxxxx" for a JobSet's pods, and a host name has at most 63 characters.
 LONGEST_NAME = 40
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -29,17 +29,17 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def object_name(job: str, role: str) -> str:
-    """Of the objects of a role, such as its Job: `NAME-ps`."""
+    """Name of a role's objects, such as its Job: `NAME-ps`."""
     return f"{job}-{role}"
 
 
 def host(job: str, role: str, index: int) -> str:
-    """Of a pod of an Indexed Job, within its namespace: its own name, then the headless Service's."""
+    """Host name of an Indexed Job's pod within its namespace: its own name, then the headless Service's."""
     return f"{job}-{role}-{index}.{job}"
 
 
 def labels(job: str, role: str | None = None) -> dict[str, str]:
-    """What selects all pods of a job, or those of one role."""
+    """Labels that select all pods of a job, or those of one role."""
     common = {"app.kubernetes.io/name": "downpour", "app.kubernetes.io/instance": job}
     return common | ({"app.kubernetes.io/component": role} if role else {})
 
@@ -60,7 +60,7 @@ def check_job(name: str) -> None:
 
 
 def check_namespace(name: str) -> None:
-    """Raises `ValueError` for a namespace that there cannot be."""
+    """Raises `ValueError` for an invalid namespace."""
     if name and (not _LABEL.fullmatch(name) or len(name) > 63):
         raise ValueError(
             f"--namespace={name} is no DNS label: a-z, 0-9 and '-', no '-' at its ends, at most 63 characters"
@@ -71,7 +71,7 @@ def check_image(flag: str, image: str) -> None:
     """Raises `ValueError` unless an image is named with a tag or digest."""
     repository, at, digest = image.partition("@")
     head, colon, tag = repository.rpartition(":")
-    if not colon or "/" in tag:  # a colon before a slash is of the registry's port
+    if not colon or "/" in tag:  # a colon before a slash belongs to the registry's port
         head, tag = repository, ""
     if not tag and not at:
         raise ValueError(

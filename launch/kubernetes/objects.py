@@ -1,4 +1,4 @@
-"""What a job needs beside its Jobs: names, network rules, account, recipe, claim. Pure."""
+"""Objects of a job beside its Jobs: Service, network rules, account, recipe, claim. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from downpour.launch.kubernetes import names, pods
 from downpour.launch.kubernetes.deployment import Deployment
 from downpour.launch.roles.topology import ROLES
 
-# Who calls whom. The evaluator reads checkpoints, not shards; a shard that must go asks the chief for a checkpoint.
+# Callers of each role. The evaluator reads checkpoints, not shards; a terminating shard calls the chief for one.
 CALLERS = {"ps": ("worker", "chief"), "chief": ("worker", "evaluator", "ps"), "worker": (), "evaluator": ()}
 _LARGEST_CONFIG_MAP = 1 << 20
 
@@ -41,7 +41,7 @@ def service(deployment: Deployment) -> dict[str, Any]:
 
 
 def network_policies(deployment: Deployment) -> list[dict[str, Any]]:
-    """One for each role: only those who call it reach it."""
+    """One policy per role, which admits only its callers and health checks."""
     return [_network_policy(deployment, role) for role in ROLES]
 
 
@@ -71,7 +71,7 @@ def _network_policy(deployment: Deployment, role: str) -> dict[str, Any]:
 
 
 def disruption_budget(deployment: Deployment) -> dict[str, Any]:
-    """One shard at a time is asked away, by a drain for example."""
+    """Budget that lets, for example, a drain evict one shard at a time."""
     return _object(
         deployment,
         "policy/v1",
@@ -94,7 +94,7 @@ def service_account(deployment: Deployment) -> dict[str, Any]:
 
 
 def recipe(deployment: Deployment) -> dict[str, Any]:
-    """The recipe's own file; overrides are in the commands."""
+    """ConfigMap with the recipe's file; overrides are in the commands."""
     size = len(deployment.recipe_text.encode())
     if size >= _LARGEST_CONFIG_MAP:
         raise ValueError(
@@ -105,7 +105,7 @@ def recipe(deployment: Deployment) -> dict[str, Any]:
 
 
 def run_claim(deployment: Deployment) -> dict[str, Any]:
-    """Where the chief's journal, the results and, without a URL for them, the checkpoints are."""
+    """Claim for the chief's journal, the results and, unless they go to a URL, the checkpoints."""
     everybody = "Shards write checkpoints and the evaluator reads them, each on its own machine."
     only_chief = "The chief's journal and results; checkpoints go to a URL."
     mode = "ReadWriteOnce" if deployment.checkpoint_dir else "ReadWriteMany"
@@ -113,7 +113,7 @@ def run_claim(deployment: Deployment) -> dict[str, Any]:
 
 
 def arena_claim(deployment: Deployment) -> dict[str, Any]:
-    """Room for all arenas on one volume; each shard has a file of its own in it."""
+    """Claim for all arenas on one volume; each shard has its own file in it."""
     why = "One claim for all shards, as pods of a Job cannot have one each."
     size = f"{deployment.count('ps') * pods.arena_mib(deployment)}Mi"
     return _claim(deployment, "arena", size, "ReadWriteMany", why)

@@ -1,8 +1,8 @@
-"""Kustomizations: the base and its parts, and what may be laid over it. Pure.
+"""Kustomizations: the base, its parts and its overlays. Pure.
 
 base/            one `kubectl apply -k`: jobs + common + certs
 base/jobs/       the four Jobs and their Service: what is replaced when the number of shards changes
-base/common/     what outlives them: recipe, claim, account, network rules, disruption budget
+base/common/     what is kept then: recipe, claim, account, network rules, disruption budget
 base/certs/      Secrets, of the files that `downpour certs` makes
 overlays/spot/          the base, with workers on spot machines
 overlays/arena-claim/   the base, with arenas on a volume claim
@@ -21,7 +21,7 @@ from downpour.launch.roles.topology import ROLES
 
 GITIGNORE = "# Keys and the token belong into no repository.\n*\n!.gitignore\n!kustomization.yaml\n"
 
-_TOLERATED = (  # what the large clouds put on their spot machines
+_TOLERATED = (  # taints of the large clouds' spot machines
     ("cloud.google.com/gke-spot", "true"),
     ("kubernetes.azure.com/scalesetpriority", "spot"),
 )
@@ -55,7 +55,7 @@ def secrets(deployment: Deployment) -> dict[str, Any]:
 
 
 def cert_manager(deployment: Deployment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The overlay: its kustomization, and the job's own authority with a certificate for each role."""
+    """The cert-manager overlay's kustomization, and the job's own CA with a certificate for each role."""
     job = deployment.name
     resources = ["../../base/jobs", "../../base/common", "certificates.yaml"]
     overlay = kustomization(deployment, resources, **_constant_names(), secretGenerator=[_token(job)])
@@ -102,7 +102,7 @@ def _cert_manager_object(job: str, kind: str, name: str, spec: dict[str, Any]) -
 
 
 def spot(deployment: Deployment) -> dict[str, Any]:
-    """The overlay: workers may and rather do run on spot machines; everything else stays off them."""
+    """The spot overlay: workers tolerate and prefer spot machines; all other roles stay off them."""
     tolerations = [
         {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"} for key, value in _TOLERATED
     ]
@@ -125,12 +125,12 @@ def spot(deployment: Deployment) -> dict[str, Any]:
 
 
 def arena_claim(deployment: Deployment) -> dict[str, Any]:
-    """The overlay: the volume `arena` of the shards' pods is a claim."""
+    """The arena-claim overlay: the volume `arena` of the shards' pods is a claim."""
     volume = {
         "name": "arena",
         "persistentVolumeClaim": {"claimName": names.object_name(deployment.name, "arena")},
     }
-    # The first volume of a shard's pod; that it is its name is tested first, by the patch itself.
+    # The first volume of a shard's pod; the patch itself first tests that it is the arena.
     at = "/spec/template/spec/volumes/0"
     operations: list[dict[str, Any]] = [
         {"op": "test", "path": f"{at}/name", "value": "arena"},

@@ -24,8 +24,8 @@ def template(deployment: Deployment, role: str, command: list[str], container: s
 
     Args:
         deployment: The job.
-        role: Of the pod.
-        command: Of its container.
+        role: Role of the pod.
+        command: Command of its container.
         container: Name of its container; the role's by default.
     """
     return {
@@ -54,7 +54,7 @@ def template(deployment: Deployment, role: str, command: list[str], container: s
 
 
 def ports(role: str) -> list[dict[str, Any]]:
-    """What a role listens on."""
+    """Ports that a role listens on."""
     own = [{"name": "grpc", "containerPort": names.PORTS[role]}] if role in names.PORTS else []
     return [*own, {"name": "health", "containerPort": names.HEALTH_PORT}]
 
@@ -95,7 +95,7 @@ def _placement(deployment: Deployment, role: str) -> dict[str, Any]:
 
 
 def _kernels(deployment: Deployment, role: str) -> dict[str, Any]:
-    """Copies the loops that were compiled into the image."""
+    """Init container that copies the kernels compiled in the image."""
     return {
         "name": "kernels",
         "#image": (
@@ -131,7 +131,7 @@ def _container(deployment: Deployment, role: str, command: list[str], name: str)
 
 
 def _probes(role: str) -> dict[str, Any]:
-    """The kubelet has no certificate, so health has a port of its own, which says nothing else."""
+    """Probes on a port that serves only health, since the kubelet has no certificate."""
     alive, ready = {"port": names.HEALTH_PORT, "service": ""}, {"port": names.HEALTH_PORT, "service": "ready"}
     period_s = 1 if role == "ps" else 5
     return {
@@ -208,7 +208,7 @@ def _volumes(deployment: Deployment, role: str) -> list[dict[str, Any]]:
     run = {"name": "run", "persistentVolumeClaim": {"claimName": names.object_name(job, "run")}}
     data = {"name": "data", "persistentVolumeClaim": {"claimName": deployment.data_claim, "readOnly": True}}
     return [
-        *([arena] if role == "ps" else []),  # first: an overlay puts a claim in its place
+        *([arena] if role == "ps" else []),  # first: an overlay replaces it by a claim
         *([{"name": "recipe", "configMap": {"name": names.object_name(job, "recipe")}}] if role != "ps" else []),
         *([data] if deployment.uses_data(role) else []),
         *([run] if deployment.uses_run_claim(role) else []),
@@ -220,7 +220,7 @@ def _volumes(deployment: Deployment, role: str) -> list[dict[str, Any]]:
 
 
 def arena_mib(deployment: Deployment) -> int:
-    """Room for a shard's arena."""
+    """Size of the volume for a shard's arena, in MiB."""
     return deployment.sizes.requests()["ps"]["arena"] + 1
 
 

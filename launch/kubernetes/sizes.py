@@ -1,6 +1,6 @@
-"""What the processes of a job need, computed from the layout of its model.
+"""Memory of a job's processes, computed from the layout of its model.
 
-Only `measure` builds the model, and so imports TensorFlow; the sums themselves are pure.
+Only `measure` builds the model, and so imports TensorFlow; the computations are pure.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _SHARD_PROCESS = 150 * _MI  # measured: state + at most this (PSS); see docs/exc
 _RECEIVED_AT_A_TIME = 3  # pushes, each with one chunk on the wire and one decoded
 _TENSORFLOW_PROCESS = 1000 * _MI  # measured: 700 to 800 MB
 _COPIES = 6  # of all parameters: pulled, pushed, their wire forms, the graph's own, and one in reserve
-_BATCHES = 8  # that are decoded ahead
+_BATCHES = 8  # prefetched
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes, by what they are for; of shards, what the largest takes.
+    """Memory in bytes, by purpose; for shards, of the largest one.
 
     Attributes:
         arena: File with vectors, ledger and undo log.
-        waiting: Chunks of pushes that have arrived and are not applied yet.
+        waiting: Chunks of pushes that have been received and are not applied yet.
         published: A publication, and the differences that lead to it; 0 for live pulls.
-        snapshot: What a checkpoint may copy because pushes change it before it is read: all vectors.
-        parameters: Of all shards, as float32.
-        batches: Pictures that are decoded ahead.
-        activations: Of one batch, forwards and backwards.
-        on_gpu: Whether workers keep those on a GPU; the evaluator has none.
+        snapshot: Copies for a checkpoint of what pushes change before it is read: at most all vectors.
+        parameters: Parameters of all shards, as float32.
+        batches: Prefetched, decoded images.
+        activations: Activations of one batch, forwards and backwards.
+        on_gpu: Whether workers keep activations on a GPU; the evaluator has none.
     """
 
     arena: int
@@ -50,7 +50,7 @@ class Sizes:
     on_gpu: bool = False
 
     def requests(self) -> Mapping[str, dict[str, int]]:
-        """The parts of each role's memory request, in MiB, by what they are for."""
+        """Parts of each role's memory request, in MiB, by purpose."""
         shard = {
             "arena": self.arena,
             "process": _SHARD_PROCESS,
@@ -66,18 +66,18 @@ class Sizes:
         return {role: {name: mib(size) for name, size in of.items() if size} for role, of in parts.items()}
 
     def limits(self) -> Mapping[str, dict[str, int]]:
-        """What a role's memory limit has beyond its request, likewise."""
+        """Parts of each role's memory limit beyond its request, in MiB, by purpose."""
         spare = {role: {"as much again": sum(parts.values())} for role, parts in self.requests().items()}
         return spare | {"ps": {"copies for a checkpoint": mib(self.snapshot)}}
 
 
 def mib(num_bytes: float) -> int:
-    """MiB, rounded up."""
+    """Converts bytes to MiB, rounded up."""
     return math.ceil(num_bytes / _MI)
 
 
 def measure(job: Job, *, gpu: bool) -> Sizes:
-    """Builds the job's model and computes what it needs.
+    """Builds the job's model and computes its memory.
 
     Raises:
         ValueError: As `downpour.launch.job.build.build` says.
@@ -91,13 +91,13 @@ def measure(job: Job, *, gpu: bool) -> Sizes:
 
 
 def of_layout(job: Job, layout: Layout, *, activations: int, picture: int) -> Sizes:
-    """The sums.
+    """Computes the sizes from a layout.
 
     Args:
         job: The job.
-        layout: Of its model.
-        activations: Bytes, of one batch.
-        picture: Bytes, of one decoded picture.
+        layout: Layout of its model.
+        activations: Bytes of one batch's activations.
+        picture: Bytes of one decoded image.
     """
     shards = range(layout.num_shards)
     told = pb.ShardSpecification(

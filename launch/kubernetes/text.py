@@ -1,8 +1,8 @@
-"""Documents as readable YAML with comments. Pure.
+"""Renders documents as readable YAML with comments. Pure.
 
 A document is made of dicts, lists, strings, numbers, booleans and None. In a dict a key that begins with "#" is a
-comment: it stands above the key that follows it, or above the list entry that begins with it. Comments are wrapped;
-an empty line begins a paragraph, and an indented line stays a line.
+comment: it is written above the key that follows it, or above the list entry that begins with it. Comments are wrapped;
+an empty line begins a paragraph, and an indented line is kept as it is.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 _WIDTH = 116
 
-# What stays itself without quotes in YAML 1.1 and 1.2: no numbers, no booleans, no indicators.
+# Strings that need no quotes in YAML 1.1 and 1.2: no numbers, no booleans, no indicators.
 _PLAIN = re.compile(r"(--?)?[A-Za-z/.$]([A-Za-z0-9_./,:=@$()+-]*[A-Za-z0-9_./)-])?|[0-9]+(m|Ki|Mi|Gi|Ti)")
 _NOT_TEXT = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|~|-?\.(inf|nan|[0-9_].*))")
 _UNPRINTABLE = re.compile("[^\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 
 
 def plain(value: Any) -> Any:
-    """The document without comments."""
+    """Returns the document without comments."""
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items() if not key.startswith("#")}
     if isinstance(value, list | tuple):
@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:
 
 
 def render(documents: Sequence[Mapping[str, Any]], head: str = "") -> str:
-    """Documents as the text of one file, with a comment at its head."""
+    """Renders documents as the text of one file, with a comment at its head."""
     parts = ["\n".join(_dict(document, "")) + "\n" for document in documents]
     return "".join(f"{line}\n" for line in _comment(head, "")) + "---\n".join(parts)
 
@@ -79,7 +79,7 @@ def _comment(text: str, indent: str) -> Iterator[str]:
 
 
 def _own_lines(paragraph: str) -> Iterator[tuple[bool, str]]:
-    """Indented lines by themselves, the others together."""
+    """Yields indented lines one by one (True), the others joined (False)."""
     for indented, lines in itertools.groupby(paragraph.splitlines(), key=lambda line: line.startswith(" ")):
         if indented:
             yield from ((True, line) for line in lines)
@@ -88,9 +88,9 @@ def _own_lines(paragraph: str) -> Iterator[tuple[bool, str]]:
 
 
 def _block(key: str, text: str, indent: str) -> Iterator[str]:
-    """A literal block; how many line breaks end the text is said by its indicator."""
+    """A literal block, whose indicator gives the number of final line breaks."""
     kept = "" if re.search(r"[^\n]\n\Z", text) else "+" if text.endswith("\n") else "-"
-    indentation = "2" if text[0] in " \n" else ""  # else the first line says how far the block is indented
+    indentation = "2" if text[0] in " \n" else ""  # else the first line sets the block's indentation
     yield f"{indent}{key}: |{indentation}{kept}"
     for line in text.removesuffix("\n").split("\n"):
         yield f"{indent}  {line}" if line else ""
@@ -99,5 +99,5 @@ def _block(key: str, text: str, indent: str) -> Iterator[str]:
 def _scalar(value: Any) -> str:
     if isinstance(value, str) and _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value):
         return value
-    # JSON is YAML, but for its pairs of escapes for one character.
+    # JSON is YAML, except for pairs of escapes for one character.
     return _UNPRINTABLE.sub(lambda found: f"\\U{ord(found[0]):08x}", json.dumps(value, ensure_ascii=False))

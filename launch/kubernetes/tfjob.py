@@ -1,7 +1,7 @@
 """The same job as a Kubeflow TFJob (kubeflow.org/v1). Pure.
 
 Its controller gives every pod the cluster, its role and its index as TF_CONFIG, which `downpour.launch.roles.topology`
-reads; so commands name neither addresses nor indices. It makes a Service for every pod itself.
+reads; so commands have neither addresses nor indices. The controller makes a Service for every pod.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ that is why no command does."""
 
 REPLICAS = {"ps": "PS", "worker": "Worker", "chief": "Chief", "evaluator": "Evaluator"}
 
-# ExitCode: codes from 128 on are tried again in a new pod, as a lost or preempted machine leaves them; those below fail
-# the job.
+# ExitCode: codes from 128 on, the result of a lost or preempted machine, are retried in a new pod; lower ones fail the
+# job.
 _RESTART = {"ps": "OnFailure", "worker": "ExitCode", "chief": "ExitCode", "evaluator": "ExitCode"}
 
-_CONTAINER = "tensorflow"  # what the operator looks for
+_CONTAINER = "tensorflow"  # name that the operator requires
 _PORT = "tfjob-port"
 _RESTARTS = 100  # of each shard's container
 
@@ -51,7 +51,7 @@ def _replica(deployment: Deployment, role: str) -> dict[str, Any]:
     template = pods.template(deployment, role, deployment.tf_config_command(role), _CONTAINER)
     (container,) = template["spec"]["containers"]
     # The operator's Services publish a pod's name only once it is ready. A shard is ready once the chief has filled it,
-    # and the chief could not find it before that: they would wait for each other for ever.
+    # and the chief could not find it before that: a deadlock.
     for key in ("#readinessProbe", "readinessProbe"):
         del container[key]
     container["ports"] = [port | {"name": _PORT} if port["name"] == "grpc" else port for port in container["ports"]]

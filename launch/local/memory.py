@@ -1,4 +1,4 @@
-"""Peak memory of processes: RSS, and PSS, which shares a page's size among those who map it.
+"""Peak memory of processes: RSS, and PSS, which divides a page's size among the processes that map it.
 
 Read from Linux' `/proc`; elsewhere RSS comes from psutil and PSS is unknown.
 """
@@ -16,14 +16,14 @@ _SIZE = re.compile(rb"^(VmHWM|Pss):\s+(\d+) kB", re.MULTILINE)
 
 
 class PeakMemory:
-    """The highest RSS and PSS seen of every named process, in bytes."""
+    """The highest observed RSS and PSS of every named process, in bytes."""
 
     def __init__(self) -> None:
         self.rss: dict[str, int] = {}
         self.pss: dict[str, int] = {}
 
     def sample(self, pids: Mapping[str, int]) -> None:
-        """Looks at processes by name; those that are gone are skipped."""
+        """Samples processes by name; those that have ended are skipped."""
         for name, pid in pids.items():
             self.rss[name] = max(self.rss.get(name, 0), _rss_bytes(pid))
             self.pss[name] = max(self.pss.get(name, 0), _linux_bytes(pid, "smaps_rollup", b"Pss"))

@@ -1,9 +1,8 @@
-"""Builds a job and traces its whole training step once, so that a mistake is known before any role starts.
+"""Builds a job and traces its whole training step once, so that a mistake is reported before any role starts.
 
-What is looked at, in this order: the model and the loss, of which `downpour.launch.job.build` says what it refuses; the
-first batch of the data (shapes, kinds of numbers, leases); the evaluator's prediction; and the step as workers compile
-it. Nothing is trained and nothing is written. Used by `downpour.launch.layout_table`, the process that launchers start
-first.
+Checks, in this order: the model and the loss (`downpour.launch.job.build` documents what it refuses); the first batch
+of the data (shapes, kinds of numbers, leases); the evaluator's prediction; and the step as workers compile it. Trains
+and writes nothing. Used by `downpour.launch.layout_table`, the process that launchers start first.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ _WITHOUT_SCORES = "start with --noevaluator to train without scores"
 
 @mistakes.final()
 def check(job: Job, *, evaluator: bool) -> tuple[Any, Layout]:
-    """The model and the layout of a job that can be trained, and scored if it has an evaluator.
+    """Checks that a job can be trained, and scored if it has an evaluator; returns its model and layout.
 
     Raises:
-        ValueError: The model, the data or the loss are not what a job takes.
+        ValueError: The model, the data or the loss cannot be used.
         Mistake: Their own code raised something else.
     """
     check_data(job)
@@ -43,12 +42,12 @@ def check(job: Job, *, evaluator: bool) -> tuple[Any, Layout]:
 
 
 def batches_of(job: Job, *, evaluator: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The first batches that roles will see: held-out, if they are scored or cheap, and training ones of own sources.
+    """Returns first batches: held-out if scored or of our sources, and training ones of the user's own sources.
 
     Raises:
         ValueError: There is no held-out batch to score, or a batch is not a pair of arrays.
     """
-    ours = type(job.data) in (ImageRecords, GeneratedImages)  # of these the training batches are known
+    ours = type(job.data) in (ImageRecords, GeneratedImages)  # whose training batches need no check
     found = []
     if evaluator or ours:
         with job.data.heldout(batch_size=job.batch_size) as batches:
@@ -78,10 +77,10 @@ def batches_of(job: Job, *, evaluator: bool) -> list[tuple[np.ndarray, np.ndarra
 
 
 def predict(model: Any, images: np.ndarray) -> Any:
-    """What the model gives for a batch of these images, as a symbol; traced as the evaluator does, not computed.
+    """Traces the model's output for a batch as the evaluator does, without computing it; returns a symbolic tensor.
 
     Raises:
-        ValueError: It is not one tensor.
+        ValueError: The output is not one tensor.
     """
     import tensorflow as tf
 
@@ -121,7 +120,7 @@ def _pair(job: Job, batch: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_labels(labels: np.ndarray, outputs: Any, *, evaluator: bool) -> None:
-    """Raises `ValueError` for labels that cannot be compared with the outputs, or not be scored."""
+    """Raises `ValueError` for labels that have another shape than the outputs, or cannot be scored."""
     shape = tuple(outputs.shape)
     if labels.shape != shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a user sees while a job runs: log lines by role, and one line of progress asked of the chief.
+"""Displays a running job: log lines by role, and one line of progress requested from the chief.
 
 On a terminal the progress is a bar at the bottom; elsewhere a plain line about every ten seconds. All of it goes to
 stderr; stdout is for results. Entered by the main thread only.
@@ -24,13 +24,13 @@ _PLAIN_EVERY_S = 10.0
 _ASK_TIMEOUT_S = 0.5
 _NOISE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .*failed call to cuInit"
-    r"|\[chief[^]]*\] step \d+ of \d+, loss "  # as the progress says
+    r"|\[chief[^]]*\] step \d+ of \d+, loss "  # shown as progress
 )
 _COLORS = {"ps": "cyan", "worker": "green", "chief": "magenta", "evaluator": "yellow"}
 
 
 class ChiefWatcher:
-    """Asks a chief for its progress, in calls short enough for a loop that has other things to do."""
+    """Requests a chief's progress, with a deadline short enough for a polling loop."""
 
     def __init__(self, address: str) -> None:
         self._channel = Channel(address, role="chief")
@@ -50,14 +50,14 @@ class ChiefWatcher:
 
 
 class Display(Protocol):
-    """Where lines and progress go. A context manager."""
+    """Shows lines and progress. A context manager."""
 
     def line(self, name: str, text: str) -> None:
-        """A line that the process `name` wrote."""
+        """Shows a line that the process `name` wrote."""
         ...
 
     def show(self, reply: chief_pb2.ProgressReply) -> None:
-        """The newest progress."""
+        """Shows the newest progress."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -68,13 +68,13 @@ class Display(Protocol):
 
 
 def display(stream: TextIO | None = None) -> Display:
-    """The display that suits the stream, stderr by default."""
+    """Returns the display for a stream, stderr by default."""
     stream = stream or sys.stderr
     return BarDisplay(stream) if stream.isatty() else PlainDisplay(stream)
 
 
 class PlainDisplay:
-    """Prints lines as they come and the progress every ten seconds, and whenever the state changes."""
+    """Prints lines as they arrive and the progress every ten seconds, and whenever the state changes."""
 
     def __init__(self, stream: TextIO, every_s: float = _PLAIN_EVERY_S) -> None:
         self._stream, self._every_s = stream, every_s
@@ -135,7 +135,7 @@ class BarDisplay:
 
 
 def is_noise(text: str) -> bool:
-    """Whether a line stays in the log file: chatter of TensorFlow's C++ side, or progress, which is shown anyway."""
+    """Whether a line stays in the log file: logs of TensorFlow's C++ side, or progress, which is shown anyway."""
     return bool(_NOISE.match(text))
 
 

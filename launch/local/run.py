@@ -1,17 +1,17 @@
-"""Trains on this machine: every role a process of its own, started by the commands that production runs.
+"""Trains on this machine: every role is a process, started by the same command as in production.
 
     python -m downpour.launch.local --recipe=quickstart [--set=cluster.num_ps=3] [--run_dir=runs/mine]
 
-A folder that holds a run already is refused unless `--resume` continues that run or `--overwrite` removes it; so is one
-in which another job is running.
+A folder that already holds a run is refused unless `--resume` continues that run or `--overwrite` removes it. A folder
+in which another job is running is refused.
 
-Order: the job is checked before anything starts: recipe, data and run folder at once, then in a process of its own the
+Order: the job is checked before any role starts: first recipe, data and run folder, then in a separate process the
 model, the loss and a batch of the data (`downpour.launch.local.preflight`), while the shards' kernels are compiled.
-Shards, chief, workers and evaluator start; what crashes is restarted, a shard or chief at its old port. When the chief
-is done, the rest ends. The folder of the run gets `logs/`, `summary.json` and `learning_curve.png`; the last line on
+Shards, chief, workers and evaluator start; crashed processes are restarted, a shard or chief at its old port. When the
+chief is done, the others end. The run's folder gets `logs/`, `summary.json` and `learning_curve.png`; the last line on
 stdout is `RESULT {json}`. At Ctrl-C or SIGTERM the chief writes a checkpoint, then every process ends, and the last
-line says how to go on; a second one ends them at once. Where the last steps cannot be written to a checkpoint, the
-shards' memory is kept, and `--resume` goes on in it.
+line has the command to continue; a second signal ends them at once. If the last steps cannot be written to a
+checkpoint, the shards' memory is kept, and `--resume` continues from it.
 
 Does not import TensorFlow.
 """
@@ -57,34 +57,34 @@ _PRINT_LAYOUT = flags.DEFINE_boolean("print_layout", None, "Print the layout fir
 _ARENA_PARENT = flags.DEFINE_string("arena_parent", None, "Where the shards' memory is kept; /dev/shm if it has room.")
 
 _HOST = "127.0.0.1"
-_LOCK = "launcher.lock"  # of a run that has not come as far as its chief, which holds another
+_LOCK = "launcher.lock"  # protects a run before its chief holds the chief's own lock
 _BIND_TIMEOUT_S = 180.0  # the chief imports TensorFlow and builds its model first
-_LOOK_EVERY_S = 1.0  # at progress and memory
+_LOOK_EVERY_S = 1.0  # interval of progress and memory samples
 _END_GRACE_S = 30.0  # for workers and evaluator after the chief is done
-_ASK_AFTER_FAILURE_S = 5.0  # a chief that is busy, but not for one that is gone, which is known at once
+_ASK_AFTER_FAILURE_S = 5.0  # deadline for a busy chief; a stopped one fails at once
 _SAVE_GRACE_S = 60.0  # for a chief whose job has failed
 _SAVE_WITHIN_S = 30.0  # after a signal, or the end of another process
 _SAVE_LOOK_S = 0.5
-_FULL_BYTES = 1 << 20  # less room than this is none
-_CLOSING_GRACE_S = 10.0  # for a chief that answers no more
+_FULL_BYTES = 1 << 20  # with less free space a disk counts as full
+_CLOSING_GRACE_S = 10.0  # for a chief that no longer answers
 _PREPARED = "prepared.npz"  # in the scratch folder, from the preflight to the chief
-_CONTRADICT_WITH_VALUE = ("init_from", "init_only")  # what --resume is not given together with
+_CONTRADICT_WITH_VALUE = ("init_from", "init_only")  # flags that --resume contradicts
 _CONTRADICT = (*_CONTRADICT_WITH_VALUE, "resume", "noresume", "resume_if_any", "noresume_if_any", "overwrite")
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What to run and where: the recipe with its overrides, the job they make, and folders.
+    """What to run and where: the recipe with its overrides, the resulting job, and folders.
 
     Attributes:
-        recipe: Name or path.
+        recipe: Name or path of the recipe.
         overrides: Each `key=value`.
-        job: What they make.
-        run_dir: Gets logs, checkpoints and results.
-        evaluator: Whether one is started.
-        arena_parent: Of the folder for the shards' memory; None to choose.
-        source: Of initial values, as the chief is told; None for fresh ones.
+        job: Job of the recipe with the overrides.
+        run_dir: Folder for logs, checkpoints and results.
+        evaluator: Whether an evaluator is started.
+        arena_parent: Parent of the folder for the shards' memory; None to choose.
+        source: Source of initial values, passed to the chief; None for fresh ones.
     """
 
     recipe: str
@@ -96,7 +96,7 @@ class Run:
     source: initial.Source | None = None
 
     def common_flags(self) -> dict[str, topology.FlagValue]:
-        """What worker, chief and evaluator are all told."""
+        """Common flags of worker, chief and evaluator."""
         return {"recipe": self.recipe, "set": self.overrides, "run_dir": self.run_dir, **_parent_flag()}
 
 
@@ -108,7 +108,7 @@ class _Cluster:
     run: Run
     scratch: Path
     ports: dict[str, int] = field(default_factory=dict)  # of shards and chief, by process name
-    trained: bool = False  # whether a step of this run has been seen
+    trained: bool = False  # whether a step of this run has been reported
     unsaved: bool = False  # whether only the arenas have the last steps
 
     def start(self) -> None:
@@ -118,7 +118,7 @@ class _Cluster:
         where = self.run.common_flags() | {"ps": ",".join(self._address(name) for name in shards)}
         source = self.run.source.flags() if self.run.source else {"prepared": self.scratch / _PREPARED}
         chief = where | {"evaluator": self.run.evaluator, **source, **topology.checkpoint_flags()}
-        chief["job_id"] = owner.new_job_id()  # a chief that is started again goes on with the same run
+        chief["job_id"] = owner.new_job_id()  # a restarted chief continues the same run
         self._start_servers("chief", {"chief": chief})
         where["chief"] = self._address("chief")
         for i in range(self.run.job.cluster.num_workers):
@@ -127,16 +127,16 @@ class _Cluster:
             self.supervisor.start(Program("evaluator", topology.command("evaluator", 0, where)))
 
     def shards_run(self) -> bool:
-        """Whether every shard is there to write its part of a checkpoint."""
+        """Whether every shard is running, to write its part of a checkpoint."""
         running = self.supervisor.pids()
         return all(f"ps/{i}" in running for i in range(self.run.job.cluster.num_ps))
 
     def heard(self, reply: ProgressReply) -> None:
-        """Notes what the chief says of its progress."""
+        """Records the progress that the chief reports."""
         self.trained |= reply.step > 0 and reply.state != ProgressReply.STATE_PREPARING
 
     def chief(self) -> ChiefClient:
-        """Calls this cluster's chief."""
+        """Returns a client of this cluster's chief."""
         return ChiefClient(self._address("chief"), _SAVE_LOOK_S)
 
     def clients(self) -> list[str]:
@@ -145,14 +145,14 @@ class _Cluster:
         return workers + ["evaluator"] * self.run.evaluator
 
     def watcher(self) -> progress.ChiefWatcher:
-        """Asks this cluster's chief."""
+        """Returns a watcher of this cluster's chief."""
         return progress.ChiefWatcher(self._address("chief"))
 
     def _shard_flags(self, index: int) -> dict[str, topology.FlagValue]:
         return {"arena": self.scratch / f"shard-{index}.arena", **_parent_flag()}
 
     def _start_servers(self, role: str, servers: dict[str, dict[str, topology.FlagValue]]) -> None:
-        """Starts processes that listen, waits for their ports, and has them restarted with the same ones."""
+        """Starts processes that listen, waits for their ports, and sets the same ports for restarts."""
 
         def command(name: str, port: int) -> list[str]:
             index = int(name.partition("/")[2] or 0)
@@ -187,7 +187,7 @@ def run(job_run: Run, print_layout: bool = False) -> dict[str, Any]:
 
     Raises:
         Interrupted: A signal ended it.
-        ProcessFailed: A process did; its message says which and why. Notes of either say how to go on.
+        ProcessFailed: A process failed; the message has name and reason. Notes of either have the command to continue.
     """
     memory = PeakMemory()
     kept, newest = _kept(job_run), _newest(job_run)
@@ -207,7 +207,7 @@ def run(job_run: Run, print_layout: bool = False) -> dict[str, Any]:
         except (Interrupted, ProcessFailed) as error:
             if cluster is not None and cluster.unsaved:
                 kept = keep(scratch, job_run.run_dir)
-            elif kept and _newest(job_run) != newest:  # what it was kept for has been written
+            elif kept and _newest(job_run) != newest:  # a newer checkpoint has its steps
                 shutil.rmtree(kept, ignore_errors=True)
                 kept = None
             if kept or (cluster is not None and cluster.trained):
@@ -217,7 +217,7 @@ def run(job_run: Run, print_layout: bool = False) -> dict[str, Any]:
 
 
 def check(job_run: Run) -> None:
-    """Raises `ValueError` for what can be known to be wrong before a process starts."""
+    """Raises `ValueError` for mistakes that can be found before a process starts."""
     if job_run.arena_parent is not None and not os.access(job_run.arena_parent, os.W_OK | os.X_OK):
         raise ValueError(f"folder {job_run.arena_parent} is missing or not writable; give another --arena_parent")
     keras_settings.check()
@@ -271,7 +271,7 @@ def _watch(cluster: _Cluster, display: progress.Display, memory: PeakMemory) -> 
                 else:
                     cluster.unsaved = cluster.trained
                 raise
-            # A worker failed the job and told the chief, which now saves the last good state, or has and is ending.
+            # A worker reported the job's failure to the chief, which saves the last good state, or has and is ending.
             cluster.supervisor.drain(["chief"], _SAVE_GRACE_S if reply else _CLOSING_GRACE_S)
             code = cluster.supervisor.exit_code("chief")
             if code != entry.REFUSED:
@@ -281,9 +281,9 @@ def _watch(cluster: _Cluster, display: progress.Display, memory: PeakMemory) -> 
 
 
 def _save(cluster: _Cluster, display: progress.Display) -> None:
-    """Has the chief write a checkpoint before everything ends, as it does for a shard that leaves.
+    """Has the chief write a checkpoint before all processes end, as for a terminating shard.
 
-    Sets `unsaved` when it did not within a time. A second signal ends the wait; then nothing is kept.
+    Sets `unsaved` without one within `_SAVE_WITHIN_S`. A second signal ends the wait; then nothing is kept.
     """
     supervisor = cluster.supervisor
     with closing(cluster.chief()) as chief:
@@ -305,7 +305,7 @@ def _save(cluster: _Cluster, display: progress.Display) -> None:
 
 
 def _kept(job_run: Run) -> Path | None:
-    """The folder with the shards' memory in which a resumed run goes on. A run that begins anew removes it."""
+    """The folder with the shards' memory from which a resumed run continues. A new run removes it."""
     kept = find_kept(job_run.arena_parent, job_run.run_dir)
     if kept is None:
         return None
@@ -313,7 +313,7 @@ def _kept(job_run: Run) -> Path | None:
         shutil.rmtree(kept, ignore_errors=True)
         return None
     print(f"[local] goes on with the shards' memory in {kept}", file=sys.stderr)
-    for port in kept.glob("*.port"):  # of the run before
+    for port in kept.glob("*.port"):  # of the previous run
         port.unlink()
     return kept
 
@@ -328,7 +328,7 @@ def _check_kept(kept: Path, num_ps: int) -> None:
 
 
 def _how_to_go_on(job_run: Run, kept: Path | None) -> str:
-    """Where the training stands, and the command that continues it."""
+    """Where the last steps are saved, and the command that continues from them."""
     command = f"go on with: {_resume_command()}"
     if kept:
         return f"the last steps are in no checkpoint but in the shards' memory, kept in {kept}; {command}"
@@ -339,7 +339,7 @@ def _how_to_go_on(job_run: Run, kept: Path | None) -> str:
 
 
 def _newest(job_run: Run) -> str:
-    """Name of the newest complete checkpoint; empty if there is none, or nobody can tell."""
+    """Name of the newest complete checkpoint; empty if there is none, or the folder cannot be read."""
     try:
         return max(checkpoint.complete(Folder(topology.checkpoint_dir(job_run.run_dir))), default="")
     except StorageError:
@@ -347,7 +347,7 @@ def _newest(job_run: Run) -> str:
 
 
 def _resume_command() -> str:
-    """This command line with `--resume`, without what contradicts it."""
+    """This command line with `--resume`, without flags that contradict it."""
     program = sys.argv[0] if sys.argv[0].startswith("downpour ") else "python -m downpour.launch.local"
     words, skip = [], False
     for word in sys.argv[1:]:
@@ -379,13 +379,13 @@ def _finish(run_dir: Path, memory: PeakMemory) -> dict[str, Any]:
         part.write_text(json.dumps(summary, indent=2) + "\n")
         part.replace(path)
         report.learning_curve(run_dir)
-    except (ValueError, OSError) as error:  # the chief's summary is there
+    except (ValueError, OSError) as error:  # the chief's summary remains
         print(f"[local] {error}", file=sys.stderr)
     return summary
 
 
 def _prepare(supervisor: Supervisor, job_run: Run, scratch: Path) -> str:
-    """Compiles the shards' kernels while another process checks the job; the layout's table."""
+    """Compiles the shards' kernels while another process checks the job; returns the layout's table."""
     out = scratch / "layout.txt"
     values: dict[str, topology.FlagValue] = {"recipe": job_run.recipe, "set": job_run.overrides, "out": out}
     values |= {"preflight": True, "evaluator": job_run.evaluator, "prepared_out": scratch / _PREPARED}

@@ -1,9 +1,9 @@
-"""A temporary folder that does not outlive its launcher, not even one that was killed, unless it is kept.
+"""A temporary folder that is removed after its launcher has ended, even by SIGKILL, unless it is kept.
 
-Shards keep their numbers in memory-mapped files. Locally these lie in memory (`/dev/shm`) where there is room, and a
+Shards keep their state in memory-mapped files. Locally these are in memory (`/dev/shm`) if there is room, and a
 launcher ended by SIGKILL cannot remove them; so every launcher holds a lock in its folder, and the next one removes the
-folders whose lock nobody holds. Where the last steps of a run could not be written to a checkpoint, its folder is kept
-under a name that is made of the run folder's, and `--resume` goes on in it.
+folders whose lock is free. If the last steps of a run could not be written to a checkpoint, its folder is kept under a
+name derived from the run folder's, and `--resume` continues from it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def scratch_folder(parent: Path | None = None, kept: Path | None = None) -> Iter
     """A new folder under `parent` (`default_parent()` by default), removed at the end unless `keep` was called.
 
     Args:
-        parent: Where to make it.
-        kept: A folder that was kept, to be used in its place.
+        parent: Its parent folder.
+        kept: A kept folder to use instead of a new one.
 
     Raises:
         ValueError: The kept folder is in use.
@@ -53,7 +53,7 @@ def scratch_folder(parent: Path | None = None, kept: Path | None = None) -> Iter
         try:
             yield folder
         except BaseException:
-            if folder != kept:  # what was kept once stays until it has been written to a checkpoint
+            if folder != kept:  # a kept folder stays until a checkpoint has its steps
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
@@ -71,7 +71,7 @@ def find_kept(parent: Path | None, run_dir: Path) -> Path | None:
 
     Args:
         parent: As given to `scratch_folder`; None for every folder that `default_parent` may choose.
-        run_dir: Of the run.
+        run_dir: Folder of the run.
     """
     parents = [parent] if parent else [_MEMORY, Path(tempfile.gettempdir())]
     found = [path for place in parents for path in place.glob(f"{_kept_prefix(run_dir)}*")]
@@ -84,7 +84,7 @@ def _kept_prefix(run_dir: Path) -> str:
 
 
 def remove_abandoned(parent: Path) -> list[Path]:
-    """Removes, and names, the folders of launchers that are gone."""
+    """Removes the folders of launchers that have ended; returns their paths."""
     removed = []
     for lock in parent.glob(f"{_PREFIX}*/{_LOCK}"):
         if _nobody_holds(lock):
@@ -98,5 +98,5 @@ def _nobody_holds(path: Path) -> bool:
         with path.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    except OSError:  # held, gone, or another user's
+    except OSError:  # held, removed, or another user's
         return False

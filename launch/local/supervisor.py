@@ -1,16 +1,16 @@
-"""Processes of one machine: start, watch, restart what crashes, stop. Knows nothing of roles or recipes.
+"""Starts, monitors, restarts after crashes, and stops processes of one machine; independent of roles and recipes.
 
 Policies:
 1. Every process is the leader of its own session, so Ctrl-C in a terminal reaches only the supervisor, and ending a
    process ends what it started (its process group).
-2. Signals only set a flag, which `poll` turns into `Interrupted`; so no process can be started and then forgotten.
+2. Signals only set a flag, which `poll` turns into `Interrupted`; so no process is started without being recorded.
 3. Exit code 2 means that the configuration is refused, 74 that the last checkpoint cannot be written: never restarted,
-   the whole run ends with its last line.
-   Exit code 0 is an end, unless the program is meant to run until it is stopped. Everything else is a crash: restarted
-   after a growing pause, `max_restarts` times.
-4. Output goes straight into a log file per process, which `poll` reads along: no pipe that can fill or break, and the
-   logs are complete whatever happens to the supervisor.
-5. The line that a process is refused with is not handed on: it comes back as `ProcessFailed` or `reason`, once.
+   the whole run ends with the process's last line.
+   Exit code 0 is a normal end, unless the program is meant to run until it is stopped. Everything else is a crash:
+   restarted after a growing pause, `max_restarts` times.
+4. Output goes directly to a log file per process, which `poll` reads: no pipe can fill or break, and the logs are
+   complete whatever happens to the supervisor.
+5. The error line of a refused process is not passed to `on_line`: `ProcessFailed` or `reason` returns it, once.
 
 Everything here runs in the main thread: Linux ends children "with their parent" when the thread that started them
 ends. `Supervisor` is a context manager; however its block ends, no process is left.
@@ -33,7 +33,7 @@ from typing import IO, Any, Self
 from downpour.launch.roles.entry import NOT_SAVED, REFUSED, TERMINATED
 
 _TICK_S = 0.05
-_REFUSAL = "] error: "  # as `entry.refuse` writes; what a process survives it logs as a warning
+_REFUSAL = "] error: "  # as `entry.refuse` writes; errors that a process survives are warnings
 _CRASH = "] crashed: "  # as `entry.run` writes after a traceback
 _HOLD_S = 60.0  # from an error line to the end of its process, which on a busy machine unloads TensorFlow slowly
 # As the last line of a traceback: `package.SomeError: message`.
@@ -44,7 +44,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
-    """A signal asked the supervisor to end; `code` is the exit code that says so."""
+    """A signal asked the supervisor to end; `code` is the matching exit code."""
 
     def __init__(self, number: int) -> None:
         self.code = 128 + number
@@ -61,7 +61,7 @@ class ProcessFailed(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """What to run.
+    """A program to run.
 
     Attributes:
         name: Unique, for example `ps/3`; names the log file, too.
@@ -96,13 +96,13 @@ class _Watched:
 
 
 class Supervisor:
-    """Runs programs until told otherwise; see the module for its policies.
+    """Runs programs until stopped; the module lists its policies.
 
     Args:
-        log_dir: Gets one `NAME.log` per program, `/` written as `-`.
-        environment: Of every process.
+        log_dir: Folder for one `NAME.log` per program, `/` written as `-`.
+        environment: Environment of every process.
         on_line: Called with name and text of every line that a process writes.
-        grace_s: Between SIGTERM and SIGKILL when stopping.
+        grace_s: Seconds between SIGTERM and SIGKILL when stopping.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def start(self, program: Program) -> None:
-        """Starts a program; its log is begun anew."""
+        """Starts a program and truncates its log."""
         assert program.name not in self._watched, program.name
         log = self._log_dir / f"{program.name.replace('/', '-')}.log"
         log.write_bytes(b"")
@@ -143,7 +143,7 @@ class Supervisor:
         self._launch(watched)
 
     def change_command(self, name: str, command: Sequence[str]) -> None:
-        """What to run when the program must be restarted, for example with the port that it was given."""
+        """Sets the command for restarts of a program, for example with the port that it has bound."""
         watched = self._watched[name]
         watched.program = replace(watched.program, command=command)
 
@@ -157,20 +157,20 @@ class Supervisor:
         return self._num_signals > 1
 
     def ended(self, name: str) -> bool:
-        """Whether a process has ended, seen without restarting it and whatever signals have arrived."""
+        """Whether a process has ended; neither restarts it nor raises for a signal."""
         return not self._reap([name])
 
     def exit_code(self, name: str) -> int | None:
-        """Of a program that ended for good; None while it runs or is about to be restarted."""
+        """Exit code of a program that ended for good; None while it runs or is about to be restarted."""
         watched = self._watched[name]
         return None if watched.process is None or watched.restart_at is not None else watched.process.returncode
 
     def reason(self, name: str) -> str:
-        """What a program ended with, for example `worker/1: no data`."""
+        """Message that a program ended with, for example `worker/1: no data`."""
         return _reason(self._watched[name])
 
     def poll(self) -> None:
-        """Reads new lines, notices what ended, restarts what crashed.
+        """Reads new lines, detects processes that ended, restarts those that crashed.
 
         Raises:
             Interrupted: A signal arrived.
@@ -185,7 +185,7 @@ class Supervisor:
                 self._launch(watched)
 
     def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Polls until the predicate is true; False when `timeout_s` went by first."""
+        """Polls until the predicate is true; returns False after `timeout_s`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not until():
             if deadline is not None and time.monotonic() > deadline:
@@ -200,7 +200,7 @@ class Supervisor:
         self.wait(lambda: self.exit_code(program.name) is not None)
 
     def drain(self, names: Iterable[str], timeout_s: float) -> list[str]:
-        """Lets programs end by themselves, restarting none; names those that had not after `timeout_s`.
+        """Waits for programs to end, restarting none; returns the names of those that run after `timeout_s`.
 
         Raises:
             Interrupted: A signal arrived.
@@ -279,7 +279,7 @@ class Supervisor:
         self._on_line(name, f"[{name}] ended with {_describe(code)}; restart {restarts + 1} of {most} in {pause:.1f} s")
 
     def _read_lines(self, watched: _Watched) -> None:
-        """Hands over the complete lines that the log has gained; of an ended process also the last, incomplete one."""
+        """Passes new complete lines of the log to `on_line`; of an ended process also the last, incomplete one."""
         assert watched.reader is not None
         while line := watched.reader.readline():
             if not line.endswith(b"\n") and watched.running:
@@ -293,7 +293,7 @@ class Supervisor:
                 if _REFUSAL not in text:
                     self._release(watched)
         code = watched.process.returncode if watched.process else None
-        # A process that is stopped in the middle of being refused ends by SIGTERM.
+        # A process that is stopped while it reports its refusal ends by SIGTERM.
         quiet = (None, REFUSED, NOT_SAVED, TERMINATED, -signal.SIGTERM)
         if code not in quiet or time.monotonic() > watched.held_at + _HOLD_S:
             self._release(watched)
@@ -305,7 +305,7 @@ class Supervisor:
 
 
 def _signal_group(watched: _Watched, number: int) -> None:
-    """Signals a process and what it started, unless it has ended (its id may be another's by now)."""
+    """Signals a process and what it started, unless it has ended (its id may have been reused)."""
     if watched.process is not None and watched.running:
         _kill_group(watched.process.pid, number)
 
@@ -318,7 +318,7 @@ def _kill_group(pid: int, number: int) -> None:
 
 
 def _poll(process: subprocess.Popen[bytes]) -> int | None:
-    """Its exit code, None while it runs. What it leaves behind is killed before its process id is free again."""
+    """Exit code, None while it runs. The rest of its process group is killed before its process id is free again."""
     if process.returncode is None and hasattr(os, "waitid"):
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             _kill_group(process.pid, signal.SIGKILL)

@@ -1,1 +1,1 @@
-"""What a user looks at: pictures of a run."""
+"""Plots of a run."""

@@ -1,7 +1,7 @@
-"""The picture of a run: loss and held-out score over steps, out of `history.jsonl`.
+"""Plots a run: loss and held-out score over steps, from `history.jsonl`.
 
-The chief appends one JSON object a line: `{"kind": "loss", "step", "seconds", "loss"}` and `{"kind": "score", "step",
-"seconds", "map_at_100", "map_at_100_unweighted"}`. matplotlib is imported here alone, and only when it draws.
+The chief appends one JSON object per line: `{"kind": "loss", "step", "seconds", "loss"}` and `{"kind": "score", "step",
+"seconds", "map_at_100", "map_at_100_unweighted"}`. matplotlib is imported only here, and only to draw.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def learning_curve(run_dir: Path) -> Path:
 
 
 def read_history(run_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Losses and scores in the order of their steps. A last line that was cut off is left out."""
+    """Reads losses and scores in the order of their steps. Lines that are no JSON are skipped."""
     path = run_dir / HISTORY_FILE
     if not path.exists():
         raise ValueError(f"no {path}; give the folder of a run that has trained")
@@ -55,7 +55,7 @@ def read_history(run_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, An
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
-    """The mean over a centred window of `width` values, less what lies beyond either end."""
+    """The mean over a centred window of `width` values, truncated at either end."""
     half = width // 2
     sums = [0.0]
     for value in values:
@@ -65,7 +65,7 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
 
 
 def cost_table(summary: Mapping[str, Any]) -> str:
-    """What a step and a process cost, for people; rows that the summary has no numbers for are left out."""
+    """Table of the costs of a step and a process; rows that the summary has no numbers for are left out."""
     rows = []
     seconds = summary.get("seconds_per_step")
     if seconds:
@@ -80,7 +80,7 @@ def cost_table(summary: Mapping[str, Any]) -> str:
 
 
 def early_end(summary: Mapping[str, Any], job: Job) -> str:
-    """Why training ended before its steps and how to go on, as one line; "" after all steps."""
+    """Why training ended before its steps and how to continue, as one line; "" after all steps."""
     if summary.get("ended_by", "steps") == "steps":
         return ""
     why = {"max_train_s": f"after max_train_s, {job.max_train_s:g} s of training,"}.get(summary["ended_by"], "early")
@@ -88,7 +88,7 @@ def early_end(summary: Mapping[str, Any], job: Job) -> str:
 
 
 def title(summary: Mapping[str, Any]) -> str:
-    """For example `quickstart: 17 shards, 2 workers, head in 50 slices`."""
+    """Title such as `quickstart: 17 shards, 2 workers, head in 50 slices`."""
     parts = [
         f"{summary[key]:,} {noun}" if key != "head_slices" else f"head in {summary[key]} slices"
         for key, noun in (("num_ps", "shards"), ("num_workers", "workers"), ("head_slices", ""))
@@ -138,7 +138,7 @@ def _draw_losses(axes: Any, losses: list[dict[str, Any]]) -> None:
 
 
 def _draw_scores(axes: Any, scores: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
-    """Two curves and, dashed in the same colours, what guessing would score."""
+    """Draws two curves and, dashed in the same colours, the scores of guessing."""
     curves = (
         ("map_at_100", "chance_weighted", "weighted by popularity", _SCORE),
         ("map_at_100_unweighted", "chance", "unweighted", _SCORE_2),

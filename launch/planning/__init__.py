@@ -1,1 +1,1 @@
-"""What a cluster will do before there is one: a queueing model and its costs."""
+"""Predicts a cluster's performance: a queueing model and its costs."""

@@ -1,4 +1,4 @@
-"""What one step asks of every shard, by the layout and the job: bytes on the wire, core-seconds. Pure.
+"""Demand of one step on every shard, by layout and job: bytes on the wire, core-seconds. Pure.
 
 Bytes are those of the payloads, as `downpour.worker.exchange.packing` cuts a push and the shards answer a pull; gRPC
 and TCP add about one percent.
@@ -30,14 +30,14 @@ def push_bytes(layout: Layout, shard: int, job: Job) -> int:
 
 
 def pull_bytes(layout: Layout, shard: int, job: Job) -> float:
-    """Bytes of one pull from a shard; of differences, with its share of those between publications."""
+    """Bytes of one pull from a shard; for differences, with its share of a publication."""
     wire = codec.WIRE_DTYPES[codec.CODECS[job.exchange.codec]].itemsize
     num_trained, num_frozen = layout.num_trained(shard), layout.size(shard) - layout.num_pushed(shard)
     if job.exchange.pull == "live":
         return wire * (num_trained + num_frozen) + _statistics_bytes(layout, shard)
     blocks = codec.blocks_bytes(codec.BLOCK_CODECS[job.exchange.pull], num_trained)
     pulls = job.publish_every / job.cluster.num_workers  # of one worker, to one publication
-    # Where there are more publications than pulls, a worker misses some, and is told whole ones.
+    # If publications are more frequent than pulls, a worker misses some, and is sent whole ones.
     publication = blocks / pulls if pulls >= 1 else wire * num_trained
     return blocks + publication + _statistics_bytes(layout, shard)
 
@@ -48,14 +48,14 @@ def _statistics_bytes(layout: Layout, shard: int) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Core-seconds of one kind of call on one side: so many for the call, so many for each parameter of the shard."""
+    """Core-seconds of one kind of call on one side: a constant per call, and a part per parameter of the shard."""
 
     per_call_s: float = 0.0
     per_element_s: float = 0.0
 
     @classmethod
     def through(cls, small: tuple[int, float], large: tuple[int, float]) -> Cost:
-        """From the core-seconds that shards of two sizes took: (parameters, core-seconds), the smaller shard first."""
+        """Fits a cost to shards of two sizes: (parameters, measured core-seconds), the smaller shard first."""
         (few, less_s), (many, more_s) = small, large
         slope = (more_s - less_s) / (many - few) if many > few else 0.0
         slope = min(max(slope, 0.0), more_s / many if many else 0.0)  # noise must not make a cost negative
@@ -68,7 +68,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What calls cost: on the shard and in the worker."""
+    """Costs of calls: on the shard and in the worker."""
 
     shard_push: Cost = Cost()
     shard_pull: Cost = Cost()

@@ -1,18 +1,18 @@
-"""How fast a fleet of workers and shards is, and how stale its gradients: a closed queueing network, simulated.
+"""Simulates the speed and staleness of a fleet of workers and shards, as a closed queueing network.
 
 Each of W workers computes for a while, then pushes to every shard, then pulls from every shard, a few calls at a time,
-as `downpour.worker.exchange.exchange` does (with overlap it computes meanwhile). A call passes stations one after
-another, each of which serves one call after another:
+as `downpour.worker.exchange.exchange` does (with overlap it computes meanwhile). A call passes these stations in turn,
+each of which serves one call after another:
 
     push   the worker's cores, the worker's line, the shard's line, the shard's cores
     pull   the shard's cores, the shard's line, the worker's line, the worker's cores
 
-Messages are streams: the next station begins as soon as the one before does, and the call is over when the last of them
-is. A push raises the shard's version at its end; a pull reads it when the shard begins to send; between them lies the
-staleness, counted as `downpour.ps.shard.shard` counts it.
+Messages are streams: a station begins as soon as the one before has begun, and the call ends when all stations have
+ended. A push increments the shard's version when it ends; a pull reads the version when the shard begins to send. The
+difference is the staleness, counted as in `downpour.ps.shard.shard`.
 
-Left out: what a message takes to arrive on an idle line, lost packets, restarts, checkpoints, that a shard receives
-three pushes at a time. Pure and seeded: the same fleet and seed give the same prediction.
+Not modelled: latency of an idle line, lost packets, restarts, checkpoints, and that a shard receives three pushes at a
+time. Pure and seeded: the same fleet and seed give the same prediction.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import numpy as np
 
 BUCKETS = 256  # of the staleness histogram, as shards count it; the last holds all above
 _CALLS_AT_A_TIME = 5  # threads of a worker's exchange
-_MAX_CALLS = 60_000  # that are simulated, about half a second's work
+_MAX_CALLS = 60_000  # simulated by default, about half a second's work
 _WARM_UP = 0.25  # share of them that does not count
 COMPUTE_TIMES = ("constant", "lognormal", "exponential")
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one push or pull of one shard takes.
+    """Costs of one push to or pull from one shard.
 
     Attributes:
-        num_bytes: On the wire.
+        num_bytes: Bytes on the wire.
         shard_s: Core-seconds of the shard.
         worker_s: Core-seconds of the worker.
     """
@@ -50,22 +50,22 @@ class Call:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What is simulated.
+    """The fleet to simulate.
 
     Attributes:
-        num_workers: W.
+        num_workers: Number of workers, W.
         compute_s: Mean seconds of computing one gradient.
-        pushes: One a shard.
-        pulls: One a shard.
+        pushes: One call per shard.
+        pulls: One call per shard.
         compute: Distribution of the computing times, one of `COMPUTE_TIMES`.
-        spread: Standard deviation of lognormal ones, of the mean.
+        spread: Standard deviation of lognormal times, relative to the mean.
         exponential_calls: Whether the stations' times are exponential too (to compare with textbooks).
         overlap: Whether a worker computes while it exchanges.
-        shard_cores: Of each shard.
-        worker_cores: Of each worker, for the exchange.
-        shared_cores: Not 0: so many cores do the work of all shards and workers instead.
-        shard_bytes_per_s: Line of each shard, each way.
-        worker_bytes_per_s: Line of each worker, each way.
+        shard_cores: Cores of each shard.
+        worker_cores: Cores of each worker, for the exchange.
+        shared_cores: If not 0, cores that all shards and workers share instead.
+        shard_bytes_per_s: Line rate of each shard, each way.
+        worker_bytes_per_s: Line rate of each worker, each way.
     """
 
     num_workers: int
@@ -114,7 +114,7 @@ class Fleet:
         }
 
     def workers_limit(self) -> float:
-        """Steps a second of workers that no shard lets wait: of one alone, times their number."""
+        """Steps a second of workers that no shard delays: one worker's rate times their number."""
         calls = [*self.pushes, *self.pulls]
         exchange_s = max(
             sum(call.num_bytes for call in calls) / self.worker_bytes_per_s,
@@ -128,7 +128,7 @@ class Fleet:
         return min(limit for name, limit in self.limits().items() if not name.startswith("workers'"))
 
     def bottleneck(self) -> str:
-        """The resource to have more of: of the shards' if they allow less than the workers could do, else of these."""
+        """The limiting resource: the shards' if they allow less than the workers could do, else the workers'."""
         of_workers = self.workers_limit() <= self.shards_limit()
         limits = {name: limit for name, limit in self.limits().items() if name.startswith("workers'") == of_workers}
         return min(limits, key=limits.__getitem__)
@@ -136,13 +136,13 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a simulation gave.
+    """Result of a simulation.
 
     Attributes:
-        steps_per_second: Of all workers together, each one push and pull of everything.
+        steps_per_second: Steps of all workers together; each pushes to and pulls from every shard once.
         staleness: [BUCKETS] pushes by staleness, over all shards.
         exchange_s: Mean seconds from the first byte of a push to the last of the pulls that follow it.
-        bytes_pulled: Mean of a step.
+        bytes_pulled: Mean bytes of a step.
     """
 
     steps_per_second: float
@@ -157,7 +157,7 @@ class Prediction:
 
 
 def mean_of(histogram: np.ndarray) -> float:
-    """Mean of a histogram whose bucket i holds how often i was seen."""
+    """Mean of a histogram whose bucket i counts the value i."""
     return float(histogram @ np.arange(histogram.size) / max(1, histogram.sum()))
 
 
@@ -167,17 +167,17 @@ def percentile_of(histogram: np.ndarray, share: float) -> int:
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """How different two histograms are: the largest difference of their cumulative shares, 0 to 1 (Kolmogorov's)."""
+    """Distance of two histograms: the largest difference of their cumulative shares, 0 to 1 (Kolmogorov's)."""
     shares = [np.cumsum(histogram) / max(1, histogram.sum()) for histogram in (one, other)]
     return float(np.abs(shares[0] - shares[1]).max())
 
 
 def simulate(fleet: Fleet, seed: int = 0, num_steps: int = 0) -> Prediction:
-    """Lets a fleet work.
+    """Simulates a fleet.
 
     Args:
         fleet: The fleet.
-        seed: Of the computing times.
+        seed: Seed of all random times.
         num_steps: Steps of all workers together; 0 for as many as take about half a second.
     """
     num_steps = num_steps or max(4 * fleet.num_workers, _MAX_CALLS // (2 * len(fleet.pushes)))
@@ -189,11 +189,11 @@ def _over(capacity: float, demand: float) -> float:
 
 
 class _Station:
-    """Some servers of one queue.
+    """A queue with one or more servers.
 
     Attributes:
-        free: Heap: when each server has nothing left to do.
-        rate: Work that one server does in a second: core-seconds, or bytes.
+        free: Heap of the times at which each server becomes idle.
+        rate: Work of one server in a second: core-seconds, or bytes.
     """
 
     def __init__(self, capacity: float, num_servers: int) -> None:
@@ -201,16 +201,16 @@ class _Station:
 
     @classmethod
     def of_cores(cls, cores: float) -> _Station:
-        """A part of a core is one slow server."""
+        """Returns a station of cores; a part of a core is one slow server."""
         return cls(cores, max(1, int(cores)))
 
 
 class _Worker:
-    """One worker: the versions it works with, and what is under way of its exchange.
+    """One worker: the versions it works with, and its calls in flight.
 
     Attributes:
-        bases: Versions that the gradient being computed is of.
-        pushed: Versions that the gradient being pushed is of.
+        bases: Versions that the gradient being computed is based on.
+        pushed: Versions that the gradient being pushed is based on.
         pulled: Versions of the latest pulls.
         calls: (is a push, shard), in the order in which they begin.
     """
@@ -228,7 +228,7 @@ class _Worker:
 
 @dataclass(slots=True)
 class _Open:
-    """A call under way: `stages` are the stations and what each has to do, `at` the next of them."""
+    """A call in flight: `stages` are the stations and the work of each, `at` is the next of them."""
 
     worker: _Worker
     is_push: bool
@@ -239,7 +239,7 @@ class _Open:
 
 
 class _Simulation:
-    """Events in the order of their times; see the module."""
+    """Processes events in the order of their times; see the module."""
 
     def __init__(self, fleet: Fleet, rng: random.Random) -> None:
         self._fleet, self._random = fleet, rng
@@ -264,7 +264,7 @@ class _Simulation:
         self._shard_in = [_Station(fleet.shard_bytes_per_s, 1) for _ in shards]
 
     def run(self, num_steps: int) -> Prediction:
-        """Until so many steps are done."""
+        """Simulates until `num_steps` steps are done."""
         warm_up, began, now = int(num_steps * _WARM_UP), 0.0, 0.0
         for worker in self._workers:  # in the middle of computing, so that they do not begin together
             self._at(self._random.random() * self._compute_s(), self._on_computed, worker)
@@ -283,7 +283,7 @@ class _Simulation:
         )
 
     def _at(self, time: float, action: Callable[[float, Any], None], argument: object) -> None:
-        self._count += 1  # keeps what happens at one moment in order
+        self._count += 1  # keeps simultaneous events in order
         heapq.heappush(self._events, (time, self._count, action, argument))
 
     def _compute_s(self) -> float:
@@ -301,7 +301,7 @@ class _Simulation:
             self._begin_exchange(now, worker)
 
     def _begin_exchange(self, now: float, worker: _Worker) -> None:
-        """And, with overlap, the next computation, from what the exchange before has pulled."""
+        """Begins an exchange and, with overlap, the next computation, from the previous exchange's parameters."""
         worker.computed, worker.next, worker.began = False, 0, now
         worker.pushed, worker.waiting = worker.bases, dict.fromkeys(range(len(worker.bases)))
         if self._fleet.overlap:
@@ -329,13 +329,13 @@ class _Simulation:
         else:
             stages = [(self._shard_cores[shard], self._fleet.pulls[shard].shard_s)]
         opened = _Open(worker, is_push, shard, stages)
-        if not is_push and shard in worker.waiting:  # for its push, and keeps one of the worker's places meanwhile
+        if not is_push and shard in worker.waiting:  # waits for its push, and occupies one of the threads
             worker.waiting[shard] = opened
         else:
             self._serve(now, opened)
 
     def _serve(self, now: float, call: _Open) -> None:
-        """Takes a call from station to station for as long as none of them lets it wait."""
+        """Moves a call from station to station until it must wait at one."""
         while call.at < len(call.stages):
             station, work = call.stages[call.at]
             call.at += 1
@@ -356,7 +356,7 @@ class _Simulation:
         self._at(max(now, call.end), self._on_done, call)
 
     def _send(self, call: _Open) -> None:
-        """The shard has begun to send what a pull asks for."""
+        """Records a pull's version as the shard begins to send, and adds the stages of the reply."""
         shard, worker, pull = call.shard, call.worker, self._fleet.pulls[call.shard]
         worker.pulled[shard] = self._versions[shard]
         self._bytes += pull.num_bytes

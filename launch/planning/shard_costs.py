@@ -1,10 +1,10 @@
 """Measures, on this machine, what a push and a pull of one shard cost: core-seconds of the shard and of the workers.
 
-A real shard process on loopback, started as production starts it, and a few real clients in this process: what a
-worker does for one shard, without a gradient being computed. Measured for the largest shard of two layouts, one with
-several times as many shards, so that the costs of any number of shards follow (`downpour.launch.planning.demand.Cost`).
+Runs a real shard process on loopback, started as in production, and a few real clients in this process, which do what a
+worker does for one shard, without computing gradients. Measures the largest shard of two layouts, one with several
+times as many shards, so that the costs of any number of shards follow (`downpour.launch.planning.demand.Cost`).
 
-Threads: one a client, which all end before `measure` does.
+Threads: one per client; all end before `measure` returns.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.packing import Packer
 from downpour.worker.exchange.pulled import Pulled
 
-_CLIENTS = 4  # at once: pushes that wait are applied together, as they are in a fleet
+_CLIENTS = 4  # concurrent, so that pushes are applied by group commit, as in a fleet
 _TIMES_AS_MANY = 4  # shards of the second layout
 _TIMEOUT_S = 120.0
 
 
 def measure(job: Job, layout: Layout, seconds: float, *, mutual_tls: bool) -> Costs:
-    """Costs of the job's calls.
+    """Measures the costs of the job's calls.
 
     Args:
         job: The job.
         layout: Its layout.
         seconds: How long each of the four measurements takes.
-        mutual_tls: Whether they are encrypted, with certificates made for this.
+        mutual_tls: Whether calls are encrypted, with certificates made for this.
 
     Raises:
         ValueError: The shard process does not start, or TLS' packages are missing.
@@ -71,7 +71,7 @@ def measure(job: Job, layout: Layout, seconds: float, *, mutual_tls: bool) -> Co
 
 @contextmanager
 def _shard(job: Job, layout: Layout, shard: int, scratch: Path, certificates: Path | None) -> Iterator[tuple[str, int]]:
-    """A shard process that holds zeros: its address and process id."""
+    """Runs a shard process that holds zeros; yields its address and process id."""
     folder = scratch / str(layout.num_shards)
     with Supervisor(folder, os.environ) as supervisor:
         port_file = folder / "port"
@@ -115,7 +115,7 @@ def _costs_of(
     clients = [_Client(job, layout, shard, address, index, security) for index in range(_CLIENTS)]
     try:
         for client in clients:
-            client.both()  # compiles and fills what the first call does
+            client.both()  # warm-up: compiles and allocates
         shard_push, worker_push = _core_s(clients, _Client.push, pid, seconds)
         shard_both, worker_both = _core_s(clients, _Client.both, pid, seconds)
     finally:
@@ -125,7 +125,7 @@ def _costs_of(
 
 
 def _core_s(clients: list[_Client], action: Callable[[_Client], None], pid: int, seconds: float) -> tuple[float, float]:
-    """Core-seconds of one action, of the shard and of the workers, when all clients do it again and again."""
+    """Core-seconds of one action, of the shard and of the workers, while all clients repeat it."""
     shard, workers = psutil.Process(pid), psutil.Process()
     counts, stop = [0] * len(clients), threading.Event()
 
@@ -151,7 +151,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 class _Client:
-    """What a worker has of one shard."""
+    """A worker's client of one shard."""
 
     def __init__(self, job: Job, layout: Layout, shard: int, address: str, index: int, security: Security) -> None:
         wire = codec.CODECS[job.exchange.codec]
@@ -189,5 +189,5 @@ class _Client:
         self._client.pull(self._request, self._pulled)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._client.close()

@@ -47,7 +47,7 @@ from downpour.ps.schedules import StaircaseExponential
 
 
 def job() -> Job:
-    """See the module."""
+    """Returns the job; see the module."""
     return Job(
         name="jft300m",
         model=ResNet(depth=101),

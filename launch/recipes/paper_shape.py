@@ -1,6 +1,6 @@
 """Paper shape: the true model and cluster of Sun et al. 2017 (arXiv 1707.02968, section 4.1) on generated images.
 
-What it is for: to see what one step costs. ResNet-101 at 299 x 299 with 18,291 labels, 80.0 M parameters on 17 shards,
+Purpose: to measure what one step costs. ResNet-101 at 299 x 299 with 18,291 labels, 80.0 M parameters on 17 shards,
 the head of 2048 x 18291 weights in 50 slices. The images are made up, so the score says nothing; everything that
 moves and is stored has the paper's size.
 
@@ -24,7 +24,7 @@ from downpour.ps.schedules import Constant
 
 
 def job() -> Job:
-    """See the module."""
+    """Returns the job; see the module."""
     return Job(
         name="paper_shape",
         model=ResNet(depth=101),

@@ -28,7 +28,7 @@ from downpour.ps.schedules import StaircaseExponential
 
 
 def job() -> Job:
-    """See the module."""
+    """Returns the job; see the module."""
     return Job(
         name="quickstart",
         model=ResNet(depth=18, width=16, stem="3x3/2", head_bias=-4.0, norm_momentum=0.9),

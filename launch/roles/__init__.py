@@ -1,1 +1,1 @@
-"""What every role's process needs: topology, flags of security, its beginning and its end."""
+"""Common to the processes of all roles: topology, security flags, start and end."""

@@ -1,11 +1,11 @@
-"""How a role ends when it gets SIGTERM: what it does first, and that nothing keeps it from ending.
+"""Ends a role at SIGTERM: runs an action first, and lets nothing block the end.
 
-A handler of Python runs once the main thread is back in Python, from which a compiled step keeps it for seconds, and
-must not wait for a lock that the main thread holds. So the signal only wakes a thread, and that does the work. Process
-1 of a container has no default for SIGTERM; a role that has called `on_sigterm` ends there as well.
+A Python signal handler runs only once the main thread is back in Python code, which a compiled step delays for seconds,
+and must not wait for a lock that the main thread holds. So the signal only wakes a thread, which does the work. Process
+1 of a container has no default action for SIGTERM; a role that has called `on_sigterm` ends there as well.
 
-Exit code 143 says that the process was told to end and did: a cluster that took its machine away starts it elsewhere.
-Imports nothing that a shard does not have.
+Exit code 143 means that the process ended at SIGTERM: a cluster that reclaimed its machine restarts it elsewhere.
+Imports only what a shard has installed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def end_now() -> NoReturn:
 
 
 def on_sigterm(action: Callable[[], object] = end_now) -> None:
-    """Has a thread of its own call `action` at SIGTERM; a second SIGTERM ends the process at once.
+    """Has a separate thread call `action` at SIGTERM; a second SIGTERM ends the process at once.
 
-    Called from the main thread, again whenever there is something else to do.
+    Called from the main thread; a later call replaces the action.
     """
     first = not _actions
     _actions[:] = [action]

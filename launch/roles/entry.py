@@ -1,4 +1,4 @@
-"""How every process begins and ends: flags, log prefix, allocator, errors as exit codes, death with its parent.
+"""Starts and ends every process: flags, log prefix, allocator, errors as exit codes, end with its parent.
 
 A role's module defines its flags at import, and its whole `main` is one call:
 
@@ -10,15 +10,14 @@ A role's module defines its flags at import, and its whole `main` is one call:
     def _run() -> int | None: ...
 
 Exit codes: 0 done, 1 a crash (its traceback and, last, one line with its cause), 2 the user or the cluster must mend
-something (one line on stderr, never a traceback unless `--verbosity=1`), 69 a peer did not answer for as long as it was
-told to try, or the chief has lost what it knew of a worker (likewise one line; starting the process again may help), 74
-the last checkpoint cannot be written and the shards still hold the parameters (a chief that is started again writes
-it), 130 interrupted, 143 told to end by SIGTERM (`downpour.launch.roles.ending`).
+something (one line on stderr, never a traceback unless `--verbosity=1`), 69 a peer did not answer within the configured
+time, or the chief has no record of a worker's lease (one line, too; restarting the process may help), 74 the last
+checkpoint cannot be written and the shards still hold the parameters (a restarted chief writes it), 130 interrupted,
+143 ended by SIGTERM (`downpour.launch.roles.ending`).
 
-Log lines read `[worker/3 step=120 version=118] message`. `set_role` says what stands before the first blank,
-`set_context(step=120, version=118)` what follows; the context belongs to the process, not to a thread, and a
-value of None takes a key away. Imports absl, our errors and how they are described, nothing else: a shard runs this
-too.
+Log lines read `[worker/3 step=120 version=118] message`. `set_role` sets the part before the first blank,
+`set_context(step=120, version=118)` the rest; the context belongs to the process, not to a thread, and a value of None
+removes a key. Imports only absl, our errors and their description, since a shard runs this too.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def run(main: Callable[[], int | None], role: str) -> NoReturn:
 
     Args:
         main: Does the work. Its integer, if any, is the exit code.
-        role: Stands before log lines and errors until `set_role` says more, for example `worker`.
+        role: Prefix of log lines and errors until `set_role` is called, for example `worker`.
     """
     set_role(role)
     try:
@@ -87,13 +86,13 @@ def run(main: Callable[[], int | None], role: str) -> NoReturn:
 
 
 def set_role(role: str) -> None:
-    """Says who is logging, for example `worker/3`."""
+    """Sets the role in the log prefix, for example `worker/3`."""
     global _role
     _role = role
 
 
 def set_context(**values: object) -> None:
-    """Adds to what stands in every log line's prefix, for example `set_context(step=120)`; None takes it away."""
+    """Adds keys to every log line's prefix, for example `set_context(step=120)`; None removes a key."""
     global _context
     _context = {key: value for key, value in (_context | values).items() if value is not None}
 
@@ -113,7 +112,7 @@ def refuse(error: BaseException) -> int:
 
 
 class _Formatter(python_logging.Formatter):
-    """Puts the prefix before each record; warnings and worse are named."""
+    """Puts the prefix before each record, and the level's name before warnings and worse."""
 
     def format(self, record: python_logging.LogRecord) -> str:
         """See `logging.Formatter`."""
@@ -151,7 +150,7 @@ def _start_logging() -> None:
 
 
 def _set_allocator() -> None:
-    """Makes memory steady; other C libraries than glibc are left as they are."""
+    """Sets glibc's options above; other C libraries are left as they are."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         for option, value in _ALLOCATOR:
@@ -159,7 +158,7 @@ def _set_allocator() -> None:
 
 
 def _die_with_parent(parent: int) -> None:
-    """Asks Linux for SIGTERM when the parent dies; ends now if it is already gone.
+    """Requests SIGTERM from Linux when the parent dies; ends now if it has already died.
 
     Linux means the parent's thread: a parent must start us from a thread that lives as long as it does.
     """
@@ -171,6 +170,6 @@ def _die_with_parent(parent: int) -> None:
 
 
 def parent_is_gone() -> bool:
-    """Whether this process is to die with its parent, and that has died."""
+    """Whether `--die_with_parent` is set and that parent has died."""
     parent = _DIE_WITH_PARENT.value
     return bool(parent) and os.getppid() != parent

@@ -1,8 +1,7 @@
-"""Initial values from elsewhere: `--init_from=PATH`, and `--init_only=PATTERN,...` for some of the variables.
+"""Initial values from a file: `--init_from=PATH`, and `--init_only=PATTERN,...` for some of the variables.
 
-The path is a Keras file (`.keras`, `.weights.h5` or `.h5`), a checkpoint, or the folder of a run, which stands for its
-newest checkpoint that is not damaged. Values are found by the names of variables, so that a network with another head
-can be the source:
+The path is a Keras file (`.keras`, `.weights.h5` or `.h5`), a checkpoint, or the folder of a run, for its newest
+undamaged checkpoint. Values are found by the names of variables, so that a network with another head can be the source:
 
     downpour local --recipe=quickstart --init_from=runs/first --init_only='stem_*,stage*' --run_dir=runs/second
 
@@ -44,7 +43,7 @@ class Source:
     only: tuple[str, ...] = ("*",)
 
     def flags(self) -> dict[str, str]:
-        """The flags that tell a chief."""
+        """Flags that pass this source to a chief."""
         return {"init_from": self.path, "init_only": ",".join(self.only)}
 
 
@@ -56,10 +55,10 @@ def define_flags() -> None:
 
 
 def from_flags(run_dir: Path) -> Source | None:
-    """What the flags say; None without `--init_from`.
+    """Returns the source of the flags; None without `--init_from`.
 
     Raises:
-        ValueError: There are patterns but nothing to read, or it is what a new run in `run_dir` removes.
+        ValueError: Patterns lack a source, `--resume` is set, or a new run in `run_dir` removes the source.
     """
     path, only = flags.FLAGS["init_from"].value, tuple(flags.FLAGS["init_only"].value or ())
     if not path:
@@ -75,9 +74,9 @@ def from_flags(run_dir: Path) -> Source | None:
 
 
 def check(source: Source) -> None:
-    """Raises `ValueError` for what can be known to be wrong before a process starts, without TensorFlow."""
+    """Raises `ValueError` for mistakes that can be found before a process starts, without TensorFlow."""
     if _is_folder(source.path):
-        load_checkpoint(source.path, lambda saved: None)  # whoever reads the values looks at the files
+        load_checkpoint(source.path, lambda saved: None)  # files are verified when values are read
     elif not Path(source.path).exists():
         raise ValueError(f"--init_from={source.path} is missing; give {_ACCEPTED}")
     elif weights.file_ending(source.path) is None:
@@ -88,11 +87,11 @@ def load_checkpoint(path: str, verify: Callable[[Checkpoint], None] = Checkpoint
     """The checkpoint in a folder, or the newest complete one of a run's folder that is not damaged; a path or a URL.
 
     Args:
-        path: Of either.
-        verify: Says whether one of a run's folder is damaged; see `checkpoint.newest`.
+        path: Path or URL of either folder.
+        verify: Raises for a damaged checkpoint of a run's folder; see `checkpoint.newest`.
 
     Raises:
-        ValueError: There is none, it is or all are damaged, or the folder cannot be read.
+        ValueError: There is no undamaged checkpoint, or the folder cannot be read.
     """
     try:
         folder = Folder(path)
@@ -110,13 +109,13 @@ def load_checkpoint(path: str, verify: Callable[[Checkpoint], None] = Checkpoint
 
 
 def values(model: Any, layout: Layout, source: Source | None, wire: str = "float32") -> list[np.ndarray]:
-    """One array a variable, in the layout's order: fresh ones, and in place of some of them those of the source.
+    """Returns one array per variable, in the layout's order: the source's where its patterns match, else fresh ones.
 
     Args:
         model: A built model with fresh values.
-        layout: Of its variables.
-        source: None for fresh values alone.
-        wire: The exchange's codec, which must be able to carry them.
+        layout: Layout of its variables.
+        source: Where values are read; None for fresh values alone.
+        wire: The exchange's codec, which must be able to represent them.
 
     Raises:
         ValueError: The source cannot be read, lacks a matching variable or has it in another shape, a pattern matches
@@ -156,7 +155,7 @@ def _check_finite(layout: Layout, values: Iterable[np.ndarray], wire: str) -> No
 
 
 def _is_folder(path: str) -> bool:
-    """Whether it can only be a checkpoint or a run; these may be in an object store, Keras's files may not."""
+    """Whether the path can only be a checkpoint or a run; these may be in an object store, Keras' files may not."""
     return "://" in path or Path(path).is_dir()
 
 

@@ -1,13 +1,13 @@
-"""The flags of a role that say who it is, whom it answers and who may look after it.
+"""The flags of a role for its identity, access to it and its health service.
 
 | flag | roles | meaning |
 |---|---|---|
 | `--tls` | all | folder with `tls.crt`, `tls.key` and `ca.crt` of the role; `downpour certs` makes them |
-| `--token_file` | all | file with the job's token, which then goes with every call |
+| `--token_file` | all | file with the job's token, which is then sent with every call |
 | `--health_port` | all | port of grpc.health.v1, in plain text; none by default |
 | `--listen_in_plain_text_on_the_network` | ps, chief | without it a server listens on loopback or with `--tls` |
 
-Imports nothing that a shard does not have.
+Imports only what a shard has installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from downpour.proto.security.certificates import Certificates
 from downpour.proto.security.config import PLAIN, Security, read_token
 
 _PORT = {"lower_bound": 0, "upper_bound": 65535}
-_MOST_FILES = 1 << 16  # enough, and what closes every possible descriptor stays fast
+_MOST_FILES = 1 << 16  # enough, and code that closes every possible descriptor stays fast
 
 
 def define_flags(role: str) -> None:
@@ -40,7 +40,7 @@ def define_flags(role: str) -> None:
 
 
 def from_flags(role: str) -> Security:
-    """What the flags say.
+    """Returns the security settings of the flags.
 
     Raises:
         ValueError: The certificate or the token cannot be used by this role.
@@ -67,7 +67,7 @@ def health(ready: Callable[[], bool]) -> contextlib.AbstractContextManager[objec
 
 
 def prepare_server() -> None:
-    """Files that this process makes are for its user alone; as many connections as the system allows."""
+    """Makes new files private to this user, and raises the limit of open files for many connections."""
     os.umask(0o077)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)

@@ -1,6 +1,6 @@
 """The one description of a cluster, and the command of every process in it.
 
-Local emulation, manifests and tests all start roles through `command`; every role learns where it stands through
+Local emulation, manifests and tests all start roles through `command`; every role gets the cluster and its own index by
 `from_flags`, from its flags or from `TF_CONFIG` (as a Kubeflow TFJob sets it). A role's module does
 
     topology.define_flags("worker")            # at import
@@ -8,7 +8,7 @@ Local emulation, manifests and tests all start roles through `command`; every ro
 
 | flag | roles | meaning |
 |---|---|---|
-| `--index` | ps, worker | which of its role this process is |
+| `--index` | ps, worker | index of this process in its role |
 | `--recipe`, `--set` | worker, chief, evaluator | the job (read by `downpour.launch.job.recipe`) |
 | `--run_dir` | worker, chief, evaluator | where the job writes |
 | `--ps`, `--chief` | worker, chief, evaluator | addresses; without them TF_CONFIG decides |
@@ -18,12 +18,12 @@ Local emulation, manifests and tests all start roles through `command`; every ro
 | `--host`, `--port`, `--port_file` | ps, chief | where to listen; where to write the port |
 | `--checkpoint_dir` | chief | where checkpoints go, a path or a URL that shards and evaluator reach, too |
 | `--resume`, `--resume_if_any` | chief | empty shards continue from the newest checkpoint |
-| `--overwrite` | chief | a new run removes what another one has left in `--run_dir` and `--checkpoint_dir` |
-| `--job_id` | chief | id of a run that begins; with the same id again, it goes on |
-| `--arena` | ps | file with the shard's numbers |
+| `--overwrite` | chief | a new run removes another run's files in `--run_dir` and `--checkpoint_dir` |
+| `--job_id` | chief | id of a new run; a restart with the same id continues it |
+| `--arena` | ps | file with the shard's state |
 | `--tls`, `--token_file`, `--health_port` | all | see `downpour.launch.roles.security` |
 
-Imports nothing that a shard does not have.
+Imports only what a shard has installed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ FlagValue = str | int | float | Path | bool | Iterable[str] | None
 
 @dataclass(frozen=True)
 class Topology:
-    """Where every process of a cluster is.
+    """Addresses and numbers of a cluster's processes.
 
     Attributes:
         ps: `host:port` of every shard, in order.
@@ -75,11 +75,11 @@ class Topology:
             raise ValueError(f"two shards have the address {repeated[0]}; give every shard its own")
 
     def address(self, role: str, index: int) -> str:
-        """Of a role that listens, `ps` or `chief`."""
+        """Address of a role that listens, `ps` or `chief`."""
         return self.chief if role == "chief" else self.ps[index]
 
     def flags(self) -> dict[str, FlagValue]:
-        """The flags that tell a worker, chief or evaluator of this cluster."""
+        """Flags that describe this cluster to a worker, chief or evaluator."""
         return {"ps": ",".join(self.ps), "chief": self.chief}
 
 
@@ -88,7 +88,7 @@ def command(role: str, index: int, values: Mapping[str, FlagValue], python: str 
 
     Args:
         role: One of `ROLES`.
-        index: Which of its role.
+        index: Index in its role.
         values: Flags by name. None and "" are left out, True becomes `--name`, False `--noname`, a list one flag
             per entry.
         python: Interpreter.
@@ -99,7 +99,7 @@ def command(role: str, index: int, values: Mapping[str, FlagValue], python: str 
 
 
 def flag_arguments(values: Mapping[str, FlagValue]) -> list[str]:
-    """Flags as `command` writes them."""
+    """Formats flags as `command` describes."""
     arguments: list[str] = []
     for name, value in values.items():
         if isinstance(value, bool):
@@ -149,7 +149,7 @@ def define_checkpoint_flags() -> None:
 
 
 def checkpoint_flags() -> dict[str, FlagValue]:
-    """What was given of those, for another process."""
+    """The flags of `define_checkpoint_flags` that were given, for another process."""
     values = {name: _value(name, None) for name in ("checkpoint_dir", "resume", "resume_if_any", "overwrite")}
     return {name: value for name, value in values.items() if value}
 
@@ -160,15 +160,15 @@ def checkpoint_dir(run_dir: Path) -> str:
 
 
 def overwrite() -> bool:
-    """Whether a new run may remove another one, by the flags."""
+    """Whether the flags allow a new run to remove another one."""
     return bool(_value("overwrite", False))
 
 
 def job_id() -> str:
-    """Of a run that begins, by the flags; empty for a random one.
+    """Id of a new run, from the flags; empty for a random one.
 
     Raises:
-        ValueError: It has other characters than an id may have.
+        ValueError: It is too long or has invalid characters.
     """
     value = str(_value("job_id", ""))
     if value and not _JOB_ID.fullmatch(value):
@@ -177,7 +177,7 @@ def job_id() -> str:
 
 
 def resume() -> str:
-    """`yes`, `if_any` or `no`, by the flags.
+    """Whether to resume, from the flags: `yes`, `if_any` or `no`.
 
     Raises:
         ValueError: They contradict `--overwrite`.
@@ -199,12 +199,12 @@ def from_flags(role: str, job: Job | None = None) -> tuple[Topology, int]:
     """The cluster and this process' index in its role; also puts both into the log prefix.
 
     Args:
-        role: Of this process.
-        job: What it runs, checked against the cluster. A shard has none; its cluster is empty unless TF_CONFIG
+        role: Role of this process.
+        job: Job to check against the cluster. A shard has none; its cluster is empty unless TF_CONFIG
             describes one.
 
     Raises:
-        ValueError: Neither flags nor TF_CONFIG describe the cluster, they are broken, or their numbers of
+        ValueError: Neither flags nor TF_CONFIG describe the cluster, they are invalid, or their numbers of
             processes are not the job's.
     """
     ps, chief, index = _value("ps", []), _value("chief", ""), _value("index", None)
@@ -242,7 +242,7 @@ def check_counts(topology: Topology, job: Job, worker: int = 0) -> None:
 
 
 def listen_address(role: str, topology: Topology, index: int) -> tuple[str, int]:
-    """Host and port that a shard or chief binds: of its flags, else the port that TF_CONFIG gives it, else 0."""
+    """Host and port that a shard or chief binds: from its flags, else the port in TF_CONFIG, else 0."""
     port = _value("port", None)
     if port is None and not _by_flags(role):
         known = role == "chief" or index < len(topology.ps)
@@ -251,10 +251,10 @@ def listen_address(role: str, topology: Topology, index: int) -> tuple[str, int]
 
 
 def write_port(port: int) -> None:
-    """Writes the bound port to `--port_file`, if there is one, complete or not at all.
+    """Writes the bound port to `--port_file`, if there is one, atomically.
 
     Raises:
-        ValueError: It cannot be written. One that says so already is left alone, and needs no room.
+        ValueError: The file cannot be written. A file that already has this port is left as it is.
     """
     name = _value("port_file", None)
     if not name:
@@ -279,7 +279,7 @@ def from_tf_config(text: str) -> tuple[Topology, str, int]:
     Kubeflow leaves the evaluator out of the cluster; it then appears only as a task type. A `master` is a chief.
 
     Raises:
-        ValueError: The text is no JSON, half of it is missing, or the task is not part of the cluster.
+        ValueError: The text is not JSON or incomplete, or the task is not part of the cluster.
     """
     config = _json_object(text)
     cluster, task = config["cluster"], config["task"]
@@ -344,7 +344,7 @@ def _check_address(address: str) -> None:
 
 
 def _by_flags(role: str) -> bool:
-    """Whether flags say where the cluster is. To a shard `--chief` says only whom to ask when it ends."""
+    """Whether flags describe the cluster. For a shard `--chief` only names the chief to ask at SIGTERM."""
     return bool(_value("ps", []) or (role in _CLIENTS and _value("chief", "")))
 
 

@@ -14,7 +14,7 @@ _WHERE = {"Batches": "batches", "Dataset": "batches", "GeneratedImages": "genera
 
 
 def __getattr__(name: str) -> Any:
-    """Loads data sets when they are first asked for: shards and the chief use `order` of this package, and no data."""
+    """Imports data sets on first use, since shards and the chief use only `order` of this package."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

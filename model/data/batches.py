@@ -1,4 +1,4 @@
-"""Batches of training data, what a data set is, and targets of many labels.
+"""Batches of training data, the interface of data sets, and multi-hot targets.
 
 Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes.
 """
@@ -23,15 +23,15 @@ PlacedBatch = tuple[NDArray[np.float32], NDArray[np.float32], int]
 class Batches:
     """Iterator of batches: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32 multi-hot with ancestors.
 
-    Close it, or use it as a context manager, to end its threads and files.
+    Close it, or use it as a context manager, to stop its threads and close its files.
 
     Args:
-        batches: Gives images, labels, and the position after them.
-        counts: Of the records, kept by `batches`.
+        batches: Yields images, labels, and the position after them.
+        counts: Counts of the records, updated by `batches`.
 
     Attributes:
         counts: Records read and skipped so far.
-        position: Records, good or bad, that are consumed up to and including the last batch, over all leases in order.
+        position: Records, good or bad, consumed up to and including the last batch, over all leases in order.
     """
 
     def __init__(self, batches: Generator[PlacedBatch, None, None], counts: RecordCounts) -> None:
@@ -58,7 +58,7 @@ class Batches:
 
 
 class Dataset(Protocol):
-    """Images with labels. Implementations are frozen dataclasses, so that a job holds nothing that is open."""
+    """Images with labels. Implementations are frozen dataclasses, so that a job holds no open files or threads."""
 
     @property
     def image_size(self) -> int:
@@ -81,18 +81,18 @@ class Dataset(Protocol):
         ...
 
     def check(self) -> None:
-        """Raises ValueError, saying how to mend it, when there is no data to read."""
+        """Raises `ValueError`, whose message has the remedy, when there is no data to read."""
         ...
 
     def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
         """Batches of exactly `batch_size` that run across leases and epochs; they end with `leases`.
 
-        What remains then and does not fill a batch is left out.
+        Records at the end that do not fill a batch are dropped.
 
         Args:
             batch_size: Images in a batch, B.
-            seed: Of order and augmentation; the same for all workers, so that leases name the same records.
-            leases: Positions to train on; taken ahead of the batches by what is decoded ahead.
+            seed: Seed of order and augmentation; the same for all workers, so that leases name the same records.
+            leases: Positions to train on; consumed ahead of the batches by the prefetch.
 
         Raises (while iterating):
             TooManyBadRecords: More than 1 % of the records read are damaged.
@@ -124,6 +124,6 @@ def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.fl
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raises `ValueError` for a batch of no images."""
+    """Raises `ValueError` for a batch size below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give a whole number of at least 1")

@@ -1,4 +1,4 @@
-"""Images that are drawn, not read: a data set that needs no files, for tests and for measuring speed."""
+"""A data set of synthetic images, which needs no files, for tests and for measuring speed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PATTERN_SIDE = 8
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """Images made from random numbers, to measure a shape for which there is no data.
+    """Images made from random numbers, to measure models of a shape for which there is no data.
 
-    A training image is a function of the seed and its record's number; nothing is kept. Every label has a coarse
+    A training image is a function of the seed and its record's number; no image is stored. Every label has a coarse
     colour pattern; an image is the mean of its labels' patterns plus noise, so there is something to learn. Labels
     form a tree in which each has up to 16 children, early ones being more frequent.
 
@@ -54,7 +54,7 @@ class GeneratedImages:
         )
 
     def check(self) -> None:
-        """See `Dataset.check`; there is nothing that could be missing."""
+        """See `Dataset.check`; no data can be missing."""
 
     def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
         """See `Dataset.training`."""
@@ -91,7 +91,7 @@ class GeneratedImages:
             yield images, targets, counts.read
 
     def _blank(self, size: int) -> Batch:
-        """Room for a batch."""
+        """Allocates a batch, uninitialised."""
         shape = (size, self.image_size, self.image_size, 3)
         return np.empty(shape, np.float32), np.empty((size, self.num_labels), np.float32)
 
@@ -108,7 +108,7 @@ class GeneratedImages:
 
 
 def _pattern(labels: list[int]) -> NDArray[np.float32]:
-    """[8, 8, 3], the mean of the patterns of some labels."""
+    """[8, 8, 3] float32, the mean of the patterns of some labels."""
     shape = (len(labels), _PATTERN_SIDE, _PATTERN_SIDE, 3)
     each = np.empty(shape, np.float32)
     for pattern, label in zip(each, labels, strict=True):

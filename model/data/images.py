@@ -1,6 +1,6 @@
-"""Data sets: training batches of the records that leases name, and one ordered pass over held-out images.
+"""Data sets of image files: training batches of the leased records, and one ordered pass over held-out images.
 
-Batches are numpy arrays, made by the thread that iterates; `decode` has threads of its own, which end with the
+Batches are numpy arrays, made by the thread that iterates; `decode` has threads of its own, which stop with the
 iterator. TensorFlow is imported only when records are decoded, so that a recipe can name its data without it.
 
 Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes, `R` side after the resize.
@@ -23,7 +23,7 @@ from downpour.model.vision.decode import Decoder, Picture
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import RecordCounts, RecordIndex, read_records
 
-_STREAMED_BLOCK = 64  # records read from one place of the disk
+_STREAMED_BLOCK = 64  # consecutive records, read from one place of the disk
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class ImageRecords:
     get the central window and are not mirrored.
 
     Training images whose resized bytes fit `memory_bytes` are decoded once and kept, so each is counted once.
-    Larger sets are read from disk by an index of where their records begin, 64 consecutive records about the same
+    Larger sets are read from disk by an index of their records' offsets, 64 consecutive records at about the same
     time (see `Order`); a record counts each time it is read.
 
     Attributes:
         folder: Where the files are.
-        num_labels: Number of labels, C. Stated, so that a network and its layout are known where the data are not; a
-            `labels.json` of another number is refused when it is read.
+        num_labels: Number of labels, C. Stated here, so that network and layout can be built without the data; a
+            `labels.json` with another number is refused when it is read.
         resize: Side, in pixels, that images are resized to.
         crop: Side, in pixels, of the window that the network sees; at most `resize`.
         mirror: Whether to mirror half of the training images.
-        memory_bytes: How much memory decoded training images may take in one process.
+        memory_bytes: Limit of the memory that decoded training images take in one process.
     """
 
     folder: Path | str
@@ -71,7 +71,7 @@ class ImageRecords:
         """See `Dataset.labels`; read from the folder once.
 
         Raises:
-            ValueError: There is no valid `labels.json`, or it has not `num_labels` labels.
+            ValueError: There is no valid `labels.json`, or it does not have `num_labels` labels.
         """
         path = Path(self.folder) / LABELS_FILE
         if not path.is_file():
@@ -153,7 +153,7 @@ class ImageRecords:
         counts.judge()
 
     def _assemble(self, groups: Iterator[_Group], seed: int) -> Generator[PlacedBatch, None, None]:
-        """Batches out of groups; pictures that have a place are augmented."""
+        """Yields the batch of every group; pictures that have a place are augmented."""
         for members, position in groups:
             images = np.empty((len(members), self.crop, self.crop, 3), np.float32)
             # Image by image, so that scaling works in the cache.
@@ -165,7 +165,7 @@ class ImageRecords:
             yield images, multi_hot(self.labels, [picture.labels for _, picture in members]), position
 
     def _window(self, place: Place | None, seed: int) -> tuple[int, int, int]:
-        """Top, left, and -1 for mirrored or 1 for not; the centre without a place."""
+        """Returns top, left, and -1 if mirrored, else 1; without a place, the central window, not mirrored."""
         room = self.resize - self.crop
         if place is None:
             return room // 2, room // 2, 1
@@ -181,19 +181,19 @@ _HOW_TO_PREPARE = (
 )
 
 
-# A picture, None for a bad record, and where it stands; None in the held-out pass.
+# A record's place, None in the held-out pass, and its picture, None for a bad record.
 _Member = tuple[Place | None, Picture | None]
 
 
 class _Group(NamedTuple):
-    """The pictures of a batch, all good, and how many records were met up to them."""
+    """The pictures of a batch, all good, and the number of records read up to the last of them, bad ones included."""
 
     members: list[tuple[Place | None, Picture]]
     position: int
 
 
 def _groups(pictures: Iterator[_Member], size: int) -> Iterator[_Group]:
-    """Groups of so many good pictures; the last one may be short."""
+    """Yields groups of `size` good pictures; the last one may be short."""
     members: list[tuple[Place | None, Picture]] = []
     position = 0
     for position, (place, picture) in enumerate(pictures, start=1):

@@ -1,8 +1,8 @@
 """The order in which an epoch's records are trained on, and the leases that cut it into pieces.
 
-The order is a function of the number of records, the seed and the epoch, never of the number of workers: whoever
-trains positions [start, stop) of an epoch meets the same records, and treats them alike (`augmentation`). Pure numpy;
-each iterating thread has an `Order` of its own.
+The order is a function of the number of records, the seed and the epoch, never of the number of workers: any worker
+that trains on positions [start, stop) of an epoch reads the same records and augments them equally (`augmentation`).
+Pure numpy; each iterating thread has an `Order` of its own.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Lease:
 
     @property
     def num_records(self) -> int:
-        """How many positions it has."""
+        """Number of positions."""
         return self.stop - self.start
 
 
 class Place(NamedTuple):
-    """One position of an epoch, and the number of the record that stands there."""
+    """One position of an epoch, and the number of the record at it."""
 
     epoch: int
     position: int
@@ -44,8 +44,8 @@ class Order:
     """The order of every epoch's records.
 
     Blocks of consecutive records are permuted. With blocks of more than one, records are then shuffled inside windows
-    of 16 blocks, so that those read about the same time lie in few places of the disk. Windows begin at multiples of
-    their length, so the order does not depend on how leases are cut. The last block may be short.
+    of 16 blocks, so that those read at about the same time are in few places of the disk. Windows begin at multiples
+    of their length, so the order does not depend on how leases are cut. The last block may be short.
 
     Args:
         num_records: Records of an epoch; at least 1.
@@ -80,14 +80,14 @@ class Order:
         return self._in_blocks(lease.epoch, self._within_windows(lease))
 
     def places(self, leases: Iterable[Lease]) -> Iterator[Place]:
-        """Every position of some leases, in order."""
+        """Yields every position of the leases, in order."""
         for lease in leases:
             numbers = self.records(lease).tolist()
             for position, number in zip(range(lease.start, lease.stop), numbers, strict=True):
                 yield Place(lease.epoch, position, number)
 
     def _within_windows(self, lease: Lease) -> NDArray[np.int64]:
-        """[stop - start]: where a lease's positions fall once every window is shuffled."""
+        """[stop - start] int64: the positions in the permuted blocks of a lease, after every window is shuffled."""
         length = self._block * _WINDOW_BLOCKS
         first, last = lease.start // length, -(-lease.stop // length)
         windows = [np.zeros(0, np.int64)]
@@ -98,9 +98,9 @@ class Order:
         return np.concatenate(windows)[lease.start - first * length : lease.stop - first * length]
 
     def _in_blocks(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The records at some positions of the permuted blocks."""
+        """Returns the records at positions of the permuted blocks."""
         permutation = self._permutation(epoch)
-        # Where the short block stands, everything behind it moves up by what it lacks.
+        # The short block shifts every position behind it by the number of records that it lacks.
         missing = self._num_blocks * self._block - self._num_records
         short = int(np.flatnonzero(permutation == self._num_blocks - 1)[0])
         behind = positions >= (short + 1) * self._block - missing
@@ -108,7 +108,7 @@ class Order:
         return permutation[places] * self._block + offsets
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        """[num_blocks], of an epoch; the last few are kept, since leases of two epochs may take turns."""
+        """[num_blocks] int64, of an epoch; the last few are cached, since leases of two epochs may alternate."""
         if epoch not in self._permutations:
             while len(self._permutations) >= _KEPT_EPOCHS:
                 del self._permutations[min(self._permutations)]
@@ -117,18 +117,18 @@ class Order:
 
 
 def augmentation(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """Random numbers that depend on these three alone, so a record is treated alike whoever trains on it."""
+    """Random numbers that depend on these three alone, so every worker augments a record equally."""
     key = np.array([seed, epoch], np.uint64)
-    counter = np.array([0, position, 0, 0], np.uint64)  # the first word counts up, from position to position apart
+    counter = np.array([0, position, 0, 0], np.uint64)  # the first word counts up, apart for each position
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 class Counted:
-    """Leases on their way to a data source, counted, so that a source which ignores them is found out.
+    """Counts the positions of the leases that a data source takes, to detect a source that ignores them.
 
     Args:
-        leases: What the source is to train on.
-        source: Names it in messages.
+        leases: Leases for the source.
+        source: Name of the source in messages.
     """
 
     def __init__(self, leases: Iterator[Lease], source: str) -> None:
@@ -144,10 +144,10 @@ class Counted:
         return lease
 
     def check(self, position: int) -> None:
-        """Raises `ValueError` when the batches have got to a position that nobody has leased.
+        """Raises `ValueError` when the batches have reached a position that is not leased.
 
         Args:
-            position: Of the batches, after the first one.
+            position: `Batches.position` after the first batch or a later one.
         """
         if not 0 < position <= self._positions:
             raise ValueError(
@@ -158,7 +158,7 @@ class Counted:
 
 
 def forever(num_records: int, lease_records: int) -> Iterator[Lease]:
-    """Leases of at most `lease_records`, epoch after epoch, for one worker without a chief."""
+    """Yields leases of at most `lease_records` positions, epoch after epoch, for one worker without a chief."""
     epoch = 0
     while True:
         for start in range(0, num_records, lease_records):

@@ -1,8 +1,8 @@
-"""From records to pictures: decoding on a few threads, in order, with every failure counted.
+"""Decodes records to pictures on a few threads, in order, and counts every failure.
 
-TensorFlow decodes, and is imported when a `Decoder` is made. Its decoders let go of Python's lock, so plain threads
-keep all cores busy; the order of the records stays, and a record that fails is known by file and number. tf.data's
-`ignore_errors` would drop it without a name.
+TensorFlow decodes, and is imported when a `Decoder` is made. Its decoders release Python's interpreter lock, so plain
+threads keep all cores busy; the records keep their order, and a record that fails is reported by file and number.
+tf.data's `ignore_errors` would drop it unreported.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Decoder:
         """Decodes one record.
 
         Raises:
-            ValueError: It is no Example, its image does not decode, or it has a label that is not in the tree.
+            ValueError: The record is no Example, its image does not decode, or a label is not in the tree.
         """
         try:
             image, labels = self._decode(data)
@@ -62,7 +62,7 @@ class Decoder:
         return tuple(labels)
 
     def name(self, data: bytes) -> str:
-        """The picture's own name, as whoever prepared it has stored it; "" if there is none."""
+        """The picture's name as stored in the record; "" if there is none."""
         import tensorflow as tf
 
         features = {NAME_KEY: tf.io.FixedLenFeature([], tf.string, default_value="")}
@@ -73,9 +73,9 @@ class Decoder:
         return stored.decode(errors="replace")
 
     def decode_all(self, records: Iterator[Record], counts: RecordCounts) -> Iterator[Picture | None]:
-        """The picture of every record, in order, None for a bad one; `counts` is kept as they are taken.
+        """Yields the picture of every record, in order, None for a bad one; updates `counts` before each.
 
-        Records are taken ahead of the pictures, a few for each thread.
+        Records are prefetched, a few for each thread.
 
         Raises:
             TooManyBadRecords: See `RecordCounts.bad`.
@@ -106,7 +106,7 @@ class Decoder:
 
 
 def _gist(message: str) -> str:
-    """The sentence that matters of TensorFlow's error: the last one before the names of graph nodes."""
+    """The relevant line of a TensorFlow error: the last one before the names of graph nodes."""
     return message.partition("\n\t [[")[0].splitlines()[-1][:160]
 
 

@@ -1,6 +1,6 @@
-"""The label tree: names of the classes and which of them contains which.
+"""The label tree: names of the classes, and which class contains which.
 
-Pure Python, no arrays: `data` turns what this says into multi-hot rows.
+Pure Python, no arrays: `data` converts labels and their ancestors to multi-hot rows.
 """
 
 from __future__ import annotations

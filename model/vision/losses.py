@@ -1,4 +1,4 @@
-"""Losses over multi-hot labels. TensorFlow is imported when a loss is called, so that recipes can name one without.
+"""Losses over multi-hot labels. TensorFlow is imported when a loss is called, so that naming a loss does not need it.
 
 Shapes: `B` images in a batch, `C` classes. Each loss may be called inside a `tf.function`.
 """

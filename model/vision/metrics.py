@@ -18,7 +18,7 @@ class MeanAveragePrecision:
     Attributes:
         weighted: Classes weighted by popularity: the number of images that carry each.
         unweighted: Plain mean over the classes that at least one image carries.
-        num_classes: How many those are.
+        num_classes: Number of those classes.
     """
 
     weighted: float
@@ -31,8 +31,8 @@ def mean_average_precision_at(scores: NDArray, labels: NDArray, cut: int = 100) 
 
     Of every image only the `cut` highest scores are kept (ties: the lower class index first). For each class
     the kept predictions are ranked over all images, and AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores,
-    as scikit-learn's `average_precision_score`. An image that carries the class but did not keep it is never found,
-    so it bounds the recall below 1. Sun et al. 2017, section 4.2; classes weighted by popularity there.
+    as in scikit-learn's `average_precision_score`. An image that carries the class but whose prediction of it was not
+    kept is never found, so recall stays below 1. Sun et al. 2017, section 4.2; classes weighted by popularity there.
 
     Args:
         scores: [N, C] float, higher is more likely; any monotone scale common to all images (logits will do).
@@ -63,11 +63,11 @@ def check_labels(labels: NDArray) -> None:
 
 
 def chance(labels: NDArray) -> MeanAveragePrecision:
-    """The mAP that random scores reach in expectation, were no prediction cut.
+    """Expected mAP of random scores if no prediction is cut.
 
     For a class on m of N images, all orders equally likely, E[AP] = (H_N + (N - H_N) (m - 1) / (N - 1)) / N, where
     H_N = 1 + 1/2 + ... + 1/N (Bestgen 2015): close to m / N for large N. With fewer predictions kept than there are
-    classes chance is lower still, so this errs against whoever compares with it.
+    classes chance is lower still, so a comparison with this value is conservative.
 
     Args:
         labels: [N, C], above 0.5 where the label holds.
@@ -113,7 +113,7 @@ def _best_columns(scores: NDArray, keep: int) -> NDArray:
 
 
 def _average_precision(values: NDArray, hits: NDArray, popularity: int) -> float:
-    """AP of one class from its kept scores, best first; equal scores enter together, as in scikit-learn."""
+    """AP of one class from its kept scores, best first; equal scores count as one rank, as in scikit-learn."""
     if popularity == 0:
         return 0.0
     last_of_tie = np.append(np.nonzero(np.diff(values))[0], len(values) - 1)
@@ -123,7 +123,7 @@ def _average_precision(values: NDArray, hits: NDArray, popularity: int) -> float
 
 
 def _expected_precision(popularity: NDArray, num_images: int) -> NDArray:
-    """Rank k is relevant with chance m/N, then with precision (1 + (k - 1)(m - 1)/(N - 1)) / k; summed, over m."""
+    """[C]: rank k is a hit with chance m/N, then of precision (1 + (k - 1)(m - 1)/(N - 1)) / k; summed, over m."""
     n, m = num_images, popularity.astype(float)
     harmonic = float(np.sum(1.0 / np.arange(1, n + 1)))
     others = (m - 1) / max(n - 1, 1)

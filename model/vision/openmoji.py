@@ -31,7 +31,7 @@ SIDE = 72
 HELDOUT_EVERY = 5
 NUM_TRAIN_FILES = 4
 
-# Also without left and right, because training mirrors its pictures.
+# Left and right are among them, because training mirrors pictures.
 _STOP_WORDS = frozenset("and at facing for in left of on or out over right the to up with".split())
 _SEPARATOR = " > "
 
@@ -56,7 +56,7 @@ class Emoji:
     def base(self) -> str:
         """The name without skin tones: what all skin-tone variants of one emoji share.
 
-        "kiss: person, person, light skin tone, dark skin tone" is a variant of plain "kiss", so "person" goes too.
+        "kiss: person, person, light skin tone, dark skin tone" is a variant of plain "kiss", so "person" is cut, too.
         """
         head, _, tail = self.name.partition(": ")
         rest = [part for part in tail.split(", ") if part and part != "person" and not part.endswith("skin tone")]
@@ -75,7 +75,7 @@ def prepare(folder: Path | str) -> str:
     prepared already is left as it is.
 
     Returns:
-        One line that says what is there now.
+        One line that describes the prepared data.
 
     Raises:
         ValueError: `folder` holds something else, or the packages of the `quickstart` extra are not installed.
@@ -115,9 +115,9 @@ def read_emoji() -> list[Emoji]:
 
 
 def label_tree(emoji: Sequence[Emoji]) -> LabelTree:
-    """Groups, their subgroups and the words within each subgroup, cleaned as JFT's labels are of rare ones.
+    """Groups, their subgroups and the words within each subgroup, without rare labels, as JFT is cleaned of them.
 
-    A word that every picture of its subgroup carries says nothing more than the subgroup and is left out.
+    A word that every picture of its subgroup carries adds nothing to the subgroup and is left out.
     """
     carriers: dict[tuple[str, ...], list[Emoji]] = defaultdict(list)
     for each in emoji:
@@ -134,7 +134,7 @@ def label_tree(emoji: Sequence[Emoji]) -> LabelTree:
 def heldout_bases(emoji: Sequence[Emoji]) -> frozenset[str]:
     """Base names whose pictures are held out: a fifth of each subgroup, all variants of an emoji together.
 
-    Skin-tone variants never straddle the split; "man biking" and "woman biking", two emoji of their own, may.
+    Skin-tone variants are never in both parts; "man biking" and "woman biking", two emoji of their own, may be.
     """
     by_subgroup: dict[str, set[str]] = defaultdict(set)
     for each in emoji:
@@ -198,7 +198,7 @@ def _find_art(emoji: Sequence[Emoji]) -> dict[tuple[str, ...], Path]:
 
 
 def _labelled(emoji: list[Emoji], art: dict[tuple[str, ...], Path], tree: LabelTree) -> list[LabelledImage]:
-    """Rendered pictures; one none of whose labels was kept stays, with no label."""
+    """Renders pictures; a picture none of whose labels is in the tree stays, without labels."""
     index = {tuple(name.split(_SEPARATOR)): label for label, name in enumerate(tree.names)}
     return [
         LabelledImage(

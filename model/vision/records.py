@@ -1,8 +1,8 @@
 """TFRecord files of encoded images and their labels: writing, and reading that survives damage.
 
 Framing of one record: length (uint64, little endian), masked CRC-32C of those 8 bytes, the data, masked CRC-32C of
-the data. TensorFlow's reader ends at the first damaged byte; this one skips what is damaged, says which record it
-was, and goes on with the next. Needs no TensorFlow.
+the data. TensorFlow's reader stops at the first damaged byte; this one skips damaged records, reports them, and
+continues with the next. Needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _MAX_EXAMPLES = 5
 
 
 class TooManyBadRecords(ValueError):
-    """More than 1 % of the records read are damaged: the data set is broken, not merely scratched."""
+    """More than 1 % of the records read are damaged, so the data set is refused."""
 
 
 @dataclass
 class RecordCounts:
     """Records read and skipped so far; a record that is read again in a later epoch counts again.
 
-    The thread that iterates over the batches owns it; others may look at it.
+    The thread that iterates over the batches writes it; others may read it.
 
     Attributes:
-        read: Records met, good or bad.
-        skipped: Those of them that were left out.
+        read: Records read, good or bad.
+        skipped: Records left out, among those.
         examples: "file, record number (name of the picture): reason" of the first few different ones left out.
-        judge_after: From how many records on `bad` judges at once. For reading in random order, where a thousand
-            records stand for all. None for a pass in order, which may meet its few bad records first.
+        judge_after: Number of records from which on `bad` calls `judge`. For random order, where a thousand records
+            represent all. None for a pass in order, whose few bad records may come first.
     """
 
     read: int = 0
@@ -73,7 +73,7 @@ class RecordCounts:
             self.judge()
 
     def judge(self) -> None:
-        """Called whenever as many records were read as the set has, when even a small one has been seen in full.
+        """Checks the fraction of bad records; called after each full pass, so that small sets are checked, too.
 
         Raises:
             TooManyBadRecords: More than 1 % of the records read were bad.
@@ -98,8 +98,8 @@ class Record(NamedTuple):
 def read_records(path: Path) -> Iterator[Record]:
     """All records of a TFRecord file in order, the damaged ones with `data` None.
 
-    After a damaged length the reader looks for the next place where a length and its CRC agree; what lies between
-    counts as one record, and so does a tail that was cut off.
+    After a damaged length the reader searches for the next offset where a length and its CRC agree; the bytes between
+    count as one record, and so does a truncated tail.
 
     Raises:
         OSError: The file cannot be opened or read.
@@ -116,7 +116,7 @@ def read_records(path: Path) -> Iterator[Record]:
 class RecordIndex:
     """The records of some files by number: those of the first file in order, then those of the next.
 
-    Made by reading only the lengths of records, so damaged data shows when a record is read. Eight bytes a record.
+    Reads only the lengths of records, so damaged data are detected when a record is read. Takes eight bytes a record.
 
     Args:
         files: TFRecord files.
@@ -134,7 +134,7 @@ class RecordIndex:
         return int(self._ends[-1]) if self._files else 0
 
     def read(self, numbers: Iterable[int]) -> Iterator[Record]:
-        """The records of these numbers, as `read_records` gives them. Holds a few files open until it is closed.
+        """Yields the records of these numbers, as `read_records` does. Holds a few files open until it is closed.
 
         Raises:
             OSError: A file cannot be opened or read.
@@ -143,7 +143,7 @@ class RecordIndex:
         try:
             for number in numbers:
                 which = int(np.searchsorted(self._ends, number, side="right"))
-                # The file used last comes last; the first one gives way to another.
+                # Least recently used first: that file is closed when too many are open.
                 file = opened.pop(which) if which in opened else open(self._files[which], "rb")
                 opened[which] = file
                 if len(opened) > _OPEN_FILES:
@@ -161,7 +161,7 @@ class RecordIndex:
 
 
 def _offsets(path: Path) -> array[int]:
-    """Where each record of a file begins, also the damaged ones, as `read_records` counts them."""
+    """Offset of each record of a file, damaged ones included, as `read_records` counts them."""
     found = array("q")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -185,7 +185,7 @@ def _read_one(file: BinaryIO, size: int) -> tuple[bytes | None, str]:
 
 
 def _read_length(file: BinaryIO, size: int) -> tuple[int | None, str]:
-    """Length of the data that the file then stands at; or None and why, and it stands where the next record begins."""
+    """Returns the data's length, with the file at the data; or None and why, with the file at the next record."""
     start = file.tell()
     header = file.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES:
@@ -205,7 +205,7 @@ def _next_header(file: BinaryIO, start: int, size: int) -> int:
     while start + _HEADER_BYTES <= size:
         file.seek(start)
         window = file.read(_SEARCH_BYTES + _HEADER_BYTES)
-        # Only a record over 4 GB has anything in the upper half of its length; so nearly all offsets fall out here.
+        # Only a record over 4 GB has anything in the upper half of its length; so this excludes nearly all offsets.
         found = window.find(b"\0\0\0\0", 4)
         while 0 <= found <= len(window) - 8:
             at = found - 4
@@ -221,7 +221,7 @@ def _agrees(data: bytes, masked_crc: bytes) -> bool:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """TFRecord's mask, so that data which contains CRCs does not meet its own."""
+    """CRC-32C with TFRecord's mask, which is for data that contain CRCs themselves."""
     crc = google_crc32c.value(data)
     return _CRC.pack((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
@@ -254,7 +254,7 @@ def write_records(path: Path, images: Iterable[LabelledImage]) -> int:
 
 
 def frame(data: bytes) -> bytes:
-    """One record as it stands in the file."""
+    """Returns one record as stored in a file."""
     length = _LENGTH.pack(len(data))
     return length + _masked_crc(length) + data + _masked_crc(data)
 

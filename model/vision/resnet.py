@@ -22,7 +22,7 @@ _DEPTHS = {
     152: ((3, 8, 36, 3), True),
 }
 _STEMS = ("7x7", "3x3", "3x3/2")
-_FORMAT = "channels_last"  # whatever keras.json says
+_FORMAT = "channels_last"  # independent of keras.json
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class ResNet:
         stem: "7x7" halves the side twice (convolution and pooling). For small pictures: "3x3" keeps it, "3x3/2"
             halves it once.
         head_bias: Initial bias of every label's logit. A label that holds in a fraction p of the images has its
-            log-odds log(p / (1 - p)) as the best constant; with many rare labels a start at 0 spends the first
-            steps on nothing else, since the loss sums over all labels.
-        norm_momentum: Of the batch-norm moving averages; lower for short training.
+            log-odds log(p / (1 - p)) as the best constant; with many rare labels and a start at 0, the first steps
+            learn nothing else, since the loss sums over all labels.
+        norm_momentum: Momentum of the batch-norm moving averages; lower for short training.
 
     Raises:
         ValueError: A depth or stem that is not listed, or a number out of range.
@@ -113,7 +113,7 @@ class ResNet:
         return keras.layers.ReLU(name=f"{name}_relu")(keras.layers.Add(name=f"{name}_add")([x, y]))
 
     def _unit(self, x: Any, channels: int, size: int, stride: int, name: str, relu: bool = True) -> Any:
-        """Convolution without bias, batch norm and, mostly, a rectifier."""
+        """Convolution without bias, batch norm and, if `relu`, a rectifier."""
         import keras
 
         x = keras.layers.Conv2D(

@@ -1,7 +1,7 @@
-"""gRPC messages put together from the bytes of a stream, in buffers that are used again. No sockets.
+"""Assembles gRPC messages from the bytes of a stream, in reused buffers. No sockets.
 
-Threads: any may take and give back buffers. An inbox is its connection's: the thread that reads the connection asks for
-room and says when it is filled, another may take the messages; all of it but `Inbox.room` under the connection's lock.
+Threads: any may take and give back buffers. An inbox belongs to its connection: the thread that reads the connection
+calls `room` and `took`, another may take the messages; all calls but `Inbox.room` are made under the connection's lock.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ MAX_FACTORS_BYTES = 12 << 20
 
 PREFIX_BYTES = 5  # of a gRPC message: whether it is compressed, and its length
 _HEADER_ROOM = 1 << 12  # of a buffer, beyond the power of two that a chunk's payload is
-_BEGINNING_BYTES = 128  # of a longer message, that are enough to tell where the rest belongs
+_BEGINNING_BYTES = 128  # of a longer message, enough to determine where the rest is written
 
-# Takes the beginning of a message and its length. Gives where the rest of it belongs, or None for a buffer; it has put
-# away what it needs of the beginning.
+# Called with the beginning of a message and its length; it must copy what it needs of the beginning. Returns where the
+# rest is to be written, or None for a buffer.
 Place = Callable[[memoryview, int], memoryview | None]
 
 
-# Messages that lie ready in buffers; what comes beyond that is kept as bytes. Every buffer has 20 KB at least.
+# Messages ready in buffers; what arrives beyond that is kept as bytes. Every buffer has 20 KB at least.
 _MAX_READY = 16
 _SPILL_BYTES = 1 << 16  # read at a time
 
 
 class Unreadable(Exception):
-    """A message is compressed, though the call has named no compression; its stream cannot go on."""
+    """A message is compressed, though the call has named no compression; its stream cannot continue."""
 
 
 class TooLarge(Unreadable):
-    """A message is longer than may be."""
+    """A message exceeds the size limit."""
 
 
 def check_length(num_bytes: int) -> None:
-    """Raises `TooLarge` when a message to be sent is longer than may be."""
+    """Raises `TooLarge` if a message to be sent exceeds the size limit."""
     if num_bytes > MAX_MESSAGE_BYTES:
         raise TooLarge(f"Sent message larger than max ({num_bytes} vs. {MAX_MESSAGE_BYTES})")
 
 
 class Buffers:
-    """Buffers for messages, used again and again.
+    """A pool of message buffers.
 
     Args:
-        most: Free buffers that are kept.
+        most: Maximum number of free buffers kept.
     """
 
     def __init__(self, most: int) -> None:
@@ -56,18 +56,18 @@ class Buffers:
         self._free: list[bytearray] = []
 
     def take(self, num_bytes: int) -> bytearray:
-        """One of at least so many bytes."""
+        """Returns a buffer of at least `num_bytes`."""
         if not num_bytes:
             return bytearray()
         size = (1 << max(14, (num_bytes - 1 - _HEADER_ROOM).bit_length())) + _HEADER_ROOM
         with self._lock:
-            for i in range(len(self._free) - 1, -1, -1):  # the latest is the one in the cache
+            for i in range(len(self._free) - 1, -1, -1):  # the one given back last is in the cache
                 if len(self._free[i]) == size:
                     return self._free.pop(i)
         return bytearray(size)
 
     def give_back(self, buffer: bytearray) -> None:
-        """Nobody uses it any more."""
+        """Returns an unused buffer to the pool."""
         if not buffer:
             return
         with self._lock:
@@ -77,11 +77,11 @@ class Buffers:
 
 
 class Assembler:
-    """Puts gRPC messages together from the bytes of a stream; says where the next ones belong.
+    """Assembles gRPC messages from the bytes of a stream.
 
     Args:
-        buffers: For messages.
-        place: Says of longer ones whether they belong elsewhere.
+        buffers: Buffers for messages.
+        place: Decides where the rest of a longer message is written.
     """
 
     def __init__(self, buffers: Buffers, place: Place | None = None) -> None:
@@ -89,10 +89,10 @@ class Assembler:
         self._place = place
         self._prefix = memoryview(bytearray(PREFIX_BYTES))
         self._message: bytearray | None = None
-        self._room = self._prefix  # for as much as belongs to one place
-        self._filled = 0  # of it
+        self._room = self._prefix  # where the current part is written
+        self._filled = 0  # bytes of it
         self._length = 0  # of the message
-        self._is_beginning = False  # only the first bytes of it are expected yet
+        self._is_beginning = False  # only the first bytes of the message are expected so far
 
     @property
     def is_inside(self) -> bool:
@@ -100,18 +100,18 @@ class Assembler:
         return self._room is not self._prefix or self._filled > 0
 
     def give_back(self, buffer: bytearray) -> None:
-        """A message's buffer is not used any more."""
+        """Returns the buffer of a message that is no longer used."""
         self._buffers.give_back(buffer)
 
     def room(self) -> memoryview:
-        """Where the next bytes belong; never empty."""
+        """Returns where to write the next bytes; never empty."""
         return self._room[self._filled :]
 
     def took(self, count: int) -> tuple[bytearray | None, int] | None:
-        """So many bytes have come; returns the message that they complete and its length; no message if it is placed.
+        """Handles `count` bytes; returns the message they complete, if any (None if it was placed), and its length.
 
         Raises:
-            Unreadable: See there.
+            Unreadable: The message is compressed or exceeds the size limit.
         """
         self._filled += count
         if self._room is self._prefix and self._filled == PREFIX_BYTES:
@@ -156,25 +156,25 @@ class Assembler:
 
 
 class Inbox:
-    """Messages of one stream: in buffers while their reader keeps up, and beyond that as the bytes that came.
+    """Messages of one stream: in buffers while their reader keeps up, and beyond that as received bytes.
 
     Args:
-        assembler: Puts them together.
-        window: Bytes that the peer may send from the beginning.
+        assembler: Assembles the messages.
+        window: Initial flow-control window, in bytes.
 
     Attributes:
-        is_wanted: Whether somebody takes messages. Before that nothing is put together.
+        is_wanted: Whether messages are taken. Before that none is assembled.
         window: Bytes that the peer may still send.
-        held: Bytes that have come and that nobody has taken; of those in the message that is being put together only
-            what is not in its buffer.
-        error: Why no more messages can be put together; None if they can.
+        held: Bytes received and not taken; of the message that is being assembled, only those that are not in its
+            buffer.
+        error: Why no more messages can be assembled; None if they can.
     """
 
     def __init__(self, assembler: Assembler, window: int) -> None:
         self._assembler = assembler
         self._ready: deque[tuple[bytearray | None, int]] = deque()
         self._spilled = bytearray()
-        self._spill = memoryview(b"")  # room for what is to be spilled, while it is being read
+        self._spill = memoryview(b"")  # room for bytes to be spilled, while they are read
         self.is_wanted = False
         self.window = window
         self.held = 0
@@ -182,12 +182,12 @@ class Inbox:
 
     @property
     def has_next(self) -> bool:
-        """Whether a message may be taken, or none can be put together."""
+        """Whether a message can be taken, or no more can be assembled."""
         return bool(self._ready) or self.error is not None
 
     @property
     def has_first(self) -> bool:
-        """Whether the first message has come, or what shows that it cannot; for an inbox that is not wanted yet."""
+        """Whether the first message has arrived or is known to be unreadable; for an inbox not wanted yet."""
         data = self._spilled
         if len(data) < PREFIX_BYTES:
             return False
@@ -200,7 +200,7 @@ class Inbox:
         return bool(self._spilled) or self._assembler.is_inside
 
     def room(self, most: int) -> memoryview:
-        """Where the next bytes belong, at most so many; `took` must be called before the next."""
+        """Returns where to write at most `most` bytes; call `took` before calling it again."""
         if self.is_wanted and not self._spilled and len(self._ready) < _MAX_READY:
             self._spill = memoryview(b"")
             return self._assembler.room()[:most]
@@ -208,7 +208,7 @@ class Inbox:
         return self._spill
 
     def took(self, count: int) -> bool:
-        """So many bytes are in the room that was given; whether there is more to take, or an error."""
+        """Handles `count` bytes written to `room`; returns whether there is more to take, or an error."""
         if not self._spill:
             return self._put(count)
         self._spilled += self._spill[:count]
@@ -216,14 +216,14 @@ class Inbox:
         return self.is_wanted and self._unspill()
 
     def want(self) -> None:
-        """Messages are put together from now on."""
+        """Starts to assemble messages."""
         self.is_wanted = True
         self._unspill()
 
     def take(self) -> tuple[bytearray | None, int] | None:
-        """The next message in a buffer to be given back, and its length; no buffer if it has been placed.
+        """Returns the next message's buffer, to be given back, and its length; no buffer if it was placed.
 
-        None if there is no whole one.
+        Returns None if no message is complete.
         """
         if not self._ready:
             return None
@@ -234,7 +234,7 @@ class Inbox:
         return message
 
     def clear(self) -> None:
-        """Nobody takes anything any more."""
+        """Discards all messages, since none is taken any more."""
         while self._ready:
             if buffer := self._ready.popleft()[0]:
                 self._assembler.give_back(buffer)
@@ -253,7 +253,7 @@ class Inbox:
         return True
 
     def _unspill(self) -> bool:
-        """Puts together what was spilled, as far as there may be messages; whether there is one, or an error."""
+        """Assembles messages from spilled bytes, up to the limit; returns whether there is one, or an error."""
         data, used = memoryview(self._spilled), 0
         while used < len(data) and len(self._ready) < _MAX_READY and self.error is None:
             room = self._assembler.room()

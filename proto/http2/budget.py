@@ -1,4 +1,4 @@
-"""What a peer may ask for that costs it nothing and us something: a leaky bucket. Pure."""
+"""Limits frames that cost a peer nothing and this side processor time, by a leaky bucket. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from downpour.proto.http2.frames import ErrorCode, ProtocolError
 
 
 class Budget:
-    """Frames without data, such as PING, SETTINGS and RST_STREAM, are paid for out of this.
+    """Budget for frames without data, such as PING, SETTINGS and RST_STREAM.
 
     Args:
-        most: What there is in the beginning, and at most.
-        per_s: What comes back in a second.
-        clock: Seconds; `time.monotonic` but in tests.
+        most: Initial and maximum budget.
+        per_s: Amount refilled per second.
+        clock: Returns seconds; `time.monotonic` except in tests.
     """
 
     def __init__(self, most: float, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,10 +22,10 @@ class Budget:
         self._left, self._at = most, clock()
 
     def spend(self, cost: float, what: str) -> None:
-        """Pays for a frame.
+        """Deducts the cost of a frame.
 
         Raises:
-            ProtocolError: There is not enough left.
+            ProtocolError: The budget is exhausted.
         """
         if cost > self._left:
             now = self._clock()
@@ -35,5 +35,5 @@ class Budget:
         self._left -= cost
 
     def earn(self, amount: float) -> None:
-        """The peer does something of use, whose answers it may acknowledge."""
+        """Refills the budget after useful traffic, whose answers the peer may acknowledge."""
         self._left = min(self._most, self._left + amount)

@@ -1,14 +1,14 @@
-"""HTTP/2 as gRPC uses it, made for messages of megabytes: one connection, seen from either side.
+"""One HTTP/2 connection as gRPC uses it, on either side, made for messages of megabytes.
 
-A message is received straight into a buffer that is used again, and sent from where it lies: the kernel's copies are
-the only ones. grpcio copies every message three times when it comes and once when it goes, and hands it through several
+A message is received directly into a reused buffer, and sent from where it lies: the kernel's copies are the only ones.
+grpcio copies every message three times when it is received and once when it is sent, and passes it through several
 threads; at the paper's shape that was a third of what a step cost (docs/exchange.md).
-`downpour.proto.http2.endpoint` has the rules; this adds the socket, the lock and the waiting.
-`downpour.proto.rpc.server` and `downpour.proto.rpc.client` make gRPC of it, which any other gRPC implementation
-understands.
+`downpour.proto.http2.endpoint` has the rules; this module adds the socket, the lock and the waiting.
+`downpour.proto.rpc.server` and `downpour.proto.rpc.client` implement gRPC on top, compatible with any other gRPC
+implementation.
 
-Threads: one reads; any may send, one at a time. What the reader has to answer it leaves to whoever is sending. It does
-not wait for whoever takes the messages: a stream's window holds its sender back.
+Threads: one reads; any may send, one at a time. The reader leaves its answers to the thread that is sending. It does
+not wait for the consumer of the messages: a stream's flow-control window limits its sender.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from downpour.proto.http2.frames import DATA, END_STREAM, ErrorCode, head
 from downpour.proto.http2.sockets import Buffer, Socket
 from downpour.proto.http2.streams import Ended, Event, Limits, Stream
 
-Message = Sequence[Buffer]  # in parts
+Message = Sequence[Buffer]  # its parts
 
 
 class Connection:
     """Frames, flow control and messages of one connection.
 
     Args:
-        socket: Its bytes.
-        buffers: For messages that come in.
-        limits: Of the peer.
-        is_server: Which side this is.
+        socket: Reads and sends the connection's bytes.
+        buffers: Buffers for received messages.
+        limits: Limits for the peer.
+        is_server: Whether this side is the server.
     """
 
     def __init__(self, socket: Socket, buffers: Buffers, limits: Limits, *, is_server: bool) -> None:
@@ -43,27 +43,27 @@ class Connection:
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
         self._endpoint = Endpoint(buffers, limits, is_server=is_server)  # guarded by `lock`
-        self.streams = self._endpoint.streams  # likewise
-        self._sending = threading.Lock()  # held while frames go out
+        self.streams = self._endpoint.streams  # guarded by `lock`
+        self._sending = threading.Lock()  # held while frames are sent
 
     # Sending.
 
     def greet(self) -> None:
-        """Sends what a connection begins with."""
+        """Sends the first frames of this side."""
         with self.lock:
             self.streams.answer(self._endpoint.greeting())
             self.streams.open_window()
         self.flush()
 
     def send(self, *buffers: Buffer) -> None:
-        """Sends frames as they are, after what waits."""
+        """Sends frames as they are, after the queued ones."""
         with self._sending:
             self._send([*self._take_waiting(), *buffers])
         self.flush()
 
     def flush(self) -> None:
-        """Sends the small frames that wait: now if nobody sends, else after what is being sent."""
-        # Whoever holds the lock comes here after giving it up, so nothing is left behind.
+        """Sends the queued small frames: now if no thread is sending, else after its frames."""
+        # A thread that has released the lock calls this, so no frame stays queued.
         while self.streams.outgoing and self._sending.acquire(blocking=False):
             try:
                 if waiting := self._take_waiting():
@@ -77,22 +77,22 @@ class Connection:
         """Sends one gRPC message.
 
         Args:
-            stream: Of the call.
+            stream: Stream of the call.
             message: Its parts, all of them buffers of bytes.
-            before: Frames that go first, in the same breath.
-            after: Likewise, last; they end the answer.
-            end: Whether it is the last one.
+            before: Frames sent first, together with the message's first bytes.
+            after: Frames sent last, together with the message's last bytes; they end the answer.
+            end: Whether the message is the stream's last one.
 
         Raises:
-            Ended: The stream has ended meanwhile.
-            OSError: The connection has.
-            TooLarge: It is longer than may be.
+            Ended: The stream has ended.
+            OSError: The connection has ended.
+            TooLarge: The message exceeds the size limit.
         """
         left = sum(map(len, message))
         check_length(left)
         parts = [b"\0" + left.to_bytes(PREFIX_BYTES - 1, "big"), *message]
         left += PREFIX_BYTES
-        if before and min(stream.window, self.streams.window) <= 0:  # the peer opens windows of streams that it knows
+        if before and min(stream.window, self.streams.window) <= 0:  # the peer may only open the window after HEADERS
             self.send(before)
             before = b""
         while left:
@@ -105,7 +105,7 @@ class Connection:
             before = b""
 
     def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
-        """Returns when a condition on what is guarded by `lock` holds, which is held then as before.
+        """Waits until a condition on state guarded by `lock` holds; the lock is held before and after.
 
         Raises:
             OSError: The connection broke, or the stream's deadline has passed.
@@ -120,7 +120,7 @@ class Connection:
             raise
 
     def _take_window(self, stream: Stream, wanted: int) -> int:
-        """How many bytes may be sent now, at most `wanted`; waits for one at least."""
+        """Waits until at least one byte may be sent; returns how many may be now, at most `wanted`."""
         with self.lock:
             while not (count := self.streams.take_window(stream, wanted)):
                 self.wait(stream, lambda: stream.reset is not None or min(stream.window, self.streams.window) > 0)
@@ -135,20 +135,20 @@ class Connection:
     # Receiving.
 
     def want(self, stream: Stream) -> None:
-        """Begins to take a stream's messages: from now on the peer may send a larger window ahead."""
+        """Starts to take a stream's messages, which enlarges its flow-control window."""
         with self.lock:
             self.streams.want(stream)
         self.flush()
 
     def next_message(self, stream: Stream) -> tuple[bytearray | None, memoryview] | None:
-        """The next message of a wanted stream, in a buffer to be given back; None when there are no more.
+        """Returns a wanted stream's next message, in a buffer to be given back; None after the last message.
 
-        There is no buffer where the message is in its place already.
+        The buffer is None where the message was received in its place.
 
         Raises:
-            Unreadable: It is longer than may be, or compressed.
-            Ended: The stream has ended in the middle.
-            OSError: The connection has.
+            Unreadable: The message exceeds the size limit or is compressed.
+            Ended: The stream has ended early.
+            OSError: The connection has ended.
         """
         with self.lock:
             while (got := stream.inbox.take()) is None:
@@ -166,23 +166,23 @@ class Connection:
         return got[0], memoryview(got[0] or b"")[: got[1]]
 
     def forget(self, stream: Stream) -> None:
-        """The call is over; what still comes of it is thrown away."""
+        """Closes the stream of a finished call; frames that still arrive on it are discarded."""
         with self.lock:
             self.streams.forget(stream)
             self.changed.notify_all()
 
     def break_off(self, reason: Exception) -> None:
-        """The connection has ended, and with it every stream."""
+        """Ends every stream because the connection has ended."""
         with self.lock:
             for stream in self.streams.open.values():
                 stream.reset = stream.reset or Ended(str(reason))
             self.changed.notify_all()
 
     def read(self) -> None:
-        """Waits for the next bytes and does what they ask for.
+        """Waits for the next bytes and handles them.
 
         Raises:
-            ProtocolError: They make no sense.
+            ProtocolError: They violate HTTP/2.
             OSError: The connection broke.
         """
         room = self._endpoint.room()
@@ -194,7 +194,7 @@ class Connection:
         self._after(events)
 
     def read_some(self) -> int:
-        """The same for what has come already, on a socket that does not block; how many bytes that were.
+        """Handles bytes that have arrived already, on a non-blocking socket; returns how many they were.
 
         Raises:
             BlockingIOError: There are none.
@@ -206,8 +206,8 @@ class Connection:
         return count
 
     def _after(self, events: Sequence[tuple[Event, Stream]]) -> None:
-        """Does what follows from what has come."""
-        if events or self._endpoint.reading is None:  # else it is in the middle of a message
+        """Notifies waiting threads and handles the events of received bytes."""
+        if events or self._endpoint.reading is None:  # else a message is incomplete
             with self.lock:
                 self.changed.notify_all()
         for event, stream in events:
@@ -216,10 +216,10 @@ class Connection:
             self.flush()
 
     def on_event(self, event: Event, stream: Stream) -> None:
-        """Something has happened to a stream; on the server's side calls begin so."""
+        """Handles an event of a stream; the server begins calls here."""
 
     def say_goodbye(self, code: ErrorCode) -> None:
-        """Tells the peer why the connection ends, if it still listens."""
+        """Sends GOAWAY with the reason why the connection ends, if the peer still receives it."""
         with self.lock:
             last = self._endpoint.goaway(code)
         with contextlib.suppress(OSError):
@@ -227,7 +227,7 @@ class Connection:
 
 
 def _cut(parts: Sequence[Buffer], count: int) -> tuple[list[Buffer], list[Buffer]]:
-    """The first `count` bytes of some buffers, and the rest."""
+    """Splits buffers into their first `count` bytes and the rest."""
     ends = list(itertools.accumulate(map(len, parts)))
     i = next(i for i, end in enumerate(ends) if end >= count)
     part, inside = memoryview(parts[i]), count - (ends[i] - len(parts[i]))

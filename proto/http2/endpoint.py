@@ -1,11 +1,11 @@
-"""HTTP/2's rules (RFC 9113) for one side of one connection, without I/O: what may follow what, and what is answered.
+"""HTTP/2's rules (RFC 9113) for one side of one connection, without I/O: the order of frames, and the answers to them.
 
-Bytes that come are put where `Endpoint.room` says, in pieces of any size, and `Endpoint.received` says what has
-happened; messages go straight to the buffers of their stream. `downpour.proto.http2.streams` has the rules of streams.
-Errors of the connection are raised as `ProtocolError`; nothing else is, whatever comes.
+The caller writes received bytes to `Endpoint.room`, in pieces of any size, and `Endpoint.received` returns the events
+they cause; messages go directly to the buffers of their stream. `downpour.proto.http2.streams` has the rules of
+streams. Connection errors are raised as `ProtocolError`; no input raises anything else.
 
-Threads: none of its own. The thread that reads the connection calls `room` and `received`, any other the rest; all of
-it but `room` under the connection's lock.
+Threads: none of its own. The thread that reads the connection calls `room` and `received`, any other the rest; all
+calls but `room` are made under the connection's lock.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _LENGTHS = {RST_STREAM: 4, frames.PING: 8, frames.WINDOW_UPDATE: 4}
 _PRIORITY_BYTES = 5
 _MAX_SETTINGS = 64
 _MAX_PADDING = 256
-_USELESS_BYTES_A_FRAME = 64  # of a frame of a kind that is not known, which count as a frame without data
-_SCRATCH = memoryview(bytearray(1 << 16))  # for what nobody wants, of all connections
+_USELESS_BYTES_A_FRAME = 64  # of a frame of an unknown kind, which count as a frame without data
+_SCRATCH = memoryview(bytearray(1 << 16))  # for discarded bytes, shared by all connections
 
 
 @dataclass
 class _Block:
-    """Header fields that are coming.
+    """A block of header fields that is being received.
 
     Attributes:
-        number: Of their stream.
-        ends: Whether the peer sends no more of it.
-        is_dependent: Whether its priority depends on itself.
-        data: So far.
+        number: Identifier of its stream.
+        ends: Whether the peer's side of the stream ends with it.
+        is_dependent: Whether the stream's priority depends on itself.
+        data: The bytes received so far.
     """
 
     number: int
@@ -62,16 +62,16 @@ class Endpoint:
     """One side of a connection.
 
     Args:
-        buffers: For messages that come.
-        limits: Of the peer.
-        is_server: Which side this is.
-        clock: Seconds; `time.monotonic` but in tests.
+        buffers: Buffers for received messages.
+        limits: Limits for the peer.
+        is_server: Whether this side is the server.
+        clock: Returns seconds; `time.monotonic` except in tests.
 
     Attributes:
-        streams: Of the connection.
-        is_greeted: Whether the peer has begun as it must.
-        is_going_away: Whether the peer takes no new calls.
-        reading: The stream whose DATA is being read; None between such frames.
+        streams: Streams of the connection.
+        is_greeted: Whether the peer has sent its first SETTINGS.
+        is_going_away: Whether the peer accepts no new calls.
+        reading: The stream whose DATA frame is being read; None between such frames.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class Endpoint:
         self.streams = Streams(buffers, limits, is_server=is_server, clock=clock)
         self.is_greeted = self.is_going_away = False
         self.reading: Stream | None = None
-        self._max_frame = frames.DEFAULT_FRAME  # that is taken
-        self._takes_large = False  # when the peer has acknowledged that
-        self._num_acknowledged = 0  # of this side's settings
+        self._max_frame = frames.DEFAULT_FRAME  # that is accepted
+        self._takes_large = False  # once the peer has acknowledged it
+        self._num_acknowledged = 0  # SETTINGS frames of this side
         self._headers = HeaderReader()
         self._block: _Block | None = None
         self._head = memoryview(bytearray(frames.HEAD_BYTES))
-        # What is read: a part of known length, or the rest of a DATA frame or of what nobody wants.
+        # Bytes left of a DATA frame or a discarded one, and its padding; 0 while a part of known length is read.
         self._unread = self._padding = 0
         self._ends = self._is_wanted = False
         self._expect_head()
@@ -95,7 +95,7 @@ class Endpoint:
             self._expect(len(frames.PREFACE), self._on_preface)
 
     def greeting(self) -> bytes:
-        """What this side says first."""
+        """Encodes the first bytes of this side."""
         values = {
             frames.INITIAL_WINDOW_SIZE: self._limits.initial_window,
             frames.MAX_HEADER_LIST_SIZE: frames.MAX_HEADER_BYTES,
@@ -106,16 +106,16 @@ class Endpoint:
         return frames.PREFACE + frames.settings({**values, frames.ENABLE_PUSH: 0})
 
     def take_large_frames(self) -> None:
-        """Lets a peer send frames of megabytes, as soon as it has acknowledged that it may; a server's, once."""
+        """Allows the peer frames of megabytes, once it has acknowledged the setting; for a server, once."""
         self.streams.answer(frames.settings({frames.MAX_FRAME_SIZE: frames.MAX_FRAME_BYTES}))
         self._takes_large = True
 
     def goaway(self, code: ErrorCode) -> bytes:
-        """What it says last: which streams it has looked at, and why it ends."""
+        """Encodes this side's last frame: the last stream it has processed, and why the connection ends."""
         return frames.goaway(self.streams.last if self._is_server else 0, code)
 
     def room(self) -> memoryview:
-        """Where the next bytes belong; never empty. `received` must be called before the next."""
+        """Returns where to write the next bytes; never empty. Call `received` before calling it again."""
         if not self._unread:
             return self._room[self._filled :]
         stream = self.reading
@@ -125,10 +125,10 @@ class Endpoint:
         return _SCRATCH[: self._unread]
 
     def received(self, count: int) -> Sequence[tuple[Event, Stream]]:
-        """So many bytes are in the room that was given, at least one; what has happened by it.
+        """Handles `count` bytes written to `room`, at least one; returns the events they cause.
 
         Raises:
-            ProtocolError: The peer breaks the rules, and the connection cannot go on.
+            ProtocolError: The peer violates HTTP/2, and the connection cannot continue.
         """
         if self._unread:
             self._took(count)
@@ -143,7 +143,7 @@ class Endpoint:
         return events
 
     def _expect(self, length: int, then: Callable[[memoryview], None]) -> None:
-        """The next so many bytes belong together."""
+        """Reads the next `length` bytes as one part, then calls `then`."""
         self._room, self._filled, self._then = memoryview(bytearray(length)), 0, then
         if not length:
             then(self._room)
@@ -152,7 +152,7 @@ class Endpoint:
         self._room, self._filled, self._then = self._head, 0, self._on_head
 
     def _skip(self, length: int) -> None:
-        """The next so many bytes are for nobody."""
+        """Discards the next `length` bytes."""
         self._unread, self._padding, self.reading = length, 0, None
         self._expect_head()
 
@@ -193,7 +193,7 @@ class Endpoint:
             raise ProtocolError("DATA without the length of its padding", ErrorCode.FRAME_SIZE_ERROR)
 
     def _read_messages(self, length: int, padding: int) -> None:
-        """What is left of a DATA frame are messages and padding."""
+        """Reads the rest of a DATA frame: messages and padding."""
         if padding > length:
             raise ProtocolError("more padding than there is DATA")
         self._expect_head()
@@ -262,10 +262,10 @@ class Endpoint:
             return
         assert self._block is not None
         block, self._block = self._block, None
-        pairs = self._headers.read(bytes(block.data))  # whoever they are for: the next block may refer to them
+        pairs = self._headers.read(bytes(block.data))  # also for a closed stream: the next block may refer to them
         self.streams.on_headers(block.number, pairs, ends=block.ends, is_dependent=block.is_dependent)
 
-    # What carries no contents.
+    # Control frames.
 
     def _priority(self, length: int, flags: int, number: int) -> None:
         self.streams.budget.spend(1, "PRIORITY")
@@ -277,11 +277,11 @@ class Endpoint:
 
     def _on_priority(self, data: memoryview, number: int) -> None:
         self._expect_head()
-        if _dependency(data) == number:  # all else about priorities is ignored, as RFC 9113 has it
+        if _dependency(data) == number:  # priorities are otherwise ignored (RFC 9113)
             self._fail(number, ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
 
     def _fail(self, number: int, code: ErrorCode, reason: str) -> None:
-        """An error of a stream that is of the connection where the stream is not open."""
+        """Resets a stream; where it is not open, the error is one of the connection."""
         stream = self.streams.open.get(number)
         if stream is None:
             raise ProtocolError(reason, code)
@@ -304,7 +304,7 @@ class Endpoint:
             raise ProtocolError(f"SETTINGS of {length} bytes", ErrorCode.ENHANCE_YOUR_CALM)
         if flags & frames.ACK:
             self._num_acknowledged += 1
-            if self._takes_large and self._num_acknowledged > 1:  # the greeting comes first
+            if self._takes_large and self._num_acknowledged > 1:  # the first one is for the greeting
                 self._max_frame = frames.MAX_FRAME_BYTES
             self._expect_head()
         else:
@@ -359,11 +359,11 @@ class Endpoint:
 
 
 def _dependency(data: memoryview) -> int:
-    """The stream that a priority depends on."""
+    """Returns the stream that a priority depends on."""
     return int.from_bytes(data[:4], "big") & MAX_WINDOW
 
 
-# What reads the rest of a frame, by its kind.
+# Methods that read the rest of a frame, by its kind.
 _HEADS: tuple[Callable[[Endpoint, int, int, int], None], ...] = (
     Endpoint._data,
     Endpoint._fields,

@@ -1,7 +1,7 @@
-"""Blocks of header fields: read (RFC 7541), checked (RFC 9113, section 8), written. Pure; no sockets, no threads.
+"""Blocks of header fields: decoded (RFC 7541), checked (RFC 9113, section 8), encoded. Pure; no sockets, no threads.
 
-Blocks are written as plain literals, so that they depend on nothing that was sent before; those that come are read by
-the package hpack.
+Blocks are encoded as plain literals, so that they depend on nothing sent before; the package hpack decodes received
+blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from downpour.proto.http2.frames import (
 )
 
 Headers = Sequence[tuple[str, str]]
-Fields = tuple[tuple[str, str], ...]  # of a block that was read
+Fields = tuple[tuple[str, str], ...]  # of a decoded block
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")  # a token (RFC 9110, 5.6.2) without capitals
 _BAD_IN_VALUE = re.compile(r"[\0\r\n]|^[ \t]|[ \t]$")
@@ -33,33 +33,33 @@ _OF_REQUESTS = frozenset({":method", ":scheme", ":path", ":authority"})
 _NEEDED = frozenset({":method", ":scheme", ":path"})
 _OF_RESPONSES = frozenset({":status"})
 
-# Blocks that come again and again, such as those of one client's calls, are decoded once.
+# Repeated blocks, such as those of one client's calls, are decoded once.
 _MAX_KNOWN = 16
 _MAX_KNOWN_BYTES = 1 << 10
-_MAX_CHECKED = 64  # the same of their checks, in the whole process
+_MAX_CHECKED = 64  # cached results of each check, in the whole process
 
 
 class Malformed(ValueError):
-    """Header fields that a request or response may not have; its stream cannot go on."""
+    """Invalid header fields of a request or response; its stream cannot continue."""
 
 
 def write(number: int, pairs: Headers, *, end: bool) -> bytes:
-    """A block of header fields as one frame."""
+    """Encodes a block of header fields as one frame."""
     return frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), number, _block(tuple(pairs)))
 
 
 class HeaderReader:
-    """Reads the blocks of one connection, in the order in which they come."""
+    """Decodes the header blocks of one connection, in the order in which they are received."""
 
     def __init__(self) -> None:
         self._decoder = hpack.Decoder(max_header_list_size=MAX_HEADER_BYTES)
-        self._known: dict[tuple[bytes, int], Fields] = {}  # by block and size of the table
+        self._known: dict[tuple[bytes, int], Fields] = {}  # by block and maximum size of the dynamic table
 
     def read(self, block: bytes) -> Fields:
-        """One block. One that finds the dynamic table empty and leaves it as it was means the same every time.
+        """Decodes one block. The result is cached if the block finds the dynamic table empty and does not change it.
 
         Raises:
-            ProtocolError: It cannot be decoded, or its fields are longer than may be.
+            ProtocolError: The block cannot be decoded, or its fields exceed the size limit.
         """
         table = self._decoder.header_table
         size, is_empty = table.maxsize, not table.dynamic_entries
@@ -80,10 +80,10 @@ class HeaderReader:
 
 @functools.lru_cache(maxsize=_MAX_CHECKED)
 def check_request(pairs: Fields) -> int | None:
-    """Checks what a request begins with; returns how many bytes of DATA it announces, if it does.
+    """Checks the header fields of a request; returns its content-length in bytes, None without one.
 
     Raises:
-        Malformed: It may not begin so.
+        Malformed: The fields are invalid.
     """
     found = _check(pairs, _OF_REQUESTS)
     is_connect = found.get(":method") == "CONNECT"
@@ -98,14 +98,14 @@ def check_request(pairs: Fields) -> int | None:
 
 @functools.lru_cache(maxsize=_MAX_CHECKED)
 def check_response(pairs: Fields) -> None:
-    """Raises `Malformed` for what a response may not begin with."""
+    """Raises `Malformed` for invalid header fields of a response."""
     if not _check(pairs, _OF_RESPONSES):
         raise Malformed("a response without :status")
 
 
 @functools.lru_cache(maxsize=_MAX_CHECKED)
 def check_trailers(pairs: Fields) -> None:
-    """Raises `Malformed` for what neither a request nor a response may end with."""
+    """Raises `Malformed` for invalid trailers of a request or response."""
     _check(pairs, frozenset())
 
 
@@ -122,7 +122,7 @@ def _content_length(pairs: Fields) -> int | None:
 def _check(pairs: Fields, allowed: frozenset[str]) -> dict[str, str]:
     """Checks each field; returns the pseudo-header fields."""
     found: dict[str, str] = {}
-    is_past = False  # the pseudo-header fields
+    is_past = False  # whether the pseudo-header fields have ended
     for name, value in pairs:
         if name.startswith(":"):
             if is_past or name not in allowed or name in found:
@@ -139,9 +139,9 @@ def _check(pairs: Fields, allowed: frozenset[str]) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=256)
 def _block(headers: tuple[tuple[str, str], ...]) -> bytes:
-    """Literals that nobody must remember (RFC 7541, 6.2.2): no tables, no Huffman code.
+    """Encodes fields as literals without indexing (RFC 7541, 6.2.2): no tables, no Huffman code.
 
-    It begins with a dynamic table of no size, whatever size the peer allows: some expect to be told.
+    It begins by setting the dynamic table's size to 0, whatever the peer allows: some peers expect that update.
     """
     return b"\x20" + b"".join(b"\0" + _string(name) + _string(value) for name, value in headers)
 

@@ -1,6 +1,6 @@
-"""A connection's bytes: read exactly, sent whole, closed from any thread. `proto.security.tls_socket` encrypts them.
+"""A connection's bytes: exact reads, complete sends, close from any thread. `proto.security.tls_socket` encrypts them.
 
-Threads: one reads and one sends at a time; `close` and `shut_down` are for any.
+Threads: one reads and one sends at a time; any may call `close` and `shut_down`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ Buffer = bytes | bytearray | memoryview
 
 _SMALL = 1 << 12
 _MAX_BUFFERS = 512  # of one sendmsg; the kernel's limit is 1024
-_LATE_S = 0.05  # how much later than at its deadline the kernel may give up, so that it need not be told for every call
+_LATE_S = 0.05  # how long after its deadline the kernel may give up, so that it need not be set for every call
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
-_LAST_DATA_RECEIVED = struct.Struct("@52xI")  # of the kernel's struct tcp_info, the beginning; in milliseconds
+_LAST_DATA_RECEIVED = struct.Struct("@52xI")  # in a prefix of the kernel's struct tcp_info; milliseconds
 
-# A peer that has lost its power is noticed after about so long, by a thread that reads as by one that sends.
+# After about so long, reading and sending threads detect that a peer has lost its power.
 _DEAD_AFTER_S = 30
 
 
 def host_and_port(host: str, port: int) -> str:
-    """`host:port`, of an IPv6 address `[host]:port`, whether it was given in brackets or not."""
+    """Returns `host:port`, or `[host]:port` for an IPv6 address, whether it was given in brackets or not."""
     host = host.strip("[]")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Deadline(OSError):
-    """The peer took longer than may be."""
+    """An operation exceeded its deadline."""
 
 
 class Closed(OSError):
@@ -41,50 +41,50 @@ class Closed(OSError):
 
 
 class Socket(Protocol):
-    """What `downpour.proto.http2.connection` needs of a connection."""
+    """The transport that `downpour.proto.http2.connection` needs."""
 
     def read_into(self, view: memoryview) -> None:
-        """Fills a view of bytes.
+        """Reads exactly as many bytes as the view holds.
 
         Raises:
-            Deadline: It took too long.
+            Deadline: The deadline has passed.
             Closed: The connection ended first.
-            OSError: It broke.
+            OSError: The connection broke.
         """
         ...
 
     def read_some(self, view: memoryview) -> int:
-        """Reads what there is, at least a byte and at most what fits; for a socket that does not block.
+        """Reads the available bytes, at least one and at most what fits; for a non-blocking socket.
 
         Raises:
-            BlockingIOError: There is nothing.
+            BlockingIOError: No byte is available.
             Closed: The connection ended.
-            OSError: It broke.
+            OSError: The connection broke.
         """
         ...
 
     def read_ahead(self, view: memoryview) -> bool:
-        """Fills a view if what belongs there has been read from the kernel already; whether it has."""
+        """Fills a view if all its bytes have been read from the kernel already; returns whether it did."""
         ...
 
     def send(self, buffers: Sequence[Buffer]) -> None:
-        """Sends all of some buffers of bytes; raises as `read_into`, and `Closed` where it may not wait and must."""
+        """Sends all bytes of the buffers; raises as `read_into`, and `Closed` if a non-blocking send would wait."""
         ...
 
     def set_deadline(self, at: float | None) -> None:
-        """Until when reading and sending may take, a moment of `time.monotonic()`; None for ever."""
+        """Sets the deadline of every later read and send, a moment of `time.monotonic()`; None for none."""
         ...
 
     def is_quiet(self) -> bool:
-        """Whether the connection is open and nothing has come that was not read."""
+        """Whether the connection is open and has no unread bytes."""
         ...
 
     def shut_down(self) -> None:
-        """Ends the connection at once, for whoever reads or sends, too."""
+        """Ends the connection at once, also for threads that read or send."""
         ...
 
     def close(self) -> None:
-        """Gives the descriptor back; nobody reads or sends any more."""
+        """Closes the descriptor; no thread may read or send any more."""
         ...
 
 
@@ -93,21 +93,21 @@ class PlainSocket:
 
     Args:
         raw: A connected socket.
-        stall_s: How long a peer may not take a byte of what is sent, where there is no deadline; None for ever.
+        stall_s: Seconds without progress after which a send fails, where there is no deadline; None for no limit.
     """
 
     def __init__(self, raw: socket.socket, stall_s: float | None = None) -> None:
         self._raw = raw
         self._stall_s = stall_s
-        # Small reads are served from what one larger one has brought.
+        # Small reads are served from one larger one.
         self._room = memoryview(bytearray(_SMALL))
         self._ahead = self._room[:0]
         self._is_blocking = True
         self._deadline: float | None = None
-        self._told_s: float | None = None  # how long the kernel waits
+        self._told_s: float | None = None  # the kernel's timeout
         if stall_s is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_s))
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is small is waited for
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the peer waits for small frames
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (
             ("TCP_KEEPIDLE", _DEAD_AFTER_S // 2),
@@ -115,7 +115,7 @@ class PlainSocket:
             ("TCP_KEEPCNT", 3),
             ("TCP_USER_TIMEOUT", 1000 * _DEAD_AFTER_S),
         ):
-            if hasattr(socket, name):  # some are Linux' own
+            if hasattr(socket, name):  # some exist on Linux only
                 raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def read_into(self, view: memoryview) -> None:
@@ -124,7 +124,7 @@ class PlainSocket:
             view = view[self.read_some(view) :]
 
     def read_some(self, view: memoryview) -> int:
-        """See `Socket`; a socket that blocks waits for a byte, and for all of a large view."""
+        """See `Socket`; a blocking socket waits for a byte, and for all of a large view."""
         if not self._ahead and len(view) < _SMALL:
             self._ahead = self._room[: self._receive(self._room, 0)]
         if not self._ahead:
@@ -143,11 +143,11 @@ class PlainSocket:
         return True
 
     def read_now(self, view: memoryview) -> int:
-        """Reads what there is, at least a byte; not to be mixed with the others, which read ahead."""
+        """Reads the available bytes, at least one; not to be mixed with the other reads, which read ahead."""
         return self._receive(view, 0)
 
     def set_blocking(self, is_blocking: bool) -> None:
-        """Whether reading and sending wait; they do in the beginning."""
+        """Sets whether reads and sends wait; at first they do."""
         self._is_blocking = is_blocking
         self._raw.setblocking(is_blocking)
 
@@ -192,7 +192,7 @@ class PlainSocket:
         return False
 
     def silent_s(self) -> float:
-        """Seconds since the kernel received the last byte; 0 where only Linux could tell."""
+        """Seconds since the kernel received the last byte; 0 on systems other than Linux."""
         if sys.platform != "linux":
             return 0.0
         info = self._raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED.size)
@@ -208,22 +208,22 @@ class PlainSocket:
         self._raw.close()
 
     def drain(self, num_bytes: int) -> None:
-        """Reads what has come, for nobody, at most about so many bytes; for a socket that does not block.
+        """Reads and discards received bytes, about `num_bytes` at most; for a non-blocking socket.
 
         Raises:
-            BlockingIOError: There is no more now.
+            BlockingIOError: No more bytes are available now.
             Closed: The connection ended.
         """
         while num_bytes > 0:
             num_bytes -= self.read_now(self._room)
 
     def end_sending(self) -> None:
-        """Nothing more is sent; what was sent still arrives."""
+        """Ends the sending direction; bytes already sent still arrive."""
         with contextlib.suppress(OSError):  # it has ended already
             self._raw.shutdown(socket.SHUT_WR)
 
     def fileno(self) -> int:
-        """For `selectors`."""
+        """Returns the descriptor, for `selectors`."""
         return self._raw.fileno()
 
     def _receive(self, view: memoryview, flags: int) -> int:
@@ -233,13 +233,13 @@ class PlainSocket:
         return count
 
     def _waiting(self, action: Any, *arguments: Any) -> int:
-        """One system call, which the kernel ends at the deadline that it was told last."""
+        """Makes one system call, which the kernel ends at the deadline set last."""
         while True:
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 raise Deadline("Deadline Exceeded")
             try:
                 count: int = action(*arguments)
-            except BlockingIOError:  # or the kernel's time is up, perhaps a little early
+            except BlockingIOError:  # or the kernel's timeout has expired, perhaps a little early
                 if not self._is_blocking:
                     raise
                 if self._deadline is None:
@@ -250,5 +250,5 @@ class PlainSocket:
 
 
 def _timeval(limit_s: float | None) -> bytes:
-    """For the kernel, whose zero is for ever."""
+    """Packs a `struct timeval` for the kernel, where zero means no timeout."""
     return struct.pack("ll", int(limit_s or 0), int((limit_s or 0) % 1 * 1e6))

@@ -1,7 +1,7 @@
-"""The streams of one HTTP/2 connection, seen from one side, without I/O: states, windows, errors (RFC 9113, 5 to 8).
+"""Stream states, flow-control windows and errors of one side of an HTTP/2 connection, no I/O (RFC 9113, 5 to 8).
 
-`downpour.proto.http2.endpoint` reads the frames and asks here what they mean. What is to be sent because of it is in
-`outgoing`. Errors of a stream are answered here; errors of the connection are raised.
+`downpour.proto.http2.endpoint` parses the frames and calls this module for their effect on streams. Frames to be sent
+are queued in `outgoing`. Stream errors are answered here; connection errors are raised.
 
 Threads: any, under the connection's lock.
 """
@@ -19,34 +19,34 @@ from downpour.proto.http2.budget import Budget
 from downpour.proto.http2.frames import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode, ProtocolError
 from downpour.proto.http2.headers import Fields, Malformed
 
-_MAX_ANSWERS = 1000  # that wait because the peer does not read
-_MAX_CLOSED = 100  # streams that are remembered
+_MAX_ANSWERS = 1000  # queued because the peer does not read
+_MAX_CLOSED = 100  # closed streams that are remembered
 
-# A peer may send so many frames without data at once and a second, one for so many bytes that it was sent, and some for
-# each call that has come to its end: grpcio opens windows twice for a small one.
+# Frames without data that a peer may send at once and per second, plus one for each `_BYTES_A_FRAME` bytes sent to it
+# and some for each call that has ended: grpcio updates windows twice for a small one.
 _BUDGET, _BUDGET_PER_S, _BYTES_A_FRAME, _FRAMES_A_CALL = 1000.0, 50.0, 1024, 4.0
-REFUSAL_COST = 10.0  # of a stream that is refused or fails, in such frames
+REFUSAL_COST = 10.0  # of a refused or failed stream, in such frames
 
 
 class Ended(Exception):
-    """A stream has ended: one side reset it, or the connection is gone."""
+    """A stream has ended: one side reset it, or the connection is lost."""
 
 
 class Event(enum.Enum):
-    """What has happened to a stream."""
+    """What happened to a stream."""
 
-    BEGUN = enum.auto()  # a request's header fields have come
-    CHANGED = enum.auto()  # messages, the end, trailers, an error
+    BEGUN = enum.auto()  # a request's header fields were received
+    CHANGED = enum.auto()  # messages, the end of the stream, trailers or an error
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What this side lets the other do.
+    """Limits that this side sets for the peer.
 
     Attributes:
-        initial_window: Bytes of a new stream that may be sent.
-        wanted_window: Bytes of a stream that may be sent, or have come and wait, once its messages are wanted.
-        max_streams: That the peer may have open at one time.
+        initial_window: Flow-control window of a new stream, in bytes.
+        wanted_window: Window once the stream's messages are wanted, in bytes in flight or received but not taken.
+        max_streams: Streams that the peer may have open at one time.
     """
 
     initial_window: int
@@ -59,19 +59,19 @@ class Stream:
     """The state of one HTTP/2 stream, which is one call.
 
     Attributes:
-        number: Of the stream.
+        number: Stream identifier.
         window: Bytes that may be sent.
-        inbox: What comes.
-        headers: That came last; the trailers, once the call has ended.
-        has_headers: Whether any have come.
-        is_whole: The peer has sent everything.
-        reset: Why the stream cannot go on; None if it can.
-        is_reset_by_peer: Whether the peer ended it.
-        is_answered: Whether the end of the answer goes out now; the peer may begin another stream instead.
-        announced: Bytes of messages that `content-length` says are still to come; None if it says nothing.
-        deadline: Until when anybody waits for it, a moment of `time.monotonic()`.
+        inbox: Received messages.
+        headers: Header fields received last; the trailers, once the call has ended.
+        has_headers: Whether any header fields were received.
+        is_whole: Whether the peer has ended its side of the stream.
+        reset: Why the stream cannot continue; None if it can.
+        is_reset_by_peer: Whether the peer reset it.
+        is_answered: Whether the end of the answer is being sent; the peer may begin another stream instead.
+        announced: Bytes of messages still due by `content-length`; None without that field.
+        deadline: Until when operations may wait for it, a moment of `time.monotonic()`; None for no limit.
         began_at: When it began, a moment of the clock.
-        heard_at: When it began, or DATA of it came last.
+        heard_at: When it began or last received DATA.
     """
 
     number: int
@@ -90,22 +90,22 @@ class Stream:
 
 
 class Streams:
-    """The streams of one connection, their windows and the frames that answer what comes.
+    """The streams of one connection, their windows, and the frames sent in answer to received ones.
 
     Args:
-        buffers: For messages that come.
-        limits: Of the peer.
-        is_server: Which side this is.
-        clock: Seconds; `time.monotonic` but in tests.
+        buffers: Buffers for received messages.
+        limits: Limits for the peer.
+        is_server: Whether this side is the server.
+        clock: Returns seconds; `time.monotonic` except in tests.
 
     Attributes:
-        open: By number: that have begun and that nobody has forgotten.
-        last: The number of the one that was begun last.
-        window: Bytes that may be sent, of all together.
-        max_frame: Bytes of a frame that may be sent.
+        open: Streams that have begun and for which `forget` was not called, by number.
+        last: Number of the stream begun last.
+        window: Bytes that may be sent on all streams together.
+        max_frame: Maximum payload of a sent frame, in bytes.
         outgoing: Frames to be sent, in this order.
-        events: What has happened; emptied by whoever reads them.
-        budget: Of frames without data.
+        events: Events since the reader emptied it.
+        budget: Budget for frames without data.
     """
 
     def __init__(self, buffers: Buffers, limits: Limits, *, is_server: bool, clock: Callable[[], float]) -> None:
@@ -117,32 +117,32 @@ class Streams:
         self.outgoing: deque[bytes] = deque()
         self.events: list[tuple[Event, Stream]] = []
         self.budget = Budget(_BUDGET, _BUDGET_PER_S, clock)
-        self._initial_window = DEFAULT_WINDOW  # of a new stream, to be sent
-        self._received = 0  # bytes of DATA for which the connection's window has not been given back
-        self._my_window = DEFAULT_WINDOW  # of the connection, for the peer, without them
-        self._closed: OrderedDict[int, bool] = OrderedDict()  # number: whether what still comes of it is no error
+        self._initial_window = DEFAULT_WINDOW  # send window of a new stream
+        self._received = 0  # bytes of DATA not yet returned to the peer by WINDOW_UPDATE of the connection
+        self._my_window = DEFAULT_WINDOW  # receive window of the connection, before they are deducted
+        self._closed: OrderedDict[int, bool] = OrderedDict()  # number: whether late frames are allowed
 
-    # What this side does.
+    # Operations of this side.
 
     def begin(self, place: Place | None) -> Stream:
-        """A call of this side, whose messages are wanted from the beginning."""
+        """Begins a stream for a call of this side, whose messages are wanted from the beginning."""
         self.last += 1 if self.last == 0 else 2
         stream = self._add(self.last, place)
         stream.inbox.want()
         return stream
 
     def open_window(self) -> None:
-        """The connection's window is as large as may be from now on: memory is bounded by the streams'."""
+        """Sets the connection's receive window to the maximum: the streams' windows bound memory."""
         self.answer(frames.window_update(0, MAX_WINDOW - DEFAULT_WINDOW))
         self._my_window = MAX_WINDOW
 
     def want(self, stream: Stream) -> None:
-        """Begins to take a stream's messages."""
+        """Starts to take a stream's messages, which enlarges its window."""
         stream.inbox.want()
         self.grant(stream)
 
     def grant(self, stream: Stream) -> None:
-        """Lets the peer send more of a stream when there is room for half a window."""
+        """Sends WINDOW_UPDATE for a stream if at least half a window is free."""
         inbox = stream.inbox
         if inbox.is_wanted and inbox.error is None and not stream.is_whole and not stream.is_answered:
             more = self._limits.wanted_window - inbox.window - inbox.held
@@ -151,7 +151,7 @@ class Streams:
                 self.answer(frames.window_update(stream.number, more))
 
     def take_window(self, stream: Stream, wanted: int) -> int:
-        """How many bytes of a stream may be sent now, at most `wanted`; they count as sent.
+        """Deducts at most `wanted` bytes from a stream's send windows; returns how many may be sent now.
 
         Raises:
             Ended: The stream has ended.
@@ -165,7 +165,7 @@ class Streams:
         return count
 
     def forget(self, stream: Stream) -> None:
-        """The call is over; what still comes of it is thrown away."""
+        """Closes the stream of a finished call; frames that still arrive on it are discarded."""
         if stream.is_answered:
             self.budget.earn(_FRAMES_A_CALL)
         if self.open.pop(stream.number, None) is not None:
@@ -175,18 +175,18 @@ class Streams:
         stream.inbox.clear()
 
     def fail(self, stream: Stream, code: ErrorCode, reason: str) -> None:
-        """Ends a stream because of what the peer has sent."""
+        """Resets a stream because of an error of the peer."""
         stream.reset = stream.reset or Ended(f"{reason} ({code.name})")
         self.events.append((Event.CHANGED, stream))
         self._answer_reset(stream.number, code, reason)
 
     def answer(self, frame: bytes) -> None:
-        """A small frame is to be sent."""
+        """Queues a small frame; raises `ProtocolError` if too many are queued."""
         if len(self.outgoing) >= _MAX_ANSWERS:
             raise ProtocolError("the peer sends without reading", ErrorCode.ENHANCE_YOUR_CALM)
         self.outgoing.append(frame)
 
-    # What the peer does.
+    # Frames from the peer.
 
     def check_begun(self, number: int, name: str) -> None:
         """Raises `ProtocolError` for a frame on a stream that has not begun."""
@@ -194,7 +194,7 @@ class Streams:
             raise ProtocolError(f"{name} on stream {number}, which has not begun")
 
     def on_data(self, number: int, length: int) -> Stream | None:
-        """The stream that DATA of so many bytes, padding included, is for; None if nobody wants it."""
+        """Counts `length` bytes of DATA, padding included; returns their stream, None if they are to be discarded."""
         self.check_begun(number, "DATA")
         self._received += length
         if self._received > self._my_window:
@@ -218,14 +218,14 @@ class Streams:
         return None
 
     def on_messages(self, stream: Stream, num_bytes: int) -> None:
-        """So many bytes of DATA are messages."""
+        """Deducts received message bytes from what `content-length` announced."""
         if stream.announced is not None:
             stream.announced -= num_bytes
             if stream.announced < 0:
                 self.fail(stream, ErrorCode.PROTOCOL_ERROR, "more DATA than content-length")
 
     def on_end(self, stream: Stream) -> None:
-        """The peer sends no more of a stream."""
+        """Handles the end of the peer's side of a stream."""
         if stream.announced and stream.reset is None:
             self.fail(stream, ErrorCode.PROTOCOL_ERROR, "less DATA than content-length")
             return
@@ -233,12 +233,12 @@ class Streams:
         self.events.append((Event.CHANGED, stream))
 
     def on_headers(self, number: int, pairs: Fields, *, ends: bool, is_dependent: bool) -> None:
-        """Header fields of a request, a response or trailers.
+        """Handles header fields of a request, a response or trailers.
 
         Args:
-            number: Of the stream.
+            number: Stream identifier.
             pairs: The fields.
-            ends: Whether the peer sends no more of the stream.
+            ends: Whether the peer's side of the stream ends with them.
             is_dependent: Whether the stream's priority depends on itself.
         """
         stream = self.open.get(number)
@@ -254,7 +254,7 @@ class Streams:
             raise ProtocolError("HEADERS on a stream that has ended", ErrorCode.STREAM_CLOSED)
 
     def on_reset(self, number: int, code: int) -> None:
-        """The peer ends a stream."""
+        """Handles RST_STREAM."""
         stream = self.open.get(number)
         if stream is not None:
             stream.is_reset_by_peer = True
@@ -264,7 +264,7 @@ class Streams:
             self._closed[number] = False
 
     def on_window_update(self, number: int, more: int) -> None:
-        """The peer takes so many bytes more of a stream, or with number 0 of all."""
+        """Handles WINDOW_UPDATE by `more` bytes; number 0 is the connection."""
         stream = self.open.get(number)
         before = stream.window if stream is not None else self.window
         code = None
@@ -281,7 +281,7 @@ class Streams:
                 self.fail(stream, code, f"WINDOW_UPDATE by {more}")
 
     def on_initial_window(self, value: int) -> None:
-        """The peer changes the window of every stream."""
+        """Handles INITIAL_WINDOW_SIZE, which changes the send window of every stream."""
         more = value - self._initial_window
         if value > MAX_WINDOW or any(stream.window + more > MAX_WINDOW for stream in self.open.values()):
             raise ProtocolError(f"INITIAL_WINDOW_SIZE of {value}", ErrorCode.FLOW_CONTROL_ERROR)
@@ -290,7 +290,7 @@ class Streams:
         self._initial_window = value
 
     def on_goaway(self, last: int, code: int) -> None:
-        """The peer looks at no streams of this side beyond `last`."""
+        """Handles GOAWAY: the peer does not process this side's streams beyond `last`."""
         for stream in self.open.values():
             if not self._is_server and stream.number > last and stream.reset is None:
                 stream.reset = Ended(f"the peer goes away and has not looked at the call ({frames.code_name(code)})")
@@ -315,7 +315,7 @@ class Streams:
         self.events.append((Event.BEGUN, stream))
 
     def _more_headers(self, stream: Stream, pairs: Fields, ends: bool) -> None:
-        """A response, or trailers."""
+        """Handles a response or trailers."""
         if stream.is_whole:
             raise ProtocolError("HEADERS after the end of the stream", ErrorCode.STREAM_CLOSED)
         try:
@@ -326,7 +326,7 @@ class Streams:
             else:
                 headers.check_response(pairs)
                 if dict(pairs)[":status"].startswith("1") and not ends:
-                    return  # of no interest; the response follows
+                    return  # an interim response; the final one follows
         except Malformed as error:
             self.fail(stream, ErrorCode.PROTOCOL_ERROR, str(error))
             return
@@ -344,7 +344,7 @@ class Streams:
         return sum(not stream.is_answered for stream in self.open.values())
 
     def _refuse(self, number: int, code: ErrorCode, reason: str) -> None:
-        """Ends a stream that is not open."""
+        """Resets a stream that is not open."""
         self._remember(number, is_late_allowed=True)
         self._answer_reset(number, code, reason)
 
@@ -353,7 +353,7 @@ class Streams:
         self.budget.spend(REFUSAL_COST, reason)
 
     def _is_late_allowed(self, number: int, stream: Stream | None) -> bool:
-        """Whether the peer may not have known yet that a stream has ended."""
+        """Whether the peer may have sent a frame before it received notice that the stream had ended."""
         if stream is not None:
             return not stream.is_reset_by_peer
         return self._closed.get(number, False)

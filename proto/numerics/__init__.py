@@ -1,1 +1,1 @@
-"""Numbers on the wire: bfloat16 and float16, block-scaled integers, and what is not finite. Of both ends."""
+"""Wire formats of numbers, for both ends: bfloat16, float16, block-scaled integers, and non-finite values."""

@@ -1,7 +1,7 @@
-"""Compiles functions with numba when they are first asked for, or loads them from the cache beside their source.
+"""Compiles functions with numba on first use, or loads them from the cache beside their source.
 
-Where numba can write no cache (a read-only installation without a home) a folder of the user's in the temporary one
-holds it; where that cannot be written either, every process compiles for itself. Threads: any.
+Where numba can write no cache (a read-only installation without a home), it uses a folder of this user's in the
+temporary folder; where that cannot be written either, every process compiles for itself. Threads: any.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Loop = Callable[..., Any]
 
 
 def declared(*arguments: types.Type, returns: types.Type = types.void) -> Callable[[Loop], Callable[[], Loop]]:
-    """Declares the types of a loop, which is compiled or loaded when the function that this gives is first called."""
+    """Declares the types of a loop; the function returned compiles or loads the loop on its first call."""
     return declared_for([returns(*arguments)])
 
 
 def declared_for(signatures: list[Any]) -> Callable[[Loop], Callable[[], Loop]]:
-    """Likewise for arguments of several types."""
+    """Declares a loop with several signatures; see `declared`."""
 
     def declare(function: Loop) -> Callable[[], Loop]:
         @functools.cache
@@ -52,9 +52,9 @@ def _compile(function: Loop, signatures: list[Any], cache: bool) -> Loop:
 
 @functools.cache
 def _use_temporary_cache() -> bool:
-    """Has numba keep what it compiles in the temporary folder, and says so; whether that can be.
+    """Sets numba's cache to a folder in the temporary folder and logs it; returns whether it can be used.
 
-    What is loaded from there is run, so the folder must be this user's own.
+    Code loaded from the folder is executed, so only this user may have access to it.
     """
     try:
         folder = Path(tempfile.gettempdir()) / f"downpour-kernels-{os.getuid()}"

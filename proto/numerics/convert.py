@@ -1,4 +1,4 @@
-"""Conversions between float32 and what travels, in place, without copies.
+"""Conversions between float32 and the wire's number formats, into given arrays, without copies.
 
 Threads: any; these functions keep no state.
 """
@@ -14,17 +14,17 @@ _f = np.float32
 
 
 def widen(source: np.ndarray, target: np.ndarray) -> None:
-    """Bfloat16 bits, [n] uint16, to [n] float32; exact."""
+    """Converts bfloat16 bits, [n] uint16, to [n] float32; exact."""
     loops.widen()(source, target.view(np.uint32))
 
 
 def narrow(source: np.ndarray, target: np.ndarray) -> None:
-    """[n] float32 to bfloat16 bits, [n] uint16, rounded to nearest even; any NaN becomes the quiet one."""
+    """Converts [n] float32 to bfloat16 bits, [n] uint16, rounded to nearest even; any NaN becomes the quiet one."""
     loops.narrow()(source.view(np.uint32), target)
 
 
 def to_float32(values: np.ndarray, out: np.ndarray) -> None:
-    """[n] of a wire dtype, at any address, to [n] float32; exact."""
+    """Converts [n] of a wire dtype, at any address, to [n] float32; exact."""
     if values.dtype == np.uint16:
         widen(values, out)
     else:
@@ -32,7 +32,7 @@ def to_float32(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def to_wire(values: np.ndarray, out: np.ndarray) -> None:
-    """[n] float32 to [n] of a wire dtype, rounded to nearest even; what float16 cannot hold becomes infinite."""
+    """Converts [n] float32 to [n] of a wire dtype, rounded to nearest even; float16 overflow becomes infinite."""
     if out.dtype == np.uint16:
         narrow(values, out)
     else:
@@ -41,36 +41,36 @@ def to_wire(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def quantize(x: np.ndarray, scales: np.ndarray, q: np.ndarray, levels: int = 127) -> None:
-    """[n] float32 to [n] int8 in [-levels, levels] and [ceil(n / BLOCK)] scales; what rounding left stays in `x`."""
+    """Quantizes [n] float32 to [n] int8 in [-levels, levels] and [ceil(n / BLOCK)] scales; `x` keeps the residual."""
     bits, scale_bits = x.view(np.uint32), scales.view(np.uint32)
     loops.quantize()(x, bits, scales, scale_bits, q, codec.BLOCK, _f(levels))
 
 
 def quantize4(x: np.ndarray, scales: np.ndarray, packed: np.ndarray) -> None:
-    """Likewise to INT4, [ceil(n / BLOCK) * BLOCK / 2] bytes."""
+    """Quantizes like `quantize`, but to INT4: [ceil(n / BLOCK) * BLOCK / 2] bytes."""
     q = np.zeros(2 * packed.size, np.int8)
     quantize(x, scales, q[: x.size], levels=7)
     loops.pack4()(q, packed, codec.BLOCK)
 
 
 def dequantize(scales: np.ndarray, q: np.ndarray, first: int, out: np.ndarray) -> None:
-    """The inverse, of elements [first, first + n) of a chunk, without what rounding left; at any address."""
+    """Inverts `quantize`, without the residual, for elements [first, first + n) of a chunk, at any address."""
     loops.dequantize()(scales, q, first, codec.BLOCK, out)
 
 
 def difference(w: np.ndarray, published: np.ndarray, out: np.ndarray) -> None:
-    """Out = w - published, of [n] float32 and of [n] bfloat16 bits at any address."""
+    """Computes out = w - published, of [n] float32 and of [n] bfloat16 bits at any address."""
     loops.difference()(w, published, out.view(np.uint32), out)
 
 
 def advance(wire: int, published: np.ndarray, scales: np.ndarray, q: np.ndarray, out: np.ndarray) -> None:
-    """Out = published + q * scale of its block, [n] bfloat16 bits, the same on every machine; may be in place.
+    """Computes out = published + q * scale of its block, [n] bfloat16 bits, equal on every machine; may be in place.
 
     Args:
         wire: Codec of `q`, INT8 or INT4.
         published: [n] bfloat16 bits, at any address.
-        scales: As `Chunk.blocks` gives them.
-        q: Likewise.
+        scales: As returned by `Chunk.blocks`.
+        q: The elements' bytes, as returned by `Chunk.blocks`.
         out: [n] bfloat16 bits.
     """
     room, wide = np.empty(codec.BLOCK, np.int8), np.empty(codec.BLOCK, np.float32)
@@ -78,7 +78,7 @@ def advance(wire: int, published: np.ndarray, scales: np.ndarray, q: np.ndarray,
 
 
 def num_non_finite(values: np.ndarray) -> int:
-    """How many of [n] of a wire dtype are NaN or infinite; at any address."""
+    """Counts the NaN and infinite values among [n] of a wire dtype, at any address."""
     if values.dtype.itemsize == 2:
         exponent = np.uint16(0x7F80 if values.dtype == np.uint16 else 0x7C00)
         return int(loops.count_non_finite_16()(values.view(np.uint16), exponent))
@@ -86,12 +86,12 @@ def num_non_finite(values: np.ndarray) -> int:
 
 
 def load() -> None:
-    """Compiles or loads what every shard needs, so that its first push does not wait for it."""
+    """Compiles or loads the loops that every shard needs, so that its first push does not wait for them."""
     for loop in (loops.widen, loops.narrow, loops.count_non_finite, loops.count_non_finite_16):
         loop()
 
 
 def load_blocks() -> None:
-    """Compiles or loads what INT8 and INT4 need, on either side."""
+    """Compiles or loads the loops that INT8 and INT4 need, on either side."""
     for loop in (loops.widen, loops.difference, loops.quantize, loops.pack4, loops.advance, loops.dequantize):
         loop()

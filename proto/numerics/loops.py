@@ -1,7 +1,7 @@
-"""The compiled loops of the wire's numbers: widening, rounding, block-scaled integers, and what is not finite.
+"""Compiled loops for the wire's numbers: widening, rounding, block-scaled integers, and counting non-finite values.
 
-A name of this module is a function without arguments that gives the compiled loop: compiled for its declared types,
-or loaded from the cache beside this file, when it is first asked for. `downpour.proto.numerics.convert` calls them.
+Each name of this module is a function without arguments that returns the compiled loop: compiled for its declared
+types, or loaded from the cache beside this file, on the first call. `downpour.proto.numerics.convert` calls them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from downpour.proto.numerics.compiled import declared
 
 _V, _S = types.float32[::1], types.float32  # a vector, a scalar
 _BITS16, _BITS32, _BYTES = types.uint16[::1], types.uint32[::1], types.int8[::1]
-# A payload is a view of an immutable message and begins at any byte.
+# A payload is a view of an immutable message and may start at any byte.
 _PAYLOAD16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
 _PAYLOAD32 = types.Array(types.uint32, 1, "C", readonly=True, aligned=False)
 _PAYLOAD_SCALES = types.Array(types.float32, 1, "C", readonly=True, aligned=False)
@@ -22,14 +22,14 @@ _PAYLOAD8 = types.Array(types.int8, 1, "C", readonly=True, aligned=False)
 
 @declared(_PAYLOAD16, _BITS32)
 def widen(source, target):  # type: ignore[no-untyped-def]
-    """Bits of bfloat16 to bits of float32."""
+    """Converts bfloat16 bits to float32 bits."""
     for i in range(source.size):
         target[i] = np.uint32(source[i]) << np.uint32(16)
 
 
 @declared(_BITS32, _BITS16)
 def narrow(source, target):  # type: ignore[no-untyped-def]
-    """Bits of float32 to bits of bfloat16, rounded to nearest even."""
+    """Converts float32 bits to bfloat16 bits, rounded to nearest even."""
     for i in range(source.size):
         bits = source[i]
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
@@ -39,9 +39,9 @@ def narrow(source, target):  # type: ignore[no-untyped-def]
 
 @declared(_V, _BITS32, _V, _BITS32, _BYTES, types.intp, _S)
 def quantize(x, bits, scales, scale_bits, q, block, levels):  # type: ignore[no-untyped-def]
-    """float32 to integers and a scale for each block; what rounding left stays."""
+    """Quantizes float32 to integers with a scale for each block; `x` keeps the residual."""
     for b in range(scales.size):
-        # A slice each: indices that start at 0 are known not to be negative, so the loops vectorise.
+        # One slice a block: indices that start at 0 are known not to be negative, so the loops vectorise.
         block_bits, block_x = bits[b * block : (b + 1) * block], x[b * block : (b + 1) * block]
         block_q = q[b * block : (b + 1) * block]
         # As integers, since numbers of one sign compare like their bits: a float maximum would not vectorise.
@@ -62,7 +62,7 @@ def quantize(x, bits, scales, scale_bits, q, block, levels):  # type: ignore[no-
 
 @declared(_BYTES, _BYTES, types.intp)
 def pack4(q, packed, block):  # type: ignore[no-untyped-def]
-    """Integers of 4 bits, two in a byte."""
+    """Packs 4-bit integers, two in a byte."""
     half = block // 2
     for b in range(packed.size // half):
         lower, upper = q[b * block : b * block + half], q[b * block + half : (b + 1) * block]
@@ -73,7 +73,7 @@ def pack4(q, packed, block):  # type: ignore[no-untyped-def]
 
 @declared(_PAYLOAD_SCALES, _PAYLOAD8, types.intp, types.intp, _V)
 def dequantize(scales, q, first, block, out):  # type: ignore[no-untyped-def]
-    """Integers and scales to float32."""
+    """Multiplies integers by their block's scale, to float32."""
     done = 0
     while done < out.size:
         b = (first + done) // block
@@ -86,7 +86,7 @@ def dequantize(scales, q, first, block, out):  # type: ignore[no-untyped-def]
 
 @declared(_V, _PAYLOAD16, _BITS32, _V)
 def difference(w, published, bits, out):  # type: ignore[no-untyped-def]
-    """float32 less bfloat16."""
+    """Subtracts bfloat16 from float32."""
     # `bits` is the memory of `out`.
     for i in range(out.size):
         bits[i] = np.uint32(published[i]) << np.uint32(16)
@@ -96,9 +96,9 @@ def difference(w, published, bits, out):  # type: ignore[no-untyped-def]
 
 @declared(_PAYLOAD16, _PAYLOAD_SCALES, _PAYLOAD8, types.boolean, types.intp, _BYTES, _V, _BITS32, _BITS16)
 def advance(published, scales, payload, is_int4, block, q, wide, bits, out):  # type: ignore[no-untyped-def]
-    """bfloat16 plus integers times their scale, in bfloat16."""
-    # `q`, and `wide` with its memory `bits`, are room for a block. Two roundings to nearest, one of the sum and one to
-    # bfloat16, so that every machine gets the same bits.
+    """Adds integers times their block's scale to bfloat16; rounds the sum to bfloat16."""
+    # `q`, and `wide` with its memory `bits`, are scratch space for a block. Two roundings to nearest, one of the sum
+    # and one to bfloat16, so that every machine gets the same bits.
     half = block // 2
     upper = q[half:block]
     for b in range(scales.size):
@@ -125,7 +125,7 @@ def advance(published, scales, payload, is_int4, block, q, wide, bits, out):  # 
 
 @declared(_PAYLOAD32, returns=types.uint64)
 def count_non_finite(bits):  # type: ignore[no-untyped-def]
-    """How many of float32's bits are NaN or infinite."""
+    """Counts float32 bits that are NaN or infinite."""
     # Integers, because a float test costs a branch an element; the exponent of NaN and infinity is all ones.
     count = np.uint64(0)
     for i in range(bits.size):
@@ -135,7 +135,7 @@ def count_non_finite(bits):  # type: ignore[no-untyped-def]
 
 @declared(_PAYLOAD16, types.uint16, returns=types.uint64)
 def count_non_finite_16(bits, exponent):  # type: ignore[no-untyped-def]
-    """The same of 16 bits with this exponent."""
+    """Counts 16-bit floats that are NaN or infinite; `exponent` masks the exponent's bits."""
     count = np.uint64(0)
     for i in range(bits.size):
         count += np.uint64((bits[i] & exponent) == exponent)

@@ -1,11 +1,11 @@
-"""Accepts connections, and serves strangers: those from which no call has been admitted yet.
+"""Accepts connections, and serves the unauthenticated ones: those from which no call has been admitted yet.
 
-One thread reads what they say without waiting for any of them, so a stranger costs a few kilobytes and no thread. Their
-number is limited: where there is no room, the oldest of the address with the most of them makes it, once it has had a
-second. Each has a deadline for its handshake, and one for its first call. After a burst all of them together get a part
-of one processor, of which members that are ended for what they sent have used up some: they may come again.
+One thread reads from all of them without waiting for any, so each costs a few kilobytes and no thread. Their number is
+limited: where there is no room, the oldest of the address with the most of them is closed, once it is a second old.
+Each has a deadline for its handshake, and one for its first call. After a burst all of them together get a part of one
+processor, reduced by the cost of admitted connections that were ended for what they sent: their peers may reconnect.
 
-Threads: one of its own; `stop` and `charge` are for any.
+Threads: one of its own; any may call `stop` and `charge`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from downpour.proto.rpc.credit import Credit
 from downpour.proto.rpc.server_connection import ServerConnection
 from downpour.proto.security.gate import Gate
 
-HANDSHAKE_S = 5.0  # until a connection must have shown its certificate, and said that it speaks HTTP/2
+HANDSHAKE_S = 5.0  # until a connection must have presented its certificate and begun HTTP/2
 FIRST_CALL_S = 10.0  # until a connection must have made a call that is admitted
-_GRACE_S = 1.0  # that a stranger has before it makes room for another
-_FAREWELL_S = 1.0  # in which a stranger may read why its connection ends
+_GRACE_S = 1.0  # minimum age of a connection that is closed to make room for another
+_FAREWELL_S = 1.0  # for an unauthenticated peer to read why its connection ends
 
-_TICK_S = 0.25  # between looks at deadlines
-_LOOK_AFTER_S = 1.0  # between looks at connections that have been admitted
+_TICK_S = 0.25  # between checks of deadlines
+_LOOK_AFTER_S = 1.0  # between checks of admitted connections
 _PAUSE_S = 0.1  # without accepting, where there is no room
 _ACCEPTED_AT_ONCE = 64
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -46,9 +46,9 @@ class _Stranger:
 
     Attributes:
         came_at: When it was accepted.
-        until: When it ends.
-        used_s: Processor seconds that it has cost.
-        is_leaving: Whether it has been told to go, and may read that.
+        until: When it is closed.
+        used_s: Processor seconds that it has used.
+        is_leaving: Whether it was sent the reason why it ends, and may still read that.
     """
 
     came_at: float
@@ -58,15 +58,15 @@ class _Stranger:
 
 
 class Acceptor:
-    """Accepts and serves strangers from `start` until `stop`.
+    """Accepts connections and serves unauthenticated ones from `start` until `stop`.
 
     Args:
         listener: The listening socket, which is closed at the end.
-        connect: Makes a connection of a socket; raises `OSError` if that has ended.
+        connect: Makes a connection from a socket; raises `OSError` if that has ended.
         admit: Takes over a connection whose first call has been admitted; false if there is no room for it.
-        look_after: Is called every second, to look at connections that have been admitted.
-        gate: Counts.
-        most: Strangers at one time.
+        look_after: Called every second, to check admitted connections.
+        gate: Counts connections.
+        most: Limit of unauthenticated connections.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Acceptor:
         self._is_stopping = False
         self._credit = Credit()
         self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
-        # The thread's own.
-        self._strangers: dict[ServerConnection, _Stranger] = {}  # in the order in which they came
-        self._unfinished: set[ServerConnection] = set()  # that may have more to do without anything that comes
+        # Used by the thread only.
+        self._strangers: dict[ServerConnection, _Stranger] = {}  # in the order in which they were accepted
+        self._unfinished: set[ServerConnection] = set()  # that may have more to do even if no bytes arrive
         self._per_address: collections.Counter[str] = collections.Counter()
-        self._accepts_at: float | None = None  # when it goes on accepting; None if it does
+        self._accepts_at: float | None = None  # when it resumes accepting; None if it accepts
 
     def start(self) -> None:
         """Starts the thread."""
@@ -99,7 +99,7 @@ class Acceptor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Takes nobody any more; returns when strangers' connections have ended."""
+        """Stops accepting; returns when all unauthenticated connections have ended."""
         self._is_stopping = True
         self._wake.send(b"x")
         self._thread.join()
@@ -107,7 +107,7 @@ class Acceptor:
         self._woken.close()  # only now: the thread may have ended by itself before it was woken
 
     def charge(self, seconds: float) -> None:
-        """Strangers get so much less processor time."""
+        """Reduces the processor time left to unauthenticated connections."""
         self._credit.charge(seconds)
 
     def _run(self) -> None:
@@ -128,7 +128,7 @@ class Acceptor:
         self._listener.close()
 
     def _serve(self) -> None:
-        """One turn for each stranger that has said something, who has cost least first, while there is credit."""
+        """Serves each connection that is ready once, the cheapest so far first, while there is credit."""
         wait_s = _TICK_S if self._strangers or self._accepts_at else _LOOK_AFTER_S
         ready, self._unfinished = self._unfinished, set()
         for key, _ in self._selector.select(0.0 if ready else wait_s):
@@ -137,13 +137,13 @@ class Acceptor:
                     self._accept()
             elif isinstance(key.fileobj, ServerConnection):
                 ready.add(key.fileobj)
-        present = [connection for connection in ready if connection in self._strangers]  # others have made room
+        present = [connection for connection in ready if connection in self._strangers]  # others were closed for room
         for connection in sorted(present, key=lambda one: self._strangers[one].used_s):
             if not self._credit.has_some() or not self._go_on(connection):
                 self._unfinished.add(connection)
 
     def _accept(self) -> None:
-        """Takes connections that wait, a few at a time."""
+        """Accepts waiting connections, a few at a time."""
         for i in range(_ACCEPTED_AT_ONCE):
             if len(self._strangers) >= self._most:
                 if i and not select.select([self._listener], [], [], 0)[0]:
@@ -175,7 +175,7 @@ class Acceptor:
         self._selector.register(connection, selectors.EVENT_READ)
 
     def _make_room(self, grace_s: float) -> bool:
-        """Ends the oldest stranger of the address with the most of them, if it has been there for so long."""
+        """Closes the oldest connection of the address with the most, if `grace_s` old; returns whether it did."""
         if not self._strangers:
             return False
         [(address, _)] = self._per_address.most_common(1)
@@ -192,7 +192,7 @@ class Acceptor:
         self._accepts_at = time.monotonic() + _PAUSE_S
 
     def _go_on(self, connection: ServerConnection) -> bool:
-        """Something has come from a stranger; whether all of it is done that can be done now."""
+        """Handles bytes from an unauthenticated connection; returns whether all is done that can be done now."""
         stranger = self._strangers[connection]
         try:
             with self._charged(stranger):
@@ -202,7 +202,7 @@ class Acceptor:
                     connection.advance()
         except BlockingIOError:
             return True
-        except Exception as error:  # whatever a stranger has sent, the others go on
+        except Exception as error:  # no input of one peer may stop the service of the others
             self._turn_away(connection, stranger, error)
             return True
         if not connection.is_admitted:
@@ -210,11 +210,11 @@ class Acceptor:
         self._forget(connection)
         connection.cost_s = stranger.used_s
         if self._admit(connection):
-            self._credit.give_back(stranger.used_s)  # members are not charged
+            self._credit.give_back(stranger.used_s)  # admitted connections are not charged
         return True
 
     def _turn_away(self, connection: ServerConnection, stranger: _Stranger, error: Exception) -> None:
-        """A stranger's connection ends because of what it has sent, or by itself."""
+        """Ends an unauthenticated connection because of what it has sent, or because its peer has ended it."""
         logging.debug("connection of %s: %s", connection.peer, error)
         if isinstance(error, ProtocolError):
             self._gate.connection_malformed()
@@ -227,7 +227,7 @@ class Acceptor:
             self._end(connection)
 
     def _tick(self, now: float) -> None:
-        """Ends those whose time is up."""
+        """Closes connections whose deadline has passed; resumes accepting."""
         if self._accepts_at is not None and now >= self._accepts_at:
             self._accepts_at = None
             self._selector.register(self._listener, selectors.EVENT_READ)
@@ -251,7 +251,7 @@ class Acceptor:
 
     @contextlib.contextmanager
     def _charged(self, stranger: _Stranger) -> Iterator[None]:
-        """What is done in this is done for a stranger."""
+        """Charges the processor time of the `with` block to an unauthenticated connection."""
         began_s = time.thread_time()
         try:
             yield
@@ -261,7 +261,7 @@ class Acceptor:
             self._credit.spend(cost_s)
 
     def _rest(self) -> None:
-        """Waits if strangers have had more than their part of a processor."""
+        """Waits if unauthenticated connections have used more than their part of a processor."""
         if wait_s := self._credit.wait_s():
             with selectors.DefaultSelector() as waiting:
                 waiting.register(self._woken, selectors.EVENT_READ)

@@ -1,7 +1,7 @@
-"""One call on `downpour.proto.rpc.server`: whether it is admitted, what a servicer sees of it, what becomes of its end.
+"""One call on `downpour.proto.rpc.server`: its admission, the context that a servicer uses, and how it ends.
 
-Threads: whoever reads its connection makes the call, admits or refuses it and brings the messages; one of the pool runs
-it.
+Threads: the thread that reads its connection makes the call, admits or refuses it and receives the messages; one of
+the pool runs it.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from downpour.proto.security.gate import Gate
 
 _BEGIN: Headers = ((":status", "200"), ("content-type", "application/grpc"))
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_MAX_MESSAGE_BYTES = 4096  # of an error, as it is sent
+_MAX_MESSAGE_BYTES = 4096  # of an encoded error text
 
 
 class BrokenOff(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
-    """What a call raises when its own requests end in the middle."""
+    """Raised in a call whose own requests or answers are broken off."""
 
 
 class _Aborted(Exception):
-    """A call ends with a status."""
+    """Ends a call with a status."""
 
 
 class Caller(Protocol):
-    """Who has made a call.
+    """The peer that has made a call.
 
     Attributes:
         peer: Its address.
@@ -52,19 +52,19 @@ class Caller(Protocol):
     names: list[str]
 
     def broke_the_protocol(self, cost_s: float) -> None:
-        """A call of it, of so many processor seconds, does not follow the protocol; who makes many of them is ended."""
+        """Counts a call that violated the protocol and took `cost_s` processor seconds; many end the connection."""
 
 
 class Call:
-    """One call; what a servicer sees of it is what `grpc.ServicerContext` has.
+    """One call, with those methods of `grpc.ServicerContext` that a servicer uses.
 
     Args:
-        find: Gives the handler of a method, a `grpc.RpcMethodHandler`; None if there is no such method.
-        gate: What admits calls and counts.
-        connection: That it came by.
-        stream: Of the call, whose header fields have come.
-        caller: Who made it.
-        buffers: That its messages lie in.
+        find: Returns the handler of a method, a `grpc.RpcMethodHandler`; None if there is no such method.
+        gate: Admits and counts calls.
+        connection: Connection that the call is made on.
+        stream: Stream of the call, whose header fields have been received.
+        caller: The peer that made it.
+        buffers: Buffers of its messages.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Call:
         self._trailing: tuple[tuple[str, str], ...] = ()
         self._status = grpc.StatusCode.OK
         self._words = ""
-        self._sent = False  # anything
-        self._reply: Message = ()  # of a method with one, which is sent with the status
+        self._sent = False  # whether any part of the answer was sent
+        self._reply: Message = ()  # the only answer, which is sent with the status
         stream.deadline = _deadline(self._fields.get("grpc-timeout"))
 
     def refusal(self) -> bytes | None:
-        """What is answered to a call that may not go on; None if it may. Nothing but its header fields is looked at."""
+        """Returns the answer to a refused call, None if the call is admitted; checks the header fields only."""
         number, kind = self._stream.number, self._fields.get("content-type", "")
         if self._fields[":method"] != "POST":
             return headers.write(number, ((":status", "405"), ("allow", "POST")), end=True)
@@ -112,7 +112,7 @@ class Call:
         return None
 
     def expire(self) -> None:
-        """Ends a call instead of running it: its first message has not come."""
+        """Ends a call instead of running it, because its first message has not arrived."""
         self._status, self._words = grpc.StatusCode.CANCELLED, "no message has come for too long"
         if self.time_remaining() == 0:
             self._status = grpc.StatusCode.DEADLINE_EXCEEDED
@@ -138,7 +138,7 @@ class Call:
             self._gate.broke_off()
             if self._status is grpc.StatusCode.OK:
                 self._status, self._words = grpc.StatusCode.CANCELLED, "the call was broken off"
-        except Exception as error:  # whatever it is, the caller must hear of it, as from grpcio's server
+        except Exception as error:  # any error must be reported to the caller, as by grpcio's server
             logging.exception("a call failed")
             self._status, self._words = grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
         finally:
@@ -162,7 +162,7 @@ class Call:
         with contextlib.closing(self._messages(read)) as messages:
             request = messages if handler.request_streaming else self._only(messages)
             if handler.response_streaming:
-                # Closed at once when the caller has gone: it may hold a place that others wait for.
+                # Closed as soon as the caller has disconnected: it may hold a place that others wait for.
                 with contextlib.closing((handler.unary_stream or handler.stream_stream)(request, self)) as answers:
                     for parts in answers:
                         self._send([write(parts)] if write else parts)
@@ -172,7 +172,7 @@ class Call:
                 self._reply = [reply]
 
     def _messages(self, read: Callable[[Any], Any]) -> Generator[Any, None, None]:
-        """The caller's messages; each is good until the next is asked for."""
+        """Yields the caller's messages; each is valid until the next is requested."""
         while True:
             try:
                 if not self._stream.inbox.is_wanted:
@@ -203,7 +203,7 @@ class Call:
             self._break_off(error)
 
     def _break_off(self, error: Exception) -> NoReturn:
-        """The caller's part of the call has ended in the middle; says how the call ends."""
+        """Ends a call whose requests or answers are broken off, with the status for that error."""
         if isinstance(error, Deadline):
             self._status, self._words = grpc.StatusCode.DEADLINE_EXCEEDED, str(error)
         elif isinstance(error, Unreadable):
@@ -216,10 +216,10 @@ class Call:
         """Sends the status, and the reply if there is one."""
         number, has_reply = self._stream.number, bool(self._reply) and self._status is grpc.StatusCode.OK
         last = answer(number, self._status, self._words, self._trailing, begun=self._sent or has_reply)
-        if not self._stream.is_whole:  # nobody reads the rest
+        if not self._stream.is_whole:  # the rest is not read
             last += frames.reset(number, ErrorCode.NO_ERROR)
         if self._stream.reset is None:
-            with contextlib.suppress(OSError, BrokenOff):  # the caller has gone
+            with contextlib.suppress(OSError, BrokenOff):  # the caller has disconnected
                 if has_reply:
                     self._send(self._reply, last)
                 else:
@@ -261,7 +261,7 @@ def _read(read: Callable[[Any], Any], view: memoryview) -> Any:
 
 
 def answer(number: int, status: grpc.StatusCode, words: str, metadata: Headers = (), *, begun: bool = False) -> bytes:
-    """The frame that ends a call, of which something has been answered before if it has `begun`."""
+    """Encodes the frame that ends a call; `begun` if header fields were sent before."""
     trailers = [("grpc-status", str(status.value[0])), *metadata]
     if status is not grpc.StatusCode.OK:
         safe = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
@@ -271,7 +271,7 @@ def answer(number: int, status: grpc.StatusCode, words: str, metadata: Headers =
 
 
 def _deadline(timeout: str | None) -> float | None:
-    """The moment that a `grpc-timeout` names."""
+    """Returns the moment of `time.monotonic()` that a `grpc-timeout` names."""
     if not timeout:
         return None
     number, unit = timeout[:-1], timeout[-1]

@@ -1,9 +1,9 @@
 """A gRPC channel for messages of megabytes, over `downpour.proto.http2.connection`.
 
 A connection carries one call at a time, and the thread that makes the call reads and sends itself, so a call costs no
-thread and no hand-over. Calls at the same time take connections of their own, which are kept for later ones.
+thread and no hand-over. Concurrent calls use separate connections, which are kept for later calls.
 
-What a stream of answers gives is a view of a buffer that is used again: it is good until the next.
+A stream of answers yields views of a reused buffer, each valid until the next answer.
 
 Threads: any may call.
 """
@@ -33,7 +33,7 @@ from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.tls import server_name
 
 _CODES = {str(code.value[0]): code for code in grpc.StatusCode}
-# What an answer means that is not gRPC's (gRPC's http-grpc-status-mapping.md).
+# Status for an HTTP status that is not gRPC's (gRPC's http-grpc-status-mapping.md).
 _HTTP_CODES = {
     "400": grpc.StatusCode.INTERNAL,
     "401": grpc.StatusCode.UNAUTHENTICATED,
@@ -42,15 +42,15 @@ _HTTP_CODES = {
     **dict.fromkeys(("429", "502", "503", "504"), grpc.StatusCode.UNAVAILABLE),
 }
 _CONNECT_AGAIN_S = 0.05
-_KEEP_IDLE_S = 60.0  # a connection that no call has needed for so long is closed when another one becomes idle
+_KEEP_IDLE_S = 60.0  # a connection idle for longer is closed when another one becomes idle
 _LONGEST_S = 365 * 86400.0
-_BUFFERS = Buffers(12)  # of the process: as many as have calls at one time, and of all sizes
+_BUFFERS = Buffers(12)  # of the process: for its concurrent calls, of all sizes
 
 Serializer = Callable[[Any], Any]
 
 
 class CallError(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
-    """A call failed; what `grpc.Call` says of it."""
+    """A call failed; has those methods of `grpc.Call` that describe the failure."""
 
     def __init__(self, code: grpc.StatusCode, details: str, trailers: Headers = ()) -> None:
         super().__init__(f"{code.name}: {details}")
@@ -65,20 +65,20 @@ class CallError(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
         return self._details
 
     def trailing_metadata(self) -> Headers:
-        """What came with the status."""
+        """The metadata sent with the status."""
         return self._trailers
 
 
 class Channel:
     """Calls to one server, each with the job's token.
 
-    When this process's certificates have been renewed, calls that begin later go over new connections: the old ones
-    would not get through a handshake again.
+    When this process's certificates have been renewed, later calls use new connections: the old ones would not pass a
+    handshake again.
 
     Args:
         address: `host:port`.
-        security: Of this process.
-        role: Of the server, which its certificate must name.
+        security: Security settings of this process.
+        role: Role of the server, which its certificate must name.
     """
 
     def __init__(self, address: str, security: Security = PLAIN, role: str = "ps") -> None:
@@ -90,7 +90,7 @@ class Channel:
         self._lock = threading.Lock()
         # Guarded by `_lock`.
         self._is_closed = False
-        self._idle: list[_Connection] = []  # the one that was used last is the last one, and the next to be used
+        self._idle: list[_Connection] = []  # by time of last use; the latest is the next to be used
         self._busy: set[_Connection] = set()
 
     def unary_unary(
@@ -98,9 +98,9 @@ class Channel:
         path: str,
         request_serializer: Serializer,
         response_deserializer: Serializer,
-        _registered_method: bool = False,  # generated stubs say so
+        _registered_method: bool = False,  # generated stubs pass it
     ) -> Callable[..., Any]:
-        """A method with one request and one answer; arguments as those of `grpc.Channel`."""
+        """Returns a method with one request and one answer; arguments as those of `grpc.Channel`."""
 
         def call(request: Any, timeout: float | None = None, wait_for_ready: bool = False) -> Any:
             requests = [[request_serializer(request)]]
@@ -109,7 +109,7 @@ class Channel:
         return call
 
     def stream_unary(self, path: str, read: Serializer) -> Callable[..., Any]:
-        """Many requests and one answer; a request is sent when the next one is known."""
+        """Returns a method with many requests and one answer; a request is sent when the next one is available."""
 
         def call(requests: Iterable[Message], timeout: float | None = None) -> Any:
             return _only(self._call(path, requests, timeout, read))
@@ -117,7 +117,7 @@ class Channel:
         return call
 
     def unary_stream(self, path: str, write: Serializer) -> Callable[..., Iterator[memoryview | None]]:
-        """One request and many answers, as views; None for one that `place` has found a place for."""
+        """Returns a method with one request and many answers, as views; None for an answer that `place` has placed."""
 
         def call(request: Any, timeout: float | None = None, place: Place | None = None) -> Iterator[memoryview | None]:
             return self._call(path, [[write(request)]], timeout, lambda view: view, place=place)
@@ -125,7 +125,7 @@ class Channel:
         return call
 
     def close(self) -> None:
-        """Ends the connections, and with them the calls that are open."""
+        """Ends the connections, and with them the open calls."""
         with self._lock:
             self._is_closed = True
             for connection in (*self._idle, *self._busy):
@@ -143,7 +143,7 @@ class Channel:
         wait: bool = False,
         place: Place | None = None,
     ) -> Iterator[Any]:
-        """One call. Its connection is used again if the call came to its end."""
+        """Makes one call. Its connection is reused if the call was completed."""
         end = time.monotonic() + min(_LONGEST_S if timeout is None else timeout, _LONGEST_S)
         connection = self._take(end, wait)
         is_over = False
@@ -180,7 +180,7 @@ class Channel:
         )
 
     def _take(self, end: float, wait: bool) -> _Connection:
-        """A connection that nobody uses, or a new one."""
+        """Returns an idle connection, or a new one."""
         number = self._security.certificates.latest()[0] if self._security.certificates else 0
         while True:
             with self._lock:
@@ -194,7 +194,7 @@ class Channel:
             connection.close()
         connection = connection or self._connect(number, end, wait)
         with self._lock:
-            if self._is_closed:  # meanwhile
+            if self._is_closed:  # while it connected
                 connection.close()
                 raise CallError(grpc.StatusCode.CANCELLED, "the channel is closed")
             self._busy.add(connection)
@@ -252,13 +252,13 @@ class _Connection(Connection):
     """The client's side of one connection, used by one thread at a time."""
 
     def __init__(self, secure: Socket, number: int) -> None:
-        # Nothing is read before it is wanted, so TCP holds the peer back.
+        # Bytes are only read when they are wanted, so TCP limits the peer.
         super().__init__(secure, _BUFFERS, Limits(MAX_WINDOW, MAX_WINDOW), is_server=False)
         self.number = number
         self.used_s = 0.0
 
     def begin(self, fields: Headers, requests: Iterable[Message], place: Place | None) -> Stream:
-        """Sends a call with all its requests, unless the server answers before they are through."""
+        """Sends a call with all its requests, unless the server answers before the last is sent."""
         with self.lock:
             stream = self.streams.begin(place)
         before = headers.write(stream.number, fields, end=False)
@@ -266,7 +266,7 @@ class _Connection(Connection):
             for message, is_last in _with_last(requests):
                 self.send_message(stream, message, before, end=is_last)
                 before = b""
-            if before:  # there are none
+            if before:  # no requests
                 self.send(headers.write(stream.number, fields, end=True))
         except Ended:
             if not stream.is_whole:
@@ -282,7 +282,7 @@ class _Connection(Connection):
             raise
 
     def finish(self, stream: Stream) -> Headers:
-        """The trailers of a call that has ended."""
+        """Closes the stream of a call that has ended; returns its trailers."""
         self.forget(stream)
         return stream.headers
 
@@ -295,7 +295,7 @@ class _Connection(Connection):
             raise
 
     def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
-        """See `Connection`: whoever waits reads."""
+        """See `Connection`: the waiting thread reads."""
         while not is_due() and not stream.is_whole:
             self.changed.release()
             try:
@@ -306,7 +306,7 @@ class _Connection(Connection):
             stream.reset = Ended("the server has answered")
 
     def is_usable(self) -> bool:
-        """Whether another call may be made; reads what has come since the last."""
+        """Whether another call may be made; reads what has arrived since the last."""
         try:
             if not self._socket.is_quiet():
                 self._socket.set_deadline(time.monotonic() + 1.0)
@@ -321,17 +321,17 @@ class _Connection(Connection):
         self._socket.set_deadline(at)
 
     def shut_down(self) -> None:
-        """From any thread."""
+        """Ends the connection; from any thread."""
         self._socket.shut_down()
 
     def close(self) -> None:
-        """By the thread that uses it."""
+        """Closes the descriptor; by the thread that uses the connection."""
         self._socket.close()
 
 
 @contextlib.contextmanager
 def _mapped() -> Iterator[None]:
-    """Turns what a connection raises into what a failed call raises."""
+    """Maps a connection's errors to `CallError`."""
     try:
         yield
     except Deadline as error:
@@ -351,7 +351,7 @@ def _read(read: Serializer, view: memoryview) -> Any:
 
 
 def _check(trailers: Headers) -> None:
-    """Raises what a call's status says."""
+    """Raises `CallError` if a call's status is not OK."""
     _check_http(trailers)
     values = dict(trailers)
     number = values.get("grpc-status", "")
@@ -362,7 +362,7 @@ def _check(trailers: Headers) -> None:
 
 
 def _check_http(fields: Headers) -> None:
-    """Raises what an HTTP status means that is not gRPC's."""
+    """Raises `CallError` for an HTTP status other than 200."""
     if (status := dict(fields).get(":status", "200")) != "200":
         raise CallError(_HTTP_CODES.get(status, grpc.StatusCode.UNKNOWN), f"HTTP status {status}")
 
@@ -375,7 +375,7 @@ def _only(answers: Iterator[Any]) -> Any:
 
 
 def _with_last(requests: Iterable[Message]) -> Iterator[tuple[Message, bool]]:
-    """Each with whether it is the last."""
+    """Yields each request and whether it is the last."""
     waiting = list[Message]()
     for request in requests:
         if waiting:

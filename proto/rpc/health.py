@@ -1,10 +1,10 @@
-"""Health for probes that know nothing of TLS: grpc.health.v1.Health on a port of its own, in plain text.
+"""Health for probes without TLS: grpc.health.v1.Health on a port of its own, in plain text.
 
-Kubernetes' kubelet probes with `grpc: {port: 2224, service: ready}` and cannot show a certificate; so this server
-answers whoever asks, and only two questions: whether the process lives (service "") and whether it is ready to do its
+Kubernetes' kubelet probes with `grpc: {port: 2224, service: ready}` and cannot present a certificate; so this server
+answers every peer, but only two questions: whether the process is alive (service "") and whether it is ready to do its
 work (service "ready"). It has no `Watch`.
 
-Threads: two of gRPC's call `ready`, which must return at once.
+Threads: two gRPC threads call `ready`, which must return at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 READY = "ready"
 
-# For anybody on the network: few, small, short.
+# Limits, since any peer on the network may connect.
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4096),
@@ -33,11 +33,11 @@ _OPTIONS = (
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc has no types
-    """Answers until `close`.
+    """Serves health checks until `close`.
 
     Args:
         port: Port to listen on, on every interface; 0 lets the kernel choose.
-        ready: Whether the process is ready to do its work.
+        ready: Returns whether the process is ready to do its work.
 
     Attributes:
         port: The port it listens on.
@@ -67,7 +67,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc has 
         return states(status=states.SERVING if serves else states.NOT_SERVING)
 
     def close(self) -> None:
-        """Answers nobody any more."""
+        """Stops the server."""
         self._server.stop(None)
 
     def __enter__(self) -> Self:

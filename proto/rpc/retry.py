@@ -1,6 +1,6 @@
-"""The one retry loop: calls that are safe to repeat are repeated until they succeed, or fail for good.
+"""The one retry loop: calls that are safe to repeat are repeated until they succeed or fail permanently.
 
-Threads: `call` runs in its caller's.
+Threads: `call` runs in its caller's thread.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from downpour.proto.errors import (
 
 Result = TypeVar("Result")
 
-# What may pass without harm: the peer restarts, the network breaks, a deadline was too short.
+# Statuses that may pass: the peer restarts, the network breaks, a deadline was too short.
 _TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
-# What gRPC reports when a peer answers, but not as one of the job, and what that means.
+# Errors of gRPC when the peer is not one of the job, and what they mean.
 _NOT_OURS = {
     "Hostname mismatch": "its certificate names another job or role",
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by the CA in this process's ca.crt, or has expired",
     "Hostname Verification Check failed": "its certificate names another job or role",
     "WRONG_VERSION_NUMBER": "it does not speak TLS; start it with --tls, too",
 }
-_MAYBE_REFUSED = ("Socket closed", "_ALERT_")  # what a client sees of a handshake that the server ends
+_MAYBE_REFUSED = ("Socket closed", "_ALERT_")  # what a client observes when the server ends the handshake
 
 
 def backoff_s(attempt: int) -> float:
@@ -44,18 +44,18 @@ def backoff_s(attempt: int) -> float:
 
 
 def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Result:
-    """Runs `attempt`, a call that is safe to repeat, until it succeeds or fails for good.
+    """Runs `attempt`, a call that is safe to repeat, until it succeeds or fails permanently.
 
     Args:
         peer: Role and address, for messages.
-        give_up_after_s: Seconds of failing after which the peer counts as unreachable.
+        give_up_after_s: Seconds of failed attempts after which the peer counts as unreachable.
         attempt: Makes the call once.
 
     Raises:
         Unreachable: Every attempt failed for `give_up_after_s` seconds.
-        Unauthenticated: Likewise, and lastly because the peer's certificate is not one of this job's. That may pass,
-            too: where addresses are given out anew, an old one may lead to another job for a while.
-        DownpourError: What the peer answered, when trying again cannot help.
+        Unauthenticated: Every attempt failed for `give_up_after_s` seconds, the last because the peer's certificate is
+            not one of this job's. Retried, since a reused address may lead to another job for a while.
+        DownpourError: The peer's answer, when a retry cannot succeed.
     """
     start = time.monotonic()
     attempts = 0
@@ -66,7 +66,7 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
             reason = str(error)
         except grpc.RpcError as error:
             refusal = from_rpc_error(error)
-            if isinstance(refusal, NotYet):  # the peer is there, and has waited for us
+            if isinstance(refusal, NotYet):  # the shard is reachable; the pace delays this worker
                 start, attempts = time.monotonic(), 0
                 continue
             reason = _reason_to_retry(error, refusal)
@@ -87,7 +87,7 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
 
 
 def _reason_to_retry(error: grpc.RpcError, refusal: DownpourError | None) -> str:
-    """What a failed call says, if it may succeed later; raises what cannot."""
+    """Returns why a call failed if it may succeed later; raises the error if it cannot."""
     if refusal is not None and not isinstance(refusal, NotReady):
         raise refusal from None
     if refusal is None and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -1,10 +1,10 @@
 """A gRPC server for messages of megabytes, over `downpour.proto.http2.connection`.
 
-It takes the handlers that grpcio's server takes and calls them in the same way. What a stream of requests without a
-deserializer gives is a view of a buffer that is used again, good until the next; what a method without a serializer
-answers is the parts of a message, each of them bytes.
+It accepts the handlers of grpcio's server and calls them in the same way. A stream of requests without a deserializer
+yields views of a reused buffer, each valid until the next; a method without a serializer returns the parts of a
+message, each of them bytes.
 
-Threads: one accepts (`downpour.proto.rpc.acceptor`), one for each connection from which a call has been admitted reads,
+Threads: one accepts (`downpour.proto.rpc.acceptor`), one reads for each connection from which a call has been admitted,
 a pool runs the calls. There are at most 2,048 + `num_threads` + 2; fewer where descriptors are few (`max_connections`).
 """
 
@@ -30,19 +30,19 @@ from downpour.proto.rpc.server_connection import ServerConnection
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.gate import Gate
 
-CALLS_PER_THREAD = 8  # that run or wait; more are refused and come again
+CALLS_PER_THREAD = 8  # running or queued; more are refused, and retried by their callers
 _MAX_CONNECTIONS = 2048  # from which calls have been admitted
-_MAX_STRANGERS, _MAX_STRANGERS_OVER_TLS = 256, 128  # of 30 KB, and of 110 KB
-_SPARE_FILES = 512  # of the process, beside those: strangers' connections, the arena, checkpoints
+_MAX_STRANGERS, _MAX_STRANGERS_OVER_TLS = 256, 128  # of 30 KB each, and of 110 KB
+_SPARE_FILES = 512  # of the process, beside those: unauthenticated connections, the arena, checkpoints
 _FREE_BUFFERS = 12  # of all sizes
 _BACKLOG = 512
-_THREAD_IDLE_S = 10.0  # between looks whether threads of the pool have been too many
-_END_S = 2.0  # in which the threads of connections end that have been shut down
+_THREAD_IDLE_S = 10.0  # between checks for surplus threads of the pool
+_END_S = 2.0  # for the threads of connections to end after these were shut down
 
 
 @dataclass(frozen=True)
 class _Details:
-    """What `grpc.HandlerCallDetails` has."""
+    """The fields of `grpc.HandlerCallDetails`."""
 
     method: str
     invocation_metadata: tuple[tuple[str, str], ...] = ()
@@ -55,17 +55,17 @@ class Server:
         handler: The methods.
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
-        num_threads: Calls that may run at once; more wait.
-        security: Of this process.
-        gate: What admits calls and counts; a new one by default.
+        num_threads: Calls that may run at once; more are queued.
+        security: Security settings of this process.
+        gate: Admits and counts calls; a new one by default.
 
     Attributes:
         port: The port it listens on.
         buffers: For messages.
-        gate: As given.
+        gate: The gate in use.
 
     Raises:
-        ValueError: The address cannot be bound, or not with this security.
+        ValueError: The address cannot be bound, or this security does not allow it.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class Server:
         self._most_jobs = CALLS_PER_THREAD * num_threads
         self._most_threads = num_threads
         self._most_connections = max_connections()
-        self._jobs = queue.SimpleQueue[Callable[[], None] | None]()  # for a thread; None ends one
+        self._jobs = queue.SimpleQueue[Callable[[], None] | None]()  # for the pool; None ends a thread
         self.buffers = Buffers(_FREE_BUFFERS)
         self._changed = threading.Condition()
         # Guarded by `_changed`.
         self._connections: set[ServerConnection] = set()  # from which a call has been admitted
         self._num_jobs = self._num_threads = 0
-        self._most_lately, self._most_until = 0, 0.0  # jobs at one time since then, for each a thread
+        self._most_lately, self._most_until = 0, 0.0  # peak of concurrent jobs, for each a thread; counted until then
         self._stopping: threading.Event | None = None
         try:
             listener = _listen(host.strip("[]"), port)
@@ -106,7 +106,7 @@ class Server:
         self._acceptor.start()
 
     def stop(self, grace_s: float | None) -> threading.Event:
-        """Refuses new calls and returns at once; the event is set when open ones have ended, at most so much later."""
+        """Refuses new calls and returns at once; sets the event when open ones have ended, at most `grace_s` later."""
         with self._changed:
             if self._stopping is None:
                 self._stopping = threading.Event()
@@ -119,7 +119,7 @@ class Server:
         return self._stopping is not None
 
     def find(self, method: str) -> Any:
-        """The handler of a method; None if there is none."""
+        """Returns the handler of a method; None if there is none."""
         if method not in self._found:
             found = self._handler.service(_Details(method))
             if found is None:
@@ -128,7 +128,7 @@ class Server:
         return self._found[method]
 
     def run(self, job: Callable[[], None]) -> bool:
-        """Has a thread of the pool do something; false if there is too much to do, or the server stops."""
+        """Queues a job for the pool; returns False if too many are queued, or the server stops."""
         with self._changed:
             if self._num_jobs >= self._most_jobs or self._stopping:
                 return False
@@ -140,11 +140,11 @@ class Server:
         return True
 
     def charge(self, seconds: float) -> None:
-        """A connection has cost so much processor time that is ended for what it has sent; strangers get less."""
+        """Deducts the cost of a connection that was ended for what it sent from the credit of unauthenticated ones."""
         self._acceptor.charge(seconds)
 
     def _add_thread(self) -> bool:
-        """Whether there is a thread at least; called with the lock held."""
+        """Starts a thread; returns whether the pool has one at least. Called with the lock held."""
         try:
             threading.Thread(target=self._work, name="call", daemon=True).start()
         except RuntimeError as error:  # the machine has none left
@@ -157,14 +157,14 @@ class Server:
         while job := self._jobs.get():
             try:
                 job()
-            except Exception:  # the thread is for others, too
+            except Exception:  # the thread runs other calls, too
                 logging.exception("a call could not be ended")
             with self._changed:
                 self._num_jobs -= 1
                 self._changed.notify_all()
 
     def _end_threads(self, now: float) -> None:
-        """Ends as many threads of the pool as there have been too many for a while."""
+        """Ends the threads of the pool that have been surplus for a while."""
         with self._changed:
             if now < self._most_until:
                 return
@@ -178,7 +178,7 @@ class Server:
         end = time.monotonic() + grace_s
         self._acceptor.stop()
         with contextlib.suppress(RuntimeError):  # the machine has no threads left
-            # By a thread that may wait: a peer may not read.
+            # In a thread of its own, since sending blocks if a peer does not read.
             threading.Thread(target=self._go_away, name="goodbye", daemon=True).start()
         with self._changed:
             self._changed.wait_for(lambda: not self._num_jobs, max(0.0, end - time.monotonic()))
@@ -203,7 +203,7 @@ class Server:
         return ServerConnection(self, raw, self._security)
 
     def _admit(self, connection: ServerConnection) -> bool:
-        """Gives a connection a thread, if there is one; whether there is."""
+        """Starts a connection's thread, if there is room; returns whether there is."""
         with self._changed:
             has_room = len(self._connections) < self._most_connections
             if has_room:
@@ -239,19 +239,19 @@ class Server:
 
 
 def max_connections() -> int:
-    """From which calls may have been admitted; the process needs some descriptors for other things."""
+    """Returns the limit of admitted connections; the process needs some descriptors for other things."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(64, min(_MAX_CONNECTIONS, files - _SPARE_FILES))
 
 
 def max_strangers(*, with_tls: bool) -> int:
-    """Connections from which no call has been admitted, which may take some megabytes together."""
+    """Returns the limit of unauthenticated connections, which may take some megabytes together."""
     most = _MAX_STRANGERS_OVER_TLS if with_tls else _MAX_STRANGERS
     return max(16, min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
 
 def handler_of(register: Callable[[Any], None]) -> grpc.GenericRpcHandler:
-    """What generated code, `add_..._to_server` of some servicer, would add to a server."""
+    """Returns the handler that generated code, `add_..._to_server` of some servicer, adds to a server."""
     found: list[grpc.GenericRpcHandler] = []
 
     class Registry:
@@ -259,7 +259,7 @@ def handler_of(register: Callable[[Any], None]) -> grpc.GenericRpcHandler:
             found.extend(handlers)
 
         def add_registered_method_handlers(self, service: str, methods: Any) -> None:
-            """The same ones again."""
+            """Ignored: they are the same handlers."""
 
     register(Registry())
     [handler] = found
@@ -267,7 +267,7 @@ def handler_of(register: Callable[[Any], None]) -> grpc.GenericRpcHandler:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; on every address, whether of IPv4 or of IPv6, if the host says so."""
+    """Returns a listening socket; it listens on IPv4 and IPv6 if the host stands for every address."""
     if host in ("0.0.0.0", "::") and socket.has_dualstack_ipv6():
         with contextlib.suppress(OSError):  # IPv6 may be switched off
             return socket.create_server(("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)

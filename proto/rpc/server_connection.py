@@ -1,10 +1,10 @@
 """One connection of `downpour.proto.rpc.server`, from accepting to closing.
 
-In the beginning it is a stranger's: the acceptor's thread reads what has come, a few kilobytes at most, without
-waiting. With the first call that is admitted it gets a thread that reads on. A call goes to a thread of the pool when
-its first message has come, so that none is kept by a caller who says nothing.
+At first it is unauthenticated: the acceptor's thread reads what has arrived, a few kilobytes at most, without waiting.
+When the first call is admitted it gets its own reader thread. A call goes to a thread of the pool when its first
+message has arrived, so that a caller that sends nothing occupies none.
 
-Threads: the acceptor's, then one that reads; those of the pool send answers; `Server.stop` and the acceptor may end it.
+Threads: the acceptor's, then the reader thread; pool threads send answers; `Server.stop` and the acceptor may end it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from downpour.proto.security.gate import Gate
 
 MAX_STREAMS = 32  # calls of one connection at a time
 STRANGER_BYTES = 1 << 14  # of HTTP/2, before a call is admitted
-_STEPS = 64  # parts of frames that a stranger is read at a time
-FIRST_MESSAGE_S = 10.0  # of a call that is admitted
+_STEPS = 64  # parts of frames that are read at a time from an unauthenticated connection
+FIRST_MESSAGE_S = 10.0  # for the first message of an admitted call to arrive
 IDLE_S = 300.0  # without a call
-STALL_S = 10.0  # without a byte that a caller takes, or sends while it is waited for, after which it counts as gone
-_NONSENSE_COST = 5 * REFUSAL_COST  # of a call whose messages make no sense; by then a thread has run it
-_LINGER_S = 1.0  # in which a peer may read why its connection ends
+STALL_S = 10.0  # without a byte that a caller takes, or sends while it is waited for, after which it counts as lost
+_NONSENSE_COST = 5 * REFUSAL_COST  # of a call with malformed messages, which has occupied a thread
+_LINGER_S = 1.0  # for a peer to read why its connection ends
 _WINDOW = (1 << 23) + (1 << 16)  # of a stream whose messages are wanted: two chunks of float32
 
 _LIMITS = Limits(initial_window=DEFAULT_WINDOW, wanted_window=_WINDOW, max_streams=MAX_STREAMS)
 
 
 class Host(Protocol):
-    """What a connection needs of its server.
+    """The interface of the server that a connection uses.
 
     Attributes:
         buffers: For messages.
-        gate: What admits calls and counts.
+        gate: Admits and counts calls.
         is_stopping: Whether new calls are refused.
     """
 
@@ -58,32 +58,32 @@ class Host(Protocol):
         """See above."""
 
     def find(self, method: str) -> Any:
-        """The handler of a method; None if there is none."""
+        """Returns the handler of a method; None if there is none."""
 
     def run(self, job: Callable[[], None]) -> bool:
-        """Has a thread of the pool do something; false if there is too much to do, or the server stops."""
+        """Queues a job for the pool; returns False if too many are queued, or the server stops."""
 
     def charge(self, seconds: float) -> None:
-        """A connection has cost so much processor time that is ended for what it has sent; strangers get less."""
+        """Deducts the cost of a connection that was ended for what it sent from the credit of unauthenticated ones."""
 
 
 class ServerConnection(Connection):
-    """One connection.
+    """One connection of the server.
 
     Args:
         host: The server.
-        raw: The socket, just accepted.
-        security: Of this process.
+        raw: The accepted socket.
+        security: Security settings of this process.
 
     Attributes:
-        address: Of the peer, without its port.
-        peer: With it, as gRPC writes it.
+        address: Address of the peer, without its port.
+        peer: Address with the port, as gRPC writes it.
         names: DNS names in the peer's certificate.
         is_admitted: Whether a call has been admitted.
-        cost_s: Processor seconds that it had cost by then.
+        cost_s: Processor seconds that it had used by then.
 
     Raises:
-        OSError: It has ended already.
+        OSError: The connection has ended already.
     """
 
     def __init__(self, host: Host, raw: socket.socket, security: Security) -> None:
@@ -99,36 +99,36 @@ class ServerConnection(Connection):
         self._tls = security.certificates.over_tls(self._plain, None) if security.certificates else None
         super().__init__(self._tls or self._plain, host.buffers, _LIMITS, is_server=True)
         self._has_greeted = False
-        self._num_bytes = 0  # before it was admitted
+        self._num_bytes = 0  # received before it was admitted
         self._failed: OSError | None = None
         self._used_at = time.monotonic()
         self._is_running = False  # `run` has begun: calls may go to the pool
         # Guarded by `lock`.
         self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream
-        self._given: set[int] = set()  # streams whose calls the pool has
+        self._given: set[int] = set()  # streams whose calls were handed to the pool
         self._is_leaving = False
-        self._nonsense_s = 0.0  # processor seconds of calls that did not follow the protocol
+        self._nonsense_s = 0.0  # processor seconds of calls that violated the protocol
         self._is_ended = False  # for what it has sent
 
-    # As a stranger.
+    # Before a call is admitted: unauthenticated.
 
     @property
     def has_begun(self) -> bool:
-        """Whether the peer has shown its certificate and begun to speak HTTP/2."""
+        """Whether the peer has presented its certificate and begun HTTP/2."""
         return self._endpoint.is_greeted
 
     def advance(self) -> None:
-        """Does some of what can be done without waiting, until a call is admitted.
+        """Makes progress without waiting, until a call is admitted.
 
         Raises:
-            BlockingIOError: There is nothing more to do now.
-            OSError: The connection has ended, or must.
+            BlockingIOError: No more progress is possible now.
+            OSError: The connection has ended, or must be ended.
         """
         if not self._has_greeted:
             if self._tls:
                 self._tls.shake_hands()
                 self.names = self._tls.names
-            self.greet()  # also those who speak something else, so that they can tell
+            self.greet()  # also if the peer uses another protocol, so that it can detect that
             self._has_greeted = True
         for _ in range(_STEPS):
             if self.is_admitted:
@@ -138,12 +138,12 @@ class ServerConnection(Connection):
             except OSError as error:
                 if not self.is_admitted:
                     raise
-                self._failed = error  # the thread that reads on will have to end it, and wait for its call
+                self._failed = error  # the reader thread must end it, and wait for its call
             if self._num_bytes > STRANGER_BYTES and not self.is_admitted:
                 raise ProtocolError("too much before a call is admitted", ErrorCode.ENHANCE_YOUR_CALM)
 
     def turn_away(self, error: Exception) -> bool:
-        """Tells a stranger why its connection ends; whether it has to be given time to read that."""
+        """Sends an unauthenticated peer the reason why it is refused; returns whether it needs time to read that."""
         if not isinstance(error, ProtocolError):
             return False
         self.say_goodbye(error.code)
@@ -151,17 +151,17 @@ class ServerConnection(Connection):
         return True
 
     def drain(self) -> None:
-        """Reads what a stranger still sends, for nobody; raises `Closed` when it has ended the connection."""
+        """Reads and discards an unauthenticated peer's bytes; raises `Closed` when it has ended the connection."""
         self._plain.drain(STRANGER_BYTES)
 
     def fileno(self) -> int:
-        """For `selectors`."""
+        """Returns the descriptor, for `selectors`."""
         return self._plain.fileno()
 
-    # As a member's.
+    # After a call is admitted.
 
     def run(self) -> None:
-        """Reads until the end, in a thread of its own."""
+        """Reads until the connection ends, in a thread of its own."""
         reason: Exception = Closed("Socket closed")
         try:
             self._begin_to_run()
@@ -175,12 +175,12 @@ class ServerConnection(Connection):
         except OSError:  # it has ended
             pass
         finally:
-            if self._is_ended:  # or it comes again, and costs as much again
+            if self._is_ended:  # else its peer reconnects, and costs as much again
                 self._host.charge(self.cost_s + time.thread_time() + self._nonsense_s)
             self.close(reason)
 
     def close(self, reason: Exception) -> None:
-        """Ends it, and waits for those of its calls that run, so that nobody sends into a closed descriptor."""
+        """Ends it, and waits for its running calls, so that none sends to a closed descriptor."""
         self._plain.shut_down()
         self._drop_waiting()
         self.break_off(Ended(str(reason)))
@@ -197,7 +197,7 @@ class ServerConnection(Connection):
             self.changed.notify_all()
 
     def go_away(self) -> None:
-        """Tells the peer to begin no more calls; those under way go on."""
+        """Sends GOAWAY: the peer begins no more calls, those in flight continue."""
         with contextlib.suppress(OSError):
             self.send(frames.goaway(MAX_WINDOW, ErrorCode.NO_ERROR))
 
@@ -216,7 +216,7 @@ class ServerConnection(Connection):
         self._plain.shut_down()
 
     def look_after(self, now: float) -> None:
-        """Has calls end whose first message does not come, and the connection if it is not used; every second or so."""
+        """Ends calls whose first message is late, and the connection if it is idle; called every second or so."""
         with self.lock:
             late = [n for n in self._waiting if _is_late(self.streams.open[n], now)]
             expired = [(number, self._waiting.pop(number)) for number in late]
@@ -231,7 +231,7 @@ class ServerConnection(Connection):
             self._is_leaving = False
 
     def wait(self, stream: Stream, is_due: Callable[[], bool]) -> None:
-        """See `Connection`: the reader brings what is waited for, from a caller that still says something."""
+        """See `Connection`: the reader thread receives what is waited for; a silent caller raises `Closed`."""
         began, end = time.monotonic(), math.inf if stream.deadline is None else stream.deadline
         while not self.changed.wait_for(is_due, min(STALL_S, end - time.monotonic())):
             now = time.monotonic()
@@ -266,7 +266,7 @@ class ServerConnection(Connection):
                 self._waiting[stream.number] = call
 
     def _go_on(self, stream: Stream) -> None:
-        """Hands a call to the pool when its first message has come, or as much of it as may."""
+        """Hands a call to the pool when its first message has arrived, or as much of it as its window allows."""
         inbox = stream.inbox
         with self.lock:
             is_due = stream.is_whole or inbox.has_first or inbox.window < DEFAULT_WINDOW // 2
@@ -301,13 +301,13 @@ class ServerConnection(Connection):
         self._drop(waiting)
 
     def _drop(self, numbers: list[int]) -> None:
-        """Calls that will not run."""
+        """Drops calls that will not run."""
         for number in numbers:
             self._host.gate.broke_off()
             self.forget(self.streams.open[number])
 
     def _begin_to_run(self) -> None:
-        """The thread that reads has taken over from the acceptor, which never waits."""
+        """Takes over, in the reader thread, from the acceptor's thread, which never waits."""
         self._plain.set_blocking(True)
         with self.lock:
             self._is_running = True
@@ -321,7 +321,7 @@ class ServerConnection(Connection):
         return not self.streams.open and now - self._used_at > IDLE_S
 
     def _end_for(self, error: ProtocolError) -> None:
-        """Tells a member why its connection ends, once."""
+        """Sends an admitted peer the reason why its connection ends, once."""
         with self.lock:
             if self._is_ended:
                 return
@@ -337,7 +337,7 @@ class ServerConnection(Connection):
             self.shut_down()
 
     def _linger(self) -> None:
-        """Reads on for nobody: bytes that nobody has read would make the kernel drop what the peer should read."""
+        """Reads and discards bytes: with unread ones the kernel would drop what the peer should still read."""
         self._plain.end_sending()
         self._plain.set_deadline(time.monotonic() + _LINGER_S)
         rest = memoryview(bytearray(STRANGER_BYTES))
@@ -347,5 +347,5 @@ class ServerConnection(Connection):
 
 
 def _is_late(stream: Stream, now: float) -> bool:
-    """Whether a call has waited too long for its first message."""
+    """Whether a call's first message is overdue."""
     return now - stream.began_at > FIRST_MESSAGE_S or (stream.deadline is not None and now > stream.deadline)

@@ -1,1 +1,1 @@
-"""Who may call: certificates, the job's token, the rights of each role, and TLS sockets."""
+"""Authentication and rights: certificates, the job's token, the rights of each role, and TLS sockets."""

@@ -1,4 +1,4 @@
-"""The certificate files of a process, read again when they have been renewed.
+"""The certificate files of a process, read again after they have been renewed.
 
 Threads: any; there is a lock.
 """
@@ -24,17 +24,17 @@ _LOOK_EVERY_S = 1.0  # for renewed certificates
 
 
 class Certificates:
-    """The certificate files of a process, read again when they have been renewed.
+    """The certificate files of a process, read again after they have been renewed.
 
     Args:
-        folder: Holds them; see `downpour.proto.security.tls`.
-        role: Of this process.
+        folder: Folder of the files; see `downpour.proto.security.tls`.
+        role: Role of this process.
 
     Attributes:
-        job: That the certificate names.
+        job: Job that the certificate names.
 
     Raises:
-        ValueError: They cannot be used.
+        ValueError: The files cannot be used.
     """
 
     def __init__(self, folder: Path, role: str) -> None:
@@ -48,7 +48,7 @@ class Certificates:
         self._look_at = time.monotonic() + _LOOK_EVERY_S
 
     def latest(self) -> tuple[int, tls.Files]:
-        """The files, and how many times they have changed; what cannot be used is not taken up."""
+        """Returns the number of the files, one more after each renewal, and the files; ignores unusable new ones."""
         with self._lock:
             if time.monotonic() >= self._look_at:
                 self._look_at = time.monotonic() + _LOOK_EVERY_S
@@ -56,11 +56,11 @@ class Certificates:
             return self._number, self._files
 
     def over_tls(self, plain: PlainSocket, server_name: str | None) -> TlsSocket:
-        """TLS over a new connection, before its handshake: shows the newest certificate, and wants one of the same CA.
+        """Wraps a new connection in TLS, before its handshake; presents the newest certificate, requires one of its CA.
 
         Args:
             plain: The connection.
-            server_name: Whom it must lead to; None on the server's side.
+            server_name: DNS name that the peer must have; None on the server's side.
         """
         from downpour.proto.security import tls_socket
 
@@ -89,7 +89,7 @@ class Certificates:
         logging.info("certificates renewed, valid until %s UTC", f"{identity.ends:%Y-%m-%d %H:%M}")
 
     def _stamp_now(self) -> tuple[object, ...]:
-        """Differs when a file has been replaced or written; also what a secret's link points to."""
+        """Returns a value that changes when a file, or what a secret's link points to, is replaced or written."""
         stamp: list[object] = []
         for name in (tls.CERTIFICATE, tls.KEY, tls.CA):
             try:

@@ -1,4 +1,4 @@
-"""What a process is told about security: its certificates, the job's token, and where it may listen."""
+"""Security settings of a process: its certificates, the job's token, and where it may listen."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _TOKEN = re.compile(r"[!-~]{16,1024}")  # what a header may carry
 
 @dataclass(frozen=True)
 class Security:
-    """What a process was told about security; by default nothing: plain text on loopback, no token.
+    """Security settings of a process; the default is plain text on loopback, without a token.
 
     Attributes:
-        certificates: Of this process; None for plain text.
-        token: Of the job; empty for none.
+        certificates: Certificates of this process; None for plain text.
+        token: Token of the job; empty for none.
         plain_text_on_the_network: Whether it may listen in plain text on more than loopback.
     """
 
@@ -29,11 +29,11 @@ class Security:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """What goes with every call."""
+        """Metadata sent with every call; None without a token."""
         return ((TOKEN_KEY, self.token),) if self.token else None
 
     def check_host(self, host: str) -> None:
-        """Raises `ValueError` when a server may not listen on a host."""
+        """Raises `ValueError` if a server may not listen on `host`."""
         if self.certificates or self.plain_text_on_the_network or _is_loopback(host):
             return
         raise ValueError(
@@ -47,10 +47,10 @@ PLAIN = Security()
 
 
 def read_token(path: Path) -> str:
-    """The token of a file.
+    """Reads the token from a file.
 
     Raises:
-        ValueError: It cannot be read or is no token. The message does not show it.
+        ValueError: The file cannot be read or holds no valid token. The message does not show it.
     """
     try:
         token = path.read_text().strip()

@@ -1,7 +1,7 @@
-"""Admits calls to one server or refuses them, by role and token, and counts.
+"""Admits or refuses the calls to one server, by role and token, and counts them.
 
-With TLS both sides of every connection show a certificate of the job's CA (`downpour.proto.security.tls`); a peer that
-cannot is refused in the handshake. The token is asked for with every call, with or without TLS.
+With TLS both sides of every connection present a certificate of the job's CA (`downpour.proto.security.tls`); a peer
+without one is refused in the handshake. The token is required with every call, with or without TLS.
 
 Threads: any; `Gate` has a lock.
 """
@@ -23,7 +23,7 @@ from downpour.proto.security.config import TOKEN_KEY, Security
 
 _LOG_EVERY_S = 60.0
 
-# What is counted by the error that a call ends with.
+# Counters by the error that a call ends with.
 _REFUSED: dict[type[DownpourError], str] = {
     Forbidden: "refused_role",
     Unauthenticated: "refused_token",
@@ -34,17 +34,17 @@ _LOGGED = ("connections_malformed", "connections_dropped", *_REFUSED.values())
 
 @dataclass(frozen=True)
 class Counts:
-    """Who has come to a server since it began.
+    """Connections and calls of a server since it started.
 
     Attributes:
-        connections: Begun; those that end in the handshake included.
+        connections: Accepted; those that end in the handshake included.
         connections_admitted: Of these, from which a call was admitted.
-        connections_malformed: Ended since they broke HTTP/2's rules or its limits.
-        connections_dropped: Ended without a call since their time was up, or to make room for others.
+        connections_malformed: Ended because they violated HTTP/2 or its limits.
+        connections_dropped: Ended without a call because their deadline passed, or to make room for others.
         refused_role: Calls refused because their caller's role may not make them.
         refused_token: Calls refused for a wrong or missing token.
         refused_malformed: Streams refused because they do not follow the protocol.
-        broken_off: Streams that ended in the middle: the caller died, or a message was larger than may be, which some
+        broken_off: Streams that ended in the middle: the caller died, or a message exceeded the size limit, which some
             of the time counts as malformed.
     """
 
@@ -59,11 +59,11 @@ class Counts:
 
 
 class Gate:
-    """Lets calls into one server, or refuses them, and counts.
+    """Admits or refuses the calls to one server, and counts them.
 
     Args:
-        security: Of this process.
-        log_every_s: Strangers are logged at most so often.
+        security: Security settings of this process.
+        log_every_s: Minimum seconds between two logs of the counts.
     """
 
     def __init__(self, security: Security, log_every_s: float = _LOG_EVERY_S) -> None:
@@ -75,30 +75,30 @@ class Gate:
         # Everything below is guarded by `_lock`.
         self._counts = collections.Counter[str]()
         self._log_at = time.monotonic() + log_every_s
-        self._connections_then = 0  # when the log was looked at last
+        self._connections_then = 0  # at the last check of the log
         self._logged: tuple[int, ...] = (0,) * 6
 
     def connection_began(self) -> None:
-        """A connection is accepted."""
+        """Counts a connection that is accepted."""
         self._count("connections")
 
     def connection_admitted(self) -> None:
-        """The first call of a connection is admitted."""
+        """Counts a connection whose first call is admitted."""
         self._count("connections_admitted")
 
     def connection_malformed(self) -> None:
-        """A connection is ended that breaks HTTP/2's rules or its limits."""
+        """Counts a connection that is ended because it violates HTTP/2 or its limits."""
         self._count("connections_malformed")
 
     def connection_dropped(self) -> None:
-        """A connection without a call is ended."""
+        """Counts a connection that is ended without a call."""
         self._count("connections_dropped")
 
     def admit(self, method: str, context: grpc.ServicerContext) -> None:
-        """Returns when a call may go on.
+        """Returns if a call is admitted.
 
         Raises:
-            Unauthenticated: It carries no token, or another one.
+            Unauthenticated: It carries no token, or a wrong one.
             Forbidden: Its caller's role may not make it.
         """
         refusal = self._refusal(method, context)
@@ -107,28 +107,28 @@ class Gate:
         self.log()
 
     def broke_off(self) -> None:
-        """A stream of requests ends in the middle."""
+        """Counts a stream of requests that ends in the middle."""
         self._count("broken_off")
 
     def refused(self, error: DownpourError) -> None:
-        """A call ends with this error."""
+        """Counts a call that ends with this error."""
         for kind, name in _REFUSED.items():
             if isinstance(error, kind):
                 self._count(name)
         self.log()
 
     def counts(self) -> Counts:
-        """Of this moment."""
+        """Returns the current counts."""
         with self._lock:
             return Counts(**self._counts)
 
     def log(self) -> None:
-        """Logs what strangers have done, now and then, and only when there is more; called often."""
+        """Logs refused and unauthenticated peers if the counts have changed, once per interval; called often."""
         with self._lock:
             if time.monotonic() < self._log_at:
                 return
             self._log_at = time.monotonic() + self._log_every_s
-            # Of connections that have had time enough to make a call.
+            # Only connections that have had time to make a call.
             silent = max(0, self._connections_then - self._counts["connections_admitted"], self._logged[0])
             self._connections_then = self._counts["connections"]
             totals = (silent, *(self._counts[name] for name in _LOGGED))

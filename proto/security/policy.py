@@ -1,6 +1,6 @@
 """Which role may call which method. Pure.
 
-A method that is not listed may be called by nobody.
+No role may call a method that is not listed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _PACKAGE = "/downpour.v1."
 
 
 def refusal(method: str, names: Iterable[str], job: str) -> Forbidden | None:
-    """Why a caller may not call a method; None if it may.
+    """Returns why a caller may not call a method; None if it may.
 
     Args:
         method: Its path, as gRPC writes it.
         names: DNS names in the caller's certificate.
-        job: Of this process.
+        job: Job of this process.
     """
     role = tls.role_in(names, job)
     name = method.removeprefix(_PACKAGE)

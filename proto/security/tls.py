@@ -1,8 +1,8 @@
-"""A role's certificate: where its files are, whether they can be used, and whom a certificate names.
+"""A role's certificate: its files, whether they can be used, and the role and job that it names.
 
 A folder holds `tls.crt`, `tls.key` and `ca.crt` (PEM), as Kubernetes TLS secrets and cert-manager do. A certificate
-names no host but a role and a job, as the DNS name `ROLE.JOB.downpour` in its subject alternative name. A server takes
-the caller's role from it, a client checks that it has reached the role it meant; so addresses may change.
+names a role and a job instead of a host, as the DNS name `ROLE.JOB.downpour` in its subject alternative name. A server
+takes the caller's role from it, a client checks that it has reached the intended role; so addresses may change.
 
 No gRPC here; cryptography is imported when a certificate is read.
 """
@@ -28,7 +28,7 @@ ROLES = ("ps", "worker", "chief", "evaluator")
 
 @dataclass(frozen=True)
 class Files:
-    """What a folder holds, as PEM."""
+    """The contents of a certificate folder, as PEM."""
 
     certificate: bytes
     key: bytes = field(repr=False)
@@ -37,7 +37,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Identity:
-    """Whom a certificate names, and until when."""
+    """The role and job that a certificate names, and when it expires."""
 
     role: str
     job: str
@@ -45,26 +45,26 @@ class Identity:
 
 
 def server_name(role: str, job: str) -> str:
-    """The DNS name in the certificate of a role of a job."""
+    """Returns the DNS name in the certificate of a role of a job."""
     return f"{role}.{job}.{DOMAIN}"
 
 
 def role_in(names: Iterable[str], job: str) -> str:
-    """The role that a certificate's DNS names give their owner in a job; empty when it is none of it, or several."""
+    """Returns the role that a certificate's DNS names give their owner in a job; empty for none or several."""
     given = set(names)
     roles = {role for role in ROLES if server_name(role, job) in given}
     return roles.pop() if len(roles) == 1 else ""
 
 
 def check_installed() -> None:
-    """Raises `ValueError` when cryptography or pyOpenSSL is not installed."""
+    """Raises `ValueError` if cryptography or pyOpenSSL is not installed."""
     for package, module in (("cryptography", "cryptography"), ("pyOpenSSL", "OpenSSL")):
         if importlib.util.find_spec(module) is None:
             raise ValueError(f"TLS needs the package {package}; install it with {how_to_install('tls')}")
 
 
 def read(folder: Path) -> Files:
-    """Reads a folder.
+    """Reads a certificate folder.
 
     Raises:
         ValueError: A file is missing or unreadable.
@@ -82,7 +82,7 @@ def read(folder: Path) -> Files:
 
 
 def check(folder: Path, files: Files, role: str) -> Identity:
-    """Whom the certificate of a folder names.
+    """Checks the certificate of a folder; returns the role and job that it names.
 
     Raises:
         ValueError: It cannot be used by a process of this role now: unreadable, not signed by this CA, expired or not
@@ -100,8 +100,8 @@ def check(folder: Path, files: Files, role: str) -> Identity:
         authorities = x509.load_pem_x509_certificates(files.ca)
         part = KEY
         key = load_pem_private_key(files.key, None)
-    except (ValueError, TypeError) as error:  # TypeError: the key wants a password
-        # Not the library's own words, which could show what stands in the file.
+    except (ValueError, TypeError) as error:  # TypeError: the key needs a password
+        # Not the library's message, which could show the contents of the file.
         raise ValueError(f"--tls={folder}: {part} is no PEM file that can be read ({type(error).__name__})") from None
     leaf = chain[0]
     if key.public_key() != leaf.public_key():
@@ -133,7 +133,7 @@ def check(folder: Path, files: Files, role: str) -> Identity:
 
 
 def dns_names(certificate: x509.Certificate) -> list[str]:
-    """Those in its subject alternative name."""
+    """Returns the DNS names in the subject alternative name."""
     from cryptography import x509
 
     try:

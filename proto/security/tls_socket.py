@@ -1,10 +1,10 @@
-"""TLS over a TCP connection, by pyOpenSSL.
+"""TLS over a TCP connection, with pyOpenSSL.
 
 Python's own `ssl` is bound to the OpenSSL that Python was built with, and 3.0, which Debian 12 has, takes twice as long
 to encrypt as the one in cryptography's wheels, where the processor has AVX-512.
 
-Threads: as in `downpour.proto.http2.sockets`. Who reads and who sends work on one state machine, in memory and under a
-lock, and never while they wait for the network.
+Threads: as in `downpour.proto.http2.sockets`. The reading and the sending thread share one state machine, in memory and
+under a lock, which neither holds while it waits for the network.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from OpenSSL._util import ffi, lib
 from downpour.proto.http2.sockets import Buffer, Closed, PlainSocket
 from downpour.proto.security import tls
 
-# Encrypted or received at a time. 2^16 takes a tenth more of an exchange's processor time, 2^18 no less, and memory.
+# Encrypted or received at a time. 2^16 takes a tenth more processor time an exchange, 2^18 no less, and more memory.
 _PIECE = 1 << 17
-_FIRST_PIECE = 1 << 11  # until something longer is read or sent: a connection may be a stranger's
+_FIRST_PIECE = 1 << 11  # until a longer read or send: a connection may be unauthenticated
 _HANDSHAKE_BYTES = 1 << 15  # that a peer may send in it: OpenSSL would keep certificates of 100 KB
-_OVERHEAD = 1 << 10  # what its records add to a piece
+_OVERHEAD = 1 << 10  # that TLS records add to a piece
 _SMALL = 1 << 12
 _PROTOCOL = b"h2"
 
 
 class TlsError(OSError):
-    """The peer is none of ours, or what it sent was changed on the way; says so with OpenSSL's names of errors."""
+    """The peer is not one of this job, or its bytes were changed on the way; the text has OpenSSL's error names."""
 
 
 def context(files: tls.Files, *, is_server: bool) -> SSL.Context:
-    """For connections that show a certificate, and want one of the same CA; the files have been checked."""
+    """Returns a context that presents a certificate and requires one of the same CA; `files` have been checked."""
     made = SSL.Context(SSL.TLS_SERVER_METHOD if is_server else SSL.TLS_CLIENT_METHOD)
     made.set_min_proto_version(SSL.TLS1_2_VERSION)
     made.clear_mode(lib.SSL_MODE_ENABLE_PARTIAL_WRITE)  # else every call writes one record only
@@ -52,7 +52,7 @@ def context(files: tls.Files, *, is_server: bool) -> SSL.Context:
         trusted.add_cert(crypto.X509.from_cryptography(authority))
     made.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
     if is_server:
-        made.set_session_id(b"downpour")  # without one OpenSSL breaks off with a client that resumes a session
+        made.set_session_id(b"downpour")  # without one OpenSSL disconnects a client that resumes a session
         made.set_alpn_select_callback(_choose)
     else:
         made.set_alpn_protos([_PROTOCOL])
@@ -64,7 +64,7 @@ def _choose(_: SSL.Connection, offered: list[bytes]) -> Any:
 
 
 def _joined(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
-    """The same bytes, small buffers that follow each other as one."""
+    """Yields the same bytes, with consecutive small buffers joined."""
     small: list[Buffer] = []
     for buffer in buffers:
         if len(buffer) < _SMALL:
@@ -79,12 +79,12 @@ def _joined(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
 
 
 class TlsSocket:
-    """TLS over a TCP connection; `shake_hands` comes first.
+    """TLS over a TCP connection; `shake_hands` must be called first.
 
     Args:
         plain: The connection.
-        context: Says who this side is and whom it trusts.
-        server_name: That the peer's certificate must have; None on the server's side.
+        context: Certificate of this side, and the CA that it trusts.
+        server_name: DNS name that the peer's certificate must have; None on the server's side.
 
     Attributes:
         names: DNS names in the peer's certificate, after the handshake.
@@ -98,18 +98,18 @@ class TlsSocket:
         else:
             self._tls.set_connect_state()
             self._tls.set_tlsext_host_name(server_name.encode())
-        self._lock = threading.Lock()  # guards it
-        self._ahead = b""  # a byte that `is_quiet` found
+        self._lock = threading.Lock()  # guards `_tls`
+        self._ahead = b""  # a byte that `is_quiet` has read
         self._server_name = server_name
-        self._num_shaken = 0  # bytes of the handshake that have come
+        self._num_shaken = 0  # bytes of the handshake that were received
         self.names: list[str] = []
 
     def shake_hands(self) -> None:
-        """Makes the handshake; on a socket that does not block, as much of it as can be made now.
+        """Makes the handshake; on a non-blocking socket, as much of it as is possible now.
 
         Raises:
-            BlockingIOError: It goes on when more has come.
-            TlsError: It failed.
+            BlockingIOError: More bytes must arrive first.
+            TlsError: The handshake failed.
             OSError: The connection broke.
         """
         while True:
@@ -121,7 +121,7 @@ class TlsSocket:
                 if self._num_shaken > _HANDSHAKE_BYTES:
                     raise TlsError("HANDSHAKE_TOO_LONG") from None
             except SSL.Error as error:
-                with contextlib.suppress(OSError):  # the alert that says why
+                with contextlib.suppress(OSError):  # the alert with the reason
                     self._flush()
                 raise _told(error) from None
             else:
@@ -148,7 +148,7 @@ class TlsSocket:
             self._receive()
 
     def read_ahead(self, view: memoryview) -> bool:
-        """See `Socket`: what was read is encrypted still."""
+        """See `Socket`: bytes read ahead are still encrypted."""
         return False
 
     def read_some(self, view: memoryview) -> int:
@@ -161,7 +161,7 @@ class TlsSocket:
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """See `Socket`."""
-        waiting = 0  # bytes that are encrypted and not sent
+        waiting = 0  # bytes that are encrypted but not sent
         for buffer in _joined(buffers):
             view = memoryview(buffer)
             self._make_room(len(view))
@@ -181,7 +181,7 @@ class TlsSocket:
         self._plain.set_deadline(at)
 
     def is_quiet(self) -> bool:
-        """See `Socket`. What TLS itself has to say, such as tickets, counts as nothing."""
+        """See `Socket`. TLS's own records, such as session tickets, do not count."""
         byte = bytearray(1)
         while not self._ahead:
             try:
@@ -208,7 +208,7 @@ class TlsSocket:
             self._tls.piece = _PIECE
 
     def _flush(self) -> None:
-        """Sends what is encrypted; after the handshake nobody but `send` does."""
+        """Sends the encrypted bytes; after the handshake only `send` calls it."""
         while True:
             with self._lock:
                 count = self._tls.take()
@@ -218,7 +218,7 @@ class TlsSocket:
                 return
 
     def _receive(self) -> int:
-        """Nothing is left of what came before; how many bytes have come."""
+        """Receives bytes, once all earlier ones are decrypted; returns how many."""
         room = self._tls.room()
         count = self._plain.read_now(room)
         with self._lock:
@@ -227,14 +227,14 @@ class TlsSocket:
 
 
 class _InMemory(SSL.Connection):
-    """The state machine, with its bytes in memory.
+    """The TLS state machine, with its bytes in memory.
 
-    Calls OpenSSL by itself for every piece: the methods that pyOpenSSL has for it copy once or twice more, and check
-    more, for every record of 16 KB.
+    It calls OpenSSL directly for every piece: pyOpenSSL's methods copy once or twice more, and check more, for every
+    record of 16 KB.
 
     Attributes:
-        piece: Bytes that come or go at a time.
-        outgoing: Room for what the peer is to be sent.
+        piece: Bytes received or sent at a time.
+        outgoing: Room for encrypted bytes to be sent.
     """
 
     def __init__(self, context: SSL.Context) -> None:
@@ -243,34 +243,34 @@ class _InMemory(SSL.Connection):
         self._incoming = self.outgoing = memoryview(b"")
 
     def encrypt(self, view: memoryview) -> None:
-        """Encrypts all of it; raises `TlsError`."""
+        """Encrypts all bytes of `view`; raises `TlsError`."""
         if len(view) and (count := lib.SSL_write(self._ssl, ffi.from_buffer(view), len(view))) <= 0:
             self._fail(count)
 
     def take(self) -> int:
-        """Moves what is encrypted to `outgoing`, as much as that holds; how many bytes that are."""
+        """Moves encrypted bytes to `outgoing`, as many as it holds; returns how many."""
         if len(self.outgoing) < self.piece:
             self.outgoing = memoryview(bytearray(self.piece + _OVERHEAD))
         return max(0, int(lib.BIO_read(self._from_ssl, ffi.from_buffer(self.outgoing), len(self.outgoing))))
 
     def room(self) -> memoryview:
-        """For what the peer has sent; what came before must be decrypted."""
+        """Returns where to write received bytes; earlier ones must be decrypted."""
         if len(self._incoming) < self.piece:
             self._incoming = memoryview(bytearray(self.piece))
         return self._incoming
 
     def give(self, count: int) -> None:
-        """So many bytes are in `room`, to be left alone until they are decrypted."""
+        """Passes `count` bytes in `room` to OpenSSL; they must not change until they are decrypted."""
         self._into_ssl = lib.BIO_new_mem_buf(ffi.from_buffer(self._incoming), count)  # reads them where they are
         lib.BIO_set_mem_eof_return(self._into_ssl, -1)  # their end is not that of the connection
         lib.SSL_set_bio(self._ssl, self._into_ssl, self._from_ssl)
 
     def decrypt(self, view: memoryview) -> int:
-        """Fills the view; how many bytes there were for it: fewer only if nothing is left.
+        """Decrypts into the view; returns how many bytes: fewer than it holds only if none is left.
 
         Raises:
-            Closed: The peer has said that nothing follows.
-            TlsError: What came is not what was sent.
+            Closed: The peer has ended the TLS connection.
+            TlsError: The received bytes are not those that were sent.
         """
         read, ssl, to, size, done = lib.SSL_read, self._ssl, ffi.from_buffer(view), len(view), 0
         while done < size:

@@ -1,13 +1,13 @@
-"""Which calls a shard takes at a time, and which pushes go together: group commit, as databases have it.
+"""Admission queue: limits the calls in progress, and groups concurrent pushes (group commit, as in databases).
 
-A shard takes a few pushes and a few pulls at a time; the others stand in line. Gradients that wait for the same
-elements at the same moment are applied in one pass over memory (`downpour.ps.apply.regions`), but by themselves they
-hardly ever do: where processors are short, pushes wait for one of those instead, and each crosses memory alone. So
-where pushes have of late waited for a processor for longer than they had one, and those of other workers come often
-enough, a push waits for company before it is let in, and goes on from chunk to chunk together with those it came in
-with. Where processors are free nobody waits for company.
+A shard admits a few pushes and a few pulls at a time; other calls queue. Gradients that are queued for the same
+elements at the same moment are applied in one pass over memory (`downpour.ps.apply.regions`), but without grouping
+that is rare: where processors are short, pushes wait for a processor instead, and each crosses memory alone. So where
+recent pushes waited for a processor longer than they ran on one, and pushes of several workers arrive often enough, a
+push is delayed before it is admitted, and proceeds chunk by chunk in step with the pushes admitted with it. Where
+processors are free, no push is delayed.
 
-Threads: the one that serves a call is its member's; any may be in line.
+Threads: the thread that serves a call uses the call's member; any number may queue.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-_SCHEDSTAT = "/proc/thread-self/schedstat"  # nanoseconds on a processor, and ready but without one
-_REMEMBERED = 7 / 8  # of what was known of processors, when another push has ended
-_ARRIVALS = 8  # of pushes that are remembered
+_SCHEDSTAT = "/proc/thread-self/schedstat"  # nanoseconds on a processor, and runnable without one
+_REMEMBERED = 7 / 8  # weight kept by earlier times when another push has ended
+_ARRIVALS = 8  # arrival times kept, from which the rate of calls is computed
 
 
 @dataclass(eq=False)
 class _Group:
-    """Pushes that were let in together, without those that have left or were left behind."""
+    """Pushes that were admitted together, without those that have been removed since."""
 
     members: list[Member] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -35,11 +35,11 @@ class _Group:
 
 @dataclass(eq=False)
 class Member:
-    """A call in line, then in a group.
+    """A call in the admission queue, then in a group.
 
     Attributes:
-        patience_s: How long a push still waits for others.
-        worker: Whose push it is, once that is known.
+        patience_s: Seconds that a push may still wait for others.
+        worker: The push's worker, once its header has been read.
     """
 
     patience_s: float
@@ -48,9 +48,9 @@ class Member:
     _group: _Group | None = None
 
     def meet(self, position: int) -> None:
-        """The push has brought all elements before `position`; returns when the other members have, too.
+        """Called when the push has received all elements before `position`; returns when the other members have, too.
 
-        Those for which it has no more patience are left behind, and go on alone.
+        Members that are late when `patience_s` has run out are removed from the group, and continue alone.
         """
         group = self._group
         if group is None or len(group.members) < 2:
@@ -68,7 +68,7 @@ class Member:
             self.patience_s = max(0.0, self.patience_s - (time.monotonic() - begun))
 
     def leave(self) -> None:
-        """Nobody waits for this push any longer, nor it for anybody."""
+        """Removes the push from its group: neither waits for the other any longer."""
         if self._group is None:
             return
         with self._group.changed:
@@ -78,33 +78,33 @@ class Member:
 
 
 class Processors:
-    """Whether threads wait for processors, as Linux counts it; elsewhere nobody seems to."""
+    """Measures whether threads wait for processors, by Linux's schedstat; elsewhere it reports no waiting."""
 
     def __init__(self) -> None:
-        self._ran = self._waited = 0.0  # nanoseconds, of late
+        self._ran = self._waited = 0.0  # nanoseconds, exponentially decayed
 
     @property
     def are_short(self) -> bool:
-        """Whether what was watched of late has waited for a processor for longer than it had one."""
+        """Whether threads watched recently waited for a processor longer than they ran on one."""
         return self._waited > self._ran
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Counts what the calling thread does meanwhile."""
+        """Measures the calling thread while the block lasts."""
         ran, waited = _schedstat()
         yield
         ran_now, waited_now = _schedstat()
-        # Not guarded: where two threads come at once a push may be forgotten.
+        # Deliberately not locked: if two threads update at once, the times of one push may be lost.
         self._ran = _REMEMBERED * self._ran + ran_now - ran
         self._waited = _REMEMBERED * self._waited + waited_now - waited
 
 
 class Admission:
-    """Lets a few calls in at a time, first come, first served.
+    """Admits a limited number of calls at a time, first come, first served.
 
     Args:
-        most: How many may be inside.
-        processors: Whether they are short; by default as this process's calls find them.
+        most: Most calls admitted at a time.
+        processors: Measures whether processors are short; by default from the calls admitted here.
     """
 
     def __init__(self, most: int, processors: Processors | None = None) -> None:
@@ -114,17 +114,17 @@ class Admission:
         # Guarded by `_moved`.
         self._line = deque[Member]()
         self._num_inside = 0
-        self._since: float | None = None  # when there was both a place and somebody in line
-        self._last_two = deque[int](maxlen=2)  # workers that have pushed
+        self._since: float | None = None  # when there were first both a free place and a queued call
+        self._last_two = deque[int](maxlen=2)  # workers of the last two pushes that ended
         self._arrivals = deque[float](maxlen=_ARRIVALS)
 
     @contextlib.contextmanager
     def place(self, patience_s: float = 0.0) -> Iterator[Member]:
-        """Waits for a place, which is held while the block lasts.
+        """Waits to be admitted; the place is held while the block lasts.
 
         Args:
-            patience_s: How long a push may wait for others although there is a place, and how long in all for those
-                that it came in with.
+            patience_s: Longest delay of a push although there is a place (group commit), and longest time in all that
+                it waits for the pushes admitted with it.
         """
         member = Member(patience_s)
         with self._moved:
@@ -150,7 +150,7 @@ class Admission:
                 self._look()
 
     def _comes_company(self, patience_s: float) -> bool:
-        """Whether pushes of several workers come often enough to wait for the next."""
+        """Whether pushes of several workers arrive often enough to wait for the next."""
         if len(set(self._last_two)) < 2 or len(self._arrivals) < _ARRIVALS:
             return False
         return (self._arrivals[-1] - self._arrivals[0]) / (_ARRIVALS - 1) <= 2 * patience_s
@@ -159,7 +159,7 @@ class Admission:
         return patience_s if self._processors.are_short and self._comes_company(patience_s) else 0.0
 
     def _look(self) -> None:
-        """A place has become free, or somebody stands in line."""
+        """Admits queued calls or starts their delay; called when a place becomes free or a call is queued."""
         if not self._line or self._num_inside == self._most:
             return
         if not self._num_inside and len(self._line) > 1:

@@ -1,12 +1,11 @@
-"""The shard's arithmetic, as the shard calls it: a rule's update, statistics, compensation and averages.
+"""A shard's vector arithmetic: a rule's update, statistics, delay compensation and averages.
 
-The loops themselves are in `downpour.ps.apply.loops`, compiled or loaded from their cache when they are first asked
-for.
+The loops are in `downpour.ps.apply.loops`; each is compiled, or loaded from its cache, on first use.
 
     python -m downpour.ps.apply.kernels [--rule=JSON]
 
-fills the cache, so that many shards that start at once do not all compile: for one rule, given as the JSON form of
-the message `Named`, or for all. Threads: any; these functions keep no state.
+fills the cache, so that shards that start at the same time do not all compile: for one rule, given as the JSON form of
+the message `Named`, or for all rules. Threads: any; these functions keep no state.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from downpour.ps.policy.rules import (
     Rule,
 )
 
-# What a loop takes after the decays, from the rate and the number of the push.
+# Maps the learning rate and the number of a push to the scalars that a loop takes after the decays.
 _Scalars = Callable[[np.float32, int], tuple[np.float32, ...]]
 _f = np.float32
 
@@ -66,7 +65,7 @@ class Update(Protocol):
             w: [n] float32.
             slots: [n] float32 each, in the order of the rule's `slots`.
             g: [n] float32 or bfloat16 bits at any address, the gradient.
-            learning_rate: Of this push and range.
+            learning_rate: Learning rate of this push and range.
             weight_decay: g += weight_decay * w.
             decoupled_decay: w -= w * decoupled_decay * learning_rate, before everything else.
             step: Number of the push, from 1.
@@ -75,7 +74,7 @@ class Update(Protocol):
 
 
 def update_for(rule: Rule) -> Update:
-    """A rule's update with its hyper-parameters bound. Compiles its loop, or loads it.
+    """Returns a rule's update with its hyper-parameters bound; compiles its loop, or loads it from the cache.
 
     Raises:
         ValueError: No loop is known for the rule.
@@ -101,7 +100,7 @@ def update_for(rule: Rule) -> Update:
 
 
 class LoggedUpdate(Protocol):
-    """The updates of n consecutive parameters by some pushes, in place, which save what they change before they do."""
+    """Updates n consecutive parameters in place by several pushes; saves old values to the undo log first."""
 
     def __call__(
         self,
@@ -114,22 +113,22 @@ class LoggedUpdate(Protocol):
         first: int,
         /,
     ) -> None:
-        """Updates parameters and slots, push after push: the bits of `Update`.
+        """Updates parameters and slots, one push after another, with results bit for bit those of `Update`.
 
         Args:
             vectors: Parameters and slots, [n] float32 each.
-            gradients: Of each push, [n], all float32 or all bfloat16 bits.
-            rates: Of each push its learning rate.
-            steps: Of each push its number.
+            gradients: [n] for each push, all float32 or all bfloat16 bits.
+            rates: Learning rate of each push.
+            steps: Number of each push.
             decays: Weight decay and decoupled decay, as `Update` takes them.
-            log: `Steps.saved` and `Steps.progress` of a step of the undo log that has come to `first`.
-            first: Number of the first element.
+            log: `Steps.saved` and `Steps.progress` of a step of the undo log whose position is `first`.
+            first: Index of the first element.
         """
         ...
 
 
 def logged_update_for(rule: Rule) -> LoggedUpdate:
-    """A rule's logged update with its hyper-parameters bound. Compiles its loop, or loads it.
+    """Returns a rule's logged update with its hyper-parameters bound; compiles its loop, or loads it from the cache.
 
     Raises:
         ValueError: No loop is known for the rule.
@@ -138,7 +137,7 @@ def logged_update_for(rule: Rule) -> LoggedUpdate:
     logged = loops.logged(loop)()
     own_decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
 
-    @functools.lru_cache(maxsize=64)  # all runs of a push have the same
+    @functools.lru_cache(maxsize=64)  # all runs of a push have the same arguments
     def table(rates: tuple[float, ...], steps: tuple[int, ...], decays: tuple[float, float]) -> np.ndarray:
         numbers = zip(map(_f, rates), steps, strict=True)
         return np.array([(lr, decays[0], own_decay + decays[1], *scalars(lr, step)) for lr, step in numbers], _f)
@@ -160,7 +159,7 @@ def logged_update_for(rule: Rule) -> LoggedUpdate:
 
 
 def add(w: np.ndarray, difference: np.ndarray) -> None:
-    """W += difference, [n] of a wire dtype: statistics."""
+    """Adds a difference, [n] of a wire dtype, to statistics in place: w += difference."""
     if difference.dtype != np.float32:
         narrow, difference = difference, np.empty(w.size, np.float32)
         convert.to_float32(narrow, difference)
@@ -168,12 +167,12 @@ def add(w: np.ndarray, difference: np.ndarray) -> None:
 
 
 def compensate(g: np.ndarray, w: np.ndarray, base: np.ndarray, strength: float) -> None:
-    """G += strength * g * g * (w - base): to first order, the gradient at w of one computed at base."""
+    """Compensates delay in place: g += strength * g * g * (w - base), to first order the gradient at w, not at base."""
     loops.compensate()(g, w, base, _f(strength))
 
 
 def average(a: np.ndarray, w: np.ndarray, weight: float) -> None:
-    """A += weight * (w - a); with weight 1 exactly w."""
+    """Updates an average in place: a += weight * (w - a); with weight 1 exactly w."""
     if weight == 1:
         a[:] = w
     else:
@@ -181,7 +180,7 @@ def average(a: np.ndarray, w: np.ndarray, weight: float) -> None:
 
 
 def load(*, with_average: bool = False) -> None:
-    """Compiles or loads what a shard needs beside its rule, so that its first push does not wait for it."""
+    """Compiles or loads the loops a shard needs besides its rule's, so that its first push is not delayed."""
     convert.load()
     for loop in [loops.add] + [loops.average] * with_average:
         loop()
@@ -229,7 +228,7 @@ def _constant(*scalars: np.float32) -> _Scalars:
 def _rmsprop(
     rule: RMSProp | KerasRMSProp, variants: tuple[Callable[[], Loop], ...], scalars: tuple[np.float32, ...]
 ) -> tuple[Callable[[], Loop], _Scalars]:
-    """Of the variants (plain, momentum, centered, both) the one that the rule's flags ask for."""
+    """Selects the variant (plain, momentum, centered, both) by the rule's flags."""
     loop = variants[2 * rule.centered + (rule.momentum > 0)]
     return loop, _constant(*scalars, *([_f(rule.momentum)] if rule.momentum else []))
 
@@ -238,7 +237,7 @@ def _adam(rule: Adam | KerasAdam, one_minus_beta_1: np.float32, one_minus_beta_2
     beta_1, beta_2, epsilon = float(_f(rule.beta_1)), float(_f(rule.beta_2)), _f(rule.epsilon)
 
     def scalars(lr: np.float32, step: int) -> tuple[np.float32, ...]:
-        # The powers in float64, of the betas that the references see; from there on their order, in float32.
+        # Powers in float64 of the float32 betas, as in the references; the rest in their order, in float32.
         power_1, power_2 = _f(beta_1**step), _f(beta_2**step)
         alpha = lr * np.sqrt(_f(1) - power_2) / (_f(1) - power_1)
         return alpha, one_minus_beta_1, one_minus_beta_2, epsilon
@@ -247,7 +246,7 @@ def _adam(rule: Adam | KerasAdam, one_minus_beta_1: np.float32, one_minus_beta_2
 
 
 def _all_rules() -> list[Rule]:
-    """Rules that use every loop between them."""
+    """Rules that together use every loop."""
     flags = (False, True)
     both = [(centered, momentum) for centered in flags for momentum in (0.0, 0.9)]
     return [

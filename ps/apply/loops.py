@@ -1,12 +1,12 @@
 """The compiled loops of a shard: one fused loop for each update rule, statistics, compensation and averages.
 
 Every loop runs without the GIL, over contiguous float32 vectors of one length n, in place, and element by element,
-so that updating a vector in pieces gives the same bits as updating it at once. All scalars are float32.
-`error_model="numpy"` lets the division vectorise (6 times faster); `fastmath` would change results and believes
-that nothing is ever NaN, so it stays off.
+so that updating a vector in pieces gives the same bits as updating it in one pass. All scalars are float32.
+`error_model="numpy"` lets the division vectorise (6 times faster); `fastmath` would change results and assumes that
+nothing is NaN, so it stays off.
 
-A name of this module is a function without arguments that gives the compiled loop: compiled for its declared types,
-or loaded from the cache beside this file, when it is first asked for, so that a shard pays for its own rule only.
+Each loop's name is a function without arguments that returns the compiled loop. Its first call compiles the loop for
+its declared types, or loads it from the cache beside this file, so that a shard pays for its own rule only.
 
 Symbols of the update loops: w parameter, g gradient, lr rate, l2 and decoupled the two weight decays, x the
 parameter after decoupled decay, d the gradient with l2. The order of operations is that of the reference which
@@ -33,11 +33,11 @@ _PAYLOAD16 = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
 
 _ADDRESSES, _TABLE = types.intp[::1], types.float32[:, ::1]
 
-# Elements that a logged update saves at a time. With three vectors, what was saved of them and two gradients they take
-# 16 KB, half of a first-level cache of 32 KB. Of 256 to 4,096 elements 384 and 512 were fastest, 1,024 far slower.
+# Elements that a logged update saves at a time. Three vectors, their saved elements and two gradients take 16 KB, half
+# of a first-level cache of 32 KB. Of 256 to 4,096 elements 384 and 512 were fastest, 1,024 far slower.
 LOGGED_ELEMENTS = 512
 
-_logged: dict[Callable[[], Loop], Callable[[], Loop]] = {}  # by the loop that does not log
+_logged: dict[Callable[[], Loop], Callable[[], Loop]] = {}  # logged loops by plain loop
 
 
 def _update(num_slots: int, num_scalars: int) -> Callable[[Loop], Callable[[], Loop]]:
@@ -53,11 +53,11 @@ def _update(num_slots: int, num_scalars: int) -> Callable[[Loop], Callable[[], L
 
 
 def logged(update: Callable[[], Loop]) -> Callable[[], Loop]:
-    """Of an update loop the one that saves what it changes, see `downpour.ps.memory.undo`.
+    """The variant of an update loop that saves elements before it changes them; see `downpour.ps.memory.undo`.
 
     It takes (vectors, gradients, like, table, saved, progress, first): w and slots as a tuple; the addresses of some
-    gradients of one type, of which `like` is one; [gradients, 3 + scalars] float32, of each its lr, l2, decoupled and
-    scalars; room for LOGGED_ELEMENTS of each vector; the record's three words; the number of the first element.
+    gradients of one type, one of which is `like`; [gradients, 3 + scalars] float32, each gradient's lr, l2, decoupled
+    and scalars; room for LOGGED_ELEMENTS of each vector; the record's three words; the index of the first element.
     """
     return _logged[update]
 
@@ -92,7 +92,7 @@ def _declare_logged(function: Loop, num_slots: int, num_scalars: int) -> Callabl
 
 
 def number(g: Any) -> Any:
-    """A gradient's element as float32, within an update loop."""
+    """A gradient's element as float32; for update loops only."""
     raise NotImplementedError("compiled only")
 
 
@@ -105,7 +105,7 @@ def _number(g):  # type: ignore[no-untyped-def]
 
 @_update(0, 0)
 def sgd(w, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
-    """The plain step: w -= lr * d."""
+    """Plain SGD: w -= lr * d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         w[i] = x - lr * (number(g[i]) + l2 * x)
@@ -113,7 +113,7 @@ def sgd(w, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
 
 @_update(1, 1)
 def momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
-    """TensorFlow's: m = beta * m + d; w -= lr * m."""
+    """TensorFlow's momentum: m = beta * m + d; w -= lr * m."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         m[i] = beta * m[i] + (number(g[i]) + l2 * x)
@@ -122,7 +122,7 @@ def momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
 
 @_update(1, 1)
 def nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
-    """TensorFlow's, with the momentum that the next step will have."""
+    """TensorFlow's Nesterov momentum: the update uses the momentum of the next step."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -132,7 +132,7 @@ def nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
 
 @_update(1, 1)
 def keras_momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
-    """Keras's: m = beta * m - lr * d; w += m."""
+    """Keras's momentum: m = beta * m - lr * d; w += m."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         m[i] = m[i] * beta - (number(g[i]) + l2 * x) * lr
@@ -141,7 +141,7 @@ def keras_momentum(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped
 
 @_update(1, 1)
 def keras_nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped-def]
-    """Keras's, with the momentum that the next step will have."""
+    """Keras's Nesterov momentum: the update uses the momentum of the next step."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         step = (number(g[i]) + l2 * x) * lr
@@ -151,7 +151,7 @@ def keras_nesterov(w, m, g, lr, l2, decoupled, beta):  # type: ignore[no-untyped
 
 @_update(1, 2)
 def rmsprop(w, ms, g, lr, l2, decoupled, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
-    """TensorFlow's: ms is the mean of d * d."""
+    """TensorFlow's RMSProp: ms is the moving mean of d * d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -161,7 +161,7 @@ def rmsprop(w, ms, g, lr, l2, decoupled, one_minus_rho, epsilon):  # type: ignor
 
 @_update(2, 3)
 def rmsprop_momentum(w, ms, mom, g, lr, l2, decoupled, one_minus_rho, epsilon, beta):  # type: ignore[no-untyped-def]
-    """The same with momentum."""
+    """`rmsprop` with momentum."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -172,7 +172,7 @@ def rmsprop_momentum(w, ms, mom, g, lr, l2, decoupled, one_minus_rho, epsilon, b
 
 @_update(2, 2)
 def rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
-    """The same as `rmsprop`, less the square of the mean of d."""
+    """`rmsprop`, with ms less the square of mg, the moving mean of d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -185,7 +185,7 @@ def rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, one_minus_rho, epsilon):  
 def rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
     w, ms, mg, mom, g, lr, l2, decoupled, one_minus_rho, epsilon, beta
 ):
-    """The same with momentum."""
+    """`rmsprop_centered` with momentum."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -197,7 +197,7 @@ def rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
 
 @_update(1, 3)
 def keras_rmsprop(w, ms, g, lr, l2, decoupled, rho, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
-    """Keras's: ms is the mean of d * d."""
+    """Keras's RMSProp: ms is the moving mean of d * d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -209,7 +209,7 @@ def keras_rmsprop(w, ms, g, lr, l2, decoupled, rho, one_minus_rho, epsilon):  # 
 def keras_rmsprop_momentum(  # type: ignore[no-untyped-def]
     w, ms, mom, g, lr, l2, decoupled, rho, one_minus_rho, epsilon, beta
 ):
-    """The same with momentum."""
+    """`keras_rmsprop` with momentum."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -220,7 +220,7 @@ def keras_rmsprop_momentum(  # type: ignore[no-untyped-def]
 
 @_update(2, 3)
 def keras_rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, rho, one_minus_rho, epsilon):  # type: ignore[no-untyped-def]
-    """The same as `keras_rmsprop`, less the square of the mean of d."""
+    """`keras_rmsprop`, with ms less the square of mg, the moving mean of d."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -233,7 +233,7 @@ def keras_rmsprop_centered(w, ms, mg, g, lr, l2, decoupled, rho, one_minus_rho, 
 def keras_rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
     w, ms, mg, mom, g, lr, l2, decoupled, rho, one_minus_rho, epsilon, beta
 ):
-    """The same with momentum."""
+    """`keras_rmsprop_centered` with momentum."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -245,7 +245,7 @@ def keras_rmsprop_centered_momentum(  # type: ignore[no-untyped-def]
 
 @_update(1, 0)
 def adagrad_v1(w, a, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
-    """TensorFlow's first: no epsilon."""
+    """TensorFlow's first Adagrad: no epsilon."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -255,7 +255,7 @@ def adagrad_v1(w, a, g, lr, l2, decoupled):  # type: ignore[no-untyped-def]
 
 @_update(1, 1)
 def adagrad_v2(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyped-def]
-    """TensorFlow's second: epsilon outside the root."""
+    """TensorFlow's second Adagrad: epsilon outside the root."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -265,7 +265,7 @@ def adagrad_v2(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyped-
 
 @_update(1, 1)
 def keras_adagrad(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyped-def]
-    """Keras's: epsilon inside the root."""
+    """Keras's Adagrad: epsilon inside the root."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -275,7 +275,7 @@ def keras_adagrad(w, a, g, lr, l2, decoupled, epsilon):  # type: ignore[no-untyp
 
 @_update(2, 4)
 def adam(w, m, v, g, lr, l2, decoupled, alpha, one_minus_beta_1, one_minus_beta_2, epsilon):  # type: ignore[no-untyped-def]
-    """Means of d in m and of d * d in v; alpha has the corrections of both."""
+    """Adam: m and v are the moving means of d and d * d; alpha includes the bias corrections of both."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x
@@ -288,7 +288,7 @@ def adam(w, m, v, g, lr, l2, decoupled, alpha, one_minus_beta_1, one_minus_beta_
 def amsgrad(  # type: ignore[no-untyped-def]
     w, m, v, v_hat, g, lr, l2, decoupled, alpha, one_minus_beta_1, one_minus_beta_2, epsilon
 ):
-    """The same with the largest v so far."""
+    """`adam` with v_hat, the largest v so far, in place of v."""
     for i in range(w.size):
         x = w[i] - w[i] * decoupled * lr
         d = number(g[i]) + l2 * x

@@ -1,6 +1,6 @@
-"""What compiled loops need that Python has no words for: parts of tuples of vectors, vectors at addresses, barriers.
+"""numba intrinsics of the compiled loops: parts of tuples of vectors, vectors at addresses, compiler barriers.
 
-numba does not see that a loop it keeps depends on this module: touch `downpour.ps.apply.loops` when something changes
+numba's cache does not track that loops depend on this module: touch `downpour.ps.apply.loops` when something changes
 here.
 """
 
@@ -15,7 +15,7 @@ from numba.np.arrayobj import populate_array
 
 
 def cut(vectors: Any, begin: int, end: int) -> Any:
-    """Elements [begin, end) of each of a tuple of vectors, within a loop."""
+    """Elements [begin, end) of each of a tuple of vectors; for compiled loops only."""
     raise NotImplementedError("compiled only")
 
 
@@ -36,7 +36,7 @@ def _cut(vectors, begin, end):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def keep_order(typing):  # type: ignore[no-untyped-def]
-    """What is stored before is stored before what is stored after, as far as this process sees; no instruction."""
+    """Compiler barrier: keeps the program order of stores before and after it; emits no instruction."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         builder.fence("seq_cst", "singlethread")
@@ -47,7 +47,7 @@ def keep_order(typing):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def vector_at(typing, address, like):  # type: ignore[no-untyped-def]
-    """The vector at an address that has the type and the size of another."""
+    """A view of the vector at `address`, of the type and the size of the vector `like`."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         other = context.make_array(like)(context, builder, arguments[1])

@@ -1,8 +1,8 @@
-"""The parts of a shard's vector that are locked together, and the gradients that wait for each.
+"""Regions of a shard's vector, each with a lock and a queue of gradients.
 
-Whoever brings a gradient for a region queues it and takes the region's lock; gradients that arrive meanwhile wait in
-the queue, and whoever gets the lock next applies all of them: piece after piece, and on each piece gradient after
-gradient. That gives the same bits as one gradient after another, since every operation is element by element, but the
+A thread with a gradient for a region queues it, then takes the region's lock. Gradients that arrive meanwhile stay in
+the queue, and the next holder of the lock applies all of them: piece by piece, and to each piece one gradient after
+another. The result is bit for bit that of one gradient after another, since every operation is element-wise, but the
 state crosses the memory bus once, not once a gradient.
 """
 
@@ -24,16 +24,16 @@ from downpour.ps.layout import Factored
 
 @dataclass
 class Push:
-    """A push while it arrives.
+    """A push that is being received.
 
     Attributes:
-        header: Its name.
-        learning_rate: The schedule's when it began, divided by the staleness if the job says so.
-        step: Its number, from 1; pushes that overlap share one.
-        repeated: It had been applied before; nothing of it is applied again.
-        dropped: It is too stale; nothing of it is applied.
-        position: First element that has not arrived yet.
-        member: Of the pushes that it goes together with; None where it goes alone.
+        header: Names the push and its base version.
+        learning_rate: The schedule's rate when the push began, divided by the staleness under `Divide`.
+        step: Number of the push, from 1; pushes that overlap share one.
+        repeated: The push had been applied before; nothing of it is applied again.
+        dropped: The push is too stale; nothing of it is applied.
+        position: First element that has not been received yet.
+        member: Its membership in an admission group; None if it is in none.
     """
 
     header: pb.PushHeader
@@ -46,7 +46,7 @@ class Push:
 
     @property
     def name(self) -> tuple[int, int, int]:
-        """What the ledger knows it by: worker, incarnation, sequence."""
+        """The push's key in the ledger: worker, incarnation, sequence."""
         return self.header.worker, self.header.incarnation, self.header.sequence
 
 
@@ -55,14 +55,14 @@ class Work:
     """One chunk's gradient for one region.
 
     Attributes:
-        push: What it is of.
-        source: Gives the gradient.
-        start: First element of the region that it has.
+        push: The push that it belongs to.
+        source: Decodes the gradient.
+        start: First element of the region that it covers.
         stop: One past the last.
-        base: [stop - start] in a wire dtype, what the gradient was computed from, if delays are compensated.
+        base: [stop - start] in a wire dtype, the parameters the gradient was computed at, if delays are compensated.
         first: First element that has not been applied before.
-        error: Why it was not applied, once done.
-        done: Whether it has been dealt with.
+        error: Why it was refused, valid once done.
+        done: Whether it has been applied, skipped or refused.
     """
 
     push: Push
@@ -76,7 +76,7 @@ class Work:
 
     @property
     def compensated(self) -> int:
-        """Differs from that of every other gradient if it depends on what the parameters are then; else 0."""
+        """Grouping key: unique if the gradient depends on the current parameters (delay compensation), else 0."""
         return 0 if self.base is None else id(self)
 
 
@@ -87,9 +87,9 @@ class Region:
     Attributes:
         start: First element.
         stop: One past the last.
-        pieces: What is updated at a time.
+        pieces: Ranges of its elements that are updated one at a time.
         lock: Held while its elements change or are read.
-        waiting: Gradients that nobody has applied yet; anybody may append.
+        waiting: Queue of gradients that have not been applied; any thread may append.
         num_changes: How often its elements have been changed; guarded by the lock.
     """
 
@@ -104,13 +104,13 @@ class Region:
         self._rooms = list[np.ndarray]()
 
     def room(self, number: int) -> np.ndarray:
-        """Room for a piece of one of the gradients that are applied together, float32; used with the lock held."""
+        """Scratch buffer for a piece of the `number`-th gradient of a pass, float32; used with the lock held."""
         while len(self._rooms) <= number:
             self._rooms.append(np.empty(max(stop - start for start, stop in self.pieces), np.float32))
         return self._rooms[number]
 
     def take_waiting(self) -> list[Work]:
-        """Everything that waits, in the order of arrival."""
+        """Removes and returns all queued gradients, in the order of arrival."""
         works = []
         while self.waiting:
             works.append(self.waiting.popleft())
@@ -121,9 +121,9 @@ def regions_of(chunks: Sequence[Piece], groups: Sequence[Factored], uncut: Seque
     """One region for each chunk of a push.
 
     Args:
-        chunks: Elements of each.
+        chunks: (start, stop) of each chunk.
         groups: The shard's factored variables.
-        uncut: Elements that are updated in one piece.
+        uncut: Ranges that are updated in one piece.
     """
     pieces = {group.start: pieces_of_factors(group, uncut) for group in groups}
     return [Region(start, stop, pieces.get(start, pieces_of_range(start, stop, uncut))) for start, stop in chunks]

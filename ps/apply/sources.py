@@ -1,6 +1,7 @@
-"""A chunk's gradient, decoded piece by piece: the pieces are what fits a core's cache beside the state they update.
+"""Gradients of chunks, decoded piece by piece; a piece fits a core's cache together with the state it updates.
 
-Pure; no locks. Pieces depend on the layout only, never on who pushes or how many, and so do the bits of a gradient.
+Pure; no locks. Pieces depend only on the layout, so a gradient's bits depend neither on the worker that pushes it nor
+on the number of pushes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class Source(Protocol):
     """The gradient of one chunk.
 
     Attributes:
-        needs_room: Whether `gradient` uses its room.
+        needs_room: Whether `gradient` writes to its `room`.
     """
 
     needs_room: bool = True
 
     def num_non_finite(self) -> int:
-        """Numbers of the payload that are NaN or infinite."""
+        """How many values of the payload are NaN or infinite."""
         ...
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
@@ -38,7 +39,7 @@ class Source(Protocol):
         ...
 
     def gradient(self, piece: Piece, room: np.ndarray) -> np.ndarray:
-        """The same as update rules take it: in `room`, or where it lies, if that is bfloat16."""
+        """Returns a piece's gradient for an update rule: decoded into `room`, or a view of the payload if bfloat16."""
         self.decode(piece, room)
         return room
 
@@ -84,7 +85,7 @@ class Quantized(Source):
         self._scales, self._q = chunk.blocks()
 
     def num_non_finite(self) -> int:
-        """See `Source.num_non_finite`: of the scales, since an int8 is always finite."""
+        """See `Source.num_non_finite`; counts scales only, since an int8 is always finite."""
         return convert.num_non_finite(self._scales)
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
@@ -97,7 +98,7 @@ class Factors(Source):
 
     Args:
         chunk: The chunk.
-        group: The ranges it is for.
+        group: The factored variable's ranges.
 
     Raises:
         MalformedChunk: See `Chunk.factors`.
@@ -119,7 +120,7 @@ class Factors(Source):
         }
 
     def num_non_finite(self) -> int:
-        """See `Source.num_non_finite`; 1 for finite factors whose product might not be."""
+        """See `Source.num_non_finite`; 1 for finite factors whose product might overflow."""
         count = sum(convert.num_non_finite(part.reshape(-1)) for part in self._payload)
         if not count and self._x.size and self._d:
             with np.errstate(over="ignore"):
@@ -128,7 +129,7 @@ class Factors(Source):
         return count
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
-        """See `Source.decode`; pieces are rows of one range, as `pieces_of_factors` cuts them."""
+        """See `Source.decode`; a piece is whole rows of one range, as `pieces_of_factors` cuts them."""
         start, stop = piece
         offset = max(at for at in self._d if at <= start)
         d = self._d[offset]
@@ -143,10 +144,10 @@ def source_of(chunk: codec.Chunk, groups: Mapping[int, Factored], uncut: Sequenc
     Args:
         chunk: The chunk.
         groups: The shard's factored variables by their first element.
-        uncut: Elements within which no chunk may end, since each are updated in one piece.
+        uncut: Ranges within which no chunk may end, since each is updated in one piece.
 
     Raises:
-        MalformedChunk: It is not readable, has factors where there are none to be, or ends where none may.
+        MalformedChunk: The chunk is unreadable, has factors for an unfactored variable, or ends within `uncut`.
     """
     stop = chunk.start + chunk.count
     for begin, end in uncut:
@@ -163,12 +164,12 @@ def source_of(chunk: codec.Chunk, groups: Mapping[int, Factored], uncut: Sequenc
 
 
 def pieces_of_range(start: int, stop: int, uncut: Sequence[Piece] = ()) -> list[Piece]:
-    """Blocks of BLOCK_ELEMENTS, or fewer where one would end within one of `uncut`."""
+    """Blocks of at most BLOCK_ELEMENTS, none of which ends within a range of `uncut`; see `runs`."""
     return list(runs(start, stop, BLOCK_ELEMENTS, uncut))
 
 
 def pieces_of_factors(group: Factored, uncut: Sequence[Piece] = ()) -> list[Piece]:
-    """Whole rows of each range, at most BLOCK_ELEMENTS where a row is not longer than that; ranges of `uncut` whole."""
+    """Whole rows of each range, at most BLOCK_ELEMENTS unless one row is longer; a range of `uncut` is one piece."""
     pieces = []
     for r in group.ranges:
         width = r.size // group.num_inputs

@@ -1,4 +1,7 @@
-"""A shard's rule over any part of its vector: decays, rates, constraints, statistics and the average. No locks."""
+"""Applies a shard's rule to any part of its vector: decays, rates, constraints, statistics and the average.
+
+Threads: any; no locks of its own. The caller holds the lock of the region it updates.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from downpour.ps.policy.constraints import Constraint
 from downpour.ps.policy.named import from_message
 from downpour.ps.testing.points import reach
 
-_MAX_KNOWN = 10_000  # parts of pieces; a shard of the paper's has 36 pieces
+_MAX_KNOWN = 10_000  # cached pieces; a shard at the paper's shape has 36 pieces
 
 
 class Updater:
-    """Changes the vectors of an arena; compiles or loads the loops it needs when it is made."""
+    """Updates the vectors of an arena; its constructor compiles or loads the loops it needs."""
 
     def __init__(self, arena: Arena) -> None:
         specification = arena.specification
@@ -34,7 +37,7 @@ class Updater:
         self._known: dict[tuple[int, int], list[_Part]] = {}
         kernels.load(with_average=arena.average is not None)
         rule = from_message(rules.BY_NAME, specification.rule)
-        # Loops that save what they change save parameters and slots, and nothing else may change with those.
+        # Logged loops save only parameters and slots, so no other vector may change with these.
         self._is_logged = len(arena.vectors) == 1 + len(arena.slots)
         if self._is_logged:
             self._logged_update = kernels.logged_update_for(rule)
@@ -48,10 +51,10 @@ class Updater:
         """Updates elements [start, start + n) with the gradients of some pushes, one after another.
 
         Args:
-            start: Where the step is.
-            gradients: [n] of each push, all of one type.
-            pushes: Give their rates and numbers.
-            steps: Of the undo log; gets to start + n.
+            start: First element; the position of the undo log's step.
+            gradients: [n] for each push, all of one dtype.
+            pushes: The gradients' pushes, with their rates and numbers.
+            steps: Steps of the undo log; advanced to start + n.
         """
         for part in self._parts(start, start + gradients[0].size):
             some = [gradient[part.start - start : part.stop - start] for gradient in gradients]
@@ -66,16 +69,16 @@ class Updater:
             steps.advance(part.stop)
 
     def saves_nothing_whole(self, start: int, stop: int) -> bool:
-        """Whether `update` may be given [start, stop) however long that is, since loops save all of it bit by bit."""
+        """Whether `update` accepts [start, stop) at any length, since logged loops save all of it in short runs."""
         return all(map(self._is_plain, self._parts(start, stop)))
 
     def update_saved(self, start: int, gradient: np.ndarray, learning_rate: float, step: int) -> None:
-        """Updates elements [start, start + n), which the step has saved, with one gradient."""
+        """Updates elements [start, start + n), which the undo log's step has saved, with one gradient."""
         for part in self._parts(start, start + gradient.size):
             self._update_saved(part, gradient[part.start - start : part.stop - start], learning_rate, step)
 
     def _is_plain(self, part: _Part) -> bool:
-        """Whether the rule alone changes it, in a loop that saves what it changes."""
+        """Whether only the rule changes the part, in a logged loop."""
         return self._is_logged and part.span.kind != STATISTIC and not part.constrained
 
     def _update_logged(self, part: _Part, gradients: list[np.ndarray], pushes: Sequence[Push], steps: Steps) -> None:
@@ -85,7 +88,7 @@ class Updater:
         self._logged_update((part.w, *part.slots), gradients, rates, numbers, decays, log, part.start)
 
     def _update_saved(self, part: _Part, gradient: np.ndarray, learning_rate: float, step: int) -> None:
-        """Sends a gradient through rule and constraints, or adds it to statistics; then averages.
+        """Applies a gradient by rule and constraints, or adds it to statistics; then updates the average.
 
         A range whose constraint has norms lies wholly in the part, or outside.
         """
@@ -102,11 +105,11 @@ class Updater:
             kernels.average(self._arena.average[part.start : part.stop], part.w, self._average.weight(step))
 
     def _parts(self, start: int, stop: int) -> list[_Part]:
-        """[start, stop) by span; found once for the pieces that every push has."""
+        """[start, stop) cut at the borders of spans; cached, since all pushes have the same pieces."""
         parts = self._known.get((start, stop))
         if parts is None:
             if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()  # what is left of a push that broke may begin anywhere
+                self._known.clear()  # the rest of an interrupted push may begin anywhere
             parts = self._known[start, stop] = list(self._cut(start, stop))
         return parts
 
@@ -129,7 +132,7 @@ class Updater:
 
 
 class _Part(NamedTuple):
-    """Elements [start, stop) of the vectors, which are updated alike, and what of them is projected afterwards."""
+    """Elements [start, stop) of the vectors, which are updated alike, and the constraints to project them with."""
 
     start: int
     stop: int

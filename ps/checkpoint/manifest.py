@@ -1,9 +1,9 @@
-"""Checkpoints: a file of every shard, and a manifest, written last by the chief.
+"""Checkpoints: one file a shard, and a manifest, written last by the chief.
 
-The manifest holds the layout, which says what is where, checksums of the shards' files (`shard_file` beside this), what
-the shards were told, what the chief knew, and a checksum of itself. A folder without a manifest is not a checkpoint.
-Every file appears under its name only when it is complete. The chief renames the manifest of a checkpoint that it has
-found damaged, so that nobody takes it for one again.
+The manifest holds the layout, checksums of the shards' files (see `shard_file`), the specification sent to the shards,
+the chief's progress, and a checksum of itself. A folder without a manifest is not a checkpoint. Every file appears
+under its name only when it is complete. The chief renames the manifest of a checkpoint that it has found damaged, so
+that it no longer counts as one. Threads: any; nothing is shared.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Checkpoint:
     Attributes:
         directory: Path or URL of its folder.
         step: Global step.
-        layout: Which element of which shard is what.
+        layout: Maps the elements of the shards' vectors to variables.
         shards: One entry a shard.
-        specification: What the shards were told; `shard` and `layout` are not set.
-        progress: What the chief knew, for whoever resumes.
+        specification: As sent to the shards; `shard` and `layout` are not set.
+        progress: The chief's state, for resuming.
     """
 
     directory: str
@@ -65,29 +65,30 @@ class Checkpoint:
         """Reads the files of some shards, all by default, and compares them with their checksums.
 
         Raises:
-            Damaged: One is not what was written.
-            ValueError: One cannot be read.
+            Damaged: A file is not what was written.
+            ValueError: A file cannot be read.
         """
         chosen = range(self.layout.num_shards) if shards is None else shards
         with ThreadPoolExecutor(_NUM_VERIFIED) as pool:
             list(pool.map(lambda shard: self.open(shard).verify(), chosen))
 
     def is_whole(self) -> bool:
-        """Whether all its files are still there."""
+        """Whether all its files still exist."""
         names = Folder(self.directory).names()
         return all(shard.file in names for shard in self.shards)
 
     def open(self, shard: int) -> TensorFile:
-        """A shard's file.
+        """Opens a shard's file.
 
         Raises:
-            Damaged: It is missing, or not one.
+            Damaged: The file is missing, or its header is damaged.
+            ValueError: The file cannot be read.
         """
         return TensorFile(Folder(self.directory), self.shards[shard])
 
 
 def write_manifest(checkpoint: Checkpoint) -> None:
-    """Makes a folder whose files are all written a checkpoint.
+    """Writes the manifest, which makes a folder whose files are all written a checkpoint.
 
     Raises:
         CheckpointFailed: The manifest cannot be written.
@@ -104,7 +105,7 @@ def write_manifest(checkpoint: Checkpoint) -> None:
     folder = Folder(checkpoint.directory)
     try:
         for name in folder.names():
-            # Of a shard that died while it wrote, or of a damaged checkpoint of this step.
+            # Left by a shard that stopped while writing, or by a damaged checkpoint of this step.
             if name.startswith(".shard-") or name == SET_ASIDE:
                 folder.remove(name)
         folder.write(MANIFEST, [json.dumps(document, indent=1).encode() + b"\n"])
@@ -113,7 +114,7 @@ def write_manifest(checkpoint: Checkpoint) -> None:
 
 
 def discard(directory: str | os.PathLike[str]) -> None:
-    """Removes what was written of a checkpoint that failed; of a complete one in the same folder nothing."""
+    """Removes the files of a failed checkpoint; keeps those of a complete one in the same folder."""
     folder = Folder(directory)
     try:
         names = folder.names()
@@ -131,7 +132,7 @@ def discard(directory: str | os.PathLike[str]) -> None:
 
 
 def set_aside(directory: str | os.PathLike[str]) -> None:
-    """Renames the manifest of a damaged checkpoint, which makes it none for everybody."""
+    """Renames the manifest of a damaged checkpoint, so that it no longer counts as one."""
     try:
         Folder(directory).rename(MANIFEST, SET_ASIDE)
     except OSError as error:
@@ -142,8 +143,8 @@ def load(directory: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint's manifest.
 
     Raises:
-        Damaged: It is not what was written.
-        ValueError: There is none, or this version cannot read it.
+        Damaged: The manifest is not what was written.
+        ValueError: There is no manifest, or this version cannot read it.
     """
     folder = Folder(directory)
     path = f"{folder.url}/{MANIFEST}"
@@ -196,19 +197,19 @@ def newest(
     passed_over: Callable[[str], None] = lambda directory: None,
     job_id: str = "",
 ) -> Checkpoint | None:
-    """The newest complete checkpoint in a folder of checkpoints that is what was written; None without a complete one.
+    """Returns the newest complete, undamaged checkpoint in a folder of checkpoints; None without a complete one.
 
     Damaged ones are passed over, with one warning that names them.
 
     Args:
-        folder: Of the checkpoints.
-        check: Reads what will be needed of one, and raises `Damaged`; by default all of it.
+        folder: Folder of the checkpoints.
+        check: Reads the parts of a checkpoint that will be needed, by default all; raises `Damaged`.
         passed_over: Called with the folder of each damaged one, once a good one is found.
-        job_id: Whose it must be; empty for any. Those of older versions name no job, and are taken.
+        job_id: Job that wrote it; empty for any. Checkpoints of older versions name no job, and are accepted.
 
     Raises:
-        Damaged: There are complete ones, and all are damaged; the message names each.
-        ValueError: One cannot be read.
+        Damaged: There are complete checkpoints, and all are damaged; the message names each.
+        ValueError: A checkpoint cannot be read.
         StorageError: The folder cannot be read.
     """
     damaged: dict[str, str] = {}
@@ -234,10 +235,10 @@ def newest(
 
 
 def to_resume(folder: Folder) -> str:
-    """Folder of the newest complete checkpoint.
+    """Returns the folder of the newest complete checkpoint.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no complete checkpoint.
     """
     names = complete(folder)
     if not names:
@@ -249,12 +250,12 @@ def to_resume(folder: Folder) -> str:
 
 
 def superseded(names: Sequence[str], keep_last: int, keep_every: int) -> list[str]:
-    """Of checkpoints `step-N`, oldest first, those that need not be kept.
+    """Returns the checkpoints that need not be kept.
 
     Args:
-        names: All there are.
-        keep_last: How many of the newest are kept.
-        keep_every: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
+        names: All checkpoints `step-N`, oldest first.
+        keep_last: Number of the newest that are kept.
+        keep_every: The first checkpoint at or after each multiple of this many steps is kept, too; 0 for none.
     """
     periods = [int(name.removeprefix("step-")) // keep_every if keep_every else 0 for name in names]
     return [

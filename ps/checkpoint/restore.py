@@ -1,9 +1,9 @@
-"""From a checkpoint to a shard's arena, whatever number of shards wrote it.
+"""Restores a shard's arena from a checkpoint, whatever number of shards wrote it.
 
-Onto the same layout everything comes back as it was: vectors, counters, ledger, rounds. Onto another one each element
-of each variable is found again, parameters and slots alike; then the version is the highest of the shards that wrote
-the checkpoint, and the ledger knows of every worker the last push that any of them knew, as complete, so that nothing
-which is still under way from before counts again. Pure but for the files; no locks: nobody serves the arena yet.
+With the same layout, vectors, counters, ledger and rounds are copied unchanged. With another one, every element of
+parameters and slots is copied to its new place; the version is the highest of the shards that wrote the checkpoint, and
+the ledger records as complete the last push of every worker that any of them recorded, so that no push still in flight
+is applied again. Pure but for the files; no locks, since the arena is not served yet.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def check(checkpoint: Checkpoint, variables: Sequence[Variable]) -> None:
 def arena_of(
     path: Path | None, specification: pb.ShardSpecification, checkpoint: Checkpoint, *, with_slots: bool
 ) -> Arena:
-    """A new arena with what a checkpoint holds of it, not yet complete.
+    """Creates a shard's arena from a checkpoint; the arena is not marked complete yet.
 
     Args:
-        path: Of its file; None for anonymous memory.
-        specification: Of the shard.
-        checkpoint: Where its numbers are.
-        with_slots: Whether slots, average, counters and ledger come back as well.
+        path: Path of its file; None for anonymous memory.
+        specification: The shard's specification.
+        checkpoint: The checkpoint to read.
+        with_slots: Whether slots, average, counters and ledger are restored as well.
 
     Raises:
         LayoutMismatch: The checkpoint is of other variables.
@@ -75,7 +75,7 @@ def arena_of(
 
 
 def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
-    """Everything, as it was."""
+    """Copies vectors, counters, ledger and rounds unchanged."""
     file = checkpoint.open(arena.specification.shard)
     for name in arena.vectors:
         _check_has(file, name, checkpoint)
@@ -95,7 +95,7 @@ def _redistribute(arena: Arena, checkpoint: Checkpoint, names: list[str]) -> Non
         my_box, their_box = _box(mine, shape), _box(theirs, shape)
         common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(my_box, their_box, strict=True)]
         if theirs.shard not in files:
-            files = {theirs.shard: checkpoint.open(theirs.shard)}  # in the order of shards: one is enough
+            files = {theirs.shard: checkpoint.open(theirs.shard)}  # overlaps come by shard: one open file is enough
         for name in names:
             _check_has(files[theirs.shard], name, checkpoint)
             source = files[theirs.shard].vector(name, theirs.offset, theirs.offset + theirs.size)
@@ -104,7 +104,7 @@ def _redistribute(arena: Arena, checkpoint: Checkpoint, names: list[str]) -> Non
 
 
 def _overlaps(mine: Layout, shard: int, theirs: Layout) -> Iterator[tuple[Range, Range]]:
-    """My ranges and theirs with elements in common, in the order in which theirs lie in their files."""
+    """Yields pairs of my and their ranges with elements in common, in the order of theirs in their files."""
     numbers = {v.name: number for number, v in enumerate(mine.variables)}
     wanted: dict[int, list[Range]] = {}
     for r in mine.by_shard[shard]:
@@ -150,7 +150,7 @@ def _within(flat: np.ndarray, box: _Box, part: _Box) -> np.ndarray:
     """The elements of `part`, a view of the flat elements of `box`."""
     whole = flat.reshape([stop - begin for begin, stop in box])
     inside = [slice(begin - first, stop - first) for (first, _), (begin, stop) in zip(box, part, strict=True)]
-    index: Any = (..., *inside)  # with the dots a view even where there are no axes
+    index: Any = (..., *inside)  # the ellipsis makes it a view even without axes
     view: np.ndarray = whole[index]
     return view
 

@@ -35,7 +35,7 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What the manifest says of a shard's file: name, version, pushes counted, checksums of each tensor's blocks."""
+    """The manifest's entry of a shard's file: name, version, pushes counted, checksums of each tensor's blocks."""
 
     file: str
     version: int
@@ -44,7 +44,7 @@ class ShardFile:
 
     @classmethod
     def of(cls, reply: pb.WriteCheckpointReply) -> ShardFile:
-        """As the shard answered."""
+        """Converts the shard's reply."""
         checksums = {of.tensor: list(of.blocks) for of in reply.checksums}
         return cls(reply.file, reply.version, reply.pushes, checksums)
 
@@ -53,14 +53,14 @@ class TensorFile:
     """One shard's file, read piece by piece; every piece is compared with its checksum.
 
     Raises:
-        Damaged: The file is missing, or its header is damaged; as do all methods for what they read.
-        ValueError: It cannot be read.
+        Damaged: The file is missing, or its header is damaged. Methods raise it where the data they read are damaged.
+        ValueError: The file cannot be read.
     """
 
     def __init__(self, folder: Folder, entry: ShardFile) -> None:
         self._folder, self._entry = folder, entry
-        self._buffer = np.empty(0, np.uint8)  # what was read last; one for all, since fresh memory is slow
-        self._cached = "", 0, self._buffer  # tensor, block and content, if it was one
+        self._buffer = np.empty(0, np.uint8)  # the bytes read last; reused, since fresh memory is slow
+        self._cached = "", 0, self._buffer  # tensor, first block and content, if blocks were read last
         self._data = 8 + min(int.from_bytes(self._read(0, 8).tobytes(), "little"), _LONGEST_HEADER_BYTES)
         header = self._read(8, self._data).tobytes()
         try:
@@ -68,7 +68,7 @@ class TensorFile:
                 name: tensor["data_offsets"] for name, tensor in json.loads(header).items() if name != "__metadata__"
             }
             sizes = {name: last - first for name, (first, last) in self._offsets.items()}
-            # A file lacks the checksums of a tensor without blocks.
+            # The manifest may lack an entry for a tensor without blocks.
             blocks = {name: -(-size // _BLOCK_BYTES) for name, size in sizes.items() if size}
             wrong = blocks != {name: len(sums) for name, sums in entry.checksums.items() if sums}
         except (KeyError, TypeError, AttributeError, ValueError):
@@ -78,7 +78,7 @@ class TensorFile:
 
     @cached_property
     def names(self) -> list[str]:
-        """Of its tensors."""
+        """Names of its tensors."""
         return list(self._offsets)
 
     def vector(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -110,13 +110,13 @@ class TensorFile:
         return np.frombuffer(b"".join(piece.tobytes() for piece in self.pieces(name)), "<u8")
 
     def verify(self) -> None:
-        """Reads all of it and keeps nothing."""
+        """Reads the whole file, which compares it with its checksums, and keeps nothing."""
         for name in self._offsets:
             for _ in self.pieces(name):
                 pass
 
     def _blocks(self, name: str, block: int, stop: int) -> np.ndarray:
-        """Whole blocks from one on, enough to reach byte `stop` of the tensor or as many as are read at a time."""
+        """Reads whole blocks from `block` on, up to byte `stop` of the tensor or as many as are read at a time."""
         if self._cached[:2] == (name, block) and self._cached[2].size + block * _BLOCK_BYTES >= stop:
             return self._cached[2]
         first, last = self._place(name)
@@ -140,7 +140,7 @@ class TensorFile:
         return first, last
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        """Bytes [start, stop), or as many as there are; overwritten by the next."""
+        """Reads bytes [start, stop), or as many as exist; the next read overwrites them."""
         if self._buffer.size < stop - start:
             self._buffer = np.empty(stop - start, np.uint8)
         self._cached = "", 0, self._buffer[:0]
@@ -182,7 +182,7 @@ def write_shard(
 def _safetensors(
     specification: pb.ShardSpecification, snapshot: Snapshot, checksums: dict[str, list[int]]
 ) -> Iterator[Any]:
-    """A file in the safetensors format, in pieces; fills in the checksums as they are taken.
+    """Yields a file in the safetensors format, in pieces; adds to `checksums` meanwhile.
 
     The library's own `save_file` needs all tensors at once, and copies each of them.
     """
@@ -203,7 +203,7 @@ def _safetensors(
     yield len(text).to_bytes(8, "little") + text
     num_blocks = -(-vector_bytes // _BLOCK_BYTES)
     for number, piece in enumerate(snapshot.pieces()):
-        raw = piece.tobytes()  # the checksum takes nothing else
+        raw = piece.tobytes()  # the checksum function accepts only bytes
         checksums.setdefault(snapshot.names[number // num_blocks], []).append(google_crc32c.value(raw))
         yield raw
     for name, record in integers.items():

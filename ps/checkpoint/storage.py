@@ -1,7 +1,7 @@
-"""Folders of checkpoints, on a disk or in an object store (through fsspec): a file is there whole or not at all.
+"""Folders of checkpoints, on a disk or in an object store (through fsspec): a file exists whole or not at all.
 
-On a disk a file is written under a temporary name, flushed to the disk and renamed; an object store shows what has
-been uploaded to its end. Threads: any; a `Folder` keeps nothing but the place.
+On a disk a file is written under a temporary name, flushed to the disk and renamed; an object store shows only
+complete uploads. Threads: any; the only state of a `Folder` is its place.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fsspec.implementations.local import LocalFileSystem
 from downpour import how_to_install
 from downpour.ps.testing.points import reach
 
-_UPLOAD_BYTES = 16 << 20  # of one part, in an object store
-_DOWNLOAD_BYTES, _READ_BYTES = 64 << 20, 4 << 20  # an answer of an object store takes long to begin
+_UPLOAD_BYTES = 16 << 20  # of one part of an upload to an object store
+_DOWNLOAD_BYTES, _READ_BYTES = 64 << 20, 4 << 20  # more for object stores, whose latency is high
 
 
 class StorageError(OSError):
-    """An object store or a disk has refused; the message names the place. `errno` is the disk's, if there is one."""
+    """An operation on an object store or a disk failed; the message names the place. `errno` is the disk's, if any."""
 
 
 class NoRoom(ValueError):
@@ -33,24 +33,23 @@ class NoRoom(ValueError):
 
 
 class Folder:
-    """One folder.
+    """A folder on a disk or in an object store.
 
     Args:
-        url: A path, or a URL that fsspec knows: `s3://bucket/folder`, `gs://...`. What has no `://` is a path, whatever
-            else it holds.
+        url: A path, or a URL that fsspec supports: `s3://bucket/folder`, `gs://...`. A text without `://` is a path.
 
     Attributes:
         url: As given; of a local folder its absolute path.
-        read_bytes: How much to read at a time, a multiple of 4 MB.
+        read_bytes: Bytes to read at a time, a multiple of 4 MB.
 
     Raises:
-        ValueError: Nothing is known of such URLs, its library is not installed, or the path is not UTF-8, as shards and
-            evaluators are sent it.
+        ValueError: The kind of URL is unknown, its library is not installed, or the path is not UTF-8 and so cannot be
+            sent to shards and evaluators.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         text = os.fspath(url)
-        if any("\udc80" <= character <= "\udcff" for character in text):  # as Python keeps other bytes
+        if any("\udc80" <= character <= "\udcff" for character in text):  # as which Python decodes other bytes
             raise ValueError(f"cannot use {text!a}: it is not UTF-8; rename the folder, or give another")
         try:
             self._fs, self._root = _place(text)
@@ -67,10 +66,10 @@ class Folder:
         return Folder(f"{self.url}/{name}")
 
     def names(self) -> list[str]:
-        """Of the files and folders in it, sorted; none if it does not exist.
+        """Returns the names of its files and folders, sorted; none if it does not exist.
 
         Raises:
-            StorageError: It cannot be read.
+            StorageError: The folder cannot be read.
         """
         with self._explained("list"):
             self._fs.invalidate_cache(self._root)
@@ -79,22 +78,22 @@ class Folder:
             return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in self._fs.ls(self._root, detail=False))
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """A file, or bytes [start, stop) of it.
+        """Reads a file, or bytes [start, stop) of it.
 
         Raises:
-            FileNotFoundError: There is none.
-            StorageError: It cannot be read.
+            FileNotFoundError: There is no such file.
+            StorageError: The file cannot be read.
         """
         with self._explained(f"read {name} in"):
             content: bytes = self._fs.cat_file(f"{self._root}/{name}", start=start, end=stop)
             return content
 
     def read_into(self, name: str, start: int, out: np.ndarray) -> int:
-        """Bytes of a file from `start` on, as many as the [n] uint8 array `out` takes; returns how many there were.
+        """Reads a file from byte `start` on into the [n] uint8 array `out`; returns the number of bytes read.
 
         Raises:
             FileNotFoundError: There is no such file.
-            StorageError: It cannot be read.
+            StorageError: The file cannot be read.
         """
         if self._is_local:
             with self._explained(f"read {name} in"), open(f"{self._root}/{name}", "rb") as file:
@@ -105,10 +104,10 @@ class Folder:
         return content.size
 
     def write(self, name: str, pieces: Iterable[Any]) -> None:
-        """A file of these pieces (bytes, arrays), which takes the place of one that is there.
+        """Writes a file from pieces (bytes, arrays); replaces an existing one.
 
         Raises:
-            StorageError: It cannot be written; nothing has changed.
+            StorageError: The file cannot be written; nothing has changed.
         """
         with self._explained(f"write {name} in"):
             self._fs.makedirs(self._root, exist_ok=True)
@@ -118,33 +117,34 @@ class Folder:
                 self._upload(name, pieces)
 
     def remove(self, name: str) -> None:
-        """A file, or a folder with what is in it.
+        """Removes a file, or a folder with its content.
 
         Raises:
+            FileNotFoundError: There is no such file or folder.
             StorageError: It cannot be removed.
         """
         with self._explained(f"remove {name} in"):
             self._fs.rm(f"{self._root}/{name}", recursive=True)
 
     def rename(self, name: str, other: str) -> None:
-        """Gives a file another name.
+        """Renames a file.
 
         Raises:
-            FileNotFoundError: There is none.
-            StorageError: It cannot be renamed.
+            FileNotFoundError: There is no such file.
+            StorageError: The file cannot be renamed.
         """
         with self._explained(f"rename {name} in"):
             self._fs.mv(f"{self._root}/{name}", f"{self._root}/{other}")
 
     def check(self) -> None:
-        """Writes a small file and removes it.
+        """Checks that the folder can be written: writes a small file and removes it.
 
-        Of a local folder that is not there yet, in the nearest one that is: a look leaves no folder behind, and two at
-        once do not disturb each other.
+        For a local folder that does not exist, the nearest existing parent is checked, so that no folder is created.
+        Concurrent checks do not collide.
 
         Raises:
             NoRoom: The disk is full.
-            ValueError: One of these does not work.
+            ValueError: The file cannot be written or removed.
         """
         folder = Folder(_nearest(self._root)) if self._is_local else self
         name = f".writable-{secrets.token_hex(4)}"
@@ -176,7 +176,7 @@ class Folder:
             raise
         descriptor = os.open(self._root, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # the new name, too
+            os.fsync(descriptor)  # makes the new name durable, too
             reach("storage.synced")
         finally:
             os.close(descriptor)
@@ -194,7 +194,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _explained(self, action: str) -> Iterator[None]:
-        """Errors name the place. What libraries of object stores raise beside OSError becomes one."""
+        """Converts errors, except FileNotFoundError, to `StorageError`, which names the place."""
         try:
             yield
         except FileNotFoundError:
@@ -207,7 +207,7 @@ class Folder:
 
 
 def _place(text: str) -> tuple[Any, str]:
-    """File system and path in it. fsspec alone would take a path with `::` for a chain of file systems."""
+    """Returns file system and path in it. fsspec alone would parse a path with `::` as a chain of file systems."""
     if "://" in text:
         fs, root = fsspec.core.url_to_fs(text)
         return fs, root
@@ -215,7 +215,7 @@ def _place(text: str) -> tuple[Any, str]:
 
 
 def _nearest(path: str) -> str:
-    """The deepest part of a path that is there."""
+    """Returns the deepest part of a path that exists."""
     while not os.path.lexists(path):
         path = os.path.dirname(path)
     return path

@@ -1,4 +1,4 @@
-"""Variables, cut into slices, which lie in ranges of the shards' vectors."""
+"""Layouts: variables are cut into slices, which are ranges of the shards' vectors."""
 
 from downpour.ps.layout.comparison import check_same
 from downpour.ps.layout.cuts import Slicing

@@ -1,4 +1,4 @@
-"""Whether two roles have the same layout, and how two layouts differ, in words. Pure."""
+"""Compares the layouts of two roles and describes how they differ. Pure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from downpour.ps.layout.layout import Layout, Variable, from_canonical, treatmen
 
 
 def check_same(mine: Layout, theirs: str, whose: str) -> None:
-    """Compares with another role's canonical form.
+    """Compares a layout with another role's canonical form.
 
     Raises:
-        LayoutMismatch: With both fingerprints and the first difference.
+        LayoutMismatch: They differ; the message has both fingerprints and the first difference.
     """
     if mine.canonical == theirs:
         return
@@ -22,7 +22,7 @@ def check_same(mine: Layout, theirs: str, whose: str) -> None:
 
 
 def first_difference(mine: Layout, theirs: Layout) -> str:
-    """The first point, in words, in which two layouts differ."""
+    """Describes the first difference of two layouts in words."""
     if mine.num_shards != theirs.num_shards:
         return f"{mine.num_shards} shards here, {theirs.num_shards} there"
     for a, b in zip(mine.variables, theirs.variables, strict=False):

@@ -1,7 +1,7 @@
-"""How things are cut: variables into slices, the vector of a shard into chunks of a push and pieces of an update.
+"""Cuts variables into slices, and a shard's vector into chunks of a push and pieces of an update. Pure.
 
-A constraint with norms needs the elements of a norm at once, and a change of the undo log is one piece. So a slice of
-such a variable holds whole norms, is no longer than a piece, and no chunk or piece ends within it. Pure.
+A constraint with norms needs all elements of a norm at once, and one change of the undo log covers one piece. So a
+slice of such a variable holds whole norms, is no longer than a piece, and no chunk or piece ends within it.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def whole(shape: tuple[int, ...]) -> Cut:
 
 
 def num_elements(shape: tuple[int, ...], cut: Cut) -> int:
-    """Elements of a slice."""
+    """Number of elements in a slice."""
     axis, begin, stop = cut
     return math.prod(shape) // max(shape[axis], 1) * (stop - begin) if shape else 1
 
 
 def sliced(name: str, shape: tuple[int, ...], rule: Slicing) -> list[Cut]:
-    """The slices of a variable.
+    """Cuts a variable into the slices of a rule.
 
     Raises:
-        ValueError: It has no such axis, or not so many columns.
+        ValueError: The variable lacks the axis, or has fewer columns than slices.
     """
     rank = len(shape)
     if not -rank <= rule.axis < rank:
@@ -67,14 +67,14 @@ def with_whole_norms(name: str, shape: tuple[int, ...], cut: Cut, constraint: Co
     """Cuts a slice of a constrained variable into slices that each fit a piece and hold whole norms.
 
     Args:
-        name: Of the variable.
-        shape: Of the whole variable.
+        name: Name of the variable.
+        shape: Shape of the whole variable.
         cut: The slice.
-        constraint: Of the variable; a norm can be computed within a slice along an axis that it does not sum over.
+        constraint: The variable's; its norms can be computed within slices along an axis that it does not sum over.
 
     Raises:
-        ValueError: The variable lacks an axis, or is cut along one that a norm sums over, or has no slices along one
-            axis that would do.
+        ValueError: The variable lacks an axis, or is cut along one that a norm sums over, or no cut along one axis
+            yields slices that fit a piece.
     """
     axes, (axis, begin, stop) = constraint.axes, cut
     if not axes:
@@ -105,7 +105,7 @@ def with_whole_norms(name: str, shape: tuple[int, ...], cut: Cut, constraint: Co
 
 
 def may_be_factored(constraint: Constraint) -> bool:
-    """Whether a matrix with this constraint may be factored, so that its slices are along axis 1."""
+    """Whether a matrix with this constraint may be factored, for which it is cut along axis 1."""
     return 1 not in constraint.axes
 
 
@@ -116,7 +116,7 @@ def runs(start: int, stop: int, longest: int, uncut: Sequence[tuple[int, int]] =
         start: First element.
         stop: One past the last.
         longest: Most elements of a run.
-        uncut: [begin, end) within which no run ends, disjoint; one that is longer than `longest` is a run of its own.
+        uncut: Disjoint [begin, end) within which no run ends; one longer than `longest` is a run of its own.
     """
     while start < stop:
         end = min(start + longest, stop)
@@ -129,7 +129,7 @@ def runs(start: int, stop: int, longest: int, uncut: Sequence[tuple[int, int]] =
 
 
 def _evenly(cut: Cut, num_slices: int) -> list[Cut]:
-    """A slice in so many, along its own axis, equal to within one column."""
+    """Cuts a slice along its own axis into `num_slices`, equal to within one column."""
     axis, first, last = cut
     small, larger = divmod(last - first, num_slices)
     bounds = [first + i * small + min(i, larger) for i in range(num_slices + 1)]

@@ -1,11 +1,11 @@
-"""Where every parameter lives: variables -> slices -> ranges of the shards' flat vectors.
+"""Where every parameter is stored: variables -> slices -> ranges of the shards' flat vectors.
 
-Pure and deterministic: from names, shapes, kinds and the number of shards every role computes the same layout
-alone. Its fingerprint goes with every call, so two roles that disagree find out before a number is touched.
+Pure and deterministic: from names, shapes, kinds and the number of shards every role computes the same layout on its
+own. Every call carries its fingerprint, so a mismatch is refused before any number changes.
 
-A shard's vector holds its ranges in this order: factored and other trained ones, statistics, frozen. Within the trained
-ones, ranges with the same treatment (weight decays and rate) lie together, so that one kernel call covers a long span.
-A push covers the trained ranges and the statistics, a pull everything.
+A shard's vector holds its ranges in this order: factored, other trained, statistics, frozen. Among the trained ones,
+ranges with the same treatment (weight decays and rate) are adjacent, so that one kernel call covers a long span. A push
+covers the trained ranges and the statistics, a pull the whole vector.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ STATISTIC = "statistic"  # differences are added (batch norm's moving mean and v
 FACTORED = "factored"  # trained; pushes carry the factors of its gradient, x^T d for y = x W
 FROZEN = "frozen"  # pulled, never pushed, never updated
 
-_KINDS = (FACTORED, TRAINED, STATISTIC, FROZEN)  # in the order they have in a shard's vector
+_KINDS = (FACTORED, TRAINED, STATISTIC, FROZEN)  # in their order in a shard's vector
 
 _Treatment = tuple[str, float, float, float]  # kind, weight decay, decoupled decay, rate
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable as the layout sees it.
+    """A layout's description of a variable.
 
     Attributes:
-        name: Unique.
-        shape: Of the whole variable.
+        name: Unique name.
+        shape: Shape of the whole variable.
         kind: TRAINED, FACTORED, STATISTIC or FROZEN.
-        weight_decay: L2 factor, added to the gradient.
-        decoupled_decay: Taken off the parameter itself, times the rate, before the rule.
+        weight_decay: L2 factor; this fraction of the parameter is added to the gradient.
+        decoupled_decay: This fraction of the parameter, times the rate, is subtracted from it before the rule.
         rate: Multiplies the schedule's rate.
-        constraint: What it is projected onto after each update. Not part of its treatment: spans may have several.
+        constraint: Projection after each update. Not part of the treatment: a span may have several.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Variable:
 
     @property
     def treatment(self) -> _Treatment:
-        """What a span has in common."""
+        """Kind, decays and rate, which are the same throughout a span."""
         return self.kind, self.weight_decay, self.decoupled_decay, self.rate
 
     @property
     def canonical(self) -> list[Any]:
-        """Its entry in the layout's canonical form; decoupled decay, rate and constraint only where there are any."""
+        """Entry in the layout's canonical form; decoupled decay, rate and constraint only where not the defaults."""
         plain = [self.name, list(self.shape), self.kind, self.weight_decay]
         more = [self.decoupled_decay, self.rate]
         if self.constraint:
@@ -91,7 +91,7 @@ class Rate:
 
     Attributes:
         pattern: `fnmatch` pattern over variable names, for example `stem/*`.
-        multiplier: Above 0; what should not move at all is frozen.
+        multiplier: Above 0; freeze variables that should not change.
     """
 
     pattern: str
@@ -141,13 +141,13 @@ class Span:
 
     @property
     def treatment(self) -> _Treatment:
-        """As `Variable.treatment`."""
+        """See `Variable.treatment`."""
         return self.kind, self.weight_decay, self.decoupled_decay, self.rate
 
 
 @dataclass(frozen=True)
 class Factored:
-    """A shard's ranges of one factored variable [num_inputs, outputs], cut along the outputs, one after another."""
+    """A shard's ranges of one factored variable [num_inputs, outputs]: cut along the outputs, consecutive."""
 
     num_inputs: int
     ranges: tuple[Range, ...]
@@ -159,18 +159,18 @@ class Factored:
 
     @property
     def size(self) -> int:
-        """Elements of all its ranges."""
+        """Number of elements in all its ranges."""
         return sum(r.size for r in self.ranges)
 
     @property
     def num_outputs(self) -> int:
-        """Columns of all its ranges."""
+        """Number of columns in all its ranges."""
         return self.size // self.num_inputs
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Variables, and for every range the shard and offset it lives at. Made by `plan` or `from_canonical`."""
+    """Variables, and the shard and offset of every range. Made by `plan` or `from_canonical`."""
 
     variables: tuple[Variable, ...]
     num_shards: int
@@ -178,7 +178,7 @@ class Layout:
 
     @cached_property
     def canonical(self) -> str:
-        """The JSON text whose SHA-256 is the fingerprint. Offsets follow from the order, so it leaves them out."""
+        """The JSON text whose SHA-256 is the fingerprint. It omits offsets, which follow from the order."""
         return json.dumps(
             {
                 "num_shards": self.num_shards,
@@ -202,15 +202,15 @@ class Layout:
         return tuple(map(tuple, shards))
 
     def size(self, shard: int) -> int:
-        """Elements of a shard's vector."""
+        """Number of elements in a shard's vector."""
         return sum(r.size for r in self.by_shard[shard])
 
     def num_trained(self, shard: int) -> int:
-        """Elements of a shard's vector that are trained; the statistics follow them."""
+        """Number of trained elements in a shard's vector; the statistics follow them."""
         return sum(r.size for r in self.by_shard[shard] if self.variables[r.variable].is_trained)
 
     def num_factored(self, shard: int) -> int:
-        """Elements of a shard's vector that are factored, the first ones."""
+        """Number of factored elements in a shard's vector; they are the first."""
         return sum(group.size for group in self.factored(shard))
 
     def factored(self, shard: int) -> list[Factored]:
@@ -223,16 +223,16 @@ class Layout:
         ]
 
     def num_pushed(self, shard: int) -> int:
-        """Elements of a shard's vector that a push covers, trained and statistics; the frozen ones follow them."""
+        """Number of elements that a push covers, trained and statistics; the frozen ones follow them."""
         return sum(r.size for r in self.by_shard[shard] if self.variables[r.variable].kind != FROZEN)
 
     def uncut(self, shard: int) -> list[tuple[int, int]]:
-        """Elements (start, stop) of each range that is updated in one piece, since its constraint has norms."""
+        """[start, stop) of each range that is updated in one piece, since its constraint has norms."""
         ranges = [(r, self.variables[r.variable].constraint) for r in self.by_shard[shard]]
         return [(r.offset, r.offset + r.size) for r, constraint in ranges if constraint and constraint.axes]
 
     def chunks(self, shard: int) -> list[tuple[int, int]]:
-        """(start, stop) of the chunks of a push: each factored variable, the other trained ones, the statistics."""
+        """[start, stop) of the chunks of a push: each factored variable, the other trained ones, the statistics."""
         factored, trained, pushed = self.num_factored(shard), self.num_trained(shard), self.num_pushed(shard)
         groups = [(group.start, group.start + group.size) for group in self.factored(shard)]
         dense = cuts.runs(factored, trained, codec.CHUNK_ELEMENTS, self.uncut(shard))
@@ -244,7 +244,7 @@ class Layout:
         return shape and (*shape[: r.axis], r.stop - r.begin, *shape[r.axis + 1 :])
 
     def spans(self, shard: int) -> list[Span]:
-        """The shard's vector as few long runs of one treatment."""
+        """The shard's vector as maximal runs of one treatment."""
         spans: list[Span] = []
         for r in self.by_shard[shard]:
             treatment = self.variables[r.variable].treatment
@@ -255,7 +255,7 @@ class Layout:
         return spans
 
     def scatter(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """From one array a variable to one flat float32 vector a shard."""
+        """Converts one array a variable to one flat float32 vector a shard."""
         vectors = [np.empty(self.size(shard), np.float32) for shard in range(self.num_shards)]
         for r in self.ranges:
             part = _cut(values[r.variable], r)
@@ -263,7 +263,7 @@ class Layout:
         return vectors
 
     def gather(self, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """From one flat vector a shard to one array a variable; the inverse of `scatter`."""
+        """Converts one flat vector a shard to one float32 array a variable; the inverse of `scatter`."""
         values = [np.empty(v.shape, np.float32) for v in self.variables]
         for r in self.ranges:
             part = _cut(values[r.variable], r)
@@ -277,7 +277,7 @@ class Layout:
         return (max(sizes) - min(sizes)) * self.num_shards / sum(sizes)
 
     def table(self) -> str:
-        """The placement for people: a row a shard, what the sum and the imbalance are, and special treatments."""
+        """The placement as text: a row a shard, the total, the imbalance and special treatments."""
         lines = [f"{'shard':>5}  {'slices':>6}  {'variables':>9}  {'parameters':>12}  {'MB':>8}  {'of mean':>8}"]
         total = sum(r.size for r in self.ranges)
         for shard, ranges in enumerate(self.by_shard):
@@ -305,12 +305,12 @@ class Layout:
         return bool(shape) and r.stop - r.begin < shape[r.axis]
 
 
-@functools.lru_cache(maxsize=4)  # a role meets the same text again and again
+@functools.lru_cache(maxsize=4)  # a role parses the same text repeatedly
 def from_canonical(text: str) -> Layout:
     """The layout that a canonical form describes.
 
     Raises:
-        ValueError: The text is not one.
+        ValueError: The text is not a canonical form.
     """
     try:
         document = json.loads(text)
@@ -331,7 +331,7 @@ def _variable(name: str, shape: list[int], kind: str, weight_decay: float, *more
 
 
 def treatment_words(v: Variable) -> str:
-    """What happens to a variable, in words."""
+    """Describes a variable's treatment and constraint in words."""
     words = f"{v.kind} with weight decay {v.weight_decay:g}"
     if len(v.canonical) > 4:
         words += f", decoupled decay {v.decoupled_decay:g}, rate times {v.rate:g}"
@@ -339,7 +339,7 @@ def treatment_words(v: Variable) -> str:
 
 
 def assemble(variables: tuple[Variable, ...], num_shards: int, placed: list[tuple[int, Cut, int]]) -> Layout:
-    """Gives every placed slice its offset: by shard, kind, treatment and variable."""
+    """Assigns offsets to the placed slices, ordered by shard, kind, treatment and variable."""
 
     def order(one: tuple[int, Cut, int]) -> tuple[Any, ...]:
         number, cut, shard = one
@@ -356,7 +356,7 @@ def assemble(variables: tuple[Variable, ...], num_shards: int, placed: list[tupl
 
 
 def _cut(value: np.ndarray, r: Range) -> np.ndarray:
-    """The part of a variable that a range holds: a view."""
+    """The part of a variable that a range holds, as a view."""
     if value.ndim == 0:
         return value
     return value[(slice(None),) * r.axis + (slice(r.begin, r.stop),)]

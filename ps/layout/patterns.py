@@ -1,4 +1,4 @@
-"""Name patterns, by which a job says what it means of a model's variables. Pure."""
+"""Name patterns, by which a job selects variables of a model. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def matching(field: str, pattern: str, names: Sequence[str]) -> set[str]:
         names: Valid names.
 
     Raises:
-        ValueError: It matches none; the message names field, pattern and the names most like it.
+        ValueError: The pattern matches none; the message has the field, the pattern and the most similar names.
     """
     matched = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
     if not matched:

@@ -1,4 +1,4 @@
-"""Which shard every slice of a variable is placed on. Pure and deterministic."""
+"""Places every slice of a variable on a shard. Pure and deterministic."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def plan(variables: Sequence[Variable], num_shards: int, slicing: Sequence[Slici
     """Places every variable.
 
     Slices go round robin, slice i on shard i modulo the number of shards, so the slices of a head's kernel and
-    bias that belong to the same classes meet on one shard. Everything else goes largest first onto the least
-    loaded shard. There, ranges whose constraint has norms are cut further, to fit a piece of an update.
+    bias that belong to the same classes are on one shard. Everything else goes largest first onto the least
+    loaded shard. Ranges whose constraint has norms are then cut further on their shard, to fit a piece of an update.
 
     Raises:
-        ValueError: Names that repeat, a slicing that matches nothing or asks for more slices than there are
-            columns, a constraint whose norms cannot be computed, fewer than one shard.
+        ValueError: Names repeat, a slicing matches nothing or asks for more slices than there are columns, a
+            variable cannot be factored or its constraint's norms not computed, or there are fewer than one shard.
     """
     if num_shards < 1:
         raise ValueError(f"{num_shards} shards; give at least 1")
@@ -54,7 +54,7 @@ def plan(variables: Sequence[Variable], num_shards: int, slicing: Sequence[Slici
 
 
 def _slices(variables: Sequence[Variable], slicing: Sequence[Slicing]) -> dict[int, list[Cut]]:
-    """For every variable its cuts; a whole variable is one cut along axis 0."""
+    """Returns the cuts of every variable; a whole variable is one cut along axis 0."""
     slices = {i: [cuts.whole(v.shape)] for i, v in enumerate(variables)}
     for rule in slicing:
         matched = matching("slicing", rule.pattern, [v.name for v in variables])

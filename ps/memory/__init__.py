@@ -1,1 +1,1 @@
-"""What a shard keeps: the arena in a mapped file, its undo log, the push ledger and snapshots."""
+"""A shard's memory: the arena in a mapped file, its undo log, the push ledger and snapshots."""

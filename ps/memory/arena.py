@@ -1,6 +1,6 @@
 """A shard's memory: its numbers, counters and ledger in one memory-mapped file.
 
-A process that dies leaves the file as it was; the next one maps it, undoes what was cut off in the middle
+A process that dies leaves the file as it was; the next one maps it, undoes interrupted changes
 (`downpour.ps.memory.undo`), and continues. The file is locked while it is mapped, so a second process on the same arena
 is refused. Without a path the memory is anonymous.
 
@@ -12,11 +12,11 @@ is refused. Without a path the memory is anonymous.
     ...          undo log  a few records
     ...          vectors   parameters, each optimizer slot, the average, the sum of a round; float32, each on a page
                            boundary
-    ...          what the undo log has saved
+    ...          elements saved by the undo log
 
-The mark is written last when an arena is created, so a half-created one counts as empty. Nothing is written through to
-a disk before the arena is closed: when the machine itself has gone down meanwhile, which its boot id shows, the file
-may hold anything, and counts as empty, too. Then a checkpoint is what there is.
+The mark "complete" is written last when an arena is created, so a half-created one counts as empty. Nothing is flushed
+to the disk before the arena is closed: if the machine went down meanwhile, which its boot id shows, the file may hold
+anything, and counts as empty, too. The shard then needs a checkpoint.
 Threads: none of its own; `downpour.ps.shard.shard` guards every access.
 """
 
@@ -50,9 +50,9 @@ _HUGE_PAGE = 2 << 20
 _COLLAPSE = 25  # MADV_COLLAPSE, since Linux 6.1; Python's mmap has no name for it
 _MOST_FILLERS = 10
 _COLLAPSED_AT_A_TIME = 8 * _HUGE_PAGE
-_COLLAPSE_WITHIN_S = 1.0  # where memory is in small pieces, the kernel moves things out of the way first
+_COLLAPSE_WITHIN_S = 1.0  # where memory is fragmented, the kernel compacts it first
 _MAGIC = b"DOWNPOUR ARENA 5"
-_MARK = 0x4D41524B  # that a mark is set; 0 that it is not
+_MARK = 0x4D41524B  # value of a mark that is set; 0 if it is not
 
 _HEADER = np.dtype(
     [
@@ -61,11 +61,11 @@ _HEADER = np.dtype(
         ("crc", "<u4"),  # of everything before it, and of the specification
         ("complete", "<u4"),
         ("closed", "<u4"),  # everything is on the disk, and nothing has been mapped since
-        ("boot", "S40"),  # of the machine, when it was mapped last
+        ("boot", "S40"),  # boot id of the machine when it was mapped last
     ]
 )
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# Steps at a time: pushes that are received at a time, and one for whatever else. `Sync` changes whole regions, one.
+# Steps at a time: the pushes received at a time, and one for others. `Sync` changes whole regions, one at a time.
 _NUM_STEPS = 4
 
 
@@ -73,17 +73,17 @@ class Arena:
     """The mapped memory of one shard.
 
     Attributes:
-        specification: What the chief initialised it with.
+        specification: The specification that the chief sent.
         layout: The layout inside the specification.
         counters_record: [1] COUNTERS.
         counters: The record in it.
         ledger: [NUM_WORKERS] LEDGER_ENTRY, indexed by worker.
         vectors: [n] float32 each, by name: `parameters`, `slot.NAME` for each slot of the rule, `slot.average` if the
             job keeps an average, `sum` of the gradients of a round under the pace `Sync`.
-        parameters: Of the vectors; the shard's vector.
-        slots: Of the vectors, in the order of the rule's `slots`.
-        average: Of the vectors, or None; it starts as `start_average` says.
-        sum: Of the vectors; empty under other paces.
+        parameters: The shard's vector, one of `vectors`.
+        slots: The vectors of the slots, in the order of the rule's `slots`.
+        average: The vector of the average, or None; initialised by `start_average`.
+        sum: The vector of the sum; empty under paces other than `Sync`.
         chunks: (start, stop) of the chunks that a push is cut into.
         rounds: One `downpour.ps.policy.pace.ROUND` a chunk.
         undo: The undo log.
@@ -116,17 +116,17 @@ class Arena:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the mapping."""
+        """Size of the mapping in bytes."""
         return len(self._memory)
 
     @classmethod
     def create(cls, path: Path | None, specification: pb.ShardSpecification, *, hollow: bool = False) -> Arena:
-        """Makes an arena, its slots at their initial values, its parameters zero and not yet `complete`.
+        """Creates an arena with slots at their initial values and parameters at zero, not yet marked complete.
 
         Args:
-            path: Of the file; None for anonymous memory.
-            specification: What the chief says.
-            hollow: Leave all vectors to `write`: nothing may touch them before that.
+            path: File of the arena; None for anonymous memory.
+            specification: The specification that the chief sent.
+            hollow: Leave all vectors to `write`; nothing may access them before that.
 
         Raises:
             ValueError: The file is mapped by another process, or there is no room for it.
@@ -156,11 +156,11 @@ class Arena:
 
     @classmethod
     def open(cls, path: Path, shard: int | None = None) -> Arena | None:
-        """Maps a complete arena again and undoes what was cut off; None when there is none.
+        """Maps a complete arena again and undoes interrupted changes; None when there is no such arena.
 
         Args:
-            path: Of the file.
-            shard: Index of the shard whose it must be; None for any.
+            path: File of the arena.
+            shard: Index of the shard that it must belong to; None for any.
 
         Raises:
             ValueError: The file is mapped by another process, is not an arena of this version or of this shard, or its
@@ -174,7 +174,7 @@ class Arena:
         _reserve(descriptor, path, 0, len(memory), made_now=False)  # takes no room: all of it was reserved when made
         header = np.frombuffer(memory, _HEADER, 1)[0]
         if header["magic"] == b"" or (header["magic"] == _MAGIC and not header["complete"]):
-            _unlock(descriptor)  # creation was interrupted: as good as none
+            _unlock(descriptor)  # creation was interrupted: counts as empty
             return None
         body = memory[_PAGE : _PAGE + int(header["specification_bytes"])]
         if header["magic"] != _MAGIC:
@@ -202,7 +202,7 @@ class Arena:
             _unlock(descriptor)
             raise ValueError(f"the arena {path} is cut off at {len(memory):,} bytes; remove it or give another --arena")
         header["closed"], header["boot"] = 0, _boot_id()
-        memory.flush(0, _PAGE)  # before anything changes: the disk must not call the file closed any longer
+        memory.flush(0, _PAGE)  # before any change: on the disk the file must no longer be marked closed
         reach("arena.reopened")
         arena = cls(memory, specification, descriptor)
         undone = arena.undo.recover()
@@ -213,8 +213,8 @@ class Arena:
     def write(self, name: str, at: int, content: np.ndarray) -> None:
         """Writes [n] uint8 into a vector, `at` bytes from its beginning.
 
-        Through the file, not the mapping: without huge pages, small ones come into being as they are written, instead
-        of being reserved, cleared and mapped one by one before. That takes half as long.
+        It writes to the file, not the mapping: without huge pages, small pages are allocated as they are written,
+        instead of being reserved, cleared and mapped one by one before. That takes half as long.
 
         Raises:
             ValueError: There is no room.
@@ -230,19 +230,19 @@ class Arena:
             raise ValueError(f"no room for the arena of {self.num_bytes:,} bytes: it ended in the middle of {name}")
 
     def start_average(self) -> None:
-        """The average, if there is one, begins at the present parameters."""
+        """Sets the average, if there is one, to the present parameters."""
         if self.average is not None:
             self.average[:] = self.parameters
             reach("arena.averaged")
 
     def mark_complete(self) -> None:
-        """From here on the file is worth continuing from."""
+        """Marks the arena complete, so that `open` continues from it."""
         np.frombuffer(self._memory, _HEADER, 1)["complete"] = _MARK
         reach("arena.complete")
 
     @contextlib.contextmanager
     def closed_on_error(self) -> Iterator[None]:
-        """Whoever fails to fill a new arena lets go of its file, so that it can be tried again."""
+        """Closes a new arena if the block fails to fill it, so that its creation can be retried."""
         try:
             yield
         except BaseException:
@@ -250,9 +250,9 @@ class Arena:
             raise
 
     def close(self) -> None:
-        """Writes everything to the file's disk and gives up the lock; nothing may change the numbers any longer.
+        """Flushes everything to the file's disk and releases the lock; the vectors must not change any longer.
 
-        They stay mapped until nobody refers to them.
+        They stay mapped while anything refers to them.
         """
         if self._file_descriptor is not None:
             self._memory.flush()
@@ -272,12 +272,12 @@ def vector_names(specification: pb.ShardSpecification) -> list[str]:
 
 
 def bytes_needed(specification: pb.ShardSpecification) -> int:
-    """How much room the arena of a shard takes."""
+    """Size of a shard's arena in bytes."""
     return _Places(specification, from_canonical(specification.layout), len(vector_names(specification))).total
 
 
 class _Places:
-    """Byte offsets of the parts of an arena, and how much its undo log saves."""
+    """Byte offsets of the parts of an arena, and the sizes of its undo log."""
 
     def __init__(self, specification: pb.ShardSpecification, layout: Layout, num_vectors: int) -> None:
         chunks = layout.chunks(specification.shard)
@@ -310,7 +310,7 @@ def _num_slots(specification: pb.ShardSpecification) -> int:
 
 
 def _boot_id() -> bytes:
-    """Differs after every start of the machine; empty where the system has none."""
+    """The machine's boot id, new after every start; empty where the system has none."""
     try:
         return _BOOT_ID.read_bytes().strip()
     except OSError:
@@ -318,7 +318,7 @@ def _boot_id() -> bytes:
 
 
 def _crc(specification: bytes) -> int:
-    """Checksum of what never changes in a header, and of the specification."""
+    """Checksum of the constant part of a header, and of the specification."""
     return zlib.crc32(_MAGIC + len(specification).to_bytes(4, "little") + specification)
 
 
@@ -327,7 +327,7 @@ def _page_up(num_bytes: int) -> int:
 
 
 def _map(path: Path, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, int]:
-    """Locks and maps a file, which is emptied first or left as it is."""
+    """Locks and maps a file, whose content is removed first if `empty`."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -342,10 +342,10 @@ def _map(path: Path, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, int]:
 
 
 def _map_aligned(descriptor: int, num_bytes: int) -> mmap.mmap:
-    """Maps a file where huge pages can be: at a multiple of their size, if there is one to be had.
+    """Maps a file at a multiple of the size of huge pages, which they need, if such an address can be had.
 
-    Python's mmap lets the kernel choose the address: the end of the highest gap that is large enough. So what is beyond
-    the multiple is filled, in that gap, and the next try lies right, or at the end of the next gap.
+    Python's mmap lets the kernel choose the address: the end of the highest gap that is large enough. So the excess
+    over the multiple is filled, in that gap, and the next try is aligned, or lies at the end of the next gap.
     """
     fillers = list[mmap.mmap]()
     whole = -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE
@@ -359,10 +359,10 @@ def _map_aligned(descriptor: int, num_bytes: int) -> mmap.mmap:
 
 
 def _make_huge_pages(memory: mmap.mmap, descriptor: int) -> None:
-    """Fills a new file with huge pages, where the system has them for it (Linux 6.1, tmpfs; whatever its settings say).
+    """Fills a new file with huge pages, where the system supports it (Linux 6.1, tmpfs; whatever its settings say).
 
-    They are made in a fifth of the time, and reading and writing through them is a twentieth faster. Each begins as a
-    small page that is written through the file, since without room the mapping would end the process with SIGBUS.
+    They are allocated in a fifth of the time, and access through them is a twentieth faster. Each begins as a small
+    page written through the file, since without room the mapping would end the process with SIGBUS.
     """
     if sys.platform != "linux":
         return
@@ -376,14 +376,14 @@ def _make_huge_pages(memory: mmap.mmap, descriptor: int) -> None:
             for at in range(start, stop, _HUGE_PAGE):
                 os.pwrite(descriptor, b"\0", at)
                 memory[at]  # maps it
-            with contextlib.suppress(BlockingIOError):  # not just now: these stay small
+            with contextlib.suppress(BlockingIOError):  # refused for now: these pages stay small
                 memory.madvise(_COLLAPSE, start, stop - start)
 
 
 def _reserve(descriptor: int, path: Path, start: int, stop: int, *, made_now: bool = True) -> None:
     """Reserves blocks now: a full disk must be an error here, not a SIGBUS in the middle of an update.
 
-    A file that was made now is removed when there is no room; one from before stays.
+    A file that was `made_now` is removed when there is no room; an older one stays.
     """
     if start == stop:  # a shard without values; posix_fallocate refuses an empty range
         return
@@ -398,6 +398,6 @@ def _reserve(descriptor: int, path: Path, start: int, stop: int, *, made_now: bo
 
 
 def _unlock(descriptor: int) -> None:
-    """The mapping has a descriptor of its own, so closing this one would not give up the lock."""
+    """Releases the file's lock; closing the descriptor alone would not, since the mapping has one of its own."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

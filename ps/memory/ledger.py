@@ -1,8 +1,8 @@
-"""Who has pushed what: the reason a push counts exactly once, however often it is sent.
+"""The ledger of pushes: makes each push count exactly once, however often it is sent.
 
 A push is named by (worker, incarnation, sequence). For each worker the ledger keeps the last one and how many
-elements of it are in the parameters, so a push that broke in the middle continues where it stopped. No locks
-of its own: the shard's lock guards it.
+elements of it are in the parameters, so an interrupted push continues where it stopped. No locks of its own: the
+shard's lock guards it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from downpour.ps.testing.points import reach
 NUM_WORKERS = 1024
 STALENESS_BUCKETS = 256
 
-# What a shard counts, as it lies in the arena and in checkpoints. All fields are 8 bytes, so that an array of such
+# A shard's counters, as stored in the arena and in checkpoints. All fields are 8 bytes, so that an array of such
 # records is an array of integers, too.
 COUNTERS = np.dtype(
     [
@@ -26,7 +26,7 @@ COUNTERS = np.dtype(
         ("pushes", "<u8"),  # acknowledged, dropped ones included
         ("dropped", "<u8"),  # pushes of which some or all was not applied
         ("refused", "<u8"),  # pushes with non-finite numbers
-        ("repeated", "<u8"),  # pushes that came again after they had been applied
+        ("repeated", "<u8"),  # pushes received again after they had been applied
         ("staleness", "<u8", (STALENESS_BUCKETS,)),  # histogram; the last bucket holds all above
     ]
 )
@@ -47,10 +47,10 @@ _INCARNATION, _SEQUENCE, _APPLIED, _STALENESS, _COMPLETE, _DROPPED, _PUSHES = ra
 
 
 class Known(enum.Enum):
-    """What a ledger knows of a push that begins."""
+    """The state in the ledger of a push that begins."""
 
     NEW = enum.auto()
-    BROKEN = enum.auto()  # it came before, but not to its end
+    BROKEN = enum.auto()  # received before, but not completed
     COMPLETE = enum.auto()  # nothing of it may be applied again
 
 
@@ -63,7 +63,7 @@ class Ledger:
         self._words = entries.view("<u8").data
 
     def known(self, push: pb.PushHeader) -> Known:
-        """What is known of a push that arrives.
+        """Returns the recorded state of a push that arrives.
 
         Raises:
             WorkerSuperseded: A newer incarnation of the worker has pushed.
@@ -83,7 +83,7 @@ class Ledger:
         return Known.COMPLETE if push.sequence < sequence or self._words[at + _COMPLETE] else Known.BROKEN
 
     def begin(self, push: pb.PushHeader) -> None:
-        """A new push takes the place of the worker's last one."""
+        """Replaces the worker's last push by a new one."""
         words, at = self._words, push.worker * _ENTRY_WORDS
         words[at + _COMPLETE] = 0
         reach("ledger.reopened")
@@ -93,22 +93,22 @@ class Ledger:
         words[at + _SEQUENCE] = push.sequence
 
     def applied(self, push: pb.PushHeader) -> int:
-        """Elements of the push that are in the parameters.
+        """Number of elements of the push that are in the parameters.
 
         Raises:
-            WorkerSuperseded: The worker has begun a later push meanwhile; this one is a leftover.
+            WorkerSuperseded: The worker has begun a later push meanwhile; this one is obsolete.
         """
         if not self._is_last(push):
             raise WorkerSuperseded(f"worker {push.worker} has begun a later push than {push.sequence}")
         return self._words[push.worker * _ENTRY_WORDS + _APPLIED]
 
     def advance(self, push: pb.PushHeader, applied: int) -> None:
-        """The first `applied` elements of the push are in the parameters now; nothing if another has replaced it."""
+        """Records that the first `applied` elements of the push are in the parameters; no effect if it was replaced."""
         if self._is_last(push):
             self._words[push.worker * _ENTRY_WORDS + _APPLIED] = applied
 
     def drop(self, push: pb.PushHeader) -> None:
-        """Some or all of the push is not applied; nothing if another has replaced it."""
+        """Records that some or all of the push is not applied; no effect if it was replaced."""
         if self._is_last(push):
             self._words[push.worker * _ENTRY_WORDS + _DROPPED] = 1
 
@@ -117,7 +117,7 @@ class Ledger:
         return bool(self._words[push.worker * _ENTRY_WORDS + _DROPPED])
 
     def complete(self, push: pb.PushHeader, staleness: int) -> None:
-        """All of the push is in the parameters, and counted."""
+        """Marks the push as complete, and counts it."""
         words, at = self._words, push.worker * _ENTRY_WORDS
         words[at + _STALENESS] = staleness
         words[at + _PUSHES] += 1

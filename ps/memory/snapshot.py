@@ -1,10 +1,10 @@
-"""A shard's vectors as they were at one moment, read piece by piece while pushes go on.
+"""Copy-on-write snapshots of a shard's vectors, read piece by piece while pushes continue.
 
-A copy of everything would double a shard's memory and hold pushes up while it is made. Instead, a push that is about
-to change a block which has not been read yet copies that block first, of every vector that is still to be read. So a
-push waits for one block at most, and a snapshot takes as much memory as pushes change before the reader gets there.
+A copy of everything would double a shard's memory and block pushes while it is made. Instead, a push that is about to
+change a block that has not been read yet copies that block first, in every vector that is still to be read. So a push
+waits for one block at most, and a snapshot takes as much memory as pushes change before it is read.
 
-Threads: the reader iterates in its own; the lock passed in guards `preserve` and every look at the vectors.
+Threads: the reader iterates in its own; the lock passed in guards `preserve` and every read of the vectors.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ BLOCK_ELEMENTS = 1 << 20
 
 
 class Snapshot:
-    """Every vector of a shard at the moment this is made; made with the lock held.
+    """Every vector of a shard at the moment of construction, which needs the lock held.
 
     Args:
         vectors: [n] float32 each, by name, which pushes change in place.
-        records: What else is of that moment, by name; copied.
-        lock: Held by whoever changes the vectors.
+        records: Other arrays of that moment, by name; copied.
+        lock: Held by callers of `preserve`, and while the vectors are read.
 
     Attributes:
         names: Of the vectors, in the order in which they are read.
@@ -52,7 +52,7 @@ class Snapshot:
                     self._saved[at] = self._copy(*at)
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """Every vector from its first element to its last, one after another; copies, once."""
+        """Copies of every vector from its first element to its last, one vector after another; may be read once."""
         for vector in range(len(self._vectors)):
             for block in range(self._num_blocks):
                 with self._lock:

@@ -1,33 +1,33 @@
-"""The undo log of an arena: what makes each change of it happen wholly or not at all.
+"""The undo log of an arena: makes each change of the arena atomic.
 
-A process can die between any two instructions, and what it had stored until then is in the arena. So before anything
-is changed, it is copied into a record of the log; when the change is whole, one aligned store says so. Whoever maps
-the arena next writes back what was saved of a change that is not whole. Two kinds of change:
+A process can die between any two instructions, and what it had stored until then is in the arena. So the old values are
+copied into a record of the log before they change; when the change is complete, one aligned store disarms the record.
+The next process that maps the arena writes back the old values of an incomplete change. Two kinds of change:
 
     a step          elements of some vectors, one run of them after another, from the first on; how far the pushes in
-                    question have come (ledger), and under the pace `Sync` the round of the chunk
+                    question are applied (ledger), and under the pace `Sync` the round of the chunk
     bookkeeping     all counters and one worker's ledger entry: a push begins, or is complete and counted
 
-A step's record has three words for it:
+A step's record has three words for its elements:
 
-    saved_start     a run is saved, and begins here
-    saved_stop      it ends before this element
-    position        all elements before this one are changed, and none after it
+    saved_start     first element of the saved run
+    saved_stop      one past its last
+    position        all elements before this one are changed, and none after the saved run
 
 A run [a, b) is saved while `saved_start` is not `position`, which is a; then `saved_start` becomes a, the elements
 change, and `position` becomes b. So the run is undone where both are equal, and then all pushes of the step have been
-applied up to `position`, to the element. A run is a piece, or within the compiled loops some hundred elements, so that
-what is saved of them stays in the first-level cache (`downpour.ps.apply.loops`).
+applied exactly up to `position`. A run is a piece, or within the compiled loops some hundred elements, so that what is
+saved of them stays in the first-level cache (`downpour.ps.apply.loops`).
 
-A push is many steps. One that is cut off by the death of the process ends where `position` is; the ledger is told so,
-the worker sends the push again, and the rest is applied: each element once.
+A push takes many steps. A step interrupted by the death of the process ends at `position`; recovery records that in the
+ledger, the worker retries the push, and the rest is applied: each element once.
 
 Stores of a process that was killed are not lost, since the kernel keeps the pages; those of a machine that lost power
 may be, in any order, so an arena that was not closed is only continued under the boot of the machine it was written
 under (`downpour.ps.memory.arena`). For the same reason only the order of the stores within the program matters.
 
 Order: a step is armed with the shard's lock held, and bookkeeping happens within one hold of that lock. So where both
-are armed bookkeeping began later, and is undone first.
+are armed, bookkeeping began later, and is undone first.
 
 Threads: any may take steps, as many at a time as there are records; others wait. Two steps never touch the same
 elements at a time: regions are locked (`downpour.ps.apply.regions`).
@@ -48,7 +48,7 @@ from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY
 from downpour.ps.policy.pace import ROUND
 from downpour.ps.testing.points import reach
 
-MAX_WORKERS = 16  # whose pushes one step applies
+MAX_WORKERS = 16  # most workers whose pushes one step applies
 
 RECORD = np.dtype(
     [
@@ -67,7 +67,7 @@ RECORD = np.dtype(
         ("entries", LEDGER_ENTRY, (MAX_WORKERS,)),
     ]
 )
-# Where its fields lie, in words of 8 bytes, which all of them are made of.
+# Offsets of its fields in words of 8 bytes; every field is whole words.
 _AT = {name: at // 8 for name, (_, at, *_) in RECORD.fields.items()}  # type: ignore[union-attr]
 _ARMED, _SAVED_START, _SAVED_STOP, _POSITION = (
     _AT[name] for name in ("armed", "saved_start", "saved_stop", "position")
@@ -90,7 +90,7 @@ class UndoLog:
         rounds: One ROUND a chunk.
 
     Attributes:
-        closed: No change may begin any longer.
+        closed: Whether new changes are refused.
     """
 
     def __init__(
@@ -110,28 +110,28 @@ class UndoLog:
         self._words = [array.data for array in arrays]
         self._progress = [array[_SAVED_START : _POSITION + 1] for array in arrays]
         self._ledger_words, self._counter_words = ledger.view("<u8").data, counters.view("<u8").data
-        self._free = list(range(1, len(records)))  # records that nobody uses; the last one used is in the cache
+        self._free = list(range(1, len(records)))  # unused records, as a stack: the last one used is in the cache
         self._num_free = threading.Semaphore(len(self._free))
 
     def recover(self) -> int:
-        """Undoes what was cut off; returns how many changes that were."""
+        """Undoes interrupted changes; returns their number."""
         armed = [number for number in range(len(self._records)) if self._records[number]["armed"]]
         for number in armed:  # bookkeeping, number 0, first
             self._undo(number)
         return len(armed)
 
     def steps(self, lock: threading.Lock, vectors: slice) -> Steps:
-        """For steps one after another, while a block lasts.
+        """A context manager for consecutive steps of one thread.
 
         Args:
-            lock: The shard's; not held.
-            vectors: Numbers of those that the steps change.
+            lock: The shard's lock, not held.
+            vectors: Indices of the vectors that the steps change.
         """
         return Steps(self, lock, vectors)
 
     @contextlib.contextmanager
     def bookkeeping(self, worker: int) -> Iterator[None]:
-        """What the block does to all counters and a worker's entry happens wholly or not at all; the lock is held."""
+        """Makes the block's changes of the counters and of a worker's entry atomic; the shard's lock is held."""
         self._refuse_if_closed()
         words = self._words[0]
         words[_HAS_ROUND], words[_HAS_COUNTERS] = 0, 1
@@ -156,7 +156,7 @@ class UndoLog:
             raise NotReady("the shard is stopping")
 
     def _undo(self, number: int) -> None:
-        """Writes back what a record holds; may be cut off itself and done again."""
+        """Writes back what a record holds; if interrupted itself, it may be repeated."""
         record = self._records[number]
         start, stop, position = (int(record[name]) for name in ("saved_start", "saved_stop", "position"))
         if number and start == position:
@@ -173,7 +173,7 @@ class UndoLog:
             reach("undo.counters")
         for worker, before in zip(record["workers"], record["entries"][: int(record["num_workers"])], strict=False):
             entry = self._ledger[int(worker)]
-            # A step leaves alone the entry of a push that another has replaced since.
+            # A step does not restore the entry of a push that a later one has replaced.
             same = entry["incarnation"] == before["incarnation"] and entry["sequence"] == before["sequence"]
             if same or record["has_counters"]:
                 self._ledger[int(worker)] = before
@@ -184,17 +184,17 @@ class UndoLog:
         reach("undo.disarmed")
 
     def _rows(self, number: int, num_vectors: int, size: int) -> np.ndarray:
-        """What a record of steps has saved, [vectors, size]; one vector after the other."""
+        """The saved elements of a record of steps, [vectors, size]; one vector after another."""
         return self._saved[number - 1, : num_vectors * size].reshape(num_vectors, size)
 
 
 class Steps:
-    """Steps that one thread takes one after another, with a record of the log for as long as its block lasts.
+    """Consecutive steps of one thread, with a record of the log while its block lasts.
 
-    What the block does to what `begin` has named happens up to an element, and not after it.
+    If the block fails, the changes that `begin` announced remain exactly up to one element.
 
     Attributes:
-        saved: Room for what is saved, one vector after the other, float32.
+        saved: Room for the elements of a run, one vector after another, float32.
         progress: The record's saved_start, saved_stop and position.
     """
 
@@ -214,12 +214,12 @@ class Steps:
         return self
 
     def begin(self, position: int, workers: Sequence[int], chunk: int | None = None) -> None:
-        """A step begins, of which nothing is saved yet.
+        """Begins a step, of which nothing is saved yet.
 
         Args:
             position: First element that it changes.
-            workers: At most MAX_WORKERS whose ledger entries say how far their push is applied.
-            chunk: Whose round the step changes, if it does.
+            workers: At most MAX_WORKERS workers, whose ledger entries say how far their pushes are applied.
+            chunk: Chunk whose round the step changes, if any.
         """
         log, words = self._log, self._words
         words[_SAVED_START], words[_POSITION], words[_NUM_WORKERS] = _NOWHERE, position, len(workers)
@@ -239,7 +239,7 @@ class Steps:
         reach("step.armed")
 
     def save(self, start: int, stop: int) -> None:
-        """Saves the run that changes next; `start` is the position. No more elements than the log has room for."""
+        """Saves the run that changes next; `start` is the position. The run must fit the log's room."""
         size, vectors = stop - start, self._vectors
         rows = self._log._rows(self._number, vectors.stop - vectors.start, size)
         np.copyto(rows, self._log._vectors[vectors, start:stop])
@@ -249,13 +249,13 @@ class Steps:
         reach("step.saved")
 
     def advance(self, position: int) -> None:
-        """All elements before `position` are changed."""
+        """Records that all elements before `position` are changed."""
         reach("step.changed")
         self._words[_POSITION] = position
         reach("step.advanced")
 
     def end(self) -> None:
-        """The step is whole."""
+        """Ends the step, which is complete."""
         reach("step.changed")
         self._words[_ARMED] = 0
         self._is_armed = False

@@ -1,11 +1,11 @@
-"""Averages of the parameters over versions, kept by the shards beside them. They are scored, never trained with.
+"""Averages of the parameters over versions. Shards keep them beside the parameters; they are scored, never trained on.
 
 After the push that makes version t of an element w (statistics included), its average moves by
 
     average += weight(t) * (w - average).
 
-If w has a constraint, it is projected before. The average starts at the initial parameters. Pushes that overlap share
-one t, so each of them moves it with that weight.
+If w has a constraint, w is projected first. The average starts at the initial parameters. Overlapping pushes share
+one t, and each of them moves the average with the weight of that t.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Protocol
 
 
 class Average(Protocol):
-    """A frozen dataclass that says how far an average moves."""
+    """A frozen dataclass that defines how far an average moves."""
 
     def weight(self, version: int) -> float:
-        """Of the parameters of this version, above 0; 1 makes the average equal to them."""
+        """Weight of the parameters of this version, above 0; 1 makes the average equal to them."""
         ...
 
 
 @dataclass(frozen=True)
 class Polyak:
-    """Exponential: weight(t) = 1 - decay. As `tf.train.ExponentialMovingAverage` and Keras's `use_ema`."""
+    """Exponential: weight(t) = 1 - decay, as in `tf.train.ExponentialMovingAverage` and Keras's `use_ema`."""
 
     decay: float
 
@@ -39,7 +39,7 @@ class Polyak:
 
 @dataclass(frozen=True)
 class Mean:
-    """Plain mean of the parameters of versions `start` to t (Polyak and Juditsky 1992); before, the parameters."""
+    """Mean of the parameters of versions `start` to t (Polyak and Juditsky 1992); before `start`, those of t."""
 
     start: int = 0
 

@@ -1,14 +1,14 @@
-"""Constraints: what a variable is projected onto right after each of its updates. Formulas and names are Keras 3's.
+"""Constraints: projections of a variable right after each of its updates. Formulas and names are Keras 3's.
 
-Symbols: w parameters, n the Euclidean norm of w over `axes`, with those kept as 1. All arithmetic is in float32, in the
+Symbols: w parameters, n the Euclidean norm of w over `axes`, which keep length 1. All arithmetic is in float32, in the
 order of `keras.constraints`; only the squares of a norm are summed in float64.
 
 As `keras.optimizers.Optimizer.apply` does, a shard applies decays and rule, then the constraint. Each gradient is
 followed by its projection, also where several are applied in one pass. Initial values are not projected, as in Keras.
 
-A shard's average is of projected parameters. Keras's `use_ema` averages them before their projection, by which the
-average of NonNeg weights can become negative. Averages keep NonNeg and MaxNorm; of UnitNorm and MinMaxNorm the norms of
-an average may be smaller.
+A shard averages projected parameters. Keras's `use_ema` averages them before the projection, so its average of NonNeg
+weights can become negative. An average satisfies NonNeg and MaxNorm; under UnitNorm and MinMaxNorm its norms may be
+smaller.
 
 Pure; threads: any.
 """
@@ -27,7 +27,7 @@ _f = np.float32
 
 
 class _Checked:
-    """Refuses parameters that no projection can be computed with."""
+    """Refuses parameters for which the projection cannot be computed."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ class NonNeg:
     def project(self, w: np.ndarray) -> None:
         """Projects float32 parameters of any shape, in place."""
         np.maximum(w, _f(0), out=w)
-        w += _f(0)  # -0 becomes 0, which `maximum` may leave or not, depending on where an element lies
+        w += _f(0)  # turns -0 into 0; whether `maximum` does depends on the element's position
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class MaxNorm(_Checked):
     Attributes:
         max_value: Largest norm.
         axes: Axes of the variable that a norm is summed over.
-        epsilon: Added to norms that divide.
+        epsilon: Added to each norm that is divided by.
     """
 
     max_value: float
@@ -67,15 +67,15 @@ class MaxNorm(_Checked):
     epsilon: float = 1e-7
 
     def project(self, w: np.ndarray) -> None:
-        """Projects float32 parameters, in place; their shape is the variable's but for axes that are not in `axes`."""
-        with np.errstate(all="ignore"):  # what overflows is infinite, as it is in Keras
+        """Projects float32 parameters in place; they may be a slice of the variable along axes not in `axes`."""
+        with np.errstate(all="ignore"):  # overflow gives infinity, as in Keras
             norms = _norms(w, self.axes)
             w *= np.minimum(norms, _f(self.max_value)) / (_f(self.epsilon) + norms)
 
 
 @dataclass(frozen=True)
 class UnitNorm(_Checked):
-    """w / (epsilon + n); attributes as those of `MaxNorm`."""
+    """w / (epsilon + n); see `MaxNorm` for the attributes."""
 
     axes: tuple[int, ...]
     epsilon: float = 1e-7
@@ -93,9 +93,9 @@ class MinMaxNorm(_Checked):
     Attributes:
         min_value: Smallest norm.
         max_value: Largest norm.
-        rate: How much of the way to the nearest allowed norm is gone in one update; at most 1.
-        axes: As those of `MaxNorm`.
-        epsilon: Likewise.
+        rate: Fraction of the distance to the nearest allowed norm that one update covers; at most 1.
+        axes: See `MaxNorm`.
+        epsilon: See `MaxNorm`.
     """
 
     min_value: float
@@ -123,7 +123,7 @@ BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (NonNeg, MaxNorm, Un
 
 
 def canonical(constraint: Constraint) -> list[Any]:
-    """Name and parameters, as JSON has them."""
+    """Returns name and parameters as JSON values."""
     return [type(constraint).__name__, *map(_plain, dataclasses.astuple(constraint))]
 
 
@@ -131,9 +131,9 @@ def from_canonical(name: str, *parameters: Any) -> Constraint:
     """The inverse of `canonical`.
 
     Raises:
-        KeyError: An unknown name.
-        TypeError: Parameters of another number or type.
-        ValueError: Parameters that the constraint refuses.
+        KeyError: The name is unknown.
+        TypeError: The parameters have another number or type.
+        ValueError: The constraint refuses the parameters.
     """
     values = [tuple(value) if isinstance(value, list) else value for value in parameters]
     constraint: Constraint = BY_NAME[name](*values)
@@ -141,7 +141,7 @@ def from_canonical(name: str, *parameters: Any) -> Constraint:
 
 
 def _norms(w: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    # Summed in float64: the same to the last bit almost always, however the variable is cut along other axes.
+    # Summed in float64, so that norms are almost always bit-identical however the variable is cut along other axes.
     sums = np.square(w).sum(axis=axes, dtype=np.float64, keepdims=True)
     norms: np.ndarray = np.sqrt(sums.astype(np.float32))
     return norms

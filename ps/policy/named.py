@@ -1,4 +1,4 @@
-"""Rules and schedules as messages: a dataclass name and its numbers."""
+"""Converts policies (rules, schedules and so on) to messages, a dataclass name and its numbers, and back. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from downpour.proto import parameter_server_pb2 as pb
 
 
 def to_message(value: Any) -> pb.Named:
-    """A dataclass of numbers, flags and tuples of numbers as a message."""
+    """Converts a dataclass of numbers, flags and tuples of numbers."""
     message = pb.Named(name=type(value).__name__)
     for name, parameter in dataclasses.asdict(value).items():
         values = parameter if isinstance(parameter, tuple) else (parameter,)
@@ -20,10 +20,10 @@ def to_message(value: Any) -> pb.Named:
 
 
 def from_message(known: Mapping[str, type], message: pb.Named) -> Any:
-    """The dataclass that a message names.
+    """Converts a message to the dataclass that it names.
 
     Raises:
-        ValueError: A name that is not in `known`, or parameters that the dataclass refuses.
+        ValueError: The name is not in `known`, or the dataclass refuses the parameters.
     """
     if message.name not in known:
         raise ValueError(f"{message.name!r} is not known; known are {', '.join(sorted(known))}")
@@ -36,7 +36,7 @@ def from_message(known: Mapping[str, type], message: pb.Named) -> Any:
 
 
 def _convert(name: str, numbers: pb.Numbers, kind: Any) -> Any:
-    """The numbers as what the dataclass declares: a tuple, a flag, a whole number or a number."""
+    """Converts numbers to the declared type: a tuple, a flag, a whole number or a number."""
     if typing.get_origin(kind) is tuple:
         of = typing.get_args(kind)[0]
         return tuple(of(value) for value in numbers.values)

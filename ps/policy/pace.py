@@ -1,28 +1,28 @@
-"""How far apart workers may be: from nobody waits to everybody waits. Pure: no locks, no clocks, no sockets.
+"""Synchronisation models: asynchronous, stale-synchronous (bounded) and synchronous with backup workers.
 
-Let c(w) be the pushes that worker w has made, min c the least of them over the workers that live, and v a shard's
-version. A worker asks to pull the parameters of its step k (it makes k pushes before that step).
+Pure: no locks, no time, no sockets. Let c(w), the clock of worker w, be the number of pushes it has made, min c the
+smallest clock of the live workers, and v a shard's version. A worker makes k pushes before its step k.
 
-| mode | a pull waits until | what a push does |
+| mode | a pull for step k blocks until | a push |
 |---|---|---|
-| `Async` | never | is applied, v + 1 |
+| `Async` | (never blocks) | is applied, v + 1 |
 | `Bounded(lead)` | k - min c <= lead | is applied, v + 1 |
-| `Sync(num_gradients, backups)` | v is above the version of its last push | is summed; see below |
+| `Sync(num_gradients, backups)` | v is above the version of the worker's last push | is summed; see below |
 
 `Bounded` is stale synchronous parallel (Ho et al. 2013). `Sync` with backups is Chen et al. 2016 (arXiv 1604.00981):
 of N + b workers' gradients of version v the first N are averaged and applied as one update, the later ones are
-dropped and counted. Which are the first is decided chunk by chunk, so a worker that dies in the middle of a push
-holds up nothing that others can fill; when fewer than N workers live, as many as live are enough.
+dropped and counted. The first N are determined chunk by chunk, so a worker that stops in the middle of a push delays
+no chunk that others can complete; when fewer than N workers are live, a gradient from each live one is enough.
 
-Nothing blocks for longer than a lease: the chief names the workers that are gone, and they stop counting. A worker
-that comes starts at min c, so it neither holds up nor leads; so does one that was named and lives, with its next push
-(a pull may be what a dead one has left behind, and nobody must wait for that). Clocks are of this process: a shard
-that was restarted begins them anew at its workers' next calls, so on that shard a lead may once grow by `lead`; the
-other shards still hold the worker to its bound.
+No pull blocks for longer than a lease: the chief reports the workers that have finished or are lost, and they no
+longer count. A new worker starts at min c, so it neither delays others nor leads. A worker that was reported and is
+still live starts there with its next push, not its next pull: a pull may be left over from a lost worker, on which no
+other pull may block. Clocks are not persisted: a restarted shard starts them again at its workers' next calls, so on
+that shard a lead may once grow by `lead`; the other shards still enforce the bound.
 
-Why nobody waits for ever: pushes never wait, so whatever is computed is counted, and the worker whose clock is least
-may always pull. What would deadlock: a pull for step k that must return before push k - 1 is sent (overlap) with
-lead 0 or with `Sync`; jobs refuse these.
+No deadlock: pushes never block, so every computed gradient is counted, and the worker with the smallest clock may
+always pull. A pull for step k that must return before push k - 1 is sent (overlap) would deadlock with lead 0 or
+with `Sync`; jobs refuse these.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROUND = np.dtype([("round", "<u8"), ("count", "<u8")])
 
 @dataclass(frozen=True)
 class Async:
-    """Nobody waits for anybody."""
+    """No pull blocks."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ BY_NAME: dict[str, type] = {mode.__name__: mode for mode in (Async, Bounded, Syn
 
 
 def check(mode: Mode, num_workers: int, most_workers: int, *, overlap: bool) -> None:
-    """Raises `ValueError` for a mode that a cluster of so many workers, at most so many, could not run."""
+    """Raises `ValueError` for a mode that `num_workers` workers, growing to at most `most_workers`, cannot run."""
     if isinstance(mode, Bounded) and overlap and mode.lead < 1:
         raise ValueError("pace: lead is 0 with exchange.overlap; give a lead of at least 1, or exchange.overlap=False")
     if not isinstance(mode, Sync):
@@ -109,7 +109,7 @@ class Verdict:
 
 @dataclass
 class _Member:
-    """A worker that lives. `offset` + its own count of pushes is its clock."""
+    """A live worker. Its clock is `offset` + its own count of pushes."""
 
     incarnation: int
     clock: int
@@ -118,24 +118,24 @@ class _Member:
 
 
 class Pace:
-    """Decides for one shard. Its caller holds a lock around every call.
+    """Applies a synchronisation model to one shard. The caller holds a lock during every call.
 
     Args:
-        mode: How far apart workers may be.
-        num_workers: Workers that are expected, and waited for until they are named absent.
-        rounds: One ROUND a chunk, kept by the caller; only `Sync` uses it.
+        mode: The synchronisation model.
+        num_workers: Expected workers; pulls block on them until they are reported absent.
+        rounds: One ROUND a chunk, owned by the caller; only `Sync` uses it.
     """
 
     def __init__(self, mode: Mode, num_workers: int, rounds: np.ndarray) -> None:
         self.mode = mode
         self._rounds = rounds
         self._members = {worker: _Member(0, 0) for worker in range(num_workers)}
-        self._gone: dict[int, int] = {}  # the incarnation of a worker that was named absent
+        self._gone: dict[int, int] = {}  # worker -> incarnation that was reported absent
 
     def may_pull(self, worker: int, incarnation: int, num_pushes: int, version: int) -> bool:
-        """Whether a worker may have the parameters of the step before which it makes `num_pushes` pushes.
+        """Whether a worker may pull the parameters of the step before which it makes `num_pushes` pushes.
 
-        Incarnation 0 is no worker but an observer, who never waits and for whom nobody does.
+        Incarnation 0 is an observer: its pulls never block, and no pull blocks on it.
         """
         if isinstance(self.mode, Async) or not incarnation:
             return True
@@ -147,7 +147,7 @@ class Pace:
         return version > member.pushed_version and not self._between_rounds()
 
     def pushed(self, worker: int, incarnation: int, num_pushes: int, base_version: int) -> None:
-        """A worker's push is complete, its `num_pushes`-th, computed from `base_version`."""
+        """Records a worker's complete push, its `num_pushes`-th, computed from `base_version`."""
         if not isinstance(self.mode, Async):
             self._gone.pop(worker, None)
             member = self._member(worker, incarnation, num_pushes - 1)
@@ -155,7 +155,7 @@ class Pace:
             member.pushed_version = base_version
 
     def absent(self, gone: Iterable[tuple[int, int]]) -> None:
-        """Names workers, each with its incarnation, that are finished or lost; newer incarnations are kept."""
+        """Removes workers (index, incarnation) that have finished or are lost; newer incarnations are kept."""
         for worker, incarnation in gone:
             member = self._members.get(worker)
             if member is None or member.incarnation <= incarnation:
@@ -163,14 +163,14 @@ class Pace:
                 self._gone[worker] = max(incarnation, self._gone.get(worker, 0))
 
     def due(self) -> list[int]:
-        """Chunks whose sum has all gradients that it needs, under `Sync`."""
+        """Returns the chunks whose sum has all gradients that it needs; none unless the mode is `Sync`."""
         if not isinstance(self.mode, Sync):
             return []
         chunks: list[int] = np.flatnonzero(self._rounds["count"] >= self._needed()).tolist()
         return chunks
 
     def complete(self, chunk: int) -> int:
-        """The next round of a chunk that is due begins; returns how many gradients are in the sum of the last."""
+        """Begins the next round of a due chunk; returns the number of gradients in the last round's sum."""
         state = self._rounds[chunk]
         count = int(state["count"])
         state["round"] += 1
@@ -178,7 +178,7 @@ class Pace:
         return count
 
     def arrived(self, chunk: int, base_version: int) -> Verdict:
-        """A gradient of `base_version` for one chunk has arrived, under `Sync`."""
+        """Records, under `Sync`, the arrival of a gradient of `base_version` for one chunk."""
         state = self._rounds[chunk]
         if base_version < state["round"]:
             return Verdict(late=True)
@@ -187,7 +187,7 @@ class Pace:
         return Verdict(first=bool(first))
 
     def rounds(self) -> int:
-        """Rounds that every chunk has completed, under `Sync`: the shard's version."""
+        """Returns the number of rounds that every chunk has completed: under `Sync`, the shard's version."""
         return int(self._rounds["round"].min())
 
     def _needed(self) -> int:
@@ -195,7 +195,7 @@ class Pace:
         return max(1, min(self.mode.num_gradients, len(self._members)))
 
     def _between_rounds(self) -> bool:
-        """Whether some chunks have the next update already and others not: what is pulled now would be a mixture."""
+        """Whether some chunks already have the next update and others do not: a pull would mix two versions."""
         rounds = self._rounds["round"]
         return bool((rounds != rounds[0]).any())
 
@@ -203,7 +203,7 @@ class Pace:
         return min(member.clock for member in self._members.values())
 
     def _member(self, worker: int, incarnation: int, num_pushes: int) -> _Member:
-        """The worker's entry; a new one, and a new incarnation, starts at the least clock."""
+        """Returns the worker's entry; a new worker or incarnation starts at the smallest clock."""
         member = self._members.get(worker)
         if member is None or member.incarnation < incarnation:
             others = [m.clock for w, m in self._members.items() if w != worker]

@@ -1,4 +1,4 @@
-"""Update rules: what they are called, their hyper-parameters and their optimizer slots.
+"""Update rules: their names, hyper-parameters and optimizer slots. Pure.
 
 The arithmetic of each is one loop in `downpour.ps.apply.loops`. Symbols: w parameter, g gradient, lr the rate of the
 schedule at the shard's version times the range's multiplier, t the number of the push, from 1. Every rule is
@@ -25,20 +25,20 @@ class Rule(Protocol):
         ...
 
 
-_Check = tuple[Callable[[Any], bool], str]  # whether a value is accepted, and what is, in words
+_Check = tuple[Callable[[Any], bool], str]  # whether a value is accepted; the accepted values in words
 
 _IS_FRACTION: _Check = (lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 up to, not including, 1")
 _IS_POSITIVE: _Check = (lambda v: _is_number(v) and 0 < v < math.inf, "a number above 0")
 _IS_NOT_NEGATIVE: _Check = (lambda v: _is_number(v) and 0 <= v < math.inf, "0 or a number above it")
 _IS_FLAG: _Check = (lambda v: isinstance(v, bool), "True or False")
 
-# A hyper-parameter means the same, and accepts the same, in every rule that has it.
+# A hyper-parameter has the same meaning and accepts the same values in every rule that has it.
 _ACCEPTED = {
     "momentum": _IS_FRACTION,
     "rho": _IS_FRACTION,
     "beta_1": _IS_FRACTION,
     "beta_2": _IS_FRACTION,
-    "epsilon": _IS_POSITIVE,  # slots may be zero, and 0 / 0 would stay in the parameters for ever
+    "epsilon": _IS_POSITIVE,  # slots may be zero, and a NaN from 0 / 0 would stay in the parameters
     "initial_accumulator": _IS_POSITIVE,
     "weight_decay": _IS_NOT_NEGATIVE,
     "nesterov": _IS_FLAG,
@@ -48,7 +48,7 @@ _ACCEPTED = {
 
 
 class _Checked:
-    """Refuses hyper-parameters that the rule cannot work with."""
+    """Refuses hyper-parameters that `_ACCEPTED` excludes."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -225,7 +225,7 @@ class KerasAdam(_Checked):
 class AdamW(KerasAdam):
     """`keras.optimizers.AdamW` of Keras 3: w -= w * weight_decay * lr, then `KerasAdam`.
 
-    Its `weight_decay` acts on every trained range, on top of the range's own. To spare biases and batch norm, take
+    Its `weight_decay` acts on every trained range, on top of the range's own. To exclude biases and batch norm, use
     `KerasAdam` and a job's `decay="decoupled"`, which is the same otherwise.
     """
 

@@ -1,6 +1,6 @@
-"""Learning-rate schedules. A shard reads its rate at its own version; nobody sends rates.
+"""Learning-rate schedules. A shard evaluates its schedule at its own version; rates are never sent. Pure.
 
-Every schedule may be preceded by a linear warm-up. Its own clock starts after that:
+Every schedule may be preceded by a linear warm-up, after which it starts at step 0:
 
     rate(v) = schedule(v - warmup_steps)                            from version `warmup_steps` on,
     rate(v) = schedule(0) * (v + 1) / (warmup_steps + 1)            before, so no push has rate 0.
@@ -23,7 +23,7 @@ class Schedule(Protocol):
 
 
 class _Warmed:
-    """The warm-up before a schedule, and its checks."""
+    """Adds the warm-up to a schedule, and checks its values."""
 
     warmup_steps: int
 
@@ -89,9 +89,9 @@ class StaircaseExponential(_Warmed):
 
 @dataclass(frozen=True)
 class Piecewise(_Warmed):
-    """schedule(s) = rates[i], i being how many of the boundaries are at most s.
+    """schedule(s) = rates[i], where i is the number of boundaries that are at most s.
 
-    So rates[i] begins at boundaries[i - 1]; with Keras's `PiecewiseConstantDecay` it begins one step later.
+    So rates[i] begins at step boundaries[i - 1]; with Keras's `PiecewiseConstantDecay` it begins one step later.
     """
 
     boundaries: tuple[int, ...]

@@ -1,15 +1,15 @@
-"""What a shard does about staleness: the updates s between the version a gradient was computed from and its own.
+"""Treatments of staleness: the number s of updates between a gradient's base version and the shard's version. Pure.
 
-| treatment | what becomes of the gradient g of a push that begins with staleness s |
+| treatment | effect on the gradient g of a push that begins with staleness s |
 |---|---|
 | `Keep` | applied as it is |
 | `Divide` | its rate is divided by max(s, 1) (Zhang et al. 2016, arXiv 1511.05950) |
 | `Compensate(strength)` | g + strength * g * g * (w_now - w_then) (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326) |
 | `Drop(limit)` | not applied, but counted, if s > limit |
 
-`Compensate` needs w_then: the worker remembers what it pulled and sends it along with the gradient, in the same codec,
-so a push carries twice as much. The correction is only as fine as the codec: bfloat16 rounds w_then to 8 bits, and the
-rounding counts as movement; use it with float32. Differences of statistics are added untouched, unless dropped.
+`Compensate` needs w_then: the worker keeps the parameters it pulled and sends them with the gradient, in the same
+codec, so a push has twice the size. The correction is only as precise as the codec: bfloat16 rounds w_then to 8 bits,
+and the rounding counts as movement; use it with float32. Differences of statistics are added unchanged, unless dropped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Compensate:
 
 @dataclass(frozen=True)
 class Drop:
-    """Leaves out gradients that are too stale."""
+    """Drops gradients whose staleness is above `limit`."""
 
     limit: int
 
@@ -54,10 +54,10 @@ BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (Keep, Divide, Compe
 
 
 def rate_factor(treatment: Treatment, staleness: int) -> float:
-    """What the learning rate is multiplied by."""
+    """Returns the factor of the learning rate."""
     return 1 / max(staleness, 1) if isinstance(treatment, Divide) else 1.0
 
 
 def drops(treatment: Treatment, staleness: int) -> bool:
-    """Whether the gradient is left out."""
+    """Whether the gradient is dropped."""
     return isinstance(treatment, Drop) and staleness > treatment.limit

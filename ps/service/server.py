@@ -24,7 +24,7 @@ class Server:
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
         arena: File of the arena; None for anonymous memory.
-        security: Of this process.
+        security: Security of this process.
 
     Attributes:
         port: The port it listens on.
@@ -45,7 +45,7 @@ class Server:
         arena: Path | None = None,
         security: Security = PLAIN,
     ) -> None:
-        # Not the server's own wait, which wakes up ten times a second; a simple queue is safe in a signal handler.
+        # A queue, since the server's own wait wakes up ten times a second; this one is safe in a signal handler.
         self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
         gate = Gate(security)
         self._servicer = Servicer(index, arena, self.stop_soon, gate)
@@ -58,7 +58,7 @@ class Server:
         return self._servicer.ready
 
     def __enter__(self) -> Server:
-        """Returns the server, which serves already."""
+        """Returns the server, which is serving already."""
         return self
 
     def __exit__(
@@ -68,17 +68,17 @@ class Server:
         self.stop()
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """Refuses new calls, lets open ones finish for so many seconds, then returns."""
+        """Refuses new calls, lets open ones finish for `grace_s` seconds, then returns."""
         self.stop_soon(grace_s)
         self.wait()
 
     def stop_soon(self, grace_s: float = 5.0) -> None:
-        """Begins to stop and returns at once, so that a signal handler or a call may; `wait` then returns."""
+        """Begins to stop and returns at once, so a signal handler or a call may use it; `wait` then returns."""
         self._stopping.put(self._server.stop(grace_s))
 
     def wait(self) -> None:
-        """Blocks until `stop`."""
+        """Blocks until the server has stopped, then closes the shard's arena."""
         stopped = self._stopping.get()
-        self._stopping.put(stopped)  # for whoever else waits
+        self._stopping.put(stopped)  # for other callers of `wait`
         stopped.wait()
         self._servicer.close()

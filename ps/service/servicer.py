@@ -32,7 +32,7 @@ from downpour.ps.shard.shard import Shard
 
 SERVICE = "downpour.v1.ParameterServer"
 
-# What names layout, shard and job.
+# Messages that name layout, shard and job.
 _Call = (
     pb.ShardSpecification
     | pb.PullRequest
@@ -42,12 +42,12 @@ _Call = (
     | pb.StopRequest
 )
 
-# A pull that the pace holds back is answered after so long, and asked again; it keeps a thread meanwhile.
+# A pull that the pace blocks is answered with `NotYet` after so long, and retried; it occupies a thread meanwhile.
 _TURN_S = 5.0
 
-# Pushes that are received, and pulls that are answered, at a time. The others wait where they are: of what a shard has
-# not asked for it holds 64 KB a call (`downpour.proto.http2.connection`). On two cores more were not faster.
-# A worker that stands still in the middle loses its place after 10 s (`downpour.proto.rpc.server`).
+# Pushes that are received, and pulls that are answered, at a time. The others wait under back-pressure: a shard buffers
+# 64 KB of unread data a call (`downpour.proto.http2.connection`). On two cores more were not faster.
+# A worker that stalls in the middle loses its place after 10 s (`downpour.proto.rpc.server`).
 _MAX_PUSHES = 3
 _MAX_PULLS = 3
 
@@ -58,8 +58,8 @@ class Servicer:
     Args:
         index: Index of this shard.
         arena_path: File of the arena; None for anonymous memory.
-        stop_soon: Begins to end the server and returns at once.
-        gate: Of the server; its counts are in the status.
+        stop_soon: Begins to stop the server and returns at once.
+        gate: The server's gate; its counts are in the status.
 
     Raises:
         ValueError: The arena cannot be used.
@@ -185,20 +185,20 @@ class Servicer:
             for chunk in itertools.chain((first,) if first.count else (), chunks):
                 shard.apply(push, chunk)
             reply = shard.finish(push)
-            # Before the answer: whatever a worker has been told is in this log.
+            # Before the reply: every acknowledged push is in this log.
             what = "repeated" if reply.repeated else "counted"
             logging.debug("push %d/%d/%d %s", push.header.worker, push.header.incarnation, push.header.sequence, what)
             return reply
 
     def absent(self, request: pb.AbsentRequest, context: grpc.ServicerContext) -> pb.AbsentReply:
-        """Nobody waits for some workers; see `ParameterServer.Absent`."""
+        """Removes some workers from the pace; see `ParameterServer.Absent`."""
         self._check(request).absent([(worker.index, worker.incarnation) for worker in request.workers])
         return pb.AbsentReply()
 
     def write_checkpoint(
         self, request: pb.WriteCheckpointRequest, context: grpc.ServicerContext
     ) -> pb.WriteCheckpointReply:
-        """Writes a file; see `ParameterServer.WriteCheckpoint`."""
+        """Writes a checkpoint's file; see `ParameterServer.WriteCheckpoint`."""
         shard = self._check(request)
         if request.check_only:
             try:
@@ -210,7 +210,7 @@ class Servicer:
             return write_shard(request.directory, shard.arena.specification, snapshot)
 
     def stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:
-        """The job is over; see `ParameterServer.Stop`."""
+        """Stops the server at the end of the job; see `ParameterServer.Stop`."""
         if self._shard is not None:
             self._check(request)
         logging.info("the job is over")
@@ -218,7 +218,7 @@ class Servicer:
         return pb.StopReply()
 
     def close(self) -> None:
-        """Lets go of the arena; what is still under way is refused."""
+        """Closes the arena; pushes in flight are refused."""
         if self._shard is not None:
             self._shard.close()
 
@@ -229,7 +229,7 @@ class Servicer:
             )
 
     def _check(self, call: _Call) -> Shard:
-        """The shard, if a call is for what it holds."""
+        """Returns the shard if its index, layout and job are those of a call."""
         if self._shard is None:
             raise NotReady(f"shard {self._index} holds no parameters yet; it waits for the chief")
         if isinstance(call, pb.ShardSpecification) or call.HasField("shard"):
@@ -264,7 +264,7 @@ def _unary(method: Callable[..., Any], request: Any, reply: Any) -> grpc.RpcMeth
 
 
 def _create(path: Path | None, specification: pb.ShardSpecification, chunks: Iterable[codec.Chunk]) -> Shard:
-    """A shard with its initial values."""
+    """Creates a shard with its initial values."""
     try:
         arena = Arena.create(path, specification)
     except ValueError as error:
@@ -277,7 +277,7 @@ def _create(path: Path | None, specification: pb.ShardSpecification, chunks: Ite
 
 
 def _receive(arena: Arena, chunks: Iterable[codec.Chunk]) -> None:
-    """Initial values, all of them and in order."""
+    """Receives all initial values, in order."""
     position, size = 0, arena.parameters.size
     for chunk in chunks:
         stop = position + chunk.count
@@ -290,7 +290,7 @@ def _receive(arena: Arena, chunks: Iterable[codec.Chunk]) -> None:
 
 
 def _log_ledger(arena: Arena) -> None:
-    """The last push of every worker, whose own line the end of the process before may have swallowed."""
+    """Logs the last push of every worker, since the previous process may have died before it logged that."""
     for worker, entry in enumerate(arena.ledger):
         if entry["incarnation"]:
             what = "complete" if entry["complete"] else "incomplete"

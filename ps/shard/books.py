@@ -1,4 +1,4 @@
-"""What a shard knows of its pushes: ledger, counters, pace and open snapshots, guarded by one lock.
+"""A shard's records of its pushes: ledger, counters, pace and open snapshots, guarded by one lock.
 
 Threads: any. A region's lock is taken before this one, which is never held while numbers are computed.
 """
@@ -23,16 +23,16 @@ class Books:
     """The records of one shard's arena.
 
     Args:
-        arena: Complete memory of the shard.
+        arena: Arena of the shard, marked complete.
 
     Attributes:
         lock: Guards everything here.
-        moved: Is notified when a push is complete, or a worker is absent.
+        moved: Notified when a push is complete, or a worker is removed from the pace.
         ledger: Which pushes have been applied, and how far.
-        pace: Who may pull, and which rounds are complete.
-        is_sync: Whether gradients are summed up in rounds.
-        schedule: Of the learning rate.
-        snapshots: Being read; each must be shown a region before that changes.
+        pace: Which workers may pull, and which rounds are complete.
+        is_sync: Whether gradients are summed in rounds.
+        schedule: Schedule of the learning rate.
+        snapshots: Open snapshots; each must preserve a region before it changes.
     """
 
     def __init__(self, arena: Arena) -> None:
@@ -57,10 +57,10 @@ class Books:
 
         Args:
             push: The push.
-            version: Of the shard.
+            version: The shard's version.
         """
         header, counters = push.header, self._arena.counters
-        # A shard that came back from a checkpoint may be behind what a worker has pulled before.
+        # A shard restored from a checkpoint may be behind the version that a worker pulled before.
         stale = max(0, version - header.base_version)
         counters["staleness"][min(stale, STALENESS_BUCKETS - 1)] += 1
         counters["pushes"] += 1
@@ -74,7 +74,7 @@ class Books:
         self.pace.pushed(header.worker, header.incarnation, header.sequence, header.base_version)
 
     def status(self) -> pb.StatusReply:
-        """Counters, as `Status` answers them; without the layout."""
+        """Counters, as in the reply of `Status`; without the layout."""
         arena = self._arena
         with self.lock:
             counters = arena.counters

@@ -1,10 +1,10 @@
-"""Chunks as the last pull encoded them, for the next pull.
+"""Cache of encoded chunks: a pull reuses what the pull before encoded.
 
-Pushes go in company (`downpour.ps.apply.admission`), and the pulls that follow them find one state: at the paper's
-shape, with four workers, 72 % of all chunks were pulled as the pull before had found them. Encoding reads four bytes of
-memory an element and writes two; sending what is kept reads two.
+Pushes are applied in groups (`downpour.ps.apply.admission`), and the pulls that follow a group read one state: at the
+paper's shape, with four workers, 72 % of all pulled chunks had not changed since the pull before. Encoding reads four
+bytes of memory an element and writes two; sending a cached chunk reads two.
 
-Threads: any may call; a lock of its own is held for a moment.
+Threads: any may call; a lock of its own is held briefly.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import threading
 
 import numpy as np
 
-# A shard of the paper's has 9 MB in bfloat16. Where there is more, pulls share what they read soon after each other.
+# A shard at the paper's shape has 9 MB in bfloat16. In larger shards pulls share what they read soon after each other.
 _MOST_BYTES = 12 << 20
 
 Key = tuple[int, int, int]  # first element, one past the last, wire codec
 
 
 class Encodings:
-    """Encoded chunks, the least recently encoded of which are forgotten.
+    """Encoded chunks, of which the least recently encoded are evicted.
 
     Args:
-        most_bytes: That are kept; what a message still refers to is not counted.
+        most_bytes: Most bytes cached; evicted chunks that a message still refers to are not counted.
     """
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
@@ -33,12 +33,12 @@ class Encodings:
         self._num_bytes = 0
 
     def get(self, key: Key, moment: int) -> np.ndarray | None:
-        """A chunk as it was encoded when its elements had changed `moment` times; None if that is not kept."""
+        """A chunk as encoded when its elements had changed `moment` times; None if that is not cached."""
         kept_moment, values = self._kept.get(key, (-1, None))
         return values if kept_moment == moment else None
 
     def keep(self, key: Key, moment: int, values: np.ndarray) -> None:
-        """Keeps an encoded chunk, which nobody may change any longer, in the place of an older one."""
+        """Caches an encoded chunk, which must not change any longer, in place of an older encoding of it."""
         with self._lock:
             self._forget(key)
             self._kept[key] = moment, values

@@ -1,24 +1,24 @@
-"""Pulls as differences: a publication that all workers share, and what has come since it.
+"""Pulls as differences: a publication that all workers share, and the changes since it.
 
 A pull of the live vector w costs two bytes a parameter in bfloat16. A worker that holds a publication p, the vector as
-it was some pushes ago, needs only what differs from it:
+it was some pushes ago, needs only the difference:
 
     d = int8(w - p)         or int4; block-scaled, `downpour.proto.numerics.convert.quantize`
     bfloat16(p + d)         `downpour.proto.numerics.convert.advance`
 
-which is half or a quarter of the bytes, and as fresh as a live pull. p is known exactly, so what rounding left out of d
-is gone with the next pull: errors never add up. The farther w has moved from p, the coarser d is, so a new publication
-is made after some pushes, from the last one and block by block in the same way:
+which is half or a quarter of the bytes, and as fresh as a live pull. p is known exactly, so the rounding error of d
+does not carry over to the next pull: errors never add up. The farther w has moved from p, the coarser d is, so a new
+publication is made after some pushes, from the last one and block by block in the same way:
 
     p' = bfloat16(p + int8(w - p))
 
 and a worker that has p receives that difference, which is encoded once for all workers, and computes the same p', bit
-for bit. A worker without p (it has just come, or missed a publication, or its shard has restarted) receives p' itself.
+for bit. A worker without p (it has just started, or missed a publication, or its shard restarted) receives p' itself.
 
-Statistics travel as float32 with every pull. Numbers of publications begin at random, so that one from before a restart
-of the shard is not mistaken for one of this process.
+Statistics are sent as float32 with every pull. Numbers of publications begin at random, so that one from before a
+restart of the shard is not mistaken for one of this process.
 
-Threads: any may call. One makes a publication while the others are served with the one before.
+Threads: any may call. One makes a publication while the others are served the previous one.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from downpour.proto.http2.connection import Message
 from downpour.proto.numerics import convert
 from downpour.ps.shard.vector import Vector
 
-# Elements of a message of differences: 2 MB, as one of bfloat16 has. A multiple of a block.
+# Elements of a message of differences: 2 MB, as a bfloat16 message has. A multiple of a block.
 _ELEMENTS: dict[int, int] = {codec.INT8: 2 * codec.CHUNK_ELEMENTS, codec.INT4: 4 * codec.CHUNK_ELEMENTS}
 
-_PIECE = 1 << 16  # elements that are worked on at a time, which fit a core's cache; whole blocks
+_PIECE = 1 << 16  # elements encoded at a time, which fit a core's cache; whole blocks
 
 
 @dataclass(frozen=True)
 class Publication:
-    """One publication, of the trained part.
+    """One publication of the trained part of the vector.
 
     Attributes:
         header: Its version and its number.
         trained: [num_trained] bfloat16 bits.
-        differences: What leads to it from the publication numbered one less, as messages; empty for the first.
+        differences: Messages that lead to it from the publication numbered one less; empty for the first.
     """
 
     header: pb.PullHeader
@@ -57,12 +57,12 @@ class Publication:
     differences: Sequence[Message]
 
     def messages(self, known: int) -> Iterable[Message]:
-        """What a worker that has the publication `known` must receive to have this one; 0 for none."""
+        """Messages from which a worker with the publication `known`, 0 for none, obtains this one."""
         if known == self.header.publication:
             return ()
         if self.differences and known == self.header.publication - 1:
             return self.differences
-        # Not kept as messages: few workers need it, and it would take as much memory again.
+        # Encoded anew for each worker: few need it, and keeping the messages would take as much memory again.
         return _encoded(
             (
                 codec.Outgoing(start, stop - start, codec.BFLOAT16, self.trained[start:stop])
@@ -76,7 +76,7 @@ class Publisher:
     """Makes a shard's publications, and differences to them.
 
     Args:
-        vector: The shard's.
+        vector: The shard's vector.
         differences: Codec of differences, INT8 or INT4.
     """
 
@@ -88,11 +88,11 @@ class Publisher:
         self._number = secrets.randbits(62) + 1
 
     def pull(self, every: int, known: int) -> Iterator[Message]:
-        """The messages of a pull by a worker that has the publication `known`; each is good until the next.
+        """The messages of a pull by a worker that has the publication `known`; each is valid until the next is taken.
 
         Args:
-            every: A new publication is made when so many pushes have come since the last.
-            known: Number of a publication; 0 for none.
+            every: Number of pushes after which a new publication is made.
+            known: Number of the worker's publication; 0 for none.
         """
         publication = self.latest(every)
         number = publication.header.publication
@@ -109,7 +109,7 @@ class Publisher:
         yield from live(self._vector, codec.BFLOAT16, self._vector.num_trained, stop, header)
 
     def latest(self, every: int) -> Publication:
-        """A publication that fewer than `every` pushes have followed, or the one before while that is made."""
+        """A publication followed by fewer than `every` pushes, or the previous one while another thread makes it."""
         latest = self._latest
         if latest is None or self._vector.version >= latest.header.version + every:
             if self._making.acquire(blocking=latest is None):
@@ -139,7 +139,7 @@ class Publisher:
         return Publication(header, trained, list(_encoded(differences, header)))
 
     def _cut(self) -> Iterator[tuple[int, int]]:
-        """The trained part in messages of differences."""
+        """Cuts the trained part into messages of differences."""
         for start in range(0, self._vector.num_trained, _ELEMENTS[self._codec]):
             yield start, min(start + _ELEMENTS[self._codec], self._vector.num_trained)
 
@@ -150,13 +150,13 @@ class Publisher:
         blocks: tuple[np.ndarray, np.ndarray, np.ndarray],
         after: np.ndarray | None = None,
     ) -> None:
-        """Encodes how the live vector differs from a publication's [first, first + n).
+        """Encodes the difference of the live vector from a publication, elements [first, first + n).
 
         Args:
-            first: Of the elements.
+            first: First element.
             before: [n] bfloat16 bits of the publication.
-            blocks: As `codec.new_blocks` gives them, to be filled.
-            after: Gets the publication that the difference leads to.
+            blocks: From `codec.new_blocks`, to be filled.
+            after: Receives [n] bfloat16 bits of the publication that the difference leads to.
         """
         _, scales, q = blocks
         quantize = convert.quantize if self._codec == codec.INT8 else convert.quantize4
@@ -177,14 +177,14 @@ class Publisher:
 
 
 def live(vector: Vector, wire: int, start: int, stop: int, header: pb.PullHeader | None) -> Iterator[Message]:
-    """Elements [start, stop) of the moment, as messages; their values may be shared with those of other pulls.
+    """The current elements [start, stop), as messages; their values may be shared with those of other pulls.
 
     Args:
-        vector: The shard's.
-        wire: Codec of all but statistics.
-        start: Of the elements; the beginning of a part of the vector.
-        stop: The end of one.
-        header: For the first message, of which there is one even without elements.
+        vector: The shard's vector.
+        wire: Codec of all elements but statistics.
+        start: First element; a part of the vector (trained, statistics, frozen) begins there.
+        stop: One past the last; a part ends there.
+        header: Header of the first message; with a header there is a message even without elements.
     """
     trained, pushed = vector.num_trained, vector.num_pushed
     for part_wire, begin, end in ((wire, 0, trained), (codec.FLOAT32, trained, pushed), (wire, pushed, vector.size)):
@@ -196,7 +196,7 @@ def live(vector: Vector, wire: int, start: int, stop: int, header: pb.PullHeader
 
 
 def _encoded(chunks: Iterable[codec.Outgoing], header: pb.PullHeader) -> Iterator[Message]:
-    """Messages, of which the first carries the header; there is one even without chunks."""
+    """Messages of some chunks, the first with the header; there is one even without chunks."""
     first: pb.PullHeader | None = header
     for chunk in chunks:
         yield chunk.encode(first)

@@ -1,4 +1,4 @@
-"""Pushes from their header to their reply: chunk after chunk in order, each counted exactly once.
+"""Receives pushes from header to reply: chunks in order, and every push counted exactly once.
 
 Threads: any number may push, each with a push of its own.
 """
@@ -28,11 +28,11 @@ class Pushes:
     """The pushes of one shard.
 
     Args:
-        arena: Complete memory of the shard.
-        vector: The shard's.
-        books: Likewise.
-        updates: Likewise.
-        treatment: Of stale gradients.
+        arena: Arena of the shard, marked complete.
+        vector: The shard's vector.
+        books: The shard's records.
+        updates: The shard's updates.
+        treatment: Treatment of stale gradients.
     """
 
     def __init__(self, arena: Arena, vector: Vector, books: Books, updates: Updates, treatment: Treatment) -> None:

@@ -1,6 +1,6 @@
 """Synchronous rounds: gradients are summed chunk by chunk, and each chunk is updated with the mean of its sum.
 
-Threads: as in `downpour.ps.shard.updates`; everything here is done with the lock of the chunk's region held.
+Threads: as in `downpour.ps.shard.updates`; every caller holds the lock of the chunk's region.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from downpour.ps.testing.points import reach
 
 
 class Rounds:
-    """Sums of one shard's chunks, under the pace `Sync`; under another one nothing is ever due.
+    """Sums of one shard's chunks under the pace `Sync`; under other paces no sum is ever due.
 
     Args:
-        arena: Complete memory of the shard.
-        vector: The shard's.
-        books: Likewise.
-        updater: Likewise.
+        arena: Arena of the shard, marked complete.
+        vector: The shard's vector.
+        books: The shard's records.
+        updater: The shard's updater.
     """
 
     def __init__(self, arena: Arena, vector: Vector, books: Books, updater: Updater) -> None:
@@ -34,7 +34,7 @@ class Rounds:
         self._all, self._sum = slice(0, num_vectors), slice(num_vectors - 1, num_vectors)
 
     def add(self, region: Region, work: Work) -> None:
-        """Adds a gradient to the sum of its round, and updates the region if that completes it."""
+        """Adds a gradient to the sum of its round, and updates the region if that completes the sum."""
         header = work.push.header
         if (work.start, work.stop) != (region.start, region.stop):
             work.error = MalformedChunk(
@@ -59,7 +59,7 @@ class Rounds:
         self.complete(chunk)
 
     def complete(self, only: int | None = None) -> None:
-        """Updates the chunks whose sum is complete, of all or of one; their regions' locks are held."""
+        """Updates the chunks whose sum is complete, all of them or `only` one; their regions' locks are held."""
         books = self._books
         with books.lock:
             due = [chunk for chunk in books.pace.due() if only is None or chunk == only]

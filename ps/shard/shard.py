@@ -1,17 +1,17 @@
 """A shard's numbers: pulls, pushes and counters over an arena. No gRPC, no TensorFlow.
 
-A push is applied chunk by chunk as it arrives; it advances the version when its last element has been applied, by one.
+A push is applied chunk by chunk as it arrives; when its last element has been applied, the version advances by one.
 Pulls and pushes of several workers interleave chunk by chunk (Hogwild within a push, atomic within a chunk). Under the
 pace `Sync` gradients are summed instead, chunk by chunk, and the version advances when every chunk has been updated
 with the mean of its sum. Each piece of an update, and each push that begins or is counted, is one change of the arena's
 undo log, so that a process that dies leaves none of them half-done.
 
-`vector` is what pulls read, `pushes` takes gradients in order, `updates` applies them to regions, `rounds` sums them up
-under `Sync`, `books` has ledger, counters and pace.
+`vector` is read by pulls, `pushes` receives gradients in order, `updates` applies them to regions, `rounds` sums them
+under `Sync`, `books` holds ledger, counters and pace.
 
 Threads: any number may call. Each region's lock guards its part of the vectors (`downpour.ps.apply.regions`); the lock
 of the books guards ledger, counters, pace and snapshots, and is never held while numbers are computed. A region's lock
-comes first.
+is taken first.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from downpour.ps.shard.rounds import Rounds
 from downpour.ps.shard.updates import Updates
 from downpour.ps.shard.vector import Vector
 
-# How long a push may wait for others, an element: some thirty times what applying it takes, since it waits only where
-# processors are short and have other work meanwhile.
+# Seconds an element that a push may wait for others: some thirty times what applying it takes, since a push waits only
+# where processors are short and have other work meanwhile.
 _PATIENCE_S = 4e-8
 _LONGEST_PATIENCE_S = 1.0
 
@@ -48,13 +48,13 @@ class Shard:
     """One shard of the parameters, ready to serve.
 
     Args:
-        arena: Complete memory of the shard.
+        arena: Arena of the shard, marked complete.
 
     Attributes:
         arena: As given.
-        vector: What pulls read.
-        publishers: What serves pulls as differences, by the codec of those. The first pull makes the first publication,
-            so a codec that nobody asks for costs nothing.
+        vector: The vector that pulls read.
+        publishers: Publishers that serve pulls as differences, by codec. A publisher's first pull makes its first
+            publication, so a codec that is never requested costs nothing.
     """
 
     def __init__(self, arena: Arena) -> None:
@@ -68,23 +68,23 @@ class Shard:
         self._rounds = Rounds(arena, self.vector, self._books, updater)
         updates = Updates(arena, self._books, updater, self._rounds, treatment)
         self._pushes = Pushes(arena, self.vector, self._books, updates, treatment)
-        self._rounds.complete()  # that the death of a process has left due
+        self._rounds.complete()  # sums that a killed process left due
 
     @property
     def version(self) -> int:
-        """Updates applied."""
+        """Number of updates applied."""
         return self.vector.version
 
     @property
     def patience_s(self) -> float:
-        """How long a push may wait for others to be applied together with; where rounds are summed up it need not."""
+        """Seconds that a push may be delayed to be applied in one pass with others; 0 under the pace `Sync`."""
         return 0.0 if self._books.is_sync else min(_LONGEST_PATIENCE_S, _PATIENCE_S * self.vector.num_pushed)
 
     def wait_turn(self, request: pb.PullRequest, wait_s: float) -> None:
-        """Returns once the pace lets the worker pull.
+        """Blocks until the pace permits the worker's pull.
 
         Raises:
-            NotYet: It has not within `wait_s` seconds.
+            NotYet: The pace has not permitted it within `wait_s` seconds.
         """
         books = self._books
         if isinstance(books.pace.mode, Async):
@@ -105,11 +105,11 @@ class Shard:
                 books.moved.notify_all()
 
     def begin(self, header: pb.PushHeader, member: Member | None = None) -> Push:
-        """Opens a push; its rate, its number and its staleness are those of this moment.
+        """Opens a push; the present version decides its rate, its number and whether it is too stale.
 
         Args:
-            header: Its name.
-            member: Of the pushes that it goes together with.
+            header: Names the push and its base version.
+            member: The call's membership in an admission group.
 
         Raises:
             WorkerSuperseded: See `Ledger.known`.
@@ -121,8 +121,8 @@ class Shard:
         """Applies the next chunk of a push, or the part of it that has not been applied before.
 
         Raises:
-            MalformedChunk: Not the next elements of the vector, or not readable.
-            NonFinite: It has NaN or infinity; nothing of the chunk is applied.
+            MalformedChunk: The chunk does not hold the next elements of the vector, or is unreadable.
+            NonFinite: The chunk has NaN or infinity; nothing of it is applied.
             WorkerSuperseded: The worker has begun a later push.
         """
         self._pushes.apply(push, chunk)
@@ -137,12 +137,12 @@ class Shard:
         return self._pushes.finish(push)
 
     def status(self) -> pb.StatusReply:
-        """Counters, as `Status` answers them; without the layout."""
+        """Counters, as in the reply of `Status`; without the layout."""
         return self._books.status()
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
-        """Vectors, counters, ledger and rounds, all of one moment, for as long as the block lasts."""
+        """A consistent snapshot of vectors, counters, ledger and rounds, open while the block lasts."""
         arena, books = self.arena, self._books
         with self.vector.all_unchanged(), books.lock:
             records = {"counters": arena.counters_record, "ledger": arena.ledger, "rounds": arena.rounds}
@@ -155,7 +155,7 @@ class Shard:
                 books.snapshots.remove(snapshot)
 
     def close(self) -> None:
-        """Closes the arena once nothing is being applied; pushes that go on are refused."""
+        """Closes the arena when no update is in progress; pushes that continue are refused."""
         with self.vector.all_unchanged(), self._books.lock:
             self.arena.undo.closed = True
             self.arena.close()

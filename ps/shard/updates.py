@@ -1,6 +1,6 @@
-"""Gradients applied to regions of the vector: those that wait for the same elements in one pass (group commit).
+"""Applies gradients to regions of the vector: those queued for the same elements in one pass (group commit).
 
-Threads: any number may bring gradients; whoever holds a region's lock applies all that wait for the region.
+Threads: any number may apply gradients; the holder of a region's lock applies all that are queued for the region.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Updates:
     """Updates of one shard's regions.
 
     Args:
-        arena: Complete memory of the shard.
-        books: The shard's.
-        updater: Likewise.
-        rounds: Likewise; gets the gradients where they are summed up in rounds.
-        treatment: Of stale gradients.
+        arena: Arena of the shard, marked complete.
+        books: The shard's records.
+        updater: The shard's updater.
+        rounds: The shard's rounds, which receive the gradients under the pace `Sync`.
+        treatment: Treatment of stale gradients.
     """
 
     def __init__(self, arena: Arena, books: Books, updater: Updater, rounds: Rounds, treatment: Treatment) -> None:
@@ -41,10 +41,10 @@ class Updates:
         self._all = slice(0, len(arena.vectors))  # the vectors that a step of the undo log may change
 
     def apply(self, region: Region, work: Work) -> None:
-        """Has a gradient applied, by this thread or by one that holds the region's lock already.
+        """Queues a gradient; returns when this thread or another holder of the region's lock has applied it.
 
         Raises:
-            DownpourError: It must not be applied.
+            DownpourError: The gradient was refused.
         """
         region.waiting.append(work)
         if work.push.member:
@@ -57,10 +57,10 @@ class Updates:
             raise work.error
 
     def _apply_waiting(self, region: Region) -> None:
-        """Applies every gradient that waits for a region, whose lock is held; most of the time that is one."""
+        """Applies every gradient queued for a region, mostly a single one; the region's lock is held."""
         books, works = self._books, region.take_waiting()
         with books.lock:
-            # One push may wait twice, when it was sent again while its first connection still hangs.
+            # A push is queued twice if it was retried while its first connection still hangs.
             once = {(w.push.name, w.start): w for w in reversed(works)}.values()
             live = [work for work in reversed(once) if self._is_due(work)]
             if live and not books.is_sync:
@@ -76,7 +76,7 @@ class Updates:
             work.done = True
 
     def _is_due(self, work: Work) -> bool:
-        """Whether anything of a gradient must be applied; says in the work from where on, or why it must not."""
+        """Whether any element of a gradient must be applied; sets the work's `first`, or `error` if it is refused."""
         header, ledger = work.push.header, self._books.ledger
         try:
             done = ledger.applied(header)
@@ -91,12 +91,12 @@ class Updates:
         return done < work.stop
 
     def _update(self, region: Region, works: Sequence[Work]) -> None:
-        """Updates a region with some gradients; with those of the same elements at a time, if they are independent."""
+        """Updates a region with some gradients; consecutive independent ones of the same elements share one pass."""
         for (first, stop, _), alike in itertools.groupby(works, lambda work: (work.first, work.stop, work.compensated)):
             self._update_run(region, first, stop, list(alike))
 
     def _update_run(self, region: Region, first: int, stop: int, works: Sequence[Work]) -> None:
-        """Updates elements [first, stop) of a region with gradients that have all of them, piece by piece."""
+        """Updates elements [first, stop) of a region, piece by piece, with gradients that cover all of them."""
         books, pushes = self._books, [work.push for work in works]
         with self._arena.undo.steps(books.lock, self._all) as steps:
             steps.begin(first, [push.header.worker for push in pushes])
@@ -113,7 +113,7 @@ class Updates:
             steps.end()
 
     def _pieces(self, region: Region, first: int, stop: int, works: Sequence[Work]) -> Sequence[Piece]:
-        """What of [first, stop) is updated at a time: all of it, if nothing of it needs room for a piece."""
+        """The pieces in which [first, stop) is updated: a single one if nothing needs a buffer the size of a piece."""
         if any(work.source.needs_room or work.base is not None for work in works):
             return region.pieces
         return [(first, stop)] if self._updater.saves_nothing_whole(first, stop) else region.pieces
@@ -133,7 +133,7 @@ class Updates:
         return rooms
 
     def _compensate(self, work: Work, begin: int, end: int, gradient: np.ndarray) -> None:
-        """Decodes elements [begin, end) of a gradient whose delay is compensated."""
+        """Decodes elements [begin, end) of a gradient into `gradient` and compensates its delay."""
         assert work.base is not None and isinstance(self._treatment, Compensate)
         work.source.decode((begin, end), gradient)
         base = np.empty(end - begin, np.float32)

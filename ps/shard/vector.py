@@ -1,6 +1,6 @@
 """A shard's vector as pulls read it, chunk by chunk, while pushes change it.
 
-Threads: any number may read. Each region's lock guards its part; what is frozen has none.
+Threads: any number may read. Each region's lock guards its part; frozen elements need none.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Vector:
     """The elements of one shard: trained ones first, then statistics, then frozen ones.
 
     Args:
-        arena: Complete memory of the shard.
+        arena: Arena of the shard, marked complete.
 
     Attributes:
-        size: Elements in all.
-        num_trained: Elements that the update rule changes.
-        num_pushed: These and the statistics.
+        size: Number of all elements.
+        num_trained: Number of elements that the update rule changes.
+        num_pushed: Number of these and of statistics.
         parameters: [size] float32.
-        regions: What pushes change, in order: one for each chunk of a push.
+        regions: Regions that pushes change, in order: one for each chunk of a push.
         groups: Factored variables, by their first element.
         uncut: Ranges of elements that are updated in one piece.
     """
@@ -53,21 +53,21 @@ class Vector:
 
     @property
     def version(self) -> int:
-        """Updates applied. Read without a lock: one aligned 8-byte word."""
+        """Number of updates applied. Read without a lock: one aligned 8-byte word."""
         return self._counters[_VERSION]
 
     def cut(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """[start, stop) in chunks for `read`: none crosses the border of a region."""
+        """Cuts [start, stop) into chunks for `read`, none of which crosses the border of a region."""
         for region_start, region_stop in (*self._chunks, (self.num_pushed, self.size)):
             yield from codec.split(max(start, region_start), min(stop, region_stop))
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
-        """Writes elements [start, stop), one of those that `cut` gives, into `out` of a wire dtype."""
+        """Writes elements [start, stop), one chunk of `cut`, into `out` of a wire dtype."""
         with self.unchanged(start):
             convert.to_wire(self.parameters[start:stop], out)
 
     def encoded(self, start: int, stop: int, wire: int) -> np.ndarray:
-        """The same in a wire dtype of its own. Pulls between which no push has come share it: to be read only."""
+        """Returns elements [start, stop), one chunk of `cut`, in a wire codec. Read-only: pulls may share the array."""
         with self.unchanged(start):
             moment = self.region_at(start).num_changes if start < self.num_pushed else 0
             values = self._encodings.get((start, stop, wire), moment)
@@ -78,17 +78,17 @@ class Vector:
             return values
 
     def unchanged(self, start: int) -> contextlib.AbstractContextManager[object]:
-        """No push changes the chunk of `cut` at `start` while the block lasts."""
+        """Blocks pushes from changing the chunk of `cut` at `start` while the block lasts."""
         return self.region_at(start).lock if start < self.num_pushed else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def all_unchanged(self) -> Iterator[None]:
-        """No element changes while the block lasts."""
+        """Blocks changes of all elements while the block lasts."""
         with contextlib.ExitStack() as locks:
             for region in self.regions:
                 locks.enter_context(region.lock)
             yield
 
     def region_at(self, element: int) -> Region:
-        """The region of an element that pushes change."""
+        """The region of an element, which must be below `num_pushed`."""
         return self.regions[bisect.bisect_right(self._region_stops, element)]

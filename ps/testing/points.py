@@ -1,14 +1,14 @@
-"""Named places in a shard's code where a test may stop it, to see what is left. Nothing happens there otherwise."""
+"""Named points in a shard's code where a test may interrupt it, to check the state left; no-ops otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# Called with the name of every place that is passed.
+# Called with the name of every point that is passed.
 on_reach: Callable[[str], None] | None = None
 
 
 def reach(name: str) -> None:
-    """The code has come to a place."""
+    """Reports that the code has reached a named point."""
     if on_reach is not None:
         on_reach(name)

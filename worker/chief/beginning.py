@@ -1,7 +1,9 @@
-"""How a chief begins: with a new job, one that is resumed, or one whose shards hold parameters already.
+"""Start of a chief: with a new job, a resumed one, or one whose shards already hold parameters.
 
-In the last case it goes on from its journal, or without one from the newest checkpoint's progress. All of it is done
-before the chief answers anybody.
+In the last case it continues from its journal, or without one from the newest checkpoint's progress. Until that is
+done, calls that depend on the job's state are refused with `NotReady`.
+
+Threads: the chief's main thread.
 """
 
 from __future__ import annotations
@@ -33,15 +35,15 @@ def begin(
     healer: Healer,
     initial_values: Callable[[], list[np.ndarray]],
 ) -> None:
-    """Gives the shards of a job their parameters, where they have none, and its state what a chief before knew.
+    """Fills the job's empty shards, and restores the chief's state from its journal or a checkpoint.
 
     Args:
-        plan: The job.
-        state: Of the job.
-        folder: Of the run.
-        shards: Of the job; get its id.
-        healer: Fills those that hold nothing while others do.
-        initial_values: One array a variable.
+        plan: The job's plan.
+        state: The job's state.
+        folder: The run's folder.
+        shards: The job's shards; their job id is set here.
+        healer: Fills empty shards while others hold parameters.
+        initial_values: Returns one array a variable.
 
     Raises:
         ValueError: All checkpoints are damaged where one is needed, or there is none where one is demanded.
@@ -54,14 +56,14 @@ def begin(
         with state.changed:
             _recall(state.known, folder, shards)
         logging.info("the shards hold parameters of job %s already; training continues", shards.job_id)
-        healer.look_after()  # those that hold none
+        healer.look_after()  # fills the empty ones
     elif saved:
-        with state.journaled():  # first: a chief that is started again meanwhile must not find the older one
+        with state.journaled():  # first: a chief restarted meanwhile must not read the older journal
             state.known.resume(saved, time.monotonic())
         shards.restore(saved)
         logging.info("resumed job %s from %s", shards.job_id, saved.directory)
     else:
-        values = initial_values()  # first: a mistake in where they come from must not cost the run before
+        values = initial_values()  # first: if this raises, the earlier run must not have been removed
         folder.begin(shards.job_id, overwrites=plan.overwrite)
         shards.initialize(lambda: values)
         logging.info("%d shards initialised for job %s", len(shards), shards.job_id)
@@ -78,10 +80,10 @@ def begin(
 
 
 def _recall(known: Known, folder: RunFolder, shards: Shards) -> None:
-    """Fills in what is known of a job whose shards hold parameters.
+    """Restores the journaled state of a job whose shards hold parameters.
 
-    Without a journal that can be used, workers must start anew, since their leases are not known; what they have
-    trained on since the newest checkpoint is done again, and counted in `records_repeated`.
+    Without a usable journal workers must restart, since their leases are not known; records that they have trained on
+    since the newest checkpoint are repeated, and counted in `records_repeated`.
 
     Raises:
         OtherRecords: The job was begun with other training records.

@@ -1,4 +1,4 @@
-"""Checkpoints of a running job: periodic ones, those for shards that are about to end, and the last one.
+"""Checkpoints of a running job: periodic ones, those for shards that are about to stop, and the last one.
 
 Threads: the chief's main thread.
 """
@@ -21,28 +21,28 @@ class Checkpoints:
     """Writes the checkpoints of one job.
 
     Args:
-        plan: The job.
-        state: Of the job.
-        folder: Of the run.
-        shards: Of the job.
+        plan: The job's plan.
+        state: The job's state.
+        folder: The run's folder.
+        shards: The job's shards.
     """
 
     def __init__(self, plan: Plan, state: JobState, folder: RunFolder, shards: Shards) -> None:
         self._plan, self._state, self._folder, self._shards = plan, state, folder, shards
 
     def write(self, *, last: bool = False) -> None:
-        """Asks every shard for its file, then writes the manifest. A failure is logged, unless it is the last one.
+        """Has every shard write its file, then writes the manifest. A failure is logged; with `last` it is raised.
 
         Raises:
-            CheckpointFailed: The last one cannot be written.
-            Unreachable: A shard does not answer, and it is the last one.
+            CheckpointFailed: The last checkpoint cannot be written.
+            Unreachable: A shard does not answer, and it is the last checkpoint.
         """
         state = self._state
         with state.changed:
             step = state.coordinator.step
             state.coordinator.checkpointed(step)
             state.departures.begin(time.monotonic())
-            # Before the shards are asked: whatever counts as done here is in their files.
+            # Captured before the shards write, so that whatever counts as done here is in their files.
             coordinator = state.coordinator.state(time.monotonic(), with_workers=False)
         progress = {"coordinator": coordinator, "job": dict(self._plan.description)}
         try:
@@ -61,12 +61,12 @@ class Checkpoints:
             state.departures.end()
 
     def write_last(self, within_s: float) -> None:
-        """Writes the checkpoint that the job ends with; tries again for a while.
+        """Writes the job's last checkpoint; retries for up to `within_s` seconds.
 
         Raises:
-            NotSaved: It cannot be written. A chief that is started again tries it again.
+            NotSaved: It cannot be written. A restarted chief tries again.
         """
-        with self._state.journaled():  # the workers' last reports; of what follows a next chief need not know
+        with self._state.journaled():  # the workers' last reports; a later chief does not need what follows
             step = self._state.coordinator.step
         error = insist(lambda: self.write(last=True), "the last checkpoint", within_s)
         if error is not None:
@@ -76,7 +76,7 @@ class Checkpoints:
             )
 
     def write_for_departures(self) -> None:
-        """Writes a checkpoint for the shards that are about to end, if there are any, of what they hold now."""
+        """Writes a checkpoint of the shards' present state if one is due because shards are about to stop."""
         state = self._state
         with state.changed:
             if not state.departures.due(time.monotonic()):
@@ -86,7 +86,7 @@ class Checkpoints:
             state.coordinator.saw(max(versions, default=0))  # workers report only once a second
             step = state.coordinator.step
             saved = state.known.checkpoint
-            if saved is not None and saved.step == step:  # nothing has happened since
+            if saved is not None and saved.step == step:  # the step has not advanced since
                 state.departures.begin(time.monotonic())
                 state.departures.end()
                 return

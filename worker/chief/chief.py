@@ -1,10 +1,10 @@
-"""The chief: gives the shards their values, checkpoints, watches, ends the job. Never computes.
+"""The chief: initialises the shards, writes checkpoints, watches progress and ends the job. Never computes.
 
 `Coordinator` decides; around it are the service that others call, the healer and the checkpoints, which share one
-`JobState`. A chief that is started again finds the shards as they are and its own knowledge in the journal, which is
-written before an answer that depends on it goes out; training goes on meanwhile.
+`JobState`. A restarted chief finds the shards as they are and its own state in the journal, which is written before an
+answer that depends on it is sent; training continues meanwhile.
 
-Threads: gRPC's threads enter the service, the main thread runs `Chief.run`, one looks after the shards. No TensorFlow:
+Threads: gRPC's threads enter the service, the main thread runs `Chief.run`, one thread runs the healer. No TensorFlow:
 the initial values are passed in.
 """
 
@@ -38,25 +38,25 @@ from downpour.worker.chief.shards import Shards, known_layout
 from downpour.worker.chief.state import LOOK_EVERY_S, JobState
 from downpour.worker.chief.summary import summary
 
-_SAY_EVERY_S = 10.0  # the progress, in the log
+_SAY_EVERY_S = 10.0  # between two progress lines in the log
 _WORKERS_END_S = 120.0
 _SCORE_WITHIN_S = 600.0
-_GATHER_S = 1.0  # until shards that leave at the same time have said so
-_INSIST_S = 20.0  # on the last checkpoint and the summary, until there is room
-_COMES_WITHIN_S = 120.0  # an evaluator that nobody has heard of when training is over
+_GATHER_S = 1.0  # for shards that stop at the same time to report it
+_INSIST_S = 20.0  # of retries of the last checkpoint and the summary, until there is room
+_COMES_WITHIN_S = 120.0  # for an expected evaluator to connect once training is over
 # Room for every worker of the reference fleet (50) and the evaluator to be in a call at once.
 _NUM_THREADS = 64
 
 
 class Chief:
-    """Serves from construction; `run` carries a job through. Until then workers that register are told to wait.
+    """Serves from construction on; `run` runs a job. Until its state is ready, registration is refused with `NotReady`.
 
     Args:
-        plan: The job.
+        plan: The job's plan.
         run_dir: Folder of checkpoints, history and summary.
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
-        security: Of this process.
+        security: Security configuration of this process.
 
     Attributes:
         port: The port it listens on.
@@ -78,7 +78,7 @@ class Chief:
         self.port = self._server.port
 
     def known_layout(self, shards: Sequence[str]) -> Layout | None:
-        """The layout of shards that hold this very job, as the journal says; then no model need be built to know it."""
+        """Reads the layout from the shards if the journal is of this job, so that no model need be built; else None."""
         journal = self._folder.journal.read()
         same = journal is not None and journal.get("job") == self._plan.description.get("job")
         return known_layout(shards, self._security) if same else None
@@ -92,18 +92,18 @@ class Chief:
         *,
         stop_shards: bool = False,
     ) -> dict[str, Any]:
-        """Carries the job from empty shards to the summary, which is also written to `summary.json`.
+        """Runs the job to its end and returns the summary, which is also written to `summary.json`.
 
         Args:
-            layout: Of the model's variables.
+            layout: Layout of the model's variables.
             shards: Addresses of the shards, in order.
             initial_values: Gives one array a variable, in the layout's order; called if any shard is empty.
             give_up_after_s: See `ShardClient`.
-            stop_shards: Whether to end the shards when the job is over, failed or not.
+            stop_shards: Whether to stop the shards when the job is over, failed or not.
 
         Raises:
-            JobFailed: A worker ended the job, the last good state has been checkpointed; or a shard has lost its memory
-                and every checkpoint is damaged; or the summary cannot be written.
+            JobFailed: A worker reported a failure, and the last good state has been checkpointed; or a shard has lost
+                its memory and every checkpoint is damaged; or the summary cannot be written.
             NotSaved: Training is over and the last checkpoint cannot be written. The shards are not stopped.
             Unreachable: A shard does not answer.
         """
@@ -146,11 +146,11 @@ class Chief:
 
     @property
     def ready(self) -> bool:
-        """Whether it knows the layout, and answers."""
-        return self._state.layout is not None  # unlocked: a moment early or late is no matter
+        """Whether the layout is known and workers can register."""
+        return self._state.layout is not None  # unlocked: a slightly stale answer is harmless
 
     def close(self) -> None:
-        """Stops serving, after a moment in which others can learn that the job is over."""
+        """Stops serving, after a grace period in which callers can still read that the job is over."""
         self._ending.set()
         self._server.stop(2.0).wait()
         if self._shards is not None:
@@ -158,11 +158,11 @@ class Chief:
         self._folder.close()
 
     def hold(self) -> None:
-        """Brings the journal up to date and answers nothing any more: this process is about to end."""
+        """Commits the journal and answers no further calls: this process is about to stop."""
         self._state.hold()
 
     def see_off(self, within_s: float) -> None:
-        """Returns once shards that leave at the same time have their checkpoint, or nobody knows of any."""
+        """Waits up to `within_s` seconds until every shard that is about to stop has its checkpoint."""
         state, begin = self._state, time.monotonic()
         with state.changed:
             while (now := time.monotonic()) < begin + within_s:
@@ -171,7 +171,7 @@ class Chief:
                 state.changed.wait(_GATHER_S / 4)
 
     def _watch(self, shards: Shards, checkpoints: Checkpoints) -> None:
-        """Until training is over: notes the loss about once a second, and writes checkpoints when they are due."""
+        """Until training is over, records the loss about once a second and writes checkpoints when they are due."""
         state, coordinator = self._state, self._state.coordinator
         noted, said_s = -1, time.monotonic()
         while True:
@@ -197,14 +197,14 @@ class Chief:
                 checkpoints.write()
 
     def _name_absent(self, shards: Shards, now_s: float) -> None:
-        """Names absent workers to the shards, so that nobody waits for them; again and again: shards may restart."""
+        """Reports absent workers to the shards, so that no pull blocks on them; repeated, since shards may restart."""
         with self._state.changed:
             absent = [] if isinstance(self._plan.pace, Async) else self._state.coordinator.absent(now_s)
         if absent:
             shards.absent(absent)
 
     def _wait_for_workers(self, shards: Shards, checkpoints: Checkpoints) -> None:
-        """Until all have ended; one that has ended may be what others still wait for."""
+        """Waits until all workers have ended; reports those that have to the shards, since pulls may block on them."""
         deadline = time.monotonic() + _WORKERS_END_S
         while time.monotonic() < deadline:
             with self._state.changed:
@@ -215,7 +215,7 @@ class Chief:
             checkpoints.write_for_departures()
 
     def _wait_for_last_score(self) -> None:
-        """Waits for the score of the last checkpoint, if an evaluator has ever asked for one, or is to come."""
+        """Waits for the score of the last checkpoint, if an evaluator has ever asked for one or is expected."""
 
         def heard() -> bool:
             return self._state.evaluator_heard_s is not None

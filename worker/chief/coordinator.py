@@ -1,6 +1,6 @@
-"""What the chief knows and decides: who works, how far training is, when to checkpoint, when to end.
+"""The chief's state and decisions: which workers run, progress of training, when to checkpoint, when to end.
 
-Pure: events come in as method calls with the time, decisions go out as return values. No I/O, no clock, no
+Pure: events are method calls with the time, decisions are return values. No I/O, no clock, no
 threads; `downpour.worker.chief.chief` holds a lock around every call. All times are seconds of one monotonic clock.
 """
 
@@ -23,7 +23,7 @@ _UNSEEN_INCARNATIONS = 1 << 20
 
 
 class OtherRecords(ValueError):
-    """A state is of other training records than the job's."""
+    """A state belongs to other training records than the job's."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class _Worker:
     host: str
     last_heard_s: float
     finished: bool = False
-    process: str = ""  # as it registered; "" after a restart of the chief
+    process: str = ""  # token of the registered process; "" after a restart of the chief
 
 
 @dataclass
@@ -44,20 +44,20 @@ class Coordinator:
     Attributes:
         num_steps: Global steps until the job ends.
         checkpoint_every_steps: Global steps between checkpoints.
-        leases: Who trains on which records.
-        max_train_s: Seconds of training after which the job ends all the same; counted anew when it is resumed.
-        num_workers: Workers that are expected.
-        lease_s: A worker that says nothing for so many seconds is lost. It reports every second from a thread of its
-            own, however long its steps take.
-        opened_s: When workers could begin.
-        started_s: When the first step began, as far as its worker's first report says.
-        step: Highest version of a shard that a worker or the chief has seen.
+        leases: Assigns records to workers.
+        max_train_s: Seconds of training after which the job ends at any step; counted anew when it is resumed.
+        num_workers: Number of expected workers.
+        lease_s: Seconds without a message after which a worker counts as lost. It reports every second from a thread
+            of its own, however long its steps take.
+        opened_s: Time from which workers can register.
+        started_s: When the first step began, computed from its worker's first report.
+        step: Highest version of a shard that a worker or the chief has observed.
         failure: Why the job failed; empty while it has not.
-        seconds_before: Seconds of training before this object was made, by a chief before this one.
+        seconds_before: Seconds of training before this object was made, under an earlier chief.
         resumed_s: Seconds of training before the job was resumed, which do not count towards `max_train_s`.
         versions: Highest version of each shard that a worker has reported.
-        incarnation: Highest that was given out or seen, of any worker.
-        reports: Totals of what workers have done.
+        incarnation: Highest incarnation assigned or observed, of any worker.
+        reports: The workers' reports and their totals.
     """
 
     num_steps: int
@@ -80,9 +80,9 @@ class Coordinator:
     _checkpoint_step: int = 0
 
     def give_incarnation(self, request: pb.RegisterRequest, now_s: float) -> int:
-        """A process of a worker announces itself and gets its incarnation; the newest of an index wins.
+        """Registers a process of a worker and returns its incarnation; the newest of an index wins.
 
-        The same process gets the same again: it asks twice when a reply was lost.
+        The same process gets the same one again: it registers twice when a reply was lost.
         """
         known = self._workers.get(request.worker)
         if known is None or not request.process or known.process != request.process:
@@ -91,18 +91,18 @@ class Coordinator:
         return self._workers[request.worker].incarnation
 
     def saw_incarnation(self, incarnation: int, *, goes_on: bool = False) -> None:
-        """An incarnation that a shard or an earlier chief knows of; those that are given out from now on are higher.
+        """Records an incarnation that a shard or an earlier chief has recorded; later assigned ones are higher.
 
-        With `goes_on`, by so much that they are also higher than those which an earlier chief has given out and which
-        neither its journal nor a shard knows of.
+        With `goes_on`, they are also higher than incarnations that an earlier chief assigned and that neither its
+        journal nor a shard has recorded.
         """
         self.incarnation = max(self.incarnation, incarnation) + goes_on * _UNSEEN_INCARNATIONS
 
     def register(self, worker: int, incarnation: int, host: str, now_s: float) -> None:
-        """A worker has said something; the newest incarnation of an index wins.
+        """Records an incarnation of a worker that sent a message; the newest of an index wins.
 
         Raises:
-            WorkerSuperseded: A newer one is known.
+            WorkerSuperseded: A newer incarnation is known.
         """
         known = self._workers.get(worker)
         if known is not None and incarnation < known.incarnation:
@@ -117,14 +117,14 @@ class Coordinator:
             self._workers[worker] = _Worker(incarnation, host, now_s)
 
     def report(self, report: pb.WorkerReport, now_s: float) -> bool:
-        """A worker's totals; returns whether it should stop.
+        """Records a worker's totals; returns whether it should stop.
 
         Raises:
             WorkerSuperseded: A newer incarnation of its index is known.
         """
         self.register(report.worker, report.incarnation, "", now_s)
         worker = self._workers[report.worker]
-        if worker.finished and not report.finished:  # sent before its last one, and overtaken
+        if worker.finished and not report.finished:  # sent before its last report, and overtaken by it
             return self.should_stop(now_s)
         worker.last_heard_s, worker.finished = now_s, report.finished
         given = self.leases.given(report.worker, report.incarnation)
@@ -146,14 +146,14 @@ class Coordinator:
         return self.should_stop(now_s)
 
     def saw(self, version: int) -> None:
-        """A shard has reached a version."""
+        """Records a version that a shard has reached."""
         self.step = max(self.step, version)
 
     def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease:
-        """Positions for a worker to train on, those that lost workers held first; see `LeaseTable.grant`.
+        """Grants a worker positions to train on, those that lost workers held first; see `LeaseTable.grant`.
 
         Raises:
-            WorkerSuperseded: A newer incarnation of its index is known, or this chief does not know of its leases.
+            WorkerSuperseded: A newer incarnation of its index is known, or this chief has no record of its leases.
         """
         self.register(worker, incarnation, "", now_s)
         self._workers[worker].last_heard_s = now_s
@@ -181,7 +181,7 @@ class Coordinator:
         return all(self._is_gone(worker, now_s) for worker in self._workers.values())
 
     def absent(self, now_s: float) -> list[tuple[int, int]]:
-        """Workers (index, incarnation) that have finished, are lost, or have not come within a lease (0)."""
+        """Workers (index, incarnation) that have finished, are lost, or did not register within `lease_s` (0)."""
         gone = [(index, w.incarnation) for index, w in self._workers.items() if self._is_gone(w, now_s)]
         if self.opened_s is not None and now_s - self.opened_s > self.lease_s:
             gone += [(index, 0) for index in range(self.num_workers) if index not in self._workers]
@@ -192,7 +192,7 @@ class Coordinator:
         return self.step // self.checkpoint_every_steps > self._checkpoint_step // self.checkpoint_every_steps
 
     def checkpointed(self, step: int) -> None:
-        """A checkpoint of this step was begun."""
+        """Records that a checkpoint of this step was begun."""
         self._checkpoint_step = step
 
     def train_s(self, now_s: float) -> float:
@@ -201,11 +201,11 @@ class Coordinator:
         return self.seconds_before + here
 
     def state(self, now_s: float, *, with_workers: bool) -> dict[str, Any]:
-        """Everything that a later chief must know, as JSON takes it.
+        """Returns everything that a later chief needs, as JSON values.
 
         Args:
             now_s: The time.
-            with_workers: Whether workers go on. Without, what they hold is given back, and others will come.
+            with_workers: Whether workers continue. If not, their leases are given back, and new workers are expected.
         """
         state = {
             "step": self.step,
@@ -228,11 +228,11 @@ class Coordinator:
         return state
 
     def load(self, state: Mapping[str, Any], now_s: float, *, gap_s: float = 0.0) -> None:
-        """Goes on from a state; `gap_s` are the seconds of training that no chief has seen.
+        """Continues from a state; `gap_s` are the seconds of training during which no chief ran.
 
         Raises:
-            OtherRecords: The state is of other records than the job's.
-            KeyError: It is no state; nothing has changed.
+            OtherRecords: The state belongs to other records than the job's.
+            KeyError: It is not a state of a job; nothing has changed.
         """
         try:
             num_records = int(state["leases"]["num_records"])
@@ -242,7 +242,7 @@ class Coordinator:
                 int(index): _Worker(int(incarnation), str(host), now_s, bool(finished))
                 for index, (incarnation, host, finished) in state.get("workers", {}).items()
             }
-            # Shards that are restored begin at the checkpoint's versions, and may be another number.
+            # Restored shards begin at the checkpoint's versions, and their number may differ.
             versions = [int(version) for version in state["versions"]] if "workers" in state else []
             step, checkpoint_step, train_s = int(state["step"]), int(state["checkpoint_step"]), float(state["train_s"])
             failure, started, ended = str(state["failure"]), bool(state["started"]), bool(state["ended"])
@@ -268,7 +268,7 @@ class Coordinator:
             self.ended_s = self.started_s if ended else None
 
     def progress(self, now_s: float) -> pb.ProgressReply:
-        """Step, rates over the last seconds, and the time left at this rate."""
+        """Returns the step, rates over the last seconds, and the time left at this rate (-1 if unknown)."""
         first, last = self.reports.window()
         elapsed = last.at_s - first.at_s
         steps = last.steps - first.steps

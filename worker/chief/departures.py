@@ -1,8 +1,8 @@
-"""Shards that are about to end, and the checkpoint that each of them waits for. Pure: no clock, no I/O, no threads.
+"""Shards that are about to stop, and the checkpoint that each of them waits for. Pure: no clock, no I/O, no threads.
 
-A shard that has been told to end says so, several times a second, and goes on serving until it may go. The chief
-gathers for a moment who else leaves (a whole pool of machines may be taken away), writes one checkpoint for all of
-them, and lets them go together: one that had gone could not write its part of a checkpoint that another waits for.
+A shard that is to stop sends a request several times a second, and serves until it may stop. The chief gathers
+requests of other shards for a moment (a whole pool of machines may be preempted), writes one checkpoint for all of
+them, and admits them together: a stopped shard could not write its part of a checkpoint that another waits for.
 All times are seconds of one monotonic clock; `downpour.worker.chief.chief` holds a lock around every call.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 _GATHER_S = 0.5  # from the first request to the checkpoint
-_FORGET_S = 5.0  # a shard that says nothing for so long has gone
+_FORGET_S = 5.0  # a shard without a request for so long has stopped
 
 
 @dataclass
@@ -25,13 +25,13 @@ class _Request:
 
 @dataclass
 class Departures:
-    """Who leaves. A request is due until a checkpoint that began after it has been written."""
+    """Requests of shards to stop. One is unserved until a checkpoint that began after it has been written."""
 
     _requests: dict[int, _Request] = field(default_factory=dict)  # by shard
     _writing: list[_Request] = field(default_factory=list)
 
     def ask(self, shard: int, incarnation: int, now_s: float) -> bool:
-        """A shard leaves; returns whether it may go: nobody waits for a checkpoint any longer that needs it."""
+        """Records a shard's request to stop; returns whether it may: no request is unserved any longer."""
         known = self._requests.get(shard)
         if known is None or known.incarnation != incarnation:
             known = self._requests[shard] = _Request(incarnation, now_s, now_s)
@@ -40,7 +40,7 @@ class Departures:
         return known.told
 
     def waiting(self, now_s: float) -> bool:
-        """Whether a shard that leaves has yet to be told that it may go."""
+        """Whether a shard that is about to stop has not yet received the answer that it may."""
         return any(not r.told and now_s - r.heard_s <= _FORGET_S for r in self._requests.values())
 
     def due(self, now_s: float) -> bool:
@@ -49,11 +49,11 @@ class Departures:
         return bool(unserved) and now_s - min(request.asked_s for request in unserved) >= _GATHER_S
 
     def begin(self, now_s: float) -> None:
-        """A checkpoint begins."""
+        """Records that a checkpoint begins."""
         self._writing = self._unserved(now_s)
 
     def end(self) -> None:
-        """It has been written; one that fails is just not ended."""
+        """Records that the checkpoint has been written; not called for one that fails."""
         for request in self._writing:
             request.served = True
         self._writing = []

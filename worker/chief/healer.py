@@ -1,7 +1,7 @@
-"""Gives shards that have come back without their memory what there is: the newest good checkpoint, else initial values.
+"""Refills shards that restarted without their memory: from the newest good checkpoint, else with initial values.
 
 Threads: `run` is a thread of its own; the chief's main thread calls `look_after` once before that thread begins. The
-condition of `JobState` guards what both of them and the service know.
+condition of `JobState` guards the state that both of them share with the service.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _LOOK_EVERY_S = 1.0
 
 
 class Healer:
-    """Looks after the shards of one job.
+    """Refills the shards of one job.
 
     Args:
-        shards: Of the job.
-        folder: Of the run; has the checkpoints.
-        state: Of the job; losses are added to what is known.
-        initial_values: One array a variable, for a job without a checkpoint.
+        shards: The job's shards.
+        folder: The run's folder; has the checkpoints.
+        state: The job's state; losses are added to `known`.
+        initial_values: Returns one array a variable, for a job without a checkpoint.
 
     Attributes:
-        gave_up: Whether a shard's memory can be had from nowhere; the failure of `known.coordinator` says why.
+        gave_up: Whether a shard's memory cannot be restored; the failure of `known.coordinator` says why.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Healer:
     ) -> None:
         self.gave_up = False
         self._shards, self._folder, self._state, self._initial_values = shards, folder, state, initial_values
-        self._polled = [0] * len(shards)  # versions, when they were looked at last; guarded by `changed`
+        self._polled = [0] * len(shards)  # versions at the last poll; guarded by `changed`
 
     def run(self, ending: threading.Event) -> None:
-        """Looks once a second until `ending` is set, or nothing can help any more."""
+        """Polls once a second until `ending` is set, or a shard's memory cannot be restored."""
         said = ""
         while not ending.wait(_LOOK_EVERY_S):
             try:
@@ -60,7 +60,7 @@ class Healer:
                     self._state.coordinator.failure = f"a shard has lost its memory, and {error}"
                     self._state.changed.notify_all()
                 return
-            except (DownpourError, ValueError, OSError) as error:  # it has died again, or storage fails: looks again
+            except (DownpourError, ValueError, OSError) as error:  # a shard failed again, or storage fails: retried
                 if str(error) != said:
                     logging.warning("shards cannot be given their parameters: %s", error)
                 said = str(error)
@@ -68,11 +68,11 @@ class Healer:
                 said = ""
 
     def look_after(self) -> None:
-        """Fills shards that have come back without their memory, and notes what was lost.
+        """Refills shards that restarted without their memory, and records what was lost.
 
         Raises:
             Damaged: A shard needs a checkpoint, and all are damaged.
-            DownpourError: A shard has died again, or cannot read its checkpoint.
+            DownpourError: A shard failed again, or cannot read its checkpoint.
         """
         statuses = self._shards.look()
         losses = self._shards.heal(statuses, self._seen(), self._newest, self._initial_values)
@@ -83,7 +83,7 @@ class Healer:
                 self._state.known.losses += losses
 
     def _seen(self) -> Sequence[int]:
-        """The highest version of each shard that a worker or this object has seen since its last loss."""
+        """The highest version of each shard that a worker or this object has observed since its last loss."""
         with self._state.changed:
             reported = self._state.coordinator.versions or [0] * len(self._shards)
             before = {loss.shard: loss.version + loss.updates for loss in self._state.known.losses}
@@ -93,7 +93,7 @@ class Healer:
         return [max(pair) for pair in zip(polled, current, strict=True)]
 
     def _newest(self, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
-        """The newest good checkpoint; the evaluator is offered no newer one, which is damaged."""
+        """Returns the newest good checkpoint; newer ones, which are damaged, are no longer offered to the evaluator."""
         saved = self._folder.newest(check, self._shards.job_id)
         with self._state.changed:
             known = self._state.known.checkpoint

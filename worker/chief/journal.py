@@ -1,8 +1,8 @@
-"""The chief's journal: everything that a chief which is started again must know, in one file that is replaced whole.
+"""The chief's journal: everything that a restarted chief needs, in one file that is replaced whole.
 
-A state is staged while the chief's lock is held, and committed after that: a thread that waits for the disk keeps
-nobody from the chief's state, and one write serves every state that was staged before it began (group commit). Where
-the file cannot be written (a full disk), that is logged once, the job goes on, and the next commit tries again.
+A state is staged while the chief's lock is held, and committed after that: a thread that waits for the disk does not
+block access to the chief's state, and one write commits every state staged before it began (group commit). If the
+file cannot be written (a full disk), that is logged once, the job continues, and the next commit tries again.
 
 Threads: any. `stage` is called with the chief's lock held, `commit` without it.
 """
@@ -20,15 +20,15 @@ from typing import Any
 
 from absl import logging
 
-_LONGEST_GAP_S = 300.0  # workers do not train for longer without a chief: they ask for leases
+_LONGEST_GAP_S = 300.0  # workers do not train for longer without a chief: they need leases
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Reluctant:
-    """A file that cannot be written for a while does not end the job.
+    """Writes a file; an error is logged and does not end the job.
 
     Args:
-        path: Of the file, for the log.
+        path: Path of the file, for the log.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class Reluctant:
         self._is_failing = False
 
     def attempt(self, write: Callable[[], None]) -> bool:
-        """Writes; returns whether that worked, and logs when it is not as it was before. One thread at a time."""
+        """Calls `write`; returns whether it succeeded, and logs when that changes. One thread at a time."""
         try:
             write()
         except OSError as error:
@@ -55,7 +55,7 @@ class Journal:
     """The journal of one run.
 
     Args:
-        path: Of its file.
+        path: Path of its file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,30 +66,30 @@ class Journal:
         self._committed = 0  # guarded by `_writing`
 
     def stage(self, state: Mapping[str, Any]) -> int:
-        """Takes the newest state, which nobody changes any more; returns its number for `commit`."""
+        """Stages the newest state, which must not change any more; returns its number for `commit`."""
         now = {"written_at": time.time(), "boot": _boot_id(), "written_s": time.monotonic()}
         number = self._staged[0] + 1
         self._staged = number, {**state, **now}
         return number
 
     def commit(self, number: int) -> None:
-        """Returns when a state as new as this one is in the file, or has been found not to be writable."""
+        """Returns when state `number` or a newer one is in the file, or could not be written."""
         with self._writing:
             if self._committed >= number:
                 return
             newest, state = self._staged
-            journal = json.loads(json.dumps(state))  # as it will be read
+            journal = json.loads(json.dumps(state))  # as `read` parses it, for the checksum
             text = json.dumps(journal | {"checksum": _checksum(journal)})
             self._file.attempt(lambda: replace(self._path, text))
             self._committed = newest
 
     def read(self, job_id: str = "") -> dict[str, Any] | None:
-        """The file's state, with `gap_s`, the seconds since it was staged; None if there is none that can be read.
+        """Returns the file's state, with `gap_s`, the seconds since it was staged; None if there is none readable.
 
-        With `job_id`, also None if it is another job's; those of older versions name none.
+        With `job_id`, also None if it is another job's; journals of older versions name none and match any.
 
-        The gap is that of the monotonic clock as long as the machine has not been started again. On another machine it
-        is that of the wall clocks, which may differ: at least 0 and at most 300 s.
+        The gap is measured by the monotonic clock as long as the machine has not rebooted. Otherwise it is that of the
+        wall clocks, which may differ between machines: at least 0 and at most 300 s.
         """
         try:
             journal: dict[str, Any] = json.loads(self._path.read_text())
@@ -136,7 +136,7 @@ def _gap_s(journal: Mapping[str, Any]) -> float:
 
 
 def _boot_id() -> str:
-    """Differs after every start of the machine; empty where the system has none."""
+    """Returns an id that changes with every boot of the machine; empty where the system has none."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:

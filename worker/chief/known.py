@@ -1,4 +1,4 @@
-"""What a chief has learned of its job, as the next one must know it. Pure: no clock, no I/O, no threads.
+"""The journaled state of a job, from which a restarted chief continues. Pure: no clock, no I/O, no threads.
 
 Guarded by the chief's lock.
 """
@@ -19,13 +19,13 @@ from downpour.worker.chief.shards import Loss
 
 @dataclass
 class Known:
-    """What goes into the journal.
+    """The state in the journal.
 
     Attributes:
         coordinator: Workers, leases and progress.
-        checkpoint: The newest one that this run has written or begun from.
-        score: The evaluator's newest.
-        losses: What shards have lost.
+        checkpoint: The newest checkpoint that this run has written or begun from.
+        score: The evaluator's newest score.
+        losses: Losses of the shards' memory.
         resumed_from: Step of the checkpoint that the run began from.
     """
 
@@ -36,7 +36,7 @@ class Known:
     resumed_from: int | None = None
 
     def state(self, now_s: float) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
+        """Returns the whole state, as JSON values."""
         at = self.checkpoint
         return {
             "coordinator": self.coordinator.state(now_s, with_workers=True),
@@ -47,17 +47,17 @@ class Known:
         }
 
     def resume(self, saved: Checkpoint, now_s: float) -> None:
-        """Goes on from a checkpoint."""
+        """Continues from a checkpoint."""
         self.coordinator.load(saved.progress["coordinator"], now_s)
         self.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
         self.resumed_from = saved.step
 
     def load(self, state: Mapping[str, Any], now_s: float) -> None:
-        """Goes on from a state; its `gap_s` are the seconds since it was written.
+        """Continues from a journaled state; its `gap_s` are the seconds since it was staged.
 
         Raises:
-            OtherRecords: It is of other training records.
-            KeyError: It is no state; nothing has changed.
+            OtherRecords: The state belongs to other training records.
+            KeyError: It is not a state of a chief; nothing has changed.
         """
         try:
             score = ParseDict(state["score"], pb.Score()) if state["score"] else None

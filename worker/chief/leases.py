@@ -1,11 +1,11 @@
-"""Who trains on which positions of which epoch, so that all workers together see every record once an epoch.
+"""Assigns the positions of epochs to workers, so that all workers together train on every record once an epoch.
 
-Pure: no clock, no I/O, no threads; `downpour.worker.chief.coordinator` holds a table and says who is gone. A worker
-asks for a lease when its data pipeline needs one, and reports how many positions are done: those whose gradients every
-shard has acknowledged. What a worker leaves behind is given back from the exact position on.
+Pure: no clock, no I/O, no threads; `downpour.worker.chief.coordinator` holds a table and decides which workers are
+lost. A worker requests a lease when its data pipeline needs one, and reports how many positions are done: those whose
+gradients every shard has acknowledged. Exactly the unfinished positions of a lost or stopped worker are given back.
 
-What may happen twice: a worker that dies after a push and before the report of it leaves positions that were trained on
-and are granted again. Nothing is left out.
+Positions of a worker that dies after a push and before the report of it are granted again although they were trained
+on. No position is left out.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any, Self
 from downpour.model.data.order import Lease
 from downpour.proto.errors import LeaseUnknown, WorkerSuperseded
 
-_LEASE_BATCHES = 4  # between two calls to the chief
+_LEASE_BATCHES = 4  # trained on between two calls to the chief
 _LEASES_PER_EPOCH = 4  # each worker gets at least so many, so that small sets are shared evenly
 
 
 def lease_records(num_records: int, batch_size: int, num_workers: int) -> int:
-    """How many records a lease should have: whole batches, a few, or fewer where an epoch is too short; at least one.
+    """Records of a lease: `_LEASE_BATCHES` whole batches, or fewer where an epoch is too short; at least one batch.
 
     Args:
-        num_records: Of an epoch.
-        batch_size: Records that a worker trains on at a time.
-        num_workers: Who share an epoch.
+        num_records: Records of an epoch.
+        batch_size: Records of a batch.
+        num_workers: Workers that share an epoch.
     """
     batches = num_records // (batch_size * num_workers * _LEASES_PER_EPOCH)
     return batch_size * min(max(batches, 1), _LEASE_BATCHES)
@@ -42,13 +42,13 @@ class _Holder:
     Invariant: the positions of `leases` are `given - done`.
 
     Attributes:
-        incarnation: Of the worker.
-        num_leases: Leases it was granted.
-        given: Positions of all of them.
-        done: How many of those are finished, or were given back.
-        leases: What it holds, in order; the first begins where it is not finished.
+        incarnation: Incarnation of the worker.
+        num_leases: Number of leases granted to it.
+        given: Positions of all these leases.
+        done: How many of these positions are finished, or were given back.
+        leases: The leases it holds, in order; the first begins at its first unfinished position.
         last: The lease granted last, as granted.
-        released: Whether it was taken for gone since then. It may come back.
+        released: Whether it has counted as lost since then. It may still be running.
     """
 
     incarnation: int
@@ -72,7 +72,7 @@ class LeaseTable:
         lease_records: As given.
         epoch: The newest epoch of which positions were granted.
         records_repeated: Positions granted again after they had been given back or their lease was lost with a
-            journal, which may be seen twice.
+            journal; these may be trained on twice.
     """
 
     def __init__(self, num_records: int, lease_records: int) -> None:
@@ -88,10 +88,10 @@ class LeaseTable:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], lease_records: int) -> Self:
-        """A table that goes on where `state` was taken, with leases of another length from then on.
+        """Makes a table that continues from `state`, with new leases of `lease_records` positions.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: It is no state of a table.
+            KeyError, TypeError, ValueError, AttributeError: It is not a state of a table.
         """
         table = cls(int(state["num_records"]), lease_records)
         table.epoch, table._next = int(state["epoch"]), int(state["next"])
@@ -106,11 +106,11 @@ class LeaseTable:
         return table
 
     def state(self, *, with_holders: bool = False) -> dict[str, Any]:
-        """The table as JSON takes it.
+        """Returns the table as JSON values.
 
         Args:
-            with_holders: Whether workers go on with the leases they hold. Without, these are given back in the state,
-                so that workers which start anew see every record at least once.
+            with_holders: Whether workers continue with the leases they hold. If not, these are given back in the
+                state, so that restarted workers train on every record at least once.
         """
         returned = list(self._returned)
         if not with_holders:
@@ -127,24 +127,23 @@ class LeaseTable:
         return state
 
     def grant(self, worker: int, incarnation: int, number: int) -> Lease:
-        """A lease: what was given back comes first, then the next of the epoch, or of a new one when it is used up.
+        """Grants a lease: first positions that were given back, then the next of the epoch, or of a new epoch.
 
         Args:
             worker: Index of the worker.
-            incarnation: Of its process; what an older one holds is given back.
-            number: How many leases this incarnation has received. The same number again, since the reply was lost,
-                gives the same lease.
+            incarnation: Incarnation of its process; leases of an older one are given back.
+            number: How many leases this incarnation has received. The same number again, after a lost reply, returns
+                the same lease.
 
         Raises:
             WorkerSuperseded: A newer incarnation is known.
-            LeaseUnknown: The number does not follow from what the table knows, which is then older than this
-                incarnation.
+            LeaseUnknown: The number does not match the table, which is then older than this incarnation.
         """
         holder = self._holder(worker, incarnation)
         if number == holder.num_leases - 1 and holder.last is not None:
             if not holder.released:
                 return holder.last
-            # It never received this one, and somebody else may have it by now.
+            # It never received this lease, which may have been granted to another worker since.
             holder.num_leases -= 1
             holder.given -= holder.last.num_records
             holder.done = holder.given
@@ -161,9 +160,9 @@ class LeaseTable:
         return lease
 
     def done(self, worker: int, incarnation: int, records_done: int) -> None:
-        """Notes how many positions an incarnation has finished since its start, over its leases in order.
+        """Records how many positions an incarnation has finished since its start, over its leases in order.
 
-        Reports that are repeated, late, or of an incarnation that holds nothing change nothing; see `given`.
+        Reports that are repeated, late, or of an incarnation without leases change nothing; see `given`.
         """
         holder = self._holders.get(worker)
         if holder is None or holder.incarnation != incarnation:
@@ -178,17 +177,17 @@ class LeaseTable:
             left -= finished
 
     def given(self, worker: int, incarnation: int) -> int:
-        """Positions that an incarnation was granted, as far as the table knows.
+        """Number of positions granted to an incarnation, as recorded in this table.
 
-        What it finishes beyond them was granted by a chief whose journal is lost, and is granted again.
+        Positions it finishes beyond these were granted by a chief whose journal is lost, and are granted again.
         """
         holder = self._holders.get(worker)
         return holder.given if holder is not None and holder.incarnation == incarnation else 0
 
     def release(self, worker: int, incarnation: int) -> None:
-        """Takes back what an incarnation, or an older one, has not finished: it is gone.
+        """Gives back the unfinished positions of an incarnation that is lost or has stopped, or of an older one.
 
-        If it is not, it goes on with new leases.
+        If it is still running, it continues with new leases.
         """
         holder = self._holders.get(worker)
         if holder is None or holder.incarnation > incarnation:
@@ -210,7 +209,7 @@ class LeaseTable:
         return (granted - self._num_open()) / self.num_records
 
     def _holder(self, worker: int, incarnation: int) -> _Holder:
-        """The entry of an incarnation, in place of an older one's."""
+        """Returns the entry of an incarnation, which replaces that of an older one."""
         holder = self._holders.get(worker)
         if holder is not None and incarnation < holder.incarnation:
             raise WorkerSuperseded(f"worker {worker} has a newer incarnation, which holds its leases")

@@ -1,10 +1,10 @@
-"""Whose a run folder is: a lock that its chief holds for as long as it lives, and the job that began in it.
+"""Ownership of a run folder: a lock that its chief holds until its process ends, and the job that began in it.
 
     owner.lock   locked by the chief (flock); names its job, host, process and since when
-    job.json     the job's id, replaced whole before the first shard is given anything
+    job.json     the job's id, replaced whole before the first shard is initialised
 
-A process that dies lets go of its lock, whatever ended it; one that is stopped (SIGSTOP) keeps it. On a file system
-without locks a warning says so, and nothing keeps a second chief out. On NFS locks reach other hosts from Linux 2.6.12
+The lock of a process that ends is released, whatever ended it; a suspended one (SIGSTOP) keeps it. On a file system
+without locks a warning is logged, and a second chief is not refused. On NFS locks reach other hosts from Linux 2.6.12
 on, and the server may keep those of a host that has died for as long as its lease (90 s by default). Object stores have
 no locks: a `--checkpoint_dir` there is guarded by the job's id in every checkpoint only.
 No threads; the process of a chief or launcher owns an object.
@@ -33,18 +33,18 @@ LOCK = "owner.lock"
 JOURNAL, SUMMARY = "journal.json", "summary.json"
 _JOB = "job.json"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-_WAIT_S, _PAUSE_S = 3.0, 0.05  # for an owner that is just ending, such as the chief of a launcher that was killed
+_WAIT_S, _PAUSE_S = 3.0, 0.05  # for an owner that is about to stop, such as the chief of a launcher that was killed
 
 
 class Lock:
     """An exclusive lock on a file of a run folder, held until `close` or the end of the process.
 
     Args:
-        path: Of the file; its folder is there.
-        role: Who holds it, for the message of a process that is refused.
+        path: Path of the file; its folder exists.
+        role: Role of the holder, for the message of a process that is refused.
 
     Raises:
-        ValueError: Another process holds it; the message says which.
+        ValueError: Another process holds the lock; the message names it.
     """
 
     def __init__(self, path: Path, role: str) -> None:
@@ -59,7 +59,7 @@ class Lock:
         self.note("")
 
     def note(self, job_id: str) -> None:
-        """Writes down who holds the lock, and for which job; for messages only."""
+        """Writes the holder of the lock and its job into the file; for messages only."""
         job = f"of job {job_id} " if job_id else ""
         text = f"the {self._role} {job}on {socket.gethostname()}, process {os.getpid()}, since {self._since}\n"
         with contextlib.suppress(OSError):  # the disk may be full
@@ -67,14 +67,14 @@ class Lock:
             os.ftruncate(self._descriptor, len(text.encode()))
 
     def close(self) -> None:
-        """Gives up the lock; a second time changes nothing."""
+        """Releases the lock; idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def check_free(path: Path) -> None:
-    """Raises `ValueError` when a process holds the lock on a file, if that is there."""
+    """Raises `ValueError` if a process holds the lock on a file; a file that does not exist is free."""
     if path.exists():
         descriptor = os.open(path, os.O_RDWR)
         try:
@@ -88,9 +88,9 @@ class Identity:
     """The job of a run folder.
 
     Attributes:
-        job_id: Its id.
-        begun: Whether everything that another run had left in the folder is removed.
-        overwrites: Whether it began with `--overwrite`.
+        job_id: Id of the job.
+        begun: Whether everything that an earlier run had left in the folder is removed.
+        overwrites: Whether the job began with `--overwrite`.
     """
 
     job_id: str
@@ -99,7 +99,7 @@ class Identity:
 
 
 def read_identity(run_dir: Path) -> Identity | None:
-    """What `write_identity` wrote; None if there is nothing that can be read."""
+    """Reads what `write_identity` wrote; None if there is nothing readable."""
     try:
         found = json.loads((run_dir / _JOB).read_text())
         return Identity(str(found["job_id"]), bool(found["begun"]), bool(found["overwrites"]))
@@ -111,7 +111,7 @@ def read_identity(run_dir: Path) -> Identity | None:
 
 
 def write_identity(run_dir: Path, identity: Identity) -> None:
-    """Replaces the job of a run folder; on the disk when it returns."""
+    """Replaces the recorded job of a run folder; the file is synced to disk before it is renamed."""
     temporary = run_dir / f".{_JOB}.part"
     with temporary.open("w") as file:
         json.dump(asdict(identity), file)
@@ -121,12 +121,12 @@ def write_identity(run_dir: Path, identity: Identity) -> None:
 
 
 def new_job_id() -> str:
-    """A random one."""
+    """Returns a random job id."""
     return secrets.token_hex(8)
 
 
 def check_new_run(run_dir: Path, checkpoints: Folder) -> None:
-    """Raises `ValueError` when a new run would remove what another one has left."""
+    """Raises `ValueError` if a new run would remove what an earlier one has left."""
     left = left_behind(run_dir, checkpoints)
     if left:
         elsewhere = Path(checkpoints.url) != run_dir.absolute() / "checkpoints"
@@ -137,17 +137,17 @@ def check_new_run(run_dir: Path, checkpoints: Folder) -> None:
 
 
 def left_behind(run_dir: Path, checkpoints: Folder) -> list[str]:
-    """What a run has left: checkpoints, complete or not, journal, summary."""
+    """Names what a run has left: checkpoints, complete or not, journal, summary."""
     steps = [name for name in checkpoints.names() if name.startswith("step-")]
     found = [f"{len(steps)} checkpoints in {checkpoints.url}"] if steps else []
     return found + [name for name in (JOURNAL, SUMMARY) if (run_dir / name).exists()]
 
 
 def the_only_job(held: Iterable[tuple[int, str]]) -> str:
-    """The id of the job whose parameters some shards (index, job id) hold.
+    """Returns the id of the job whose parameters some shards (index, job id) hold.
 
     Raises:
-        ValueError: They hold those of several.
+        ValueError: They hold parameters of several jobs.
     """
     by_id = {job_id: shard for shard, job_id in held}
     if len(by_id) > 1:

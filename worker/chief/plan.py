@@ -1,4 +1,4 @@
-"""What the chief must know of a job."""
+"""The plan of a job: the values that its chief needs. Pure."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from downpour.ps.policy.named import to_message
 
 @dataclass(frozen=True)
 class Plan:
-    """What the chief must know of a job.
+    """The values of a job that its chief needs.
 
     Attributes:
-        recipe: Name, for the summary.
+        recipe: Name of the recipe, for the summary.
         rule: Update rule of the shards.
         schedule: Learning-rate schedule of the shards.
-        pace: How far apart workers may be, a mode of `downpour.ps.policy.pace`.
-        staleness: What shards do about it, a treatment of `downpour.ps.policy.staleness`.
-        num_workers: Workers that are expected.
-        lease_s: A worker that says nothing for so many seconds is lost.
-        num_steps: Global steps until the end.
+        pace: Synchronisation model of the workers, a mode of `downpour.ps.policy.pace`.
+        staleness: Treatment of stale gradients by the shards, one of `downpour.ps.policy.staleness`.
+        num_workers: Number of expected workers.
+        lease_s: Seconds without a message after which a worker counts as lost.
+        num_steps: Global steps until the job ends.
         checkpoint_every_steps: Global steps between checkpoints.
-        max_train_s: Seconds of training after which the job ends all the same.
+        max_train_s: Seconds of training after which the job ends at any step.
         num_records: Training records, good or bad.
-        lease_records: Records that a worker is given at a time.
-        facts: More entries for the summary.
-        average: Of the parameters, an average of `downpour.ps.policy.averages`, or None.
+        lease_records: Records of a lease.
+        facts: Further entries of the summary.
+        average: Average of the parameters, one of `downpour.ps.policy.averages`, or None.
         checkpoint_dir: Path or URL of the checkpoints' folder.
-        keep_checkpoints: How many of the newest are kept.
+        keep_checkpoints: How many of the newest checkpoints are kept.
         keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
         resume: Whether empty shards begin with the newest checkpoint of an earlier run: `no`, `yes`, or `if_any`.
-        description: What the job is, for whoever reads a checkpoint.
-        max_workers: A worker's index is below it; 0 for num_workers.
-        expects_evaluator: Whether an evaluator will come, if it has not yet when training is over.
-        overwrite: Whether a new run may remove what another one has left in its folder.
+        description: Description of the job, stored in every checkpoint.
+        max_workers: Exclusive limit of a worker's index, if above num_workers.
+        expects_evaluator: Whether to wait for an evaluator that has not connected when training is over.
+        overwrite: Whether a new run may remove what an earlier one has left in its folder.
         job_id: Id of a run that begins, the same for every start of its chief; empty for a random one. A run that is
             resumed keeps its own.
-        job: What must be the same in workers and evaluator: fields of the job and their values.
+        job: Fields of the job and their values that must be the same in workers and evaluator.
     """
 
     recipe: str
@@ -70,7 +70,7 @@ class Plan:
     job: Mapping[str, str] = field(default_factory=dict)
 
     def check_job(self, who: str, theirs: Mapping[str, str]) -> None:
-        """Raises `LayoutMismatch` with the first field in which the job of another process differs from this one."""
+        """Raises `LayoutMismatch` with the first field in which the job of another process differs from this job."""
         for key in (*self.job, *theirs):
             if self.job.get(key) != theirs.get(key):
                 raise LayoutMismatch(
@@ -82,7 +82,7 @@ class Plan:
         """Compares what a worker runs with this job and the fingerprint of its layout.
 
         Raises:
-            TooManyWorkers: The job takes no worker of this index.
+            TooManyWorkers: The job admits no worker of this index.
             LayoutMismatch: The worker runs another job, or computed another layout.
         """
         index, most = request.worker, max(self.num_workers, self.max_workers)
@@ -99,7 +99,7 @@ class Plan:
             )
 
     def told(self) -> pb.ShardSpecification:
-        """What every shard must know of it."""
+        """Returns the specification sent to every shard: rule, schedule, pace, workers, treatment, average."""
         return pb.ShardSpecification(
             rule=to_message(self.rule),
             schedule=to_message(self.schedule),

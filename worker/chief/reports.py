@@ -1,6 +1,6 @@
-"""What workers have reported: totals over all of them, and rates over the last seconds. Pure: no clock, no I/O.
+"""The workers' reports: totals over all workers, and rates over the last seconds. Pure: no clock, no I/O.
 
-Guarded by the chief's lock, as the coordinator that holds it.
+Guarded by the chief's lock, like the coordinator that holds it.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ class Mark:
 
 
 class Reports:
-    """The newest report of every incarnation of every worker: what a dead one did still counts."""
+    """The newest report of every incarnation of every worker; those of lost workers still count."""
 
     def __init__(self) -> None:
         self._newest: dict[tuple[int, int], pb.WorkerReport] = {}
         self._marks = deque[Mark]()
 
     def add(self, report: pb.WorkerReport) -> None:
-        """Takes the place of the last one of the same incarnation."""
+        """Replaces the last report of the same incarnation."""
         self._newest.setdefault((report.worker, report.incarnation), pb.WorkerReport()).CopyFrom(report)
 
     def records_done(self, worker: int, incarnation: int) -> int:
-        """As an incarnation has reported last; 0 if it has not."""
+        """Positions done, as an incarnation has last reported; 0 before its first report."""
         report = self._newest.get((worker, incarnation))
         return report.records_done if report else 0
 
     def state(self) -> list[dict[str, Any]]:
-        """All of them, as JSON takes it."""
+        """Returns all reports, as JSON values."""
         return [json_format.MessageToDict(report) for report in self._newest.values()]
 
     def total(self, value: Callable[[pb.WorkerReport], float]) -> float:
@@ -59,11 +59,11 @@ class Reports:
         return self.total(value) / max(self.total(lambda r: r.steps), 1)
 
     def skipped_examples(self) -> list[str]:
-        """The first few records that workers skipped, each once."""
+        """Up to five records that workers skipped, sorted, each once."""
         return sorted({example for report in self._newest.values() for example in report.skipped_examples})[:5]
 
     def mark(self, now_s: float) -> None:
-        """Notes the totals of this moment, for rates."""
+        """Records the totals of this moment, for rates."""
         self._marks.append(
             Mark(
                 now_s,

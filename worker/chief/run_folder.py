@@ -1,15 +1,14 @@
-"""What the chief writes of a run: checkpoints' place, history, journal, summary.
+"""The folder of a run, as the chief writes it: history, journal, summary, place of the checkpoints.
 
     history.jsonl    losses and scores, a line each
-    journal.json     everything that a chief which is started again must know: `downpour.worker.chief.journal`
-    summary.json     the end
+    journal.json     everything that a restarted chief needs: `downpour.worker.chief.journal`
+    summary.json     final figures: `downpour.worker.chief.summary`
     checkpoints/     or elsewhere: a folder or a URL
-    owner.lock, job.json   whose it is: `downpour.worker.chief.owner`
+    owner.lock, job.json   lock and job of the folder: `downpour.worker.chief.owner`
 
-Where the history cannot be written (a full disk), that is logged once, the job goes on, and it is tried again with the
-next entry.
+If the history cannot be written (a full disk), that is logged once, the job continues, and the next entry tries again.
 
-Threads: any may add to the history; the rest is for the chief's main thread.
+Threads: any may add to the history; the healer's thread calls `newest`; the rest is for the chief's main thread.
 """
 
 from __future__ import annotations
@@ -41,23 +40,23 @@ class RunFolder:
     """The folder of one run.
 
     Args:
-        run_dir: On a disk that a chief which is started again finds as it was.
-        checkpoint_dir: Path or URL of the checkpoints' folder; shards and evaluator must find the same under it.
+        run_dir: Path of the folder, on a disk that a restarted chief finds unchanged.
+        checkpoint_dir: Path or URL of the checkpoints' folder; it must be the same place for shards and evaluator.
 
     Attributes:
-        path: The folder.
-        checkpoints: Of the checkpoints.
-        journal: Of the chief.
+        path: Path of the folder.
+        checkpoints: Folder of the checkpoints.
+        journal: The chief's journal.
 
     Raises:
-        ValueError: One of them cannot be written, or the folder belongs to another chief.
+        ValueError: One of the folders cannot be written, or the run's belongs to another chief.
     """
 
     def __init__(self, run_dir: Path, checkpoint_dir: str) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir
         self._noting = threading.Lock()
-        self._unwritten: list[str] = []  # lines of the history; guarded by `_noting`
+        self._unwritten: list[str] = []  # lines not yet in the history; guarded by `_noting`
         self._history = Reluctant(run_dir / _HISTORY)
         self.journal = Journal(run_dir / JOURNAL)
         self._lock = owner.Lock(run_dir / owner.LOCK, "chief")
@@ -69,7 +68,7 @@ class RunFolder:
             raise
 
     def close(self) -> None:
-        """Lets another chief have it."""
+        """Releases the folder's lock."""
         self._lock.close()
 
     def _check_room(self) -> None:
@@ -81,7 +80,7 @@ class RunFolder:
             logging.warning("%s; the run that began here goes on, and tries again", error)
 
     def begin(self, job_id: str, *, overwrites: bool = False) -> None:
-        """A new run: what another one left would be taken for this one's."""
+        """Begins a new run: removes what an earlier one left, which would be taken for this one's."""
         self.remember(Identity(job_id, begun=False, overwrites=overwrites))
         for name in (SUMMARY, JOURNAL, _HISTORY):
             (self.path / name).unlink(missing_ok=True)
@@ -91,14 +90,14 @@ class RunFolder:
         self.remember(Identity(job_id, overwrites=overwrites))
 
     def resume(self, wanted: str, job_id: str = "") -> Checkpoint | None:
-        """The newest good checkpoint if it is wanted, `yes` or `if_any`; what was noted after it is forgotten.
+        """Returns the newest good checkpoint if one is wanted; removes later lines of the history.
 
         Args:
             wanted: `no`, `yes` or `if_any`.
-            job_id: Whose it must be; None for any.
+            job_id: Job that it must belong to; empty for any.
 
         Raises:
-            ValueError: There is none, and `yes` was said; or there are some, and all are damaged.
+            ValueError: There is none, and `wanted` is `yes`; or there are some, and all are damaged.
         """
         if wanted == "no":
             return None
@@ -115,28 +114,28 @@ class RunFolder:
         return saved
 
     def newest(self, check: Callable[[Checkpoint], None] = Checkpoint.verify, job_id: str = "") -> Checkpoint | None:
-        """The newest complete checkpoint that is not damaged, if there is one; see `checkpoint.newest`.
+        """Returns the newest complete checkpoint that is not damaged, or None; see `checkpoint.newest`.
 
-        Damaged ones before it are set aside: no evaluator, export or chief takes them for checkpoints again.
+        Damaged ones found before it are set aside: no evaluator, export or chief uses them as checkpoints again.
 
         Args:
-            check: Reads what will be needed of one, and raises `Damaged`.
-            job_id: Whose it must be; empty for any. Those of older versions name no job, and count as this one's.
+            check: Reads the parts of a checkpoint that will be needed, and raises `Damaged`.
+            job_id: Job that it must belong to; empty for any. Checkpoints of older versions name none and match any.
 
         Raises:
-            Damaged: All are.
-            ValueError: One cannot be read.
+            Damaged: There are complete ones, and all are damaged.
+            ValueError: A checkpoint cannot be read.
         """
         return checkpoint.newest(self.checkpoints, check, checkpoint.set_aside, job_id)
 
     def checkpoint_dir(self, step: int) -> str:
-        """Where the checkpoint of a step belongs."""
+        """Returns the path or URL for the checkpoint of a step."""
         return f"{self.checkpoints.url}/step-{step:010d}"
 
     def keep(self, keep_last: int, keep_every: int) -> None:
-        """Removes the checkpoints that `checkpoint.superseded` names, and what failed or was damaged before the others.
+        """Removes the checkpoints that `checkpoint.superseded` names, and failed or damaged ones before the others.
 
-        Those found damaged are no checkpoints any longer and do not count.
+        Damaged checkpoints do not count towards `keep_last` and `keep_every`.
         """
         complete = checkpoint.complete(self.checkpoints)
         superseded = checkpoint.superseded(complete, keep_last, keep_every)
@@ -145,9 +144,9 @@ class RunFolder:
         self._remove_torn([name for name in complete if name not in superseded], set_aside_too=True)
 
     def _remove_torn(self, complete: Sequence[str], *, set_aside_too: bool) -> None:
-        """Removes folders without a manifest before the newest complete checkpoint; no shard writes there any more.
+        """Removes checkpoint folders without a manifest; called while no shard writes a checkpoint.
 
-        Damaged ones, whose manifest was set aside, stay at least as long as the oldest complete one, to be looked at.
+        Damaged ones, whose manifest was set aside, stay at least as long as the oldest complete one, for inspection.
         """
         for name in self.checkpoints.names():
             if name.startswith("step-") and name not in complete:
@@ -156,7 +155,7 @@ class RunFolder:
                     self.checkpoints.remove(name)
 
     def note(self, entry: Mapping[str, Any]) -> None:
-        """Adds a line to the history, and what could not be added before."""
+        """Adds a line to the history, after those that could not be added before."""
         with self._noting:
             self._unwritten.append(json.dumps(entry) + "\n")
             if self._history.attempt(lambda: _append(self.path / _HISTORY, "".join(self._unwritten))):
@@ -171,14 +170,14 @@ class RunFolder:
         replace(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     def remember(self, identity: Identity) -> None:
-        """Notes whose the folder is."""
+        """Records the job of the folder."""
         if owner.read_identity(self.path) != identity:
             owner.write_identity(self.path, identity)
         self._lock.note(identity.job_id)
 
 
 def insist(action: Callable[[], None], what: str, within_s: float) -> Exception | None:
-    """Does something that needs room on a disk, again and again for so many seconds; returns the error it ends with."""
+    """Retries an action that needs room on a disk for up to `within_s` seconds; returns its last error, or None."""
     deadline = time.monotonic() + within_s
     said = False
     while True:
@@ -195,7 +194,7 @@ def insist(action: Callable[[], None], what: str, within_s: float) -> Exception 
 
 
 def _step(line: str) -> float:
-    """Of a line of the history; of one that was cut off, infinite."""
+    """Returns the step of a line of the history; infinity for a line that was cut off."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -203,7 +202,7 @@ def _step(line: str) -> float:
 
 
 def _append(path: Path, text: str) -> None:
-    """All of a text or nothing."""
+    """Appends all of a text or nothing."""
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:

@@ -1,6 +1,6 @@
 """The chief's gRPC methods, which workers, the evaluator, shards and launchers call.
 
-Threads: the server's enter here. What an answer depends on is in the journal before it goes out.
+Threads: the server's threads enter here. What an answer depends on is in the journal before the answer is sent.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from downpour.worker.chief.state import JobState
 
 
 class Service(chief_pb2_grpc.ChiefServicer):
-    """Serves one job. Until its state is ready, workers that register are told to wait.
+    """Serves one job. Until its state is ready, workers that register are refused with `NotReady`.
 
     Args:
-        plan: The job.
-        state: Of the job.
-        folder: Of the run; gets the scores.
+        plan: The job's plan.
+        state: The job's state.
+        folder: The run's folder; scores are added to its history.
     """
 
     def __init__(self, plan: Plan, state: JobState, folder: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""Whose job goes on in a run folder, or begins there, and what empty shards begin with."""
+"""Decides which job continues or begins in a run folder, and what empty shards begin with."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from downpour.worker.chief.run_folder import RunFolder
 
 
 def settle(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) -> tuple[str, Checkpoint | None]:
-    """Whose job goes on or begins, and what empty shards begin with; removes nothing.
+    """Decides which job continues or begins, and what empty shards begin with; removes no good checkpoint.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
         held: Index and job id of every shard that holds parameters.
-        plan: The job.
+        plan: The job's plan.
 
     Returns:
-        The job's id; and, if no shard holds anything, a checkpoint, or None for initial values.
+        The job's id; and, if no shard holds parameters, a checkpoint, or None for initial values.
 
     Raises:
-        ValueError: The shards hold another job's parameters than this folder's; or there is no checkpoint to resume
-            from; or a new run would remove another one.
+        ValueError: The shards hold parameters of another job than this folder's; or there is no checkpoint to resume
+            from; or a new run would remove an earlier one.
     """
     return (_held_job(folder, held, plan), None) if held else _first_state(folder, plan)
 
 
 def _held_job(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) -> str:
-    """The id of the job whose parameters some shards hold, which must be that of this folder."""
+    """Returns the id of the job whose parameters some shards hold, which must be the job of this folder."""
     job_id, known = owner.the_only_job(held), _noted(folder)
     mine = known.job_id if known else plan.job_id
     if not job_id or job_id != mine:
@@ -53,7 +53,7 @@ def _held_job(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) ->
 
 
 def _first_state(folder: RunFolder, plan: Plan) -> tuple[str, Checkpoint | None]:
-    """The job's id, and a checkpoint or None for initial values."""
+    """Returns the job's id, and a checkpoint or None for initial values; no shard holds parameters."""
     known = _identity(folder)
     again = known is not None and _goes_on(folder, known, plan)
     only = known.job_id if known is not None and again and plan.resume == "no" else ""
@@ -70,7 +70,7 @@ def _first_state(folder: RunFolder, plan: Plan) -> tuple[str, Checkpoint | None]
 
 
 def _noted(folder: RunFolder) -> Identity | None:
-    """The job of this folder: as it was noted, else as the journal names it."""
+    """Returns the folder's job as recorded in its identity, else as named in the journal; None without either."""
     known = owner.read_identity(folder.path)
     if known is None:
         job_id = (folder.journal.read() or {}).get("job_id", "")
@@ -79,7 +79,7 @@ def _noted(folder: RunFolder) -> Identity | None:
 
 
 def _identity(folder: RunFolder) -> Identity | None:
-    """The job of this folder, also one that only the newest checkpoint names."""
+    """Returns the folder's job as `_noted` does, else as named in the newest checkpoint."""
     known = _noted(folder)
     if known is None and (saved := _newest_manifest(folder)):
         job_id = saved.specification.job_id
@@ -88,7 +88,7 @@ def _identity(folder: RunFolder) -> Identity | None:
 
 
 def _newest_manifest(folder: RunFolder) -> Checkpoint | None:
-    """The newest checkpoint whose manifest can be read; its files are not looked at."""
+    """Returns the newest checkpoint whose manifest can be read; its files are not checked."""
     try:
         return folder.newest(lambda saved: None)
     except Damaged as error:
@@ -97,7 +97,7 @@ def _newest_manifest(folder: RunFolder) -> Checkpoint | None:
 
 
 def _goes_on(folder: RunFolder, known: Identity, plan: Plan) -> bool:
-    """Whether a chief that finds empty shards goes on with the folder's job: it has been started again."""
+    """Whether a chief that finds empty shards continues the folder's job, since it has been restarted."""
     if not known.begun:
         return False
     if plan.job_id == known.job_id:

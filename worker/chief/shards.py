@@ -1,6 +1,6 @@
-"""The shards of a job as its chief sees them: given their values, watched, healed, written to checkpoints.
+"""The chief's calls to the shards of a job: initialise, restore, poll, heal, write checkpoints, stop.
 
-Threads: any may call; a pool of this module's makes the calls. Nothing is kept but what shards have lost.
+Threads: any may call; a pool makes the calls. No state is kept but the specification and the connections.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from downpour.ps.layout import Layout, from_canonical
 from downpour.worker.exchange.clients import ShardClient
 
 _NUM_THREADS = 64
-_LOOK_S = 2.0  # for an answer of a shard that may be away
-_STOP_S = 10.0  # until a shard that is to stop has been told
+_LOOK_S = 2.0  # for an answer of a shard that may be down
+_STOP_S = 10.0  # for a shard to acknowledge that it is to stop
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a shard lost with its memory: `updates` beyond the checkpoint it came back from."""
+    """Loss of a shard's memory: it was restored at `version`, and `updates` beyond that were lost."""
 
     shard: int
     version: int
@@ -43,10 +43,10 @@ class Shards:
 
     Args:
         addresses: `host:port` of each, in order.
-        layout: Of the job's variables.
-        told: What every shard is told; `shard`, `layout` and `fingerprint` are set here.
+        layout: Layout of the job's variables.
+        told: Specification sent to every shard; `shard`, `layout` and `fingerprint` are set here.
         give_up_after_s: See `ShardClient`.
-        security: Of this process.
+        security: Security configuration of this process.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Shards:
 
     @property
     def job_id(self) -> str:
-        """Of the job whose parameters the shards must hold; empty until it is set."""
+        """Id of the job whose parameters the shards must hold; empty until it is set."""
         return self._told.job_id
 
     @job_id.setter
@@ -80,24 +80,24 @@ class Shards:
         return len(self._clients)
 
     def close(self) -> None:
-        """Ends threads and connections."""
+        """Stops the threads and closes the connections."""
         self._pool.shutdown()
         for client in self._clients:
             client.close()
 
     def statuses(self) -> list[pb.StatusReply]:
-        """Of every shard; waits for those that are away."""
+        """Returns the status of every shard; retries those that do not answer."""
         return self._on_all(ShardClient.status)
 
     def look(self) -> list[pb.StatusReply | None]:
-        """Of every shard that answers soon."""
+        """Returns the status of every shard, or None for one that does not answer within `_LOOK_S`."""
         return self._on_all(lambda client: client.look(_LOOK_S))
 
     def check_job(self) -> None:
-        """Compares what the shards hold with this job, and waits until all of them hold something.
+        """Waits until all shards hold parameters, and compares their specification with this job's.
 
         Raises:
-            LayoutMismatch: A shard holds another layout, or updates by another rule, schedule or pace.
+            LayoutMismatch: A shard holds another layout, or another rule, schedule, pace, treatment or average.
         """
         self._on_all(ShardClient.wait_ready)
         for shard, status in enumerate(self._on_all(ShardClient.described)):
@@ -110,7 +110,7 @@ class Shards:
                     )
 
     def initialize(self, values: Callable[[], list[np.ndarray]], only: Sequence[int] | None = None) -> None:
-        """Gives empty shards their initial values; `values` gives one array a variable, in the layout's order."""
+        """Sends empty shards their initial values; `values` returns one array a variable, in the layout's order."""
         vectors = self.layout.scatter(values())
         self._on_all(lambda client: client.initialize(self._told_to(client), vectors[client.shard]), only)
 
@@ -118,7 +118,7 @@ class Shards:
         """Has empty shards read a checkpoint; returns their versions.
 
         Raises:
-            LayoutMismatch: It is of another model.
+            LayoutMismatch: The checkpoint is of another model.
             CheckpointFailed: A shard cannot read it.
         """
         restore.check(saved, self.layout.variables)
@@ -134,16 +134,16 @@ class Shards:
         newest: Callable[[Callable[[Checkpoint], None]], Checkpoint | None],
         values: Callable[[], list[np.ndarray]],
     ) -> list[Loss]:
-        """Gives shards that came back without their memory what there is: the newest checkpoint, else initial values.
+        """Refills shards that restarted without their memory: from the newest checkpoint, else with initial values.
 
         Args:
-            statuses: As `look` gives them.
-            seen: Highest version of each shard that anybody has seen.
-            newest: Gives the newest checkpoint of which a check finds what is needed undamaged, if there is one.
+            statuses: As returned by `look`.
+            seen: Highest observed version of each shard.
+            newest: Returns the newest checkpoint that passes a check of the needed parts, or None.
             values: See `initialize`.
 
         Raises:
-            Damaged: There are checkpoints, and all are.
+            Damaged: There are checkpoints, and all are damaged.
             LayoutMismatch: A shard holds parameters of another job.
         """
         for i, status in enumerate(statuses):
@@ -173,14 +173,14 @@ class Shards:
         return losses
 
     def check_may_write(self, directory: str) -> None:
-        """Raises `CheckpointFailed` when a shard may not write into a folder."""
+        """Raises `CheckpointFailed` if a shard may not write into a folder."""
         self._on_all(lambda client: client.write_checkpoint(directory, check_only=True))
 
     def write_checkpoint(self, directory: str, step: int, progress: dict[str, Any]) -> Checkpoint:
         """Has every shard write its file, then writes the manifest.
 
         Raises:
-            CheckpointFailed: A file cannot be written; what was written of the others has been removed.
+            CheckpointFailed: A file cannot be written; the files of the other shards have been removed.
         """
         told = pb.ShardSpecification()
         told.CopyFrom(self._told)
@@ -195,11 +195,11 @@ class Shards:
         return saved
 
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:
-        """Names workers (index, incarnation) that nobody must wait for any longer."""
+        """Removes workers (index, incarnation) from the pace, so that no pull blocks on them."""
         self._on_all(lambda client: client.absent(workers))
 
     def stop(self) -> None:
-        """Tells every shard that the job is over. One that does not answer soon is left alone, with a warning."""
+        """Has every shard stop, since the job is over. A shard that does not answer within `_STOP_S` is logged."""
 
         def tell(client: ShardClient) -> None:
             try:
@@ -225,7 +225,7 @@ class Shards:
 
 
 def known_layout(addresses: Sequence[str], security: Security = PLAIN) -> Layout | None:
-    """The layout that some shard holds, if one that answers soon holds any: a job goes on."""
+    """Returns the layout of the first shard that answers within `_LOOK_S` and holds parameters; else None."""
     clients = [ShardClient(i, address, Layout((), 0, ()), _LOOK_S, security) for i, address in enumerate(addresses)]
     with ThreadPoolExecutor(len(clients)) as pool:
         statuses = list(pool.map(lambda client: client.look(_LOOK_S, with_layout=True), clients))

@@ -1,6 +1,6 @@
-"""What the chief's service, its main thread and its healer share, guarded by one condition.
+"""State shared by the chief's service, its main thread and its healer, guarded by one condition.
 
-Threads: any. Nobody waits for a disk or the network while holding the condition's lock.
+Threads: any. No thread waits for a disk or the network while it holds the condition's lock, except in `hold`.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class JobState:
     """The state of one job.
 
     Args:
-        plan: The job.
-        journal: Where it is kept.
+        plan: The job's plan.
+        journal: Journal to which the state is written.
 
     Attributes:
-        changed: Guards everything below; notified whenever an event has come in.
+        changed: Guards everything below; notified after every event.
         coordinator: Workers, leases and progress.
-        known: What goes into the journal.
-        departures: Shards that are about to end.
-        layout: Of the model's variables; None until the chief knows all that the chief before it knew.
-        fingerprint: Of the layout, as soon as that is known.
-        job_id: Likewise.
-        phase: Of the job.
-        evaluator_heard_s: When an evaluator has last asked for a checkpoint; None if none has.
+        known: The state that goes into the journal.
+        departures: Shards that are about to stop.
+        layout: Layout of the model's variables; None until the state of an earlier chief has been restored.
+        fingerprint: Fingerprint of the layout, set before `layout`.
+        job_id: Id of the job, set before `layout`.
+        phase: Phase of the job.
+        evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
     """
 
     def __init__(self, plan: Plan, journal: Journal) -> None:
@@ -64,23 +64,23 @@ class JobState:
 
     @contextlib.contextmanager
     def journaled(self) -> Iterator[None]:
-        """Holds the lock for a change that must be in the journal when the block has ended."""
+        """Holds the lock for a change, which is in the journal when the block has ended."""
         with self.changed:
             yield
             number = self._stage()
         self._journal.commit(number)
 
     def hold(self) -> None:
-        """Commits the journal and keeps the lock for good: what anybody is told later, no next chief would know."""
+        """Commits the journal and keeps the lock for good: a later chief would not know of any answer sent after it."""
         self.changed.acquire()
         if self.layout is not None:
             self._journal.commit(self._stage())
 
     def ready(self) -> Layout:
-        """The layout; called with the lock held.
+        """Returns the layout; called with the lock held.
 
         Raises:
-            NotReady: It is not known yet, or not what the chief before this one knew.
+            NotReady: It is not known yet, or the state of an earlier chief is not restored yet.
         """
         if self.layout is None:
             raise NotReady("the chief still builds its model, or looks where the job stands")
@@ -92,7 +92,7 @@ class JobState:
             self.phase = phase
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Waits for a condition over this state, which time alone may also make true; whether it holds."""
+        """Waits up to `seconds` for a condition over this state or the time; returns whether it holds."""
         deadline = time.monotonic() + seconds
         with self.changed:
             while not condition() and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""What remains of a job: the object that the chief writes to `summary.json`. Pure."""
+"""The final figures of a job: the object that the chief writes to `summary.json`. Pure."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def summary(
     losses: Sequence[Loss],
     now_s: float,
 ) -> dict[str, Any]:
-    """The summary.
+    """Returns the summary, as JSON values.
 
     Args:
-        plan: The job.
-        layout: Of its variables.
-        coordinator: What the chief knows.
-        statuses: Of every shard.
-        score: The newest, or an empty one.
-        losses: What shards have lost.
+        plan: The job's plan.
+        layout: Layout of its variables.
+        coordinator: The chief's state.
+        statuses: Status of every shard.
+        score: The newest score, or an empty one.
+        losses: Losses of the shards' memory.
         now_s: The time, on the coordinator's clock.
     """
     seconds = coordinator.train_s(now_s)
@@ -73,13 +73,13 @@ def summary(
 
 
 def _histogram(statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
-    """Pushes by staleness, over all shards; what no push had is left out."""
+    """Pushes by staleness, over all shards; a staleness without pushes is left out."""
     counts = np.sum([status.staleness_histogram for status in statuses], axis=0)
     return {str(staleness): int(count) for staleness, count in enumerate(counts) if count}
 
 
 def _updates_lost(losses: Sequence[Loss], statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
-    """By shard. What a shard had counted last, and nobody had seen, shows beside the shard that counted most."""
+    """Updates lost by shard; unobserved losses are found by comparison with the shard that has the most pushes."""
     most = max(status.pushes for status in statuses)
     shards = sorted({loss.shard for loss in losses})
     seen = {shard: sum(loss.updates for loss in losses if loss.shard == shard) for shard in shards}

@@ -1,4 +1,4 @@
-"""The evaluator: scores every checkpoint on the held-out images and tells the chief.
+"""The evaluator: scores every checkpoint on the held-out images and reports the scores to the chief.
 
 Threads: one. TensorFlow is allowed here.
 """
@@ -35,8 +35,8 @@ class Evaluator:
     Args:
         model: A built model; its variables are overwritten.
         mine: The layout of its variables.
-        data: Where the held-out images are.
-        batch_size: Images scored at once.
+        data: Source of the held-out images.
+        batch_size: Images scored in one call.
         average: Whether the average of the parameters is scored in their place.
 
     Attributes:
@@ -60,15 +60,15 @@ class Evaluator:
             reach, `chance` (unweighted) and `chance_weighted`; and how many records were read and skipped.
 
         Raises:
-            LayoutMismatch: The checkpoint is of another model. On how many shards it was written does not matter.
-            Damaged: The checkpoint is not what was written.
+            LayoutMismatch: The checkpoint is of another model; the number of shards may differ.
+            Damaged: The checkpoint is corrupt.
             ValueError: The checkpoint or the data cannot be read, or there is no average.
         """
         saved = checkpoint.load(directory)
         restore.check(saved, self._layout.variables)
         fill(self._model, self._layout, saved, self._average)
         for layer in self._model._flatten_layers():
-            if isinstance(layer, keras.layers.RNN) and layer.stateful:  # its states are of the last batch scored
+            if isinstance(layer, keras.layers.RNN) and layer.stateful:  # its states stem from the last batch scored
                 layer.reset_state()
         scores, labels, counts = self._predict_all()
         metrics.check_labels(labels)
@@ -98,13 +98,13 @@ class Evaluator:
 
 
 def fill(model: keras.Model, mine: Layout, saved: Checkpoint, average: bool = False) -> None:
-    """Gives a model the parameters of a checkpoint, or their average; each value is found by its variable's name.
+    """Assigns the parameters of a checkpoint, or their average, to a model's variables by name.
 
     Args:
         model: Its variables are overwritten.
-        mine: Its layout.
+        mine: The layout of its variables.
         saved: A checkpoint of variables of these names and shapes, in any order and on any number of shards.
-        average: Whether the average is read.
+        average: Whether the average is read in place of the parameters.
 
     Raises:
         ValueError: The checkpoint cannot be read, or has no average.
@@ -113,13 +113,13 @@ def fill(model: keras.Model, mine: Layout, saved: Checkpoint, average: bool = Fa
     found = {variable.name: value for variable, value in zip(saved.layout.variables, values, strict=True)}
     for variable, known in zip(variables_in(model, mine), mine.variables, strict=True):
         value = found[known.name]
-        # Differences of stale statistics, added up, can take a variance below zero for a moment.
+        # The sum of stale differences can make a variance negative for a moment.
         is_variance = variable.path.endswith("/moving_variance")
         variable.assign(np.maximum(value, 0) if is_variance else value)
 
 
 def run(evaluator: Evaluator, chief: ChiefClient) -> None:
-    """Scores checkpoints as they come until the last one."""
+    """Scores each new checkpoint and reports it to the chief, until the last one."""
     step = -1
     while True:
         found = chief.next_checkpoint(step)
@@ -155,7 +155,7 @@ def run(evaluator: Evaluator, chief: ChiefClient) -> None:
 
 
 def _is_whole(directory: str) -> bool:
-    """Whether a checkpoint is still there with all its files; the chief keeps the newest few."""
+    """Whether a checkpoint still exists with all its files; the chief keeps only the newest few."""
     try:
         return checkpoint.load(directory).is_whole()
     except ValueError:

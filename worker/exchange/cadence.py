@@ -1,4 +1,4 @@
-"""How often a worker talks to the shards, and what it does meanwhile; `replica` beside this carries it out.
+"""How often a worker exchanges with the shards, and what it computes meanwhile; `replica` implements it.
 
 | cadence | between two fetches the worker | a push carries |
 |---|---|---|
@@ -21,7 +21,7 @@ from downpour.ps.policy.rules import Rule
 
 
 class Cadence(Protocol):
-    """A frozen dataclass: batches between two pushes, and between two fetches."""
+    """Number of batches between two pushes, and between two fetches; implemented by frozen dataclasses."""
 
     @property
     def push_every(self) -> int:
@@ -36,7 +36,7 @@ class Cadence(Protocol):
 
 @dataclass(frozen=True)
 class EveryStep:
-    """Pushes each gradient and fetches after each."""
+    """Pushes each gradient and fetches parameters after each."""
 
     push_every: int = field(default=1, init=False)
     fetch_every: int = field(default=1, init=False)
@@ -78,7 +78,7 @@ class Downpour:
 
 @dataclass(frozen=True)
 class LocalSteps:
-    """Trains alone for `num_steps` batches by `rule`, whose slots stay with the worker, then pushes start - end."""
+    """Trains its own copy for `num_steps` batches by `rule`, whose slots stay on the worker; pushes start - end."""
 
     num_steps: int
     rule: Rule

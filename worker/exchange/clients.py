@@ -1,6 +1,6 @@
 """Calls to one shard and to the chief, each with a deadline and safe retries.
 
-Threads: a client may be used from several; it keeps no state but its channel.
+Threads: a client may be used from several threads; it keeps no state but its channel.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _RESTORE_S = 600.0  # deadline of reading a checkpoint, however slow the store
 
 
 class ShardClient:
-    """One shard as its callers see it.
+    """Client of one shard.
 
     Args:
         shard: Index of the shard.
         address: `host:port`.
         layout: The layout this process computed.
-        give_up_after_s: Deadline of a call, and how long a failing one is repeated before `Unreachable`.
-        security: Of this process.
-        job_id: Of the job whose parameters the shard must hold; empty: not compared.
+        give_up_after_s: Deadline of a call, and how long a failing one is retried before `Unreachable`.
+        security: Security configuration of this process.
+        job_id: Id of the job whose parameters the shard must hold; empty: not compared.
 
     Attributes:
         peer: Role and address, for messages.
@@ -84,20 +84,20 @@ class ShardClient:
         )
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._channel.close()
 
     def status(self) -> pb.StatusReply:
-        """The shard's counters, and whether it is ready."""
+        """Returns the shard's counters, and whether it is ready."""
         return self._call(lambda: self._status(pb.StatusRequest(), timeout=self._give_up_after_s))
 
     def described(self) -> pb.StatusReply:
-        """The same, with what the shard was told."""
+        """Returns the shard's status with its layout and specification."""
         request = pb.StatusRequest(with_layout=True)
         return self._call(lambda: self._status(request, timeout=self._give_up_after_s))
 
     def look(self, timeout_s: float, *, with_layout: bool = False) -> pb.StatusReply | None:
-        """The shard's counters, or None when it does not answer within so many seconds."""
+        """Returns the shard's status, or None if it does not answer within `timeout_s` seconds."""
         try:
             reply: pb.StatusReply = self._status(
                 pb.StatusRequest(with_layout=with_layout), timeout=timeout_s, wait_for_ready=True
@@ -110,8 +110,8 @@ class ShardClient:
         """Waits until the shard is initialised, and compares index, layout and job.
 
         Raises:
-            LayoutMismatch: It is another shard, or of another job; of layouts with both fingerprints and the first
-                difference.
+            LayoutMismatch: It is another shard, or of another job; or its layout differs, then with both fingerprints
+                and the first difference.
         """
 
         def ask() -> pb.StatusReply:
@@ -133,7 +133,7 @@ class ShardClient:
             )
 
     def initialize(self, specification: pb.ShardSpecification, values: np.ndarray) -> pb.InitializeReply:
-        """Gives the shard its specification and its [n] float32 initial values; a no-op when it has them."""
+        """Sends the shard its specification and its [n] float32 initial values; a no-op if it has them."""
 
         def chunks() -> Iterator[Message]:
             for start, stop in codec.split(0, values.size) if values.size else [(0, 0)]:
@@ -146,17 +146,17 @@ class ShardClient:
         """Has the shard, if it is empty, read a checkpoint.
 
         Raises:
-            CheckpointFailed: It cannot be read.
+            CheckpointFailed: The checkpoint cannot be read.
         """
         request = pb.RestoreRequest(specification=specification, directory=directory, without_slots=not with_slots)
         return self._call(lambda: self._restore(request, timeout=_RESTORE_S))
 
     def pull(self, request: pb.PullRequest, into: Pulled) -> None:
-        """Reads the shard's vector, once the job's pace lets the worker go on; `request` is completed.
+        """Pulls the shard's vector; blocks until the job's pace admits the pull.
 
         Args:
-            request: Who pulls, for which step, and in which codec.
-            into: What this worker has pulled of this shard before.
+            request: Worker, number of pushes and codec; shard, job and publication are set here.
+            into: Receives the vector; holds what this worker has pulled from this shard before.
         """
         request.shard, request.job_id = self.shard, self.job_id
 
@@ -173,9 +173,9 @@ class ShardClient:
         self._call(attempt)
 
     def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
-        """Sends a push, as `worker.packing` cuts it; without chunks only its name, which the shard counts.
+        """Sends a push, as cut by `worker.packing`; without chunks only its header, which the shard counts.
 
-        Completes `header` with the shard and the job.
+        Sets the shard and the job in `header`.
         """
         header.shard, header.job_id = self.shard, self.job_id
 
@@ -188,17 +188,17 @@ class ShardClient:
         return self._call(lambda: self._push(messages(), timeout=self._give_up_after_s))
 
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:
-        """Names workers (index, incarnation) that nobody must wait for any longer."""
+        """Removes workers (index, incarnation) from the pace, so that no pull blocks on them."""
         request = pb.AbsentRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
         for index, incarnation in workers:
             request.workers.add(index=index, incarnation=incarnation)
         self._call(lambda: self._absent(request, timeout=self._give_up_after_s))
 
     def write_checkpoint(self, directory: str, *, check_only: bool = False) -> pb.WriteCheckpointReply:
-        """Asks the shard to write its file into a directory, or only whether it may.
+        """Has the shard write its file into a directory, or only check that it may.
 
         Raises:
-            CheckpointFailed: It cannot.
+            CheckpointFailed: The shard cannot write there.
         """
         request = pb.WriteCheckpointRequest(
             fingerprint=self._layout.fingerprint,
@@ -210,7 +210,7 @@ class ShardClient:
         return self._call(lambda: self._write_checkpoint(request, timeout=self._give_up_after_s))
 
     def stop(self, within_s: float) -> None:
-        """Tells the shard that the job is over; tries for so many seconds."""
+        """Has the shard stop, since the job is over; retries for up to `within_s` seconds."""
         request = pb.StopRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
         call(self.peer, within_s, lambda: self._stop(request, timeout=within_s))
 
@@ -222,7 +222,7 @@ class ShardClient:
 
 
 class ChiefClient:
-    """The chief as workers, the evaluator and the launcher see it."""
+    """Client of the chief, for workers, shards, the evaluator and the launcher."""
 
     def __init__(self, address: str, give_up_after_s: float, security: Security = PLAIN) -> None:
         self.peer = f"the chief at {address}"
@@ -231,15 +231,15 @@ class ChiefClient:
         self._stub = chief_pb2_grpc.ChiefStub(self._channel)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._channel.close()
 
     def register(self, request: chief_pb2.RegisterRequest) -> chief_pb2.RegisterReply:
-        """Announces a worker; the answer has its incarnation, and whether it should stop, since training is over.
+        """Registers a worker; the reply has its incarnation, and whether it should stop, since training is over.
 
         Raises:
             LayoutMismatch: The chief runs another job, or computed another layout.
-            TooManyWorkers: The job takes no worker of this index.
+            TooManyWorkers: The job admits no worker of this index.
         """
         return self._call(self._stub.Register, request)
 
@@ -249,47 +249,47 @@ class ChiefClient:
         return reply.stop
 
     def lease(self, worker: int, incarnation: int, number: int) -> Lease:
-        """The next positions to train on, for an incarnation that has received `number` leases.
+        """Requests the next positions to train on, for an incarnation that has received `number` leases.
 
         Raises:
-            WorkerSuperseded: A newer incarnation is known, or the chief was started anew.
+            WorkerSuperseded: A newer incarnation is known, or the chief was restarted without its newest journal.
         """
         request = chief_pb2.LeaseRequest(worker=worker, incarnation=incarnation, number=number)
         reply: chief_pb2.LeaseReply = self._call(self._stub.Lease, request)
         return Lease(reply.epoch, reply.start, reply.stop)
 
     def next_checkpoint(self, after_step: int) -> chief_pb2.NextCheckpointReply:
-        """The newest checkpoint after a step, with an empty directory if there is none."""
+        """Returns the newest checkpoint after a step, with an empty directory if there is none."""
         return self._call(self._stub.NextCheckpoint, chief_pb2.NextCheckpointRequest(after_step=after_step))
 
     def check_job(self, job: Mapping[str, str]) -> None:
         """Compares the job of this process, its fields and their values, with the chief's.
 
         Raises:
-            LayoutMismatch: With the first field that differs.
+            LayoutMismatch: A field differs; the message names the first.
         """
         self._call(self._stub.NextCheckpoint, chief_pb2.NextCheckpointRequest(after_step=-1, job=job))
 
     def report_score(self, score: chief_pb2.Score) -> None:
-        """Hands in the score of a checkpoint."""
+        """Reports the score of a checkpoint."""
         self._call(self._stub.ReportScore, score)
 
     def report_once(self, report: chief_pb2.WorkerReport, within_s: float) -> bool:
-        """Sends a worker's totals once; returns whether they have arrived within so many seconds."""
+        """Sends a worker's totals once; returns whether they were acknowledged within `within_s` seconds."""
         return _once(self._stub.Report, report, within_s) is not None
 
     def leaving(self, shard: int, incarnation: int, within_s: float) -> bool:
-        """A shard is about to end; returns whether it may. Asks once; without an answer it may not."""
+        """Sends a shard's request to stop once; returns whether it may, which it may not without a reply."""
         request = chief_pb2.LeavingRequest(shard=shard, incarnation=incarnation)
         reply: chief_pb2.LeavingReply | None = _once(self._stub.Leaving, request, within_s)
         return reply is not None and reply.may_go
 
     def look(self, within_s: float) -> chief_pb2.ProgressReply | None:
-        """What `progress` gives, asked once; None without an answer within so many seconds."""
+        """Returns what `progress` does, without retries; None without a reply within `within_s` seconds."""
         return _once(self._stub.Progress, chief_pb2.ProgressRequest(), within_s)
 
     def progress(self) -> chief_pb2.ProgressReply:
-        """What a progress display shows."""
+        """Returns the job's progress, as displays show it."""
         return self._call(self._stub.Progress, chief_pb2.ProgressRequest())
 
     def _call(self, method: Callable[..., Reply], request: object) -> Reply:
@@ -297,7 +297,7 @@ class ChiefClient:
 
 
 def _once(method: Callable[..., Reply], request: object, within_s: float) -> Reply | None:
-    """Calls without trying again; None if that fails."""
+    """Calls a method without retries; None if it fails."""
     try:
         return method(request, timeout=within_s)
     except grpc.RpcError:

@@ -1,8 +1,8 @@
 """A worker's exchange with all shards: push gradients, pull parameters, several shards at a time.
 
-A push to a shard always comes before the pull that follows it, so a worker's own last gradient is in what it pulls.
+A pull from a shard begins after the push to it is acknowledged, so it includes the worker's own last gradient.
 
-Threads: a few make the calls. The caller waits on the future that `start` returns, or computes meanwhile.
+Threads: a small pool makes the calls. The caller waits on the future that `start` returns, or computes meanwhile.
 No TensorFlow here.
 """
 
@@ -24,14 +24,14 @@ from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.packing import Packer
 from downpour.worker.exchange.pulled import Pulled
 
-# Calls of one worker at a time. All of them hold messages in memory, here and on the shards. On two cores, where calls
-# wait for the processor, more were not faster; over slow lines to many hosts that was not measured.
+# Concurrent calls of one worker. All of them hold messages in memory, here and on the shards. On two cores, where calls
+# wait for the processor, more were not faster; over slow networks to many hosts that was not measured.
 _MAX_CALLS = 4
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a pull gives, one entry a shard. Overwritten by the second pull after it; by the next without overlap.
+    """Result of a pull, one entry a shard. Overwritten by the second pull after it; without overlap by the next.
 
     Attributes:
         trained: [num_trained] in the wire dtype (bfloat16 as uint16 bits).
@@ -48,12 +48,12 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a push takes, one entry a shard.
+    """Content of a push, one entry a shard.
 
     Attributes:
         trained: [num_trained - num_factored] in the wire dtype.
         statistics: [num_pushed - num_trained] float32, differences.
-        versions: Of the parameters it was computed from.
+        versions: Versions of the parameters that the gradients were computed from.
         base: Those parameters, as pulled, for shards that compensate delays.
         factors: For each factored variable of the shard, x [rows, inputs] and d [rows, outputs], flat, in one array of
             the wire dtype: its gradient is x^T d.
@@ -68,18 +68,18 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one exchange.
+    """Result of one exchange.
 
     Attributes:
         parameters: Pulled after the push; None if there was no pull.
-        versions: Of each shard, after the push and the pull.
+        versions: Version of each shard, after the push and the pull.
         acknowledged: Whether there was a push; then every shard has acknowledged it.
-        dropped: Whether a shard has left out some or all of it.
-        staleness: Mean over the shards, in pushes.
+        dropped: Whether a shard has dropped some or all of it.
+        staleness: Mean staleness over the shards, in pushes.
         push_s: Seconds until the last shard had acknowledged the push.
-        pull_s: Seconds from then until the last shard had been pulled; where some are pulled before, only the rest.
-        bytes_pushed: Over all shards.
-        bytes_pulled: Over all shards.
+        pull_s: Seconds from then until the last pull ended; pulls that ended before do not count.
+        bytes_pushed: Sum over all shards.
+        bytes_pulled: Sum over all shards.
     """
 
     parameters: Parameters | None
@@ -104,7 +104,7 @@ class _Pushed:
 
 
 class Exchange:
-    """The shards of a job, for one worker.
+    """Exchange of one worker with all shards of a job.
 
     Args:
         addresses: `host:port` of every shard, in order.
@@ -115,11 +115,11 @@ class Exchange:
         incarnation: Higher than that of any earlier process with this index.
         publish_every: Not 0: pull differences to publications, of which there is a new one after so many pushes of all
             workers together (`downpour.ps.shard.publication`). 0: pull the vector itself.
-        differences: Their codec, INT8 or INT4.
-        overlap: Whether parameters are computed with while the next pull is under way, which takes twice the memory.
+        differences: Codec of these differences, INT8 or INT4.
+        overlap: Whether parameters are in use while the next pull is in flight, which takes twice the memory.
         send_base: Whether pushes carry `Gradients.base`.
         give_up_after_s: See `ShardClient`.
-        security: Of this process.
+        security: Security configuration of this process.
         job_id: See `ShardClient`.
 
     Attributes:
@@ -157,7 +157,7 @@ class Exchange:
         ]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
-        # Every worker begins with another shard, so that they do not all wait for the same one.
+        # Workers begin with different shards, so that their calls do not all queue at the same one.
         self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
         self._begun_s, self._pushes = 0.0, list[Future[_Pushed]]()  # of the exchange that was begun last
         self._pulled = [
@@ -178,21 +178,21 @@ class Exchange:
             future.result()
 
     def close(self) -> None:
-        """Ends threads and connections, after what is under way."""
+        """Stops the threads and closes the connections, after the calls in flight."""
         self._pool.shutdown(wait=True)
         for client in self._clients:
             client.close()
 
     def start(self, gradients: Gradients | None = None, *, pull: bool = True, ahead: bool = False) -> Future[Answer]:
-        """Begins to push `gradients` (if any) and then to pull (unless told not to).
+        """Starts a push of `gradients` (if any), followed by a pull (if `pull`).
 
         Pushes of one worker are numbered here, so this is called from one thread, and again only once the
-        future before has given its answer.
+        previous future is done.
 
         Args:
             gradients: What to push.
             pull: Whether to pull after it.
-            ahead: Whether another push comes before the step that the pulled parameters are for.
+            ahead: Whether this worker pushes once more before the step that the pulled parameters are for.
 
         Returns:
             A future that gives the answer or raises.
@@ -201,7 +201,7 @@ class Exchange:
             self._name.sequence += 1
         name = pb.PushHeader()
         name.CopyFrom(self._name)
-        # All pushes come first in the queue: they wait for nobody, and a pull may wait for other workers' pushes.
+        # All pushes are queued first: they do not depend on other workers; a pull may block on others' pushes.
         pushes: dict[int, Future[_Pushed]] = {}
         if gradients is not None:
             pushes = {shard: self._pool.submit(self._push, shard, name, gradients) for shard in self._order}
@@ -210,9 +210,9 @@ class Exchange:
         return self._pool.submit(self._collect, self._begun_s, self._pushes, pulls)
 
     def acknowledged(self, within_s: float) -> Answer | None:
-        """The answer of the push that was begun last, without the pull that follows it.
+        """Returns the answer of the push started last, without the pull that follows it.
 
-        None if nothing was pushed, or some shard has not acknowledged it within so many seconds.
+        None if nothing was pushed, or some shard has not acknowledged it within `within_s` seconds.
         """
         wait(self._pushes, within_s)
         if not self._pushes or any(not push.done() or push.exception() for push in self._pushes):
@@ -220,7 +220,7 @@ class Exchange:
         return self._collect(self._begun_s, self._pushes, [])
 
     def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> _Pushed:
-        """One shard's push."""
+        """Pushes to one shard."""
         header = pb.PushHeader(base_version=gradients.versions[shard])
         header.MergeFrom(name)
         base = gradients.base[shard] if self._send_base and gradients.base is not None else None
@@ -230,7 +230,7 @@ class Exchange:
         return _Pushed(shard, reply, time.monotonic(), sum(chunk.num_bytes for chunk in chunks))
 
     def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[_Pushed] | None, ahead: bool) -> float:
-        """One shard's pull, after its push; returns when it ended."""
+        """Pulls from one shard, after the push to it; returns the time at which the pull ended."""
         if pushed:
             pushed.result()
         request = pb.PullRequest(
@@ -246,7 +246,7 @@ class Exchange:
         return time.monotonic()
 
     def _collect(self, begin: float, pushes: list[Future[_Pushed]], pulls: list[Future[float]]) -> Answer:
-        """The answer, once every call is over; raises what the first of them raised."""
+        """Waits for all calls and returns the answer; raises what the first failed call raised."""
         wait(pushes)
         wait(pulls)
         pushed = [push.result() for push in pushes]

@@ -1,8 +1,8 @@
-"""From a gradient to the chunks of a push: cut, and rounded to what travels. No sockets, no TensorFlow.
+"""Cuts a gradient into the chunks of a push, and rounds it to the push codec. No sockets, no TensorFlow.
 
 In INT8 the rounding error of each push is kept and added to the next gradient (error feedback: Seide et al. 2014;
 Karimireddy et al. 2019, arXiv 1901.09847), so that over many pushes nothing is lost. Factors and statistics are not
-rounded again. A worker that ends takes its last rounding errors with it.
+rounded again. The last rounding errors of a worker that stops are lost.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from downpour.ps.layout import Layout
 
 
 class Packer:
-    """Cuts one shard's part of every push; keeps the rounding errors.
+    """Cuts one shard's part of every push, and keeps the rounding errors.
 
     Args:
         layout: The job's.
         shard: Index of the shard.
-        wire: Codec that gradients come in.
-        push: Codec that they leave in: `wire`, or INT8.
+        wire: Codec of the gradients given to `pack`.
+        push: Codec in which they are pushed: `wire`, or INT8.
     """
 
     def __init__(self, layout: Layout, shard: int, wire: pb.Codec, push: pb.Codec) -> None:
@@ -42,13 +42,13 @@ class Packer:
         factors: list[np.ndarray],
         base: np.ndarray | None = None,
     ) -> list[codec.Outgoing]:
-        """One push's chunks.
+        """Returns the chunks of one push.
 
         Args:
             gradient: [num_trained - num_factored] in the wire dtype.
             differences: [num_pushed - num_trained] float32, of statistics.
             factors: For each factored variable x [rows, inputs] and d [rows, outputs], flat, in one, in the wire dtype.
-            base: What the gradient was computed from, likewise, to be sent along.
+            base: Parameters that the gradient was computed from, in the same order and dtype, to be sent along.
         """
         chunks = []
         for group, both in zip(self._groups, factors, strict=True):
@@ -68,7 +68,7 @@ class Packer:
         return chunks
 
     def _rounded(self, gradient: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """Gradient plus what was left before, in INT8; `left` is then what is left now."""
+        """Returns the gradient plus the rounding error `left`, in INT8; `left` is then the new rounding error."""
         wide = self._wide[: gradient.size]
         convert.to_float32(gradient, wide)
         left += wide

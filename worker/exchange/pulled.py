@@ -29,18 +29,18 @@ class Vectors:
 
 
 class Pulled:
-    """What pulls of one shard gave, whole or as differences to a publication (`downpour.ps.shard.publication`).
+    """Result of pulls from one shard, whole or as differences to a publication (`downpour.ps.shard.publication`).
 
     Args:
         layout: The job's.
         shard: Index of the shard.
         wire: Codec of the trained and the frozen part.
-        keep: Whether `latest` stays as it is while the next pull comes in, which takes twice the memory.
-        differences: Whether pulls are differences: the publication is kept, too.
+        keep: Whether `latest` stays as it is while the next pull is received, which takes twice the memory.
+        differences: Whether pulls are differences; the publication is then kept, too.
 
     Attributes:
-        version: Of `latest`.
-        num_bytes: Received for it.
+        version: Version of `latest`.
+        num_bytes: Bytes received for it.
     """
 
     def __init__(
@@ -59,34 +59,34 @@ class Pulled:
         ]
         self.version = 0
         self.num_bytes = 0
-        self._is_filled = False  # by a whole pull, once
+        self._is_filled = False  # whether a whole pull has ended
         self._differences = differences
         self._published = np.empty(self._num_trained if differences else 0, dtype)
-        self._publication = 0  # which that is; 0 while it is none
-        self._base = 0  # which it was when the pull began
-        self._header = pb.PullHeader()  # of the part that comes in
-        self._position = 0  # in that
+        self._publication = 0  # number of the publication held; 0 for none or a part
+        self._base = 0  # that number when the pull began
+        self._header = pb.PullHeader()  # of the part being received
+        self._position = 0  # elements of that part received
 
     @property
     def latest(self) -> Vectors:
-        """What the last whole pull gave."""
+        """Result of the last whole pull."""
         return self._sets[0]
 
     def begin(self) -> int:
-        """A pull begins, perhaps after one that broke. Returns the publication that it may give differences to."""
+        """Begins a pull, perhaps after one that broke; returns the publication that differences may refer to."""
         self._base = self._publication if self._is_filled else 0
         self._position, self.num_bytes, self._header = 0, 0, pb.PullHeader()
         return self._base
 
     def place(self, beginning: memoryview, num_bytes: int) -> memoryview | None:
-        """Where the rest of a chunk belongs, of which only the beginning has come: chunks need not be copied then.
+        """Returns where to receive the rest of a chunk whose beginning has arrived, so that it is not copied.
 
-        None if the chunk must be decoded; `receive` takes it.
+        None if the chunk must be decoded by `receive`.
         """
         try:
             chunk = codec.decode_chunk(beginning, num_bytes)
             target, _ = self._target(chunk)
-        except MalformedChunk:  # `receive` says why
+        except MalformedChunk:  # `receive` raises it
             return None
         room = target.view(np.uint8).data
         first = len(chunk.payload)
@@ -97,10 +97,10 @@ class Pulled:
         return room[first:]
 
     def receive(self, chunk: codec.Chunk) -> None:
-        """Takes the next chunk.
+        """Decodes the next chunk to its place.
 
         Raises:
-            MalformedChunk: It is not the next one, or not readable.
+            MalformedChunk: It is not the next one, or cannot be decoded.
         """
         target, base = self._target(chunk)
         if chunk.codec not in codec.WIRE_DTYPES and base is None:
@@ -112,10 +112,10 @@ class Pulled:
             convert.advance(chunk.codec, base, *chunk.blocks(), target)
 
     def end(self) -> None:
-        """The pull is over; `latest` is what it gave.
+        """Ends the pull; `latest` is then its result.
 
         Raises:
-            MalformedChunk: It did not give everything.
+            MalformedChunk: The pull was incomplete.
         """
         if self._header.publication and not self._header.live:
             raise MalformedChunk(f"publication {self._header.publication} came, and no differences to it")
@@ -128,7 +128,7 @@ class Pulled:
         self.version = self._header.version
 
     def _target(self, chunk: codec.Chunk) -> tuple[np.ndarray, np.ndarray | None]:
-        """Where the next chunk's elements belong, and what differences are to, if they may be."""
+        """Returns where the next chunk's elements belong, and what its differences refer to; None if to nothing."""
         header, position = self._part(chunk)
         if chunk.start != position:
             raise MalformedChunk(f"a chunk at {chunk.start} came where {position} was due")
@@ -147,7 +147,7 @@ class Pulled:
         return part[start:stop], self._published[start:stop] if has_base else None
 
     def _part(self, chunk: codec.Chunk) -> tuple[pb.PullHeader, int]:
-        """Header of the part that a chunk belongs to, and what has come of it before."""
+        """Returns the header of the part that a chunk belongs to, and how many of its elements were received."""
         header = chunk.header
         if not isinstance(header, pb.PullHeader) or header == self._header:
             return self._header, self._position
@@ -160,9 +160,9 @@ class Pulled:
         return header, 0
 
     def _took(self, chunk: codec.Chunk, num_bytes: int) -> None:
-        """A chunk is about to be written where it belongs."""
+        """Counts a chunk that is about to be written to its place."""
         self._header, self._position = self._part(chunk)
-        # While a publication comes in, what there is is half of one and half of another.
+        # While a publication is received, the buffer holds parts of two.
         self._publication = self._header.publication if self._header.live else 0
         self._position += chunk.count
         self.num_bytes += num_bytes

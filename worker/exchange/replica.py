@@ -1,4 +1,4 @@
-"""What a worker computes with and gathers between two exchanges, as its cadence says. No TensorFlow, no sockets."""
+"""Parameters and accumulated gradients of a worker between two exchanges, by cadence. No TensorFlow, no sockets."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from downpour.worker.exchange.exchange import Gradients, Parameters
 
 
 class Contribution(Protocol):
-    """What a worker computes with, and what becomes of its gradients until the next push."""
+    """The parameters a worker computes with, and its gradients accumulated until the next push."""
 
     @property
     def parameters(self) -> Parameters:
-        """To compute the next gradient at."""
+        """Parameters to compute the next gradient at."""
         ...
 
     def fetched(self, parameters: Parameters) -> None:
-        """New parameters have come."""
+        """Replaces the parameters by newly pulled ones."""
         ...
 
     def computed(self, gradients: Gradients) -> None:
-        """A gradient at `parameters`."""
+        """Adds a gradient computed at `parameters`."""
         ...
 
     def take(self) -> Gradients:
-        """What to push, of everything computed since the last push."""
+        """Returns the content of the next push, of everything computed since the last."""
         ...
 
 
 def contribution(cadence: Cadence, wire: pb.Codec) -> Contribution:
-    """What carries out a cadence; `wire` is the codec of the exchange."""
+    """Returns the implementation of a cadence; `wire` is the codec of the exchange."""
     return _Direct() if isinstance(cadence, EveryStep) else _Replica(cadence, wire)
 
 
 def step_codec(cadence: Cadence, wire: pb.Codec) -> pb.Codec:
-    """The codec the compiled step computes with: the wire's, or float32 where gradients meet a copy of the worker."""
+    """The codec of the compiled step: the wire's, or float32 where the worker accumulates gradients."""
     return wire if isinstance(cadence, EveryStep) else codec.FLOAT32
 
 
 class _Direct:
-    """Parameters and gradients pass as they are."""
+    """Passes parameters and gradients unchanged."""
 
     parameters: Parameters
     _gradients: Gradients
@@ -64,7 +64,7 @@ class _Direct:
 
 
 class _Replica:
-    """A copy in float32 that moves between two fetches, and what it has gathered since the last push."""
+    """A float32 copy that the cadence may update between two fetches, and the sum of gradients since the last push."""
 
     parameters: Parameters
 
@@ -122,14 +122,14 @@ class _Replica:
 
 
 def _widened(vector: np.ndarray) -> np.ndarray:
-    """A float32 copy of a vector of the wire."""
+    """Returns a float32 copy of a vector in a wire dtype."""
     wide = np.empty(vector.size, np.float32)
     convert.to_float32(vector, wide)
     return wide
 
 
 def _narrowed(vector: np.ndarray, wire: pb.Codec) -> np.ndarray:
-    """A float32 vector as the wire carries it."""
+    """Returns a float32 vector in the wire dtype."""
     if wire == codec.FLOAT32:
         return vector
     narrow = np.empty(vector.size, codec.WIRE_DTYPES[wire])

@@ -1,6 +1,6 @@
-"""How a worker limits its gradient, exactly, because it holds the whole of it. `step` beside this carries it out.
+"""Gradient clipping on the worker, exact because the worker holds the whole gradient; `step` implements it.
 
-A shard could not do it: it sees its own part of a gradient only. No TensorFlow here.
+A shard could not clip exactly: it receives only its own part of a gradient. No TensorFlow here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Clip:
-    """One of three limits, as TensorFlow's functions of the same names have them.
+    """One of three limits, defined as in TensorFlow's functions of the same names.
 
-    It acts on the gradient of each batch, in float32, before the cast to the wire dtype and before a cadence adds
+    It applies to the gradient of each batch, in float32, before the cast to the wire dtype and before a cadence adds
     several up. The gradient norm that is reported and checked is the one before clipping.
 
     Attributes:
-        by_value: Every element is brought into [-by_value, by_value].
+        by_value: Every element is limited to [-by_value, by_value].
         by_norm: Each variable's gradient is scaled down to this Euclidean norm, if it is longer.
         by_global_norm: All gradients are scaled by one factor, so that their common norm is at most this.
     """

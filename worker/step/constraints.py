@@ -1,4 +1,4 @@
-"""Keras constraints as those that shards know; anything else is refused by the name of its variable."""
+"""Translates Keras constraints to those that shards apply; any other is refused with the name of its variable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KNOWN = "NonNeg, MaxNorm, UnitNorm and MinMaxNorm of keras.constraints"
 
 
 def constraint_of(variable: keras.Variable) -> Constraint | None:
-    """The constraint of a trainable variable, with Keras's epsilon of this process.
+    """Returns the constraint of a trainable variable, with Keras's epsilon of this process.
 
     Raises:
         ValueError: It is of another class, subclasses included, since what those compute is not known, or has
@@ -44,7 +44,7 @@ def constraint_of(variable: keras.Variable) -> Constraint | None:
 
 
 def _axes(constraint: Any, variable: keras.Variable) -> tuple[int, ...]:
-    """The axes that norms are summed over, from 0, ascending; without any given all of them, as in Keras."""
+    """Returns the axes that norms are summed over, from 0, ascending; all axes if none is given, as in Keras."""
     rank, axis = len(variable.shape), constraint.axis
     given = list(range(rank)) if axis is None else [int(a) for a in np.atleast_1d(axis)]
     axes = sorted({a + rank if a < 0 else a for a in given})

@@ -1,7 +1,7 @@
-"""What a model does to its variables in a training call, learned from one trace of it before training.
+"""Finds what a model does to its variables in a training call, from one trace of it before training.
 
-The trace is neither compiled nor run, and has no gradients: about as long as building the model. It depends on the
-model, the loss and the shapes of a batch alone, so every process of a job learns the same.
+The trace is neither compiled nor run, and has no gradients; it takes about as long as building the model. It depends on
+the model, the loss and the shapes of a batch alone, so every process of a job gets the same result.
 
 Threads: one. TensorFlow is allowed here.
 """
@@ -26,7 +26,7 @@ LOCAL = "local"  # never leaves the worker, so it is in no layout
 
 @dataclass(frozen=True)
 class Examination:
-    """What one trace of a model shows.
+    """Result of one trace of a model.
 
     Attributes:
         assigned: Paths of the variables that a training call assigns; none of them is trained.
@@ -53,7 +53,7 @@ def examine(
 
     Raises:
         ValueError: The call assigns a variable that is trained, or one is of a kind that no rule updates; the model
-            computes its loss or trains in its own way. What the model's own code raises passes as it is.
+            computes its loss or trains in its own way. Errors of the model's own code are raised unchanged.
     """
     _refuse_own_training(model)
     for variable in model.trainable_variables:
@@ -102,10 +102,10 @@ def kinds_of(
 
     Args:
         model: A built model.
-        examined: What a training call does. None: taken to assign every variable, each of them additive.
+        examined: What a training call does. None: it counts as assigning every variable, each of them additive.
         statistics: `fnmatch` patterns of variables whose differences add up.
         local: Patterns of variables that stay in each worker.
-        frozen: Patterns of variables that stay as they are, trained ones among them; checked by `variables_of`.
+        frozen: Patterns of variables that do not change, trained ones among them; checked by `variables_of`.
 
     Raises:
         ValueError: A pattern of `statistics` or `local` matches nothing, both match a variable, or a training call
@@ -145,16 +145,16 @@ def kinds_of(
 
 
 def _reached(loss: tf.Tensor) -> set[str]:
-    """Names of the tensors from which something differentiable leads to the loss.
+    """Names of the tensors from which a differentiable path leads to the loss.
 
-    What enters a loop or a condition counts as reached: their bodies are graphs of their own.
+    Inputs of a loop or a condition count as reached: their bodies are graphs of their own.
     """
     reached, waiting = {loss.name}, [loss.op]
     while waiting:
         op = waiting.pop()
         if op.type == "StopGradient":
             continue
-        # Of a variant type are the lists in which loops gather their outputs.
+        # Lists in which loops gather their outputs are of a variant type.
         new = [t for t in op.inputs if _is_differentiable(t.dtype) and t.name not in reached]
         reached.update(t.name for t in new)
         waiting += [t.op for t in new]
@@ -166,7 +166,7 @@ def _is_differentiable(dtype: tf.DType) -> bool:
 
 
 def _refuse_own_training(model: keras.Model) -> None:
-    """Raises `ValueError` if the model's class replaces what `fit` does with a batch: workers do not call it."""
+    """Raises `ValueError` if the model's class overrides what `fit` does with a batch: workers do not call it."""
     for name in ("train_step", "compute_loss"):
         if getattr(type(model), name) is not getattr(keras.Model, name):
             raise ValueError(

@@ -1,6 +1,6 @@
-"""One forward pass of a Keras model in training mode on given values, made as `keras.Model.fit` makes it.
+"""One forward pass of a Keras model in training mode on given values, computed as `keras.Model.fit` computes it.
 
-`worker.examine` traces it to learn what a model does to its variables, `worker.step` to compute gradients. Nothing is
+`worker.examine` traces it to find what a model does to its variables, `worker.step` to compute gradients. Nothing is
 assigned to the model's own variables.
 
 Shapes: R rows, the product of a dense layer's leading axes, the batch first; I inputs, O outputs.
@@ -25,7 +25,7 @@ class Scope(keras.StatelessScope):
     metric) is assigned as in plain Keras: it lives in this process and is in no file that Keras writes.
 
     Args:
-        variables: Of the model.
+        variables: Variables of the model.
         values: One tensor a variable, cast to its dtype.
 
     Attributes:
@@ -38,7 +38,7 @@ class Scope(keras.StatelessScope):
         self.assigned: list[keras.Variable] = []
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
-        """Called by Keras for every assignment."""
+        """Records an assignment and holds its value; called by Keras for every assignment."""
         variable, value = update
         if id(variable) in self._own:
             self.assigned.append(variable)
@@ -47,7 +47,7 @@ class Scope(keras.StatelessScope):
             variable._direct_assign(value)
 
     def hold(self, variable: keras.Variable, value: tf.Tensor) -> None:
-        """Gives a variable another value from here on, without recording an assignment."""
+        """Replaces a variable's value from here on, without recording an assignment."""
         super().add_update((variable, value))
 
 
@@ -57,7 +57,7 @@ class Use:
 
     Attributes:
         inputs: x, [..., I].
-        kernel: What stood for W [I, O] in this call; nothing else depends on it.
+        kernel: The tensor that replaced W [I, O] in this call; nothing else depends on it.
         output: y, [..., O].
     """
 
@@ -102,7 +102,7 @@ def forward(
 
 
 def factorable_layers(model: keras.Model) -> list[keras.layers.Dense]:
-    """Dense layers whose kernel's gradient is the product of what a step computes anyway."""
+    """Returns the dense layers whose kernel's gradient is the product of two tensors that a step computes anyway."""
     return [layer for layer in model._flatten_layers() if type(layer) is keras.layers.Dense and _is_factorable(layer)]
 
 
@@ -123,16 +123,16 @@ def noting(
     watch: Callable[[tf.Tensor], None],
     stand_in: Callable[[tf.Tensor], tf.Tensor] = tf.stop_gradient,
 ) -> Iterator[dict[str, list[Use]]]:
-    """Yields what passes through dense layers while the model runs, by the kernel's path.
+    """Records the calls of dense layers while the model runs; yields them by the kernel's path.
 
     During a layer's own call its kernel is a constant, whose gradient is that of the layer's factors. So a gradient
-    that reaches the kernel is of another use of it.
+    that reaches the kernel stems from another use of it.
 
     Args:
-        scope: Of the model's call.
-        layers: To note; see `factorable_layers`.
+        scope: Scope of the model's call.
+        layers: Layers to record; see `factorable_layers`.
         watch: Called with each output.
-        stand_in: Makes of a kernel what stands for it in its layer's own call: a constant, or the like for a trace.
+        stand_in: Returns the replacement of a kernel in its layer's own call: a constant, or an identity for a trace.
     """
     uses: dict[str, list[Use]] = {layer.kernel.path: [] for layer in layers}
 
@@ -163,7 +163,7 @@ def noting(
 
 
 def infer(model: keras.Model, images: Any) -> Any:
-    """What a model gives for images outside of training, called as `keras.Model.predict` calls it."""
+    """Returns a model's output for images in inference mode, called as `keras.Model.predict` calls it."""
     return model(images, training=False) if model._call_has_training_arg else model(images)
 
 

@@ -3,7 +3,7 @@
 The loss is multiplied before gradients are computed, which are divided by the same number in float32. The numbers are
 those of `keras.optimizers.LossScaleOptimizer` (Keras 3): from 2^15 on, doubled after 2000 finite steps in a row, halved
 by each step that overflows, which is skipped. Unlike there, the scale has a least value, as in fairseq
-(`min_loss_scale`): what overflows below it does so whatever the scale.
+(`min_loss_scale`): a step that overflows below it overflows at any scale.
 
 Threads: one.
 """
@@ -18,11 +18,11 @@ LEAST = 1e-4
 
 @dataclass
 class LossScale:
-    """The scale of one worker.
+    """The loss scale of one worker.
 
     Attributes:
-        value: What the next loss is multiplied by.
-        num_finite: Steps without overflow since it last changed.
+        value: Factor by which the next loss is multiplied.
+        num_finite: Steps without overflow since `value` last changed.
     """
 
     value: float = 2.0**15

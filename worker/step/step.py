@@ -4,20 +4,20 @@
 
 The wire layout is the function's signature: vectors are split, reshaped and cast inside the graph, on the
 accelerator if there is one, and gradients are cast and concatenated there. No Python loop runs over variables in
-a step, and none of the model's variables is assigned. What Keras does not count among them, such as the states of a
-recurrent layer, is kept where it is from step to step, as in plain Keras.
+a step, and none of the model's variables is assigned. State that Keras does not count among them, such as that of a
+recurrent layer, stays in its place from step to step, as in plain Keras.
 
 Frozen variables are constants to the tape: their gradients, and everything that only those need, are not computed.
-So are factored ones in their layer's own call: of a dense layer y = x W + b the step gives x and d = dloss/dy; the
+So are factored ones in their layer's own call: for a dense layer y = x W + b the step returns x and d = dloss/dy; the
 shard multiplies x^T d. A factored one that is used anywhere else as well is refused; `worker.examine` finds such
-variables before, and they travel dense.
+variables before, and their gradients are pushed dense.
 
 Where a layer computes in float16, the loss is scaled (`worker.loss_scale`). A step that overflows is not pushed.
 
 Batch norm: a worker pushes its moving statistics after the batch minus those it pulled, d * (b - m) with
-d = 1 - momentum, the batch's own statistic b and the pulled m; the shard adds it. One worker alone thus has what plain
-Keras has, to rounding. Of k workers that pulled the same m, the shard makes m + d * sum(b_i - m); one worker that saw
-the same batches one after another has m + d * sum((b_i - m) * (1 - d)^(k - i)). The two differ by at most
+d = 1 - momentum, the batch's own statistic b and the pulled m; the shard adds it. One worker alone thus gets the same
+as plain Keras, to rounding. From k workers that pulled the same m, the shard gets m + d * sum(b_i - m); one worker that
+processes the same batches in sequence gets m + d * sum((b_i - m) * (1 - d)^(k - i)). The two differ by at most
 d^2 * k * (k - 1) / 2 * max|b_i - m|. If every difference is k pushes old, the statistics still settle while
 d < 2 * sin(pi / (4k + 2)) (Levin and May 1976): up to 156 pushes at Keras's momentum of 0.99, up to 15 at 0.9.
 
@@ -58,13 +58,13 @@ _TENSOR_DTYPES: dict[pb.Codec, np.dtype] = {
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step gives.
+    """Result of one step.
 
     Attributes:
-        loss: Of the batch, the model's own regularisation included.
+        loss: Loss of the batch, the model's own regularisation included.
         gradient_norm: Euclidean norm over all trained variables, before clipping; not finite if any gradient is not.
-        gradients: For the shards, in the wire dtype.
-        loss_scale: By which the loss was multiplied while the gradients were computed; None without loss scaling.
+        gradients: Gradients for the shards, in the wire dtype.
+        loss_scale: Factor of the loss while the gradients were computed; None without loss scaling.
     """
 
     loss: float
@@ -82,9 +82,9 @@ class TrainingStep:
     """The compiled step of one model, loss and layout.
 
     Args:
-        model: A built Keras model that maps images to logits. Its own variables are left as they are.
+        model: A built Keras model that maps images to logits. Its own variables are not changed.
         loss: `loss(labels [B, C], logits [B, C]) -> scalar`.
-        layout: Of `variables_of(model)`. Variables of the model that are not in it are local state of this object.
+        layout: Layout of `variables_of(model)`. Variables of the model that are not in it are state of this object.
         wire: Codec of the trained and the frozen part, a value of `pb.Codec`.
         clip: Limits the gradient; None for none.
     """
@@ -146,7 +146,7 @@ class TrainingStep:
             ),
             scale,
         )
-        # An overflow must not stay in local state; random seeds move on.
+        # An overflow must not stay in local state; random seeds advance.
         self._local = [
             after if result.is_finite or not after.dtype.is_floating else before
             for after, before in zip(local, self._local, strict=True)
@@ -167,7 +167,7 @@ class TrainingStep:
         self._compiled.get_concrete_function(*self._arguments(zeros, images, labels))
 
     def _arguments(self, parameters: Parameters, images: Any, labels: Any) -> tuple[Any, ...]:
-        """Of the compiled step."""
+        """Returns the arguments of the compiled step."""
         trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
         frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
@@ -224,14 +224,14 @@ class TrainingStep:
         )
 
     def _unscaled(self, gradient: Any, of: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        """A gradient without the loss scale, in float32 if there is one; zeros where none reaches `of`."""
+        """Returns a gradient without the loss scale, in float32 if there is a scale; zeros where none reaches `of`."""
         if gradient is None:
             return tf.zeros_like(of)
-        dense = tf.convert_to_tensor(gradient)  # an embedding's comes as slices
+        dense = tf.convert_to_tensor(gradient)  # an embedding's gradient is given as slices
         return tf.cast(dense, tf.float32) / scale if self._scale else dense
 
     def _only_use(self, layer: keras.layers.Dense, uses: Mapping[str, Sequence[Use]]) -> Use:
-        """The one call of a factored layer."""
+        """Returns the one call of a factored layer."""
         path = layer.kernel.path
         if len(uses[path]) != 1:
             how = "more than once" if uses[path] else "nowhere"
@@ -251,7 +251,7 @@ class TrainingStep:
             logging.warning("no gradient reaches %s: not trained, as in plain Keras", ", ".join(lost))
 
     def _flat_factors(self, factors: Mapping[int, tuple[tf.Tensor, tf.Tensor]]) -> list[Tensors]:
-        """For each shard and each of its factored variables x and the columns of d that it holds, flat, in one."""
+        """For each shard and each of its factored variables, x and the shard's columns of d, in one flat vector."""
         flat: list[Tensors] = []
         for shard in range(self._layout.num_shards):
             flat.append([])
@@ -263,7 +263,7 @@ class TrainingStep:
         return flat
 
     def _unflatten(self, vectors: Tensors, *kinds: str) -> dict[int, tf.Tensor]:
-        """One flat vector a shard -> one tensor a variable of these kinds, by number."""
+        """Converts one flat vector a shard to one tensor a variable of these kinds, by number."""
         slices: dict[int, list[tuple[Range, tf.Tensor]]] = {}
         for vector, ranges in zip(vectors, self._ranges(*kinds), strict=True):
             for r, part in zip(ranges, tf.split(vector, [r.size for r in ranges]) if ranges else [], strict=True):
@@ -276,7 +276,7 @@ class TrainingStep:
         return variables
 
     def _flatten(self, values: Mapping[int, tf.Tensor], kind: str) -> Tensors:
-        """One tensor a variable of this kind, by number -> one flat vector a shard; the inverse of `_unflatten`."""
+        """Converts one tensor a variable of this kind, by number, to one flat vector a shard; inverts `_unflatten`."""
         slices: dict[tuple[int, int], tf.Tensor] = {}
         for number, value in values.items():
             ranges = sorted((r for r in self._layout.ranges if r.variable == number), key=lambda r: r.begin)
@@ -298,7 +298,7 @@ class TrainingStep:
 
 
 def _clipped(gradients: Tensors, clip: Clip | None, norm: tf.Tensor) -> Tensors:
-    """The gradients within the limits of `clip`; `norm` is their global one."""
+    """Returns the gradients within the limits of `clip`; `norm` is their global norm."""
     if clip is None:
         return gradients
     if clip.by_value is not None:
@@ -312,12 +312,12 @@ def _clipped(gradients: Tensors, clip: Clip | None, norm: tf.Tensor) -> Tensors:
 def _product_norm(x: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
     """|x^T d|, from [rows, rows] products alone: its square is the sum of (x x^T) * (d d^T)."""
     square = tf.reduce_sum(tf.matmul(x, x, transpose_b=True) * tf.matmul(d, d, transpose_b=True))
-    # Rounding may leave less than nothing of a product that is nearly zero.
+    # Rounding may make a square that is nearly zero negative.
     return tf.sqrt(tf.where(square < 0, tf.zeros_like(square), square))
 
 
 def _clipped_factor(d: tf.Tensor, own_norm: tf.Tensor, clip: Clip | None, norm: tf.Tensor) -> tf.Tensor:
-    """As `_clipped`, for the second factor of a gradient of norm `own_norm`."""
+    """Clips the second factor of a gradient of norm `own_norm`, as `_clipped` does dense ones."""
     if clip is None:
         return d
     limit, length = (clip.by_norm, own_norm) if clip.by_norm is not None else (clip.by_global_norm, norm)

@@ -1,4 +1,4 @@
-"""A Keras model's variables as a layout knows them: names, shapes, kinds, initial values."""
+"""Maps a Keras model's variables to those of a layout: names, shapes, kinds, initial values."""
 
 from __future__ import annotations
 
@@ -29,25 +29,24 @@ def variables_of(
     kinds: Mapping[str, str] | None = None,
     unreached: Collection[str] = (),
 ) -> list[Variable]:
-    """The model's variables as the layout sees them: trainable ones, then the other floating-point ones.
+    """Returns a model's variables for a layout: the trainable ones, then the other floating-point ones.
 
-    Not in the layout are variables that are local, and those that are not floating-point (random seeds): they never
-    leave the worker.
+    Local variables, and those that are not floating-point (random seeds), are left out: the worker never sends them.
 
     Args:
         model: A built model.
-        weight_decay: Of trained variables.
+        weight_decay: Weight decay of trained variables.
         undecayed: `fnmatch` patterns of names without weight decay.
         decay: Whether weight decay is "l2" (in the gradient) or "decoupled" (off the parameter).
-        rates: Multipliers of the learning rate; where several match a variable, the last counts.
-        frozen: `fnmatch` patterns of variables and statistics that stay as they are.
-        factored: Names of variables whose gradients travel as factors; see `factored_names`.
-        kinds: Of variables that are not trained, from `worker.examine.kinds_of`; None for statistics throughout.
+        rates: Multipliers of the learning rate; where several match a variable, the last applies.
+        frozen: `fnmatch` patterns of variables and statistics that do not change.
+        factored: Names of variables whose gradients are pushed as factors; see `factored_names`.
+        kinds: Kinds of variables that are not trained, from `worker.examine.kinds_of`; None for its default.
         unreached: Names of trainable variables that no gradient reaches, which are frozen.
 
     Raises:
         ValueError: A pattern of `rates` or `frozen` matches nothing, nothing is left to train, two variables have one
-            name, or shards do not know a constraint.
+            name, or shards cannot apply a constraint.
     """
     if kinds is None:
         kinds = kinds_of(model)
@@ -82,16 +81,16 @@ def variables_of(
 
 
 def statistics_of(model: keras.Model) -> list[keras.Variable]:
-    """The model's floating-point variables that are not trained, in the order of `variables_of`."""
+    """Returns the model's floating-point variables that are not trained, in the order of `variables_of`."""
     return [v for v in model.non_trainable_variables if is_float(v)]
 
 
 def factored_names(model: keras.Model, batch_size: int, examined: Examination | None = None) -> set[str]:
-    """The kernels whose gradients take less than half the bytes as factors.
+    """Returns the paths of the kernels whose gradients take less than half the bytes as factors.
 
     Args:
         model: A built model.
-        batch_size: Rows of a dense layer's input where `examined` does not say how many.
+        batch_size: Rows of a dense layer's input without `examined`.
         examined: Without it every kernel counts as used by its own layer alone; a step refuses one that is not.
     """
     names = set()
@@ -104,10 +103,10 @@ def factored_names(model: keras.Model, batch_size: int, examined: Examination | 
 
 
 def variables_in(model: keras.Model, layout: Layout) -> list[keras.Variable]:
-    """The model's variables that are in a layout, in its order.
+    """Returns the model's variables that are in a layout, in its order.
 
-    Where the layout has all that it could have, they go by their order: Keras gives a model that is built twice in one
-    process other names. Where some are local, names say which.
+    If the layout has all of them, they are matched by order, since Keras names the variables of a model that is built
+    twice in one process differently. If some are local, they are matched by name.
     """
     variables = [*model.trainable_variables, *statistics_of(model)]
     if len(variables) == len(layout.variables):
@@ -117,7 +116,7 @@ def variables_in(model: keras.Model, layout: Layout) -> list[keras.Variable]:
 
 
 def initial_values(model: keras.Model, layout: Layout | None = None) -> list[np.ndarray]:
-    """The model's present values, in the order of the layout, or of `variables_of` without one."""
+    """Returns the model's present values, in the order of the layout, or of `variables_of` without one."""
     variables = [*model.trainable_variables, *statistics_of(model)] if layout is None else variables_in(model, layout)
     return [v.numpy() for v in variables]
 
