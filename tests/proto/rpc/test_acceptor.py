@@ -382,10 +382,10 @@ def test_members_that_talk_nonsense_come_again_more_slowly(
     stop = threading.Event()
 
     def talk() -> None:
-        calls = GREETING + b"".join(call(n) + data(n, b"nonsense") for n in range(1, 61, 2))
+        calls = GREETING + b"".join(call(n) + data(n, b"nonsense") for n in range(1, 21, 2))
         while not stop.is_set():
             with connect(served, calls) as raw, contextlib.suppress(OSError):
-                for n in itertools.count(61, 2):
+                for n in itertools.count(21, 2):
                     raw.sendall(call(n) + data(n, b"nonsense"))
                     raw.recv(1 << 16)
 
@@ -398,7 +398,7 @@ def test_members_that_talk_nonsense_come_again_more_slowly(
     waited_s = time.monotonic() - began
     stop.set()
     talking.join()
-    assert 0 < num_ended <= 100  # 1,000 where nothing is charged
+    assert 0 < num_ended <= 100  # 1,087 where nothing is charged
     assert waited_s < 10
 
 
@@ -415,5 +415,5 @@ def test_members_for_whom_there_is_no_room_cost_a_part_of_a_processor(
                 raw.settimeout(max(0.1, end - time.monotonic()))
                 while raw.recv(1 << 16):
                     pass
-        assert 0 < gate.counts().connections_dropped < 200  # 1,500 where they are not charged
+        assert 0 < gate.counts().connections_dropped < 200  # 378 where they are not charged
     assert ask(served) == b"x"
