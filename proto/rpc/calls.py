@@ -54,6 +54,9 @@ class Caller(Protocol):
     def broke_the_protocol(self, cost_s: float) -> None:
         """Counts a call that violated the protocol and took `cost_s` processor seconds; many end the connection."""
 
+    def made_sense(self) -> None:
+        """Called when a message of a call has been decoded."""
+
 
 class Call:
     """One call, with those methods of `grpc.ServicerContext` that a servicer uses.
@@ -159,7 +162,7 @@ class Call:
         handler = self._find(self._fields[":path"])
         read = handler.request_deserializer or (lambda message: message)
         write = handler.response_serializer
-        with contextlib.closing(self._messages(read)) as messages:
+        with contextlib.closing(self._messages(read, is_decoded=handler.request_deserializer is not None)) as messages:
             request = messages if handler.request_streaming else self._only(messages)
             if handler.response_streaming:
                 # Closed as soon as the caller has disconnected: it may hold a place that others wait for.
@@ -171,8 +174,11 @@ class Call:
                 check_length(len(reply))
                 self._reply = [reply]
 
-    def _messages(self, read: Callable[[Any], Any]) -> Generator[Any, None, None]:
-        """Yields the caller's messages; each is valid until the next is requested."""
+    def _messages(self, read: Callable[[Any], Any], *, is_decoded: bool) -> Generator[Any, None, None]:
+        """Yields the caller's messages; each is valid until the next is requested.
+
+        A message that `read` does not decode made sense if the handler requests another one.
+        """
         while True:
             try:
                 if not self._stream.inbox.is_wanted:
@@ -184,7 +190,12 @@ class Call:
                 return
             buffer, view = got
             try:
-                yield _read(read, view)
+                message = _read(read, view)
+                if is_decoded:
+                    self._caller.made_sense()
+                yield message
+                if not is_decoded:
+                    self._caller.made_sense()
             finally:
                 if buffer is not None:
                     self._buffers.give_back(buffer)

@@ -2,7 +2,8 @@
 
 At first it is unauthenticated: the acceptor's thread reads what has arrived, a few kilobytes at most, without waiting.
 When the first call is admitted it gets its own reader thread. A call goes to a thread of the pool when its first
-message has arrived, so that a caller that sends nothing occupies none.
+message has arrived, so that a caller that sends nothing occupies none. Calls run one at a time until a message has been
+decoded, and again after one that could not be: a caller of nonsense occupies one thread.
 
 Threads: the acceptor's, then the reader thread; pool threads send answers; `Server.stop` and the acceptor may end it.
 """
@@ -107,6 +108,7 @@ class ServerConnection(Connection):
         self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream
         self._given: set[int] = set()  # streams whose calls were handed to the pool
         self._is_leaving = False
+        self._makes_sense = False  # whether the last message was decoded
         self._nonsense_s = 0.0  # processor seconds of calls that violated the protocol
         self._is_ended = False  # for what it has sent
 
@@ -191,6 +193,7 @@ class ServerConnection(Connection):
     def forget(self, stream: Stream) -> None:
         """See `Connection`."""
         super().forget(stream)
+        self._go_on_with_waiting(stream.number)  # before it is discarded, for which `close` waits
         with self.lock:
             self._used_at = time.monotonic()
             self._given.discard(stream.number)
@@ -205,11 +208,18 @@ class ServerConnection(Connection):
         """See `calls.Caller`."""
         try:
             with self.lock:
+                self._makes_sense = False
                 self._nonsense_s += cost_s
                 self.streams.budget.spend(_NONSENSE_COST, "calls that do not follow the protocol")
         except ProtocolError as error:
             self._end_for(error)
             self.shut_down()
+
+    def made_sense(self) -> None:
+        """See `calls.Caller`."""
+        if not self._makes_sense:
+            self._makes_sense = True
+            self._go_on_with_waiting()
 
     def shut_down(self) -> None:
         """Ends it at once."""
@@ -265,12 +275,12 @@ class ServerConnection(Connection):
             with self.lock:
                 self._waiting[stream.number] = call
 
-    def _go_on(self, stream: Stream) -> None:
-        """Hands a call to the pool when its first message has arrived, or as much of it as its window allows."""
-        inbox = stream.inbox
+    def _go_on(self, stream: Stream, ended: int = 0) -> None:
+        """Hands a call to the pool if it may run; `ended` is a call that counts as running no more."""
         with self.lock:
-            is_due = stream.is_whole or inbox.has_first or inbox.window < DEFAULT_WINDOW // 2
-            if not self._is_running or not (is_due or stream.reset is not None):
+            may_run = self._makes_sense or not self._given - {ended}
+            is_due = stream.reset is not None or (may_run and _is_due(stream))
+            if not self._is_running or not is_due:
                 return
             call = self._waiting.pop(stream.number, None)
             if call is None:
@@ -283,6 +293,21 @@ class ServerConnection(Connection):
             words = "too many calls are open"
             last = calls.answer(stream.number, grpc.StatusCode.RESOURCE_EXHAUSTED, words)
             self._end(stream, last, ErrorCode.NO_ERROR)
+
+    def _go_on_with_waiting(self, ended: int = 0) -> None:
+        """Hands over calls that waited for another one of this connection to make sense or to end."""
+        with self.lock:
+            waiting = [self.streams.open[number] for number in self._waiting]
+        try:
+            for stream in waiting:
+                self._go_on(stream, ended)
+            if waiting:
+                self.flush()
+        except ProtocolError as error:
+            self._end_for(error)
+            self.shut_down()
+        except OSError:  # it has ended
+            pass
 
     def _end(self, stream: Stream, last: bytes, code: ErrorCode) -> None:
         """Ends a call that has not run."""
@@ -312,9 +337,7 @@ class ServerConnection(Connection):
         with self.lock:
             self._is_running = True
             self._endpoint.take_large_frames()
-            waiting = [self.streams.open[number] for number in self._waiting]
-        for stream in waiting:
-            self._go_on(stream)
+        self._go_on_with_waiting()
         self.flush()
 
     def _is_idle(self, now: float) -> bool:
@@ -346,6 +369,12 @@ class ServerConnection(Connection):
                 self._plain.read_now(rest)
 
 
+def _is_due(stream: Stream) -> bool:
+    """Whether a call may run: its first message has arrived, or as much of it as its window allows."""
+    return stream.is_whole or stream.inbox.has_first or stream.inbox.window < DEFAULT_WINDOW // 2
+
+
 def _is_late(stream: Stream, now: float) -> bool:
-    """Whether a call's first message is overdue."""
-    return now - stream.began_at > FIRST_MESSAGE_S or (stream.deadline is not None and now > stream.deadline)
+    """Whether a call's first message, or its deadline, is overdue."""
+    is_silent = now - stream.began_at > FIRST_MESSAGE_S and not _is_due(stream)
+    return is_silent or (stream.deadline is not None and now > stream.deadline)

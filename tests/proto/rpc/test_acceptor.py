@@ -41,11 +41,16 @@ class Service:
 
     def __init__(self) -> None:
         self.num_read = self.num_run = 0
+        self.num_reading = self.most_reading = 0
         self.let_go = threading.Event()
 
     def read(self, request: bytes) -> bytes:
         self.num_read += 1
         if request == b"nonsense":
+            self.num_reading += 1
+            self.most_reading = max(self.most_reading, self.num_reading)
+            time.sleep(0.01)  # others may begin
+            self.num_reading -= 1
             raise DecodeError
         return request
 
@@ -372,6 +377,42 @@ def test_calls_that_make_no_sense_end_their_connection_in_time(served: Server, s
     assert b"grpc-status\x013" in got  # INVALID_ARGUMENT
     assert b"\x00\x00\x00\x0b" in got[-13:]  # ENHANCE_YOUR_CALM
     assert gate.counts().refused_malformed >= 20 and gate.counts().connections_malformed == 1
+
+
+def test_calls_that_make_no_sense_run_one_at_a_time(served: Server, service: Service) -> None:
+    """32 at once woke all threads of the pool, which took a tenth of the steps of those who trained."""
+    with connect(served, GREETING + b"".join(call(n) + data(n, b"nonsense") for n in range(1, 21, 2))):
+        wait_until(lambda: service.num_read == 10, "all")
+    assert service.most_reading == 1
+
+
+def test_calls_that_waited_for_one_that_made_no_sense_are_answered(served: Server, service: Service) -> None:
+    calls = b"".join(call(n) + data(n, b"nonsense" if n < 7 else b"%d" % n) for n in range(1, 25, 2))
+    with connect(served, GREETING + calls) as raw:
+        wait_until(lambda: service.num_run == 9, "the others")
+        raw.sendall(call(25) + data(25, b"last"))
+        wait_until(lambda: service.num_run == 10, "the last")
+        raw.shutdown(socket.SHUT_WR)
+        got = rest(raw)
+    assert got.count(b"grpc-status\x010") == 10 and got.count(b"grpc-status\x013") == 3
+
+
+def test_calls_run_side_by_side_once_a_message_was_decoded(served: Server, service: Service) -> None:
+    with connect(served, GREETING + call(1) + data(1, b"hold") + call(3) + data(3, b"x")) as raw:
+        wait_until(lambda: service.num_run == 2, "the second beside the first")
+        assert not service.let_go.is_set()
+        raw.sendall(frames.reset(1, ErrorCode.CANCEL))
+
+
+def test_a_call_that_is_reset_while_it_waits_for_another_is_dropped(served: Server, gate: Gate) -> None:
+    body = message(b"x" * 60_000)
+    half = b"".join(frames.frame(frames.DATA, 0, 1, body[i : i + 10_000]) for i in range(0, 40_000, 10_000))
+    with connect(served, GREETING + call(1)) as raw:
+        wait_until(lambda: bool(served._members()), "its admission")
+        raw.sendall(half)  # more than half of its window: it runs
+        raw.sendall(call(3) + data(3, b"x") + frames.reset(3, ErrorCode.CANCEL))
+        wait_until(lambda: gate.counts().broken_off == 1, "the drop")
+    wait_until(lambda: gate.counts().broken_off == 2, "the end of the first")
 
 
 def test_members_that_talk_nonsense_come_again_more_slowly(
