@@ -212,7 +212,8 @@ def test_subcommands_named_in_the_text_exist() -> None:
 
 
 def test_flags_and_overrides_named_in_the_text_are_accepted() -> None:
-    sources = "\n".join(path.read_text() for path in (ROOT / "launch").rglob("*.py"))
+    folders = ROOT / "launch", ROOT / "tests" / "benchmarks"
+    sources = "\n".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
     known = set(re.findall(r'DEFINE_\w+(?:\(|,)\s*"(\w+)"', sources)) | {"python", "build-arg", "ntasks-per-node"}
     named = {flag for text in TEXTS.values() for flag in re.findall(r"`--([\w-]+)", text)}
     assert {"tls", "init_from", "gpus_per_worker"} <= named <= known, named - known

@@ -25,6 +25,8 @@ from downpour.proto.errors import (
 
 Result = TypeVar("Result")
 
+_JITTER = random.Random()  # its own: a model's initial values are drawn from the global one, while other threads retry
+
 # Statuses that may pass: the peer restarts, the network breaks, a deadline was too short.
 _TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
@@ -40,7 +42,7 @@ _MAYBE_REFUSED = ("Socket closed", "_ALERT_")  # what a client observes when the
 
 def backoff_s(attempt: int) -> float:
     """Seconds to wait before attempt 1, 2, ...: 0.05 doubling up to 2, each times a random 0.5 to 1."""
-    return min(0.05 * 2.0 ** (attempt - 1), 2.0) * random.uniform(0.5, 1.0)
+    return min(0.05 * 2.0 ** (attempt - 1), 2.0) * _JITTER.uniform(0.5, 1.0)
 
 
 def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Result:

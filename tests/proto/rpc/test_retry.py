@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterator, Sequence
 
@@ -123,3 +124,10 @@ def test_not_ready_ends_as_unreachable(channel: Channel) -> None:
 def test_backoff_grows_to_a_limit() -> None:
     for attempt in range(1, 30):
         assert 0.5 * min(0.05 * 2 ** (attempt - 1), 2.0) <= retry.backoff_s(attempt) <= 2.0
+
+
+def test_backoff_leaves_the_random_numbers_of_initial_values_alone() -> None:
+    """Keras draws the seeds of initial values from Python's own generator, while other threads retry."""
+    before = random.getstate()
+    retry.backoff_s(1)
+    assert random.getstate() == before
