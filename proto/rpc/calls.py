@@ -24,7 +24,7 @@ from downpour.proto.http2.connection import Connection, Message
 from downpour.proto.http2.frames import ErrorCode
 from downpour.proto.http2.headers import Headers
 from downpour.proto.http2.sockets import Deadline
-from downpour.proto.http2.streams import Ended, Stream
+from downpour.proto.http2.stream import Ended, Stream
 from downpour.proto.security.gate import Gate
 
 _BEGIN: Headers = ((":status", "200"), ("content-type", "application/grpc"))

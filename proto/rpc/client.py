@@ -28,7 +28,7 @@ from downpour.proto.http2.connection import Connection, Message
 from downpour.proto.http2.frames import MAX_WINDOW, ProtocolError
 from downpour.proto.http2.headers import Headers
 from downpour.proto.http2.sockets import Deadline, PlainSocket, Socket
-from downpour.proto.http2.streams import Ended, Limits, Stream
+from downpour.proto.http2.stream import Ended, Limits, Stream
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.tls import server_name
 

@@ -23,8 +23,9 @@ from downpour.proto.http2 import frames
 from downpour.proto.http2.assembly import Buffers
 from downpour.proto.http2.connection import Connection
 from downpour.proto.http2.frames import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode, ProtocolError
+from downpour.proto.http2.outgoing import REFUSAL_COST
 from downpour.proto.http2.sockets import Closed, Deadline, PlainSocket
-from downpour.proto.http2.streams import REFUSAL_COST, Ended, Event, Limits, Stream
+from downpour.proto.http2.stream import Ended, Event, Limits, Stream
 from downpour.proto.rpc import calls
 from downpour.proto.security.config import Security
 from downpour.proto.security.gate import Gate
@@ -117,7 +118,7 @@ class ServerConnection(Connection):
     @property
     def has_begun(self) -> bool:
         """Whether the peer has presented its certificate and begun HTTP/2."""
-        return self._endpoint.is_greeted
+        return self._endpoint.settings.is_greeted
 
     def advance(self) -> None:
         """Makes progress without waiting, until a call is admitted.
@@ -210,7 +211,7 @@ class ServerConnection(Connection):
             with self.lock:
                 self._makes_sense = False
                 self._nonsense_s += cost_s
-                self.streams.budget.spend(_NONSENSE_COST, "calls that do not follow the protocol")
+                self.outgoing.budget.spend(_NONSENSE_COST, "calls that do not follow the protocol")
         except ProtocolError as error:
             self._end_for(error)
             self.shut_down()
@@ -267,7 +268,7 @@ class ServerConnection(Connection):
         elif (refusal := call.refusal()) is not None:
             self._end(stream, refusal, ErrorCode.NO_ERROR)
             with self.lock:
-                self.streams.budget.spend(REFUSAL_COST, "calls that are refused")
+                self.outgoing.budget.spend(REFUSAL_COST, "calls that are refused")
         else:
             if not self.is_admitted:
                 self._host.gate.connection_admitted()
@@ -315,7 +316,7 @@ class ServerConnection(Connection):
             last += frames.reset(stream.number, code)
         try:
             with self.lock:
-                self.streams.answer(last)
+                self.outgoing.add(last)
         finally:
             self.forget(stream)
 
@@ -336,7 +337,7 @@ class ServerConnection(Connection):
         self._plain.set_blocking(True)
         with self.lock:
             self._is_running = True
-            self._endpoint.take_large_frames()
+            self._endpoint.settings.take_large_frames()
         self._go_on_with_waiting()
         self.flush()
 
