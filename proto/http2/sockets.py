@@ -222,6 +222,17 @@ class PlainSocket:
         with contextlib.suppress(OSError):  # it has ended already
             self._raw.shutdown(socket.SHUT_WR)
 
+    def linger(self, within_s: float) -> None:
+        """Ends the sending direction; reads and discards bytes for a while, or until the peer ends the connection.
+
+        With unread bytes the kernel would drop what the peer should still read.
+        """
+        self.end_sending()
+        self.set_deadline(time.monotonic() + within_s)
+        with contextlib.suppress(OSError):
+            while True:
+                self.read_now(self._room)
+
     def fileno(self) -> int:
         """Returns the descriptor, for `selectors`."""
         return self._raw.fileno()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from downpour.proto.http2 import frames, headers
 from downpour.proto.http2.assembly import MAX_MESSAGE_BYTES
-from downpour.proto.rpc import acceptor, calls, client, server, server_connection
+from downpour.proto.rpc import acceptor, calls, client, dispatcher, server, server_connection
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.server import Server
 from downpour.proto.security.config import Security
@@ -327,7 +327,7 @@ def test_it_ends_in_time_though_a_caller_does_not_read(service: Service) -> None
 def test_a_connection_is_idle_from_the_end_of_its_last_call(
     served: Server, service: Service, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_connection, "IDLE_S", 1.5)
+    monkeypatch.setattr(dispatcher, "IDLE_S", 1.5)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(channel.unary_unary("/Service/Hold", bytes, bytes), b"", timeout=30)
         wait_until(lambda: service.holding == 1, "the call that is held")
