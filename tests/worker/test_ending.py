@@ -221,4 +221,4 @@ def test_a_report_that_was_overtaken_does_not_bring_a_worker_back(cluster: Clust
     coordinator = cluster.chief._state.coordinator
     coordinator.report(WorkerReport(worker=0, incarnation=1, steps=3, finished=True), 1.0)
     coordinator.report(WorkerReport(worker=0, incarnation=1, steps=2), 1.1)
-    assert coordinator.workers_ended(1.2) and coordinator.reports.total(lambda r: r.steps) == 3
+    assert coordinator.members.all_gone(1.2) and coordinator.reports.total(lambda r: r.steps) == 3

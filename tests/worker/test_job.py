@@ -299,7 +299,7 @@ def test_two_workers_with_one_index_the_older_ends(cluster: Cluster) -> None:
         return toward_one(parameters, images, labels)
 
     older = cluster.pool.submit(cluster.work, 0, slow)
-    while not cluster.chief._state.coordinator._workers:  # the older one must register first
+    while not cluster.chief._state.coordinator.members._workers:  # the older one must register first
         assert not older.done()
     newer = cluster.pool.submit(cluster.work, 0)
     newer.result()
