@@ -17,7 +17,7 @@ import grpc
 from absl import logging
 from google.protobuf.message import DecodeError
 
-from downpour.proto.errors import ERROR_KEY, DownpourError, MalformedChunk
+from downpour.proto.errors import ERROR_KEY, DownpourError, MalformedChunk, MessageTooLarge
 from downpour.proto.http2 import frames, headers
 from downpour.proto.http2.assembly import Buffers, TooLarge, Unreadable, check_length
 from downpour.proto.http2.connection import Connection, Message
@@ -109,7 +109,7 @@ class Call:
                 self._caller.broke_the_protocol(time.thread_time() - began_s)
             self._context.fail(error.status, str(error), type(error))
         except TooLarge as error:  # the answer
-            self._context.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            self._context.fail(MessageTooLarge.status, str(error), MessageTooLarge)
         except BrokenOff:
             self._gate.broke_off()
             if self._context.status is grpc.StatusCode.OK:
@@ -192,7 +192,7 @@ class Call:
         if isinstance(error, Deadline):
             self._context.fail(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
         elif isinstance(error, TooLarge):
-            self._context.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            self._context.fail(MessageTooLarge.status, str(error), MessageTooLarge)
         elif isinstance(error, Unreadable):
             self._context.fail(grpc.StatusCode.INTERNAL, str(error))
         raise BrokenOff(str(error)) from None

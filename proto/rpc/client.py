@@ -50,10 +50,17 @@ Serializer = Callable[[Any], Any]
 
 
 class CallError(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
-    """A call failed; has those methods of `grpc.Call` that describe the failure."""
+    """A call failed; has those methods of `grpc.Call` that describe the failure.
 
-    def __init__(self, code: grpc.StatusCode, details: str, trailers: Headers = ()) -> None:
+    Attributes:
+        cause: The error on this side that the status stands for; None for a status that was received.
+    """
+
+    def __init__(
+        self, code: grpc.StatusCode, details: str, trailers: Headers = (), *, cause: Exception | None = None
+    ) -> None:
         super().__init__(f"{code.name}: {details}")
+        self.cause = cause
         self._code, self._details, self._trailers = code, details, tuple(trailers)
 
     def code(self) -> grpc.StatusCode:
@@ -335,12 +342,13 @@ def _mapped() -> Iterator[None]:
     try:
         yield
     except Deadline as error:
-        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from None
+        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), cause=error) from None
     except Unreadable as error:
         code = grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, TooLarge) else grpc.StatusCode.INTERNAL
-        raise CallError(code, str(error)) from None
+        raise CallError(code, str(error), cause=error) from None
     except (Ended, OSError) as error:
-        raise CallError(grpc.StatusCode.UNAVAILABLE, str(error) or type(error).__name__) from None
+        words = str(error) or type(error).__name__
+        raise CallError(grpc.StatusCode.UNAVAILABLE, words, cause=error) from None
 
 
 def _read(read: Serializer, view: memoryview) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downpour.proto.http2 import frames, headers
+from downpour.proto.http2 import frames, headers, tcp_info
 from downpour.proto.http2.assembly import MAX_MESSAGE_BYTES
 from downpour.proto.rpc import acceptor, calls, client, dispatcher, server, server_connection
 from downpour.proto.rpc.client import Channel
@@ -109,10 +108,14 @@ def test_a_caller_that_stops_reading_is_given_up(
     served.stop(None).wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when the last byte came")
+@pytest.mark.parametrize("by", ["the kernel", "this process"])
 def test_a_caller_that_stops_sending_in_the_middle_is_given_up(
-    service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
+    if by == "this process":
+        monkeypatch.setattr(tcp_info, "is_usable", lambda: False)
+    elif not tcp_info.is_usable():
+        pytest.skip("this kernel does not say when the last byte came")
     monkeypatch.setattr(server_connection, "STALL_S", 0.5)
     served = Server(service.handler(), "127.0.0.1", 0, 1, gate=gate)  # whose only thread it would keep
     channel = Channel(f"127.0.0.1:{served.port}")
