@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from downpour.proto.http2 import frames, headers
-from downpour.proto.http2.assembly import Assembler, Buffers, Inbox, Place
+from downpour.proto.http2.assembly import Assembler, Buffers, Inbox, PlaceMessage
 from downpour.proto.http2.frames import ErrorCode, ProtocolError
 from downpour.proto.http2.headers import Fields, Malformed
 from downpour.proto.http2.outgoing import Outgoing
@@ -58,7 +58,7 @@ class Streams:
 
     # Operations of this side.
 
-    def begin(self, place: Place | None) -> Stream:
+    def begin(self, place: PlaceMessage | None) -> Stream:
         """Begins a stream for a call of this side, whose messages are wanted from the beginning."""
         self.last += 1 if self.last == 0 else 2
         stream = self._add(self.last, place)
@@ -199,7 +199,7 @@ class Streams:
         if ends:
             self.on_end(stream)
 
-    def _add(self, number: int, place: Place | None) -> Stream:
+    def _add(self, number: int, place: PlaceMessage | None) -> Stream:
         inbox = Inbox(Assembler(self._buffers, place), self._limits.initial_window)
         now = self._clock()
         stream = self.open[number] = Stream(number, self._windows.initial_send, inbox, began_at=now, heard_at=now)

@@ -23,7 +23,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from downpour.proto.http2 import headers
-from downpour.proto.http2.assembly import Buffers, Place, TooLarge, Unreadable
+from downpour.proto.http2.assembly import Buffers, PlaceMessage, TooLarge, Unreadable
 from downpour.proto.http2.connection import Connection, Message
 from downpour.proto.http2.frames import MAX_WINDOW, ProtocolError
 from downpour.proto.http2.headers import Headers
@@ -126,7 +126,9 @@ class Channel:
     def unary_stream(self, path: str, write: Serializer) -> Callable[..., Iterator[memoryview | None]]:
         """Returns a method with one request and many answers, as views; None for an answer that `place` has placed."""
 
-        def call(request: Any, timeout: float | None = None, place: Place | None = None) -> Iterator[memoryview | None]:
+        def call(
+            request: Any, timeout: float | None = None, place: PlaceMessage | None = None
+        ) -> Iterator[memoryview | None]:
             return self._call(path, [[write(request)]], timeout, lambda view: view, place=place)
 
         return call
@@ -148,7 +150,7 @@ class Channel:
         timeout: float | None,
         read: Serializer,
         wait: bool = False,
-        place: Place | None = None,
+        place: PlaceMessage | None = None,
     ) -> Iterator[Any]:
         """Makes one call. Its connection is reused if the call was completed."""
         end = time.monotonic() + min(_LONGEST_S if timeout is None else timeout, _LONGEST_S)
@@ -264,7 +266,7 @@ class _Connection(Connection):
         self.number = number
         self.used_s = 0.0
 
-    def begin(self, fields: Headers, requests: Iterable[Message], place: Place | None) -> Stream:
+    def begin(self, fields: Headers, requests: Iterable[Message], place: PlaceMessage | None) -> Stream:
         """Sends a call with all its requests, unless the server answers before the last is sent."""
         with self.lock:
             stream = self.streams.begin(place)
