@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import functools
 import importlib.util
+from typing import Any
 
 from absl import logging
 from cryptography import x509
@@ -21,7 +22,8 @@ from OpenSSL import SSL
 from downpour.proto.security.tls_memory import InMemory, mapped_errors
 
 _util = importlib.import_module("OpenSSL._util") if importlib.util.find_spec("OpenSSL._util") else None
-ffi, lib = getattr(_util, "ffi", None), getattr(_util, "lib", None)  # None in another version
+ffi: Any = getattr(_util, "ffi", None)  # None in another version
+lib: Any = getattr(_util, "lib", None)
 
 _ENABLE_PARTIAL_WRITE = 0x1  # SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL's public interface
 _CHECKED_FLIGHTS, _CHECKED_PIECES = 3, 400  # of the handshake; of the message, which is several records
