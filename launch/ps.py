@@ -21,7 +21,7 @@ from absl import flags, logging
 from downpour.launch.roles import ending, entry, security, topology
 from downpour.proto.http2.sockets import host_and_port
 from downpour.proto.security.config import Security
-from downpour.ps.service.server import Server
+from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange.clients import ChiefClient
 
 topology.define_flags("ps")
@@ -40,7 +40,7 @@ def _run() -> int:
     arena = flags.FLAGS["arena"].value
     security.prepare_server()
     mine = security.from_flags("ps")
-    server = Server(index, host, port, Path(arena) if arena else None, mine)
+    server = ShardServer(index, host, port, Path(arena) if arena else None, mine)
     gc.freeze()  # modules stay; to scan them for garbage takes 20 ms, in the middle of a call
     end = _End(server, index, where.chief, mine)
     ending.on_sigterm(end.leave)
@@ -60,7 +60,7 @@ class _End:
         code: Exit code once the server has stopped.
     """
 
-    def __init__(self, server: Server, index: int, chief: str, mine: Security) -> None:
+    def __init__(self, server: ShardServer, index: int, chief: str, mine: Security) -> None:
         self.code = entry.OK
         self._server, self._index, self._chief, self._security = server, index, chief, mine
 

@@ -37,7 +37,7 @@ _END_GRACE_S = 60.0  # for the others after the chief is done
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """A process of the job: `host` replaces `{}` in --via, `index` counts within the role."""
 
     role: str
@@ -55,19 +55,19 @@ class Place:
         return self.host.rpartition("@")[2]
 
 
-def read_hosts(text: str) -> list[Place]:
+def read_hosts(text: str) -> list[Placement]:
     """Parses a file of hosts into processes, in the order of their start: shards, chief, workers, evaluator.
 
     Raises:
         ValueError: A word is no role, a host has no role, or a role is missing or listed too often.
     """
-    places: list[Place] = []
+    places: list[Placement] = []
     for number, line in enumerate(text.splitlines(), 1):
         host, *roles = line.partition("#")[0].split() or [""]
         for role in roles:
             if role not in topology.ROLES:
                 raise ValueError(f"--hosts, line {number}: {role!r} is no role; roles are {', '.join(topology.ROLES)}")
-            places.append(Place(role, sum(place.role == role for place in places), host))
+            places.append(Placement(role, sum(place.role == role for place in places), host))
         if host and not roles:
             raise ValueError(f"--hosts, line {number}: {host} has no role; add some of {', '.join(topology.ROLES)}")
     counts = {role: sum(place.role == role for place in places) for role in topology.ROLES}
@@ -77,7 +77,7 @@ def read_hosts(text: str) -> list[Place]:
     return sorted(places, key=lambda place: ("ps", "chief", "worker", "evaluator").index(place.role))
 
 
-def topology_of(places: list[Place], first_port: int) -> Topology:
+def topology_of(places: list[Placement], first_port: int) -> Topology:
     """Returns the cluster; shards and chief get ports counted up from `first_port`."""
     listeners = [place for place in places if place.role in ("ps", "chief")]
     addresses = {place.name: host_and_port(place.address, first_port + i) for i, place in enumerate(listeners)}
@@ -89,7 +89,7 @@ def topology_of(places: list[Place], first_port: int) -> Topology:
     )
 
 
-def shell_command(place: Place, cluster: Topology, common: dict[str, FlagValue], job_id: str = "") -> str:
+def shell_command(place: Placement, cluster: Topology, common: dict[str, FlagValue], job_id: str = "") -> str:
     """Returns the shell command that starts a process on its host.
 
     Args:
@@ -154,7 +154,7 @@ def _main() -> int | None:
     return None
 
 
-def _run(commands: list[tuple[Place, str]], preflight: str, run_dir: Path) -> None:
+def _run(commands: list[tuple[Placement, str]], preflight: str, run_dir: Path) -> None:
     """Checks the job on the host of the first worker, starts it, and waits until all processes have ended."""
 
     def via(host: str) -> list[str]:

@@ -9,6 +9,7 @@
 | NonFinite           | OUT_OF_RANGE          | shard          | no: the gradient has NaN or infinity         |
 | LeaseUnknown        | ABORTED               | chief          | by a new process, which takes new leases     |
 | MalformedChunk      | INVALID_ARGUMENT      | shard          | no: the sender is broken                     |
+| MessageTooLarge     | RESOURCE_EXHAUSTED    | anybody        | no: a message exceeds the size limit         |
 | TooManyWorkers      | RESOURCE_EXHAUSTED    | shard          | no: the ledger has no room for this index    |
 | CheckpointFailed    | INTERNAL              | shard          | at the next checkpoint                       |
 | Unauthenticated     | UNAUTHENTICATED       | shard, chief   | no: no certificate or token of this job      |
@@ -75,6 +76,12 @@ class MalformedChunk(DownpourError):
     status = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class MessageTooLarge(MalformedChunk):
+    """A message exceeds the size limit of `downpour.proto.http2.assembly`."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 class TooManyWorkers(DownpourError):
     """The worker index exceeds the ledger's capacity."""
 
@@ -121,6 +128,7 @@ BY_NAME: dict[str, type[DownpourError]] = {
         LeaseUnknown,
         NonFinite,
         MalformedChunk,
+        MessageTooLarge,
         TooManyWorkers,
         CheckpointFailed,
         Unauthenticated,

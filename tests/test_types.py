@@ -15,8 +15,8 @@ def test_mypy_reports_a_planted_error(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     entry = tmp_path / "launch" / "ps.py"
-    assert "Server(index," in entry.read_text()
-    entry.write_text(entry.read_text().replace("Server(index,", "Server(str(index),"))
+    assert "ShardServer(index," in entry.read_text()
+    entry.write_text(entry.read_text().replace("ShardServer(index,", "ShardServer(str(index),"))
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "-p", "downpour.launch"],
         cwd=tmp_path,
@@ -25,4 +25,4 @@ def test_mypy_reports_a_planted_error(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert 'Argument 1 to "Server" has incompatible type "str"; expected "int"' in done.stdout
+    assert 'Argument 1 to "ShardServer" has incompatible type "str"; expected "int"' in done.stdout

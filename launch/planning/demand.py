@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from downpour.launch.job import Job
-from downpour.launch.planning.queueing import Call
+from downpour.launch.planning.queueing import CallCosts
 from downpour.proto import codec
 from downpour.ps.layout import Layout
 from downpour.ps.policy.staleness import Compensate
@@ -76,12 +76,12 @@ class Costs:
     worker_pull: Cost = Cost()
 
 
-def calls(layout: Layout, job: Job, costs: Costs) -> tuple[list[Call], list[Call]]:
+def calls(layout: Layout, job: Job, costs: Costs) -> tuple[list[CallCosts], list[CallCosts]]:
     """Every shard's push and pull, as `downpour.launch.planning.queueing` takes them."""
     pushes, pulls = [], []
     for shard in range(layout.num_shards):
         size = layout.size(shard)
         to, back = push_bytes(layout, shard, job), pull_bytes(layout, shard, job)
-        pushes.append(Call(to, costs.shard_push.of(size), costs.worker_push.of(size)))
-        pulls.append(Call(back, costs.shard_pull.of(size), costs.worker_pull.of(size)))
+        pushes.append(CallCosts(to, costs.shard_push.of(size), costs.worker_push.of(size)))
+        pulls.append(CallCosts(back, costs.shard_pull.of(size), costs.worker_pull.of(size)))
     return pushes, pulls

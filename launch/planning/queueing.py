@@ -34,7 +34,7 @@ COMPUTE_TIMES = ("constant", "lognormal", "exponential")
 
 
 @dataclass(frozen=True)
-class Call:
+class CallCosts:
     """Costs of one push to or pull from one shard.
 
     Attributes:
@@ -70,8 +70,8 @@ class Fleet:
 
     num_workers: int
     compute_s: float
-    pushes: Sequence[Call]
-    pulls: Sequence[Call]
+    pushes: Sequence[CallCosts]
+    pulls: Sequence[CallCosts]
     compute: str = "lognormal"
     spread: float = 0.1
     exponential_calls: bool = False

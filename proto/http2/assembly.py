@@ -21,7 +21,7 @@ _BEGINNING_BYTES = 128  # of a longer message, enough to determine where the res
 
 # Called with the beginning of a message and its length; it must copy what it needs of the beginning. Returns where the
 # rest is to be written, or None for a buffer.
-Place = Callable[[memoryview, int], memoryview | None]
+PlaceMessage = Callable[[memoryview, int], memoryview | None]
 
 
 # Messages ready in buffers; what arrives beyond that is kept as bytes. Every buffer has 20 KB at least.
@@ -84,7 +84,7 @@ class Assembler:
         place: Decides where the rest of a longer message is written.
     """
 
-    def __init__(self, buffers: Buffers, place: Place | None = None) -> None:
+    def __init__(self, buffers: Buffers, place: PlaceMessage | None = None) -> None:
         self._buffers = buffers
         self._place = place
         self._prefix = memoryview(bytearray(PREFIX_BYTES))

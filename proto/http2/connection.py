@@ -22,7 +22,7 @@ from downpour.proto.http2.assembly import PREFIX_BYTES, Buffers, check_length
 from downpour.proto.http2.endpoint import Endpoint
 from downpour.proto.http2.frames import DATA, END_STREAM, ErrorCode, head
 from downpour.proto.http2.sockets import Buffer, Socket
-from downpour.proto.http2.streams import Ended, Event, Limits, Stream
+from downpour.proto.http2.stream import Ended, Event, Limits, Stream
 
 Message = Sequence[Buffer]  # its parts
 
@@ -44,6 +44,8 @@ class Connection:
         self.changed = threading.Condition(self.lock)
         self._endpoint = Endpoint(buffers, limits, is_server=is_server)  # guarded by `lock`
         self.streams = self._endpoint.streams  # guarded by `lock`
+        self.outgoing = self._endpoint.outgoing  # guarded by `lock`, except that the sending thread takes frames
+        self._windows = self._endpoint.windows  # guarded by `lock`
         self._sending = threading.Lock()  # held while frames are sent
 
     # Sending.
@@ -51,8 +53,8 @@ class Connection:
     def greet(self) -> None:
         """Sends the first frames of this side."""
         with self.lock:
-            self.streams.answer(self._endpoint.greeting())
-            self.streams.open_window()
+            self.outgoing.add(self._endpoint.settings.greeting())
+            self._windows.open()
         self.flush()
 
     def send(self, *buffers: Buffer) -> None:
@@ -64,7 +66,7 @@ class Connection:
     def flush(self) -> None:
         """Sends the queued small frames: now if no thread is sending, else after its frames."""
         # A thread that has released the lock calls this, so no frame stays queued.
-        while self.streams.outgoing and self._sending.acquire(blocking=False):
+        while self.outgoing.frames and self._sending.acquire(blocking=False):
             try:
                 if waiting := self._take_waiting():
                     self._send(waiting)
@@ -92,7 +94,7 @@ class Connection:
         check_length(left)
         parts = [b"\0" + left.to_bytes(PREFIX_BYTES - 1, "big"), *message]
         left += PREFIX_BYTES
-        if before and min(stream.window, self.streams.window) <= 0:  # the peer may only open the window after HEADERS
+        if before and min(stream.window, self._windows.send) <= 0:  # the peer may only open the window after HEADERS
             self.send(before)
             before = b""
         while left:
@@ -122,14 +124,14 @@ class Connection:
     def _take_window(self, stream: Stream, wanted: int) -> int:
         """Waits until at least one byte may be sent; returns how many may be now, at most `wanted`."""
         with self.lock:
-            while not (count := self.streams.take_window(stream, wanted)):
-                self.wait(stream, lambda: stream.reset is not None or min(stream.window, self.streams.window) > 0)
+            while not (count := self._windows.take(stream, wanted)):
+                self.wait(stream, lambda: stream.reset is not None or min(stream.window, self._windows.send) > 0)
             return count
 
     def _take_waiting(self) -> list[Buffer]:
-        taken, outgoing = list[Buffer](), self.streams.outgoing
-        while outgoing:
-            taken.append(outgoing.popleft())
+        taken, frames = list[Buffer](), self.outgoing.frames
+        while frames:
+            taken.append(frames.popleft())
         return taken
 
     # Receiving.
@@ -137,7 +139,8 @@ class Connection:
     def want(self, stream: Stream) -> None:
         """Starts to take a stream's messages, which enlarges its flow-control window."""
         with self.lock:
-            self.streams.want(stream)
+            stream.inbox.want()
+            self._windows.grant(stream)
         self.flush()
 
     def next_message(self, stream: Stream) -> tuple[bytearray | None, memoryview] | None:
@@ -161,7 +164,7 @@ class Connection:
                         raise Ended("the stream ended inside a message")
                     return None
                 self.wait(stream, lambda: stream.inbox.has_next or stream.is_whole or stream.reset is not None)
-            self.streams.grant(stream)
+            self._windows.grant(stream)
         self.flush()
         return got[0], memoryview(got[0] or b"")[: got[1]]
 
@@ -212,7 +215,7 @@ class Connection:
                 self.changed.notify_all()
         for event, stream in events:
             self.on_event(event, stream)
-        if self.streams.outgoing:
+        if self.outgoing.frames:
             self.flush()
 
     def on_event(self, event: Event, stream: Stream) -> None:

@@ -1,8 +1,18 @@
-"""HTTP/2's rules (RFC 9113) for one side of one connection, without I/O: the order of frames, and the answers to them.
+"""HTTP/2's rules (RFC 9113) for one side of one connection, without I/O: which frame may come, and who handles it.
 
 The caller writes received bytes to `Endpoint.room`, in pieces of any size, and `Endpoint.received` returns the events
-they cause; messages go directly to the buffers of their stream. `downpour.proto.http2.streams` has the rules of
-streams. Connection errors are raised as `ProtocolError`; no input raises anything else.
+they cause; messages go directly to the buffers of their stream. Connection errors are raised as `ProtocolError`; no
+input raises anything else.
+
+| module        | owns                                                                |
+|---------------|---------------------------------------------------------------------|
+| endpoint      | the order of frames, and DATA                                       |
+| header_blocks | HEADERS and CONTINUATION                                            |
+| settings      | SETTINGS                                                            |
+| control       | the other frames                                                    |
+| streams       | the streams' states                                                 |
+| windows       | flow control                                                        |
+| outgoing      | the frames to be sent in answer, and the budget for unpaid ones     |
 
 Threads: none of its own. The thread that reads the connection calls `room` and `received`, any other the rest; all
 calls but `room` are made under the connection's lock.
@@ -10,52 +20,57 @@ calls but `room` are made under the connection's lock.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 from downpour.proto.http2 import frames
 from downpour.proto.http2.assembly import Buffers
+from downpour.proto.http2.control import USELESS_BYTES_A_FRAME, ControlFrames
 from downpour.proto.http2.frames import (
+    CONTINUATION,
     DATA,
+    GOAWAY,
     HEADERS,
-    MAX_WINDOW,
+    NAMES,
+    PING,
     PRIORITY,
     RST_STREAM,
     SETTINGS,
+    WINDOW_UPDATE,
     ErrorCode,
     ProtocolError,
 )
-from downpour.proto.http2.headers import HeaderReader
-from downpour.proto.http2.streams import Event, Limits, Stream, Streams
+from downpour.proto.http2.header_blocks import HeaderBlocks
+from downpour.proto.http2.outgoing import Outgoing
+from downpour.proto.http2.settings import Settings
+from downpour.proto.http2.stream import Event, Limits, Stream
+from downpour.proto.http2.streams import Streams
+from downpour.proto.http2.windows import Windows
 
-_NAMES = "DATA HEADERS PRIORITY RST_STREAM SETTINGS PUSH_PROMISE PING GOAWAY WINDOW_UPDATE CONTINUATION".split()
-_OF_STREAMS = frozenset({DATA, HEADERS, PRIORITY, RST_STREAM, frames.CONTINUATION})
-_OF_CONNECTIONS = frozenset({SETTINGS, frames.PING, frames.GOAWAY})
-_LENGTHS = {RST_STREAM: 4, frames.PING: 8, frames.WINDOW_UPDATE: 4}
+_OF_STREAMS = frozenset({DATA, HEADERS, PRIORITY, RST_STREAM, CONTINUATION})
+_OF_CONNECTIONS = frozenset({SETTINGS, PING, GOAWAY})
+_LENGTHS = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 
-_PRIORITY_BYTES = 5
-_MAX_SETTINGS = 64
-_MAX_PADDING = 256
-_USELESS_BYTES_A_FRAME = 64  # of a frame of an unknown kind, which count as a frame without data
 _SCRATCH = memoryview(bytearray(1 << 16))  # for discarded bytes, shared by all connections
 
 
-@dataclass
-class _Block:
-    """A block of header fields that is being received.
+class Part(Protocol):
+    """Handles some kinds of frames, the payload of which is read as one part."""
 
-    Attributes:
-        number: Identifier of its stream.
-        ends: Whether the peer's side of the stream ends with it.
-        is_dependent: Whether the stream's priority depends on itself.
-        data: The bytes received so far.
-    """
+    def check(self, kind: int, length: int, flags: int, number: int) -> int | None:
+        """Checks a frame by its header, before its payload is read.
 
-    number: int
-    ends: bool
-    is_dependent: bool
-    data: bytearray
+        Returns:
+            Bytes of the payload that `handle` gets, the rest being discarded; None if it is not called.
+
+        Raises:
+            ProtocolError: The peer violates HTTP/2.
+        """
+
+    def handle(self, kind: int, data: memoryview, flags: int, number: int) -> None:
+        """Handles a frame that `check` has let pass; raises `ProtocolError` if it violates HTTP/2."""
 
 
 class Endpoint:
@@ -68,24 +83,24 @@ class Endpoint:
         clock: Returns seconds; `time.monotonic` except in tests.
 
     Attributes:
+        outgoing: Frames to be sent.
+        windows: Flow-control windows.
         streams: Streams of the connection.
-        is_greeted: Whether the peer has sent its first SETTINGS.
-        is_going_away: Whether the peer accepts no new calls.
+        settings: SETTINGS of both sides.
         reading: The stream whose DATA frame is being read; None between such frames.
     """
 
     def __init__(
         self, buffers: Buffers, limits: Limits, *, is_server: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._limits, self._is_server = limits, is_server
-        self.streams = Streams(buffers, limits, is_server=is_server, clock=clock)
-        self.is_greeted = self.is_going_away = False
+        self._is_server = is_server
+        self.outgoing = Outgoing(clock)
+        self.windows = Windows(limits, self.outgoing)
+        self.streams = Streams(buffers, limits, self.windows, self.outgoing, is_server=is_server, clock=clock)
+        self.settings = Settings(limits, self.streams, self.windows, self.outgoing, is_server=is_server)
+        self._blocks = HeaderBlocks(self.streams, self.outgoing, is_server=is_server)
+        self._control = ControlFrames(self.streams, self.windows, self.outgoing)
         self.reading: Stream | None = None
-        self._max_frame = frames.DEFAULT_FRAME  # that is accepted
-        self._takes_large = False  # once the peer has acknowledged it
-        self._num_acknowledged = 0  # SETTINGS frames of this side
-        self._headers = HeaderReader()
-        self._block: _Block | None = None
         self._head = memoryview(bytearray(frames.HEAD_BYTES))
         # Bytes left of a DATA frame or a discarded one, and its padding; 0 while a part of known length is read.
         self._unread = self._padding = 0
@@ -94,21 +109,10 @@ class Endpoint:
         if is_server:
             self._expect(len(frames.PREFACE), self._on_preface)
 
-    def greeting(self) -> bytes:
-        """Encodes the first bytes of this side."""
-        values = {
-            frames.INITIAL_WINDOW_SIZE: self._limits.initial_window,
-            frames.MAX_HEADER_LIST_SIZE: frames.MAX_HEADER_BYTES,
-        }
-        if self._is_server:
-            return frames.settings({**values, frames.MAX_CONCURRENT_STREAMS: self._limits.max_streams})
-        self._max_frame = values[frames.MAX_FRAME_SIZE] = frames.MAX_FRAME_BYTES
-        return frames.PREFACE + frames.settings({**values, frames.ENABLE_PUSH: 0})
-
-    def take_large_frames(self) -> None:
-        """Allows the peer frames of megabytes, once it has acknowledged the setting; for a server, once."""
-        self.streams.answer(frames.settings({frames.MAX_FRAME_SIZE: frames.MAX_FRAME_BYTES}))
-        self._takes_large = True
+    @property
+    def is_going_away(self) -> bool:
+        """Whether the peer accepts no new calls."""
+        return self._control.is_going_away
 
     def goaway(self, code: ErrorCode) -> bytes:
         """Encodes this side's last frame: the last stream it has processed, and why the connection ends."""
@@ -156,6 +160,8 @@ class Endpoint:
         self._unread, self._padding, self.reading = length, 0, None
         self._expect_head()
 
+    # Frames by their headers.
+
     def _on_preface(self, data: memoryview) -> None:
         if data != frames.PREFACE:
             raise ProtocolError("the connection does not begin as HTTP/2")
@@ -163,26 +169,48 @@ class Endpoint:
 
     def _on_head(self, data: memoryview) -> None:
         length, kind, flags, number = frames.read_head(data)
-        name = _NAMES[kind] if kind < len(_NAMES) else f"a frame of kind {kind}"
-        if length > self._max_frame:
+        name = NAMES[kind] if kind < len(NAMES) else f"a frame of kind {kind}"
+        if length > self.settings.max_frame:
             raise ProtocolError(f"{name} of {length} bytes", ErrorCode.FRAME_SIZE_ERROR)
-        if self._block and (kind != frames.CONTINUATION or number != self._block.number):
-            raise ProtocolError(f"{name} where CONTINUATION of stream {self._block.number} is due")
-        if not self.is_greeted and (kind != SETTINGS or flags & frames.ACK):
+        unfinished = self._blocks.unfinished
+        if unfinished and (kind != CONTINUATION or number != unfinished):
+            raise ProtocolError(f"{name} where CONTINUATION of stream {unfinished} is due")
+        if not self.settings.is_greeted and (kind != SETTINGS or flags & frames.ACK):
             raise ProtocolError(f"{name} where the first SETTINGS are due")
-        if kind >= len(_NAMES):
-            self.streams.budget.spend(1 + length / _USELESS_BYTES_A_FRAME, name)
+        if kind >= len(NAMES):
+            self.outgoing.budget.spend(1 + length / USELESS_BYTES_A_FRAME, name)
             self._skip(length)
             return
         if (kind in _OF_STREAMS and not number) or (kind in _OF_CONNECTIONS and number):
             raise ProtocolError(f"{name} on stream {number}")
         if length != _LENGTHS.get(kind, length):
             raise ProtocolError(f"{name} of {length} bytes", ErrorCode.FRAME_SIZE_ERROR)
-        _HEADS[kind](self, length, flags, number)
+        if kind == DATA:
+            self._on_data(length, flags, number)
+        else:
+            self._read_part(self._part(kind), kind, length, flags, number)
+
+    def _part(self, kind: int) -> Part:
+        if kind in (HEADERS, CONTINUATION):
+            return self._blocks
+        return self.settings if kind == SETTINGS else self._control
+
+    def _read_part(self, part: Part, kind: int, length: int, flags: int, number: int) -> None:
+        """Reads the payload of a frame other than DATA."""
+        wanted = part.check(kind, length, flags, number)
+        if wanted is None:
+            self._skip(length)
+        else:
+            then = functools.partial(self._end_part, part, kind, flags, number, length - wanted)
+            self._expect(wanted, then)
+
+    def _end_part(self, part: Part, kind: int, flags: int, number: int, rest: int, data: memoryview) -> None:
+        self._skip(rest)
+        part.handle(kind, data, flags, number)
 
     # DATA.
 
-    def _data(self, length: int, flags: int, number: int) -> None:
+    def _on_data(self, length: int, flags: int, number: int) -> None:
         self.reading = self.streams.on_data(number, length)
         self._ends = bool(flags & frames.END_STREAM)
         if not flags & frames.PADDED:
@@ -199,7 +227,7 @@ class Endpoint:
         self._expect_head()
         self._unread, self._padding = length - padding, padding
         if not self._unread and not self._ends:
-            self.streams.budget.spend(1, "empty DATA")
+            self.outgoing.budget.spend(1, "empty DATA")
         if self.reading is not None:
             self.streams.on_messages(self.reading, length - padding)
         if not self._unread:
@@ -219,160 +247,3 @@ class Endpoint:
         self._unread, self._padding = self._padding, 0
         if stream is not None and self._ends:
             self.streams.on_end(stream)
-
-    # Header fields.
-
-    def _fields(self, length: int, flags: int, number: int) -> None:
-        if number % 2 == 0:
-            raise ProtocolError(f"HEADERS on stream {number}")
-        if not self._is_server:
-            self.streams.check_begun(number, "HEADERS")
-        if length > frames.MAX_HEADER_BYTES + _MAX_PADDING:
-            raise ProtocolError(f"HEADERS of {length} bytes", ErrorCode.ENHANCE_YOUR_CALM)
-        self._expect(length, lambda data: self._on_fields(data, flags, number))
-
-    def _on_fields(self, data: memoryview, flags: int, number: int) -> None:
-        is_padded, has_priority = bool(flags & frames.PADDED), bool(flags & frames.HAS_PRIORITY)
-        start = is_padded + _PRIORITY_BYTES * has_priority
-        if len(data) < start:
-            raise ProtocolError("HEADERS that are too short", ErrorCode.FRAME_SIZE_ERROR)
-        stop = len(data) - (data[0] if is_padded else 0)
-        if stop < start:
-            raise ProtocolError("more padding than there are HEADERS")
-        is_dependent = has_priority and _dependency(data[start - _PRIORITY_BYTES :]) == number
-        self._block = _Block(number, bool(flags & frames.END_STREAM), is_dependent, bytearray(data[start:stop]))
-        self._end_block(flags)
-
-    def _continuation(self, length: int, flags: int, number: int) -> None:
-        if self._block is None:
-            raise ProtocolError("CONTINUATION where none is due")
-        self.streams.budget.spend(1, "CONTINUATION")
-        if len(self._block.data) + length > frames.MAX_HEADER_BYTES:
-            raise ProtocolError("header fields that do not end", ErrorCode.ENHANCE_YOUR_CALM)
-        self._expect(length, lambda data: self._on_continuation(data, flags))
-
-    def _on_continuation(self, data: memoryview, flags: int) -> None:
-        assert self._block is not None
-        self._block.data += data
-        self._end_block(flags)
-
-    def _end_block(self, flags: int) -> None:
-        self._expect_head()
-        if not flags & frames.END_HEADERS:
-            return
-        assert self._block is not None
-        block, self._block = self._block, None
-        pairs = self._headers.read(bytes(block.data))  # also for a closed stream: the next block may refer to them
-        self.streams.on_headers(block.number, pairs, ends=block.ends, is_dependent=block.is_dependent)
-
-    # Control frames.
-
-    def _priority(self, length: int, flags: int, number: int) -> None:
-        self.streams.budget.spend(1, "PRIORITY")
-        if length == _PRIORITY_BYTES:
-            self._expect(length, lambda data: self._on_priority(data, number))
-        else:
-            self._skip(length)
-            self._fail(number, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {length} bytes")
-
-    def _on_priority(self, data: memoryview, number: int) -> None:
-        self._expect_head()
-        if _dependency(data) == number:  # priorities are otherwise ignored (RFC 9113)
-            self._fail(number, ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
-
-    def _fail(self, number: int, code: ErrorCode, reason: str) -> None:
-        """Resets a stream; where it is not open, the error is one of the connection."""
-        stream = self.streams.open.get(number)
-        if stream is None:
-            raise ProtocolError(reason, code)
-        self.streams.fail(stream, code, reason)
-
-    def _reset(self, length: int, flags: int, number: int) -> None:
-        self.streams.check_begun(number, "RST_STREAM")
-        self.streams.budget.spend(1, "RST_STREAM")
-        self._expect(length, lambda data: self._on_reset(data, number))
-
-    def _on_reset(self, data: memoryview, number: int) -> None:
-        self._expect_head()
-        self.streams.on_reset(number, int.from_bytes(data, "big"))
-
-    def _settings(self, length: int, flags: int, number: int) -> None:
-        if (flags & frames.ACK and length) or not frames.is_whole_settings(length):
-            raise ProtocolError(f"SETTINGS of {length} bytes", ErrorCode.FRAME_SIZE_ERROR)
-        self.streams.budget.spend(1, "SETTINGS")
-        if length > 6 * _MAX_SETTINGS:
-            raise ProtocolError(f"SETTINGS of {length} bytes", ErrorCode.ENHANCE_YOUR_CALM)
-        if flags & frames.ACK:
-            self._num_acknowledged += 1
-            if self._takes_large and self._num_acknowledged > 1:  # the first one is for the greeting
-                self._max_frame = frames.MAX_FRAME_BYTES
-            self._expect_head()
-        else:
-            self._expect(length, self._on_settings)
-
-    def _on_settings(self, data: memoryview) -> None:
-        self._expect_head()
-        for setting, value in frames.read_settings(bytes(data)):
-            if setting == frames.ENABLE_PUSH and value not in ((0, 1) if self._is_server else (0,)):
-                raise ProtocolError(f"ENABLE_PUSH of {value}")
-            if setting == frames.INITIAL_WINDOW_SIZE:
-                self.streams.on_initial_window(value)
-            elif setting == frames.MAX_FRAME_SIZE:
-                if not frames.DEFAULT_FRAME <= value <= frames.LARGEST_FRAME:
-                    raise ProtocolError(f"MAX_FRAME_SIZE of {value}")
-                self.streams.max_frame = value
-        self.is_greeted = True
-        self.streams.answer(frames.frame(SETTINGS, frames.ACK, 0, b""))
-
-    def _push(self, length: int, flags: int, number: int) -> None:
-        raise ProtocolError("PUSH_PROMISE, which nobody may send us")
-
-    def _ping(self, length: int, flags: int, number: int) -> None:
-        self.streams.budget.spend(1, "PING")
-        self._expect(length, lambda data: self._on_ping(bytes(data), flags))
-
-    def _on_ping(self, data: bytes, flags: int) -> None:
-        self._expect_head()
-        if not flags & frames.ACK:
-            self.streams.answer(frames.frame(frames.PING, frames.ACK, 0, data))
-
-    def _goaway(self, length: int, flags: int, number: int) -> None:
-        if length < 8:
-            raise ProtocolError(f"GOAWAY of {length} bytes", ErrorCode.FRAME_SIZE_ERROR)
-        self.streams.budget.spend(1 + length / _USELESS_BYTES_A_FRAME, "GOAWAY")
-        self._expect(8, lambda data: self._on_goaway(data, length - 8))
-
-    def _on_goaway(self, data: memoryview, rest: int) -> None:
-        self._skip(rest)
-        self.is_going_away = True
-        self.streams.on_goaway(int.from_bytes(data[:4], "big") & MAX_WINDOW, int.from_bytes(data[4:], "big"))
-
-    def _window_update(self, length: int, flags: int, number: int) -> None:
-        if number:
-            self.streams.check_begun(number, "WINDOW_UPDATE")
-        self.streams.budget.spend(1, "WINDOW_UPDATE")
-        self._expect(length, lambda data: self._on_window_update(data, number))
-
-    def _on_window_update(self, data: memoryview, number: int) -> None:
-        self._expect_head()
-        self.streams.on_window_update(number, int.from_bytes(data, "big") & MAX_WINDOW)
-
-
-def _dependency(data: memoryview) -> int:
-    """Returns the stream that a priority depends on."""
-    return int.from_bytes(data[:4], "big") & MAX_WINDOW
-
-
-# Methods that read the rest of a frame, by its kind.
-_HEADS: tuple[Callable[[Endpoint, int, int, int], None], ...] = (
-    Endpoint._data,
-    Endpoint._fields,
-    Endpoint._priority,
-    Endpoint._reset,
-    Endpoint._settings,
-    Endpoint._push,
-    Endpoint._ping,
-    Endpoint._goaway,
-    Endpoint._window_update,
-    Endpoint._continuation,
-)

@@ -12,6 +12,9 @@ import struct
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # the first bytes from a client
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+NAMES = (
+    "DATA HEADERS PRIORITY RST_STREAM SETTINGS PUSH_PROMISE PING GOAWAY WINDOW_UPDATE CONTINUATION".split()
+)  # by kind
 END_STREAM, ACK, END_HEADERS, PADDED, HAS_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20  # flags
 ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(2, 7)  # settings
 
@@ -24,7 +27,7 @@ MAX_HEADER_BYTES = 1 << 14  # of one block, and of the fields in it
 
 HEAD_BYTES = 9
 _HEAD = struct.Struct(">HBBBI")
-_SETTING_BYTES = 6
+SETTING_BYTES = 6
 
 
 class ErrorCode(enum.IntEnum):
@@ -107,4 +110,4 @@ def read_settings(payload: bytes) -> list[tuple[int, int]]:
 
 def is_whole_settings(length: int) -> bool:
     """Whether a payload of `length` bytes can be SETTINGS."""
-    return length % _SETTING_BYTES == 0
+    return length % SETTING_BYTES == 0

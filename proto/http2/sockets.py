@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+from downpour.proto.http2 import tcp_info
 
 Buffer = bytes | bytearray | memoryview
 
@@ -19,8 +20,6 @@ _SMALL = 1 << 12
 _MAX_BUFFERS = 512  # of one sendmsg; the kernel's limit is 1024
 _LATE_S = 0.05  # how long after its deadline the kernel may give up, so that it need not be set for every call
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
-
-_LAST_DATA_RECEIVED = struct.Struct("@52xI")  # in a prefix of the kernel's struct tcp_info; milliseconds
 
 # After about so long, reading and sending threads detect that a peer has lost its power.
 _DEAD_AFTER_S = 30
@@ -105,6 +104,8 @@ class PlainSocket:
         self._is_blocking = True
         self._deadline: float | None = None
         self._told_s: float | None = None  # the kernel's timeout
+        self._keeps_time = stall_s is not None and not tcp_info.is_usable()  # else the kernel knows `_heard_at`
+        self._heard_at = time.monotonic()
         if stall_s is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(stall_s))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the peer waits for small frames
@@ -124,11 +125,11 @@ class PlainSocket:
             view = view[self.read_some(view) :]
 
     def read_some(self, view: memoryview) -> int:
-        """See `Socket`; a blocking socket waits for a byte, and for all of a large view."""
+        """See `Socket`; a blocking socket waits for a byte, and mostly for all of a large view."""
         if not self._ahead and len(view) < _SMALL:
             self._ahead = self._room[: self._receive(self._room, 0)]
         if not self._ahead:
-            return self._receive(view, socket.MSG_WAITALL)
+            return self._receive(view, 0 if self._keeps_time else socket.MSG_WAITALL)
         count = min(len(view), len(self._ahead))
         view[:count] = self._ahead[:count]
         self._ahead = self._ahead[count:]
@@ -192,11 +193,8 @@ class PlainSocket:
         return False
 
     def silent_s(self) -> float:
-        """Seconds since the kernel received the last byte; 0 on systems other than Linux."""
-        if sys.platform != "linux":
-            return 0.0
-        info = self._raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED.size)
-        return float(_LAST_DATA_RECEIVED.unpack(info)[0] / 1000)
+        """Seconds since the last byte was received, on a connection with `stall_s`."""
+        return time.monotonic() - self._heard_at if self._keeps_time else tcp_info.silent_s(self._raw)
 
     def shut_down(self) -> None:
         """See `Socket`."""
@@ -222,6 +220,17 @@ class PlainSocket:
         with contextlib.suppress(OSError):  # it has ended already
             self._raw.shutdown(socket.SHUT_WR)
 
+    def linger(self, within_s: float) -> None:
+        """Ends the sending direction; reads and discards bytes for a while, or until the peer ends the connection.
+
+        With unread bytes the kernel would drop what the peer should still read.
+        """
+        self.end_sending()
+        self.set_deadline(time.monotonic() + within_s)
+        with contextlib.suppress(OSError):
+            while True:
+                self.read_now(self._room)
+
     def fileno(self) -> int:
         """Returns the descriptor, for `selectors`."""
         return self._raw.fileno()
@@ -230,6 +239,8 @@ class PlainSocket:
         count = self._waiting(self._raw.recv_into, view, len(view), flags)
         if not count:
             raise Closed("Socket closed")
+        if self._keeps_time:
+            self._heard_at = time.monotonic()
         return count
 
     def _waiting(self, action: Any, *arguments: Any) -> int:

@@ -1,176 +1,77 @@
-"""Stream states, flow-control windows and errors of one side of an HTTP/2 connection, no I/O (RFC 9113, 5 to 8).
+"""The streams of one side of an HTTP/2 connection: how they begin, change and end, no I/O (RFC 9113, 5 and 8.1).
 
-`downpour.proto.http2.endpoint` parses the frames and calls this module for their effect on streams. Frames to be sent
-are queued in `outgoing`. Stream errors are answered here; connection errors are raised.
+`downpour.proto.http2.endpoint` and the parts of it parse the frames and call this module for their effect on streams.
+Stream errors are answered here; connection errors are raised.
 
 Threads: any, under the connection's lock.
 """
 
 from __future__ import annotations
 
-import enum
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from downpour.proto.http2 import frames, headers
-from downpour.proto.http2.assembly import Assembler, Buffers, Inbox, Place
-from downpour.proto.http2.budget import Budget
-from downpour.proto.http2.frames import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode, ProtocolError
+from downpour.proto.http2.assembly import Assembler, Buffers, Inbox, PlaceMessage
+from downpour.proto.http2.frames import ErrorCode, ProtocolError
 from downpour.proto.http2.headers import Fields, Malformed
+from downpour.proto.http2.outgoing import Outgoing
+from downpour.proto.http2.stream import Ended, Event, Limits, Stream
+from downpour.proto.http2.windows import Windows
 
-_MAX_ANSWERS = 1000  # queued because the peer does not read
 _MAX_CLOSED = 100  # closed streams that are remembered
-
-# Frames without data that a peer may send at once and per second, plus one for each `_BYTES_A_FRAME` bytes sent to it
-# and some for each call that has ended: grpcio updates windows twice for a small one.
-_BUDGET, _BUDGET_PER_S, _BYTES_A_FRAME, _FRAMES_A_CALL = 1000.0, 50.0, 1024, 4.0
-REFUSAL_COST = 10.0  # of a refused or failed stream, in such frames
-
-
-class Ended(Exception):
-    """A stream has ended: one side reset it, or the connection is lost."""
-
-
-class Event(enum.Enum):
-    """What happened to a stream."""
-
-    BEGUN = enum.auto()  # a request's header fields were received
-    CHANGED = enum.auto()  # messages, the end of the stream, trailers or an error
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits that this side sets for the peer.
-
-    Attributes:
-        initial_window: Flow-control window of a new stream, in bytes.
-        wanted_window: Window once the stream's messages are wanted, in bytes in flight or received but not taken.
-        max_streams: Streams that the peer may have open at one time.
-    """
-
-    initial_window: int
-    wanted_window: int
-    max_streams: int = 0
-
-
-@dataclass(eq=False)
-class Stream:
-    """The state of one HTTP/2 stream, which is one call.
-
-    Attributes:
-        number: Stream identifier.
-        window: Bytes that may be sent.
-        inbox: Received messages.
-        headers: Header fields received last; the trailers, once the call has ended.
-        has_headers: Whether any header fields were received.
-        is_whole: Whether the peer has ended its side of the stream.
-        reset: Why the stream cannot continue; None if it can.
-        is_reset_by_peer: Whether the peer reset it.
-        is_answered: Whether the end of the answer is being sent; the peer may begin another stream instead.
-        announced: Bytes of messages still due by `content-length`; None without that field.
-        deadline: Until when operations may wait for it, a moment of `time.monotonic()`; None for no limit.
-        began_at: When it began, a moment of the clock.
-        heard_at: When it began or last received DATA.
-    """
-
-    number: int
-    window: int
-    inbox: Inbox
-    headers: Fields = ()
-    has_headers: bool = False
-    is_whole: bool = False
-    reset: Ended | None = None
-    is_reset_by_peer: bool = False
-    is_answered: bool = False
-    announced: int | None = None
-    deadline: float | None = None
-    began_at: float = 0.0
-    heard_at: float = 0.0
 
 
 class Streams:
-    """The streams of one connection, their windows, and the frames sent in answer to received ones.
+    """The streams of one connection.
 
     Args:
         buffers: Buffers for received messages.
         limits: Limits for the peer.
+        windows: Flow-control windows of the connection.
+        outgoing: Queue for answers.
         is_server: Whether this side is the server.
         clock: Returns seconds; `time.monotonic` except in tests.
 
     Attributes:
         open: Streams that have begun and for which `forget` was not called, by number.
         last: Number of the stream begun last.
-        window: Bytes that may be sent on all streams together.
-        max_frame: Maximum payload of a sent frame, in bytes.
-        outgoing: Frames to be sent, in this order.
         events: Events since the reader emptied it.
-        budget: Budget for frames without data.
     """
 
-    def __init__(self, buffers: Buffers, limits: Limits, *, is_server: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        buffers: Buffers,
+        limits: Limits,
+        windows: Windows,
+        outgoing: Outgoing,
+        *,
+        is_server: bool,
+        clock: Callable[[], float],
+    ) -> None:
         self._buffers, self._limits, self._is_server, self._clock = buffers, limits, is_server, clock
+        self._windows, self._outgoing = windows, outgoing
         self.open: dict[int, Stream] = {}
         self.last = 0
-        self.window = DEFAULT_WINDOW
-        self.max_frame = frames.DEFAULT_FRAME
-        self.outgoing: deque[bytes] = deque()
         self.events: list[tuple[Event, Stream]] = []
-        self.budget = Budget(_BUDGET, _BUDGET_PER_S, clock)
-        self._initial_window = DEFAULT_WINDOW  # send window of a new stream
-        self._received = 0  # bytes of DATA not yet returned to the peer by WINDOW_UPDATE of the connection
-        self._my_window = DEFAULT_WINDOW  # receive window of the connection, before they are deducted
-        self._closed: OrderedDict[int, bool] = OrderedDict()  # number: whether late frames are allowed
+        self._closed = _Closed()
 
     # Operations of this side.
 
-    def begin(self, place: Place | None) -> Stream:
+    def begin(self, place: PlaceMessage | None) -> Stream:
         """Begins a stream for a call of this side, whose messages are wanted from the beginning."""
         self.last += 1 if self.last == 0 else 2
         stream = self._add(self.last, place)
         stream.inbox.want()
         return stream
 
-    def open_window(self) -> None:
-        """Sets the connection's receive window to the maximum: the streams' windows bound memory."""
-        self.answer(frames.window_update(0, MAX_WINDOW - DEFAULT_WINDOW))
-        self._my_window = MAX_WINDOW
-
-    def want(self, stream: Stream) -> None:
-        """Starts to take a stream's messages, which enlarges its window."""
-        stream.inbox.want()
-        self.grant(stream)
-
-    def grant(self, stream: Stream) -> None:
-        """Sends WINDOW_UPDATE for a stream if at least half a window is free."""
-        inbox = stream.inbox
-        if inbox.is_wanted and inbox.error is None and not stream.is_whole and not stream.is_answered:
-            more = self._limits.wanted_window - inbox.window - inbox.held
-            if more >= self._limits.wanted_window // 2:
-                inbox.window += more
-                self.answer(frames.window_update(stream.number, more))
-
-    def take_window(self, stream: Stream, wanted: int) -> int:
-        """Deducts at most `wanted` bytes from a stream's send windows; returns how many may be sent now.
-
-        Raises:
-            Ended: The stream has ended.
-        """
-        if stream.reset is not None:
-            raise stream.reset
-        count = max(0, min(wanted, stream.window, self.window, self.max_frame))
-        stream.window -= count
-        self.window -= count
-        self.budget.earn(count / _BYTES_A_FRAME)
-        return count
-
     def forget(self, stream: Stream) -> None:
         """Closes the stream of a finished call; frames that still arrive on it are discarded."""
         if stream.is_answered:
-            self.budget.earn(_FRAMES_A_CALL)
+            self._outgoing.answered_call()
         if self.open.pop(stream.number, None) is not None:
             is_over = stream.is_reset_by_peer or (stream.is_whole and stream.reset is None)
-            self._remember(stream.number, is_late_allowed=not is_over)
+            self._closed.add(stream.number, is_late_allowed=not is_over)
         stream.reset = stream.reset or Ended("the call is over")
         stream.inbox.clear()
 
@@ -178,13 +79,7 @@ class Streams:
         """Resets a stream because of an error of the peer."""
         stream.reset = stream.reset or Ended(f"{reason} ({code.name})")
         self.events.append((Event.CHANGED, stream))
-        self._answer_reset(stream.number, code, reason)
-
-    def answer(self, frame: bytes) -> None:
-        """Queues a small frame; raises `ProtocolError` if too many are queued."""
-        if len(self.outgoing) >= _MAX_ANSWERS:
-            raise ProtocolError("the peer sends without reading", ErrorCode.ENHANCE_YOUR_CALM)
-        self.outgoing.append(frame)
+        self._outgoing.add_reset(stream.number, code, reason)
 
     # Frames from the peer.
 
@@ -196,12 +91,7 @@ class Streams:
     def on_data(self, number: int, length: int) -> Stream | None:
         """Counts `length` bytes of DATA, padding included; returns their stream, None if they are to be discarded."""
         self.check_begun(number, "DATA")
-        self._received += length
-        if self._received > self._my_window:
-            raise ProtocolError("more DATA than the connection's window", ErrorCode.FLOW_CONTROL_ERROR)
-        if self._received > self._my_window // 4:
-            self.answer(frames.window_update(0, self._received))
-            self._received = 0
+        self._windows.received(length)
         stream = self.open.get(number)
         if stream is None or stream.reset is not None:
             if not self._is_late_allowed(number, stream):
@@ -213,7 +103,7 @@ class Streams:
         else:
             stream.inbox.window -= length
             stream.heard_at = self._clock()
-            self.grant(stream)
+            self._windows.grant(stream)
             return stream
         return None
 
@@ -249,7 +139,7 @@ class Streams:
         elif stream is None and number not in self._closed:
             raise ProtocolError(f"HEADERS on stream {number} after those of stream {self.last}")
         elif self._is_late_allowed(number, stream):
-            self.budget.spend(1, "HEADERS on a stream that has ended")
+            self._outgoing.budget.spend(1, "HEADERS on a stream that has ended")
         else:
             raise ProtocolError("HEADERS on a stream that has ended", ErrorCode.STREAM_CLOSED)
 
@@ -260,34 +150,8 @@ class Streams:
             stream.is_reset_by_peer = True
             stream.reset = stream.reset or Ended(f"the peer reset the stream ({frames.code_name(code)})")
             self.events.append((Event.CHANGED, stream))
-        elif number in self._closed:
-            self._closed[number] = False
-
-    def on_window_update(self, number: int, more: int) -> None:
-        """Handles WINDOW_UPDATE by `more` bytes; number 0 is the connection."""
-        stream = self.open.get(number)
-        before = stream.window if stream is not None else self.window
-        code = None
-        if not more or before + more > MAX_WINDOW:
-            code = ErrorCode.FLOW_CONTROL_ERROR if more else ErrorCode.PROTOCOL_ERROR
-        if number == 0:
-            if code is not None:
-                raise ProtocolError(f"WINDOW_UPDATE by {more}", code)
-            self.window += more
-        elif stream is not None and stream.reset is None:
-            if code is None:
-                stream.window += more
-            else:
-                self.fail(stream, code, f"WINDOW_UPDATE by {more}")
-
-    def on_initial_window(self, value: int) -> None:
-        """Handles INITIAL_WINDOW_SIZE, which changes the send window of every stream."""
-        more = value - self._initial_window
-        if value > MAX_WINDOW or any(stream.window + more > MAX_WINDOW for stream in self.open.values()):
-            raise ProtocolError(f"INITIAL_WINDOW_SIZE of {value}", ErrorCode.FLOW_CONTROL_ERROR)
-        for stream in self.open.values():
-            stream.window += more
-        self._initial_window = value
+        else:
+            self._closed.was_reset(number)
 
     def on_goaway(self, last: int, code: int) -> None:
         """Handles GOAWAY: the peer does not process this side's streams beyond `last`."""
@@ -307,7 +171,8 @@ class Streams:
         except Malformed as error:
             self._refuse(number, ErrorCode.PROTOCOL_ERROR, str(error))
             return
-        if self._num_unanswered() >= self._limits.max_streams or len(self.open) >= 2 * self._limits.max_streams:
+        num_unanswered = sum(not stream.is_answered for stream in self.open.values())
+        if num_unanswered >= self._limits.max_streams or len(self.open) >= 2 * self._limits.max_streams:
             self._refuse(number, ErrorCode.REFUSED_STREAM, "too many streams")
             return
         stream = self._add(number, None)
@@ -334,31 +199,43 @@ class Streams:
         if ends:
             self.on_end(stream)
 
-    def _add(self, number: int, place: Place | None) -> Stream:
+    def _add(self, number: int, place: PlaceMessage | None) -> Stream:
         inbox = Inbox(Assembler(self._buffers, place), self._limits.initial_window)
         now = self._clock()
-        stream = self.open[number] = Stream(number, self._initial_window, inbox, began_at=now, heard_at=now)
+        stream = self.open[number] = Stream(number, self._windows.initial_send, inbox, began_at=now, heard_at=now)
         return stream
-
-    def _num_unanswered(self) -> int:
-        return sum(not stream.is_answered for stream in self.open.values())
 
     def _refuse(self, number: int, code: ErrorCode, reason: str) -> None:
         """Resets a stream that is not open."""
-        self._remember(number, is_late_allowed=True)
-        self._answer_reset(number, code, reason)
-
-    def _answer_reset(self, number: int, code: ErrorCode, reason: str) -> None:
-        self.answer(frames.reset(number, code))
-        self.budget.spend(REFUSAL_COST, reason)
+        self._closed.add(number, is_late_allowed=True)
+        self._outgoing.add_reset(number, code, reason)
 
     def _is_late_allowed(self, number: int, stream: Stream | None) -> bool:
         """Whether the peer may have sent a frame before it received notice that the stream had ended."""
-        if stream is not None:
-            return not stream.is_reset_by_peer
-        return self._closed.get(number, False)
+        return self._closed.is_late_allowed(number) if stream is None else not stream.is_reset_by_peer
 
-    def _remember(self, number: int, *, is_late_allowed: bool) -> None:
-        self._closed[number] = is_late_allowed
-        if len(self._closed) > _MAX_CLOSED:
-            self._closed.popitem(last=False)
+
+class _Closed:
+    """The streams closed last, and whether late frames are allowed on them."""
+
+    def __init__(self) -> None:
+        self._is_late_allowed: OrderedDict[int, bool] = OrderedDict()  # by number
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._is_late_allowed
+
+    def __len__(self) -> int:
+        return len(self._is_late_allowed)
+
+    def add(self, number: int, *, is_late_allowed: bool) -> None:
+        self._is_late_allowed[number] = is_late_allowed
+        if len(self._is_late_allowed) > _MAX_CLOSED:
+            self._is_late_allowed.popitem(last=False)
+
+    def was_reset(self, number: int) -> None:
+        """Records that the peer has reset a stream, so that nothing may follow."""
+        if number in self._is_late_allowed:
+            self._is_late_allowed[number] = False
+
+    def is_late_allowed(self, number: int) -> bool:
+        return self._is_late_allowed.get(number, False)

@@ -2,15 +2,14 @@
 
 One thread reads from all of them without waiting for any, so each costs a few kilobytes and no thread. Their number is
 limited: where there is no room, the oldest of the address with the most of them is closed, once it is a second old.
-Each has a deadline for its handshake, and one for its first call. After a burst all of them together get a part of one
-processor, reduced by the cost of admitted connections that were ended for what they sent: their peers may reconnect.
+After a burst all of them together get a part of one processor, reduced by the cost of admitted connections that were
+ended for what they sent: their peers may reconnect. `downpour.proto.rpc.strangers` has what each of them may do.
 
 Threads: one of its own; any may call `stop` and `charge`.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
 import select
@@ -19,42 +18,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from absl import logging
 
 from downpour.proto.http2.frames import ProtocolError
 from downpour.proto.rpc.credit import Credit
 from downpour.proto.rpc.server_connection import ServerConnection
+from downpour.proto.rpc.strangers import Stranger, Strangers
 from downpour.proto.security.gate import Gate
 
-HANDSHAKE_S = 5.0  # until a connection must have presented its certificate and begun HTTP/2
-FIRST_CALL_S = 10.0  # until a connection must have made a call that is admitted
 _GRACE_S = 1.0  # minimum age of a connection that is closed to make room for another
-_FAREWELL_S = 1.0  # for an unauthenticated peer to read why its connection ends
 
 _TICK_S = 0.25  # between checks of deadlines
 _LOOK_AFTER_S = 1.0  # between checks of admitted connections
 _PAUSE_S = 0.1  # without accepting, where there is no room
 _ACCEPTED_AT_ONCE = 64
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-@dataclass
-class _Stranger:
-    """A connection from which no call has been admitted.
-
-    Attributes:
-        came_at: When it was accepted.
-        until: When it is closed.
-        used_s: Processor seconds that it has used.
-        is_leaving: Whether it was sent the reason why it ends, and may still read that.
-    """
-
-    came_at: float
-    until: float
-    used_s: float = 0.0
-    is_leaving: bool = False
 
 
 class Acceptor:
@@ -86,9 +65,8 @@ class Acceptor:
         self._credit = Credit()
         self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
         # Used by the thread only.
-        self._strangers: dict[ServerConnection, _Stranger] = {}  # in the order in which they were accepted
-        self._unfinished: set[ServerConnection] = set()  # that may have more to do even if no bytes arrive
-        self._per_address: collections.Counter[str] = collections.Counter()
+        self._strangers = Strangers()
+        self._unfinished: set[Stranger] = set()  # that may have more to do even if no bytes arrive
         self._accepts_at: float | None = None  # when it resumes accepting; None if it accepts
 
     def start(self) -> None:
@@ -122,8 +100,8 @@ class Acceptor:
                 looked_at = now
                 self._look_after()
             self._rest()
-        for connection in list(self._strangers):
-            self._end(connection)
+        for stranger in list(self._strangers):
+            self._end(stranger)
         self._selector.close()
         self._listener.close()
 
@@ -135,12 +113,12 @@ class Acceptor:
             if key.fileobj is self._listener:
                 if self._credit.has_some():
                     self._accept()
-            elif isinstance(key.fileobj, ServerConnection):
-                ready.add(key.fileobj)
-        present = [connection for connection in ready if connection in self._strangers]  # others were closed for room
-        for connection in sorted(present, key=lambda one: self._strangers[one].used_s):
-            if not self._credit.has_some() or not self._go_on(connection):
-                self._unfinished.add(connection)
+            elif isinstance(key.data, Stranger):
+                ready.add(key.data)
+        present = [stranger for stranger in ready if stranger in self._strangers]  # others were closed for room
+        for stranger in sorted(present, key=lambda one: one.used_s):
+            if not self._credit.has_some() or not self._go_on(stranger):
+                self._unfinished.add(stranger)
 
     def _accept(self) -> None:
         """Accepts waiting connections, a few at a time."""
@@ -161,26 +139,24 @@ class Acceptor:
 
     def _take(self, raw: socket.socket) -> None:
         self._gate.connection_began()
-        now = time.monotonic()
-        stranger = _Stranger(now, now + FIRST_CALL_S)
+        began_s = time.thread_time()
         try:
-            with self._charged(stranger):
-                connection = self._connect(raw)
+            connection = self._connect(raw)
         except Exception as error:  # it has ended already, as a rule
             logging.debug("a connection could not be taken: %r", error)
             raw.close()
             return
-        self._strangers[connection] = stranger
-        self._per_address[connection.address] += 1
-        self._selector.register(connection, selectors.EVENT_READ)
+        finally:
+            cost_s = time.thread_time() - began_s
+            self._credit.spend(cost_s)
+        stranger = Stranger(connection, time.monotonic(), cost_s)
+        self._strangers.add(stranger)
+        self._selector.register(connection, selectors.EVENT_READ, stranger)
 
     def _make_room(self, grace_s: float) -> bool:
         """Closes the oldest connection of the address with the most, if `grace_s` old; returns whether it did."""
-        if not self._strangers:
-            return False
-        [(address, _)] = self._per_address.most_common(1)
-        oldest = next(connection for connection in self._strangers if connection.address == address)
-        if self._strangers[oldest].came_at > time.monotonic() - grace_s:
+        oldest = self._strangers.in_the_way()
+        if oldest is None or oldest.came_at > time.monotonic() - grace_s:
             return False
         self._gate.connection_dropped()
         self._end(oldest)
@@ -191,66 +167,55 @@ class Acceptor:
             self._selector.unregister(self._listener)
         self._accepts_at = time.monotonic() + _PAUSE_S
 
-    def _go_on(self, connection: ServerConnection) -> bool:
+    def _go_on(self, stranger: Stranger) -> bool:
         """Handles bytes from an unauthenticated connection; returns whether all is done that can be done now."""
-        stranger = self._strangers[connection]
+        connection = stranger.connection
         try:
             with self._charged(stranger):
-                if stranger.is_leaving:
-                    connection.drain()
-                else:
-                    connection.advance()
+                stranger.advance()
         except BlockingIOError:
             return True
         except Exception as error:  # no input of one peer may stop the service of the others
-            self._turn_away(connection, stranger, error)
+            self._turn_away(stranger, error)
             return True
         if not connection.is_admitted:
             return False
-        self._forget(connection)
+        self._forget(stranger)
         connection.cost_s = stranger.used_s
         if self._admit(connection):
             self._credit.give_back(stranger.used_s)  # admitted connections are not charged
         return True
 
-    def _turn_away(self, connection: ServerConnection, stranger: _Stranger, error: Exception) -> None:
+    def _turn_away(self, stranger: Stranger, error: Exception) -> None:
         """Ends an unauthenticated connection because of what it has sent, or because its peer has ended it."""
-        logging.debug("connection of %s: %s", connection.peer, error)
+        logging.debug("connection of %s: %s", stranger.connection.peer, error)
         if isinstance(error, ProtocolError):
             self._gate.connection_malformed()
         elif not isinstance(error, OSError):
             logging.log_every_n_seconds(logging.ERROR, "a stranger's connection failed: %r", 60, error)
-        if connection.turn_away(error):
-            stranger.is_leaving = True
-            stranger.until = time.monotonic() + _FAREWELL_S
-        else:
-            self._end(connection)
+        if not stranger.turn_away(error, time.monotonic()):
+            self._end(stranger)
 
     def _tick(self, now: float) -> None:
         """Closes connections whose deadline has passed; resumes accepting."""
         if self._accepts_at is not None and now >= self._accepts_at:
             self._accepts_at = None
             self._selector.register(self._listener, selectors.EVENT_READ)
-        for connection, stranger in list(self._strangers.items()):
-            is_mute = not connection.has_begun and now >= stranger.came_at + HANDSHAKE_S
-            if is_mute or now >= stranger.until:
-                if not stranger.is_leaving:
-                    self._gate.connection_dropped()
-                self._end(connection)
+        for stranger in self._strangers.overdue(now):
+            if not stranger.is_leaving:
+                self._gate.connection_dropped()
+            self._end(stranger)
 
-    def _end(self, connection: ServerConnection) -> None:
-        self._forget(connection)
-        connection.close(OSError("the connection made no call"))
+    def _end(self, stranger: Stranger) -> None:
+        self._forget(stranger)
+        stranger.connection.close(OSError("the connection made no call"))
 
-    def _forget(self, connection: ServerConnection) -> None:
-        self._selector.unregister(connection)
-        del self._strangers[connection]
-        self._per_address[connection.address] -= 1
-        if self._per_address[connection.address] <= 0:
-            del self._per_address[connection.address]
+    def _forget(self, stranger: Stranger) -> None:
+        self._selector.unregister(stranger.connection)
+        self._strangers.remove(stranger)
 
     @contextlib.contextmanager
-    def _charged(self, stranger: _Stranger) -> Iterator[None]:
+    def _charged(self, stranger: Stranger) -> Iterator[None]:
         """Charges the processor time of the `with` block to an unauthenticated connection."""
         began_s = time.thread_time()
         try:

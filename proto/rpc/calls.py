@@ -1,4 +1,4 @@
-"""One call on `downpour.proto.rpc.server`: its admission, the context that a servicer uses, and how it ends.
+"""One call on `downpour.proto.rpc.server`: its admission, its messages, and how it ends.
 
 Threads: the thread that reads its connection makes the call, admits or refuses it and receives the messages; one of
 the pool runs it.
@@ -11,24 +11,24 @@ import re
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import grpc
 from absl import logging
 from google.protobuf.message import DecodeError
 
-from downpour.proto.errors import ERROR_KEY, DownpourError, MalformedChunk
+from downpour.proto.errors import ERROR_KEY, DownpourError, MalformedChunk, MessageTooLarge
 from downpour.proto.http2 import frames, headers
 from downpour.proto.http2.assembly import Buffers, TooLarge, Unreadable, check_length
 from downpour.proto.http2.connection import Connection, Message
 from downpour.proto.http2.frames import ErrorCode
 from downpour.proto.http2.headers import Headers
 from downpour.proto.http2.sockets import Deadline
-from downpour.proto.http2.streams import Ended, Stream
+from downpour.proto.http2.stream import Ended, Stream
+from downpour.proto.rpc.context import Aborted, Caller, Context
 from downpour.proto.security.gate import Gate
 
 _BEGIN: Headers = ((":status", "200"), ("content-type", "application/grpc"))
-_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _MAX_MESSAGE_BYTES = 4096  # of an encoded error text
 
 
@@ -36,30 +36,8 @@ class BrokenOff(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
     """Raised in a call whose own requests or answers are broken off."""
 
 
-class _Aborted(Exception):
-    """Ends a call with a status."""
-
-
-class Caller(Protocol):
-    """The peer that has made a call.
-
-    Attributes:
-        peer: Its address.
-        names: DNS names in its certificate.
-    """
-
-    peer: str
-    names: list[str]
-
-    def broke_the_protocol(self, cost_s: float) -> None:
-        """Counts a call that violated the protocol and took `cost_s` processor seconds; many end the connection."""
-
-    def made_sense(self) -> None:
-        """Called when a message of a call has been decoded."""
-
-
 class Call:
-    """One call, with those methods of `grpc.ServicerContext` that a servicer uses.
+    """One call on a server.
 
     Args:
         find: Returns the handler of a method, a `grpc.RpcMethodHandler`; None if there is no such method.
@@ -85,14 +63,10 @@ class Call:
         self._stream = stream
         self._caller = caller
         self._buffers = buffers
-        self._metadata = stream.headers
+        self._context = Context(stream, caller)
         self._fields = dict(stream.headers)
-        self._trailing: tuple[tuple[str, str], ...] = ()
-        self._status = grpc.StatusCode.OK
-        self._words = ""
         self._sent = False  # whether any part of the answer was sent
         self._reply: Message = ()  # the only answer, which is sent with the status
-        stream.deadline = _deadline(self._fields.get("grpc-timeout"))
 
     def refusal(self) -> bytes | None:
         """Returns the answer to a refused call, None if the call is admitted; checks the header fields only."""
@@ -103,7 +77,7 @@ class Call:
             return headers.write(number, ((":status", "415"),), end=True)
         path = self._fields[":path"]
         try:
-            self._gate.admit(path, self)
+            self._gate.admit(path, self._context)
         except DownpourError as error:
             return self._refused(error)
         if self._find(path) is None:
@@ -116,9 +90,9 @@ class Call:
 
     def expire(self) -> None:
         """Ends a call instead of running it, because its first message has not arrived."""
-        self._status, self._words = grpc.StatusCode.CANCELLED, "no message has come for too long"
-        if self.time_remaining() == 0:
-            self._status = grpc.StatusCode.DEADLINE_EXCEEDED
+        is_overdue = self._context.time_remaining() == 0
+        status = grpc.StatusCode.DEADLINE_EXCEEDED if is_overdue else grpc.StatusCode.CANCELLED
+        self._context.fail(status, "no message has come for too long")
         self._gate.broke_off()
         self._end()
 
@@ -127,23 +101,22 @@ class Call:
         began_s = time.thread_time()
         try:
             self._run()
-        except _Aborted:
+        except Aborted:
             pass
         except DownpourError as error:
             self._gate.refused(error)
             if isinstance(error, MalformedChunk):
                 self._caller.broke_the_protocol(time.thread_time() - began_s)
-            self._status, self._words = error.status, str(error)
-            self._trailing = ((ERROR_KEY, type(error).__name__),)
+            self._context.fail(error.status, str(error), type(error))
         except TooLarge as error:  # the answer
-            self._status, self._words = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+            self._context.fail(MessageTooLarge.status, str(error), MessageTooLarge)
         except BrokenOff:
             self._gate.broke_off()
-            if self._status is grpc.StatusCode.OK:
-                self._status, self._words = grpc.StatusCode.CANCELLED, "the call was broken off"
+            if self._context.status is grpc.StatusCode.OK:
+                self._context.fail(grpc.StatusCode.CANCELLED, "the call was broken off")
         except Exception as error:  # any error must be reported to the caller, as by grpcio's server
             logging.exception("a call failed")
-            self._status, self._words = grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
+            self._context.fail(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
         finally:
             self._end()
 
@@ -166,11 +139,12 @@ class Call:
             request = messages if handler.request_streaming else self._only(messages)
             if handler.response_streaming:
                 # Closed as soon as the caller has disconnected: it may hold a place that others wait for.
-                with contextlib.closing((handler.unary_stream or handler.stream_stream)(request, self)) as answers:
+                serve = handler.unary_stream or handler.stream_stream
+                with contextlib.closing(serve(request, self._context)) as answers:
                     for parts in answers:
                         self._send([write(parts)] if write else parts)
             else:
-                reply = write((handler.unary_unary or handler.stream_unary)(request, self))
+                reply = write((handler.unary_unary or handler.stream_unary)(request, self._context))
                 check_length(len(reply))
                 self._reply = [reply]
 
@@ -203,7 +177,7 @@ class Call:
     def _only(self, messages: Iterator[Any]) -> Any:
         for message in messages:
             return message
-        self.abort(grpc.StatusCode.UNIMPLEMENTED, "the call carries no request")
+        self._context.abort(grpc.StatusCode.UNIMPLEMENTED, "the call carries no request")
 
     def _send(self, message: Message, after: bytes = b"") -> None:
         before = b"" if self._sent else headers.write(self._stream.number, _BEGIN, end=False)
@@ -216,17 +190,18 @@ class Call:
     def _break_off(self, error: Exception) -> NoReturn:
         """Ends a call whose requests or answers are broken off, with the status for that error."""
         if isinstance(error, Deadline):
-            self._status, self._words = grpc.StatusCode.DEADLINE_EXCEEDED, str(error)
+            self._context.fail(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
+        elif isinstance(error, TooLarge):
+            self._context.fail(MessageTooLarge.status, str(error), MessageTooLarge)
         elif isinstance(error, Unreadable):
-            is_long = isinstance(error, TooLarge)
-            self._status = grpc.StatusCode.RESOURCE_EXHAUSTED if is_long else grpc.StatusCode.INTERNAL
-            self._words = str(error)
+            self._context.fail(grpc.StatusCode.INTERNAL, str(error))
         raise BrokenOff(str(error)) from None
 
     def _finish(self) -> None:
         """Sends the status, and the reply if there is one."""
-        number, has_reply = self._stream.number, bool(self._reply) and self._status is grpc.StatusCode.OK
-        last = answer(number, self._status, self._words, self._trailing, begun=self._sent or has_reply)
+        number, context = self._stream.number, self._context
+        has_reply = bool(self._reply) and context.status is grpc.StatusCode.OK
+        last = answer(number, context.status, context.details, context.trailing, begun=self._sent or has_reply)
         if not self._stream.is_whole:  # the rest is not read
             last += frames.reset(number, ErrorCode.NO_ERROR)
         if self._stream.reset is None:
@@ -236,32 +211,6 @@ class Call:
                 else:
                     self._stream.is_answered = True
                     self._connection.send(last)
-
-    def abort(self, code: grpc.StatusCode, details: str) -> None:
-        """See `grpc.ServicerContext`."""
-        self._status, self._words = code, details
-        raise _Aborted
-
-    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
-        """See `grpc.ServicerContext`."""
-        self._trailing = metadata
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """See `grpc.ServicerContext`."""
-        return tuple(pair for pair in self._metadata if not pair[0].startswith(":"))
-
-    def time_remaining(self) -> float | None:
-        """See `grpc.ServicerContext`."""
-        deadline = self._stream.deadline
-        return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-    def peer(self) -> str:
-        """See `grpc.ServicerContext`."""
-        return self._caller.peer
-
-    def auth_context(self) -> dict[str, list[bytes]]:
-        """See `grpc.ServicerContext`."""
-        return {"peer_dns": [name.encode() for name in self._caller.names]}
 
 
 def _read(read: Callable[[Any], Any], view: memoryview) -> Any:
@@ -279,13 +228,3 @@ def answer(number: int, status: grpc.StatusCode, words: str, metadata: Headers =
         quoted = urllib.parse.quote(words, safe)[:_MAX_MESSAGE_BYTES]
         trailers.insert(1, ("grpc-message", re.sub(r"%[0-9A-F]?$", "", quoted)))
     return headers.write(number, [*([] if begun else _BEGIN), *trailers], end=True)
-
-
-def _deadline(timeout: str | None) -> float | None:
-    """Returns the moment of `time.monotonic()` that a `grpc-timeout` names."""
-    if not timeout:
-        return None
-    number, unit = timeout[:-1], timeout[-1]
-    if not number.isascii() or not number.isdigit() or len(number) > 8 or unit not in _UNITS_S:
-        return None
-    return time.monotonic() + int(number) * _UNITS_S[unit]

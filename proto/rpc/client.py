@@ -23,12 +23,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from downpour.proto.http2 import headers
-from downpour.proto.http2.assembly import Buffers, Place, TooLarge, Unreadable
+from downpour.proto.http2.assembly import Buffers, PlaceMessage, TooLarge, Unreadable
 from downpour.proto.http2.connection import Connection, Message
 from downpour.proto.http2.frames import MAX_WINDOW, ProtocolError
 from downpour.proto.http2.headers import Headers
 from downpour.proto.http2.sockets import Deadline, PlainSocket, Socket
-from downpour.proto.http2.streams import Ended, Limits, Stream
+from downpour.proto.http2.stream import Ended, Limits, Stream
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.tls import server_name
 
@@ -50,10 +50,17 @@ Serializer = Callable[[Any], Any]
 
 
 class CallError(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
-    """A call failed; has those methods of `grpc.Call` that describe the failure."""
+    """A call failed; has those methods of `grpc.Call` that describe the failure.
 
-    def __init__(self, code: grpc.StatusCode, details: str, trailers: Headers = ()) -> None:
+    Attributes:
+        cause: The error on this side that the status stands for; None for a status that was received.
+    """
+
+    def __init__(
+        self, code: grpc.StatusCode, details: str, trailers: Headers = (), *, cause: Exception | None = None
+    ) -> None:
         super().__init__(f"{code.name}: {details}")
+        self.cause = cause
         self._code, self._details, self._trailers = code, details, tuple(trailers)
 
     def code(self) -> grpc.StatusCode:
@@ -119,7 +126,9 @@ class Channel:
     def unary_stream(self, path: str, write: Serializer) -> Callable[..., Iterator[memoryview | None]]:
         """Returns a method with one request and many answers, as views; None for an answer that `place` has placed."""
 
-        def call(request: Any, timeout: float | None = None, place: Place | None = None) -> Iterator[memoryview | None]:
+        def call(
+            request: Any, timeout: float | None = None, place: PlaceMessage | None = None
+        ) -> Iterator[memoryview | None]:
             return self._call(path, [[write(request)]], timeout, lambda view: view, place=place)
 
         return call
@@ -141,7 +150,7 @@ class Channel:
         timeout: float | None,
         read: Serializer,
         wait: bool = False,
-        place: Place | None = None,
+        place: PlaceMessage | None = None,
     ) -> Iterator[Any]:
         """Makes one call. Its connection is reused if the call was completed."""
         end = time.monotonic() + min(_LONGEST_S if timeout is None else timeout, _LONGEST_S)
@@ -257,7 +266,7 @@ class _Connection(Connection):
         self.number = number
         self.used_s = 0.0
 
-    def begin(self, fields: Headers, requests: Iterable[Message], place: Place | None) -> Stream:
+    def begin(self, fields: Headers, requests: Iterable[Message], place: PlaceMessage | None) -> Stream:
         """Sends a call with all its requests, unless the server answers before the last is sent."""
         with self.lock:
             stream = self.streams.begin(place)
@@ -335,12 +344,13 @@ def _mapped() -> Iterator[None]:
     try:
         yield
     except Deadline as error:
-        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from None
+        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), cause=error) from None
     except Unreadable as error:
         code = grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, TooLarge) else grpc.StatusCode.INTERNAL
-        raise CallError(code, str(error)) from None
+        raise CallError(code, str(error), cause=error) from None
     except (Ended, OSError) as error:
-        raise CallError(grpc.StatusCode.UNAVAILABLE, str(error) or type(error).__name__) from None
+        words = str(error) or type(error).__name__
+        raise CallError(grpc.StatusCode.UNAVAILABLE, words, cause=error) from None
 
 
 def _read(read: Serializer, view: memoryview) -> Any:

@@ -15,29 +15,31 @@ from absl import logging
 
 from downpour.proto.errors import (
     DownpourError,
-    MalformedChunk,
+    MessageTooLarge,
     NotReady,
     NotYet,
     Unauthenticated,
     Unreachable,
     from_rpc_error,
 )
+from downpour.proto.http2.assembly import TooLarge
+from downpour.proto.http2.sockets import Closed
+from downpour.proto.rpc.client import CallError
+from downpour.proto.security.tls import PeerAlert, WrongPeer
 
 Result = TypeVar("Result")
 
 _JITTER = random.Random()  # its own: a model's initial values are drawn from the global one, while other threads retry
 
-# Statuses that may pass: the peer restarts, the network breaks, a deadline was too short.
-_TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
-
-# Errors of gRPC when the peer is not one of the job, and what they mean.
-_NOT_OURS = {
-    "Hostname mismatch": "its certificate names another job or role",
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by the CA in this process's ca.crt, or has expired",
-    "Hostname Verification Check failed": "its certificate names another job or role",
-    "WRONG_VERSION_NUMBER": "it does not speak TLS; start it with --tls, too",
-}
-_MAYBE_REFUSED = ("Socket closed", "_ALERT_")  # what a client observes when the server ends the handshake
+# Statuses that may pass: the peer restarts, the network breaks, a deadline was too short, too many calls are open.
+_TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
 
 
 def backoff_s(attempt: int) -> float:
@@ -65,19 +67,20 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
         try:
             return attempt()
         except NotReady as error:
-            reason = str(error)
+            reason, cause = str(error), None
         except grpc.RpcError as error:
             refusal = from_rpc_error(error)
             if isinstance(refusal, NotYet):  # the shard is reachable; the pace delays this worker
                 start, attempts = time.monotonic(), 0
                 continue
-            reason = _reason_to_retry(error, refusal)
+            cause = error.cause if isinstance(error, CallError) else None
+            reason = _reason_to_retry(error, refusal, cause)
         attempts += 1
         waited = time.monotonic() - start
         if waited > give_up_after_s:
-            if stranger := next((meaning for sign, meaning in _NOT_OURS.items() if sign in reason), None):
-                raise Unauthenticated(f"{peer} is not one of this job: {stranger}")
-            if any(sign in reason for sign in _MAYBE_REFUSED):
+            if isinstance(cause, WrongPeer):
+                raise Unauthenticated(f"{peer} is not one of this job: {cause.meaning}")
+            if isinstance(cause, Closed | PeerAlert):
                 reason += " (it may have refused this process's certificate: it must be of the same CA)"
             raise Unreachable(
                 f"{peer} did not answer for {waited:.0f} s ({attempts} tries): {reason}; "
@@ -88,13 +91,12 @@ def call(peer: str, give_up_after_s: float, attempt: Callable[[], Result]) -> Re
         time.sleep(backoff_s(attempts))
 
 
-def _reason_to_retry(error: grpc.RpcError, refusal: DownpourError | None) -> str:
+def _reason_to_retry(error: grpc.RpcError, refusal: DownpourError | None, cause: Exception | None) -> str:
     """Returns why a call failed if it may succeed later; raises the error if it cannot."""
+    if isinstance(cause, TooLarge) or isinstance(refusal, MessageTooLarge):
+        raise MessageTooLarge(f"{error.details()}; slice the variable, or make the batch smaller") from None
     if refusal is not None and not isinstance(refusal, NotReady):
         raise refusal from None
-    if refusal is None and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        if "larger than max" in str(error.details()):
-            raise MalformedChunk(f"{error.details()}; slice the variable, or make the batch smaller") from None
-    elif refusal is None and error.code() not in _TRANSIENT:
+    if refusal is None and error.code() not in _TRANSIENT:
         raise error
     return str(refusal or error.details() or error.code().name)

@@ -23,6 +23,7 @@ from typing import Any
 import grpc
 from absl import logging
 
+from downpour.proto.http2 import tcp_info
 from downpour.proto.http2.assembly import Buffers
 from downpour.proto.http2.sockets import host_and_port
 from downpour.proto.rpc.acceptor import Acceptor
@@ -78,6 +79,7 @@ class Server:
         gate: Gate | None = None,
     ) -> None:
         security.check_host(host)
+        tcp_info.is_usable()  # its check waits, and connections need the result
         self._handler = handler
         self._security = security
         self.gate = gate or Gate(security)

@@ -26,6 +26,27 @@ DOMAIN = "downpour"
 ROLES = ("ps", "worker", "chief", "evaluator")
 
 
+class TlsError(OSError):
+    """TLS cannot be established, or bytes were changed on the way; the text has OpenSSL's error names."""
+
+
+class WrongPeer(TlsError):
+    """The peer is not the intended one of this job.
+
+    Args:
+        reason: Text for the log.
+        meaning: What is wrong with the peer, for a message that names it.
+    """
+
+    def __init__(self, reason: str, meaning: str) -> None:
+        super().__init__(reason)
+        self.meaning = meaning
+
+
+class PeerAlert(TlsError):
+    """The peer has ended the handshake; perhaps it does not accept this process's certificate."""
+
+
 @dataclass(frozen=True)
 class Files:
     """The contents of a certificate folder, as PEM."""

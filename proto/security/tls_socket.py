@@ -17,29 +17,22 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
-from OpenSSL._util import ffi, lib
 
-from downpour.proto.http2.sockets import Buffer, Closed, PlainSocket
-from downpour.proto.security import tls
+from downpour.proto.http2.sockets import Buffer, PlainSocket
+from downpour.proto.security import openssl, tls
+from downpour.proto.security.tls_memory import PIECE, tls_error
 
-# Encrypted or received at a time. 2^16 takes a tenth more processor time an exchange, 2^18 no less, and more memory.
-_PIECE = 1 << 17
-_FIRST_PIECE = 1 << 11  # until a longer read or send: a connection may be unauthenticated
 _HANDSHAKE_BYTES = 1 << 15  # that a peer may send in it: OpenSSL would keep certificates of 100 KB
-_OVERHEAD = 1 << 10  # that TLS records add to a piece
 _SMALL = 1 << 12
 _PROTOCOL = b"h2"
-
-
-class TlsError(OSError):
-    """The peer is not one of this job, or its bytes were changed on the way; the text has OpenSSL's error names."""
 
 
 def context(files: tls.Files, *, is_server: bool) -> SSL.Context:
     """Returns a context that presents a certificate and requires one of the same CA; `files` have been checked."""
     made = SSL.Context(SSL.TLS_SERVER_METHOD if is_server else SSL.TLS_CLIENT_METHOD)
     made.set_min_proto_version(SSL.TLS1_2_VERSION)
-    made.clear_mode(lib.SSL_MODE_ENABLE_PARTIAL_WRITE)  # else every call writes one record only
+    if openssl.is_usable():
+        openssl.prepare(made)
     leaf, *chain = x509.load_pem_x509_certificates(files.certificate)
     made.use_certificate(leaf)
     for issuer in chain:
@@ -92,7 +85,7 @@ class TlsSocket:
 
     def __init__(self, plain: PlainSocket, context: SSL.Context, server_name: str | None) -> None:
         self._plain = plain
-        self._tls = _InMemory(context)
+        self._tls = openssl.in_memory(context)
         if server_name is None:
             self._tls.set_accept_state()
         else:
@@ -119,18 +112,19 @@ class TlsSocket:
                 self._flush()
                 self._num_shaken += self._receive()
                 if self._num_shaken > _HANDSHAKE_BYTES:
-                    raise TlsError("HANDSHAKE_TOO_LONG") from None
+                    raise tls.TlsError("HANDSHAKE_TOO_LONG") from None
             except SSL.Error as error:
                 with contextlib.suppress(OSError):  # the alert with the reason
                     self._flush()
-                raise _told(error) from None
+                raise tls_error(error) from None
             else:
                 self._flush()
                 break
         certificate = self._tls.get_peer_certificate(as_cryptography=True)
         self.names = tls.dns_names(certificate) if certificate else []
         if self._server_name not in (None, *self.names):
-            raise TlsError(f"Hostname mismatch: the certificate names {', '.join(self.names) or 'nobody'}")
+            reason = f"Hostname mismatch: the certificate names {', '.join(self.names) or 'nobody'}"
+            raise tls.WrongPeer(reason, "its certificate names another job or role")
 
     def read_into(self, view: memoryview) -> None:
         """See `Socket`."""
@@ -165,12 +159,12 @@ class TlsSocket:
         for buffer in _joined(buffers):
             view = memoryview(buffer)
             self._make_room(len(view))
-            for start in range(0, len(view), _PIECE):
-                piece = view[start : start + _PIECE]
+            for start in range(0, len(view), PIECE):
+                piece = view[start : start + PIECE]
                 with self._lock:
                     self._tls.encrypt(piece)
                 waiting += len(piece)
-                if waiting >= _PIECE:
+                if waiting >= PIECE:
                     self._flush()
                     waiting = 0
         if waiting:
@@ -204,8 +198,8 @@ class TlsSocket:
         self._plain.close()
 
     def _make_room(self, num_bytes: int) -> None:
-        if num_bytes > _FIRST_PIECE:
-            self._tls.piece = _PIECE
+        if num_bytes > self._tls.piece:
+            self._tls.piece = PIECE
 
     def _flush(self) -> None:
         """Sends the encrypted bytes; after the handshake only `send` calls it."""
@@ -224,73 +218,3 @@ class TlsSocket:
         with self._lock:
             self._tls.give(count)
         return count
-
-
-class _InMemory(SSL.Connection):
-    """The TLS state machine, with its bytes in memory.
-
-    It calls OpenSSL directly for every piece: pyOpenSSL's methods copy once or twice more, and check more, for every
-    record of 16 KB.
-
-    Attributes:
-        piece: Bytes received or sent at a time.
-        outgoing: Room for encrypted bytes to be sent.
-    """
-
-    def __init__(self, context: SSL.Context) -> None:
-        super().__init__(context)
-        self.piece = _FIRST_PIECE
-        self._incoming = self.outgoing = memoryview(b"")
-
-    def encrypt(self, view: memoryview) -> None:
-        """Encrypts all bytes of `view`; raises `TlsError`."""
-        if len(view) and (count := lib.SSL_write(self._ssl, ffi.from_buffer(view), len(view))) <= 0:
-            self._fail(count)
-
-    def take(self) -> int:
-        """Moves encrypted bytes to `outgoing`, as many as it holds; returns how many."""
-        if len(self.outgoing) < self.piece:
-            self.outgoing = memoryview(bytearray(self.piece + _OVERHEAD))
-        return max(0, int(lib.BIO_read(self._from_ssl, ffi.from_buffer(self.outgoing), len(self.outgoing))))
-
-    def room(self) -> memoryview:
-        """Returns where to write received bytes; earlier ones must be decrypted."""
-        if len(self._incoming) < self.piece:
-            self._incoming = memoryview(bytearray(self.piece))
-        return self._incoming
-
-    def give(self, count: int) -> None:
-        """Passes `count` bytes in `room` to OpenSSL; they must not change until they are decrypted."""
-        self._into_ssl = lib.BIO_new_mem_buf(ffi.from_buffer(self._incoming), count)  # reads them where they are
-        lib.BIO_set_mem_eof_return(self._into_ssl, -1)  # their end is not that of the connection
-        lib.SSL_set_bio(self._ssl, self._into_ssl, self._from_ssl)
-
-    def decrypt(self, view: memoryview) -> int:
-        """Decrypts into the view; returns how many bytes: fewer than it holds only if none is left.
-
-        Raises:
-            Closed: The peer has ended the TLS connection.
-            TlsError: The received bytes are not those that were sent.
-        """
-        read, ssl, to, size, done = lib.SSL_read, self._ssl, ffi.from_buffer(view), len(view), 0
-        while done < size:
-            count = read(ssl, to + done, size - done)  # at most a record
-            if count <= 0:
-                if lib.SSL_get_error(ssl, count) != lib.SSL_ERROR_WANT_READ:
-                    self._fail(count)
-                break
-            done += count
-        return done
-
-    def _fail(self, count: int) -> None:
-        try:
-            self._raise_ssl_error(self._ssl, count)
-        except SSL.ZeroReturnError:
-            raise Closed("Socket closed") from None
-        except SSL.Error as error:
-            raise _told(error) from None
-
-
-def _told(error: SSL.Error) -> TlsError:
-    reasons = [str(one[-1]) for one in error.args[0]] if error.args and isinstance(error.args[0], list) else []
-    return TlsError(", ".join(reason.upper().replace(" ", "_") for reason in reasons) or str(error) or "TLS broke")

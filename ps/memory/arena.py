@@ -23,11 +23,8 @@ Threads: none of its own; `downpour.ps.shard.shard` guards every access.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
-import sys
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +36,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout, from_canonical
 from downpour.ps.layout.cuts import BLOCK_ELEMENTS
 from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS
+from downpour.ps.memory.mapping import lock_and_map, reserve, unlock, use_huge_pages
 from downpour.ps.memory.undo import RECORD, UndoLog
 from downpour.ps.policy import rules
 from downpour.ps.policy.named import from_message
@@ -46,11 +44,6 @@ from downpour.ps.policy.pace import ROUND, Sync
 from downpour.ps.testing.points import reach
 
 _PAGE = 4096
-_HUGE_PAGE = 2 << 20
-_COLLAPSE = 25  # MADV_COLLAPSE, since Linux 6.1; Python's mmap has no name for it
-_MOST_FILLERS = 10
-_COLLAPSED_AT_A_TIME = 8 * _HUGE_PAGE
-_COLLAPSE_WITHIN_S = 1.0  # where memory is fragmented, the kernel compacts it first
 _MAGIC = b"DOWNPOUR ARENA 5"
 _MARK = 0x4D41524B  # value of a mark that is set; 0 if it is not
 
@@ -96,22 +89,22 @@ class Arena:
         self._file_descriptor = file_descriptor  # holds the lock for as long as the process lives
         self.chunks = self.layout.chunks(specification.shard)
         names = vector_names(specification)
-        places = _Places(specification, self.layout, len(names))
-        self.counters_record = np.frombuffer(memory, COUNTERS, 1, places.counters)
+        offsets = _Offsets(specification, self.layout, len(names))
+        self.counters_record = np.frombuffer(memory, COUNTERS, 1, offsets.counters)
         self.counters = self.counters_record[0]
-        self.ledger = np.frombuffer(memory, LEDGER_ENTRY, NUM_WORKERS, places.ledger)
-        self.rounds = np.frombuffer(memory, ROUND, len(self.chunks), places.rounds)
+        self.ledger = np.frombuffer(memory, LEDGER_ENTRY, NUM_WORKERS, offsets.ledger)
+        self.rounds = np.frombuffer(memory, ROUND, len(self.chunks), offsets.rounds)
         size = self.layout.size(specification.shard)
-        vectors = np.ndarray((len(names), size), "<f4", memory, places.vectors[0], (places.stride, 4))
+        vectors = np.ndarray((len(names), size), "<f4", memory, offsets.vectors[0], (offsets.stride, 4))
         self.vectors = dict(zip(names, vectors, strict=True))
-        self._offsets = dict(zip(names, places.vectors, strict=True))
+        self._offsets = dict(zip(names, offsets.vectors, strict=True))
         self.parameters = vectors[0]
         self.slots = list(vectors[1 : 1 + _num_slots(specification)])
         self.average = self.vectors.get("slot.average")
         self.sum = self.vectors.get("sum", np.empty(0, np.float32))
-        saved = np.frombuffer(memory, "<f4", places.num_saved, places.saved)
-        saved = saved.reshape(places.num_steps, len(names) * places.longest_step)
-        records = np.frombuffer(memory, RECORD, 1 + places.num_steps, places.undo)
+        saved = np.frombuffer(memory, "<f4", offsets.num_saved, offsets.saved)
+        saved = saved.reshape(offsets.num_steps, len(names) * offsets.longest_step)
+        records = np.frombuffer(memory, RECORD, 1 + offsets.num_steps, offsets.undo)
         self.undo = UndoLog(records, saved, vectors, self.counters_record, self.ledger, self.rounds)
 
     @property
@@ -131,14 +124,14 @@ class Arena:
         Raises:
             ValueError: The file is mapped by another process, or there is no room for it.
         """
-        places = _Places(specification, from_canonical(specification.layout), len(vector_names(specification)))
+        offsets = _Offsets(specification, from_canonical(specification.layout), len(vector_names(specification)))
         if path:
-            memory, descriptor = _map(path, places.total, empty=True)
-            _make_huge_pages(memory, descriptor)
-            _reserve(descriptor, path, 0, places.vectors[0] if hollow else places.total)
-            _reserve(descriptor, path, places.saved, places.total)
+            memory, descriptor = lock_and_map(path, offsets.total, empty=True)
+            use_huge_pages(memory, descriptor)
+            reserve(descriptor, path, 0, offsets.vectors[0] if hollow else offsets.total)
+            reserve(descriptor, path, offsets.saved, offsets.total)
         else:
-            memory, descriptor = mmap.mmap(-1, places.total), None
+            memory, descriptor = mmap.mmap(-1, offsets.total), None
         reach("arena.reserved")
         body = specification.SerializeToString()
         memory[_PAGE : _PAGE + len(body)] = body
@@ -170,36 +163,36 @@ class Arena:
             return None
         if path.stat().st_size < _PAGE:
             raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
-        memory, descriptor = _map(path, path.stat().st_size, empty=False)
-        _reserve(descriptor, path, 0, len(memory), made_now=False)  # takes no room: all of it was reserved when made
+        memory, descriptor = lock_and_map(path, path.stat().st_size, empty=False)
+        reserve(descriptor, path, 0, len(memory), made_now=False)  # takes no room: all of it was reserved when made
         header = np.frombuffer(memory, _HEADER, 1)[0]
         if header["magic"] == b"" or (header["magic"] == _MAGIC and not header["complete"]):
-            _unlock(descriptor)  # creation was interrupted: counts as empty
+            unlock(descriptor)  # creation was interrupted: counts as empty
             return None
         body = memory[_PAGE : _PAGE + int(header["specification_bytes"])]
         if header["magic"] != _MAGIC:
-            _unlock(descriptor)
+            unlock(descriptor)
             raise ValueError(f"{path} is not an arena of this version of Downpour; remove it or give another --arena")
         if _crc(body) != header["crc"] or header["complete"] != _MARK or header["closed"] not in (0, _MARK):
-            _unlock(descriptor)
+            unlock(descriptor)
             raise ValueError(
                 f"the header of the arena {path} is damaged; remove it or give another --arena, and the chief fills "
                 "the shard from the newest checkpoint"
             )
         specification = pb.ShardSpecification.FromString(body)
         if shard not in (None, specification.shard):
-            _unlock(descriptor)
+            unlock(descriptor)
             raise ValueError(
                 f"the arena {path} is of shard {specification.shard}, and this is shard {shard}; give every shard its "
                 "own --arena"
             )
         if not header["closed"] and header["boot"] != _boot_id():
-            _unlock(descriptor)
+            unlock(descriptor)
             logging.warning("the machine went down while %s was in use; what it holds is not continued", path)
             return None
         layout = from_canonical(specification.layout)
-        if len(memory) < _Places(specification, layout, len(vector_names(specification))).total:
-            _unlock(descriptor)
+        if len(memory) < _Offsets(specification, layout, len(vector_names(specification))).total:
+            unlock(descriptor)
             raise ValueError(f"the arena {path} is cut off at {len(memory):,} bytes; remove it or give another --arena")
         header["closed"], header["boot"] = 0, _boot_id()
         memory.flush(0, _PAGE)  # before any change: on the disk the file must no longer be marked closed
@@ -260,7 +253,7 @@ class Arena:
             np.frombuffer(self._memory, _HEADER, 1)["closed"] = _MARK
             self._memory.flush(0, _PAGE)
             reach("arena.closed")
-            _unlock(self._file_descriptor)
+            unlock(self._file_descriptor)
             self._file_descriptor = None
 
 
@@ -273,10 +266,10 @@ def vector_names(specification: pb.ShardSpecification) -> list[str]:
 
 def bytes_needed(specification: pb.ShardSpecification) -> int:
     """Size of a shard's arena in bytes."""
-    return _Places(specification, from_canonical(specification.layout), len(vector_names(specification))).total
+    return _Offsets(specification, from_canonical(specification.layout), len(vector_names(specification))).total
 
 
-class _Places:
+class _Offsets:
     """Byte offsets of the parts of an arena, and the sizes of its undo log."""
 
     def __init__(self, specification: pb.ShardSpecification, layout: Layout, num_vectors: int) -> None:
@@ -324,80 +317,3 @@ def _crc(specification: bytes) -> int:
 
 def _page_up(num_bytes: int) -> int:
     return -(-num_bytes // _PAGE) * _PAGE
-
-
-def _map(path: Path, num_bytes: int, *, empty: bool) -> tuple[mmap.mmap, int]:
-    """Locks and maps a file, whose content is removed first if `empty`."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"the arena {path} belongs to a running shard; stop it or give another --arena") from None
-    if empty:
-        os.ftruncate(descriptor, 0)  # what an interrupted creation left
-        reach("arena.emptied")
-        os.ftruncate(descriptor, num_bytes)
-    return _map_aligned(descriptor, num_bytes), descriptor
-
-
-def _map_aligned(descriptor: int, num_bytes: int) -> mmap.mmap:
-    """Maps a file at a multiple of the size of huge pages, which they need, if such an address can be had.
-
-    Python's mmap lets the kernel choose the address: the end of the highest gap that is large enough. So the excess
-    over the multiple is filled, in that gap, and the next try is aligned, or lies at the end of the next gap.
-    """
-    fillers = list[mmap.mmap]()
-    whole = -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE
-    while True:
-        memory = mmap.mmap(descriptor, num_bytes)
-        beyond = int(np.frombuffer(memory, np.uint8).ctypes.data) % _HUGE_PAGE
-        if not beyond or num_bytes < _HUGE_PAGE or len(fillers) == _MOST_FILLERS:
-            return memory
-        memory.close()
-        fillers.append(mmap.mmap(-1, whole + beyond, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ))
-
-
-def _make_huge_pages(memory: mmap.mmap, descriptor: int) -> None:
-    """Fills a new file with huge pages, where the system supports it (Linux 6.1, tmpfs; whatever its settings say).
-
-    They are allocated in a fifth of the time, and access through them is a twentieth faster. Each begins as a small
-    page written through the file, since without room the mapping would end the process with SIGBUS.
-    """
-    if sys.platform != "linux":
-        return
-    end = time.monotonic() + _COLLAPSE_WITHIN_S
-    whole = len(memory) // _HUGE_PAGE * _HUGE_PAGE
-    with contextlib.suppress(OSError):  # no room, or no huge pages
-        for start in range(0, whole, _COLLAPSED_AT_A_TIME):
-            if time.monotonic() > end:
-                return
-            stop = min(start + _COLLAPSED_AT_A_TIME, whole)
-            for at in range(start, stop, _HUGE_PAGE):
-                os.pwrite(descriptor, b"\0", at)
-                memory[at]  # maps it
-            with contextlib.suppress(BlockingIOError):  # refused for now: these pages stay small
-                memory.madvise(_COLLAPSE, start, stop - start)
-
-
-def _reserve(descriptor: int, path: Path, start: int, stop: int, *, made_now: bool = True) -> None:
-    """Reserves blocks now: a full disk must be an error here, not a SIGBUS in the middle of an update.
-
-    A file that was `made_now` is removed when there is no room; an older one stays.
-    """
-    if start == stop:  # a shard without values; posix_fallocate refuses an empty range
-        return
-    try:
-        os.posix_fallocate(descriptor, start, stop - start)
-    except OSError as error:
-        os.close(descriptor)
-        if made_now:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        raise ValueError(f"no room for the arena {path}, bytes {start:,} to {stop:,}: {error.strerror}") from None
-
-
-def _unlock(descriptor: int) -> None:
-    """Releases the file's lock; closing the descriptor alone would not, since the mapping has one of its own."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)

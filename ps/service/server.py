@@ -7,7 +7,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
-from downpour.proto.rpc import server as grpc_server
+from downpour.proto.rpc.server import Server
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.gate import Gate
 from downpour.ps.service.servicer import Servicer
@@ -16,7 +16,7 @@ from downpour.ps.service.servicer import Servicer
 _NUM_THREADS = 128
 
 
-class Server:
+class ShardServer:
     """Serves one shard from construction until `stop`.
 
     Args:
@@ -33,7 +33,7 @@ class Server:
         ValueError: The port is taken, or the arena cannot be used.
 
     Example:
-        with Server(index=0) as server:
+        with ShardServer(index=0) as server:
             server.wait()
     """
 
@@ -49,7 +49,7 @@ class Server:
         self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
         gate = Gate(security)
         self._servicer = Servicer(index, arena, self.stop_soon, gate)
-        self._server = grpc_server.Server(self._servicer.handler(), host, port, _NUM_THREADS, security, gate)
+        self._server = Server(self._servicer.handler(), host, port, _NUM_THREADS, security, gate)
         self.port = self._server.port
 
     @property
@@ -57,7 +57,7 @@ class Server:
         """Whether the shard holds parameters."""
         return self._servicer.ready
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> ShardServer:
         """Returns the server, which is serving already."""
         return self
 

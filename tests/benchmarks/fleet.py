@@ -31,7 +31,7 @@ from absl import flags
 from downpour.launch.job import recipe
 from downpour.launch.local.memory import PeakMemory
 from downpour.launch.planning import demand, queueing
-from downpour.launch.planning.queueing import Call, Fleet, Prediction
+from downpour.launch.planning.queueing import CallCosts, Fleet, Prediction
 from downpour.launch.roles import entry
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ShardClient
@@ -124,7 +124,7 @@ def fleet_of(mode: Mode, costs: Measurement, rate_mbit: float) -> Fleet:
     both = [(demand.push_bytes(layout, i, job), demand.pull_bytes(layout, i, job)) for i in shards]
     # A step's cost is shared out by bytes: what is measured is the whole of it.
     per_byte = [core_ms / 1000 / sum(map(sum, both)) for core_ms in (costs.shard_core_ms, costs.worker_core_ms)]
-    pushes, pulls = ([Call(one[i], *(one[i] * cost for cost in per_byte)) for one in both] for i in (0, 1))
+    pushes, pulls = ([CallCosts(one[i], *(one[i] * cost for cost in per_byte)) for one in both] for i in (0, 1))
     line = rate_mbit * 1e6 / 8
     return Fleet(
         num_workers=_WORKERS.value,

@@ -36,7 +36,7 @@ from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.shard_file import ShardFile
 from downpour.ps.layout import FACTORED, Layout
 from downpour.ps.policy import rules
-from downpour.ps.service.server import Server
+from downpour.ps.service.server import ShardServer
 from downpour.worker.evaluator import evaluator
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.exchange import Exchange
@@ -215,7 +215,7 @@ def train_through_shards(drawn: Drawn, before: dict[str, np.ndarray], names: fro
         raise refusal(error, names) from error
     for name, variable in keyed(model).items():
         np.testing.assert_array_equal(variable, before[name], f"the builds differ in {name}")
-    servers = [Server(i) for i in range(NUM_SHARDS)]
+    servers = [ShardServer(i) for i in range(NUM_SHARDS)]
     addresses = [f"127.0.0.1:{server.port}" for server in servers]
     try:
         initialize(addresses, layout, initial_values(model, layout), job.rule, job.schedule)

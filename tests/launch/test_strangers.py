@@ -22,7 +22,7 @@ from tests.certificates import TOKEN, forge
 from tests.channels import WITHOUT_PROXY
 from tests.conftest import wait_until
 from tests.launch.strangers import LAYOUT, GuardedShard, Pusher, SilentConnections, push
-from tests.proto.http2.writing import Call
+from tests.proto.http2.writing import RawCall
 
 pytestmark = pytest.mark.process
 
@@ -114,7 +114,7 @@ def test_a_process_of_the_job_gets_through_each_of_the_ways_used_below(
     assert status(shard, credentials(good)).ready
     assert change.of("connections_admitted") == 1
     assert change.refused() == {}
-    call = Call(("127.0.0.1", shard.port), good, _METHOD + "Push", dict(_GOOD))
+    call = RawCall(("127.0.0.1", shard.port), good, _METHOD + "Push", dict(_GOOD))
     call.announce(1 << 20, b"x" * 1000)
     assert not call.is_ended(1.0), "a message of 1 MB is waited for"
     call.close()
@@ -204,7 +204,7 @@ def test_a_message_of_two_gigabytes_is_refused_before_it_comes(
     change = Change(shard)
     worker = shard.certificates / "worker"
     for _ in range(5):
-        call = Call(("127.0.0.1", shard.port), worker, _METHOD + "Push", dict(_GOOD))
+        call = RawCall(("127.0.0.1", shard.port), worker, _METHOD + "Push", dict(_GOOD))
         call.announce((1 << 31) - 1, b"x" * 10_000)
         assert call.is_ended(10.0)
         call.close()

@@ -22,7 +22,7 @@ from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.layout import Variable, plan
 from downpour.ps.policy.pace import Bounded
-from downpour.ps.service.server import Server
+from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange.clients import ChiefClient, ShardClient
 from downpour.worker.exchange.exchange import Exchange, Parameters
 from downpour.worker.loop import train
@@ -46,7 +46,7 @@ def asking(cluster: Cluster) -> Iterator[ChiefClient]:
         client.close()
 
 
-def ends(server: Server) -> threading.Thread:
+def ends(server: ShardServer) -> threading.Thread:
     """A thread that waits for the server's end, as the process of a shard does."""
     thread = threading.Thread(target=server.wait, daemon=True)
     thread.start()
@@ -109,7 +109,7 @@ def test_a_shard_is_stopped_by_its_own_job_only_unless_it_holds_nothing(cluster:
         client.stop(GIVE_UP_S)
     assert client.status().ready
     client.close()
-    with Server(0) as empty:
+    with ShardServer(0) as empty:
         client = ShardClient(0, f"127.0.0.1:{empty.port}", other, GIVE_UP_S)
         client.stop(GIVE_UP_S)
         empty.wait()
@@ -221,4 +221,4 @@ def test_a_report_that_was_overtaken_does_not_bring_a_worker_back(cluster: Clust
     coordinator = cluster.chief._state.coordinator
     coordinator.report(WorkerReport(worker=0, incarnation=1, steps=3, finished=True), 1.0)
     coordinator.report(WorkerReport(worker=0, incarnation=1, steps=2), 1.1)
-    assert coordinator.workers_ended(1.2) and coordinator.reports.total(lambda r: r.steps) == 3
+    assert coordinator.members.all_gone(1.2) and coordinator.reports.total(lambda r: r.steps) == 3

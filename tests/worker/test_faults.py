@@ -13,7 +13,7 @@ import pytest
 from downpour.proto.errors import JobFailed, LeaseUnknown, NotSaved
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
-from downpour.ps.service.server import Server
+from downpour.ps.service.server import ShardServer
 from downpour.worker.chief import chief as chiefs
 from downpour.worker.chief.chief import Chief
 from downpour.worker.exchange.exchange import Parameters
@@ -55,7 +55,7 @@ def lose_memory(cluster: Cluster, shard: int) -> None:
     """The shard's process ends with its memory, and another one takes its place."""
     port = cluster.servers[shard].port
     cluster.servers[shard].stop(0)
-    cluster.servers[shard] = Server(shard, port=port)
+    cluster.servers[shard] = ShardServer(shard, port=port)
 
 
 class Slow:

@@ -29,7 +29,7 @@ from downpour.ps.policy.pace import Async, Bounded, Sync
 from downpour.ps.policy.rules import Momentum
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Keep
-from downpour.ps.service.server import Server
+from downpour.ps.service.server import ShardServer
 from downpour.worker.chief import chief as chief_module
 from downpour.worker.chief.chief import Chief, Plan
 from downpour.worker.exchange.clients import ChiefClient
@@ -84,7 +84,7 @@ class FakeBatches:
 class Cluster:
     """Three shards and a chief that serve; the chief's `run` is a future."""
 
-    servers: list[Server]
+    servers: list[ShardServer]
     chief: Chief
     pool: ThreadPoolExecutor
     run_dir: Path
@@ -148,7 +148,7 @@ def plan_in(folder: Path) -> Plan:
 @contextlib.contextmanager
 def serving(folder: Path, **changes: Any) -> Iterator[Cluster]:
     """Three shards and a chief of two workers, whose plan has some changes."""
-    servers = [Server(index) for index in range(3)]
+    servers = [ShardServer(index) for index in range(3)]
     job = plan_in(folder)
     chief = Chief(replace(job, **changes), folder, host="127.0.0.1", port=0)
     pool = ThreadPoolExecutor(8)
@@ -299,7 +299,7 @@ def test_two_workers_with_one_index_the_older_ends(cluster: Cluster) -> None:
         return toward_one(parameters, images, labels)
 
     older = cluster.pool.submit(cluster.work, 0, slow)
-    while not cluster.chief._state.coordinator._workers:  # the older one must register first
+    while not cluster.chief._state.coordinator.members._workers:  # the older one must register first
         assert not older.done()
     newer = cluster.pool.submit(cluster.work, 0)
     newer.result()
@@ -326,7 +326,7 @@ def test_addresses_in_another_order_are_refused(cluster: Cluster) -> None:
 
 
 def test_an_unreachable_shard_is_named_with_its_address_and_the_time(tmp_path: Path) -> None:
-    with Server(0) as server:
+    with ShardServer(0) as server:
         address = f"127.0.0.1:{server.port}"
     exchange = Exchange([address], plan([Variable("w", (3,))], 1), wire=codec.FLOAT32, worker=0, incarnation=1,
                         give_up_after_s=1.0)  # fmt: skip

@@ -76,7 +76,7 @@ def begin(
         logging.warning("no checkpoint can be written at present: %s", error)
     highest = max(status.incarnation for status in shards.statuses())
     with state.changed:
-        state.coordinator.saw_incarnation(highest, goes_on=bool(held or saved))
+        state.coordinator.members.saw_incarnation(highest, goes_on=bool(held or saved))
 
 
 def _recall(known: Known, folder: RunFolder, shards: Shards) -> None:

@@ -116,7 +116,7 @@ class Chief:
         with state.changed:
             state.layout = layout
             state.phase = pb.ProgressReply.STATE_TRAINING
-            state.coordinator.opened_s = time.monotonic()
+            state.coordinator.members.opened_s = time.monotonic()
         threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()
         self._watch(self._shards, checkpoints)
         self._state.enter(pb.ProgressReply.STATE_SCORING)
@@ -181,7 +181,7 @@ class Chief:
                 rate = coordinator.progress(now).images_per_second
                 over = coordinator.should_stop(now)
                 step, loss = coordinator.step, coordinator.reports.recent_loss()
-                seconds = coordinator.train_s(now)
+                seconds = coordinator.time.train_s(now)
                 due = coordinator.checkpoint_due()
             self._name_absent(shards, now)
             checkpoints.write_for_departures()
@@ -199,7 +199,7 @@ class Chief:
     def _name_absent(self, shards: Shards, now_s: float) -> None:
         """Reports absent workers to the shards, so that no pull blocks on them; repeated, since shards may restart."""
         with self._state.changed:
-            absent = [] if isinstance(self._plan.pace, Async) else self._state.coordinator.absent(now_s)
+            absent = [] if isinstance(self._plan.pace, Async) else self._state.coordinator.members.absent(now_s)
         if absent:
             shards.absent(absent)
 
@@ -208,7 +208,7 @@ class Chief:
         deadline = time.monotonic() + _WORKERS_END_S
         while time.monotonic() < deadline:
             with self._state.changed:
-                if self._state.coordinator.workers_ended(time.monotonic()):
+                if self._state.coordinator.members.all_gone(time.monotonic()):
                     return
                 self._state.changed.wait(LOOK_EVERY_S)
             self._name_absent(shards, time.monotonic())

@@ -79,7 +79,7 @@ class Service(chief_pb2_grpc.ChiefServicer):
         with state.journaled():
             state.ready()
             state.known.score = request
-            seconds = state.coordinator.train_s(time.monotonic())
+            seconds = state.coordinator.time.train_s(time.monotonic())
             state.changed.notify_all()
         self._folder.note({"kind": "score", "step": request.step, "seconds": round(seconds, 2), **metrics})
         return pb.ReportScoreReply()
@@ -89,7 +89,7 @@ class Service(chief_pb2_grpc.ChiefServicer):
         state = self._state
         with state.changed:
             reply = state.coordinator.progress(time.monotonic())
-            waits = state.phase == pb.ProgressReply.STATE_TRAINING and state.coordinator.started_s is None
+            waits = state.phase == pb.ProgressReply.STATE_TRAINING and state.coordinator.time.started_s is None
             reply.state = pb.ProgressReply.STATE_PREPARING if waits else state.phase
             if state.known.score is not None:
                 reply.metrics.update(state.known.score.metrics)

@@ -18,7 +18,9 @@ from downpour.worker.chief.departures import Departures
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.known import Known
 from downpour.worker.chief.leases import LeaseTable
+from downpour.worker.chief.membership import Membership
 from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.training_time import TrainingTime
 
 LOOK_EVERY_S = 1.0
 
@@ -48,9 +50,8 @@ class JobState:
             plan.num_steps,
             plan.checkpoint_every_steps,
             LeaseTable(plan.num_records, plan.lease_records),
-            plan.max_train_s,
-            plan.num_workers,
-            plan.lease_s,
+            Membership(plan.num_workers, plan.lease_s),
+            TrainingTime(plan.max_train_s),
         )
         self.known = Known(self.coordinator)
         self.departures = Departures()

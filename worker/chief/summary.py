@@ -35,7 +35,7 @@ def summary(
         losses: Losses of the shards' memory.
         now_s: The time, on the coordinator's clock.
     """
-    seconds = coordinator.train_s(now_s)
+    seconds = coordinator.time.train_s(now_s)
     images = coordinator.reports.total(lambda r: r.images)
     return {
         "recipe": plan.recipe,

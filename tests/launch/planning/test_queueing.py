@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downpour.launch.planning.queueing import BUCKETS, Call, Fleet, distance, mean_of, percentile_of, simulate
+from downpour.launch.planning.queueing import BUCKETS, CallCosts, Fleet, distance, mean_of, percentile_of, simulate
 
 MB = 1e6
 
@@ -17,8 +17,8 @@ MB = 1e6
 def paper(**changes: Any) -> Fleet:
     """50 workers of 7.2 s a step, 17 shards of 18.8 MB at 10 Gbit/s."""
     values: dict[str, Any] = {
-        "num_workers": 50, "compute_s": 7.2, "pushes": [Call(18.8 * MB, 0.006, 0.004)] * 17,
-        "pulls": [Call(18.8 * MB, 0.003, 0.003)] * 17, "shard_bytes_per_s": 1.25e9, "worker_bytes_per_s": 1.25e9,
+        "num_workers": 50, "compute_s": 7.2, "pushes": [CallCosts(18.8 * MB, 0.006, 0.004)] * 17,
+        "pulls": [CallCosts(18.8 * MB, 0.003, 0.003)] * 17, "shard_bytes_per_s": 1.25e9, "worker_bytes_per_s": 1.25e9,
     } | changes  # fmt: skip
     return Fleet(**values)
 
@@ -27,7 +27,7 @@ def paper(**changes: Any) -> Fleet:
 def test_exponential_times_and_one_shard_are_the_machine_repairman(num_workers: int) -> None:
     """M/M/1//N: p0 = 1 / sum over k of N!/(N-k)! (S/Z)^k; throughput (1 - p0) / S."""
     compute_s, service_s = 1.0, 0.08
-    fleet = Fleet(num_workers, compute_s, [Call(shard_s=service_s)], [Call()], compute="exponential",
+    fleet = Fleet(num_workers, compute_s, [CallCosts(shard_s=service_s)], [CallCosts()], compute="exponential",
                   exponential_calls=True)  # fmt: skip
     idle = 1 / sum(math.perm(num_workers, k) * (service_s / compute_s) ** k for k in range(num_workers + 1))
     found = simulate(fleet, num_steps=40_000)
@@ -40,7 +40,7 @@ def test_exponential_times_and_one_shard_are_the_machine_repairman(num_workers: 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_no_fleet_is_faster_than_its_asymptotic_bounds(num_workers: int, overlap: bool) -> None:
     """W / (C + D), or W / max(C, D) with overlap, and 1 / D of the busiest station; both are met at the ends."""
-    push, pull = Call(2 * MB, 0.010, 0.002), Call(1 * MB, 0.005, 0.002)
+    push, pull = CallCosts(2 * MB, 0.010, 0.002), CallCosts(1 * MB, 0.005, 0.002)
     fleet = Fleet(num_workers, 0.5, [push] * 3, [pull] * 3, overlap=overlap, shard_bytes_per_s=100 * MB,
                   worker_bytes_per_s=100 * MB)  # fmt: skip
     found = simulate(fleet).steps_per_second
@@ -111,7 +111,7 @@ def test_overlap_costs_staleness() -> None:
 
 
 def test_constant_times_do_not_spread() -> None:
-    fleet = Fleet(4, 1.0, [Call(shard_s=0.001)], [Call(shard_s=0.001)], compute="constant")
+    fleet = Fleet(4, 1.0, [CallCosts(shard_s=0.001)], [CallCosts(shard_s=0.001)], compute="constant")
     assert simulate(fleet).staleness.nonzero()[0].tolist() == [3]
 
 

@@ -15,7 +15,7 @@ from downpour.proto.http2.assembly import Buffers, TooLarge, Unreadable
 from downpour.proto.http2.connection import Connection
 from downpour.proto.http2.frames import DEFAULT_WINDOW
 from downpour.proto.http2.sockets import Buffer, Closed
-from downpour.proto.http2.streams import Event, Limits, Stream
+from downpour.proto.http2.stream import Event, Limits, Stream
 
 GREETING = frames.PREFACE + frames.settings({})
 REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/a")]

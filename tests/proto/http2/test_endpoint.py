@@ -13,7 +13,7 @@ from downpour.proto.http2 import frames, headers
 from downpour.proto.http2.assembly import Buffers
 from downpour.proto.http2.endpoint import Endpoint
 from downpour.proto.http2.frames import DEFAULT_WINDOW, MAX_WINDOW, ErrorCode, ProtocolError, frame
-from downpour.proto.http2.streams import Event, Limits, Stream
+from downpour.proto.http2.stream import Event, Limits, Stream
 from tests.proto.http2.test_connection import GREETING, REQUEST, message
 
 LIMITS = Limits(DEFAULT_WINDOW, 1 << 22, max_streams=4)
@@ -33,11 +33,11 @@ class Side:
     def __post_init__(self) -> None:
         self.endpoint = Endpoint(Buffers(4), LIMITS, is_server=self.is_server, clock=lambda: self.now)
         if self.is_open:
-            self.endpoint.streams.open_window()
+            self.endpoint.windows.open()
 
     def greet(self) -> None:
         """As a client does, from which a call has been admitted."""
-        self.endpoint.take_large_frames()
+        self.endpoint.settings.take_large_frames()
         self.feed(GREETING + 2 * frame(frames.SETTINGS, frames.ACK, 0, b""))
         self.outgoing()
 
@@ -54,8 +54,8 @@ class Side:
                     self.begun.append(stream)
 
     def outgoing(self) -> bytes:
-        out = b"".join(self.endpoint.streams.outgoing)
-        self.endpoint.streams.outgoing.clear()
+        out = b"".join(self.endpoint.outgoing.frames)
+        self.endpoint.outgoing.frames.clear()
         return out
 
 
@@ -128,8 +128,8 @@ def test_what_a_peer_can_pin_is_bounded() -> None:
     streams = side.endpoint.streams
     held = sum(len(stream.inbox._spilled) for stream in streams.open.values())
     assert held <= LIMITS.max_streams * DEFAULT_WINDOW
-    assert len(streams.outgoing) <= 1000 and len(streams._closed) <= 100
-    assert sum(len(block) for block, _ in side.endpoint._headers._known) < 1 << 15
+    assert len(side.endpoint.outgoing.frames) <= 1000 and len(streams._closed) <= 100
+    assert sum(len(block) for block, _ in side.endpoint._blocks._reader._known) < 1 << 15
 
 
 ERRORS_OF_THE_CONNECTION = {
@@ -304,9 +304,9 @@ def test_a_budget_comes_back_with_time_and_with_what_is_sent() -> None:
     for _ in range(3):
         side.outgoing()
         side.feed(pings)
-        side.endpoint.streams.take_window(side.begun[0], 1 << 20)
+        side.endpoint.windows.take(side.begun[0], 1 << 20)
         for _ in range(70):
-            side.endpoint.streams.take_window(side.begun[0], 1 << 14)
+            side.endpoint.windows.take(side.begun[0], 1 << 14)
 
 
 def test_frames_are_small_until_a_call_is_admitted_and_the_peer_knows() -> None:
@@ -316,7 +316,7 @@ def test_frames_are_small_until_a_call_is_admitted_and_the_peer_knows() -> None:
         side = Side()
         side.feed(GREETING + OPEN)
         if is_admitted:
-            side.endpoint.take_large_frames()
+            side.endpoint.settings.take_large_frames()
         side.feed(acknowledged * known)
         if is_taken:
             side.feed(wide)

@@ -10,7 +10,7 @@ _SETTINGS, _HEADERS, _DATA, _RST_STREAM = 4, 1, 0, 3
 _END_HEADERS, _END_STREAM = 4, 1
 
 
-class Call:
+class RawCall:
     """A call of one method over a TLS connection of its own, with the certificate of a folder.
 
     Args:

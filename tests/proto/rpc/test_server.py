@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downpour.proto.http2 import frames, headers
+from downpour.proto.http2 import frames, headers, tcp_info
 from downpour.proto.http2.assembly import MAX_MESSAGE_BYTES
-from downpour.proto.rpc import acceptor, calls, client, server, server_connection
+from downpour.proto.rpc import acceptor, calls, client, dispatcher, server, server_connection
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.server import Server
 from downpour.proto.security.config import Security
@@ -109,10 +108,14 @@ def test_a_caller_that_stops_reading_is_given_up(
     served.stop(None).wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when the last byte came")
+@pytest.mark.parametrize("by", ["the kernel", "this process"])
 def test_a_caller_that_stops_sending_in_the_middle_is_given_up(
-    service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    service: Service, gate: Gate, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
+    if by == "this process":
+        monkeypatch.setattr(tcp_info, "is_usable", lambda: False)
+    elif not tcp_info.is_usable():
+        pytest.skip("this kernel does not say when the last byte came")
     monkeypatch.setattr(server_connection, "STALL_S", 0.5)
     served = Server(service.handler(), "127.0.0.1", 0, 1, gate=gate)  # whose only thread it would keep
     channel = Channel(f"127.0.0.1:{served.port}")
@@ -327,7 +330,7 @@ def test_it_ends_in_time_though_a_caller_does_not_read(service: Service) -> None
 def test_a_connection_is_idle_from_the_end_of_its_last_call(
     served: Server, service: Service, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_connection, "IDLE_S", 1.5)
+    monkeypatch.setattr(dispatcher, "IDLE_S", 1.5)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(channel.unary_unary("/Service/Hold", bytes, bytes), b"", timeout=30)
         wait_until(lambda: service.holding == 1, "the call that is held")

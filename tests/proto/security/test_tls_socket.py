@@ -16,9 +16,11 @@ import pytest
 
 from downpour.launch import certs
 from downpour.proto.http2.sockets import Closed, PlainSocket
+from downpour.proto.security import openssl
 from downpour.proto.security.certificates import Certificates
-from downpour.proto.security.tls import server_name
-from downpour.proto.security.tls_socket import TlsError, TlsSocket
+from downpour.proto.security.tls import TlsError, WrongPeer, server_name
+from downpour.proto.security.tls_memory import InMemory
+from downpour.proto.security.tls_socket import TlsSocket
 from tests.certificates import JOB
 
 LENGTHS = [1, 9, 4_096, 65_535, 65_536, 65_537, 17, 3_000_000, 0, 5]
@@ -56,8 +58,20 @@ class Pair:
     shard: TlsSocket
 
 
+def test_the_installed_pyopenssl_is_as_expected() -> None:
+    assert openssl.is_usable.__wrapped__()
+
+
+@pytest.fixture(params=["direct", "public"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without the private parts of pyOpenSSL."""
+    if request.param == "public":
+        monkeypatch.setattr(openssl, "lib", None)
+        monkeypatch.setattr(openssl, "is_usable", openssl.is_usable.__wrapped__)
+
+
 @pytest.fixture
-def pair(folder: Path) -> Iterator[Pair]:
+def pair(folder: Path, form: None) -> Iterator[Pair]:
     mine, theirs = (Certificates(folder / role, role) for role in ("worker", "ps"))
     with connected() as (near, far), ThreadPoolExecutor(1) as pool:
         shard = pool.submit(shaken, theirs, PlainSocket(far), None)
@@ -88,6 +102,7 @@ def test_bytes_arrive_as_they_were_sent_both_ways_at_once(pair: Pair) -> None:
 
 
 def test_both_ends_know_whom_they_have(pair: Pair) -> None:
+    assert type(pair.worker._tls) is (openssl.Direct if openssl.lib else InMemory)
     assert pair.worker.names == [server_name("ps", JOB)]
     assert pair.shard.names == [server_name("worker", JOB)]
 
@@ -107,11 +122,11 @@ def test_the_wrong_role_is_a_mismatch(folder: Path) -> None:
     with connected() as (near, far), ThreadPoolExecutor(1) as pool:
         pool.submit(shaken, theirs, PlainSocket(far), None)
         names = re.escape(f"Hostname mismatch: the certificate names {server_name('ps', JOB)}")
-        with pytest.raises(TlsError, match=names):
+        with pytest.raises(WrongPeer, match=names):
             shaken(mine, PlainSocket(near), server_name("chief", JOB))
 
 
-def test_a_peer_that_takes_its_leave_has_closed(folder: Path) -> None:
+def test_a_peer_that_takes_its_leave_has_closed(folder: Path, form: None) -> None:
     """Python's own TLS is the peer."""
     context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
     context.load_cert_chain(folder / "worker" / "tls.crt", folder / "worker" / "tls.key")

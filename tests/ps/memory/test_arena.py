@@ -16,6 +16,7 @@ import pytest
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Variable, plan
 from downpour.ps.memory import arena as arenas
+from downpour.ps.memory import mapping
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.averages import Polyak
 from downpour.ps.policy.named import to_message
@@ -240,13 +241,13 @@ def huge_kb(memory: int) -> int:
 
 def supports_huge_pages(folder: Path) -> bool:
     """Whether the kernel makes huge pages of a file there when it is asked to."""
-    length = 2 * arenas._HUGE_PAGE
+    length = 2 * mapping.HUGE_PAGE
     with (folder / "probe").open("w+b") as file:
         file.write(bytes(length))
         file.flush()
-        memory = arenas._map_aligned(file.fileno(), length)
+        memory = mapping.map_aligned(file.fileno(), length)
         try:
-            memory.madvise(arenas._COLLAPSE)
+            memory.madvise(mapping.COLLAPSE)
         except BlockingIOError:  # only not just now
             return True
         except OSError:

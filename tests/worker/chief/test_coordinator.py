@@ -11,10 +11,14 @@ from downpour.proto.chief_pb2 import WorkerReport
 from downpour.proto.errors import WorkerSuperseded
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.leases import LeaseTable
+from downpour.worker.chief.membership import Membership
+from downpour.worker.chief.training_time import TrainingTime
 
 
 def coordinator(max_train_s: float = math.inf) -> Coordinator:
-    return Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20), max_train_s=max_train_s)
+    return Coordinator(
+        num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20), time=TrainingTime(max_train_s)
+    )
 
 
 def report(worker: int = 0, incarnation: int = 1, steps: int = 0, version: int = 0, **more: object) -> WorkerReport:
@@ -36,7 +40,7 @@ def test_the_job_ends_when_its_time_is_up() -> None:
     assert not c.report(report(steps=1, version=1), 1000.0)
     assert not c.report(report(steps=2, version=2), 1009.0)
     assert c.report(report(steps=3, version=3), 1011.0)
-    assert c.train_s(2000.0) == 11.0
+    assert c.time.train_s(2000.0) == 11.0
 
 
 def test_why_it_ended_is_known() -> None:
@@ -62,7 +66,7 @@ def test_a_resumed_job_has_its_time_anew_and_a_restarted_chief_has_not() -> None
     restarted.load(resumed.state(109.0, with_workers=True), 200.0)
     assert not restarted.should_stop(200.5)
     assert restarted.should_stop(201.5)
-    assert restarted.train_s(201.5) == pytest.approx(21.5)
+    assert restarted.time.train_s(201.5) == pytest.approx(21.5)
 
 
 def test_a_failure_ends_the_job_and_names_the_worker() -> None:
@@ -93,10 +97,10 @@ def test_workers_have_ended_when_finished_or_lost() -> None:
     c = coordinator()
     c.report(report(worker=0), 0.0)
     c.report(report(worker=1), 0.0)
-    assert not c.workers_ended(1.0)
+    assert not c.members.all_gone(1.0)
     c.report(report(worker=0, finished=True), 1.0)
-    assert not c.workers_ended(c.lease_s)
-    assert c.workers_ended(c.lease_s + 0.1)
+    assert not c.members.all_gone(c.members.lease_s)
+    assert c.members.all_gone(c.members.lease_s + 0.1)
 
 
 def test_checkpoints_are_due_once_a_multiple_has_passed() -> None:
@@ -128,13 +132,13 @@ def test_progress_before_anything_happened() -> None:
 
 def test_nobody_must_wait_for_workers_that_ended_were_lost_or_never_came() -> None:
     c = Coordinator(
-        num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20), num_workers=3, lease_s=10, opened_s=0
+        num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20), members=Membership(3, 10, opened_s=0)
     )
     c.report(WorkerReport(worker=0, incarnation=5, finished=True), 1)
     c.report(WorkerReport(worker=1, incarnation=6), 1)
-    assert c.absent(9) == [(0, 5)]
-    assert c.absent(10.5) == [(0, 5), (2, 0)]
-    assert c.absent(11.5) == [(0, 5), (1, 6), (2, 0)]
+    assert c.members.absent(9) == [(0, 5)]
+    assert c.members.absent(10.5) == [(0, 5), (2, 0)]
+    assert c.members.absent(11.5) == [(0, 5), (1, 6), (2, 0)]
 
 
 def test_leases_of_workers_that_end_are_lost_or_superseded_are_given_to_others() -> None:

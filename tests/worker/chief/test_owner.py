@@ -317,7 +317,7 @@ def test_a_chief_that_overwrites_goes_on_from_its_own_checkpoint_when_every_shar
         cluster.work(0, num_steps=40)
         summary = chief.result(GIVE_UP_S)
         assert cluster.chief._state.job_id == job_id and summary["resumed_from"] >= 25
-        assert cluster.chief._state.coordinator.incarnation > 1 << 20
+        assert cluster.chief._state.coordinator.members.incarnation > 1 << 20
 
 
 def test_a_worker_that_runs_another_job_is_refused_with_the_first_difference(

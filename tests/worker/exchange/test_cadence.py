@@ -18,7 +18,7 @@ from downpour.ps.layout import STATISTIC, Variable, plan
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.rules import SGD, Momentum, Rule
 from downpour.ps.policy.schedules import Constant
-from downpour.ps.service.server import Server
+from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange import cadence as cadences
 from downpour.worker.exchange import replica
 from downpour.worker.exchange.cadence import Accumulate, Cadence, Downpour, EveryStep, LocalSteps
@@ -112,7 +112,7 @@ class Silent:
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    with Server(0) as server:
+    with ShardServer(0) as server:
         yield f"127.0.0.1:{server.port}"
 
 
@@ -205,7 +205,7 @@ def test_a_batch_that_overflows_adds_nothing(cadence: Cadence) -> None:
     """The shard has what it has without those batches, and their records count as done."""
     ends, reporters = [], []
     for given in ({"step": overflowing}, {"batches": Finite}):
-        with Server(0) as server:
+        with ShardServer(0) as server:
             end, reporter = run(f"127.0.0.1:{server.port}", cadence, SGD(), RATE, 4, **given)
             ends.append(end)
             reporters.append(reporter)

@@ -28,7 +28,7 @@ from downpour.proto import codec
 from downpour.ps.layout import STATISTIC, Layout, Variable, plan
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
-from downpour.ps.service.server import Server
+from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange.exchange import Exchange, Gradients
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values, variables_of
@@ -99,7 +99,7 @@ def workers(count: int, rate: float) -> Iterator[list[Worker]]:
     """Workers of one fresh pair of shards."""
     model = network()
     with ExitStack() as stack:
-        servers = [stack.enter_context(Server(i)) for i in range(LAYOUT.num_shards)]
+        servers = [stack.enter_context(ShardServer(i)) for i in range(LAYOUT.num_shards)]
         addresses = [f"127.0.0.1:{server.port}" for server in servers]
         initialize(addresses, LAYOUT, initial_values(model), SGD(), Constant(rate))
         step = TrainingStep(model, per_label_logistic, LAYOUT)
