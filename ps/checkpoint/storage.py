@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from downpour import how_to_install
+from downpour import files, how_to_install
 from downpour.ps.testing.points import reach
 
 _UPLOAD_BYTES = 16 << 20  # of one part of an upload to an object store
@@ -157,29 +157,14 @@ class Folder:
             raise kind(f"{place}{error}; give another folder, or the right to write there") from None
 
     def _write_and_rename(self, name: str, pieces: Iterable[Any]) -> None:
-        temporary = f"{self._root}/.{name}.{secrets.token_hex(4)}"
-        try:
-            with self._fs.open(temporary, "wb") as file:
+        with files.replacing(f"{self._root}/{name}", durable=True) as temporary:
+            with open(temporary, "wb") as file:
                 reach("storage.opened")
                 for piece in pieces:
                     file.write(piece)
                     reach("storage.piece")
-                file.flush()
-                reach("storage.flushed")
-                os.fsync(file.fileno())
             reach("storage.written")
-            self._fs.mv(temporary, f"{self._root}/{name}")
-            reach("storage.renamed")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._fs.rm(temporary)
-            raise
-        descriptor = os.open(self._root, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # makes the new name durable, too
-            reach("storage.synced")
-        finally:
-            os.close(descriptor)
+        reach("storage.renamed")
 
     def _upload(self, name: str, pieces: Iterable[Any]) -> None:
         file = self._fs.open(f"{self._root}/{name}", "wb", autocommit=False, block_size=_UPLOAD_BYTES)

@@ -24,12 +24,13 @@ from typing import Any
 
 from absl import logging
 
+from downpour import files
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.storage import Folder, NoRoom
 from downpour.worker.chief import owner
-from downpour.worker.chief.journal import Journal, Reluctant, replace
+from downpour.worker.chief.journal import Journal, Reluctant
 from downpour.worker.chief.owner import JOURNAL, SUMMARY, Identity
 
 _INSIST_EVERY_S = 1.0
@@ -110,7 +111,8 @@ class RunFolder:
         path = self.path / _HISTORY
         if path.exists():
             lines = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= saved.step]
-            self._history.attempt(lambda: replace(path, "".join(f"{line}\n" for line in lines)))
+            text = "".join(f"{line}\n" for line in lines)
+            self._history.attempt(lambda: files.write(path, text, durable=True))
         return saved
 
     def newest(self, check: Callable[[Checkpoint], None] = Checkpoint.verify, job_id: str = "") -> Checkpoint | None:
@@ -167,7 +169,7 @@ class RunFolder:
         Raises:
             OSError: It cannot be written.
         """
-        replace(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        files.write(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n", durable=True)
 
     def remember(self, identity: Identity) -> None:
         """Records the job of the folder."""
