@@ -255,13 +255,15 @@ class Arena:
         They stay mapped while anything refers to them.
         """
         if self._file_descriptor is not None:
-            self._memory.flush()
-            reach("arena.flushed")
-            np.frombuffer(self._memory, _HEADER, 1)["closed"] = _MARK
-            self._memory.flush(0, _PAGE)
-            reach("arena.closed")
-            _unlock(self._file_descriptor)
-            self._file_descriptor = None
+            try:
+                self._memory.flush()
+                reach("arena.flushed")
+                np.frombuffer(self._memory, _HEADER, 1)["closed"] = _MARK
+                self._memory.flush(0, _PAGE)
+                reach("arena.closed")
+            finally:
+                _unlock(self._file_descriptor)
+                self._file_descriptor = None
 
 
 def vector_names(specification: pb.ShardSpecification) -> list[str]:
@@ -390,7 +392,7 @@ def _reserve(descriptor: int, path: Path, start: int, stop: int, *, made_now: bo
     try:
         os.posix_fallocate(descriptor, start, stop - start)
     except OSError as error:
-        os.close(descriptor)
+        _unlock(descriptor)
         if made_now:
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +16,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from downpour import files
+from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import storage
-from downpour.ps.checkpoint.shard_file import Damaged
+from downpour.ps.checkpoint.shard_file import Damaged, write_shard
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.layout import Variable, plan
+from downpour.ps.memory.ledger import COUNTERS
+from downpour.ps.memory.snapshot import Snapshot
 from downpour.ps.policy.rules import RMSProp
 from tests.ps.checkpoint.saving import save
 
@@ -142,6 +146,22 @@ def test_a_folder_by_its_url(tmp_path: Path) -> None:
     np.testing.assert_array_equal(saved.parameters()[0], vectors(0)["parameters"])
     Folder(url).remove("step-1")
     assert Folder(url).names() == ["step-2"]
+
+
+def test_a_checkpoint_stays_until_another_of_the_same_step_is_complete(tmp_path: Path) -> None:
+    first = write(tmp_path)
+    snapshot = Snapshot(vectors(0, 0.5), {"counters": np.zeros(1, COUNTERS)}, threading.Lock())
+    told = pb.ShardSpecification(layout=LAYOUT.canonical)
+    torn = write_shard(tmp_path, told, snapshot)  # then the process ends
+    assert checkpoint.load(tmp_path) == first
+    first.verify()
+    checkpoint.discard(tmp_path)
+    assert torn.file not in Folder(tmp_path).names()
+    second = write(tmp_path, offset=0.5)
+    assert checkpoint.load(tmp_path) == second != first
+    second.verify()
+    checkpoint.discard(tmp_path)
+    assert len(Folder(tmp_path).names()) == 3
 
 
 class Fails(OSError):
