@@ -23,7 +23,8 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint.storage import Folder, StorageError
 from downpour.ps.layout import from_canonical
-from downpour.ps.memory.snapshot import BLOCK_ELEMENTS, Snapshot
+from downpour.ps.layout.chunks import BLOCK_ELEMENTS
+from downpour.ps.memory.snapshot import Snapshot
 
 _BLOCK_BYTES = 4 * BLOCK_ELEMENTS
 _LONGEST_HEADER_BYTES = 1 << 20

@@ -37,7 +37,7 @@ from absl import logging
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout, from_canonical
-from downpour.ps.layout.cuts import BLOCK_ELEMENTS
+from downpour.ps.layout.chunks import PIECE_ELEMENTS
 from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS
 from downpour.ps.memory.undo import RECORD, UndoLog
 from downpour.ps.policy import rules
@@ -284,7 +284,7 @@ class _Places:
     def __init__(self, specification: pb.ShardSpecification, layout: Layout, num_vectors: int) -> None:
         chunks = layout.chunks(specification.shard)
         size = layout.size(specification.shard)
-        self.num_steps, self.longest_step = _NUM_STEPS, min(BLOCK_ELEMENTS, size)
+        self.num_steps, self.longest_step = _NUM_STEPS, min(PIECE_ELEMENTS, size)
         for group in layout.factored(specification.shard):  # of which a step is whole rows
             self.longest_step = max(self.longest_step, *(r.size // group.num_inputs for r in group.ranges))
         for start, stop in layout.uncut(specification.shard):

@@ -23,6 +23,7 @@ from downpour.ps.checkpoint import storage
 from downpour.ps.checkpoint.shard_file import Damaged, write_shard
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.layout import Variable, plan
+from downpour.ps.layout.chunks import BLOCK_ELEMENTS
 from downpour.ps.memory.ledger import COUNTERS
 from downpour.ps.memory.snapshot import Snapshot
 from downpour.ps.policy.rules import RMSProp
@@ -54,12 +55,12 @@ def test_round_trip_and_format(tmp_path: Path) -> None:
 
 def test_a_part_of_a_long_vector_is_read_and_checked_by_blocks(tmp_path: Path) -> None:
     """The second half of a checkpoint may be damaged without harm for who needs the first."""
-    size = 5 * checkpoint.BLOCK_ELEMENTS + 3
+    size = 5 * BLOCK_ELEMENTS + 3
     layout = plan([Variable("a", (size,))], 1)
     values = np.arange(size, dtype=np.float32)
     saved = save(tmp_path, layout, [{"parameters": values}])
     file = saved.open(0)
-    for start, stop in ((0, size), (5, 6), (checkpoint.BLOCK_ELEMENTS - 1, 3 * checkpoint.BLOCK_ELEMENTS + 1)):
+    for start, stop in ((0, size), (5, 6), (BLOCK_ELEMENTS - 1, 3 * BLOCK_ELEMENTS + 1)):
         np.testing.assert_array_equal(file.vector("parameters", start, stop), values[start:stop])
     path = tmp_path / saved.shards[0].file
     content = bytearray(path.read_bytes())
