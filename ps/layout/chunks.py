@@ -88,7 +88,7 @@ def runs(start: int, stop: int, longest: int, uncut: Sequence[Part] = ()) -> Ite
         start: First element.
         stop: One past the last.
         longest: Most elements of a run.
-        uncut: Disjoint parts within which no run ends; one longer than `longest` is a run of its own.
+        uncut: Disjoint parts of [start, stop) within which no run ends; one longer than `longest` is a run of its own.
     """
     while start < stop:
         end = min(start + longest, stop)

@@ -106,7 +106,8 @@ class Healer:
         with self._state.changed:
             known = self._state.known.checkpoint  # may be newer than all that were looked at
             if saved is not None and known is not None and known.directory in damaged and not known.last:
-                self._state.known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+                older = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+                self._state.known.checkpoint = older
         return saved
 
 

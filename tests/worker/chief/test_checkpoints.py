@@ -32,7 +32,7 @@ from tests.ps.checkpoint.saving import save
 LAYOUT = plan([Variable("a", (5,)), Variable("b", (4,))], 2)
 
 
-def plan_of(run_dir: Path) -> Plan:
+def new_plan(run_dir: Path) -> Plan:
     return Plan(
         recipe="tiny", rule=SGD(), schedule=Constant(0.1), pace=Async(), staleness=Keep(), num_workers=1, lease_s=30.0,
         num_steps=100, checkpoint_every_steps=10, max_train_s=1e9, num_records=100, lease_records=10, facts={},
@@ -72,12 +72,12 @@ class FakeShards:
 
 class Job:
     def __init__(self, run_dir: Path) -> None:
-        plan = plan_of(run_dir)
-        self.folder = RunFolder(run_dir, plan.checkpoint_dir)
-        self.state = JobState(plan, self.folder.journal)
+        of_job = new_plan(run_dir)
+        self.folder = RunFolder(run_dir, of_job.checkpoint_dir)
+        self.state = JobState(of_job, self.folder.journal)
         self.shards = FakeShards()
         shards: Any = self.shards
-        self.checkpoints = Checkpoints(plan, self.state, self.folder, shards)
+        self.checkpoints = Checkpoints(of_job, self.state, self.folder, shards)
         self.healer = Healer(shards, self.folder, self.state, list)
 
     @property
