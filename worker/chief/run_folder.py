@@ -8,7 +8,8 @@
 
 If the history cannot be written (a full disk), that is logged once, the job continues, and the next entry tries again.
 
-Threads: any may add to the history; the healer's thread calls `newest`; the rest is for the chief's main thread.
+Threads: any may add to the history; the healer's thread calls `newest` and `kept`; the rest is for the chief's main
+thread.
 """
 
 from __future__ import annotations
