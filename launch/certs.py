@@ -12,12 +12,12 @@ Needs the packages of the extra `tls`.
 from __future__ import annotations
 
 import datetime
-import os
 import re
 from pathlib import Path
 
 from absl import flags
 
+from downpour import files
 from downpour.launch.roles import entry
 from downpour.proto.security.certificates import Certificates
 from downpour.proto.security.config import PLAIN, Security
@@ -134,8 +134,8 @@ class _Authority:
             .add_extension(_usage(sign_certificates=True), critical=True)
             .sign(key, hashes.SHA256())
         )
-        _write(folder / _CA_KEY, _private_pem(key), 0o600)
-        _write(folder / CA, certificate.public_bytes(Encoding.PEM), 0o644)
+        files.write(folder / _CA_KEY, _private_pem(key), mode=0o600)
+        files.write(folder / CA, certificate.public_bytes(Encoding.PEM), mode=0o644)
         return cls(job, key, certificate)
 
     def issue(self, role: str, folder: Path, lasts: datetime.timedelta) -> None:
@@ -159,9 +159,9 @@ class _Authority:
         )
         # Each is renamed into place. A role that reads between two renames finds a key that does not match the
         # certificate, and keeps the pair it has loaded.
-        _write(folder / KEY, _private_pem(key), 0o600)
-        _write(folder / CERTIFICATE, certificate.public_bytes(Encoding.PEM), 0o644)
-        _write(folder / CA, self._certificate.public_bytes(Encoding.PEM), 0o644)
+        files.write(folder / KEY, _private_pem(key), mode=0o600)
+        files.write(folder / CERTIFICATE, certificate.public_bytes(Encoding.PEM), mode=0o644)
+        files.write(folder / CA, self._certificate.public_bytes(Encoding.PEM), mode=0o644)
 
 
 def _name(job: str, role: str) -> x509.Name:
@@ -209,12 +209,3 @@ def _now() -> datetime.datetime:
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Writes a file atomically, never with wider permissions than `mode`."""
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-    part.replace(path)

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import secrets
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
 
+from downpour import files
 from downpour.launch.job import Job, recipe
 from downpour.launch.job.build import build
 from downpour.launch.roles import entry, initial, topology
@@ -29,6 +31,9 @@ from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.manifest import Checkpoint
 
 _SAVED_MODEL_FILE = "saved_model.pb"
+_KERAS_CONFIG = "config.json"
+# One of these is in every file of weights: those of Keras 3 (its names have changed), and of Keras 2.
+_HDF5_GROUPS = ("layers", "_layer_checkpoint_dependencies", "vars", "model_weights")
 
 
 def main() -> None:
@@ -73,7 +78,7 @@ def export(job: Job, checkpoint: str, out: str, average: bool = False, overwrite
     if ending in (weights.KERAS, weights.LEGACY) and (classes := weights.own_classes(model)):
         logging.warning("Keras needs %s to load %s; a SavedModel needs no classes", ", ".join(classes), out)
     try:
-        with _appears_complete(Path(out)) as temporary:
+        with _replacing(Path(out), ending) as temporary:
             weights.save(model, temporary, ending)
     except OSError as error:
         raise ValueError(f"cannot write --out={out}: {error}; give another --out") from None
@@ -101,10 +106,28 @@ def _check_free(out: Path, ending: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"--out={out} is already there; give another, or add --overwrite")
-    is_folder = ending == weights.SAVED_MODEL
-    if out.is_dir() != is_folder or (is_folder and not (out / _SAVED_MODEL_FILE).exists()):
-        wanted = "SavedModel" if is_folder else "file"
+    if not _is_export(out, ending):
+        wanted = "SavedModel" if ending == weights.SAVED_MODEL else f"{ending} file of Keras"
         raise ValueError(f"--out={out} is already there and is no {wanted}, so it is not replaced; give another --out")
+
+
+def _is_export(out: Path, ending: str) -> bool:
+    """Whether a path holds what Keras writes for an ending, or an empty file."""
+    if ending == weights.SAVED_MODEL:
+        return (out / _SAVED_MODEL_FILE).is_file()
+    if not out.is_file() or not out.stat().st_size:
+        return out.is_file()
+    if ending == weights.KERAS:
+        if not zipfile.is_zipfile(out):
+            return False
+        with zipfile.ZipFile(out) as archive:
+            return _KERAS_CONFIG in archive.namelist()
+    import h5py  # type: ignore[import-untyped]
+
+    if not h5py.is_hdf5(out):
+        return False
+    with h5py.File(out) as file:
+        return any(group in file for group in _HDF5_GROUPS)
 
 
 def _filled(job: Job, saved: Checkpoint, average: bool) -> Any:
@@ -124,27 +147,22 @@ def _filled(job: Job, saved: Checkpoint, average: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _appears_complete(out: Path) -> Iterator[Path]:
-    """Yields a temporary path with the same ending; renames it when the block succeeds, removes it when it does not."""
+def _replacing(out: Path, ending: str) -> Iterator[Path]:
+    """As `files.replacing`; an earlier folder, which cannot be replaced in one step, is moved aside meanwhile."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"folder {out.parent} is not writable")
-    temporary, earlier = (out.with_name(f".{os.getpid()}.{word}.{out.name}") for word in ("part", "earlier"))
+    earlier = out.with_name(f".{out.name}.{secrets.token_hex(4)}.earlier")
     try:
-        yield temporary
-        if out.is_dir():  # a folder cannot be replaced in one step
-            out.rename(earlier)
-        temporary.replace(out)
-    finally:
-        _remove(temporary)
-    _remove(earlier)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        with files.replacing(out, ending=ending) as temporary:
+            yield temporary
+            if out.is_dir():
+                out.rename(earlier)
+    except BaseException:
+        if earlier.exists():
+            earlier.rename(out)
+        raise
+    files.remove(earlier)
 
 
 if __name__ == "__main__":

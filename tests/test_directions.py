@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dis
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 
 import pytest
 
 import downpour
 
 ROOT = Path(__file__).parents[1]
+# Belongs to no folder and imports none, so that all may import it.
+COMMON = {name for name, value in vars(downpour).items() if not isinstance(value, ModuleType)} | {"files"}
 ALLOWED = {
     "proto": {"proto"},
     "ps": {"proto", "ps"},
@@ -54,8 +56,13 @@ def test_folders_import_only_what_they_may(folder: str) -> None:
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
     for file in files:
-        ours = {name.split(".")[1] for name in imports(file) if name.startswith("downpour.")} - set(dir(downpour))
+        ours = {name.split(".")[1] for name in imports(file) if name.startswith("downpour.")} - COMMON
         assert ours <= ALLOWED[folder], f"{file.relative_to(ROOT)} imports {ours - ALLOWED[folder]}"
+
+
+def test_what_is_common_imports_no_folder() -> None:
+    for file in sorted((ROOT / "src" / "downpour").glob("*.py")):
+        assert not {name for name in imports(file) if name.startswith("downpour")}, file.name
 
 
 def test_tensorflow_stays_where_it_belongs() -> None:

@@ -17,7 +17,7 @@ from absl import logging
 from downpour.model.data.order import Lease
 from downpour.model.vision.records import RecordCounts
 from downpour.proto.chief_pb2 import RegisterRequest, WorkerReport
-from downpour.proto.errors import DownpourError
+from downpour.proto.errors import DownpourError, Unreachable
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Answer
 
@@ -126,11 +126,12 @@ class Reporter:
         """Sends the last report. With a failure, the chief ends the job.
 
         Raises:
-            DownpourError: The chief refused this worker, or did not answer, before.
+            DownpourError: The chief refused this worker, or did not answer, before; a failure is sent even if the
+                chief did not answer before.
         """
         self._ending.set()
         self._thread.join()
-        if self._refusal:
+        if self._refusal and not (failure and isinstance(self._refusal, Unreachable)):
             raise self._refusal
         with self._lock:
             self._totals.finished = True

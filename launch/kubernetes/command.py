@@ -19,6 +19,7 @@ from typing import Any
 
 from absl import flags
 
+from downpour.files import replacing
 from downpour.launch import recipes
 from downpour.launch.job import Job, recipe
 from downpour.launch.kubernetes import jobs, jobset, names, objects, overlays, tfjob
@@ -171,10 +172,9 @@ def write(out: Path, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
             path = out / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.part")
-            part.write_text(text)
-            part.chmod(0o755 if name.endswith(".sh") else 0o644)
-            part.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_text(text)
+                temporary.chmod(0o755 if name.endswith(".sh") else 0o644)
     except OSError as error:
         raise ValueError(f"--out={out} cannot be written ({error.strerror}: {error.filename}); give another") from None
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from downpour.launch.job import Job
 from downpour.launch.job.build import build
 from downpour.proto import codec
-from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout
 from downpour.ps.memory import arena
-from downpour.ps.policy.named import to_message
+from downpour.ps.policy.specification import specification_of
 
 _MI = 1 << 20
 _SHARD_PROCESS = 150 * _MI  # measured: state + at most this (PSS); see docs/exchange.md
@@ -100,22 +99,13 @@ def of_layout(job: Job, layout: Layout, *, activations: int, picture: int) -> Si
         picture: Bytes of one decoded image.
     """
     shards = range(layout.num_shards)
-    told = pb.ShardSpecification(
-        rule=to_message(job.rule),
-        schedule=to_message(job.schedule),
-        pace=to_message(job.pace),
-        staleness=to_message(job.staleness),
-        average=None if job.average is None else to_message(job.average),
-        layout=layout.canonical,
-        fingerprint=layout.fingerprint,
-    )
     largest = max(shards, key=layout.size)
-    told.shard = largest
-    vectors = len(arena.vector_names(told)) * 4 * layout.size(largest)
+    specification = specification_of(job, layout, job.cluster.num_workers, largest)
+    vectors = len(arena.vector_names(specification)) * 4 * layout.size(largest)
     chunk = min(codec.CHUNK_ELEMENTS, layout.size(largest))
     trained = layout.num_trained(largest)
     return Sizes(
-        arena=arena.bytes_needed(told),
+        arena=arena.bytes_needed(specification),
         waiting=_RECEIVED_AT_A_TIME * 2 * 4 * chunk,
         published={"live": 0, "int8": 2 * 2 + 2, "int4": 2 * 2 + 1}[job.exchange.pull] * trained,
         snapshot=vectors,

@@ -31,6 +31,7 @@ from typing import Any
 
 from absl import flags
 
+from downpour import files
 from downpour.launch.job import Job, keras_settings, recipe
 from downpour.launch.job.build import check_data
 from downpour.launch.local import progress
@@ -374,10 +375,8 @@ def _finish(run_dir: Path, memory: PeakMemory) -> dict[str, Any]:
     if not path.exists():
         raise ProcessFailed(1, f"the chief ended without {path}; see {run_dir}/logs/chief.log")
     summary: dict[str, Any] = json.loads(path.read_text()) | memory.summary()
-    part = path.with_suffix(".json.part")
     try:
-        part.write_text(json.dumps(summary, indent=2) + "\n")
-        part.replace(path)
+        files.write(path, json.dumps(summary, indent=2) + "\n", durable=True)
         report.learning_curve(run_dir)
     except (ValueError, OSError) as error:  # the chief's summary remains
         print(f"[local] {error}", file=sys.stderr)

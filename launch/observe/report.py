@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from downpour.launch.job import Job
 
-from downpour import how_to_install
+from downpour import files, how_to_install
 
 HISTORY_FILE, SUMMARY_FILE, CURVE_FILE = "history.jsonl", "summary.json", "learning_curve.png"
 
@@ -115,9 +115,8 @@ def _draw(losses: list[dict[str, Any]], scores: list[dict[str, Any]], summary: M
     _draw_scores(right, scores, summary)
     for axes in (left, right):
         _style(axes, last_step=max(row["step"] for row in losses + scores))
-    part = path.with_suffix(".part.png")
-    figure.savefig(part)
-    part.replace(path)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:])
 
 
 def _draw_losses(axes: Any, losses: list[dict[str, Any]]) -> None:

@@ -30,7 +30,7 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.security.config import Security
 from downpour.ps.layout import Layout, plan
-from downpour.ps.policy.named import to_message
+from downpour.ps.policy.specification import specification_of
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.packing import Packer
@@ -89,23 +89,10 @@ def _shard(job: Job, layout: Layout, shard: int, scratch: Path, certificates: Pa
             raise ValueError(f"the shard to measure did not start: {error}") from None
         address = f"127.0.0.1:{port_file.read_text().strip()}"
         client = ShardClient(shard, address, layout, _TIMEOUT_S, certs.security_of("chief", certificates))
-        client.initialize(_specification(job, layout, shard), np.zeros(layout.size(shard), np.float32))
+        specification = specification_of(job, layout, _CLIENTS, shard)
+        client.initialize(specification, np.zeros(layout.size(shard), np.float32))
         client.close()
         yield address, supervisor.pids()["ps"]
-
-
-def _specification(job: Job, layout: Layout, shard: int) -> pb.ShardSpecification:
-    return pb.ShardSpecification(
-        shard=shard,
-        fingerprint=layout.fingerprint,
-        layout=layout.canonical,
-        rule=to_message(job.rule),
-        schedule=to_message(job.schedule),
-        pace=to_message(job.pace),
-        staleness=to_message(job.staleness),
-        num_workers=_CLIENTS,
-        average=None if job.average is None else to_message(job.average),
-    )
 
 
 def _costs_of(

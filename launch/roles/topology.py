@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from downpour import files
 from downpour.launch.roles import entry, security
 
 if TYPE_CHECKING:
@@ -259,11 +260,10 @@ def write_port(port: int) -> None:
     name = _value("port_file", None)
     if not name:
         return
-    path, part, text = Path(name), Path(f"{name}.part"), f"{port}\n"
+    path, text = Path(name), f"{port}\n"
     try:
         if not path.exists() or path.read_text() != text:
-            part.write_text(text)
-            part.replace(path)
+            files.write(path, text)
     except OSError as error:
         raise ValueError(f"--port_file={name} cannot be written: {error.strerror}; make room or give another") from None
 

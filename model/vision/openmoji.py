@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from downpour import how_to_install
+from downpour.files import replacing
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import LabelledImage, write_records
 
@@ -86,13 +85,9 @@ def prepare(folder: Path | str) -> str:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not a prepared data set; name a new folder, or empty this one")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
         _write_all(unfinished)
-        unfinished.chmod(0o755)
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return f"prepared {folder}: {_summary(folder)}"
 
 

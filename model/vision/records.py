@@ -18,6 +18,8 @@ from typing import BinaryIO, NamedTuple
 import google_crc32c
 import numpy as np
 
+from downpour import files
+
 IMAGE_KEY, LABELS_KEY, NAME_KEY = "image/encoded", "image/labels", "image/name"
 
 _LENGTH = struct.Struct("<Q")
@@ -235,21 +237,16 @@ class LabelledImage(NamedTuple):
 
 
 def write_records(path: Path, images: Iterable[LabelledImage]) -> int:
-    """Writes a TFRecord file under a temporary name and renames it when it is complete.
+    """Writes a TFRecord file, which appears under its name when it is complete.
 
     Returns:
         Number of records written.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
     count = 0
-    try:
-        with open(unfinished, "wb") as file:
-            for image in images:
-                file.write(frame(to_example(image)))
-                count += 1
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        for image in images:
+            file.write(frame(to_example(image)))
+            count += 1
     return count
 
 

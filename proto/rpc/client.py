@@ -159,7 +159,7 @@ class Channel:
         try:
             with _mapped():
                 connection.set_deadline(end)
-                stream = connection.begin(self._headers(path, timeout), requests, place)
+                stream = connection.begin(self._headers(path, timeout), _carried(requests), place)
                 while got := connection.next_message(stream):
                     buffer, view = got
                     if buffer is None:
@@ -172,6 +172,8 @@ class Channel:
                 trailers = connection.finish(stream)
                 is_over = True
             _check(trailers)
+        except _OfCaller as carrier:
+            raise carrier.args[0] from None
         finally:
             self._give_back(connection, is_over)
 
@@ -336,6 +338,17 @@ class _Connection(Connection):
     def close(self) -> None:
         """Closes the descriptor; by the thread that uses the connection."""
         self._socket.close()
+
+
+class _OfCaller(Exception):
+    """Carries an error of the caller's own requests past `_mapped`: it says nothing about the connection."""
+
+
+def _carried(requests: Iterable[Message]) -> Iterator[Message]:
+    try:
+        yield from requests
+    except OSError as error:
+        raise _OfCaller(error) from None
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ import numpy as np
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError
 from downpour.ps.apply.admission import Member
-from downpour.ps.apply.sources import Piece, Source, pieces_of_factors, pieces_of_range
+from downpour.ps.apply.sources import Piece, Source
 from downpour.ps.layout import Factored
+from downpour.ps.layout.chunks import pieces_of_factors, pieces_of_range
 
 
 @dataclass
@@ -125,5 +126,8 @@ def regions_of(chunks: Sequence[Piece], groups: Sequence[Factored], uncut: Seque
         groups: The shard's factored variables.
         uncut: Ranges that are updated in one piece.
     """
-    pieces = {group.start: pieces_of_factors(group, uncut) for group in groups}
+    pieces = {
+        group.start: pieces_of_factors([(r.offset, r.offset + r.size) for r in group.ranges], group.num_inputs, uncut)
+        for group in groups
+    }
     return [Region(start, stop, pieces.get(start, pieces_of_range(start, stop, uncut))) for start, stop in chunks]

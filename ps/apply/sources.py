@@ -16,7 +16,6 @@ from downpour.proto import codec
 from downpour.proto.errors import MalformedChunk
 from downpour.proto.numerics import convert
 from downpour.ps.layout import Factored
-from downpour.ps.layout.cuts import BLOCK_ELEMENTS, runs
 
 Piece = tuple[int, int]
 
@@ -161,22 +160,6 @@ def source_of(chunk: codec.Chunk, groups: Mapping[int, Factored], uncut: Sequenc
     if chunk.start not in groups:
         raise MalformedChunk(f"chunk at {chunk.start} has factors; only factored variables may")
     return Factors(chunk, groups[chunk.start])
-
-
-def pieces_of_range(start: int, stop: int, uncut: Sequence[Piece] = ()) -> list[Piece]:
-    """Blocks of at most BLOCK_ELEMENTS, none of which ends within a range of `uncut`; see `runs`."""
-    return list(runs(start, stop, BLOCK_ELEMENTS, uncut))
-
-
-def pieces_of_factors(group: Factored, uncut: Sequence[Piece] = ()) -> list[Piece]:
-    """Whole rows of each range, at most BLOCK_ELEMENTS unless one row is longer; a range of `uncut` is one piece."""
-    pieces = []
-    for r in group.ranges:
-        width = r.size // group.num_inputs
-        rows = max(1, BLOCK_ELEMENTS // width) if (r.offset, r.offset + r.size) not in uncut else group.num_inputs
-        for row in range(0, group.num_inputs, rows):
-            pieces.append((r.offset + row * width, r.offset + min(row + rows, group.num_inputs) * width))
-    return pieces
 
 
 def _largest(values: np.ndarray) -> np.float32:

@@ -16,18 +16,17 @@ from downpour.ps.apply.regions import Push
 from downpour.ps.layout import STATISTIC, Span
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.undo import Steps
-from downpour.ps.policy import averages, rules
 from downpour.ps.policy.constraints import Constraint
-from downpour.ps.policy.named import from_message
+from downpour.ps.policy.specification import Policies
 from downpour.ps.testing.points import reach
 
 _MAX_KNOWN = 10_000  # cached pieces; a shard at the paper's shape has 36 pieces
 
 
 class Updater:
-    """Updates the vectors of an arena; its constructor compiles or loads the loops it needs."""
+    """Updates the vectors of an arena by some policies; its constructor compiles or loads the loops it needs."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, policies: Policies) -> None:
         specification = arena.specification
         self._arena = arena
         self._spans = arena.layout.spans(specification.shard)
@@ -36,16 +35,13 @@ class Updater:
         self._constrained = [(r, v.constraint) for r, v in ranges if v.constraint]
         self._known: dict[tuple[int, int], list[_Part]] = {}
         kernels.load(with_average=arena.average is not None)
-        rule = from_message(rules.BY_NAME, specification.rule)
         # Logged loops save only parameters and slots, so no other vector may change with these.
         self._is_logged = len(arena.vectors) == 1 + len(arena.slots)
         if self._is_logged:
-            self._logged_update = kernels.logged_update_for(rule)
+            self._logged_update = kernels.logged_update_for(policies.rule)
         if not self._is_logged or self._constrained:
-            self._update = kernels.update_for(rule)
-        self._average: averages.Average | None = None
-        if specification.HasField("average"):
-            self._average = from_message(averages.BY_NAME, specification.average)
+            self._update = kernels.update_for(policies.rule)
+        self._average = policies.average
 
     def update(self, start: int, gradients: Sequence[np.ndarray], pushes: Sequence[Push], steps: Steps) -> None:
         """Updates elements [start, start + n) with the gradients of some pushes, one after another.

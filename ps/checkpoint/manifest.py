@@ -22,11 +22,12 @@ from google.protobuf import json_format
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed
+from downpour.ps.checkpoint import shard_file
 from downpour.ps.checkpoint.shard_file import HINT, Damaged, ShardFile, TensorFile
 from downpour.ps.checkpoint.storage import Folder, StorageError
 from downpour.ps.layout import Layout, from_canonical
 
-MANIFEST, SET_ASIDE = "manifest.json", "manifest.damaged.json"
+MANIFEST, SET_ASIDE = shard_file.MANIFEST, "manifest.damaged.json"
 _FORMAT = 2
 _NUM_VERIFIED = 4  # files at a time; each takes a buffer of `Folder.read_bytes`
 _CHECKSUM = "crc32c"  # of the manifest
@@ -114,7 +115,7 @@ def write_manifest(checkpoint: Checkpoint) -> None:
 
 
 def discard(directory: str | os.PathLike[str]) -> None:
-    """Removes the files of a failed checkpoint; keeps those of a complete one in the same folder."""
+    """Removes files that belong to no complete checkpoint, left by one that failed or an earlier one of this step."""
     folder = Folder(directory)
     try:
         names = folder.names()

@@ -21,7 +21,7 @@ from downpour.ps.checkpoint.shard_file import TensorFile
 from downpour.ps.layout import Layout, Range, Variable, from_canonical
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY
-from downpour.ps.policy.pace import ROUND
+from downpour.ps.policy.pace import ROUND, Async
 
 _Box = list[tuple[int, int]]  # along each axis of a variable, [begin, stop)
 
@@ -135,11 +135,20 @@ def _merge_records(arena: Arena, checkpoint: Checkpoint) -> None:
 
 
 def _check_has(file: TensorFile, name: str, checkpoint: Checkpoint) -> None:
-    if name not in file.names:
-        raise ValueError(
-            f"the checkpoint {checkpoint.directory} has no {name}, it was written with the rule "
-            f"{checkpoint.specification.rule.name}; resume with that rule, or without slots"
-        )
+    """Raises `ValueError` if a checkpoint lacks a vector, since its job had another rule, average or pace."""
+    if name in file.names:
+        return
+    theirs = checkpoint.specification
+    if name == "slot.average":
+        had, change = "kept no average of the parameters", "without `average`"
+    elif name == "sum":
+        had, change = f"had the pace {theirs.pace.name or Async.__name__}", "with that pace"
+    else:
+        had, change = f"had the rule {theirs.rule.name}", "with that rule"
+    raise ValueError(
+        f"the checkpoint {checkpoint.directory} has no {name}, since its job {had}; resume {change}, or begin a new "
+        f"job with its parameters by --init_from={checkpoint.directory}"
+    )
 
 
 def _box(r: Range, shape: tuple[int, ...]) -> _Box:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +23,12 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint.storage import Folder, StorageError
 from downpour.ps.layout import from_canonical
-from downpour.ps.memory.snapshot import BLOCK_ELEMENTS, Snapshot
+from downpour.ps.layout.chunks import BLOCK_ELEMENTS
+from downpour.ps.memory.snapshot import Snapshot
 
 _BLOCK_BYTES = 4 * BLOCK_ELEMENTS
 _LONGEST_HEADER_BYTES = 1 << 20
+MANIFEST = "manifest.json"  # `downpour.ps.checkpoint.manifest`
 HINT = "; use another checkpoint"
 
 
@@ -160,16 +163,20 @@ class TensorFile:
 def write_shard(
     directory: str | os.PathLike[str], specification: pb.ShardSpecification, snapshot: Snapshot
 ) -> pb.WriteCheckpointReply:
-    """Writes one shard's file, piece by piece, and returns its name and checksums.
+    """Writes one shard's file, piece by piece, and returns its name and checksums; replaces none of a checkpoint.
 
     Raises:
         CheckpointFailed: The folder cannot be written, or the disk is full.
     """
     num_shards = from_canonical(specification.layout).num_shards
-    name = f"shard-{specification.shard:05d}-of-{num_shards:05d}.safetensors"
+    name, ending = f"shard-{specification.shard:05d}-of-{num_shards:05d}", ".safetensors"
     checksums: dict[str, list[int]] = {}
     try:
-        Folder(directory).write(name, _safetensors(specification, snapshot, checksums))
+        folder = Folder(directory)
+        if MANIFEST in folder.names():  # an earlier checkpoint of this step stays until this one is complete
+            name += f"-{secrets.token_hex(4)}"
+        name += ending
+        folder.write(name, _safetensors(specification, snapshot, checksums))
     except OSError as error:
         raise CheckpointFailed(f"shard {specification.shard}: {error}") from None
     counters = snapshot.records["counters"][0]

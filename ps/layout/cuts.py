@@ -1,4 +1,4 @@
-"""Cuts variables into slices, and a shard's vector into chunks of a push and pieces of an update. Pure.
+"""Cuts variables into slices. Pure.
 
 A constraint with norms needs all elements of a norm at once, and one change of the undo log covers one piece. So a
 slice of such a variable holds whole norms, is no longer than a piece, and no chunk or piece ends within it.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from downpour.ps.layout.chunks import PIECE_ELEMENTS
 from downpour.ps.policy.constraints import Constraint
-
-# 256 KB of gradient; with parameters and two slots it fills a second-level cache of 1 MB.
-BLOCK_ELEMENTS = 1 << 17
 
 Cut = tuple[int, int, int]  # of a variable: axis, begin, stop
 
@@ -88,9 +86,9 @@ def with_whole_norms(name: str, shape: tuple[int, ...], cut: Cut, constraint: Co
             f"{name} {list(shape)} is sliced along axis {axis}, over which its constraint {constraint} sums; "
             f"{f'slice it along axis {_one_of(free)} or ' if free else ''}leave it whole, or set constraint=None"
         )
-    if num_elements(shape, cut) <= BLOCK_ELEMENTS:
+    if num_elements(shape, cut) <= PIECE_ELEMENTS:
         return [cut]
-    columns = {other: BLOCK_ELEMENTS // num_elements(shape, (other, 0, 1)) for other in free}  # that fit a piece
+    columns = {other: PIECE_ELEMENTS // num_elements(shape, (other, 0, 1)) for other in free}  # that fit a piece
     possible = sorted((other for other in free if columns[other]), key=lambda other: -shape[other])
     if is_slice and axis in possible:
         return _evenly(cut, -(-(stop - begin) // columns[axis]))
@@ -99,7 +97,7 @@ def with_whole_norms(name: str, shape: tuple[int, ...], cut: Cut, constraint: Co
         return _evenly((axis, 0, shape[axis]), -(-shape[axis] // columns[axis]))
     raise ValueError(
         f"{name} {list(shape)}: its constraint {constraint} needs slices of more elements than the "
-        f"{BLOCK_ELEMENTS:,} that a shard updates at a time; "
+        f"{PIECE_ELEMENTS:,} that a shard updates at a time; "
         f"{f'slice it along axis {_one_of(possible)}, ' if possible else ''}use a smaller layer or set constraint=None"
     )
 
@@ -107,25 +105,6 @@ def with_whole_norms(name: str, shape: tuple[int, ...], cut: Cut, constraint: Co
 def may_be_factored(constraint: Constraint) -> bool:
     """Whether a matrix with this constraint may be factored, for which it is cut along axis 1."""
     return 1 not in constraint.axes
-
-
-def runs(start: int, stop: int, longest: int, uncut: Sequence[tuple[int, int]] = ()) -> Iterator[tuple[int, int]]:
-    """Cuts [start, stop) into consecutive runs of at most `longest`.
-
-    Args:
-        start: First element.
-        stop: One past the last.
-        longest: Most elements of a run.
-        uncut: Disjoint [begin, end) within which no run ends; one longer than `longest` is a run of its own.
-    """
-    while start < stop:
-        end = min(start + longest, stop)
-        for begin, after in uncut:
-            if begin < end < after:
-                end = begin if begin > start else after
-                break
-        yield start, end
-        start = end
 
 
 def _evenly(cut: Cut, num_slices: int) -> list[Cut]:

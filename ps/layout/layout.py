@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from downpour.proto import codec
 from downpour.ps.layout import cuts
+from downpour.ps.layout.chunks import chunks_of_push
 from downpour.ps.layout.cuts import Cut
 from downpour.ps.policy import constraints
 from downpour.ps.policy.constraints import Constraint
@@ -233,10 +233,8 @@ class Layout:
 
     def chunks(self, shard: int) -> list[tuple[int, int]]:
         """[start, stop) of the chunks of a push: each factored variable, the other trained ones, the statistics."""
-        factored, trained, pushed = self.num_factored(shard), self.num_trained(shard), self.num_pushed(shard)
-        groups = [(group.start, group.start + group.size) for group in self.factored(shard)]
-        dense = cuts.runs(factored, trained, codec.CHUNK_ELEMENTS, self.uncut(shard))
-        return [*groups, *dense, *codec.split(trained, pushed)]
+        factored = [(group.start, group.start + group.size) for group in self.factored(shard)]
+        return chunks_of_push(factored, self.num_trained(shard), self.num_pushed(shard), self.uncut(shard))
 
     def shape(self, r: Range) -> tuple[int, ...]:
         """Shape of the slice that a range holds."""

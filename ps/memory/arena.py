@@ -34,7 +34,7 @@ from absl import logging
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout, from_canonical
-from downpour.ps.layout.cuts import BLOCK_ELEMENTS
+from downpour.ps.layout.chunks import PIECE_ELEMENTS
 from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS
 from downpour.ps.memory.mapping import lock_and_map, reserve, unlock, use_huge_pages
 from downpour.ps.memory.undo import RECORD, UndoLog
@@ -248,13 +248,15 @@ class Arena:
         They stay mapped while anything refers to them.
         """
         if self._file_descriptor is not None:
-            self._memory.flush()
-            reach("arena.flushed")
-            np.frombuffer(self._memory, _HEADER, 1)["closed"] = _MARK
-            self._memory.flush(0, _PAGE)
-            reach("arena.closed")
-            unlock(self._file_descriptor)
-            self._file_descriptor = None
+            try:
+                self._memory.flush()
+                reach("arena.flushed")
+                np.frombuffer(self._memory, _HEADER, 1)["closed"] = _MARK
+                self._memory.flush(0, _PAGE)
+                reach("arena.closed")
+            finally:
+                unlock(self._file_descriptor)
+                self._file_descriptor = None
 
 
 def vector_names(specification: pb.ShardSpecification) -> list[str]:
@@ -275,7 +277,7 @@ class _Offsets:
     def __init__(self, specification: pb.ShardSpecification, layout: Layout, num_vectors: int) -> None:
         chunks = layout.chunks(specification.shard)
         size = layout.size(specification.shard)
-        self.num_steps, self.longest_step = _NUM_STEPS, min(BLOCK_ELEMENTS, size)
+        self.num_steps, self.longest_step = _NUM_STEPS, min(PIECE_ELEMENTS, size)
         for group in layout.factored(specification.shard):  # of which a step is whole rows
             self.longest_step = max(self.longest_step, *(r.size // group.num_inputs for r in group.ranges))
         for start, stop in layout.uncut(specification.shard):

@@ -96,14 +96,14 @@ def reserve(descriptor: int, path: Path, start: int, stop: int, *, made_now: boo
     A file that was `made_now` is removed when there is no room; an older one stays.
 
     Raises:
-        ValueError: There is no room; the descriptor is closed.
+        ValueError: There is no room; the descriptor is unlocked and closed.
     """
     if start == stop:  # a shard without values; posix_fallocate refuses an empty range
         return
     try:
         os.posix_fallocate(descriptor, start, stop - start)
     except OSError as error:
-        os.close(descriptor)
+        unlock(descriptor)
         if made_now:
             with contextlib.suppress(OSError):
                 path.unlink()

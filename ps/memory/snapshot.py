@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-BLOCK_ELEMENTS = 1 << 20
+from downpour.ps.layout.chunks import BLOCK_ELEMENTS
 
 
 class Snapshot:

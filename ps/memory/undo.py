@@ -124,7 +124,7 @@ class UndoLog:
         """A context manager for consecutive steps of one thread.
 
         Args:
-            lock: The shard's lock, not held.
+            lock: The shard's lock, not held where the steps begin or end.
             vectors: Indices of the vectors that the steps change.
         """
         return Steps(self, lock, vectors)
@@ -266,7 +266,8 @@ class Steps:
     ) -> None:
         try:
             if self._is_armed:
-                self._log._undo(self._number)
+                with self._lock:
+                    self._log._undo(self._number)
         finally:
             self._log._free.append(self._number)
             self._log._num_free.release()

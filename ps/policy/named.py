@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -23,23 +24,31 @@ def from_message(known: Mapping[str, type], message: pb.Named) -> Any:
     """Converts a message to the dataclass that it names.
 
     Raises:
-        ValueError: The name is not in `known`, or the dataclass refuses the parameters.
+        ValueError: The name is not in `known`, a parameter is missing or unknown, or the dataclass refuses a value.
     """
     if message.name not in known:
         raise ValueError(f"{message.name!r} is not known; known are {', '.join(sorted(known))}")
     kind = known[message.name]
     types = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(message.parameters) - names):
-        raise ValueError(f"{message.name} has no {', '.join(unknown)}; it has {', '.join(sorted(names)) or 'nothing'}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(message.parameters) - set(fields)):
+        raise ValueError(f"{message.name} has no {', '.join(unknown)}; it has {', '.join(sorted(fields)) or 'nothing'}")
+    needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in message.parameters]:
+        raise ValueError(f"{message.name} lacks {', '.join(missing)}; it needs {', '.join(needed)}")
     return kind(**{name: _convert(name, numbers, types[name]) for name, numbers in message.parameters.items()})
 
 
 def _convert(name: str, numbers: pb.Numbers, kind: Any) -> Any:
     """Converts numbers to the declared type: a tuple, a flag, a whole number or a number."""
     if typing.get_origin(kind) is tuple:
-        of = typing.get_args(kind)[0]
-        return tuple(of(value) for value in numbers.values)
+        return tuple(_number(name, value, typing.get_args(kind)[0]) for value in numbers.values)
     if len(numbers.values) != 1:
         raise ValueError(f"{name} has {len(numbers.values)} values; give one")
-    return kind(numbers.values[0])
+    return _number(name, numbers.values[0], kind)
+
+
+def _number(name: str, value: float, kind: type) -> Any:
+    if kind is int and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; give a whole number")
+    return kind(value)

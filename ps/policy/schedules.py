@@ -50,6 +50,11 @@ class _Warmed:
             if not (_is_number(value) and 0 < value < math.inf):
                 raise self._refusal(name, "a number above 0")
 
+    def _check_steps(self, name: str) -> None:
+        value = getattr(self, name)
+        if not (_is_whole(value) and value >= 1):
+            raise self._refusal(name, "a whole number of at least 1")
+
     def _refusal(self, name: str, accepted: str) -> ValueError:
         return ValueError(f"schedule {type(self).__name__}: {name} is {getattr(self, name)!r}; give {accepted}")
 
@@ -81,7 +86,8 @@ class StaircaseExponential(_Warmed):
     warmup_steps: int = 0
 
     def _check(self) -> None:
-        self._check_positive("learning_rate", "factor", "every")
+        self._check_positive("learning_rate", "factor")
+        self._check_steps("every")
 
     def _after_warmup(self, step: int) -> float:
         return self.learning_rate * self.factor ** (step // int(self.every))
@@ -100,8 +106,8 @@ class Piecewise(_Warmed):
 
     def _check(self) -> None:
         steps = (0, *self.boundaries)
-        if any(not _is_number(b) for b in steps) or any(a >= b for a, b in itertools.pairwise(steps)):
-            raise self._refusal("boundaries", "steps above 0 in ascending order")
+        if any(not _is_whole(b) for b in steps) or any(a >= b for a, b in itertools.pairwise(steps)):
+            raise self._refusal("boundaries", "whole numbers above 0 in ascending order")
         if len(self.rates) != len(self.boundaries) + 1:
             raise self._refusal("rates", f"{len(self.boundaries) + 1} of them, one more than boundaries")
         if any(not (_is_number(rate) and 0 < rate < math.inf) for rate in self.rates):
@@ -124,7 +130,8 @@ class Cosine(_Warmed):
     warmup_steps: int = 0
 
     def _check(self) -> None:
-        self._check_positive("learning_rate", "steps")
+        self._check_positive("learning_rate")
+        self._check_steps("steps")
         if not (_is_number(self.final) and 0 <= self.final <= 1):
             raise self._refusal("final", "a fraction from 0 to 1")
 
@@ -135,6 +142,11 @@ class Cosine(_Warmed):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    """Also for a float, such as 3e6."""
+    return _is_number(value) and float(value).is_integer()
 
 
 BY_NAME: dict[str, type] = {

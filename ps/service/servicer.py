@@ -27,6 +27,7 @@ from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.memory.arena import Arena
+from downpour.ps.policy.specification import policies_of
 from downpour.ps.shard.publication import live
 from downpour.ps.shard.shard import Shard
 
@@ -145,13 +146,14 @@ class Servicer:
                 saved = checkpoint.load(request.directory)
                 _check_job(request, saved)
                 self._check_index(request.specification.shard)
+                policies_of(request.specification)
                 arena = restore.arena_of(
                     self._arena_path, request.specification, saved, with_slots=not request.without_slots
                 )
             except ValueError as error:
                 raise CheckpointFailed(f"shard {self._index}: {error}") from None
-            arena.mark_complete()
-            self._shard = Shard(arena)
+            with arena.closed_on_error():
+                self._shard = _complete(arena)
         logging.info("restored from %s at version %d", request.directory, self._shard.version)
         return pb.InitializeReply(version=self._shard.version)
 
@@ -266,14 +268,21 @@ def _unary(method: Callable[..., Any], request: Any, reply: Any) -> grpc.RpcMeth
 def _create(path: Path | None, specification: pb.ShardSpecification, chunks: Iterable[codec.Chunk]) -> Shard:
     """Creates a shard with its initial values."""
     try:
+        policies_of(specification)
         arena = Arena.create(path, specification)
     except ValueError as error:
         raise LayoutMismatch(f"shard {specification.shard}: {error}") from None
     with arena.closed_on_error():
         _receive(arena, chunks)
-    arena.start_average()
+        arena.start_average()
+        return _complete(arena)
+
+
+def _complete(arena: Arena) -> Shard:
+    """Marks a new arena complete once it can be served: a process that is started again opens it."""
+    shard = Shard(arena)
     arena.mark_complete()
-    return Shard(arena)
+    return shard
 
 
 def _receive(arena: Arena, chunks: Iterable[codec.Chunk]) -> None:

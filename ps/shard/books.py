@@ -12,10 +12,8 @@ from downpour.ps.apply.regions import Push, Region
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import STALENESS_BUCKETS, Ledger
 from downpour.ps.memory.snapshot import Snapshot
-from downpour.ps.policy import pace as paces
-from downpour.ps.policy import schedules
-from downpour.ps.policy.named import from_message
-from downpour.ps.policy.pace import Async, Pace, Sync
+from downpour.ps.policy.pace import Pace, Sync
+from downpour.ps.policy.specification import Policies
 from downpour.ps.testing.points import reach
 
 
@@ -23,7 +21,8 @@ class Books:
     """The records of one shard's arena.
 
     Args:
-        arena: Arena of the shard, marked complete.
+        arena: Arena of the shard.
+        policies: Policies of the shard.
 
     Attributes:
         lock: Guards everything here.
@@ -35,15 +34,14 @@ class Books:
         snapshots: Open snapshots; each must preserve a region before it changes.
     """
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, policies: Policies) -> None:
         specification = arena.specification
         self.lock = threading.Lock()
         self.moved = threading.Condition(self.lock)
         self.ledger = Ledger(arena.ledger)
-        mode = from_message(paces.BY_NAME, specification.pace) if specification.HasField("pace") else Async()
-        self.pace = Pace(mode, specification.num_workers, arena.rounds)
-        self.is_sync = isinstance(mode, Sync)
-        self.schedule: schedules.Schedule = from_message(schedules.BY_NAME, specification.schedule)
+        self.pace = Pace(policies.pace, specification.num_workers, arena.rounds)
+        self.is_sync = isinstance(policies.pace, Sync)
+        self.schedule = policies.schedule
         self.snapshots: list[Snapshot] = []
         self._arena = arena
 

@@ -34,10 +34,8 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.http2.connection import Message
 from downpour.proto.numerics import convert
+from downpour.ps.layout.chunks import DIFFERENCE_ELEMENTS, chunks_of_differences, chunks_of_values
 from downpour.ps.shard.vector import Vector
-
-# Elements of a message of differences: 2 MB, as a bfloat16 message has. A multiple of a block.
-_ELEMENTS: dict[int, int] = {codec.INT8: 2 * codec.CHUNK_ELEMENTS, codec.INT4: 4 * codec.CHUNK_ELEMENTS}
 
 _PIECE = 1 << 16  # elements encoded at a time, which fit a core's cache; whole blocks
 
@@ -66,7 +64,7 @@ class Publication:
         return _encoded(
             (
                 codec.Outgoing(start, stop - start, codec.BFLOAT16, self.trained[start:stop])
-                for start, stop in codec.split(0, self.trained.size)
+                for start, stop in chunks_of_values(self.trained.size)
             ),
             self.header,
         )
@@ -98,9 +96,10 @@ class Publisher:
         number = publication.header.publication
         yield from publication.messages(known)
         header: pb.PullHeader | None = pb.PullHeader(version=self._vector.version, publication=number, live=True)
-        room = codec.new_blocks(self._codec, min(_ELEMENTS[self._codec], self._vector.num_trained))
+        longest = min(DIFFERENCE_ELEMENTS[self._codec], self._vector.num_trained)
+        room = codec.new_blocks(self._codec, longest)
         for start, stop in self._cut():
-            blocks = room if stop - start == _ELEMENTS[self._codec] else codec.new_blocks(self._codec, stop - start)
+            blocks = room if stop - start == longest else codec.new_blocks(self._codec, stop - start)
             self._differ(start, publication.trained[start:stop], blocks)
             yield codec.chunk_parts(start, self._codec, blocks[0], header, count=stop - start)
             header = None
@@ -139,9 +138,7 @@ class Publisher:
         return Publication(header, trained, list(_encoded(differences, header)))
 
     def _cut(self) -> Iterator[tuple[int, int]]:
-        """Cuts the trained part into messages of differences."""
-        for start in range(0, self._vector.num_trained, _ELEMENTS[self._codec]):
-            yield start, min(start + _ELEMENTS[self._codec], self._vector.num_trained)
+        return chunks_of_differences(self._codec, self._vector.num_trained)
 
     def _differ(
         self,

@@ -27,10 +27,8 @@ from downpour.ps.apply.regions import Push
 from downpour.ps.apply.updater import Updater
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.snapshot import Snapshot
-from downpour.ps.policy import staleness
-from downpour.ps.policy.named import from_message
 from downpour.ps.policy.pace import Async
-from downpour.ps.policy.staleness import Keep, Treatment
+from downpour.ps.policy.specification import policies_of
 from downpour.ps.shard.books import Books
 from downpour.ps.shard.publication import Publisher
 from downpour.ps.shard.pushes import Pushes
@@ -48,7 +46,10 @@ class Shard:
     """One shard of the parameters, ready to serve.
 
     Args:
-        arena: Arena of the shard, marked complete.
+        arena: Arena of the shard, with its values.
+
+    Raises:
+        ValueError: The arena's specification is of policies that this version does not have.
 
     Attributes:
         arena: As given.
@@ -61,13 +62,11 @@ class Shard:
         self.arena = arena
         self.vector = Vector(arena)
         self.publishers = {wire: Publisher(self.vector, wire) for wire in (codec.INT8, codec.INT4)}
-        treatment: Treatment = Keep()
-        if arena.specification.HasField("staleness"):
-            treatment = from_message(staleness.BY_NAME, arena.specification.staleness)
-        self._books, updater = Books(arena), Updater(arena)
+        policies = policies_of(arena.specification)
+        self._books, updater = Books(arena, policies), Updater(arena, policies)
         self._rounds = Rounds(arena, self.vector, self._books, updater)
-        updates = Updates(arena, self._books, updater, self._rounds, treatment)
-        self._pushes = Pushes(arena, self.vector, self._books, updates, treatment)
+        updates = Updates(arena, self._books, updater, self._rounds, policies.staleness)
+        self._pushes = Pushes(arena, self.vector, self._books, updates, policies.staleness)
         self._rounds.complete()  # sums that a killed process left due
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto.numerics import convert
 from downpour.ps.apply.regions import Region, regions_of
+from downpour.ps.layout.chunks import chunks_of_pull
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import COUNTERS
 from downpour.ps.shard.encodings import Encodings
@@ -58,8 +59,7 @@ class Vector:
 
     def cut(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Cuts [start, stop) into chunks for `read`, none of which crosses the border of a region."""
-        for region_start, region_stop in (*self._chunks, (self.num_pushed, self.size)):
-            yield from codec.split(max(start, region_start), min(stop, region_stop))
+        return chunks_of_pull(self._chunks, self.size, start, stop)
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Writes elements [start, stop), one chunk of `cut`, into `out` of a wire dtype."""

@@ -38,7 +38,10 @@ from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message
+from downpour.ps.policy.pace import Async
 from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.specification import Policies, specification_of
+from downpour.ps.policy.staleness import Keep
 from downpour.ps.shard.shard import Shard
 from downpour.worker.chief.shards import Shards
 from tests.benchmarks import shape
@@ -100,8 +103,9 @@ class Fleet:
         load = Load(variables=Path(_VARIABLES.value), num_shards=_SHARDS.value, shard_module=module)
         _, self.addresses = start_shards(processes, scratch, load)
         self.layout = shape.layout_of(load.variables, load.num_shards)
-        told = pb.ShardSpecification(rule=to_message(RULE), schedule=to_message(Constant(1e-6)), num_workers=1)
-        self.shards = Shards(self.addresses, self.layout, told, _GIVE_UP_S)
+        policies = Policies(RULE, Constant(1e-6), Async(), Keep(), None)
+        specification = specification_of(policies, self.layout, num_workers=1)
+        self.shards = Shards(self.addresses, self.layout, specification, _GIVE_UP_S)
         closing.callback(self.shards.close)
 
 

@@ -36,7 +36,7 @@ from downpour.launch.roles import entry
 from downpour.proto.numerics import convert
 from downpour.ps.apply import kernels
 from downpour.ps.apply.loops import LOGGED_ELEMENTS
-from downpour.ps.layout.cuts import BLOCK_ELEMENTS
+from downpour.ps.layout.chunks import PIECE_ELEMENTS
 from downpour.ps.policy import rules
 from tests.benchmarks import shape
 
@@ -107,11 +107,11 @@ def _update(name: str, rule: rules.Rule) -> Kernel:
 
 
 def _copied(num_pushes: int) -> Kernel:
-    update, saved = kernels.update_for(_RULE), np.empty((3, BLOCK_ELEMENTS), np.float32)
+    update, saved = kernels.update_for(_RULE), np.empty((3, PIECE_ELEMENTS), np.float32)
 
     def run(v: Vectors) -> None:
-        for start in range(0, v[0].size, BLOCK_ELEMENTS):
-            w, *slots = (vector[start : start + BLOCK_ELEMENTS] for vector in v[:3])
+        for start in range(0, v[0].size, PIECE_ELEMENTS):
+            w, *slots = (vector[start : start + PIECE_ELEMENTS] for vector in v[:3])
             for room, vector in zip(saved, (w, *slots), strict=True):
                 room[: w.size] = vector
             for gradient in _gradients(v, num_pushes):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -122,12 +125,20 @@ def load(trained: Trained, out: Path) -> Any:
 
 
 def put_earlier_export(out: Path) -> None:
-    """Something small in its place."""
-    if out.suffix in (".keras", ".h5"):
-        out.write_bytes(b"earlier")
+    """Something small in its place, which counts as an export."""
+    if out.suffix == ".keras":
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("config.json", "earlier")
+    elif out.suffix == ".h5":
+        with h5py.File(out, "w") as file:
+            file.create_group("layers")
     else:
         out.mkdir()
         (out / "saved_model.pb").write_bytes(b"earlier")
+
+
+def content(out: Path) -> bytes:
+    return (out / "saved_model.pb" if out.is_dir() else out).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -206,12 +217,52 @@ def test_a_folder_that_is_no_export_is_never_replaced(trained: Trained, tmp_path
     assert (tmp_path / "precious" / "file").exists()
 
 
+@pytest.mark.parametrize("name", ["notes.keras", "data.h5", "data.weights.h5"])
+def test_a_file_that_is_no_export_is_never_replaced(trained: Trained, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    if name == "data.h5":
+        with h5py.File(out, "w") as file:
+            file.create_dataset("precious", data=[1, 2, 3])
+    else:
+        out.write_bytes(b"precious")
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match=r"is already there and is no \S+ file of Keras, so it is not replaced"):
+        export.export(trained.job(), str(trained.run_dir), str(out), overwrite=True)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.keras", "a.weights.h5", "a.h5", "saved"])
+def test_an_export_may_replace_one_of_its_own(trained: Trained, tmp_path: Path, name: str) -> None:
+    for _ in range(2):
+        export.export(trained.job(), str(trained.run_dir), str(tmp_path / name), overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_earlier_saved_model_keeps_its_name_if_the_new_one_cannot_be_renamed(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, failures = tmp_path / "saved", []
+    put_earlier_export(out)
+
+    def fail(*paths: Path) -> None:
+        failures.append(paths)
+        raise OSError("no rename")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(ValueError, match="no rename; give another --out"):
+        export.export(trained.job(), str(trained.run_dir), str(out), overwrite=True)
+    assert failures
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert (out / "saved_model.pb").read_bytes() == b"earlier"
+
+
 @pytest.mark.parametrize("name", ["a.keras", "saved"])
 def test_an_export_that_fails_leaves_nothing_and_keeps_what_was_there(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     out, failures = tmp_path / name, []
     put_earlier_export(out)
+    before = content(out)
 
     def fail(model: keras.Model, path: Path, ending: str) -> None:
         put_earlier_export(path)
@@ -223,7 +274,7 @@ def test_an_export_that_fails_leaves_nothing_and_keeps_what_was_there(
         export.export(trained.job(), str(trained.run_dir), str(out), overwrite=True)
     assert failures and failures != [out]
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert (out / "saved_model.pb" if out.is_dir() else out).read_bytes() == b"earlier"
+    assert content(out) == before
 
 
 def test_a_checkpoint_of_another_network_is_refused(trained: Trained, tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ import numpy as np
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.apply import sources
 from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, plan
-from downpour.ps.layout.cuts import runs
+from downpour.ps.layout import chunks as cuts_of_vectors
+from downpour.ps.layout.chunks import runs
 from downpour.ps.memory import arena as arenas
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.averages import Polyak
@@ -140,8 +140,8 @@ SCENARIOS = {
 def shrink(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     """Makes chunks and pieces small, for all arenas made or opened from here on."""
     set_attribute(codec, "CHUNK_ELEMENTS", _CHUNK)
-    for module in (sources, arenas):
-        set_attribute(module, "BLOCK_ELEMENTS", _BLOCK)
+    for module in (cuts_of_vectors, arenas):
+        set_attribute(module, "PIECE_ELEMENTS", _BLOCK)
 
 
 def run(folder: Path, scenario: Scenario, repeated: int = 0) -> None:

@@ -6,11 +6,14 @@ Threads: the chief's main thread.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from absl import logging
 
 from downpour.proto import chief_pb2 as pb
+from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.proto.errors import CheckpointFailed, NotSaved, Unreachable
+from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.worker.chief.plan import Plan
 from downpour.worker.chief.run_folder import RunFolder, insist
 from downpour.worker.chief.shards import Shards
@@ -29,6 +32,7 @@ class Checkpoints:
 
     def __init__(self, plan: Plan, state: JobState, folder: RunFolder, shards: Shards) -> None:
         self._plan, self._state, self._folder, self._shards = plan, state, folder, shards
+        self._newest: Checkpoint | None = None  # the last one that this object has written
 
     def write(self, *, last: bool = False) -> None:
         """Has every shard write its file, then writes the manifest. A failure is logged; with `last` it is raised.
@@ -52,6 +56,7 @@ class Checkpoints:
                 raise
             logging.warning("no checkpoint at step %d: %s", step, error)
             return
+        self._newest = saved
         try:
             self._folder.keep(self._plan.keep_checkpoints, self._plan.keep_every_steps)
         except OSError as error:
@@ -81,14 +86,23 @@ class Checkpoints:
         with state.changed:
             if not state.departures.due(time.monotonic()):
                 return
-        versions = [status.version for status in self._shards.look() if status is not None]
+        statuses = self._shards.look()
         with state.changed:
-            state.coordinator.saw(max(versions, default=0))  # workers report only once a second
+            # Workers report only once a second.
+            state.coordinator.saw(max((status.version for status in statuses if status is not None), default=0))
             step = state.coordinator.step
-            saved = state.known.checkpoint
-            if saved is not None and saved.step == step:  # the step has not advanced since
+            if self._newest is not None and _holds(self._newest, statuses):
                 state.departures.begin(time.monotonic())
                 state.departures.end()
                 return
         logging.info("a shard leaves; a checkpoint at step %d", step)
         self.write()
+
+
+def _holds(saved: Checkpoint, statuses: Sequence[ps_pb.StatusReply | None]) -> bool:
+    """Whether a checkpoint holds every push that each shard has counted, except shards that do not answer.
+
+    The job's step says nothing of that: it is the version of the shard that is ahead.
+    """
+    pairs = [(file, status) for file, status in zip(saved.shards, statuses, strict=True) if status is not None]
+    return all((file.version, file.pushes) == (status.version, status.pushes) for file, status in pairs)

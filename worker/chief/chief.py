@@ -28,6 +28,7 @@ from downpour.proto.rpc.server import Server, handler_of
 from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.ps.policy.pace import Async
+from downpour.ps.policy.specification import specification_of
 from downpour.worker.chief.beginning import begin
 from downpour.worker.chief.checkpoints import Checkpoints
 from downpour.worker.chief.healer import Healer
@@ -109,7 +110,8 @@ class Chief:
         """
         state = self._state
         state.fingerprint = layout.fingerprint
-        self._shards = Shards(shards, layout, self._plan.told(), give_up_after_s, self._security)
+        specification = specification_of(self._plan, layout, self._plan.num_workers)
+        self._shards = Shards(shards, layout, specification, give_up_after_s, self._security)
         healer = Healer(self._shards, self._folder, state, initial_values)
         checkpoints = Checkpoints(self._plan, state, self._folder, self._shards)
         begin(self._plan, state, self._folder, self._shards, healer, initial_values)

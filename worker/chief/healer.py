@@ -6,6 +6,7 @@ condition of `JobState` guards the state that both of them share with the servic
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 
@@ -75,7 +76,13 @@ class Healer:
             DownpourError: A shard failed again, or cannot read its checkpoint.
         """
         statuses = self._shards.look()
-        losses = self._shards.heal(statuses, self._seen(), self._newest, self._initial_values)
+        with contextlib.ExitStack() as reading:
+
+            def newest(check: Callable[[Checkpoint], None]) -> Checkpoint | None:
+                reading.enter_context(self._folder.kept())
+                return self._newest(check)
+
+            losses = self._shards.heal(statuses, self._seen(), newest, self._initial_values)
         with self._state.changed:
             self._polled = [_version(old, status) for old, status in zip(self._polled, statuses, strict=True)]
         if losses:
@@ -94,11 +101,13 @@ class Healer:
 
     def _newest(self, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
         """Returns the newest good checkpoint; newer ones, which are damaged, are no longer offered to the evaluator."""
-        saved = self._folder.newest(check, self._shards.job_id)
+        damaged = list[str]()
+        saved = self._folder.newest(check, self._shards.job_id, damaged.append)
         with self._state.changed:
-            known = self._state.known.checkpoint
-            if saved is not None and known is not None and saved.step < known.step and not known.last:
-                self._state.known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+            known = self._state.known.checkpoint  # may be newer than all that were looked at
+            if saved is not None and known is not None and known.directory in damaged and not known.last:
+                older = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+                self._state.known.checkpoint = older
         return saved
 
 

@@ -2,14 +2,15 @@
 
 A state is staged while the chief's lock is held, and committed after that: a thread that waits for the disk does not
 block access to the chief's state, and one write commits every state staged before it began (group commit). If the
-file cannot be written (a full disk), that is logged once, the job continues, and the next commit tries again.
+file cannot be written (a full disk), that is logged once, the job continues, and the next commit tries again. It is
+not synced to the disk, which every answer to a worker would wait for: after a loss of power it may be an older one, or
+damaged, which its checksum shows.
 
 Threads: any. `stage` is called with the chief's lock held, `commit` without it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+
+from downpour import files
 
 _LONGEST_GAP_S = 300.0  # workers do not train for longer without a chief: they need leases
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -80,7 +83,7 @@ class Journal:
             newest, state = self._staged
             journal = json.loads(json.dumps(state))  # as `read` parses it, for the checksum
             text = json.dumps(journal | {"checksum": _checksum(journal)})
-            self._file.attempt(lambda: replace(self._path, text))
+            self._file.attempt(lambda: files.write(self._path, text))
             self._committed = newest
 
     def read(self, job_id: str = "") -> dict[str, Any] | None:
@@ -105,22 +108,6 @@ class Journal:
             logging.warning("%s", error)
             return None
         return None if job_id and journal.get("job_id", job_id) != job_id else journal
-
-
-def replace(path: Path, text: str) -> None:
-    """Replaces a file whole, or leaves it as it was.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _checksum(journal: Mapping[str, Any]) -> int:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from absl import logging
 
+from downpour import files
 from downpour.ps.checkpoint.storage import Folder
 
 LOCK = "owner.lock"
@@ -111,13 +112,8 @@ def read_identity(run_dir: Path) -> Identity | None:
 
 
 def write_identity(run_dir: Path, identity: Identity) -> None:
-    """Replaces the recorded job of a run folder; the file is synced to disk before it is renamed."""
-    temporary = run_dir / f".{_JOB}.part"
-    with temporary.open("w") as file:
-        json.dump(asdict(identity), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(run_dir / _JOB)
+    """Replaces the recorded job of a run folder, durably: checkpoints of other jobs may be removed next."""
+    files.write(run_dir / _JOB, json.dumps(asdict(identity)), durable=True)
 
 
 def new_job_id() -> str:

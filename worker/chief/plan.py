@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from downpour.proto import chief_pb2
-from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import LayoutMismatch, TooManyWorkers
-from downpour.ps.policy.named import to_message
 
 
 @dataclass(frozen=True)
@@ -97,14 +95,3 @@ class Plan:
                 f"worker {index} computed layout {request.fingerprint.hex()[:16]}, the chief {fingerprint.hex()[:16]}; "
                 "start every role with the same recipe, overrides and versions of Downpour and Keras"
             )
-
-    def told(self) -> pb.ShardSpecification:
-        """Returns the specification sent to every shard: rule, schedule, pace, workers, treatment, average."""
-        return pb.ShardSpecification(
-            rule=to_message(self.rule),
-            schedule=to_message(self.schedule),
-            pace=to_message(self.pace),
-            num_workers=self.num_workers,
-            staleness=to_message(self.staleness),
-            average=None if self.average is None else to_message(self.average),
-        )

@@ -8,28 +8,31 @@
 
 If the history cannot be written (a full disk), that is logged once, the job continues, and the next entry tries again.
 
-Threads: any may add to the history; the healer's thread calls `newest`; the rest is for the chief's main thread.
+Threads: any may add to the history; the healer's thread calls `newest` and `kept`; the rest is for the chief's main
+thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
+from downpour import files
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.storage import Folder, NoRoom
 from downpour.worker.chief import owner
-from downpour.worker.chief.journal import Journal, Reluctant, replace
+from downpour.worker.chief.journal import Journal, Reluctant
 from downpour.worker.chief.owner import JOURNAL, SUMMARY, Identity
 
 _INSIST_EVERY_S = 1.0
@@ -55,7 +58,7 @@ class RunFolder:
     def __init__(self, run_dir: Path, checkpoint_dir: str) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir
-        self._noting = threading.Lock()
+        self._noting, self._reading = threading.Lock(), threading.Lock()
         self._unwritten: list[str] = []  # lines not yet in the history; guarded by `_noting`
         self._history = Reluctant(run_dir / _HISTORY)
         self.journal = Journal(run_dir / JOURNAL)
@@ -110,10 +113,16 @@ class RunFolder:
         path = self.path / _HISTORY
         if path.exists():
             lines = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= saved.step]
-            self._history.attempt(lambda: replace(path, "".join(f"{line}\n" for line in lines)))
+            text = "".join(f"{line}\n" for line in lines)
+            self._history.attempt(lambda: files.write(path, text, durable=True))
         return saved
 
-    def newest(self, check: Callable[[Checkpoint], None] = Checkpoint.verify, job_id: str = "") -> Checkpoint | None:
+    def newest(
+        self,
+        check: Callable[[Checkpoint], None] = Checkpoint.verify,
+        job_id: str = "",
+        damaged: Callable[[str], None] = lambda directory: None,
+    ) -> Checkpoint | None:
         """Returns the newest complete checkpoint that is not damaged, or None; see `checkpoint.newest`.
 
         Damaged ones found before it are set aside: no evaluator, export or chief uses them as checkpoints again.
@@ -121,12 +130,24 @@ class RunFolder:
         Args:
             check: Reads the parts of a checkpoint that will be needed, and raises `Damaged`.
             job_id: Job that it must belong to; empty for any. Checkpoints of older versions name none and match any.
+            damaged: Called with the folder of each that is set aside.
 
         Raises:
             Damaged: There are complete ones, and all are damaged.
             ValueError: A checkpoint cannot be read.
         """
-        return checkpoint.newest(self.checkpoints, check, checkpoint.set_aside, job_id)
+
+        def passed_over(directory: str) -> None:
+            checkpoint.set_aside(directory)
+            damaged(directory)
+
+        return checkpoint.newest(self.checkpoints, check, passed_over, job_id)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keeps all checkpoints while the block lasts, in which shards read one; then `keep` removes none."""
+        with self._reading:
+            yield
 
     def checkpoint_dir(self, step: int) -> str:
         """Returns the path or URL for the checkpoint of a step."""
@@ -135,13 +156,23 @@ class RunFolder:
     def keep(self, keep_last: int, keep_every: int) -> None:
         """Removes the checkpoints that `checkpoint.superseded` names, and failed or damaged ones before the others.
 
-        Damaged checkpoints do not count towards `keep_last` and `keep_every`.
+        Damaged checkpoints do not count towards `keep_last` and `keep_every`. Nothing is removed during `kept`.
         """
+        if self._reading.acquire(blocking=False):
+            try:
+                self._remove_old(keep_last, keep_every)
+            finally:
+                self._reading.release()
+
+    def _remove_old(self, keep_last: int, keep_every: int) -> None:
         complete = checkpoint.complete(self.checkpoints)
         superseded = checkpoint.superseded(complete, keep_last, keep_every)
         for name in superseded:
             self.checkpoints.remove(name)
-        self._remove_torn([name for name in complete if name not in superseded], set_aside_too=True)
+        left = [name for name in complete if name not in superseded]
+        self._remove_torn(left, set_aside_too=True)
+        for name in left[-1:]:
+            checkpoint.discard(f"{self.checkpoints.url}/{name}")  # what an earlier one of the same step had written
 
     def _remove_torn(self, complete: Sequence[str], *, set_aside_too: bool) -> None:
         """Removes checkpoint folders without a manifest; called while no shard writes a checkpoint.
@@ -167,7 +198,7 @@ class RunFolder:
         Raises:
             OSError: It cannot be written.
         """
-        replace(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        files.write(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n", durable=True)
 
     def remember(self, identity: Identity) -> None:
         """Records the job of the folder."""

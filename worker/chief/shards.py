@@ -22,6 +22,7 @@ from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import ShardFile
 from downpour.ps.layout import Layout, from_canonical
+from downpour.ps.policy.specification import POLICIES
 from downpour.worker.exchange.clients import ShardClient
 
 _NUM_THREADS = 64
@@ -44,7 +45,7 @@ class Shards:
     Args:
         addresses: `host:port` of each, in order.
         layout: Layout of the job's variables.
-        told: Specification sent to every shard; `shard`, `layout` and `fingerprint` are set here.
+        specification: Specification sent to every shard; `shard` and `job_id` are set here.
         give_up_after_s: See `ShardClient`.
         security: Security configuration of this process.
     """
@@ -53,13 +54,13 @@ class Shards:
         self,
         addresses: Sequence[str],
         layout: Layout,
-        told: pb.ShardSpecification,
+        specification: pb.ShardSpecification,
         give_up_after_s: float,
         security: Security = PLAIN,
     ) -> None:
         self.layout = layout
-        self._told = pb.ShardSpecification(layout=layout.canonical, fingerprint=layout.fingerprint)
-        self._told.MergeFrom(told)
+        self._specification = pb.ShardSpecification()
+        self._specification.CopyFrom(specification)
         self._clients = [
             ShardClient(i, address, layout, give_up_after_s, security) for i, address in enumerate(addresses)
         ]
@@ -68,11 +69,11 @@ class Shards:
     @property
     def job_id(self) -> str:
         """Id of the job whose parameters the shards must hold; empty until it is set."""
-        return self._told.job_id
+        return self._specification.job_id
 
     @job_id.setter
     def job_id(self, job_id: str) -> None:
-        self._told.job_id = job_id
+        self._specification.job_id = job_id
         for client in self._clients:
             client.job_id = job_id
 
@@ -101,8 +102,8 @@ class Shards:
         """
         self._on_all(ShardClient.wait_ready)
         for shard, status in enumerate(self._on_all(ShardClient.described)):
-            for field in ("rule", "schedule", "pace", "staleness", "average"):
-                theirs, mine = getattr(status.specification, field), getattr(self._told, field)
+            for field in POLICIES:
+                theirs, mine = getattr(status.specification, field), getattr(self._specification, field)
                 if theirs != mine:
                     raise LayoutMismatch(
                         f"shard {shard} works with the {field} {_words(theirs)}, this job says {_words(mine)}; "
@@ -112,7 +113,7 @@ class Shards:
     def initialize(self, values: Callable[[], list[np.ndarray]], only: Sequence[int] | None = None) -> None:
         """Sends empty shards their initial values; `values` returns one array a variable, in the layout's order."""
         vectors = self.layout.scatter(values())
-        self._on_all(lambda client: client.initialize(self._told_to(client), vectors[client.shard]), only)
+        self._on_all(lambda client: client.initialize(self._specification_for(client), vectors[client.shard]), only)
 
     def restore(self, saved: Checkpoint, only: Sequence[int] | None = None, *, with_slots: bool = True) -> list[int]:
         """Has empty shards read a checkpoint; returns their versions.
@@ -123,7 +124,7 @@ class Shards:
         """
         restore.check(saved, self.layout.variables)
         replies = self._on_all(
-            lambda client: client.restore(self._told_to(client), saved.directory, with_slots=with_slots), only
+            lambda client: client.restore(self._specification_for(client), saved.directory, with_slots=with_slots), only
         )
         return [reply.version for reply in replies]
 
@@ -182,12 +183,12 @@ class Shards:
         Raises:
             CheckpointFailed: A file cannot be written; the files of the other shards have been removed.
         """
-        told = pb.ShardSpecification()
-        told.CopyFrom(self._told)
-        told.ClearField("layout")
+        specification = pb.ShardSpecification()
+        specification.CopyFrom(self._specification)
+        specification.ClearField("layout")
         try:
             files = tuple(ShardFile.of(reply) for reply in self._on_all(lambda c: c.write_checkpoint(directory)))
-            saved = Checkpoint(directory, step, self.layout, files, told, progress)
+            saved = Checkpoint(directory, step, self.layout, files, specification, progress)
             checkpoint.write_manifest(saved)
         except DownpourError:
             checkpoint.discard(directory)
@@ -209,9 +210,10 @@ class Shards:
 
         self._on_all(tell)
 
-    def _told_to(self, client: ShardClient) -> pb.ShardSpecification:
-        specification = pb.ShardSpecification(shard=client.shard)
-        specification.MergeFrom(self._told)
+    def _specification_for(self, client: ShardClient) -> pb.ShardSpecification:
+        specification = pb.ShardSpecification()
+        specification.CopyFrom(self._specification)
+        specification.shard = client.shard
         return specification
 
     def _on_all(self, action: Callable[[ShardClient], Any], only: Sequence[int] | None = None) -> list[Any]:

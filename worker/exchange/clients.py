@@ -21,6 +21,7 @@ from downpour.proto.rpc.retry import call
 from downpour.proto.security.config import PLAIN, Security
 from downpour.ps import layout as layouts
 from downpour.ps.layout import Layout
+from downpour.ps.layout.chunks import chunks_of_values
 from downpour.worker.exchange.pulled import Pulled
 
 Reply = TypeVar("Reply")
@@ -136,7 +137,7 @@ class ShardClient:
         """Sends the shard its specification and its [n] float32 initial values; a no-op if it has them."""
 
         def chunks() -> Iterator[Message]:
-            for start, stop in codec.split(0, values.size) if values.size else [(0, 0)]:
+            for start, stop in chunks_of_values(values.size) if values.size else [(0, 0)]:
                 header = specification if start == 0 else None
                 yield codec.chunk_parts(start, codec.FLOAT32, values[start:stop], header)
 

@@ -125,3 +125,15 @@ def test_a_call_that_the_server_will_not_look_at_ends_at_once(last: int, message
 )
 def test_a_server_that_breaks_the_rules_is_unavailable(answer: bytes) -> None:
     assert failure(answer).code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_an_error_of_the_callers_own_requests_is_raised_as_it_is() -> None:
+    """It says nothing about the connection, so a call that failed with it must not be retried."""
+
+    def requests() -> Iterator[list[bytes]]:
+        yield [b"first"]
+        raise OSError("the file with the second cannot be read")
+
+    with answering(b"") as channel, pytest.raises(OSError, match="the file with the second cannot be read") as caught:
+        channel.stream_unary("/a/b", bytes)(requests(), timeout=10)
+    assert not isinstance(caught.value, grpc.RpcError)

@@ -36,7 +36,8 @@ def installed(tmp_path: Path) -> Path:
     folder = tmp_path / "installed"
     for name in ("proto", "ps", "launch", "worker", "model"):
         shutil.copytree(ROOT / name, folder / "downpour" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "src" / "downpour" / "__init__.py", folder / "downpour")
+    for path in (ROOT / "src" / "downpour").glob("*.py"):
+        shutil.copy(path, folder / "downpour")
     for path in (folder, *folder.rglob("*")):
         path.chmod(path.stat().st_mode & 0o555)
     return folder

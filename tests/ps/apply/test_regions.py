@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite
-from downpour.ps.apply.sources import BLOCK_ELEMENTS
 from downpour.ps.layout import FACTORED, STATISTIC, Layout, Slicing, Variable, plan
+from downpour.ps.layout.chunks import PIECE_ELEMENTS
 from downpour.ps.policy.rules import SGD, KerasAdam, Momentum, RMSProp, Rule
 from downpour.ps.shard.shard import Shard
 from tests.chunks import encode_chunk
 from tests.ps.pushing import new_shard
 
 INPUTS, OUTPUTS = 300, 700
-SIZE = INPUTS * OUTPUTS + BLOCK_ELEMENTS + 11 + 3
-DENSE = plan([Variable("k", (INPUTS, OUTPUTS), weight_decay=1e-3), Variable("b", (BLOCK_ELEMENTS + 11,)),
+SIZE = INPUTS * OUTPUTS + PIECE_ELEMENTS + 11 + 3
+DENSE = plan([Variable("k", (INPUTS, OUTPUTS), weight_decay=1e-3), Variable("b", (PIECE_ELEMENTS + 11,)),
               Variable("m", (3,), STATISTIC)], 1, [Slicing("k", 4)])  # fmt: skip
 FACTOR = plan([replace(v, kind=FACTORED) if v.name == "k" else v for v in DENSE.variables], 1, [Slicing("k", 4)])
 RULES = [SGD(), Momentum(), RMSProp(), KerasAdam()]
@@ -49,7 +49,7 @@ def messages(worker: int, wire: int, *, factored: bool, rows: int = 6) -> tuple[
     rng = np.random.default_rng(worker)
     x = to_wire(rng.standard_normal((rows, INPUTS), np.float32), wire)
     d = to_wire(rng.standard_normal((rows, OUTPUTS), np.float32), wire)
-    rest = to_wire(rng.standard_normal(BLOCK_ELEMENTS + 11, np.float32), wire)
+    rest = to_wire(rng.standard_normal(PIECE_ELEMENTS + 11, np.float32), wire)
     statistics = rng.standard_normal(3).astype(np.float32)
     num_kernel = INPUTS * OUTPUTS
     header = pb.PushHeader(worker=worker, incarnation=1, sequence=1)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 from safetensors.numpy import load_file
 
+from downpour import files
+from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint import manifest as checkpoint
-from downpour.ps.checkpoint.shard_file import Damaged
+from downpour.ps.checkpoint import storage
+from downpour.ps.checkpoint.shard_file import Damaged, write_shard
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.layout import Variable, plan
-from downpour.ps.memory.snapshot import BLOCK_ELEMENTS
+from downpour.ps.layout.chunks import BLOCK_ELEMENTS
+from downpour.ps.memory.ledger import COUNTERS
+from downpour.ps.memory.snapshot import Snapshot
 from downpour.ps.policy.rules import RMSProp
 from tests.ps.checkpoint.saving import save
 
@@ -143,72 +149,80 @@ def test_a_folder_by_its_url(tmp_path: Path) -> None:
     assert Folder(url).names() == ["step-2"]
 
 
+def test_a_checkpoint_stays_until_another_of_the_same_step_is_complete(tmp_path: Path) -> None:
+    first = write(tmp_path)
+    snapshot = Snapshot(vectors(0, 0.5), {"counters": np.zeros(1, COUNTERS)}, threading.Lock())
+    told = pb.ShardSpecification(layout=LAYOUT.canonical)
+    torn = write_shard(tmp_path, told, snapshot)  # then the process ends
+    assert checkpoint.load(tmp_path) == first
+    first.verify()
+    checkpoint.discard(tmp_path)
+    assert torn.file not in Folder(tmp_path).names()
+    second = write(tmp_path, offset=0.5)
+    assert checkpoint.load(tmp_path) == second != first
+    second.verify()
+    checkpoint.discard(tmp_path)
+    assert len(Folder(tmp_path).names()) == 3
+
+
 class Fails(OSError):
     """The fault that was planned."""
 
 
-class FaultyFileSystem(LocalFileSystem):
+class FaultyDisk:
     """A disk of which one operation fails; with `dies` every later one as well, as in a process that has ended."""
 
-    protocol = "faulty"
-    cachable = False
-    countdown, dies = -1, False
+    def __init__(self, dies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.countdown, self._dies = -1, dies
+        for where, name in ((os, "fsync"), (os, "replace"), (files, "remove")):
+            if where is os or dies:
+                monkeypatch.setattr(where, name, self._faulty(getattr(where, name)))
+        monkeypatch.setattr(storage, "open", self._open, raising=False)
 
     def count(self) -> None:
-        cls = type(self)
-        if cls.countdown == 0 and not cls.dies:
-            cls.countdown = -1
+        if self.countdown == 0 and not self._dies:
+            self.countdown = -1
             raise Fails(28, "No space left on device")
-        if cls.countdown == 0:
+        if self.countdown == 0:
             raise Fails(5, "the process has died")
-        cls.countdown -= cls.countdown > 0
+        self.countdown -= self.countdown > 0
 
-    def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
-        if mode == "rb":
-            return super()._open(path, mode, **more)
-        self.count()
-        return FaultyFile(path, mode, fs=self, **more)
-
-    def mv(self, path1: str, path2: str, **more: Any) -> None:
-        self.count()
-        super().mv(path1, path2, **more)
-
-    def rm(self, path: str, *more: Any, **named: Any) -> None:
-        if type(self).dies:
+    def _faulty(self, operation: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
             self.count()
-        super().rm(path, *more, **named)
+            operation(*arguments)
+
+        return call
+
+    def _open(self, path: str | Path, mode: str) -> Any:
+        if mode == "rb":
+            return open(path, mode)
+        self.count()
+        return FaultyFile(self, path, mode)
 
 
-class FaultyFile(LocalFileOpener):
-    def write(self, *content: Any) -> int:
-        self.fs.count()
-        return int(self.f.write(*content))
+class FaultyFile(io.FileIO):
+    def __init__(self, disk: FaultyDisk, path: str | Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self._disk = disk
 
-    def flush(self) -> None:
-        self.fs.count()
-        self.f.flush()
+    def write(self, content: Any) -> int:
+        self._disk.count()
+        return super().write(content)
 
 
 @pytest.mark.parametrize("dies", [False, True])
 def test_interrupted_at_any_operation_the_previous_checkpoint_restores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
 ) -> None:
-    """Each open, write, flush, fsync and rename fails in turn: the disk is full, or the process ends there."""
-    fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
-    fsync = os.fsync
-
-    def faulty_fsync(descriptor: int) -> None:
-        FaultyFileSystem().count()
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", faulty_fsync)
-    monkeypatch.setattr(FaultyFileSystem, "dies", dies)
-    first, second = f"faulty://{tmp_path}/step-1", f"faulty://{tmp_path}/step-2"
+    """Each open, write, fsync and rename fails in turn: the disk is full, or the process ends there."""
+    first, second = tmp_path / "step-1", tmp_path / "step-2"
     write(first)
     before = checkpoint.load(first)
+    disk = FaultyDisk(dies, monkeypatch)
     faults = 0
     for number in range(200):
-        FaultyFileSystem.countdown = number
+        disk.countdown = number
         try:
             write(second, offset=0.5)
         except CheckpointFailed:
@@ -216,13 +230,13 @@ def test_interrupted_at_any_operation_the_previous_checkpoint_restores(
         else:
             break
         finally:
-            FaultyFileSystem.countdown = -1
-        assert checkpoint.complete(Folder(f"faulty://{tmp_path}")) in (["step-1"], ["step-1", "step-2"])
+            disk.countdown = -1
+        assert checkpoint.complete(Folder(tmp_path)) in (["step-1"], ["step-1", "step-2"])
         assert checkpoint.load(first) == before
         np.testing.assert_array_equal(before.parameters()[1], vectors(1)["parameters"])
         if not dies:
             assert not [name for name in Folder(second).names() if name.startswith(".")], "nothing half-written is left"
-    assert faults >= 25, "every operation failed once"
+    assert faults >= 20, "every operation failed once"
     np.testing.assert_array_equal(checkpoint.load(second).parameters()[0], vectors(0, 0.5)["parameters"])
 
 

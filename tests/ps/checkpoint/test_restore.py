@@ -19,6 +19,7 @@ from downpour.ps.layout import FROZEN, STATISTIC, Layout, Slicing, Variable, pla
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.averages import Polyak
 from downpour.ps.policy.named import to_message
+from downpour.ps.policy.pace import Sync
 from downpour.ps.policy.rules import SGD, KerasAdam, RMSProp, Rule
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.shard.shard import Shard
@@ -145,5 +146,22 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_first_differences(tmp
 @pytest.mark.parametrize("num_shards", [2, 3])
 def test_a_rule_whose_slots_are_not_there_is_refused(tmp_path: Path, num_shards: int) -> None:
     saved = written(tmp_path, filled(layout(2), rule=SGD()))
-    with pytest.raises(ValueError, match=r"has no slot\.ms, it was written with the rule SGD; resume with that rule"):
+    with pytest.raises(
+        ValueError, match=r"has no slot\.ms, since its job had the rule SGD; resume with that rule, or "
+    ):
         restored(saved, layout(num_shards))
+
+
+@pytest.mark.parametrize("num_shards", [2, 3])
+def test_an_average_that_is_not_there_is_refused(tmp_path: Path, num_shards: int) -> None:
+    saved = written(tmp_path, filled(layout(2)))
+    with pytest.raises(ValueError, match=r"since its job kept no average of the parameters; resume without `average`"):
+        restored(saved, layout(num_shards), average=Polyak(0.5))
+
+
+def test_a_sum_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    saved = written(tmp_path, filled(layout(2)))
+    specification = told(layout(2), 0)
+    specification.pace.CopyFrom(to_message(Sync(2)))
+    with pytest.raises(ValueError, match=rf"has no sum, since its job had the pace Async.*--init_from={tmp_path}$"):
+        restore.arena_of(None, specification, saved, with_slots=True)

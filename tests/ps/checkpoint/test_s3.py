@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.layout import Slicing, Variable, plan
-from downpour.ps.policy.named import to_message
+from downpour.ps.policy.pace import Async
 from downpour.ps.policy.rules import RMSProp
 from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.specification import Policies, specification_of
+from downpour.ps.policy.staleness import Keep
 from downpour.worker.chief.shards import Shards
 from tests.conftest import ShardProcesses
 from tests.ps.checkpoint.saving import save
@@ -47,8 +49,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def fleet(addresses: list[str]) -> Shards:
-    told = pb.ShardSpecification(rule=to_message(RMSProp()), schedule=to_message(Constant(0.1)), num_workers=1)
-    return Shards(addresses, plan(VARIABLES, len(addresses), [Slicing("head", 5)]), told, 60.0)
+    layout = plan(VARIABLES, len(addresses), [Slicing("head", 5)])
+    specification = specification_of(Policies(RMSProp(), Constant(0.1), Async(), Keep(), None), layout, num_workers=1)
+    return Shards(addresses, layout, specification, 60.0)
 
 
 def test_shards_write_to_it_and_others_restore_from_it(shards: ShardProcesses, bucket: str) -> None:
@@ -87,6 +90,20 @@ def test_a_damaged_one_is_passed_over_and_set_aside(bucket: str) -> None:
     assert checkpoint.complete(folder) == ["step-7"]
     checkpoint.discard(f"{folder.url}/step-8")
     assert folder.names() == ["step-7"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "some of the header's length", "the header", "some of the data"])
+def test_one_that_was_cut_off_is_damaged(bucket: str, left: str) -> None:
+    """A store refuses to read from the end of a file on, which must not count as a store that cannot be read."""
+    folder = Folder(f"{bucket}/{left.replace(' ', '-')}")
+    layout = plan(VARIABLES, 1)
+    saved = save(folder.url, layout, [{"parameters": np.ones(layout.size(0), np.float32)}])
+    content = folder.read(saved.shards[0].file)
+    data = 8 + int.from_bytes(content[:8], "little")
+    sizes = {"nothing": 0, "some of the header's length": 4, "the header": data, "some of the data": data + 40}
+    folder.write(saved.shards[0].file, [content[: sizes[left]]])
+    with pytest.raises(Damaged, match="is damaged"):
+        saved.verify()
 
 
 def test_a_broken_upload_leaves_nothing(bucket: str) -> None:

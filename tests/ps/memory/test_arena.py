@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 import shutil
 import subprocess
 import tempfile
@@ -200,6 +202,33 @@ def flip(path: Path, whole: bytes, at: int, bits: int) -> None:
     content = bytearray(whole)
     content[at] ^= bits
     path.write_bytes(content)
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_arena_for_which_there_is_no_room_is_unlocked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "arena"
+    new_shard(path).close()
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="no room for the arena") as caught:
+        patch.setattr(os, "posix_fallocate", full)
+        Arena.open(path)
+    assert caught.tb is not None, "keeps the mapping, and with it a descriptor of the file"
+    assert opened_state(path) is not None
+
+
+def test_an_arena_that_cannot_be_flushed_is_unlocked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Full(mmap.mmap):
+        flush = full
+
+    path = tmp_path / "arena"
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", Full)
+        shard = new_shard(path)
+    with pytest.raises(OSError, match="No space left"):
+        shard.close()
+    assert opened_state(path) is not None
 
 
 def test_the_room_an_arena_needs_is_known_beforehand() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downpour.ps.memory.snapshot import BLOCK_ELEMENTS, Snapshot
+from downpour.ps.layout.chunks import BLOCK_ELEMENTS
+from downpour.ps.memory.snapshot import Snapshot
 
 SIZE = 3 * BLOCK_ELEMENTS + 5
 

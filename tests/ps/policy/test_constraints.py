@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk
-from downpour.ps.apply.sources import pieces_of_range
 from downpour.ps.checkpoint import restore
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, from_canonical, plan
-from downpour.ps.layout.cuts import BLOCK_ELEMENTS, runs
+from downpour.ps.layout.chunks import PIECE_ELEMENTS, pieces_of_range, runs
 from downpour.ps.policy.averages import Mean, Polyak
 from downpour.ps.policy.constraints import Constraint, MaxNorm, MinMaxNorm, NonNeg, UnitNorm
 from downpour.ps.policy.pace import Sync
@@ -143,7 +142,7 @@ def test_slices_along_a_free_axis_equal_the_whole(kind: str) -> None:
         layout = plan([v], 1, slicing)
         ranges = layout.by_shard[0]
         assert len(ranges) == 7 if slicing else len(ranges) == 3
-        assert max(r.size for r in ranges) <= BLOCK_ELEMENTS and {r.axis for r in ranges} == {1}
+        assert max(r.size for r in ranges) <= PIECE_ELEMENTS and {r.axis for r in ranges} == {1}
         shard = new_shard(layout, layout.scatter([random(v.shape)])[0], SGD(), Constant(0.1))
         whole = random(v.shape)
         for step in (1, 2, 3):
@@ -178,7 +177,7 @@ def test_factors_equal_the_dense_gradient() -> None:
 
 def test_what_a_push_is_made_of_ends_outside_of_norms() -> None:
     """A worker's chunks and a shard's regions are the same, and the first chunk is cut short before a norm."""
-    norm = 3 * BLOCK_ELEMENTS // 4
+    norm = 3 * PIECE_ELEMENTS // 4
     layout = plan(
         [Variable("a", (codec.CHUNK_ELEMENTS - norm // 2,)), Variable("b", (norm,), constraint=MaxNorm(1.0, (0,))),
          Variable("c", (codec.CHUNK_ELEMENTS,))], 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downpour.ps.apply import kernels
+from downpour.ps.policy import schedules
 from downpour.ps.policy.named import from_message, to_message
 from downpour.ps.policy.rules import (
     BY_NAME,
@@ -28,6 +30,7 @@ from downpour.ps.policy.rules import (
     RMSProp,
     Rule,
 )
+from downpour.ps.policy.schedules import StaircaseExponential
 
 # Every loop is used by one of these at least.
 RULES: list[Rule] = [
@@ -226,3 +229,14 @@ def test_messages_that_name_no_rule_are_refused() -> None:
     message.parameters["warp"].values.append(9)
     with pytest.raises(ValueError, match="SGD has no warp; it has nothing"):
         from_message(BY_NAME, message)
+
+
+def test_messages_that_lack_a_value_are_refused() -> None:
+    message = to_message(StaircaseExponential(0.1, 0.5, 3))
+    del message.parameters["every"]
+    with pytest.raises(ValueError, match="StaircaseExponential lacks every; it needs learning_rate, factor, every"):
+        from_message(schedules.BY_NAME, message)
+    message = to_message(StaircaseExponential(0.1, 0.5, 3))
+    message.parameters["every"].values[:] = [math.inf]
+    with pytest.raises(ValueError, match="every is inf; give a whole number"):
+        from_message(schedules.BY_NAME, message)

@@ -92,12 +92,16 @@ def test_a_shard_reads_its_rate_at_its_version(make: Callable[[int], Schedule]) 
     [
         (lambda: Constant(0.0), "Constant: learning_rate is 0.0; give a number above 0"),
         (lambda: Constant(float("nan")), "give a number above 0"),
-        (lambda: StaircaseExponential(1e-3, 0.9, 0), "every is 0; give a number above 0"),
+        (lambda: StaircaseExponential(1e-3, 0.9, 0), "every is 0; give a whole number of at least 1"),
+        (lambda: StaircaseExponential(1e-3, 0.9, 0.5), "every is 0.5; give a whole number of at least 1"),  # type: ignore[arg-type]
+        (lambda: StaircaseExponential(1e-3, 0.9, 2.5), "every is 2.5"),  # type: ignore[arg-type]
+        (lambda: Cosine(0.1, 0.5), "steps is 0.5; give a whole number"),  # type: ignore[arg-type]
+        (lambda: Piecewise((0.5,), (1.0, 0.5)), "whole numbers above 0"),  # type: ignore[arg-type]
         (lambda: Constant(0.1, -1), "warmup_steps is -1; give a whole number of at least 0"),
         (lambda: Constant(0.1, 2.5), "warmup_steps is 2.5"),
         (lambda: Piecewise((10, 5), (1.0, 0.5, 0.1)), r"Piecewise: boundaries is \(10, 5\); give .* ascending order"),
         (lambda: Piecewise((5, 5), (1.0, 0.5, 0.1)), "ascending order"),
-        (lambda: Piecewise((0,), (1.0, 0.5)), "steps above 0"),
+        (lambda: Piecewise((0,), (1.0, 0.5)), "whole numbers above 0"),
         (lambda: Piecewise((5,), (1.0,)), "rates is .*; give 2 of them, one more than boundaries"),
         (lambda: Piecewise((5,), (1.0, 0.0)), "rates is .*; give numbers above 0"),
         (lambda: Cosine(0.1, 0), "steps is 0"),

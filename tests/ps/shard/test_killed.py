@@ -36,7 +36,7 @@ EXPECTED = {
     *("apply.decoded", "apply.updated", "apply.logged", "apply.advanced", "apply.skipped", "update.unconstrained"),
     *("sync.arrived", "sync.summed", "sync.completed", "sync.updated", "sync.version"),
     *("complete.counted", "complete.version", "complete.ledger", "finish.done"),
-    *(f"storage.{when}" for when in ("opened", "piece", "flushed", "written", "renamed", "synced")),
+    *(f"storage.{when}" for when in ("opened", "piece", "written", "renamed")),
     *("arena.flushed", "arena.closed"),
 }
 # Those that always pass the same points equally often.

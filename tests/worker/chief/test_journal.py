@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from downpour import files
 from downpour.proto.errors import NotReady
-from downpour.worker.chief import journal as journals
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.state import JobState
 from tests.worker.test_job import plan_in
@@ -23,8 +23,8 @@ class SlowDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.may_end = threading.Semaphore(0), threading.Semaphore(0)
         self.texts: list[str] = []
-        self._replace = journals.replace
-        monkeypatch.setattr(journals, "replace", self._write)
+        self._replace = files.write
+        monkeypatch.setattr(files, "write", self._write)
 
     def _write(self, path: Path, text: str) -> None:
         self.texts.append(text)

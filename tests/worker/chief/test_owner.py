@@ -293,7 +293,7 @@ def test_a_shard_is_not_filled_from_another_jobs_checkpoint(tmp_path: Path) -> N
         theirs = f"{tmp_path}/first/checkpoints/{checkpoint.complete(Folder(tmp_path / 'first' / 'checkpoints'))[-1]}"
     with serving(tmp_path / "second") as cluster:
         client = ShardClient(0, cluster.addresses[0], LAYOUT, GIVE_UP_S)
-        specification = told._told_to(client)
+        specification = told._specification_for(client)
         specification.job_id = "other"
         with pytest.raises(CheckpointFailed, match=r"is of job \w{16}, and this is job other"):
             client.restore(specification, theirs, with_slots=True)

@@ -16,12 +16,11 @@ from downpour.proto.errors import MalformedChunk
 from downpour.proto.http2.assembly import Assembler, Buffers
 from downpour.proto.http2.connection import Message
 from downpour.proto.numerics import convert, loops
-from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
+from downpour.ps.layout import FROZEN, STATISTIC, Variable, chunks, plan
 from downpour.ps.policy.pace import Async, Mode, Sync
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.service.servicer import Servicer
-from downpour.ps.shard import publication
 from downpour.ps.shard.publication import Publisher, live
 from downpour.ps.shard.shard import Shard
 from downpour.worker.exchange.exchange import Exchange, Gradients
@@ -120,7 +119,7 @@ def test_a_follower_is_as_fresh_as_a_live_pull(
 ) -> None:
     """200 pushes, so errors that added up would show."""
     if num_messages == 2:
-        monkeypatch.setitem(publication._ELEMENTS, differences, 2 * codec.BLOCK)
+        monkeypatch.setitem(chunks.DIFFERENCE_ELEMENTS, differences, 2 * codec.BLOCK)
     publisher, into = shard.publishers[differences], pulled(keep)
     follow(into, publisher)
     for sequence in pushes(shard):
