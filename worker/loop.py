@@ -1,7 +1,7 @@
 """The training loop of one worker: pull, compute, push, until the job ends or the worker is asked to stop.
 
-Threads: the loop runs in one; `Exchange` and `Reporter` have their own. No TensorFlow here: the step and the
-batches are passed in.
+Threads: the loop runs in one; `Prefetch`, `Exchange` and `Reporter` have their own. No TensorFlow here: the step and
+the batches are passed in.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from downpour.model.data import Batches
+from downpour.model.data.prefetch import Prefetch
 from downpour.proto.errors import JobFailed
 from downpour.worker.exchange.cadence import Cadence, EveryStep
 from downpour.worker.exchange.exchange import Answer, Exchange, Gradients, Parameters
@@ -53,18 +54,22 @@ def train(
     A step that overflows under loss scaling is skipped: the next batch is computed with the same parameters, and the
     cadence does not count it.
 
+    The next batch is assembled while one is computed. A batch that was assembled and not trained on does not count.
+
     A worker that is asked to stop drops its batch, and waits only for a push in flight, not for other workers.
 
     Args:
         step: Computes loss and gradients.
         exchange: This worker's exchange with the shards.
-        batches: Its images and labels, and the position of its leases that they reach.
+        batches: Its images and labels, and the position of its leases that they reach. Iterated by another thread,
+            which has ended when this function returns; closed by the caller.
         reporter: Counts what was computed and exchanged, and the position that the acknowledged pushes reach.
         num_steps: Version at which training ends.
         overlap: Whether the exchange runs while a batch is computed.
         cadence: When to push and when to fetch, counted in batches.
         leaving: Done when this worker is asked to stop.
         check_position: Called with the batches' position before each is trained on; raises if it is beyond the leases.
+            Called by the thread that iterates over them.
 
     Raises:
         JobFailed: The loss or a gradient is not finite, and no smaller loss scale can mend it. Nothing of that step has
@@ -77,39 +82,41 @@ def train(
     mine.fetched(answer.parameters)
     ahead = exchange.start(ahead=True) if overlap else None
     num_batches = sent = 0  # batches computed; position that the push in flight reaches
-    try:
-        while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
-            images, labels = next(batches)
-            check_position(batches.position)
-            gradients = _compute(step, mine.parameters, images, labels, reporter)
-            reporter.read(batches.counts)
-            if gradients is None:
-                continue
-            mine.computed(gradients)
-            num_batches += 1
-            push, fetch = num_batches % cadence.push_every == 0, num_batches % cadence.fetch_every == 0
-            if leaving.done():
-                return
-            if not push and not fetch:
-                continue
-            gathered = mine.take() if push else None
-            if ahead is None:
-                under_way, reaches = exchange.start(gathered, pull=fetch), batches.position
-                latest = _answer(exchange, under_way, leaving)
-            else:
-                latest, reaches = _answer(exchange, ahead, leaving), sent
-                ahead = None  # its answer is taken, whatever the next start does
-                if not leaving.done():
-                    ahead, sent = exchange.start(gathered, ahead=True), batches.position
-            if latest is None:
-                return
-            answer = latest
-            reporter.exchanged(answer, reaches)
-            if answer.parameters is not None:
-                mine.fetched(answer.parameters)
-    finally:
-        if ahead is not None and (latest := _answer(exchange, ahead, leaving)):
-            reporter.exchanged(latest, sent)
+    with Prefetch(batches, check_position) as prefetched:
+        try:
+            while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
+                begin = time.monotonic()
+                images, labels = next(prefetched)
+                input_s = time.monotonic() - begin
+                gradients = _compute(step, mine.parameters, images, labels, reporter)
+                reporter.read(prefetched.counts, input_s)
+                if gradients is None:
+                    continue
+                mine.computed(gradients)
+                num_batches += 1
+                push, fetch = num_batches % cadence.push_every == 0, num_batches % cadence.fetch_every == 0
+                if leaving.done():
+                    return
+                if not push and not fetch:
+                    continue
+                gathered = mine.take() if push else None
+                if ahead is None:
+                    under_way, reaches = exchange.start(gathered, pull=fetch), prefetched.position
+                    latest = _answer(exchange, under_way, leaving)
+                else:
+                    latest, reaches = _answer(exchange, ahead, leaving), sent
+                    ahead = None  # its answer is taken, whatever the next start does
+                    if not leaving.done():
+                        ahead, sent = exchange.start(gathered, ahead=True), prefetched.position
+                if latest is None:
+                    return
+                answer = latest
+                reporter.exchanged(answer, reaches)
+                if answer.parameters is not None:
+                    mine.fetched(answer.parameters)
+        finally:
+            if ahead is not None and (latest := _answer(exchange, ahead, leaving)):
+                reporter.exchanged(latest, sent)
 
 
 def _answer(exchange: Exchange, under_way: Future[Answer], leaving: Future[None]) -> Answer | None:
