@@ -26,6 +26,7 @@ WITH_TENSORFLOW = {
     "worker/step/factors.py",
     "worker/step/flat.py",
     "worker/step/forward.py",
+    "worker/step/sharing.py",
     "worker/step/step.py",
     "worker/step/variables.py",
     "launch/job/build.py",

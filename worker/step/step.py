@@ -48,6 +48,7 @@ from downpour.worker.step.factors import columns, only_product, product_norm
 from downpour.worker.step.flat import FlatVectors
 from downpour.worker.step.forward import Scope, forward, refuse_assigned
 from downpour.worker.step.loss_scale import LossScale
+from downpour.worker.step.sharing import array_of, tensor_of
 from downpour.worker.step.variables import variables_in
 
 Tensors = list[tf.Tensor]
@@ -143,7 +144,7 @@ class TrainingStep:
             float(norm),
             Gradients(
                 [self._sent(g) for g in gradients],
-                [d.numpy() for d in differences],
+                [array_of(d) for d in differences],
                 list(parameters.versions),
                 factors=self._factors(inputs, outputs),
             ),
@@ -175,13 +176,12 @@ class TrainingStep:
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
         frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
         scale = tf.constant(self._scale.value if self._scale else 1.0)
-        batch = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+        batch = tensor_of(images), tensor_of(labels)
         return trained, statistics, frozen, self._local, scale, *batch
 
     def _sent(self, tensor: tf.Tensor) -> np.ndarray:
         """Returns a tensor in the wire dtype as an array of what is sent."""
-        bits: np.ndarray = tensor.numpy().view(self._bits)
-        return bits
+        return array_of(tensor).view(self._bits)
 
     def _factors(self, inputs: Tensors, outputs: list[Tensors]) -> list[list[Factors]]:
         """Returns each shard's factors from x of every factored variable and the shards' columns of d."""
