@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from downpour.model import keras_private
+
 if TYPE_CHECKING:
     import keras
 
@@ -55,7 +57,7 @@ def save(model: keras.Model, path: Path, ending: str) -> None:
 
 def own_classes(model: keras.Model) -> list[str]:
     """The classes of layers, `module.Class`, without which Keras alone cannot load a `.keras` or `.h5` file."""
-    kinds = {type(layer) for layer in model._flatten_layers()}
+    kinds = {type(layer) for layer in keras_private.layers_of(model)}
     return sorted(f"{k.__module__}.{k.__qualname__}" for k in kinds if k.__module__.partition(".")[0] != "keras")
 
 
@@ -91,7 +93,9 @@ def _read_keras(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs
         loaded = keras.saving.load_model(path, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be loaded by Keras: {error}; give another file") from None
-    return _by_layer(path, [(layer.name, _own_variables(layer)) for layer in loaded._flatten_layers()], model, wanted)
+    return _by_layer(
+        path, [(layer.name, _own_variables(layer)) for layer in keras_private.layers_of(loaded)], model, wanted
+    )
 
 
 def _read_hdf5(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs:
@@ -129,7 +133,7 @@ def _groups(path: str | Path, file: Any) -> list[tuple[str, Numbered]]:
 
 def _by_layer(path: str | Path, layers: Sequence[tuple[str, Numbered]], model: keras.Model, wanted: set[str]) -> Pairs:
     """Yields the variables of layers whose name the model has; within a layer they are matched by number."""
-    for layer in model._flatten_layers():
+    for layer in keras_private.layers_of(model):
         paths = {number: variable.path for number, variable in _own_variables(layer).items()}
         if wanted.isdisjoint(paths.values()):
             continue

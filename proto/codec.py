@@ -7,7 +7,7 @@ field order, and returns the payload as a view of the message. Pure functions; n
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,7 @@ class Outgoing:
         start: Index of the first element in the shard's vector.
         count: Number of elements.
         codec: Encoding of `values`; a value of `pb.Codec`.
-        values: The payload, an array of any type.
+        values: The payload: an array of any type, or the arrays that it consists of.
         base: What the gradient was computed from, in the same codec.
         rows: If `values` are factors, the rows of each.
     """
@@ -127,14 +127,14 @@ class Outgoing:
     start: int
     count: int
     codec: int
-    values: np.ndarray
+    values: np.ndarray | Sequence[np.ndarray]
     base: np.ndarray | None = None
     rows: int = 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes of `values` and `base`."""
-        return self.values.nbytes + (0 if self.base is None else self.base.nbytes)
+        return sum(array.nbytes for array in _arrays(self.values)) + (0 if self.base is None else self.base.nbytes)
 
     def encode(self, header: Message | None) -> list[Any]:
         """Returns the parts of the encoded message; the first chunk of a stream carries a header."""
@@ -167,7 +167,7 @@ def split(start: int, stop: int) -> Iterator[tuple[int, int]]:
 def chunk_parts(
     start: int,
     codec: int,
-    values: np.ndarray,
+    values: np.ndarray | Sequence[np.ndarray],
     header: Message | None = None,
     base: np.ndarray | None = None,
     *,
@@ -179,7 +179,7 @@ def chunk_parts(
     Args:
         start: Index of the first element in the shard's vector.
         codec: A value of `pb.Codec`.
-        values: The elements in that codec's wire dtype, contiguous.
+        values: The elements in that codec's wire dtype, contiguous; or several such arrays, sent one after another.
         header: The header message, in the first chunk of a stream.
         base: What the gradient in `values` was computed from, in the same dtype, contiguous.
         rows: If `values` are factors, the rows of each.
@@ -189,14 +189,19 @@ def chunk_parts(
     if header is not None:
         body = header.SerializeToString()
         parts.append(_varint(_HEADER_FIELDS[type(header)] << 3 | _BYTES) + _varint(len(body)) + body)
-    parts.append(_before_payload(start, values.size if count is None else count, codec, values.nbytes))
-    if values.nbytes:
-        parts.append(values.view(np.uint8).data)
+    arrays = _arrays(values)
+    size, num_bytes = sum(array.size for array in arrays), sum(array.nbytes for array in arrays)
+    parts.append(_before_payload(start, size if count is None else count, codec, num_bytes))
+    parts += [array.reshape(-1).view(np.uint8).data for array in arrays if array.nbytes]
     if base is not None and base.nbytes:
         parts += [_varint(8 << 3 | _BYTES) + _varint(base.nbytes), base.view(np.uint8).data]
     if rows:
         parts.append(_varint(9 << 3 | _VARINT) + _varint(rows))
     return parts
+
+
+def _arrays(values: np.ndarray | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    return (values,) if isinstance(values, np.ndarray) else values
 
 
 @functools.lru_cache(maxsize=1024)  # every step sends the same chunks

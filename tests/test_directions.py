@@ -21,10 +21,14 @@ ALLOWED = {
     "launch": {"proto", "ps", "model", "worker", "launch"},
 }
 WITH_TENSORFLOW = {
+    "worker/step/clipping.py",
     "worker/step/constraints.py",
     "worker/evaluator/evaluator.py",
     "worker/step/examine.py",
+    "worker/step/factors.py",
+    "worker/step/flat.py",
     "worker/step/forward.py",
+    "worker/step/sharing.py",
     "worker/step/step.py",
     "worker/step/variables.py",
     "launch/job/build.py",

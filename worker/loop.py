@@ -1,11 +1,12 @@
 """The training loop of one worker: pull, compute, push, until the job ends or the worker is asked to stop.
 
-Threads: the loop runs in one; `Exchange` and `Reporter` have their own. No TensorFlow here: the step and the
-batches are passed in.
+Threads: the loop runs in one; `Prefetch`, `Exchange` and `Reporter` have their own. No TensorFlow here: the step and
+the batches are passed in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from downpour.model.data import Batches
+from downpour.model.data.prefetch import Prefetch
 from downpour.proto.errors import JobFailed
 from downpour.worker.exchange.cadence import Cadence, EveryStep
 from downpour.worker.exchange.exchange import Answer, Exchange, Gradients, Parameters
@@ -53,36 +55,40 @@ def train(
     A step that overflows under loss scaling is skipped: the next batch is computed with the same parameters, and the
     cadence does not count it.
 
+    The next batch is assembled while one is computed. A batch that was assembled and not trained on does not count.
+
     A worker that is asked to stop drops its batch, and waits only for a push in flight, not for other workers.
 
     Args:
         step: Computes loss and gradients.
         exchange: This worker's exchange with the shards.
-        batches: Its images and labels, and the position of its leases that they reach.
+        batches: Its images and labels, and the position of its leases that they reach. Iterated by another thread,
+            which has ended when this function returns; closed by the caller.
         reporter: Counts what was computed and exchanged, and the position that the acknowledged pushes reach.
         num_steps: Version at which training ends.
         overlap: Whether the exchange runs while a batch is computed.
         cadence: When to push and when to fetch, counted in batches.
         leaving: Done when this worker is asked to stop.
         check_position: Called with the batches' position before each is trained on; raises if it is beyond the leases.
+            Called by the thread that iterates over them.
 
     Raises:
         JobFailed: The loss or a gradient is not finite, and no smaller loss scale can mend it. Nothing of that step has
             been pushed.
     """
-    mine = contribution(cadence, exchange.wire)
-    answer = _answer(exchange, exchange.start(), leaving)
+    mine, exchanges = contribution(cadence, exchange.wire), _Exchanges(exchange, reporter, leaving)
+    answer = exchanges.begin(overlap=overlap)
     if answer is None or answer.parameters is None:
         return
     mine.fetched(answer.parameters)
-    ahead = exchange.start(ahead=True) if overlap else None
-    num_batches = sent = 0  # batches computed; position that the push in flight reaches
-    try:
+    num_batches = 0  # computed
+    with Prefetch(batches, check_position) as prefetched, contextlib.closing(exchanges):
         while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
-            images, labels = next(batches)
-            check_position(batches.position)
+            begin = time.monotonic()
+            images, labels = next(prefetched)
+            input_s = time.monotonic() - begin
             gradients = _compute(step, mine.parameters, images, labels, reporter)
-            reporter.read(batches.counts)
+            reporter.read(prefetched.counts, input_s)
             if gradients is None:
                 continue
             mine.computed(gradients)
@@ -92,31 +98,67 @@ def train(
                 return
             if not push and not fetch:
                 continue
-            gathered = mine.take() if push else None
-            if ahead is None:
-                under_way, reaches = exchange.start(gathered, pull=fetch), batches.position
-                latest = _answer(exchange, under_way, leaving)
-            else:
-                latest, reaches = _answer(exchange, ahead, leaving), sent
-                ahead = None  # its answer is taken, whatever the next start does
-                if not leaving.done():
-                    ahead, sent = exchange.start(gathered, ahead=True), batches.position
+            latest = exchanges.next(mine.take() if push else None, pull=fetch, position=prefetched.position)
             if latest is None:
                 return
             answer = latest
-            reporter.exchanged(answer, reaches)
             if answer.parameters is not None:
                 mine.fetched(answer.parameters)
-    finally:
-        if ahead is not None and (latest := _answer(exchange, ahead, leaving)):
-            reporter.exchanged(latest, sent)
 
 
-def _answer(exchange: Exchange, under_way: Future[Answer], leaving: Future[None]) -> Answer | None:
-    """Returns the answer of an exchange; if `leaving` is done first, that of its push alone, or None."""
-    either: list[Future[Any]] = [under_way, leaving]
-    wait(either, return_when=FIRST_COMPLETED)
-    return under_way.result() if under_way.done() else exchange.acknowledged(_ACKNOWLEDGED_WITHIN_S)
+class _Exchanges:
+    """The exchanges of a training loop, each between two steps or, with overlap, in flight during the next step.
+
+    Args:
+        exchange: This worker's exchange with the shards.
+        reporter: Counts the answered exchanges.
+        leaving: Done when this worker is asked to stop; from then on only a push in flight is waited for.
+    """
+
+    def __init__(self, exchange: Exchange, reporter: Reporter, leaving: Future[None]) -> None:
+        self._exchange, self._reporter, self._leaving = exchange, reporter, leaving
+        self._ahead: Future[Answer] | None = None  # in flight during a step
+        self._sent = 0  # position that its push reaches
+
+    def begin(self, *, overlap: bool) -> Answer | None:
+        """Pulls the first parameters; with overlap, starts the pull for the second step."""
+        answer = self._answer(self._exchange.start())
+        if overlap and answer is not None and answer.parameters is not None:
+            self._ahead = self._exchange.start(ahead=True)
+        return answer
+
+    def next(self, gathered: Gradients | None, *, pull: bool, position: int) -> Answer | None:
+        """Pushes what was gathered, if anything, and pulls.
+
+        Args:
+            gathered: What to push.
+            pull: Whether to pull after it; with overlap there is always a pull.
+            position: Position of the leases that the push reaches.
+
+        Returns:
+            The answer or, with overlap, that of the exchange before. None if this worker is asked to stop before.
+        """
+        if self._ahead is None:
+            latest, reaches = self._answer(self._exchange.start(gathered, pull=pull)), position
+        else:
+            latest, reaches = self._answer(self._ahead), self._sent
+            self._ahead = None  # its answer is taken, whatever the next start does
+            if not self._leaving.done():
+                self._ahead, self._sent = self._exchange.start(gathered, ahead=True), position
+        if latest is not None:
+            self._reporter.exchanged(latest, reaches)
+        return latest
+
+    def close(self) -> None:
+        """Waits for the exchange in flight, if any."""
+        if self._ahead is not None and (latest := self._answer(self._ahead)):
+            self._reporter.exchanged(latest, self._sent)
+
+    def _answer(self, under_way: Future[Answer]) -> Answer | None:
+        """Returns the answer of an exchange; if `leaving` is done first, that of its push alone, or None."""
+        either: list[Future[Any]] = [under_way, self._leaving]
+        wait(either, return_when=FIRST_COMPLETED)
+        return under_way.result() if under_way.done() else self._exchange.acknowledged(_ACKNOWLEDGED_WITHIN_S)
 
 
 def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, reporter: Reporter) -> Gradients | None:

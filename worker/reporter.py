@@ -105,9 +105,10 @@ class Reporter:
                 name = totals.pushes_acknowledged
                 logging.debug("push %d/%d/%d acknowledged", self._worker, self.incarnation, name)
 
-    def read(self, counts: RecordCounts) -> None:
-        """Sets the numbers of records read and skipped so far."""
+    def read(self, counts: RecordCounts, input_s: float) -> None:
+        """Sets the numbers of records read and skipped so far; counts the seconds that the loop waited for a batch."""
         with self._lock:
+            self._totals.input_seconds += input_s
             self._totals.records_read = counts.read
             self._totals.records_skipped = counts.skipped
             self._totals.skipped_examples[:] = counts.examples

@@ -13,6 +13,7 @@ from absl import logging
 
 from downpour.launch.job import keras_settings, mistakes
 from downpour.launch.job.job import Job
+from downpour.model import keras_private
 from downpour.proto.codec import CODECS, WIRE_DTYPES
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
 from downpour.ps.layout import Layout, Slicing, plan
@@ -132,7 +133,7 @@ def _call_once(model: Any, images: tuple[int, ...]) -> None:
             f"model: {type(model).__name__} {model.name!r} is not built, and its call on images of zeros, "
             f"{list(images)}, fails: {mistakes.describe(error)}; build it in the `build` of the job's model"
         ) from error
-    for layer in model._flatten_layers():
+    for layer in keras_private.layers_of(model):
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
             layer.reset_state()
 

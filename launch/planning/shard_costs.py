@@ -158,7 +158,8 @@ class _Client:
         self._gradient = np.zeros(num_dense, dtype)
         self._differences = np.zeros(layout.num_pushed(shard) - layout.num_trained(shard), np.float32)
         self._factors = [
-            np.zeros(job.batch_size * (group.num_inputs + group.num_outputs), dtype) for group in layout.factored(shard)
+            (np.zeros((job.batch_size, group.num_inputs), dtype), np.zeros((job.batch_size, group.num_outputs), dtype))
+            for group in layout.factored(shard)
         ]
         self._base = self._gradient if isinstance(job.staleness, Compensate) else None
 

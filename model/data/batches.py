@@ -5,6 +5,7 @@ Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Protocol, Self
@@ -19,14 +20,18 @@ from downpour.model.vision.records import RecordCounts
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
 PlacedBatch = tuple[NDArray[np.float32], NDArray[np.float32], int]
 
+ALIGNMENT = 64  # bytes; TensorFlow computes with memory that begins at a multiple of it
+
 
 class Batches:
     """Iterator of batches: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32 multi-hot with ancestors.
 
-    Close it, or use it as a context manager, to stop its threads and close its files.
+    Close it, or use it as a context manager, to stop its threads and close its files. A worker iterates on one thread
+    (see `prefetch`) and closes on another, after the first has ended.
 
     Args:
-        batches: Yields images, labels, and the position after them.
+        batches: Yields images, labels, and the position after them. It must not change an array that it has yielded: a
+            tensor may share its memory, and batches are assembled ahead.
         counts: Counts of the records, updated by `batches`.
 
     Attributes:
@@ -121,6 +126,14 @@ def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.fl
         for label in names:
             row[list(tree.lineages[label])] = 1
     return hot
+
+
+def new_images(*shape: int) -> NDArray[np.float32]:
+    """Allocates an array, uninitialised, that TensorFlow can compute with in place."""
+    num_bytes = 4 * math.prod(shape)
+    memory = np.empty(num_bytes + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + num_bytes].view(np.float32).reshape(shape)
 
 
 def check_batch_size(batch_size: int) -> None:

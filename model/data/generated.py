@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from downpour.model.data.batches import Batch, Batches, PlacedBatch, check_batch_size, multi_hot
+from downpour.model.data.batches import Batch, Batches, PlacedBatch, check_batch_size, multi_hot, new_images
 from downpour.model.data.order import Lease, Order, Place
 from downpour.model.vision.labels import LabelTree
 from downpour.model.vision.records import RecordCounts
@@ -92,8 +92,8 @@ class GeneratedImages:
 
     def _blank(self, size: int) -> Batch:
         """Allocates a batch, uninitialised."""
-        shape = (size, self.image_size, self.image_size, 3)
-        return np.empty(shape, np.float32), np.empty((size, self.num_labels), np.float32)
+        images = new_images(size, self.image_size, self.image_size, 3)
+        return images, np.empty((size, self.num_labels), np.float32)
 
     def _draw(self, rng: np.random.Generator, images: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
         """Fills [B, S, S, 3] images and [B, C] targets."""

@@ -3,6 +3,9 @@
 Batches are numpy arrays, made by the thread that iterates; `decode` has threads of its own, which stop with the
 iterator. TensorFlow is imported only when records are decoded, so that a recipe can name its data without it.
 
+Pixels are read where TensorFlow has decoded them and written once, to where it reads the batch: windows are cut out,
+mirrored and scaled in one pass, and no array is copied to become a tensor, or to cease to be one.
+
 Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes, `R` side after the resize.
 """
 
@@ -17,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from downpour.model.data.batches import Batches, PlacedBatch, check_batch_size, multi_hot
+from downpour.model.data.batches import Batches, PlacedBatch, check_batch_size, multi_hot, new_images
 from downpour.model.data.order import Lease, Order, Place, augmentation
 from downpour.model.vision.decode import Decoder, Picture
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
@@ -155,7 +158,7 @@ class ImageRecords:
     def _assemble(self, groups: Iterator[_Group], seed: int) -> Generator[PlacedBatch, None, None]:
         """Yields the batch of every group; pictures that have a place are augmented."""
         for members, position in groups:
-            images = np.empty((len(members), self.crop, self.crop, 3), np.float32)
+            images = new_images(len(members), self.crop, self.crop, 3)
             # Image by image, so that scaling works in the cache.
             for image, (place, picture) in zip(images, members, strict=True):
                 top, left, step = self._window(place, seed)

@@ -23,7 +23,7 @@ _AHEAD = 8 * _THREADS
 
 
 class Picture(NamedTuple):
-    """A decoded image, [R, R, 3] uint8, and its labels as stored."""
+    """A decoded image, [R, R, 3] uint8, read-only in the memory of its tensor, and its labels as stored."""
 
     image: NDArray[np.uint8]
     labels: tuple[int, ...]
@@ -53,7 +53,7 @@ class Decoder:
             image, labels = self._decode(data)
         except self._errors as error:
             raise ValueError(_gist(error.message)) from error
-        return Picture(image.numpy(), self._in_range(labels.numpy().tolist()))
+        return Picture(np.asarray(image), self._in_range(labels.numpy().tolist()))
 
     def _in_range(self, labels: list[int]) -> tuple[int, ...]:
         for label in labels:

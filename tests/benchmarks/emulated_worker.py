@@ -23,7 +23,7 @@ from downpour.launch.roles import entry
 from downpour.proto import codec
 from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
-from downpour.worker.exchange.exchange import Answer, Exchange, Gradients
+from downpour.worker.exchange.exchange import Answer, Exchange, Factors, Gradients
 from tests.benchmarks.measure import Steps, Window, take_steps, wait_for_window, write_result
 from tests.benchmarks.shape import BATCH_SIZE, layout_of
 
@@ -150,8 +150,14 @@ def mapped_gradients(file: Path, layout: Layout, wire: int) -> Gradients:
     for shard in range(layout.num_shards):
         trained.append(next(rest))
         statistics.append(next(rest))
-        factors.append([next(rest) for _ in layout.factored(shard)])
+        factors.append([_pair(next(rest), group.num_inputs) for group in layout.factored(shard)])
     return Gradients(trained, statistics, [0] * layout.num_shards, factors=factors)
+
+
+def _pair(both: np.ndarray, num_inputs: int) -> Factors:
+    """Both factors of a variable, one after the other in one array."""
+    x, d = both[: BATCH_SIZE * num_inputs], both[BATCH_SIZE * num_inputs :]
+    return x.reshape(BATCH_SIZE, -1), d.reshape(BATCH_SIZE, -1)
 
 
 def _arrays(layout: Layout) -> Iterator[tuple[int, bool]]:

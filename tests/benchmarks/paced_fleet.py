@@ -125,7 +125,7 @@ class _Totals:
         with self._lock:
             self.images += num_images
 
-    def read(self, counts: RecordCounts) -> None: ...
+    def read(self, counts: RecordCounts, input_s: float) -> None: ...
 
     def exchanged(self, answer: Any, records_done: int) -> None:
         with self._lock:

@@ -60,13 +60,16 @@ def paper(num_shards: int = 17, **exchange: Any) -> tuple[Job, Layout]:
 
 def gradients(layout: Layout, job: Job) -> Gradients:
     dtype = codec.WIRE_DTYPES[codec.CODECS[job.exchange.codec]]
-    shards = range(layout.num_shards)
+    shards, rows = range(layout.num_shards), job.batch_size
     return Gradients(
         trained=[np.zeros(layout.num_trained(i) - layout.num_factored(i), dtype) for i in shards],
         statistics=[np.zeros(layout.num_pushed(i) - layout.num_trained(i), np.float32) for i in shards],
         versions=[0] * layout.num_shards,
         factors=[
-            [np.zeros(job.batch_size * (group.num_inputs + group.num_outputs), dtype) for group in layout.factored(i)]
+            [
+                (np.zeros((rows, group.num_inputs), dtype), np.zeros((rows, group.num_outputs), dtype))
+                for group in layout.factored(i)
+            ]
             for i in shards
         ],
     )

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +47,14 @@ def job():
     return tiny(data=Spoilt(image_size=8, num_labels=5, num_heldout=4), num_steps=100_000)
 """
 
-# Workers note the records of every batch, and the positions up to the end of it. `Bounded` lets none run ahead.
+# Workers note the records of every batch, and the positions up to its end, as it is assembled; the pushes that are
+# acknowledged are in their logs. `Bounded` lets none run ahead.
 NOTED = """
 import json
 import os
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from downpour.ps.policy.pace import Bounded
 from tests.model.data.test_data import number_of
@@ -66,6 +67,7 @@ class Noted(ImageRecords):
     def training(self, *, batch_size, seed, leases):
         if "index" not in flags.FLAGS:  # the preflight, before any worker
             return super().training(batch_size=batch_size, seed=seed, leases=leases)
+        logging.set_verbosity(logging.DEBUG)
         file = (self.notes / f"worker-{flags.FLAGS.index}-{os.getpid()}.jsonl").open("w", buffering=1)
 
         def noted():
@@ -137,6 +139,10 @@ def job():
 class Notes:
     """What the workers of a finished job with `NOTED` have trained on.
 
+    Args:
+        folder: Where they are.
+        acknowledged: Acknowledged pushes by worker: of the batches noted, the last one may only have been assembled.
+
     Attributes:
         records: Numbers of all records they met.
         positions: For each worker, (epoch, position) of its leases up to the end of its last batch.
@@ -144,7 +150,7 @@ class Notes:
         num_batches: Over all workers.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, acknowledged: Mapping[str, int]) -> None:
         self.records: list[int] = []
         self.positions: list[list[tuple[int, int]]] = []
         self.open: list[tuple[int, int]] = []
@@ -152,7 +158,9 @@ class Notes:
         for path in sorted(folder.glob("worker-*.jsonl")):
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             leases = [line for line in lines if isinstance(line, list)]
-            batches = [line for line in lines if isinstance(line, dict)]
+            assembled = [line for line in lines if isinstance(line, dict)]
+            batches = assembled[: acknowledged[path.name.split("-")[1]]]
+            assert len(assembled) - len(batches) <= 1, "a batch that was trained on was not pushed"
             given = [(epoch, position) for epoch, start, stop in leases for position in range(start, stop)]
             self.records += [number for batch in batches for number in batch["records"]]
             self.positions.append(given[: batches[-1]["position"]])
@@ -169,7 +177,8 @@ def job():
     return tiny(data=data, num_steps=90, pace=Bounded(2), clip=CLIPPED)
 """)
     assert job.end() == 0, job.stderr
-    result, notes = job.result(), Notes(tmp_path)
+    acknowledged = Counter(re.findall(r"push (\d+)/\d+/\d+ acknowledged", job.stderr))
+    result, notes = job.result(), Notes(tmp_path, acknowledged)
     assert notes.num_batches == result["pushes_acknowledged"], "every batch became an acknowledged push"
     assert len(notes.positions) == 2 and all(len(mine) > 101 for mine in notes.positions), "both took part"
     trained = [place for mine in notes.positions for place in mine]

@@ -59,6 +59,7 @@ def summary(
         "pushes_dropped": int(coordinator.reports.total(lambda r: r.pushes_dropped)),
         "pushes_refused": sum(status.pushes_refused for status in statuses),
         "seconds_per_step": {
+            "input": round(coordinator.reports.mean(lambda r: r.input_seconds), 4),
             "pull": round(coordinator.reports.mean(lambda r: r.pull_seconds), 4),
             "compute": round(coordinator.reports.mean(lambda r: r.compute_seconds), 4),
             "push": round(coordinator.reports.mean(lambda r: r.push_seconds), 4),

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from downpour.model import keras_private
 from downpour.model.data import Dataset
 from downpour.model.vision import metrics
 from downpour.model.vision.records import RecordCounts
@@ -67,7 +68,7 @@ class Evaluator:
         saved = checkpoint.load(directory)
         restore.check(saved, self._layout.variables)
         fill(self._model, self._layout, saved, self._average)
-        for layer in self._model._flatten_layers():
+        for layer in keras_private.layers_of(self._model):
             if isinstance(layer, keras.layers.RNN) and layer.stateful:  # its states stem from the last batch scored
                 layer.reset_state()
         scores, labels, counts = self._predict_all()

@@ -29,6 +29,10 @@ from downpour.worker.exchange.pulled import Pulled
 _MAX_CALLS = 4
 
 
+# Of one factored variable: x [rows, inputs] and a shard's columns of d [rows, outputs], both in the wire dtype.
+Factors = tuple[np.ndarray, np.ndarray]
+
+
 @dataclass(frozen=True)
 class Parameters:
     """Result of a pull, one entry a shard. Overwritten by the second pull after it; without overlap by the next.
@@ -55,15 +59,14 @@ class Gradients:
         statistics: [num_pushed - num_trained] float32, differences.
         versions: Versions of the parameters that the gradients were computed from.
         base: Those parameters, as pulled, for shards that compensate delays.
-        factors: For each factored variable of the shard, x [rows, inputs] and d [rows, outputs], flat, in one array of
-            the wire dtype: its gradient is x^T d.
+        factors: For each factored variable of the shard, x and d: its gradient is x^T d. Shards may share an array x.
     """
 
     trained: Sequence[np.ndarray]
     statistics: Sequence[np.ndarray]
     versions: Sequence[int]
     base: Sequence[np.ndarray] | None = None
-    factors: Sequence[list[np.ndarray]] | None = None
+    factors: Sequence[Sequence[Factors]] | None = None
 
 
 @dataclass(frozen=True)

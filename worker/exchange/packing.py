@@ -7,6 +7,8 @@ rounded again. The last rounding errors of a worker that stops are lost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from downpour.proto import codec
@@ -39,7 +41,7 @@ class Packer:
         self,
         gradient: np.ndarray,
         differences: np.ndarray,
-        factors: list[np.ndarray],
+        factors: Sequence[tuple[np.ndarray, np.ndarray]],
         base: np.ndarray | None = None,
     ) -> list[codec.Outgoing]:
         """Returns the chunks of one push.
@@ -47,13 +49,12 @@ class Packer:
         Args:
             gradient: [num_trained - num_factored] in the wire dtype.
             differences: [num_pushed - num_trained] float32, of statistics.
-            factors: For each factored variable x [rows, inputs] and d [rows, outputs], flat, in one, in the wire dtype.
+            factors: For each factored variable x [rows, inputs] and d [rows, outputs], in the wire dtype.
             base: Parameters that the gradient was computed from, in the same order and dtype, to be sent along.
         """
         chunks = []
         for group, both in zip(self._groups, factors, strict=True):
-            rows = both.size // (group.num_inputs + group.num_outputs)
-            chunks.append(codec.Outgoing(group.start, group.size, self._wire, both, rows=rows))
+            chunks.append(codec.Outgoing(group.start, group.size, self._wire, both, rows=len(both[0])))
         for at, end in self._chunks:
             start, stop, count = at - self._num_factored, end - self._num_factored, end - at
             if self._left is None:

@@ -9,7 +9,6 @@ Threads: one. TensorFlow is allowed here.
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +16,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from downpour.model import keras_private
 from downpour.ps.layout import FROZEN, STATISTIC
 from downpour.ps.layout.patterns import matching
-from downpour.worker.step.forward import Scope, Use, factorable_layers, forward, noting, refuse_assigned
+from downpour.worker.step.factors import factorable_layers, uses_of
+from downpour.worker.step.forward import Scope, forward, refuse_assigned
 
 LOCAL = "local"  # never leaves the worker, so it is in no layout
 
@@ -30,7 +31,7 @@ class Examination:
 
     Attributes:
         assigned: Paths of the variables that a training call assigns; none of them is trained.
-        rows: For each kernel that only its own layer uses, and once, the rows R of that layer's input.
+        rows: For each dense layer's kernel that is used in one product only, the rows R of that product's input.
         unreached: Paths of the trained variables that no gradient reaches, as far as the outermost graph shows. Plain
             Keras leaves them as they are, weight decay and constraints included.
     """
@@ -62,7 +63,7 @@ def examine(
                 f"{variable.path} is a scale of float8, which Keras overwrites with its gradient; use mixed_bfloat16"
             )
     variables = [*model.trainable_variables, *model.non_trainable_variables]
-    layers = factorable_layers(model)
+    factorable = [layer.kernel for layer in factorable_layers(model)]
     assigned: list[keras.Variable] = []
     rows: dict[str, int] = {}
     unreached: list[str] = []
@@ -70,12 +71,12 @@ def examine(
 
     def trace(values: list[tf.Tensor], images: tf.Tensor, labels: tf.Tensor) -> None:
         scope = Scope(variables, values)
-        kernels = {layer.kernel.path: scope.get_current_value(layer.kernel) for layer in layers}
-        with noting(scope, layers, watch=lambda _: None, stand_in=tf.identity) as uses:
-            reached = _reached(forward(model, scope, loss, images, labels))
+        kernels = {kernel.path: scope.get_current_value(kernel) for kernel in factorable}
+        reached = _reached(forward(model, scope, loss, images, labels))
         unreached[:] = [v.path for v, value in zip(trained, values, strict=False) if value.name not in reached]
         assigned[:] = scope.assigned
-        rows.update({path: _rows(uses[path][0]) for path, kernel in kernels.items() if _is_alone(kernel, uses[path])})
+        products = {path: uses_of(kernel).only for path, kernel in kernels.items()}
+        rows.update({path: product.inputs.shape[0] for path, product in products.items() if product})
 
     specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
     tf.function(trace, autograph=False).get_concrete_function(
@@ -182,15 +183,4 @@ def is_float(variable: Any) -> bool:
 
 
 def _layers(model: keras.Model, kind: Any) -> list[Any]:
-    return [layer for layer in model._flatten_layers() if isinstance(layer, kind) and layer.built]
-
-
-def _is_alone(kernel: tf.Tensor, uses: Sequence[Use]) -> bool:
-    """Whether a kernel's value is used in one call of its own layer, in the outermost graph, and nowhere else."""
-    if len(uses) != 1 or not isinstance(uses[0].inputs, tf.Tensor) or uses[0].output.graph is not kernel.graph:
-        return False
-    return all(consumer is uses[0].kernel.op for consumer in kernel.consumers()) and None not in uses[0].inputs.shape
-
-
-def _rows(use: Use) -> int:
-    return math.prod(use.inputs.shape[:-1])
+    return [layer for layer in keras_private.layers_of(model) if isinstance(layer, kind) and layer.built]

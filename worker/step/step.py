@@ -7,12 +7,12 @@ accelerator if there is one, and gradients are cast and concatenated there. No P
 a step, and none of the model's variables is assigned. State that Keras does not count among them, such as that of a
 recurrent layer, stays in its place from step to step, as in plain Keras.
 
-Frozen variables are constants to the tape: their gradients, and everything that only those need, are not computed.
-So are factored ones in their layer's own call: for a dense layer y = x W + b the step returns x and d = dloss/dy; the
-shard multiplies x^T d. A factored one that is used anywhere else as well is refused; `worker.examine` finds such
-variables before, and their gradients are pushed dense.
+Frozen variables are constants to the tape: their gradients, and everything that only those need, are not computed. Nor
+are those of factored variables: for a product y = x W the step returns x and d = dloss/dy; the shard multiplies x^T d
+(`factors`). A factored variable that is used anywhere else as well is refused; `examine` finds such variables before,
+and their gradients are pushed dense.
 
-Where a layer computes in float16, the loss is scaled (`worker.loss_scale`). A step that overflows is not pushed.
+Where a layer computes in float16, the loss is scaled (`loss_scale`). A step that overflows is not pushed.
 
 Batch norm: a worker pushes its moving statistics after the batch minus those it pulled, d * (b - m) with
 d = 1 - momentum, the batch's own statistic b and the pulled m; the shard adds it. One worker alone thus gets the same
@@ -27,7 +27,7 @@ Threads: one at a time. TensorFlow is allowed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,18 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from downpour.model import keras_private
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Range
-from downpour.worker.exchange.exchange import Gradients, Parameters
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout
+from downpour.worker.exchange.exchange import Factors, Gradients, Parameters
 from downpour.worker.step.clip import Clip
-from downpour.worker.step.forward import Scope, Use, factorable_layers, forward, noting, refuse_assigned
+from downpour.worker.step.clipping import clipped, clipped_factor
+from downpour.worker.step.factors import columns, only_product, product_norm
+from downpour.worker.step.flat import FlatVectors
+from downpour.worker.step.forward import Scope, forward, refuse_assigned
 from downpour.worker.step.loss_scale import LossScale
+from downpour.worker.step.sharing import array_of, tensor_of
 from downpour.worker.step.variables import variables_in
 
 Tensors = list[tf.Tensor]
@@ -101,21 +106,20 @@ class TrainingStep:
         self._clip = clip
         self._loss = loss
         self._layout = layout
+        self._vectors = FlatVectors(layout)
         self._dtype = _TENSOR_DTYPES[wire]
         self._bits = codec.WIRE_DTYPES[wire]
         # The layout's variables, by number: the model's trainable ones, then others. The rest is local.
         self._variables = variables_in(model, layout)
-        self._num_trainable = len(model.trainable_variables)
         placed = {id(v) for v in self._variables}
         self._local_variables = [v for v in model.non_trainable_variables if id(v) not in placed]
         self._numbers = {
             kind: [i for i, v in enumerate(layout.variables) if v.kind == kind]
             for kind in (FACTORED, TRAINED, STATISTIC, FROZEN)
         }
-        kernels = {layer.kernel.path: layer for layer in factorable_layers(model)}
-        self._factored_layers = [kernels[layout.variables[i].name] for i in self._numbers[FACTORED]]
+        self._factored = [layout.factored(shard) for shard in range(layout.num_shards)]
         self._local: Tensors = [tf.convert_to_tensor(v) for v in self._local_variables]
-        computes_in_float16 = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+        computes_in_float16 = any(layer.compute_dtype == "float16" for layer in keras_private.layers_of(model))
         self._scale = LossScale() if computes_in_float16 else None
         self._compiled = tf.function(self._step, reduce_retracing=True, autograph=False)
 
@@ -132,17 +136,17 @@ class TrainingStep:
                 first batch is traced.
         """
         scale = self._scale.value if self._scale else None
-        loss, norm, gradients, factors, differences, local = self._compiled(
+        loss, norm, gradients, inputs, outputs, differences, local = self._compiled(
             *self._arguments(parameters, images, labels)
         )
         result = StepResult(
             float(loss),
             float(norm),
             Gradients(
-                [g.numpy().view(self._bits) for g in gradients],
-                [d.numpy() for d in differences],
+                [self._sent(g) for g in gradients],
+                [array_of(d) for d in differences],
                 list(parameters.versions),
-                factors=[[both.numpy().view(self._bits) for both in of_shard] for of_shard in factors],
+                factors=self._factors(inputs, outputs),
             ),
             scale,
         )
@@ -172,8 +176,20 @@ class TrainingStep:
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
         frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
         scale = tf.constant(self._scale.value if self._scale else 1.0)
-        batch = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
+        batch = tensor_of(images), tensor_of(labels)
         return trained, statistics, frozen, self._local, scale, *batch
+
+    def _sent(self, tensor: tf.Tensor) -> np.ndarray:
+        """Returns a tensor in the wire dtype as an array of what is sent."""
+        return array_of(tensor).view(self._bits)
+
+    def _factors(self, inputs: Tensors, outputs: list[Tensors]) -> list[list[Factors]]:
+        """Returns each shard's factors from x of every factored variable and the shards' columns of d."""
+        x = dict(zip(self._numbers[FACTORED], map(self._sent, inputs), strict=True))
+        return [
+            [(x[group.ranges[0].variable], self._sent(d)) for group, d in zip(groups, of_shard, strict=True)]
+            for groups, of_shard in zip(self._factored, outputs, strict=True)
+        ]
 
     def _step(
         self,
@@ -185,43 +201,54 @@ class TrainingStep:
         images: tf.Tensor,
         labels: tf.Tensor,
     ) -> Any:
-        values = self._unflatten([tf.cast(t, tf.float32) for t in trained], FACTORED, TRAINED)
-        values |= self._unflatten(statistics, STATISTIC)
-        values |= self._unflatten([tf.cast(f, tf.float32) for f in frozen], FROZEN)
+        """Computes what `__call__` returns: the function that is compiled."""
+        values = self._vectors.split([tf.cast(t, tf.float32) for t in trained], FACTORED, TRAINED)
+        values |= self._vectors.split(statistics, STATISTIC)
+        values |= self._vectors.split([tf.cast(f, tf.float32) for f in frozen], FROZEN)
         ordered = [values[i] for i in range(len(values))]
         watched, kernels = ([values[i] for i in self._numbers[kind]] for kind in (TRAINED, FACTORED))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*watched, *kernels])
             scope = Scope([*self._variables, *self._local_variables], [*ordered, *local])
-            with noting(scope, self._factored_layers, tape.watch) as noted:
-                loss = forward(self._model, scope, self._loss, images, labels)
+            loss = forward(self._model, scope, self._loss, images, labels)
             scaled = loss * scale if self._scale else loss
         refuse_assigned(self._model, scope.assigned)
-        uses = [self._only_use(layer, noted) for layer in self._factored_layers]
-        wanted = [watched, [use.output for use in uses], kernels]
-        found, of_outputs, beside = tape.gradient(scaled, wanted)
-        self._check_gradients(found, beside)
-        gradients, of_outputs = (
-            [self._unscaled(g, of, scale) for g, of in zip(gs, ofs, strict=True)]
-            for gs, ofs in zip((found, of_outputs), wanted[:2], strict=True)
-        )
-        factors = [use.factors(d) for use, d in zip(uses, of_outputs, strict=True)]
+        names = [self._variables[i].path for i in self._numbers[FACTORED]]
+        products = [only_product(name, kernel) for name, kernel in zip(names, kernels, strict=True)]
+        dense, factored = self._gradients(tape, scaled, scale, watched, [product.output for product in products])
+        factors = [product.factors(d) for product, d in zip(products, factored, strict=True)]
+        norms = [product_norm(x, d) for x, d in factors]
+        norm = tf.linalg.global_norm([*dense, *norms])
+        limited = dict(zip(self._numbers[TRAINED], clipped(dense, self._clip, norm), strict=True))
+        factors = [(x, clipped_factor(d, own, self._clip, norm)) for (x, d), own in zip(factors, norms, strict=True)]
         moved = {
             i: tf.cast(scope.get_current_value(self._variables[i]), tf.float32) - ordered[i]
             for i in self._numbers[STATISTIC]
         }
-        norms = [_product_norm(x, d) for x, d in factors]
-        norm = tf.linalg.global_norm([*gradients, *norms])
-        by_number = dict(zip(self._numbers[TRAINED], _clipped(gradients, self._clip, norm), strict=True))
-        factors = [(x, _clipped_factor(d, own, self._clip, norm)) for (x, d), own in zip(factors, norms, strict=True)]
         return (
             loss,
             norm,
-            [tf.cast(g, self._dtype) for g in self._flatten(by_number, TRAINED)],
-            self._flat_factors(dict(zip(self._numbers[FACTORED], factors, strict=True))),
-            self._flatten(moved, STATISTIC),
+            [tf.cast(g, self._dtype) for g in self._vectors.join(limited, TRAINED)],
+            [tf.cast(x, self._dtype) for x, _ in factors],
+            self._columns([d for _, d in factors]),
+            self._vectors.join(moved, STATISTIC),
             [scope.get_current_value(v) for v in self._local_variables],
         )
+
+    def _gradients(
+        self, tape: tf.GradientTape, loss: tf.Tensor, scale: tf.Tensor, dense: Tensors, outputs: Tensors
+    ) -> tuple[Tensors, Tensors]:
+        """Returns the gradients of trained variables and of factored ones' outputs; warns where none reaches one."""
+        found = tape.gradient(loss, [dense, outputs])
+        names = [self._variables[i].path for kind in (TRAINED, FACTORED) for i in self._numbers[kind]]
+        lost = [name for name, gradient in zip(names, [*found[0], *found[1]], strict=True) if gradient is None]
+        if lost:
+            logging.warning("no gradient reaches %s: not trained, as in plain Keras", ", ".join(lost))
+        of_dense, of_outputs = (
+            [self._unscaled(g, of, scale) for g, of in zip(gs, ofs, strict=True)]
+            for gs, ofs in zip(found, (dense, outputs), strict=True)
+        )
+        return of_dense, of_outputs
 
     def _unscaled(self, gradient: Any, of: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """Returns a gradient without the loss scale, in float32 if there is a scale; zeros where none reaches `of`."""
@@ -230,95 +257,10 @@ class TrainingStep:
         dense = tf.convert_to_tensor(gradient)  # an embedding's gradient is given as slices
         return tf.cast(dense, tf.float32) / scale if self._scale else dense
 
-    def _only_use(self, layer: keras.layers.Dense, uses: Mapping[str, Sequence[Use]]) -> Use:
-        """Returns the one call of a factored layer."""
-        path = layer.kernel.path
-        if len(uses[path]) != 1:
-            how = "more than once" if uses[path] else "nowhere"
-            raise ValueError(f"{path} is used {how} in a step; set exchange.factors=False")
-        return uses[path][0]
-
-    def _check_gradients(self, trained: Sequence[Any], beside: Sequence[Any]) -> None:
-        """Refuses a factored kernel with a gradient beside its factors; warns of variables that no gradient reaches."""
-        for layer, gradient in zip(self._factored_layers, beside, strict=True):
-            if gradient is not None:
-                raise ValueError(
-                    f"{layer.kernel.path} is used outside its own layer, so its gradient is not that of its factors "
-                    "alone; set exchange.factors=False"
-                )
-        lost = [self._variables[i].path for i, g in zip(self._numbers[TRAINED], trained, strict=True) if g is None]
-        if lost:
-            logging.warning("no gradient reaches %s: not trained, as in plain Keras", ", ".join(lost))
-
-    def _flat_factors(self, factors: Mapping[int, tuple[tf.Tensor, tf.Tensor]]) -> list[Tensors]:
-        """For each shard and each of its factored variables, x and the shard's columns of d, in one flat vector."""
-        flat: list[Tensors] = []
-        for shard in range(self._layout.num_shards):
-            flat.append([])
-            for group in self._layout.factored(shard):
-                x, d = factors[group.ranges[0].variable]
-                columns = [d[:, r.begin : r.stop] if r.axis == 1 else d for r in group.ranges]
-                both = [tf.reshape(x, [-1]), tf.reshape(tf.concat(columns, 1), [-1])]
-                flat[-1].append(tf.cast(tf.concat(both, 0), self._dtype))
-        return flat
-
-    def _unflatten(self, vectors: Tensors, *kinds: str) -> dict[int, tf.Tensor]:
-        """Converts one flat vector a shard to one tensor a variable of these kinds, by number."""
-        slices: dict[int, list[tuple[Range, tf.Tensor]]] = {}
-        for vector, ranges in zip(vectors, self._ranges(*kinds), strict=True):
-            for r, part in zip(ranges, tf.split(vector, [r.size for r in ranges]) if ranges else [], strict=True):
-                slices.setdefault(r.variable, []).append((r, tf.reshape(part, self._slice_shape(r))))
-        variables = {}
-        for number, pieces in slices.items():
-            parts = sorted(pieces, key=lambda piece: piece[0].begin)
-            tensors = [tensor for _, tensor in parts]
-            variables[number] = tensors[0] if len(tensors) == 1 else tf.concat(tensors, parts[0][0].axis)
-        return variables
-
-    def _flatten(self, values: Mapping[int, tf.Tensor], kind: str) -> Tensors:
-        """Converts one tensor a variable of this kind, by number, to one flat vector a shard; inverts `_unflatten`."""
-        slices: dict[tuple[int, int], tf.Tensor] = {}
-        for number, value in values.items():
-            ranges = sorted((r for r in self._layout.ranges if r.variable == number), key=lambda r: r.begin)
-            parts = tf.split(value, [r.stop - r.begin for r in ranges], ranges[0].axis) if len(ranges) > 1 else [value]
-            slices.update({(number, r.begin): part for r, part in zip(ranges, parts, strict=True)})
+    def _columns(self, outputs: Tensors) -> list[Tensors]:
+        """Returns each shard's columns of d of its factored variables, in the wire dtype."""
+        d = dict(zip(self._numbers[FACTORED], outputs, strict=True))
         return [
-            tf.concat([tf.reshape(slices[r.variable, r.begin], [-1]) for r in ranges], 0) if ranges else tf.zeros([0])
-            for ranges in self._ranges(kind)
+            [tf.cast(columns(d[group.ranges[0].variable], group), self._dtype) for group in groups]
+            for groups in self._factored
         ]
-
-    def _ranges(self, *kinds: str) -> list[list[Range]]:
-        return [[r for r in rs if self._layout.variables[r.variable].kind in kinds] for rs in self._layout.by_shard]
-
-    def _slice_shape(self, r: Range) -> list[int]:
-        shape = list(self._layout.variables[r.variable].shape)
-        if shape:
-            shape[r.axis] = r.stop - r.begin
-        return shape
-
-
-def _clipped(gradients: Tensors, clip: Clip | None, norm: tf.Tensor) -> Tensors:
-    """Returns the gradients within the limits of `clip`; `norm` is their global norm."""
-    if clip is None:
-        return gradients
-    if clip.by_value is not None:
-        return [tf.clip_by_value(g, -clip.by_value, clip.by_value) for g in gradients]
-    if clip.by_norm is not None:
-        return [tf.clip_by_norm(g, clip.by_norm) for g in gradients]
-    clipped: Tensors = tf.clip_by_global_norm(gradients, clip.by_global_norm, use_norm=norm)[0]
-    return clipped
-
-
-def _product_norm(x: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
-    """|x^T d|, from [rows, rows] products alone: its square is the sum of (x x^T) * (d d^T)."""
-    square = tf.reduce_sum(tf.matmul(x, x, transpose_b=True) * tf.matmul(d, d, transpose_b=True))
-    # Rounding may make a square that is nearly zero negative.
-    return tf.sqrt(tf.where(square < 0, tf.zeros_like(square), square))
-
-
-def _clipped_factor(d: tf.Tensor, own_norm: tf.Tensor, clip: Clip | None, norm: tf.Tensor) -> tf.Tensor:
-    """Clips the second factor of a gradient of norm `own_norm`, as `_clipped` does dense ones."""
-    if clip is None:
-        return d
-    limit, length = (clip.by_norm, own_norm) if clip.by_norm is not None else (clip.by_global_norm, norm)
-    return d * (limit / tf.maximum(length, limit))

@@ -14,7 +14,7 @@ from downpour.ps.layout.cuts import may_be_factored
 from downpour.ps.layout.patterns import matching
 from downpour.worker.step.constraints import constraint_of
 from downpour.worker.step.examine import LOCAL, Examination, is_float, kinds_of
-from downpour.worker.step.forward import factorable_layers
+from downpour.worker.step.factors import factorable_layers
 
 
 def variables_of(

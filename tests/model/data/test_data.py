@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
-from downpour.model.data.batches import multi_hot
+from downpour.model.data.batches import ALIGNMENT, multi_hot, new_images
 from downpour.model.data.order import Lease, Order, forever
+from downpour.model.vision.decode import Decoder
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import LabelledImage, TooManyBadRecords, read_records, write_records
 
@@ -437,3 +438,14 @@ def test_recipes_can_name_data_and_networks_without_tensorflow():
 def test_reader_and_writer_agree_on_the_folder(make_folder):
     folder = make_folder(num_images=9, num_files=2)
     assert sum(1 for path in folder.glob("train-*") for _ in read_records(path)) == 9
+
+
+def test_pixels_are_read_where_they_were_decoded_and_written_where_a_step_can_read_them(make_folder):
+    folder = make_folder()
+    record = next(read_records(folder / "train-00000.tfrecord"))
+    assert not Decoder(12, len(TREE))(record.data).image.flags.owndata
+    for data in (image_records(folder, resize=12, crop=7), GeneratedImages(image_size=7, num_labels=5)):
+        with training(data, batch_size=5) as batches:
+            images, _ = next(batches)
+        for given in (images, new_images(3, 7, 7, 3)):
+            assert given.ctypes.data % ALIGNMENT == 0 and given.flags.c_contiguous and given.flags.writeable

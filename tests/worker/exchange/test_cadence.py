@@ -95,6 +95,7 @@ class Silent:
         self.num_pushes = 0
         self.num_pulls = 0
         self.num_skipped = 0
+        self.num_read = 0
         self.records_done: list[int] = []
 
     def computed(self, **totals: Any) -> None: ...
@@ -102,7 +103,9 @@ class Silent:
     def skipped(self) -> None:
         self.num_skipped += 1
 
-    def read(self, counts: RecordCounts) -> None: ...
+    def read(self, counts: RecordCounts, input_s: float) -> None:
+        assert input_s >= 0
+        self.num_read += 1
 
     def exchanged(self, answer: Any, records_done: int) -> None:
         self.num_pushes += answer.acknowledged
@@ -212,6 +215,16 @@ def test_a_batch_that_overflows_adds_nothing(cadence: Cadence) -> None:
     np.testing.assert_array_equal(*ends)
     assert reporters[0].num_skipped > 0 == reporters[1].num_skipped
     assert reporters[0].records_done == reporters[1].records_done
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_batch_that_was_assembled_and_not_trained_on_does_not_count(address: str, overlap: bool) -> None:
+    batches = Batches()
+    _, reporter = run(address, EveryStep(), SGD(), RATE, 4, overlap=overlap, batches=lambda: batches)
+    num_trained = 4 + overlap  # the last push is in flight when the version is reached
+    assert reporter.num_read == num_trained and reporter.records_done == list(range(1, num_trained + 1))
+    assert num_trained <= batches.position <= num_trained + 1
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
 def test_in_bfloat16_only_what_travels_is_rounded() -> None:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from downpour.proto import codec
 from downpour.ps.apply.sources import Quantized
-from downpour.ps.layout import STATISTIC, Variable, plan
+from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, plan
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from downpour.worker.exchange.exchange import Exchange, Gradients
 from downpour.worker.exchange.packing import Packer
+from tests.chunks import encode_chunk
 from tests.worker.cluster import initialize
 
 SIZE = 3 * codec.BLOCK + 17
@@ -63,6 +64,22 @@ def test_zeros_and_bfloat16(wire: Any) -> None:
     values[3] = np.float32(-2).view(np.uint32) >> 16 if wire == codec.BFLOAT16 else -2
     out = decoded(packer.pack(values, NO_DIFFERENCES, [])[0])
     assert out[3] == -2 and np.count_nonzero(out) == 1
+
+
+@pytest.mark.parametrize("wire", [codec.FLOAT32, codec.BFLOAT16])
+def test_factors_are_sent_as_they_are_one_after_the_other(wire: Any) -> None:
+    layout = plan([Variable("head/kernel", (6, 10), FACTORED), Variable("w", (SIZE,))], 2, [Slicing("head/*", 4)])
+    [group], rng = layout.factored(1), np.random.default_rng(0)
+    x, d = (rng.integers(0, 100, (3, columns)).astype(codec.WIRE_DTYPES[wire]) for columns in (6, group.num_outputs))
+    gradient = np.zeros(layout.num_trained(1) - group.size, codec.WIRE_DTYPES[wire])
+    chunk, *_ = Packer(layout, 1, wire, wire).pack(gradient, NO_DIFFERENCES[:0], [(x, d)])
+    assert chunk.num_bytes == x.nbytes + d.nbytes
+    parts = chunk.encode(None)
+    assert all(any(np.shares_memory(np.asarray(part), each) for part in parts[1:]) for each in (x, d)), "not copied"
+    both = np.concatenate([x.ravel(), d.ravel()])
+    assert b"".join(parts) == encode_chunk(group.start, wire, both, rows=3, count=group.size)
+    for sent, meant in zip(codec.decode_chunk(b"".join(parts)).factors(6), (x, d), strict=True):
+        np.testing.assert_array_equal(sent, meant)
 
 
 @pytest.mark.process

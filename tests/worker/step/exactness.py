@@ -53,10 +53,9 @@ def gradient_of(layout: Layout, result: StepResult) -> np.ndarray:
     """The gradient of the trained part [num_trained], with factors multiplied."""
     parts = []
     assert result.gradients.factors is not None
-    for group, both in zip(layout.factored(0), result.gradients.factors[0], strict=True):
-        rows = both.size // (group.num_inputs + group.num_outputs)
-        x, d = np.split(both, [rows * group.num_inputs])
-        parts.append((x.reshape(rows, -1).T @ d.reshape(rows, -1)).ravel())
+    for group, (x, d) in zip(layout.factored(0), result.gradients.factors[0], strict=True):
+        assert x.shape[1:] + d.shape[1:] == (group.num_inputs, group.num_outputs)
+        parts.append((x.T @ d).ravel())
     return np.concatenate([*parts, result.gradients.trained[0]])
 
 

@@ -17,6 +17,7 @@ from downpour.ps.policy.rules import RMSProp
 from downpour.ps.policy.schedules import Constant
 from downpour.worker.exchange.exchange import Exchange, Parameters
 from downpour.worker.step.clip import Clip
+from downpour.worker.step.examine import examine
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import factored_names, initial_values, variables_of
 from tests.worker.cluster import initialize
@@ -60,9 +61,9 @@ def gradient_of(layout: Layout, gradients: Any) -> list[np.ndarray]:
     vectors = []
     for shard in range(SHARDS):
         parts = []
-        for group, both in zip(layout.factored(shard), gradients.factors[shard], strict=True):
-            x, d = np.split(both, [BATCH * group.num_inputs])
-            product = x.reshape(BATCH, -1).T @ d.reshape(BATCH, -1)
+        for group, (x, d) in zip(layout.factored(shard), gradients.factors[shard], strict=True):
+            assert x.shape == (BATCH, group.num_inputs) and d.shape == (BATCH, group.num_outputs)
+            product = x.T @ d
             columns = np.cumsum([0, *(r.size // group.num_inputs for r in group.ranges)])
             parts += [product[:, a:b].ravel() for a, b in itertools.pairwise(columns)]
         vectors.append(np.concatenate([*parts, gradients.trained[shard]]))
@@ -102,6 +103,50 @@ def test_a_layer_that_is_used_twice_is_refused() -> None:
     images = np.zeros((BATCH, 64), np.float32)
     with pytest.raises(ValueError, match=r"shared/kernel is used more than once.*exchange.factors=False"):
         step(parameters_of(layout, initial_values(net)), images, np.zeros((BATCH, 64), np.float32))
+
+
+def sum_of_products(self: Any, inputs: Any, training: Any = None) -> Any:
+    return self.activation(keras.ops.sum(inputs[:, :, None] * self.kernel, 1) + self.bias)
+
+
+@pytest.mark.parametrize("is_product", [True, False])
+def test_a_dense_layer_that_is_computed_in_another_way_is_pushed_dense(
+    is_product: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a later Keras may do; nothing but the graph says that a layer is a product."""
+    if not is_product:
+        monkeypatch.setattr(keras.layers.Dense, "call", sum_of_products)
+    net = model()
+    examined = examine(net, per_label_logistic, (BATCH, 6, 6, 3), (BATCH, LABELS))
+    assert [path.rpartition("/head")[0] for path in factored_names(net, BATCH, examined)] == ["net"] * is_product
+    layout = plan(variables_of(net, factored=factored_names(net, BATCH, examined)), SHARDS, SLICING)
+    result = TrainingStep(net, per_label_logistic, layout)(parameters_of(layout, initial_values(net)), *batch(1))
+    reference = layout_of(net, factored=False)
+    monkeypatch.undo()
+    dense = TrainingStep(net, per_label_logistic, reference)(parameters_of(reference, initial_values(net)), *batch(1))
+    for a, b in zip(gradient_of(layout, result.gradients), gradient_of(reference, dense.gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_shards_share_the_first_factor_and_no_gradient_is_computed_beside_the_factors() -> None:
+    net = model()
+    layout = layout_of(net, factored=True)
+    step = TrainingStep(net, per_label_logistic, layout)
+    parameters = parameters_of(layout, initial_values(net))
+    factors = step(parameters, *batch(1)).gradients.factors
+    assert factors is not None
+    first = [x for of_shard in factors for x, _ in of_shard]
+    assert len(first) == SHARDS and all(np.shares_memory(x, first[0]) for x in first)
+    graph = step._compiled.get_concrete_function(*step._arguments(parameters, *batch(1)))
+    needed, waiting = set(), [output.op for output in graph.outputs]
+    while waiting:
+        op = waiting.pop()
+        if op.name not in needed:
+            needed.add(op.name)
+            waiting += [value.op for value in op.inputs]
+    products = [op for op in graph.graph.get_operations() if op.type == "MatMul" and op.name in needed]
+    assert not [op for op in products if tuple(op.outputs[0].shape) == (FEATURES, LABELS)], "x^T d is not computed"
+    assert [op for op in products if tuple(op.outputs[0].shape) == (BATCH, LABELS)], "x W is"
 
 
 @pytest.mark.process

@@ -1,0 +1,69 @@
+"""The private parts of Keras that this project uses, each with what happens where a version of Keras lacks it.
+
+Keras has no public way to list the layers within layers, to see that a layer is rematerialized or that an output is
+masked, or to assign a variable in spite of a `keras.StatelessScope`. Everything else of Keras is used as documented.
+
+Nothing here runs an operation, draws a random number or takes an automatic name, so that it may be called while a model
+is built or traced. Threads: any.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from absl import logging
+
+if TYPE_CHECKING:
+    import keras
+
+
+def layers_of(model: keras.Model, *, include_self: bool = True) -> list[Any]:
+    """Returns a model and all layers within it, outer ones before inner ones.
+
+    Where `_flatten_layers` does not do that any longer, a warning says so, and only models within models are searched.
+    Gradients of dense layers within other layers are then pushed dense, and moving statistics within them must be named
+    in the job.
+    """
+    if _lists_inner_layers():
+        return list(model._flatten_layers(include_self=include_self))
+    inner = [found for layer in model.layers for found in (layers_of(layer) if hasattr(layer, "layers") else [layer])]
+    return [model, *inner] if include_self else inner
+
+
+def is_rematerialized(layer: Any) -> bool:
+    """Whether a layer is computed a second time for its gradient (`keras.RematScope`); True if that is not known."""
+    return getattr(layer, "_remat_mode", True) is not None
+
+
+def mask_of(output: Any) -> Any:
+    """Returns the mask that Keras has attached to a tensor; None if there is none, or that is not known."""
+    return getattr(output, "_keras_mask", None)
+
+
+def assign_now(variable: keras.Variable, value: Any) -> None:
+    """Assigns a variable at once, within a `keras.StatelessScope` that does not hold it.
+
+    Without `_direct_assign`, a floating-point variable that Keras reads in another dtype (mixed precision) cannot be
+    assigned: an `AttributeError`.
+    """
+    if hasattr(variable, "_direct_assign"):
+        variable._direct_assign(value)
+    else:
+        variable.value.assign(value)
+
+
+@functools.cache
+def _lists_inner_layers() -> bool:
+    """Whether `_flatten_layers` lists a model, its layers and theirs."""
+    import keras
+
+    inner = keras.layers.Identity(name="inner")
+    outer = keras.layers.TimeDistributed(inner, name="outer")
+    model = keras.Sequential([outer], name="model")
+    flatten: Callable[..., list[Any]] = getattr(model, "_flatten_layers", lambda **_: [])
+    if flatten(include_self=True) == [model, outer, inner] and flatten(include_self=False) == [outer, inner]:
+        return True
+    logging.warning("keras %s does not list the layers within layers: factors are not used there", keras.__version__)
+    return False
