@@ -47,11 +47,11 @@ def main() -> None:
 
 
 def _main() -> None:
-    values = flags.FLAGS
-    if not values["job"].value or not values["out"].value:
+    job, out, days = (flags.FLAGS[name].value for name in ("job", "out", "days"))
+    if not job or not out:
         raise ValueError("give --job=NAME and --out=FOLDER")
-    folder = Path(values["out"].value)
-    make(values["job"].value, folder, int(values["days"].value or 0))
+    folder = Path(out)
+    make(job, folder, int(days or 0))
     print(
         f"start each role with --tls={folder}/ROLE, ROLE one of {', '.join(ROLES)}; keep {folder}/{_CA_KEY} to yourself"
     )

@@ -16,61 +16,117 @@ or failed; at SIGTERM it then first writes the checkpoint of shards that are ter
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
-from downpour.launch.job import Job, recipe
+from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
-from downpour.launch.roles import ending, entry, initial, security, topology
+from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
+from downpour.launch.roles.config import Access, Checkpoints, Listening
+from downpour.launch.roles.topology import Topology
 from downpour.ps.layout import Layout
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
 from downpour.worker.chief.plan import Plan
 
-topology.define_flags("chief")
-initial.define_flags()
-_PREPARED = flags.DEFINE_string("prepared", None, "File of layout and initial values that a launcher has written.")
-
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
+
+
+@dataclass(frozen=True)
+class ChiefConfig:
+    """Configuration of the chief.
+
+    Attributes:
+        job: The job.
+        topology: The cluster.
+        run_dir: Folder of the run.
+        recipe_overrides: Overrides that the job was made with, for the description of the run.
+        listening: Where it listens.
+        checkpoints: Where checkpoints go, and whether the run continues from one.
+        source: Source of initial values; None for fresh ones.
+        prepared: File of layout and initial values, written by a launcher; None to build the model.
+        job_id: Id of a new run; "" for a random one.
+        stop_shards: Whether the shards are ended when the job is over.
+        access: Identity, access and health port.
+    """
+
+    job: Job
+    topology: Topology
+    run_dir: Path
+    recipe_overrides: tuple[str, ...] = ()
+    listening: Listening = field(default_factory=Listening)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    source: initial.Source | None = None
+    prepared: Path | None = None
+    job_id: str = ""
+    stop_shards: bool = False
+    access: Access = field(default_factory=Access)
 
 
 def main() -> None:
     """Runs the job to its end."""
-    entry.run(_run, role="chief")
+    recipe_flags.define()
+    role_flags.define("chief")
+    entry.run(_main, role="chief")
 
 
-def _run() -> None:
+def _main() -> None:
     ending.on_sigterm()
-    job = recipe.from_flags()
-    where, index = topology.from_flags("chief", job)
+    run(from_flags())
+
+
+def from_flags() -> ChiefConfig:
+    """Returns the configuration of the command line."""
+    name, overrides = recipe_flags.read()
+    job = recipe.load(name, overrides)
+    where, index = role_flags.cluster("chief", job)
+    run_dir, checkpoints, prepared = role_flags.run_dir(job), role_flags.checkpoints(), role_flags.value("prepared")
+    path, only = role_flags.value("init_from"), role_flags.value("init_only") or ()
+    return ChiefConfig(
+        job,
+        where,
+        run_dir,
+        recipe_overrides=overrides,
+        listening=role_flags.listening("chief", where, index),
+        checkpoints=checkpoints,
+        source=initial.source_of(path, only, run_dir, checkpoints.resume),
+        prepared=Path(prepared) if prepared else None,
+        job_id=role_flags.job_id(),
+        stop_shards=bool(role_flags.value("stop_shards")),
+        access=role_flags.access("chief"),
+    )
+
+
+def run(config: ChiefConfig) -> None:
+    """Runs the job to its end; called from the main thread of a process of its own."""
+    job, shards, source = config.job, config.topology.ps, config.source
     check_data(job)
-    host, port = topology.listen_address("chief", where, index)
-    run_dir = topology.run_dir(job)
-    source = initial.from_flags(run_dir)
     security.prepare_server()
-    chief = Chief(_plan(job, where.evaluator), run_dir, host=host, port=port, security=security.from_flags("chief"))
-    with contextlib.closing(chief), security.health(lambda: chief.ready):
-        ending.on_sigterm(lambda: _leave(chief))
+    host, port = config.listening.host, config.listening.port
+    chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)
+    with contextlib.closing(chief), security.health(config.access.health_port, lambda: chief.ready):
+        ending.on_sigterm(lambda: _leave(chief, config.stop_shards))
         # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
-        topology.write_port(chief.port)
+        topology.write_port(config.listening.port_file, chief.port)
         if source:
             logging.info("empty shards begin as in %s; shards that hold parameters keep them", source.path)
-        model = _Model(job, source)
+        model = _Model(job, source, config.prepared)
         # A restarted chief needs no model, so that it is ready within a second.
-        layout = chief.known_layout(where.ps) or model.layout()
-        give_up_after_s, stop = job.exchange.give_up_after_s, bool(flags.FLAGS["stop_shards"].value)
-        chief.run(layout, where.ps, model.initial_values, give_up_after_s, stop_shards=stop)
+        layout = chief.known_layout(shards) or model.layout()
+        give_up_after_s = job.exchange.give_up_after_s
+        chief.run(layout, shards, model.initial_values, give_up_after_s, stop_shards=config.stop_shards)
     logging.info("done")
 
 
-def _leave(chief: Chief) -> None:
-    if flags.FLAGS["stop_shards"].value:
+def _leave(chief: Chief, stop_shards: bool) -> None:
+    if stop_shards:
         chief.see_off(_SEE_OFF_WITHIN_S)
     chief.hold()
     logging.info("told to end; the journal is written")
@@ -78,11 +134,11 @@ def _leave(chief: Chief) -> None:
 
 
 class _Model:
-    """The job's model, built on first use; a preflight's layout and values in `--prepared` replace it."""
+    """The job's model, built on first use; a preflight's layout and values in the file `prepared` replace it."""
 
-    def __init__(self, job: Job, source: initial.Source | None) -> None:
+    def __init__(self, job: Job, source: initial.Source | None, prepared: Path | None) -> None:
         self._job, self._source = job, source
-        self._prepared = Path(_PREPARED.value) if _PREPARED.value and source is None else None
+        self._prepared = prepared if source is None else None
 
     def layout(self) -> Layout:
         """Returns the layout of its variables."""
@@ -101,7 +157,8 @@ class _Model:
         return initial.values(model, layout, self._source, self._job.exchange.codec)
 
 
-def _plan(job: Job, evaluator: bool) -> Plan:
+def _plan(config: ChiefConfig) -> Plan:
+    job, checkpoints = config.job, config.checkpoints
     same = same_fields(job)
     return Plan(
         recipe=job.name,
@@ -111,7 +168,7 @@ def _plan(job: Job, evaluator: bool) -> Plan:
         staleness=job.staleness,
         num_workers=job.cluster.num_workers,
         max_workers=job.cluster.most_workers,
-        expects_evaluator=evaluator,
+        expects_evaluator=config.topology.evaluator,
         lease_s=job.cluster.lease_s,
         num_steps=job.num_steps,
         checkpoint_every_steps=job.checkpoint_every_steps,
@@ -119,14 +176,14 @@ def _plan(job: Job, evaluator: bool) -> Plan:
         num_records=job.data.num_records,
         lease_records=lease_records(job.data.num_records, job.batch_size, job.cluster.num_workers),
         average=job.average,
-        checkpoint_dir=topology.checkpoint_dir(topology.run_dir(job)),
+        checkpoint_dir=checkpoints.of(config.run_dir),
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
-        resume=topology.resume(),
-        overwrite=topology.overwrite(),
-        job_id=topology.job_id(),
+        resume=checkpoints.resume,
+        overwrite=checkpoints.overwrite,
+        job_id=config.job_id,
         job=same,
-        description={"recipe": job.name, "overrides": list(flags.FLAGS["set"].value or ()), "job": same},
+        description={"recipe": job.name, "overrides": list(config.recipe_overrides), "job": same},
         facts={
             "head_slices": job.slicing[0].num_slices if job.slicing else 1,
             "batch_size": job.batch_size,

@@ -57,15 +57,15 @@ def prepare_main() -> None:
     is_named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
     dataset = sys.argv.pop(1) if is_named else ""
     flags.DEFINE_string("out", None, "Folder to write to; data/DATASET by default.")
-    entry.run(lambda: _prepare(dataset), role="prepare")
+    entry.run(lambda: _prepare(dataset, flags.FLAGS["out"].value), role="prepare")
 
 
-def _prepare(dataset: str) -> None:
+def _prepare(dataset: str, out: str | None) -> None:
     if dataset not in _DATASETS:
         raise ValueError(f"data set {dataset!r} is not known; accepted are {', '.join(_DATASETS)}")
     from downpour.model.vision import openmoji
 
-    print(openmoji.prepare(Path(flags.FLAGS["out"].value or f"data/{dataset}")))
+    print(openmoji.prepare(Path(out or f"data/{dataset}")))
 
 
 if __name__ == "__main__":

@@ -6,39 +6,66 @@ python -m downpour.launch.evaluator --recipe=quickstart --ps=HOST:PORT,... --chi
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field
 
-from downpour.launch.job import Job, mistakes, recipe
+from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
 from downpour.launch.job.same_job import same_fields
-from downpour.launch.roles import ending, entry, security, topology
-from downpour.proto.security.config import Security
+from downpour.launch.roles import ending, entry, role_flags, security
+from downpour.launch.roles.config import Access
 from downpour.worker.exchange.clients import ChiefClient
 
-topology.define_flags("evaluator")
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """Configuration of the evaluator.
+
+    Attributes:
+        job: The job.
+        chief: `host:port` of the chief.
+        access: Identity, access and health port.
+    """
+
+    job: Job
+    chief: str
+    access: Access = field(default_factory=Access)
 
 
 def main() -> None:
     """Scores until the last checkpoint."""
-    entry.run(_run, role="evaluator")
+    recipe_flags.define()
+    role_flags.define("evaluator")
+    entry.run(_main, role="evaluator")
 
 
-def _run() -> None:
+def _main() -> None:
     ending.on_sigterm()  # it has no state: its replacement scores the newest checkpoint
-    job = recipe.from_flags()
-    where, _ = topology.from_flags("evaluator", job)
-    check_data(job)
-    mine, ready = security.from_flags("evaluator"), threading.Event()
-    with security.health(ready.is_set):
-        _score(job, where, mine, ready)
+    run(from_flags())
 
 
-def _score(job: Job, where: topology.Topology, mine: Security, ready: threading.Event) -> None:
+def from_flags() -> EvaluatorConfig:
+    """Returns the configuration of the command line."""
+    job = recipe.load(*recipe_flags.read())
+    where, _ = role_flags.cluster("evaluator", job)
+    return EvaluatorConfig(job, where.chief, role_flags.access("evaluator"))
+
+
+def run(config: EvaluatorConfig) -> None:
+    """Scores every checkpoint until the last."""
+    check_data(config.job)
+    ready = threading.Event()
+    with security.health(config.access.health_port, ready.is_set):
+        _score(config, ready)
+
+
+def _score(config: EvaluatorConfig, ready: threading.Event) -> None:
+    job = config.job
     model, layout = build(job, job.cluster.threads_per_worker)
     ready.set()
 
     from downpour.worker.evaluator import evaluator
 
-    chief = ChiefClient(where.chief, job.exchange.give_up_after_s, mine)
+    chief = ChiefClient(config.chief, job.exchange.give_up_after_s, config.access.security)
     try:
         chief.check_job(same_fields(job))
         scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, average=job.evaluate_average)

@@ -23,9 +23,9 @@ from typing import Any
 from absl import flags, logging
 
 from downpour import files
-from downpour.launch.job import Job, recipe
+from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import build
-from downpour.launch.roles import entry, initial, topology
+from downpour.launch.roles import entry, initial
 from downpour.model import weights
 from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.manifest import Checkpoint
@@ -38,7 +38,7 @@ _HDF5_GROUPS = ("layers", "_layer_checkpoint_dependencies", "vars", "model_weigh
 
 def main() -> None:
     """Writes the file."""
-    topology.define_recipe_flags()
+    recipe_flags.define()
     flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run: its newest complete checkpoint.")
     flags.DEFINE_string("out", None, "What to write: FILE.keras, FILE.weights.h5, FILE.h5, or a folder (SavedModel).")
     flags.DEFINE_boolean("average", False, "Whether the average of the parameters is written in their place.")
@@ -52,7 +52,7 @@ def _run() -> None:
     if missing:
         raise ValueError(f"export lacks {' and '.join(missing)}; give --checkpoint=FOLDER and --out=FILE")
     average, overwrite = bool(flags.FLAGS["average"].value), bool(flags.FLAGS["overwrite"].value)
-    export(recipe.from_flags(), checkpoint, out, average, overwrite)
+    export(recipe.load(*recipe_flags.read()), checkpoint, out, average, overwrite)
     print(out)
 
 

@@ -6,27 +6,39 @@ launchers run before all others: it checks the whole job (`downpour.launch.local
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
 
-from downpour.launch.job import recipe
+from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import build
 from downpour.launch.local import prepared
-from downpour.launch.roles import entry, initial, topology
+from downpour.launch.roles import entry, initial, role_flags
 from downpour.ps.layout import Layout
 
-topology.define_recipe_flags()
-_OUT = flags.DEFINE_string("out", None, "File to write the table to instead of stdout.")
-_VARIABLES = flags.DEFINE_boolean(
-    "variables", None, "Whether to list every variable; by default up to 100 of them are listed."
-)
-_PREFLIGHT = flags.DEFINE_boolean("preflight", False, "Check the job as before a start: trace its step, read a batch.")
-_PREPARED_OUT = flags.DEFINE_string("prepared_out", None, "File for the chief's --prepared, written by --preflight.")
-if "evaluator" not in flags.FLAGS:
-    flags.DEFINE_boolean("evaluator", True, "Whether --preflight also checks what an evaluator needs.")
-
 _MOST_LISTED = 100
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """What to print or check.
+
+    Attributes:
+        job: The job.
+        out: File to write the table to; None for stdout.
+        variables: Whether every variable is listed; None: if there are at most 100, and on stdout only.
+        preflight: Whether the job is checked as before a start.
+        evaluator: Whether `preflight` also checks what an evaluator needs.
+        prepared_out: File for layout and initial values, written by `preflight`; None for none.
+    """
+
+    job: Job
+    out: Path | None = None
+    variables: bool | None = None
+    preflight: bool = False
+    evaluator: bool = True
+    prepared_out: Path | None = None
 
 
 def variables(layout: Layout) -> str:
@@ -49,24 +61,47 @@ def _numbers(shards: list[int]) -> str:
 
 def main() -> None:
     """Prints the table."""
-    entry.run(_run, role="layout")
+    recipe_flags.define()
+    flags.DEFINE_string("out", None, "File to write the table to instead of stdout.")
+    text = "Whether to list every variable; by default up to 100 of them are listed."
+    flags.DEFINE_boolean("variables", None, text)
+    text = "Check the job as before a start: trace its step, read a batch."
+    flags.DEFINE_boolean("preflight", False, text)
+    flags.DEFINE_string("prepared_out", None, "File for the chief's --prepared, written by --preflight.")
+    role_flags.define_evaluator("Whether --preflight also checks what an evaluator needs.")
+    entry.run(lambda: run(from_flags()), role="layout")
 
 
-def _run() -> None:
-    job = recipe.from_flags()
-    if _PREFLIGHT.value:
+def from_flags() -> LayoutConfig:
+    """Returns the configuration of the command line."""
+    values = flags.FLAGS.flag_values_dict()
+    return LayoutConfig(
+        recipe.load(*recipe_flags.read()),
+        out=Path(values["out"]) if values["out"] else None,
+        variables=values["variables"],
+        preflight=bool(values["preflight"]),
+        evaluator=bool(values["evaluator"]),
+        prepared_out=Path(values["prepared_out"]) if values["prepared_out"] else None,
+    )
+
+
+def run(config: LayoutConfig) -> None:
+    """Prints or writes the table, after the preflight if that is asked for."""
+    job = config.job
+    if config.preflight:
         from downpour.launch.local import preflight
 
-        model, layout = preflight.check(job, evaluator=bool(flags.FLAGS["evaluator"].value))
-        if _PREPARED_OUT.value:
-            prepared.write(Path(_PREPARED_OUT.value), layout, initial.values(model, layout, None, job.exchange.codec))
+        model, layout = preflight.check(job, evaluator=config.evaluator)
+        if config.prepared_out:
+            prepared.write(config.prepared_out, layout, initial.values(model, layout, None, job.exchange.codec))
     else:
         layout = build(job)[1]
     text = layout.table()
-    if _VARIABLES.value or (_VARIABLES.value is None and not _OUT.value and len(layout.variables) <= _MOST_LISTED):
+    few = not config.out and len(layout.variables) <= _MOST_LISTED
+    if few if config.variables is None else config.variables:
         text = f"{text}\n\n{variables(layout)}"
-    if _OUT.value:
-        Path(_OUT.value).write_text(text + "\n")
+    if config.out:
+        config.out.write_text(text + "\n")
     else:
         print(text)
 

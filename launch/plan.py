@@ -20,27 +20,15 @@ from typing import Any
 
 from absl import flags
 
-from downpour.launch.job import Job, recipe
+from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.kubernetes import sizes
 from downpour.launch.planning import demand, queueing
 from downpour.launch.planning.demand import Cost, Costs
 from downpour.launch.planning.queueing import Fleet, Prediction
-from downpour.launch.roles import entry, topology
+from downpour.launch.roles import entry
 from downpour.proto.security import tls
 from downpour.ps.layout import Layout
 from downpour.ps.layout import plan as place
-
-topology.define_recipe_flags()
-_WORKERS = flags.DEFINE_integer("workers", None, "Workers; the recipe's by default.")
-_GBIT = flags.DEFINE_float("gbit", 10.0, "Line rate of a host, each way, in 10^9 bits a second.")
-_SECONDS = flags.DEFINE_float("seconds_per_step", None, "What a worker takes to compute one gradient.")
-_SPREAD = flags.DEFINE_float("spread", 0.1, "Standard deviation of those seconds, of their mean (lognormal).")
-_CORES = flags.DEFINE_float("cores_per_shard", 1.0, "Cores of one shard's host or container.")
-_COSTS = flags.DEFINE_float(
-    "core_ms_per_step", None, "Core-milliseconds of all shards together for one step; measured here by default."
-)
-_MEASURE_S = flags.DEFINE_float("measure_s", 1.0, "Seconds of each of the four measurements.")
-_TLS = flags.DEFINE_boolean("mutual_tls", True, "Measure them with what is sent encrypted, as on a cluster.")
 
 # Shards are not a bottleneck up to this utilisation; above it, queues grow fast.
 _BUSY = 0.8
@@ -220,43 +208,86 @@ def _histogram(found: Prediction) -> list[str]:
     return rows
 
 
-def _job() -> Job:
-    job = recipe.from_flags()
-    if _WORKERS.value is not None and _WORKERS.value >= 1:
-        job = replace(job, cluster=replace(job.cluster, num_workers=_WORKERS.value))
-    return job
+@dataclass(frozen=True)
+class PlanConfig:
+    """What to predict, and how costs are found.
+
+    Attributes:
+        job: The job.
+        cluster: The cluster.
+        core_ms_per_step: Core-milliseconds of all shards together for one step; None to measure them here.
+        measure_s: Seconds of each of the four measurements.
+        mutual_tls: Whether they are made over mutual TLS.
+    """
+
+    job: Job
+    cluster: Cluster
+    core_ms_per_step: float | None = None
+    measure_s: float = 1.0
+    mutual_tls: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.measure_s <= 60:
+            raise ValueError(f"--measure_s={self.measure_s:g}; give a number of seconds above 0, 60 at most")
+        if self.core_ms_per_step is None and self.mutual_tls:
+            try:
+                tls.check_installed()
+            except ValueError as error:
+                raise ValueError(f"{error}, or give --nomutual_tls to plan for plain text") from None
 
 
-def _main() -> None:
-    job = _job()
+def from_flags() -> PlanConfig:
+    """Returns the configuration of the command line.
+
+    Raises:
+        ValueError: The job's pace or cadence is not supported, or a number is missing or out of its range.
+    """
+    job, values = recipe.load(*recipe_flags.read()), flags.FLAGS.flag_values_dict()
+    workers = values["workers"]
+    if workers is not None and workers >= 1:
+        job = replace(job, cluster=replace(job.cluster, num_workers=workers))
     check(job)
-    if _SECONDS.value is None:
+    if values["seconds_per_step"] is None:
         raise ValueError("no --seconds_per_step; give what a worker takes to compute one gradient, in seconds")
-    workers = job.cluster.num_workers if _WORKERS.value is None else _WORKERS.value
-    cluster = Cluster(workers, _GBIT.value, _SECONDS.value, _SPREAD.value, _CORES.value)
-    if not 0 < _MEASURE_S.value <= 60:
-        raise ValueError(f"--measure_s={_MEASURE_S.value:g}; give a number of seconds above 0, 60 at most")
-    if _COSTS.value is None and _TLS.value:
-        try:
-            tls.check_installed()
-        except ValueError as error:
-            raise ValueError(f"{error}, or give --nomutual_tls to plan for plain text") from None
+    cluster = Cluster(
+        job.cluster.num_workers if workers is None else workers,
+        values["gbit"],
+        values["seconds_per_step"],
+        values["spread"],
+        values["cores_per_shard"],
+    )
+    return PlanConfig(job, cluster, values["core_ms_per_step"], values["measure_s"], bool(values["mutual_tls"]))
+
+
+def run(config: PlanConfig) -> None:
+    """Prints the prediction; the last line is `RESULT {json}`."""
     from downpour.launch.job.build import build
 
+    job = config.job
     layout = build(job)[1]
-    if _COSTS.value is None:
+    if config.core_ms_per_step is None:
         from downpour.launch.planning import shard_costs
 
-        costs = shard_costs.measure(job, layout, _MEASURE_S.value, mutual_tls=bool(_TLS.value))
+        costs = shard_costs.measure(job, layout, config.measure_s, mutual_tls=config.mutual_tls)
     else:
-        costs = known_costs(job, layout, _COSTS.value)
-    text, result = report(job, layout, costs, cluster)
+        costs = known_costs(job, layout, config.core_ms_per_step)
+    text, result = report(job, layout, costs, config.cluster)
     print(f"{text}\nRESULT {json.dumps(result)}", flush=True)
 
 
 def main() -> None:
     """Prints the prediction."""
-    entry.run(_main, role="plan")
+    recipe_flags.define()
+    flags.DEFINE_integer("workers", None, "Workers; the recipe's by default.")
+    flags.DEFINE_float("gbit", 10.0, "Line rate of a host, each way, in 10^9 bits a second.")
+    flags.DEFINE_float("seconds_per_step", None, "What a worker takes to compute one gradient.")
+    flags.DEFINE_float("spread", 0.1, "Standard deviation of those seconds, of their mean (lognormal).")
+    flags.DEFINE_float("cores_per_shard", 1.0, "Cores of one shard's host or container.")
+    text = "Core-milliseconds of all shards together for one step; measured here by default."
+    flags.DEFINE_float("core_ms_per_step", None, text)
+    flags.DEFINE_float("measure_s", 1.0, "Seconds of each of the four measurements.")
+    flags.DEFINE_boolean("mutual_tls", True, "Measure them with what is sent encrypted, as on a cluster.")
+    entry.run(lambda: run(from_flags()), role="plan")
 
 
 if __name__ == "__main__":

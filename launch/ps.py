@@ -14,40 +14,67 @@ import secrets
 import signal
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from absl import flags, logging
+from absl import logging
 
-from downpour.launch.roles import ending, entry, security, topology
+from downpour.launch.roles import ending, entry, role_flags, security, topology
+from downpour.launch.roles.config import Access, Listening
 from downpour.proto.http2.sockets import host_and_port
-from downpour.proto.security.config import Security
 from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange.clients import ChiefClient
-
-topology.define_flags("ps")
 
 _ASK_EVERY_S, _ANSWER_WITHIN_S = 0.25, 2.0
 
 
+@dataclass(frozen=True)
+class ShardConfig:
+    """Configuration of one shard.
+
+    Attributes:
+        index: Index of the shard.
+        listening: Where it listens.
+        arena: File with its state; None for memory that ends with the process.
+        chief: `host:port` of the chief that is asked for a checkpoint at SIGTERM; "" for none.
+        grace_s: Seconds to wait for that checkpoint.
+        access: Identity, access and health port.
+    """
+
+    index: int
+    listening: Listening = field(default_factory=Listening)
+    arena: Path | None = None
+    chief: str = ""
+    grace_s: float = 20.0
+    access: Access = field(default_factory=Access)
+
+
 def main() -> None:
     """Serves until the job is over, or until SIGTERM or SIGINT."""
-    entry.run(_run, role="ps")
+    role_flags.define("ps")
+    entry.run(lambda: run(from_flags()), role="ps")
 
 
-def _run() -> int:
-    where, index = topology.from_flags("ps")
-    host, port = topology.listen_address("ps", where, index)
-    arena = flags.FLAGS["arena"].value
+def from_flags() -> ShardConfig:
+    """Returns the configuration of the command line."""
+    where, index = role_flags.cluster("ps")
+    listening = role_flags.listening("ps", where, index)
+    arena, grace_s = role_flags.value("arena"), float(role_flags.value("grace_s") or 0.0)
+    return ShardConfig(index, listening, Path(arena) if arena else None, where.chief, grace_s, role_flags.access("ps"))
+
+
+def run(config: ShardConfig) -> int:
+    """Serves a shard until it is stopped; returns the exit code."""
+    host, port = config.listening.host, config.listening.port
     security.prepare_server()
-    mine = security.from_flags("ps")
-    server = ShardServer(index, host, port, Path(arena) if arena else None, mine)
+    server = ShardServer(config.index, host, port, config.arena, config.access.security)
     gc.freeze()  # modules stay; to scan them for garbage takes 20 ms, in the middle of a call
-    end = _End(server, index, where.chief, mine)
+    end = _End(server, config)
     ending.on_sigterm(end.leave)
     signal.signal(signal.SIGINT, lambda *_: server.stop_soon())
     logging.info("listens on %s", host_and_port(host, server.port))
-    topology.write_port(server.port)
-    with security.health(lambda: server.ready):
+    topology.write_port(config.listening.port_file, server.port)
+    with security.health(config.access.health_port, lambda: server.ready):
         server.wait()
     logging.info("stopped")
     return end.code
@@ -60,25 +87,25 @@ class _End:
         code: Exit code once the server has stopped.
     """
 
-    def __init__(self, server: ShardServer, index: int, chief: str, mine: Security) -> None:
+    def __init__(self, server: ShardServer, config: ShardConfig) -> None:
         self.code = entry.OK
-        self._server, self._index, self._chief, self._security = server, index, chief, mine
+        self._server, self._config = server, config
 
     def leave(self) -> None:
         """Stops the server, after a checkpoint if a chief is known and the shard holds parameters."""
-        if self._chief and self._server.ready:
+        if self._config.chief and self._server.ready:
             self._wait_for_checkpoint()
-        if self._chief:
+        if self._config.chief:
             self.code = entry.TERMINATED
         self._server.stop_soon()
 
     def _wait_for_checkpoint(self) -> None:
         begin, incarnation = time.monotonic(), secrets.randbits(63)
-        grace_s = float(flags.FLAGS["grace_s"].value or 0.0)
-        chief = ChiefClient(self._chief, grace_s, self._security)
+        grace_s = self._config.grace_s
+        chief = ChiefClient(self._config.chief, grace_s, self._config.access.security)
         pause = threading.Event()
         while (left := begin + grace_s - time.monotonic()) > 0:
-            if chief.leaving(self._index, incarnation, min(left, _ANSWER_WITHIN_S)):
+            if chief.leaving(self._config.index, incarnation, min(left, _ANSWER_WITHIN_S)):
                 logging.info("leaves; a checkpoint was written within %.1f s", time.monotonic() - begin)
                 return
             pause.wait(min(left, _ASK_EVERY_S))

@@ -21,14 +21,15 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from absl import flags
 
-from downpour.launch.job import recipe
+from downpour.launch.job import recipe, recipe_flags
 from downpour.launch.local.supervisor import Interrupted, ProcessFailed, Program, Supervisor
-from downpour.launch.roles import entry, topology
+from downpour.launch.roles import entry, role_flags, topology
+from downpour.launch.roles.config import Checkpoints
 from downpour.launch.roles.topology import FlagValue, Topology
 from downpour.proto.http2.sockets import host_and_port
 from downpour.worker.chief import owner
@@ -53,6 +54,45 @@ class Placement:
     def address(self) -> str:
         """Name of its host for other hosts, without the user."""
         return self.host.rpartition("@")[2]
+
+
+@dataclass(frozen=True)
+class SshConfig:
+    """A job on hosts.
+
+    Attributes:
+        recipe: Name or path of the recipe, on all hosts.
+        overrides: Overrides of the recipe, among them the numbers of shards and workers.
+        places: Its processes, in the order of their start.
+        topology: The cluster that they make.
+        run_dir: Folder of the run, on all hosts.
+        via: Runs a shell command, given after it, on host {}.
+        python: Interpreter on the hosts.
+        directory: Working directory on the hosts.
+        arena_dir: Folder of the shards' memory; "" for memory that ends with a shard.
+        tls: Folder that `downpour certs` has made; "" for plain text.
+        token_file: File with the job's token; "" for none.
+        listen_in_plain_text_on_the_network: Whether servers accept unencrypted connections from other hosts.
+        checkpoints: Where checkpoints go, and whether the run continues from one.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    places: tuple[Placement, ...]
+    topology: Topology
+    run_dir: Path
+    via: str
+    python: str
+    directory: str
+    arena_dir: str = ""
+    tls: str = ""
+    token_file: str = ""
+    listen_in_plain_text_on_the_network: bool = False
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+
+    def job_flags(self) -> dict[str, FlagValue]:
+        """Flags of chief, workers and evaluator."""
+        return {"recipe": self.recipe, "set": self.overrides, "run_dir": self.run_dir}
 
 
 def read_hosts(text: str) -> list[Placement]:
@@ -89,94 +129,117 @@ def topology_of(places: list[Placement], first_port: int) -> Topology:
     )
 
 
-def shell_command(place: Placement, cluster: Topology, common: dict[str, FlagValue], job_id: str = "") -> str:
+def shell_command(config: SshConfig, place: Placement, job_id: str = "") -> str:
     """Returns the shell command that starts a process on its host.
 
     Args:
+        config: The configuration.
         place: The process.
-        cluster: The whole cluster.
-        common: Flags of chief, workers and evaluator.
         job_id: Id of a new run, the same whenever the chief is restarted.
     """
+    cluster = config.topology
     values: dict[str, FlagValue] = {
-        "tls": f"{flags.FLAGS.tls.rstrip('/')}/{place.role}" if flags.FLAGS.tls else None,
-        "token_file": flags.FLAGS.token_file,
+        "tls": f"{config.tls.rstrip('/')}/{place.role}" if config.tls else None,
+        "token_file": config.token_file,
     }
-    values |= {"chief": cluster.chief} if place.role == "ps" else common | cluster.flags()
+    values |= {"chief": cluster.chief} if place.role == "ps" else config.job_flags() | cluster.flags()
     if place.role in ("ps", "chief"):
         values["port"] = int(cluster.address(place.role, place.index).rpartition(":")[2])
-        values["listen_in_plain_text_on_the_network"] = flags.FLAGS.listen_in_plain_text_on_the_network or None
+        values["listen_in_plain_text_on_the_network"] = config.listen_in_plain_text_on_the_network or None
     if place.role == "chief":
-        more = {"chief": None, "stop_shards": True, "evaluator": cluster.evaluator, "job_id": job_id}
-        values |= more | topology.checkpoint_flags()
+        more: dict[str, FlagValue] = {
+            "chief": None,
+            "stop_shards": True,
+            "evaluator": cluster.evaluator,
+            "job_id": job_id,
+        }
+        values |= more | config.checkpoints.flags()
     begin, end = "exec ", ""
-    if place.role == "ps" and flags.FLAGS.arena_dir:
-        values["arena"] = arena = f"{flags.FLAGS.arena_dir.rstrip('/')}/downpour-{place.index}.arena"
+    if place.role == "ps" and config.arena_dir:
+        values["arena"] = arena = f"{config.arena_dir.rstrip('/')}/downpour-{place.index}.arena"
         begin, end = "", f" && rm -f {shlex.quote(arena)}"  # once the job is over
-    command = shlex.join(topology.command(place.role, place.index, values, python=flags.FLAGS.python))
-    return f"cd {shlex.quote(flags.FLAGS.directory or os.getcwd())} && {begin}{command}{end}"
+    command = shlex.join(topology.command(place.role, place.index, values, python=config.python))
+    return f"cd {shlex.quote(config.directory)} && {begin}{command}{end}"
 
 
-def preflight_command(evaluator: bool) -> str:
+def preflight_command(config: SshConfig) -> str:
     """Returns the shell command that checks the job on a worker's host (`downpour.launch.local.preflight`)."""
-    values: dict[str, FlagValue] = {name: flags.FLAGS[name].value for name in ("recipe", "set")}
-    values |= {"preflight": True, "evaluator": evaluator, "out": "/dev/null"}
-    words = [flags.FLAGS.python, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values)]
-    return f"cd {shlex.quote(flags.FLAGS.directory or os.getcwd())} && exec {shlex.join(words)}"
+    values: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides}
+    values |= {"preflight": True, "evaluator": config.topology.evaluator, "out": "/dev/null"}
+    words = [config.python, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values)]
+    return f"cd {shlex.quote(config.directory)} && exec {shlex.join(words)}"
 
 
-def _main() -> int | None:
-    if not flags.FLAGS.hosts:
+def from_flags() -> SshConfig:
+    """Returns the configuration of the command line.
+
+    Raises:
+        ValueError: The file of hosts cannot be read or makes no cluster, or flags are missing or contradict each other.
+    """
+    values = flags.FLAGS.flag_values_dict()
+    if not values["hosts"]:
         raise ValueError("no --hosts; give a file with a host and its roles in each line (see --help)")
     try:
-        places = read_hosts(Path(flags.FLAGS.hosts).read_text())
+        places = read_hosts(Path(values["hosts"]).read_text())
     except OSError as error:
-        raise ValueError(f"--hosts={flags.FLAGS.hosts}: {error.strerror}") from None
-    cluster = topology_of(places, flags.FLAGS.port)
-    overrides = [f"cluster.num_ps={len(cluster.ps)}", f"cluster.num_workers={cluster.num_workers}"]
-    flags.FLAGS["set"].value = [*(flags.FLAGS["set"].value or []), *overrides]
-    job = recipe.from_flags()
-    if "{}" not in flags.FLAGS.via:
-        raise ValueError(f"--via={flags.FLAGS.via} has no {{}}, the place of the host's name")
-    run_dir = Path(flags.FLAGS.run_dir or Path("runs") / job.name)
-    common: dict[str, FlagValue] = {
-        "recipe": flags.FLAGS["recipe"].value, "set": flags.FLAGS["set"].value, "run_dir": run_dir,
-    }  # fmt: skip
-    topology.resume()  # refused here, before anything starts, if the flags contradict each other
-    job_id = owner.new_job_id()
+        raise ValueError(f"--hosts={values['hosts']}: {error.strerror}") from None
+    cluster = topology_of(places, values["port"])
+    name, overrides = recipe_flags.read()
+    overrides = (*overrides, f"cluster.num_ps={len(cluster.ps)}", f"cluster.num_workers={cluster.num_workers}")
+    job = recipe.load(name, overrides)
+    if "{}" not in values["via"]:
+        raise ValueError(f"--via={values['via']} has no {{}}, the place of the host's name")
+    return SshConfig(
+        recipe=name,
+        overrides=overrides,
+        places=tuple(places),
+        topology=cluster,
+        run_dir=role_flags.run_dir(job),
+        via=values["via"],
+        python=values["python"],
+        directory=values["directory"] or os.getcwd(),
+        arena_dir=values["arena_dir"] or "",
+        tls=values["tls"] or "",
+        token_file=values["token_file"] or "",
+        listen_in_plain_text_on_the_network=bool(values["listen_in_plain_text_on_the_network"]),
+        checkpoints=role_flags.checkpoints(),
+    )
+
+
+def run(config: SshConfig) -> int | None:
+    """Runs the job on the hosts; returns the exit code if it failed or was interrupted."""
     try:
-        commands = [(place, shell_command(place, cluster, common, job_id)) for place in places]
-        _run(commands, preflight_command(cluster.evaluator), run_dir)
+        _supervise(config, owner.new_job_id())
     except (Interrupted, ProcessFailed) as error:
         print(f"[ssh] {'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return error.code
-    print(f"[ssh] done; see {run_dir}/summary.json", file=sys.stderr)
+    print(f"[ssh] done; see {config.run_dir}/summary.json", file=sys.stderr)
     return None
 
 
-def _run(commands: list[tuple[Placement, str]], preflight: str, run_dir: Path) -> None:
+def _supervise(config: SshConfig, job_id: str) -> None:
     """Checks the job on the host of the first worker, starts it, and waits until all processes have ended."""
 
     def via(host: str) -> list[str]:
-        return [word.replace("{}", host) for word in shlex.split(flags.FLAGS.via)]
+        return [word.replace("{}", host) for word in shlex.split(config.via)]
 
     def show(name: str, line: str) -> None:
         print(line if line.startswith("[") else f"[{name}] {line}", file=sys.stderr, flush=True)
 
-    with Supervisor(run_dir / "logs", os.environ, show) as supervisor:
-        host = next(place.host for place, _ in commands if place.role == "worker")
-        supervisor.run(Program("preflight", [*via(host), preflight], max_restarts=0))
-        for place, command in commands:
-            supervisor.start(Program(place.name, [*via(place.host), command]))
+    with Supervisor(config.run_dir / "logs", os.environ, show) as supervisor:
+        host = next(place.host for place in config.places if place.role == "worker")
+        supervisor.run(Program("preflight", [*via(host), preflight_command(config)], max_restarts=0))
+        for place in config.places:
+            supervisor.start(Program(place.name, [*via(place.host), shell_command(config, place, job_id)]))
         supervisor.wait(lambda: supervisor.exit_code("chief") is not None)
-        for name in supervisor.drain([place.name for place, _ in commands], _END_GRACE_S):
+        for name in supervisor.drain([place.name for place in config.places], _END_GRACE_S):
             show("ssh", f"{name} did not end {_END_GRACE_S:.0f} s after the chief; stopping it")
 
 
 def main() -> None:
     """Runs the job of the flags on the hosts."""
-    topology.define_recipe_flags()
-    topology.define_checkpoint_flags()
+    recipe_flags.define()
+    role_flags.define_checkpoints()
     flags.DEFINE_string("hosts", None, "File that lists hosts and their roles.")
     flags.DEFINE_string("via", "ssh -tt -o BatchMode=yes {}", "Runs a shell command, given after it, on host {}.")
     flags.DEFINE_integer("port", 2222, "Port of the first shard; others count up.", lower_bound=1)
@@ -189,7 +252,7 @@ def main() -> None:
     flags.DEFINE_boolean(
         "listen_in_plain_text_on_the_network", False, "Serve anybody who can reach the hosts, unencrypted."
     )
-    entry.run(_main, role="ssh")
+    entry.run(lambda: run(from_flags()), role="ssh")
 
 
 if __name__ == "__main__":

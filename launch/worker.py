@@ -12,19 +12,21 @@ import contextlib
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 from absl import logging
 
-from downpour.launch.job import Job, mistakes, recipe
+from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
 from downpour.launch.job.same_job import same_fields
-from downpour.launch.roles import ending, entry, security, topology
+from downpour.launch.roles import ending, entry, role_flags, security
+from downpour.launch.roles.config import Access
+from downpour.launch.roles.topology import Topology
 from downpour.model.data.order import Counted
 from downpour.proto.chief_pb2 import ProgressReply
 from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
-from downpour.proto.security.config import Security
 from downpour.ps.layout import Layout
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.clients import ChiefClient
@@ -33,37 +35,63 @@ from downpour.worker.exchange.replica import step_codec
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 
-topology.define_flags("worker")
-
 _OVER = (ProgressReply.STATE_SCORING, ProgressReply.STATE_DONE, ProgressReply.STATE_FAILED)
 _LEAVE_WITHIN_S = 6.0  # from SIGTERM to the last report
 _LOOK_S, _LOOK_AGAIN_S = 2.0, 0.5  # deadline of the chief's answer; pause between two requests
 
 
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Configuration of one worker.
+
+    Attributes:
+        job: The job.
+        topology: The cluster.
+        index: Index of the worker.
+        access: Identity, access and health port.
+    """
+
+    job: Job
+    topology: Topology
+    index: int
+    access: Access = field(default_factory=Access)
+
+
 def main() -> None:
     """Trains until the job has done its steps."""
-    entry.run(_run, role="worker")
+    recipe_flags.define()
+    role_flags.define("worker")
+    entry.run(_main, role="worker")
 
 
-def _run() -> None:
+def _main() -> None:
     ending.on_sigterm()
-    job = recipe.from_flags()
-    where, index = topology.from_flags("worker", job)
+    run(from_flags())
+
+
+def from_flags() -> WorkerConfig:
+    """Returns the configuration of the command line."""
+    job = recipe.load(*recipe_flags.read())
+    return WorkerConfig(job, *role_flags.cluster("worker", job), role_flags.access("worker"))
+
+
+def run(config: WorkerConfig) -> None:
+    """Trains as one worker until the job has its steps; called from the main thread of a process of its own."""
+    job, mine, ready = config.job, config.access.security, threading.Event()
     check_data(job)
-    mine, ready = security.from_flags("worker"), threading.Event()
     with contextlib.ExitStack() as closing:
-        closing.enter_context(security.health(ready.is_set))
-        chief = ChiefClient(where.chief, job.exchange.give_up_after_s, mine)
+        closing.enter_context(security.health(config.access.health_port, ready.is_set))
+        chief = ChiefClient(config.topology.chief, job.exchange.give_up_after_s, mine)
         closing.callback(chief.close)
         if _is_over(chief):  # before the model, which takes seconds, and the shards, which may have stopped
             return
         model, layout = build(job, job.cluster.threads_per_worker)
         # First: the chief assigns incarnations and checks that this is its job.
-        reporter = Reporter(chief, index, layout.fingerprint, same_fields(job))
+        reporter = Reporter(chief, config.index, layout.fingerprint, same_fields(job))
         if reporter.stop.is_set():  # the shards may have stopped
             reporter.finish()
             return
-        exchange = _exchange(job, where, layout, reporter, index, mine)
+        exchange = _exchange(config, layout, reporter)
         closing.callback(exchange.close)
         _connect(exchange, reporter)
         ready.set()
@@ -90,22 +118,21 @@ def _connect(exchange: Exchange, reporter: Reporter) -> None:
         raise
 
 
-def _exchange(
-    job: Job, where: topology.Topology, layout: Layout, reporter: Reporter, index: int, mine: Security
-) -> Exchange:
+def _exchange(config: WorkerConfig, layout: Layout, reporter: Reporter) -> Exchange:
+    job = config.job
     return Exchange(
-        where.ps,
+        config.topology.ps,
         layout,
         wire=CODECS[job.exchange.codec],
         push=BLOCK_CODECS.get(job.exchange.push),
         publish_every=job.publish_every,
         differences=BLOCK_CODECS.get(job.exchange.pull),
         overlap=job.exchange.overlap,
-        worker=index,
+        worker=config.index,
         incarnation=reporter.incarnation,
         give_up_after_s=job.exchange.give_up_after_s,
         send_base=isinstance(job.staleness, Compensate),
-        security=mine,
+        security=config.access.security,
         job_id=reporter.job_id,
     )
 

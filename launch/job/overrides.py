@@ -181,11 +181,9 @@ def _children(value: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
 def _annotation(owner: type, name: str) -> Any:
     """The field's annotation, evaluated; `object` when it names something that only type checkers import."""
     definer = next(base for base in owner.__mro__ if name in inspect.get_annotations(base))
-    annotation = inspect.get_annotations(definer)[name]
-    if not isinstance(annotation, str):
-        return annotation
+    field = types.SimpleNamespace(__annotations__={name: inspect.get_annotations(definer)[name]})
     try:
-        return eval(annotation, vars(sys.modules[definer.__module__]), dict(vars(definer)))
+        return typing.get_type_hints(field, vars(sys.modules[definer.__module__]), dict(vars(definer)))[name]
     except NameError:
         return object
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from absl import flags
-
 from downpour.launch import recipes
 from downpour.launch.job import mistakes
 from downpour.launch.job import overrides as typed_overrides
@@ -43,18 +41,6 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Job:
         returned = type(job).__name__
         raise ValueError(f"recipe {name_or_path}: job() returned {returned}; return a downpour.launch.job.Job")
     return typed_overrides.apply(job, overrides)
-
-
-def from_flags() -> Job:
-    """The job of `--recipe` and `--set`, see `topology.define_flags`; `--set=help` prints the keys and ends."""
-    name = flags.FLAGS["recipe"].value
-    if not name:
-        raise ValueError(f"no recipe; give --recipe=NAME, one of {', '.join(names())}, or the path of a .py file")
-    given = flags.FLAGS["set"].value or []
-    if "help" in given:
-        print(typed_overrides.listing(load(name)))
-        raise SystemExit(0)
-    return load(name, given)
 
 
 def _import(name: str) -> ModuleType:

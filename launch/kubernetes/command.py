@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from absl import flags
 
 from downpour.files import replacing
 from downpour.launch import recipes
-from downpour.launch.job import Job, recipe
+from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.kubernetes import jobs, jobset, names, objects, overlays, tfjob
 from downpour.launch.kubernetes.deployment import Deployment
 from downpour.launch.kubernetes.sizes import measure
 from downpour.launch.kubernetes.text import render
-from downpour.launch.roles import entry, topology
+from downpour.launch.roles import entry
 from downpour.launch.roles.topology import ROLES
 from downpour.ps.memory.ledger import NUM_WORKERS
 from downpour.ps.policy.pace import Sync
@@ -36,9 +37,42 @@ _JOB_FILES = {"ps": "shards.yaml", "worker": "workers.yaml", "chief": "chief.yam
 _KEY = re.compile(r"[A-Za-z0-9._-]+")
 
 
+@dataclass(frozen=True)
+class ManifestsConfig:
+    """Which manifests to write, and where; `downpour kubernetes --help` describes the values.
+
+    Attributes:
+        recipe: Name or path of the recipe.
+        out: Folder to write to.
+        image: REPO:TAG of worker, chief and evaluator.
+        overrides: Overrides of the recipe, each `key=value`.
+        shard_image: REPO:TAG of shards; "" for `image`.
+        name: Name of the job; "" for the recipe's.
+        namespace: Namespace of all objects; "" for none.
+        gpus_per_worker: GPUs of one worker.
+        checkpoint_dir: URL of the checkpoints' folder; "" for the job's claim.
+        storage: Size of the job's claim.
+        storage_class: Storage class of the job's claim; "" for the cluster's default.
+        data_claim: Claim that holds the data; None for NAME-data if the recipe reads a folder, "" for none.
+    """
+
+    recipe: str
+    out: Path
+    image: str
+    overrides: tuple[str, ...] = ()
+    shard_image: str = ""
+    name: str = ""
+    namespace: str = ""
+    gpus_per_worker: int = 0
+    checkpoint_dir: str = ""
+    storage: str = "10Gi"
+    storage_class: str = ""
+    data_claim: str | None = None
+
+
 def main() -> None:
     """Runs `downpour kubernetes`."""
-    topology.define_recipe_flags()
+    recipe_flags.define()
     flags.DEFINE_string("image", None, "REPO:TAG of worker, chief and evaluator.")
     flags.DEFINE_string("shard_image", None, "REPO:TAG of shards; --image by default.")
     flags.DEFINE_string("name", None, "Of the job; the recipe's name by default.")
@@ -51,17 +85,40 @@ def main() -> None:
         "data_claim", None, "Claim that holds what the recipe's data.folder does; NAME-data by default, '' for none."
     )
     flags.DEFINE_string("out", None, "Folder to write to.")
-    entry.run(_run, role="kubernetes")
+    entry.run(lambda: run(from_flags()), role="kubernetes")
 
 
-def _run() -> None:
+def from_flags() -> ManifestsConfig:
+    """Returns the configuration of the command line.
+
+    Raises:
+        ValueError: A flag is missing, or the folder to write to holds something else.
+    """
     values = flags.FLAGS.flag_values_dict()
     for flag, example in (("image", "registry.example/downpour-worker:1.0"), ("out", "deploy")):
         if not values[flag]:
             raise ValueError(f"no --{flag}; give one, such as --{flag}={example}")
-    out = Path(values["out"])
-    _check_folder(out)
-    deployment = plan(recipe.from_flags(), values)
+    _check_folder(Path(values["out"]))
+    name, overrides = recipe_flags.read()
+    return ManifestsConfig(
+        name,
+        Path(values["out"]),
+        values["image"],
+        overrides=overrides,
+        shard_image=values["shard_image"] or "",
+        name=values["name"] or "",
+        namespace=values["namespace"],
+        gpus_per_worker=values["gpus_per_worker"],
+        checkpoint_dir=values["checkpoint_dir"],
+        storage=values["storage"],
+        storage_class=values["storage_class"],
+        data_claim=values["data_claim"],
+    )
+
+
+def run(config: ManifestsConfig) -> None:
+    """Writes the manifests and prints what was written."""
+    out, deployment = config.out, plan(config)
     write(out, files(deployment))
     size = deployment.sizes
     print(
@@ -70,43 +127,38 @@ def _run() -> None:
     )
 
 
-def plan(job: Job, values: Mapping[str, Any]) -> Deployment:
-    """Checks the flags and returns the deployment; the model is built last, since that takes seconds.
-
-    Args:
-        job: Job of the recipe with its overrides.
-        values: Flags by name.
+def plan(config: ManifestsConfig) -> Deployment:
+    """Checks the configuration and returns the deployment; the model is built last, since that takes seconds.
 
     Raises:
         ValueError: Kubernetes would refuse a name or the recipe's file, an image has no tag, or the job is refused.
     """
-    overrides = tuple(values["set"] or ())
-    name = values["name"] or names.default_job(job.name)
-    data_claim = _data_claim(job, name, values["data_claim"])
+    job = recipe.load(config.recipe, config.overrides)
+    name, shard_image = config.name or names.default_job(job.name), config.shard_image or config.image
+    data_claim = _data_claim(job, name, config.data_claim)
     names.check_job(name)
-    names.check_namespace(values["namespace"])
-    names.check_image("image", values["image"])
-    names.check_image("shard_image", values["shard_image"] or values["image"])
-    names.check_url("checkpoint_dir", values["checkpoint_dir"])
-    names.check_quantity("storage", values["storage"])
-    names.check_object("storage_class", values["storage_class"])
+    names.check_namespace(config.namespace)
+    names.check_image("image", config.image)
+    names.check_image("shard_image", shard_image)
+    names.check_url("checkpoint_dir", config.checkpoint_dir)
+    names.check_quantity("storage", config.storage)
+    names.check_object("storage_class", config.storage_class)
     names.check_object("data_claim", data_claim)
-    file, text = _source(values["recipe"])
-    gpus = values["gpus_per_worker"]
+    file, text = _source(config.recipe)
     return Deployment(
         name=name,
-        namespace=values["namespace"],
+        namespace=config.namespace,
         job=job,
         recipe_file=file,
         recipe_text=text,
-        overrides=(*overrides, *_room(job), *([f"data.folder={names.DATA}"] if data_claim else [])),
-        image=values["image"],
-        shard_image=values["shard_image"] or values["image"],
-        sizes=measure(job, gpu=gpus > 0),
-        gpus_per_worker=gpus,
-        checkpoint_dir=values["checkpoint_dir"],
-        storage=values["storage"],
-        storage_class=values["storage_class"],
+        overrides=(*config.overrides, *_room(job), *([f"data.folder={names.DATA}"] if data_claim else [])),
+        image=config.image,
+        shard_image=shard_image,
+        sizes=measure(job, gpu=config.gpus_per_worker > 0),
+        gpus_per_worker=config.gpus_per_worker,
+        checkpoint_dir=config.checkpoint_dir,
+        storage=config.storage,
+        storage_class=config.storage_class,
         data_claim=data_claim,
     )
 

@@ -1,7 +1,7 @@
 """Displays a running job: log lines by role, and one line of progress requested from the chief.
 
 On a terminal the progress is a bar at the bottom; elsewhere a plain line about every ten seconds. All of it goes to
-stderr; stdout is for results. Entered by the main thread only.
+stderr; stdout is for results. Entered by one thread, the supervisor's.
 """
 
 from __future__ import annotations

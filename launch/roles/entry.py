@@ -1,13 +1,13 @@
 """Starts and ends every process: flags, log prefix, allocator, errors as exit codes, end with its parent.
 
-A role's module defines its flags at import, and its whole `main` is one call:
-
-    topology.define_flags("worker")
+The `main` of a role or command defines its flags; then `run` parses the command line and calls a function that reads
+the flags into a configuration and does the work:
 
     def main() -> None:
-        entry.run(_run, role="worker")
+        role_flags.define("worker")
+        entry.run(lambda: run(from_flags()), role="worker")
 
-    def _run() -> int | None: ...
+    def run(config: WorkerConfig) -> int | None: ...
 
 Exit codes: 0 done, 1 a crash (its traceback and, last, one line with its cause), 2 the user or the cluster must mend
 something (one line on stderr, never a traceback unless `--verbosity=1`), 69 a peer did not answer within the configured
@@ -26,6 +26,7 @@ import contextlib
 import ctypes
 import logging as python_logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -39,9 +40,9 @@ from downpour.proto.errors import DownpourError, LeaseUnknown, NotSaved, Unreach
 
 OK, BUG, REFUSED, UNREACHABLE, NOT_SAVED, INTERRUPTED, TERMINATED = 0, 1, 2, 69, 74, 130, 143
 
-_DIE_WITH_PARENT = flags.DEFINE_integer(
-    "die_with_parent", 0, "Process id of the parent; this process ends when that one does. 0: never.", lower_bound=0
-)
+# The last lines of a process that has failed, as `refuse` and `run` write them; the group is the message.
+REFUSAL_LINE, CRASH_LINE = re.compile(r"\[[^]]*\] error: (.*)"), re.compile(r"\[[^]]*\] crashed: (.*)")
+
 _PR_SET_PDEATHSIG = 1
 
 # glibc's mallopt. One arena, because each of gRPC's threads would otherwise keep its own free chunks of megabytes;
@@ -50,6 +51,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ALLOCATOR = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, 1 << 30))
 
 _role = "downpour"
+_parent = 0  # process id of --die_with_parent; 0 for none
 _context: dict[str, object] = {}  # read by any thread that logs; replaced as a whole, so never half-written
 
 
@@ -61,11 +63,12 @@ def run(main: Callable[[], int | None], role: str) -> NoReturn:
         role: Prefix of log lines and errors until `set_role` is called, for example `worker`.
     """
     set_role(role)
+    _define_flags()
     try:
         _parse_flags(main)
         _start_logging()
         _set_allocator()
-        _die_with_parent(_DIE_WITH_PARENT.value)
+        _die_with_parent(int(flags.FLAGS["die_with_parent"].value or 0))
         code = main() or OK
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -120,6 +123,12 @@ class _Formatter(python_logging.Formatter):
         return f"{prefix()} {name}{super().format(record)}"
 
 
+def _define_flags() -> None:
+    if "die_with_parent" not in flags.FLAGS:
+        text = "Process id of the parent; this process ends when that one does. 0: never."
+        flags.DEFINE_integer("die_with_parent", 0, text, lower_bound=0)
+
+
 def _parse_flags(main: Callable[[], int | None]) -> None:
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(_help(main))
@@ -162,6 +171,8 @@ def _die_with_parent(parent: int) -> None:
 
     Linux means the parent's thread: a parent must start us from a thread that lives as long as it does.
     """
+    global _parent
+    _parent = parent
     if not parent or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -171,5 +182,4 @@ def _die_with_parent(parent: int) -> None:
 
 def parent_is_gone() -> bool:
     """Whether `--die_with_parent` is set and that parent has died."""
-    parent = _DIE_WITH_PARENT.value
-    return bool(parent) and os.getppid() != parent
+    return bool(_parent) and os.getppid() != _parent

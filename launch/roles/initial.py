@@ -10,15 +10,14 @@ Variables that no pattern matches keep their fresh values. Imports TensorFlow wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
-from downpour.launch.roles import topology
 from downpour.model import weights
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.manifest import Checkpoint
@@ -47,30 +46,28 @@ class Source:
         return {"init_from": self.path, "init_only": ",".join(self.only)}
 
 
-def define_flags() -> None:
-    """Defines `--init_from` and `--init_only`; another module of the same process may have done so."""
-    if "init_from" not in flags.FLAGS:
-        flags.DEFINE_string("init_from", None, "Where initial values are read: a Keras file, checkpoint or run folder.")
-        flags.DEFINE_list("init_only", [], "Name patterns of the variables to read, with commas; all by default.")
+def source_of(path: str | None, only: Sequence[str], run_dir: Path, resume: str = "no") -> Source | None:
+    """Returns the source of initial values; None without a path.
 
-
-def from_flags(run_dir: Path) -> Source | None:
-    """Returns the source of the flags; None without `--init_from`.
+    Args:
+        path: A Keras file, a checkpoint, or a run's folder.
+        only: Patterns of the variables that are read; none for all.
+        run_dir: Folder of the new run.
+        resume: As in `downpour.launch.roles.config.Checkpoints`.
 
     Raises:
-        ValueError: Patterns lack a source, `--resume` is set, or a new run in `run_dir` removes the source.
+        ValueError: Patterns lack a source, the run resumes, or a new run in `run_dir` removes the source.
     """
-    path, only = flags.FLAGS["init_from"].value, tuple(flags.FLAGS["init_only"].value or ())
     if not path:
         if only:
             raise ValueError(f"--init_only={','.join(only)} without --init_from; give {_ACCEPTED}")
         return None
-    if topology.resume() == "yes":
+    if resume == "yes":
         raise ValueError("--init_from with --resume: the checkpoint has all values; leave one of them out")
     place, run = Path(path).resolve(), run_dir.resolve()
     if place == run or place.is_relative_to(run / "checkpoints"):
         raise ValueError(f"--init_from={path}: a new run in {run_dir} removes what is there; give another --run_dir")
-    return Source(path, only or ("*",))
+    return Source(path, tuple(only) or ("*",))
 
 
 def check(source: Source) -> None:

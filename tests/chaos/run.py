@@ -18,13 +18,14 @@ from typing import Any
 
 from absl import flags
 
+from downpour.launch.job import recipe_flags
 from downpour.launch.local.supervisor import Interrupted
-from downpour.launch.roles import entry, topology
+from downpour.launch.roles import entry
 from tests.chaos import harness
 from tests.chaos.attacks import may_fill_disks
 from tests.chaos.schedule import FILL, KINDS, schedule
 
-topology.define_recipe_flags()
+recipe_flags.define()
 _RUN_DIR = flags.DEFINE_string("run_dir", "runs/chaos", "Folder of logs and checkpoints.")
 _SECONDS = flags.DEFINE_float("seconds", 600.0, "Of training, roughly: it is the steps that are given.", 5.0)
 _STEPS_PER_S = flags.DEFINE_float(

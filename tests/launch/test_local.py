@@ -12,9 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from downpour.launch.job import recipe
-from downpour.launch.local import run as local
-from downpour.launch.local.supervisor import ProcessFailed
+from downpour.launch.local import ProcessFailed, RunConfig, cluster, start, training
+from downpour.launch.local.config import check
 from downpour.launch.roles import topology
 
 pytestmark = pytest.mark.process
@@ -90,13 +89,12 @@ def run_with_stand_ins(tiny, tmp_path, monkeypatch):
         return [sys.executable, "-c", f"import pathlib; pathlib.Path({str(values['out'])!r}).write_text('the layout')"]
 
     monkeypatch.setattr(topology, "command", command)
-    monkeypatch.setattr(local, "preflight_command", looked_at)
+    monkeypatch.setattr(cluster, "preflight_command", looked_at)
     monkeypatch.setenv("TRACE", str(tmp_path))
     monkeypatch.setenv("TF_CONFIG", "must not reach the roles")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    job_run = local.Run(str(tiny), (), recipe.load(tiny), tmp_path / "run", arena_parent=scratch)
-    return lambda: local.run(job_run)
+    return lambda: start(RunConfig(tiny, run_dir=tmp_path / "run", arena_parent=scratch)).wait(60)
 
 
 def test_a_run_from_start_to_summary(run_with_stand_ins, tmp_path, capfd):
@@ -123,7 +121,7 @@ def test_roles_are_told_the_addresses_and_a_restarted_shard_keeps_its_own(run_wi
 
 def test_a_refused_worker_ends_the_run(run_with_stand_ins, monkeypatch):
     monkeypatch.setenv("REFUSE", "1")
-    monkeypatch.setattr(local, "_CLOSING_GRACE_S", 0.1)  # the stand-in of the chief never answers
+    monkeypatch.setattr(training, "_CLOSING_GRACE_S", 0.1)  # the stand-in of the chief never answers
     with pytest.raises(ProcessFailed, match=r"worker/\d: the data are missing") as failed:
         run_with_stand_ins()
     assert failed.value.code == 2
@@ -135,7 +133,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tiny, tmp_path, blocked)
     path.parent.mkdir(exist_ok=True)
     path.write_text("a file is in the way")
     with pytest.raises(ValueError, match="give another --run_dir"):
-        local.check(local.Run(str(tiny), (), recipe.load(tiny), tmp_path / "run"))
+        check(RunConfig(tiny, run_dir=tmp_path / "run"))
 
 
 @pytest.fixture

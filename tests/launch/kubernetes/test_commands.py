@@ -24,9 +24,12 @@ import importlib, json, os, sys
 role = sys.argv[1]
 module = importlib.import_module(f"downpour.launch.{role}")
 from absl import flags
-from downpour.launch.job import recipe
-from downpour.launch.roles import security, topology
+from downpour.launch.job import recipe, recipe_flags
+from downpour.launch.roles import role_flags
 
+if role != "ps":
+    recipe_flags.define()
+role_flags.define(role)
 for line in sys.stdin:
     case = json.loads(line)
     os.environ.update(case["environment"])
@@ -35,9 +38,10 @@ for line in sys.stdin:
         flags.FLAGS[name].unparse()
     rest = flags.FLAGS(["role", *case["arguments"]])[1:]
     assert not rest, rest
-    job = recipe.from_flags() if role != "ps" else None
-    where, index = topology.from_flags(role, job)
-    listen = topology.listen_address(role, where, index) if role in ("ps", "chief") else None
+    job = recipe.load(*recipe_flags.read()) if role != "ps" else None
+    where, index = role_flags.cluster(role, job)
+    found = role_flags.listening(role, where, index)
+    listen = (found.host, found.port) if role in ("ps", "chief") else None
     values = flags.FLAGS.flag_values_dict()
     kept = ("arena", "stop_shards", "resume_if_any", "grace_s", "health_port", "tls", "token_file", "run_dir")
     print(json.dumps({

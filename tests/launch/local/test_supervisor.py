@@ -145,7 +145,7 @@ def test_an_error_line_of_a_process_that_is_not_refused_is_shown(supervisor, lin
 
 
 def test_an_error_line_of_a_process_that_goes_on_is_shown(supervisor, lines, monkeypatch):
-    monkeypatch.setattr("downpour.launch.local.supervisor._HOLD_S", 0.1)
+    monkeypatch.setattr("downpour.launch.local.processes._HOLD_S", 0.1)
     supervisor.start(program("chief", f"print('[chief] error: no checkpoint', flush=True); {FOREVER}"))
     assert supervisor.wait(lambda: lines, 20)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from absl import flags
 
 from downpour.launch.roles import initial
 from downpour.launch.roles.initial import Source
@@ -173,42 +171,29 @@ def test_what_is_no_source_is_refused_before_tensorflow(tmp_path: Path, name: st
         initial.check(Source(name if "://" in name else str(tmp_path / name)))
 
 
-@pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """`given(init_from, *init_only)`: what the command line says."""
-    initial.define_flags()
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-
-    def set_flags(init_from: str | None, *init_only: str) -> None:
-        monkeypatch.setattr(flags.FLAGS["init_from"], "value", init_from)
-        monkeypatch.setattr(flags.FLAGS["init_only"], "value", list(init_only))
-
-    yield set_flags
-
-
-def test_flags(given: Callable[..., None], tmp_path: Path) -> None:
-    given(None)
-    assert initial.from_flags(tmp_path) is None
-    given("a.keras")
-    assert initial.from_flags(tmp_path) == Source("a.keras", ("*",))
-    given(str(tmp_path / "a.keras"), "stem_*", "stage*")
-    source = initial.from_flags(tmp_path)
+def test_a_source_of_a_path_and_patterns(tmp_path: Path) -> None:
+    assert initial.source_of(None, (), tmp_path) is None
+    assert initial.source_of("a.keras", (), tmp_path) == Source("a.keras", ("*",))
+    source = initial.source_of(str(tmp_path / "a.keras"), ["stem_*", "stage*"], tmp_path)
     assert source is not None
     assert source.flags() == {"init_from": str(tmp_path / "a.keras"), "init_only": "stem_*,stage*"}
 
 
-def test_patterns_without_a_source_are_refused(given: Callable[..., None], tmp_path: Path) -> None:
-    given(None, "head/*")
+def test_patterns_without_a_source_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--init_only=head/\* without --init_from; give a .keras"):
-        initial.from_flags(tmp_path)
+        initial.source_of(None, ["head/*"], tmp_path)
+
+
+def test_a_source_of_a_run_that_resumes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--init_from with --resume: the checkpoint has all values"):
+        initial.source_of("a.keras", (), tmp_path, "yes")
+    assert initial.source_of("a.keras", (), tmp_path, "if_any") == Source("a.keras")
 
 
 @pytest.mark.parametrize("place", [".", "checkpoints", "checkpoints/step-0000000020"])
-def test_what_a_new_run_would_remove_is_refused(given: Callable[..., None], tmp_path: Path, place: str) -> None:
-    given(str(tmp_path / place))
+def test_what_a_new_run_would_remove_is_refused(tmp_path: Path, place: str) -> None:
     with pytest.raises(ValueError, match=r"a new run in .* removes what is there; give another --run_dir"):
-        initial.from_flags(tmp_path)
+        initial.source_of(str(tmp_path / place), (), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""The processes of a run on this machine: their commands, their ports, and the order of their start.
+
+Entered by the thread of the supervisor only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from downpour.launch.local import progress
+from downpour.launch.local.config import RunConfig
+from downpour.launch.local.supervisor import ProcessFailed, Program, Supervisor
+from downpour.launch.roles import topology
+from downpour.launch.roles.topology import FlagValue
+from downpour.proto.chief_pb2 import ProgressReply
+from downpour.worker.chief import owner
+from downpour.worker.exchange.clients import ChiefClient
+
+_HOST = "127.0.0.1"
+_BIND_TIMEOUT_S = 180.0  # the chief imports TensorFlow and builds its model first
+_PREPARED = "prepared.npz"  # in the scratch folder, from the preflight to the chief
+
+
+@dataclass
+class LocalCluster:
+    """The processes of a run.
+
+    Attributes:
+        supervisor: Starts and restarts them.
+        config: Configuration of the run.
+        scratch: Folder for the shards' memory and files of the start.
+        ports: Ports of shards and chief, by process name.
+        trained: Whether a step of this run has been reported.
+        unsaved: Whether only the shards' memory has the last steps.
+    """
+
+    supervisor: Supervisor
+    config: RunConfig
+    scratch: Path
+    ports: dict[str, int] = field(default_factory=dict)
+    trained: bool = False
+    unsaved: bool = False
+
+    def prepare(self) -> str:
+        """Compiles the shards' kernels while another process checks the job; returns the layout's table."""
+        config, out = self.config, self.scratch / "layout.txt"
+        values: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides, "out": out}
+        values |= {"preflight": True, "evaluator": config.evaluator, "prepared_out": self.scratch / _PREPARED}
+        values |= {"verbosity": config.verbosity, **_parent_flag()}
+        programs = {
+            "kernels": [sys.executable, "-m", "downpour.ps.apply.kernels"],
+            "preflight": preflight_command(values),
+        }
+        for name, command in programs.items():
+            self.supervisor.start(Program(name, command, max_restarts=0))
+        self.supervisor.wait(lambda: all(self.supervisor.exit_code(name) is not None for name in programs))
+        return out.read_text()
+
+    def start(self) -> None:
+        """Starts every role; shards and chief first, since the others need their addresses."""
+        config = self.config
+        shards = {f"ps/{i}": self._shard_flags(i) for i in range(config.job.cluster.num_ps)}
+        self._start_servers("ps", shards)
+        where: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides, "run_dir": config.folder}
+        where |= {**_parent_flag(), "ps": ",".join(self._address(name) for name in shards)}
+        source = config.source.flags() if config.source else {"prepared": self.scratch / _PREPARED}
+        chief = where | {"evaluator": config.evaluator, **source, **config.checkpoints.flags()}
+        chief["job_id"] = owner.new_job_id()  # a restarted chief continues the same run
+        self._start_servers("chief", {"chief": chief})
+        where["chief"] = self._address("chief")
+        for i in range(config.job.cluster.num_workers):
+            self.supervisor.start(Program(f"worker/{i}", topology.command("worker", i, where)))
+        if config.evaluator:
+            self.supervisor.start(Program("evaluator", topology.command("evaluator", 0, where)))
+
+    def all_shards_run(self) -> bool:
+        """Whether every shard is running, to write its part of a checkpoint."""
+        running = self.supervisor.pids()
+        return all(f"ps/{i}" in running for i in range(self.config.job.cluster.num_ps))
+
+    def record(self, reply: ProgressReply) -> None:
+        """Records the progress that the chief reports."""
+        self.trained |= reply.step > 0 and reply.state != ProgressReply.STATE_PREPARING
+
+    def clients(self) -> list[str]:
+        """Names of the processes that end by themselves when the job is done."""
+        workers = [f"worker/{i}" for i in range(self.config.job.cluster.num_workers)]
+        return workers + ["evaluator"] * self.config.evaluator
+
+    def chief(self, timeout_s: float) -> ChiefClient:
+        """Returns a client of this cluster's chief."""
+        return ChiefClient(self._address("chief"), timeout_s)
+
+    def watcher(self) -> progress.ChiefWatcher:
+        """Returns a watcher of this cluster's chief."""
+        return progress.ChiefWatcher(self._address("chief"))
+
+    def _shard_flags(self, index: int) -> dict[str, FlagValue]:
+        return {"arena": self.scratch / f"shard-{index}.arena", **_parent_flag()}
+
+    def _start_servers(self, role: str, servers: Mapping[str, dict[str, FlagValue]]) -> None:
+        """Starts processes that listen, waits for their ports, and sets the same ports for restarts."""
+
+        def command(name: str, port: int) -> list[str]:
+            index = int(name.partition("/")[2] or 0)
+            listen: dict[str, FlagValue] = {"host": _HOST, "port": port, "port_file": self._port_file(name)}
+            return topology.command(role, index, listen | servers[name])
+
+        for name in servers:
+            self.supervisor.start(Program(name, command(name, 0), endless=role == "ps"))
+        for name in servers:
+            self.ports[name] = self._wait_for_port(name)
+            self.supervisor.change_command(name, command(name, self.ports[name]))
+
+    def _wait_for_port(self, name: str) -> int:
+        file = self._port_file(name)
+        if not self.supervisor.wait(file.exists, _BIND_TIMEOUT_S):
+            logs = self.config.folder / "logs"
+            raise ProcessFailed(1, f"{name} did not listen within {_BIND_TIMEOUT_S:.0f} s; see {logs}")
+        return int(file.read_text())
+
+    def _port_file(self, name: str) -> Path:
+        return self.scratch / f"{name.replace('/', '-')}.port"
+
+    def _address(self, name: str) -> str:
+        return f"{_HOST}:{self.ports[name]}"
+
+
+def preflight_command(values: Mapping[str, FlagValue]) -> list[str]:
+    """The command of the process that builds the model, reads a batch and traces the step before any role starts."""
+    return [sys.executable, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values)]
+
+
+def _parent_flag() -> dict[str, FlagValue]:
+    return {"die_with_parent": os.getpid()}
