@@ -1,7 +1,7 @@
 """README.md and docs/: every command in a fenced block is executed, or a test is named that does; what is named exists.
 
 They run in the order of each page, in one fresh folder that holds the Python files of the page, in an environment that
-has what `make quickstart` installs. Training is shortened by flags at the end of a command, unless the test is one of the slow ones.
+has what `make quickstart` installs. Training is shortened by flags at the end of a command, but for slow tests.
 """
 
 from __future__ import annotations
