@@ -71,7 +71,9 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_workers <= _MAX_WORKERS:
-            raise ValueError(f"--workers={self.num_workers}; give 1 to {_MAX_WORKERS}, as many as a shard knows")
+            raise ValueError(
+                f"--workers={self.num_workers}; give 1 to {_MAX_WORKERS}, the number that a shard has room for"
+            )
         for name, value in (("gbit", self.gbit), ("cores_per_shard", self.cores_per_shard)):
             if not 0 < value < math.inf:
                 raise ValueError(f"--{name}={value:g}; give a number above 0")

@@ -154,7 +154,7 @@ class Folder:
         except OSError as error:
             place = "" if folder.url == self.url else f"cannot make {self.url}: "
             kind = NoRoom if error.errno == errno.ENOSPC else ValueError
-            raise kind(f"{place}{error}; give another folder, or the right to write there") from None
+            raise kind(f"{place}{error}; give another folder, or permission to write there") from None
 
     def _write_and_rename(self, name: str, pieces: Iterable[Any]) -> None:
         temporary = f"{self._root}/.{name}.{secrets.token_hex(4)}"

@@ -67,7 +67,7 @@ def test_a_state_of_another_shape_is_refused_and_changes_nothing(change: Callabl
     state = json.loads(json.dumps(before.state(10.0))) | {"gap_s": 3.0}
     change(state)
     after = known()
-    with pytest.raises(KeyError, match="no state of a"):
+    with pytest.raises(KeyError, match="not the state of a"):
         after.load(state, 1000.0)
     assert after.state(0.0) == known().state(0.0)
 
