@@ -154,7 +154,7 @@ def _operation(operation: dict[str, Any]) -> str:
 def _constant_names() -> dict[str, Any]:
     return {
         "generatorOptions": {
-            "#disableNameSuffixHash": "Pods of a Job cannot change the names of their Secrets; renewed files get to them "
+            "#disableNameSuffixHash": "The names of Secrets in pods of a Job cannot change; renewed files get to them "
             "under the same name.",
             "disableNameSuffixHash": True,
         }
