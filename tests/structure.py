@@ -172,7 +172,7 @@ def main() -> None:
     faults = found.faults() + stale
     for fault in faults:
         print(fault, file=sys.stderr)
-    sys.exit(bool(faults))
+    sys.exit(1 if faults else 0)
 
 
 if __name__ == "__main__":

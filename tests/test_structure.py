@@ -32,13 +32,13 @@ FAULTY = {
     "proto/one.py": CIRCLE.format(folder="proto", other="two"),
     "proto/two.py": CIRCLE.format(folder="proto", other="one"),
     "ps/long.py": '"""Module."""\n' + "X = 1\n" * 400,
-    "worker/large.py": '"""Module."""\n\n\nclass Large:\n    """Class."""\n' + "\n    x = 1" * 100 + "\n",
+    "worker/large.py": '"""Module."""\n\n\nclass Large:\n    """Class."""\n' + "\n    x = 1" * 200 + "\n",
     "model/bare.py": BARE,
     "launch/made_pb2.py": "X = 1\n" * 500,
 }
 WORDS = [
     "ps/long.py has 401 lines, at most 400",
-    "downpour.worker.large.Large has 202 lines, at most 200",
+    "downpour.worker.large.Large has 203 lines, at most 200",
     "these import each other: downpour.proto.one, downpour.proto.two",
     "downpour.model.bare.Bare.method has no docstring",
 ]
