@@ -1,8 +1,8 @@
 """A hook of MkDocs: adds to the pages of docs/ those of the checkout's top and one for every package of the API.
 
-README.md becomes the home page. The path of a module in a text, such as `ps/policy/rules.py`, becomes a link to its
-reference. A public name without a docstring is a warning, which fails a strict build. The hook reads sources and
-imports none of them, so a build needs neither TensorFlow nor the packages of a shard.
+README.md becomes the home page. A path of the code in a text, such as `ps/policy/` or `ps/policy/rules.py`, becomes a
+link to its reference. A public name without a docstring is a warning, which fails a strict build. The hook reads
+sources and imports none of them, so a build needs neither TensorFlow nor the packages of a shard.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.structure import structure
 ROOT = Path(__file__).parents[1]
 TOP = {"README.md": "index.md"} | {name: name for name in ("BUILD_NOTES.md", "CONTRIBUTING.md", "CHANGELOG.md")}
 FOLDERS = ("proto", "ps", "worker", "model", "launch")
-_MODULE = re.compile(rf"(?<!\[)`((?:{'|'.join(FOLDERS)})/[\w/]+\.py)`")
+_MODULE = re.compile(rf"(?<!\[)`((?:{'|'.join(FOLDERS)})/[\w/]+(?:\.py|/))`")
 _FENCE = re.compile(r"(^ *```.*?^ *```)", re.DOTALL | re.MULTILINE)
 _log = get_plugin_logger("pages")
 
@@ -69,9 +69,9 @@ def _relink(text: str) -> str:
 
 
 def _reference(found: re.Match[str]) -> str:
-    module = _name(ROOT / found[1])
-    package = module if found[1].endswith("__init__.py") else module.rpartition(".")[0]
-    return f"[`{found[1]}`]({_page(package)}#{module})"
+    name = _name(ROOT / found[1])
+    is_package = found[1].endswith(("/", "/__init__.py"))
+    return f"[`{found[1]}`]({_page(name if is_package else name.rpartition('.')[0])}#{name})"
 
 
 def _page(package: str) -> str:
