@@ -31,7 +31,7 @@ def check(checkpoint: Checkpoint, variables: Sequence[Variable]) -> None:
     theirs = {v.name: v.shape for v in checkpoint.layout.variables}
     mine = {v.name: v.shape for v in variables}
     differences = [
-        f"{name} is {_shape(mine.get(name))} in this job, {_shape(theirs.get(name))} in the checkpoint"
+        f"{name} is {_shape(mine.get(name))} here, {_shape(theirs.get(name))} there"
         for name in [*mine, *(name for name in theirs if name not in mine)]
         if mine.get(name) != theirs.get(name)
     ]
