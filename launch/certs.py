@@ -52,7 +52,9 @@ def _main() -> None:
         raise ValueError("give --job=NAME and --out=FOLDER")
     folder = Path(values["out"].value)
     make(values["job"].value, folder, int(values["days"].value or 0))
-    print(f"start each role with --tls={folder}/ROLE, ROLE one of {', '.join(ROLES)}; keep {folder}/{_CA_KEY} secret")
+    print(
+        f"start each role with --tls={folder}/ROLE, ROLE one of {', '.join(ROLES)}; keep {folder}/{_CA_KEY} to yourself"
+    )
 
 
 def check_job(name: str) -> None:

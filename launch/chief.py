@@ -60,9 +60,7 @@ def _run() -> None:
         # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(chief.port)
         if source:
-            logging.info(
-                "empty shards take their initial values from %s; shards that hold parameters keep them", source.path
-            )
+            logging.info("empty shards begin as in %s; shards that hold parameters keep them", source.path)
         model = _Model(job, source)
         # A restarted chief needs no model, so that it is ready within a second.
         layout = chief.known_layout(where.ps) or model.layout()
@@ -75,7 +73,7 @@ def _leave(chief: Chief) -> None:
     if flags.FLAGS["stop_shards"].value:
         chief.see_off(_SEE_OFF_WITHIN_S)
     chief.hold()
-    logging.info("stopping at SIGTERM; the journal is written")
+    logging.info("told to end; the journal is written")
     ending.end_now()
 
 

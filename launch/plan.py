@@ -31,16 +31,16 @@ from downpour.ps.layout import Layout
 from downpour.ps.layout import plan as place
 
 topology.define_recipe_flags()
-_WORKERS = flags.DEFINE_integer("workers", None, "Number of workers; the recipe's by default.")
+_WORKERS = flags.DEFINE_integer("workers", None, "Workers; the recipe's by default.")
 _GBIT = flags.DEFINE_float("gbit", 10.0, "Line rate of a host, each way, in 10^9 bits a second.")
-_SECONDS = flags.DEFINE_float("seconds_per_step", None, "Seconds that a worker takes to compute one gradient.")
-_SPREAD = flags.DEFINE_float("spread", 0.1, "Standard deviation of those seconds, relative to their mean (lognormal).")
+_SECONDS = flags.DEFINE_float("seconds_per_step", None, "What a worker takes to compute one gradient.")
+_SPREAD = flags.DEFINE_float("spread", 0.1, "Standard deviation of those seconds, of their mean (lognormal).")
 _CORES = flags.DEFINE_float("cores_per_shard", 1.0, "Cores of one shard's host or container.")
 _COSTS = flags.DEFINE_float(
     "core_ms_per_step", None, "Core-milliseconds of all shards together for one step; measured here by default."
 )
 _MEASURE_S = flags.DEFINE_float("measure_s", 1.0, "Seconds of each of the four measurements.")
-_TLS = flags.DEFINE_boolean("mutual_tls", True, "Whether the measurements use mutual TLS, as on a cluster.")
+_TLS = flags.DEFINE_boolean("mutual_tls", True, "Measure them with what is sent encrypted, as on a cluster.")
 
 # Shards are not a bottleneck up to this utilisation; above it, queues grow fast.
 _BUSY = 0.8
@@ -71,9 +71,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_workers <= _MAX_WORKERS:
-            raise ValueError(
-                f"--workers={self.num_workers}; give 1 to {_MAX_WORKERS}, the number that a shard has room for"
-            )
+            raise ValueError(f"--workers={self.num_workers}; give 1 to {_MAX_WORKERS}, as many as a shard knows")
         for name, value in (("gbit", self.gbit), ("cores_per_shard", self.cores_per_shard)):
             if not 0 < value < math.inf:
                 raise ValueError(f"--{name}={value:g}; give a number above 0")
