@@ -80,6 +80,6 @@ def commands_of(page: Path) -> list[str]:
 
 
 def files_of(page: Path) -> dict[str, str]:
-    """The files that a page shows in fenced blocks of Python, by the name in their first line, `# NAME`."""
+    """The Python files that a page shows in fenced blocks whose first line is their name, `# NAME.py`."""
     blocks = [block for _, language, block in _FENCE.findall(page.read_text()) if language == "python"]
-    return {block.partition("\n")[0].removeprefix("# "): block for block in blocks}
+    return {found[1]: block for block in blocks if (found := re.match(r"# (\w+\.py)\n", block))}
