@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak exact conformance fuzz \
-	strangers proto clean
+	strangers docs proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
 # folder runs/quickstart is this demonstration's own.
@@ -13,8 +13,8 @@ quickstart: $(VENV)/quickstart
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
 	$(BIN)/downpour local --recipe=quickstart --overwrite
 
-# Installs, lints, type-checks, and passes every test that needs no special hardware.
-test: $(VENV)/dev lint
+# Installs, lints, type-checks, builds the documents, and passes every test that needs no special hardware.
+test: $(VENV)/dev lint docs
 	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadgroup
 
 # What takes minutes each; an hour, alone on the machine, some as root.
@@ -25,6 +25,13 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.structure --check
+
+# README.md, docs/ and the API reference as pages in build/site; fails on a broken link or an undocumented public name.
+docs: $(VENV)/docs
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+docs: export NO_MKDOCS_2_WARNING := 1
 
 # What a step costs, and what TensorFlow's own parameter servers take for it; about ten minutes, alone on the machine.
 bench: $(VENV)/quickstart
@@ -92,3 +99,7 @@ $(VENV)/quickstart: setup.py constraints.txt | $(VENV)/bin/python
 $(VENV)/dev: setup.py constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[worker,quickstart,dev]'
 	touch $@ $(VENV)/quickstart
+
+$(VENV)/docs: setup.py constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[docs]'
+	touch $@

@@ -50,6 +50,8 @@ DEV = [
     "types-protobuf>=6.30",
     "types-psutil>=6.0",
 ]
+# `make docs`. Exact versions: a warning of any of them fails the build.
+DOCS = ["mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11"]
 
 setup(
     name=NAME,
@@ -68,6 +70,7 @@ setup(
         "quickstart": [*QUICKSTART, *TLS],
         "s3": S3,
         "tls": TLS,
+        "docs": DOCS,
         "dev": [*S3, *TLS, *DEV],
     },
     entry_points={"console_scripts": ["downpour = downpour.launch.cli:main"]},

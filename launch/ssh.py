@@ -250,7 +250,7 @@ def main() -> None:
     flags.DEFINE_string("tls", None, "Folder that `downpour certs` has made, on all hosts.")
     flags.DEFINE_string("token_file", None, "File with the job's token, on all hosts.")
     flags.DEFINE_boolean(
-        "listen_in_plain_text_on_the_network", False, "Serve anybody who can reach the hosts, unencrypted."
+        "listen_in_plain_text_on_the_network", False, "Serve every peer that can reach the hosts, unencrypted."
     )
     entry.run(lambda: run(from_flags()), role="ssh")
 

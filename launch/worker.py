@@ -104,8 +104,8 @@ def _is_over(chief: ChiefClient) -> bool:
     found = chief.look(_LOOK_S)
     over = found is not None and found.state in _OVER
     if found is not None and over:
-        how = f"failed ({found.failure})" if found.failure else "has its steps"
-        logging.info("the job %s: at step %d of %d nothing is left to do", how, found.step, found.num_steps)
+        how = f"failed ({found.failure})" if found.failure else "has reached its number of steps"
+        logging.info("the job %s: it is at step %d of %d, so this worker ends", how, found.step, found.num_steps)
     return over
 
 
@@ -168,7 +168,9 @@ class _Worker:
             if entry.parent_is_gone() or self._chief.look(_LOOK_S) is None:
                 ending.end_now()
         told = self.reporter.leave(_LOOK_S)
-        logging.info("told to end; %s", "others have its leases" if told else "the chief does not know")
+        logging.info(
+            "stopping; the chief %s", "has its leases back" if told else "did not answer, so its leases must expire"
+        )
         ending.end_now()
 
 

@@ -70,10 +70,16 @@ def _closure(extras: Collection[str]) -> set[str]:
 
 
 def commands_of(page: Path) -> list[str]:
-    """The lines of a page's fenced blocks, joined where they are continued, without comments; no text, no diagrams."""
+    """The lines of a page's fenced blocks of commands, joined where they are continued, without comments."""
     found = []
     for _, language, block in _FENCE.findall(page.read_text()):
-        if language not in ("text", "mermaid"):
+        if not language:
             joined = re.sub(r"\\\n\s*", "", block)
             found += [line.partition(" #")[0].strip() for line in joined.splitlines()]
     return [line for line in found if line]
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """The Python files that a page shows in fenced blocks whose first line is their name, `# NAME.py`."""
+    blocks = [block for _, language, block in _FENCE.findall(page.read_text()) if language == "python"]
+    return {found[1]: block for block in blocks if (found := re.match(r"# (\w+\.py)\n", block))}

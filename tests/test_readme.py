@@ -1,7 +1,7 @@
 """README.md and docs/: every command in a fenced block is executed, or a test is named that does; what is named exists.
 
-They run in the order of each page, in one fresh folder, in an environment that has what `make quickstart` installs.
-Training is shortened by flags at the end of a command, unless the test is one of the slow ones.
+They run in the order of each page, in one fresh folder that holds the Python files of the page, in an environment that
+has what `make quickstart` installs. Training is shortened by flags at the end of a command, but for slow tests.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from downpour import DISTRIBUTION, __version__
 from downpour.launch import cli
 from downpour.launch.job import Job, recipe
 from tests.launch.kubernetes import manifests
-from tests.newcomer import ROOT, commands_of, make_environment, setup_arguments
+from tests.newcomer import ROOT, commands_of, files_of, make_environment, setup_arguments
 
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
-README = (ROOT / "README.md").read_text()
 TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
 
 # What a command runs into that cannot be had here, and the test that executes it as far as it can be.
@@ -49,7 +48,7 @@ COVERED = {
 SHORT = [
     (r"local --recipe=quickstart$", "--steps=4 --batch_size=16 --set=cluster.num_ps=5"),
     (r"local --recipe=quickstart --resume", "--steps=8 --batch_size=16"),
-    (r"local --recipe=quickstart", "--steps=4 --batch_size=16 --set=cluster.num_ps=3"),
+    (r"local --recipe=(quickstart|mine)", "--steps=4 --batch_size=16 --set=cluster.num_ps=3"),
     (r"local --recipe=paper_shape", "--steps=2 --batch_size=2 --set=cluster.num_ps=3 --set=model.depth=18 "
                                     "--set=model.width=8 --set=data.image_size=32 --set=data.num_heldout=2"),
     (r"plan ", "--measure_s=0.1"),
@@ -113,6 +112,8 @@ def made(target: str) -> list[str]:
 
 def follow(newcomer: Newcomer, page: str) -> None:
     """Types everything on a page that is not covered elsewhere, and looks at what it has made."""
+    for name, text in files_of(ROOT / page).items():
+        (newcomer.folder / name).write_text(text)
     for command in commands_of(ROOT / page):
         if covering(command):
             continue
@@ -139,7 +140,7 @@ def look(newcomer: Newcomer, command: str, output: str) -> None:
         assert recipe.load("quickstart").data.num_labels == json.loads((out / "dataset.json").read_text())["num_labels"]
     elif name == "local":
         assert output.splitlines()[-1].startswith("RESULT {")
-        run_dir = given.get("run_dir", f"runs/{given['recipe']}").removeprefix("runs/")
+        run_dir = given.get("run_dir", Path("runs", given["recipe"]).stem).removeprefix("runs/")
         steps = newcomer.result(run_dir)["global_steps"]
         assert isinstance(steps, int) and steps >= (8 if "--resume" in words else 2)
         assert "--set=cluster.num_ps=24" not in words or newcomer.result(run_dir)["num_ps"] == 24
@@ -197,6 +198,8 @@ def test_targets_of_make_exist_and_their_programs_take_what_they_are_given(targe
             assert arguments[0] in cli._SUBCOMMANDS
         elif arguments[:2] != ["-m", "pytest"]:
             assert program == "python" and arguments[0] == "-m", line
+            if arguments[1] == "mkdocs":
+                continue
             found = importlib.util.find_spec(arguments[1])
             assert found is not None and found.origin is not None, line
             for flag in re.findall(r"--(\w+)", line):
@@ -217,7 +220,8 @@ def test_flags_and_overrides_named_in_the_text_are_accepted() -> None:
     known = set(re.findall(r'DEFINE_\w+(?:\(|,)\s*"(\w+)"', sources)) | {"python", "build-arg", "ntasks-per-node"}
     named = {flag for text in TEXTS.values() for flag in re.findall(r"`--([\w-]+)", text)}
     assert {"tls", "init_from", "gpus_per_worker"} <= named <= known, named - known
-    given = [shlex.split(word)[0] for word in re.findall(r"`(?:[^`\n]* )?(--set=[^`\n ]+)", README)]
+    spans = re.findall(r"`(--set=[^`\n]+)`", TEXTS["docs/recipes.md"])
+    given = [shlex.split(span)[0] for span in spans if span != "--set=help"]
     assert len(given) >= 3
     for override in given:
         recipe.load("quickstart", [override.removeprefix("--set="), "exchange.overlap=False"])
@@ -226,8 +230,9 @@ def test_flags_and_overrides_named_in_the_text_are_accepted() -> None:
 def test_the_distribution_and_its_extras_are_those_of_the_page() -> None:
     arguments = setup_arguments()
     assert arguments["name"] == DISTRIBUTION == "downpour-training"
-    assert f"dist/{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl" in README
-    (table,) = re.findall(r"^\| extra \|.*?\n\n", README, re.MULTILINE | re.DOTALL)
+    page = TEXTS["docs/install.md"]
+    assert f"dist/{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl" in page
+    (table,) = re.findall(r"^\| extra \|.*?\n\n", page, re.MULTILINE | re.DOTALL)
     rows = [row.split("|")[1] for row in table.splitlines()[2:] if row]
     assert {extra for row in rows for extra in re.findall(r"`([a-z0-9-]+)`", row)} == set(arguments["extras_require"])
 
@@ -239,8 +244,9 @@ def named_values(text: str) -> set[tuple[str, str]]:
 
 
 def test_classes_named_in_the_text_can_be_chosen() -> None:
-    assert ("rule", "RMSProp") in named_values(README)
-    unknown = {(field, name) for field, name in named_values(README) if name not in Job.CHOICES.get(field, {})}
+    named = named_values(TEXTS["docs/recipes.md"])
+    assert ("rule", "RMSProp") in named
+    unknown = {(field, name) for field, name in named if name not in Job.CHOICES.get(field, {})}
     assert not unknown
 
 

@@ -175,7 +175,7 @@ def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, repor
                 f"{values}, with a loss scale of only {result.loss_scale:.2g}; lower the learning rate, look at the "
                 "data of this worker, or compute in mixed_bfloat16, which has the range of float32"
             )
-        logging.info("step %d overflows float16 with a loss scale of %g: left out", version, result.loss_scale)
+        logging.info("step %d overflows float16 with a loss scale of %g: skipped", version, result.loss_scale)
         reporter.skipped()
         return None
     seconds = time.monotonic() - begin

@@ -21,19 +21,19 @@ _SHARD_RESTARTS = 100  # for each shard
 HEADS = {
     "ps": """\
 The shards of the job: an Indexed Job, no StatefulSet.
-What a StatefulSet is good for, they have here, too: stable names (pod i is NAME-ps-i behind the headless Service), all
-started at once, one replaced under its own name. But a StatefulSet runs until somebody deletes it; these are gone when
-the job is done: the chief tells them to stop (--stop_shards), they exit with 0, and the Job is complete.""",
+They have what a StatefulSet provides: stable names (pod i is NAME-ps-i behind the headless Service), all pods
+started at once, a pod replaced under its own name. But a StatefulSet runs until it is deleted, and this Job ends when
+training is done: the chief stops the shards (--stop_shards), they exit with 0, and the Job is complete.""",
     "worker": """\
-The workers: an elastic Indexed Job. More or fewer at any time, without a restart, up to cluster.max_workers:
+The workers: an elastic Indexed Job. Their number changes at any time without a restart, up to cluster.max_workers:
     kubectl patch job NAME-worker --type=merge --patch='{"spec": {"completions": N, "parallelism": N}}'
-Both numbers together, as Kubernetes wants it; those with the highest indices go first.""",
+Kubernetes requires that both numbers are equal; the workers with the highest indices stop first.""",
     "chief": """\
-The chief: creates or restores the model, hands out records, has checkpoints written, ends the job. An Indexed Job of
+The chief: creates or restores the model, leases records, writes checkpoints, ends the job. An Indexed Job of
 one, for its stable name.""",
     "evaluator": """\
-The evaluator: scores every checkpoint on held-out data. Nothing cuts it off: the chief ends only after the score of the
-last checkpoint, and the evaluator by itself when it has no more to score.""",
+The evaluator: scores every checkpoint on held-out data. Nothing interrupts it: the chief ends after the score of the
+last checkpoint, and the evaluator by itself when no checkpoint is left to score.""",
 }
 
 
@@ -85,8 +85,8 @@ def specification(deployment: Deployment, role: str, where: Topology, *, may_sca
 def _restart(role: str) -> dict[str, Any]:
     if role == "ps":
         why = (
-            "In place, so that the arena is kept. Kubernetes has no podFailurePolicy for such pods; there is nothing "
-            "to forgive either: a shard that was killed goes on where it was."
+            "Restarts in place keep the arena. Kubernetes has no podFailurePolicy for such pods, and none is needed: "
+            "a shard that was killed continues from its arena."
         )
         return {"#restartPolicy": why, "restartPolicy": "OnFailure"}
     return {"restartPolicy": "Never"}
@@ -95,10 +95,10 @@ def _restart(role: str) -> dict[str, Any]:
 def _failures(role: str, count: int, *, may_scale: bool) -> dict[str, Any]:
     """Limits of a process's failures, and which of them count."""
     if role == "ps":
-        why = "Restarts of all shards together, as far as their pods are still there."
+        why = "The limit of restarts of all shards together, counted in the pods that exist."
         return {"#backoffLimit": why, "backoffLimit": _SHARD_RESTARTS * count}
     if role == "worker":
-        why = "A worker that fails so often is given up; the others go on, since nobody waits for anybody."
+        why = "A worker that fails so often is not restarted again; the others continue without it."
         limit = {"#backoffLimitPerIndex": why, "backoffLimitPerIndex": _FAILURES}
     else:
         limit = {"backoffLimit": _FAILURES}
@@ -106,8 +106,8 @@ def _failures(role: str, count: int, *, may_scale: bool) -> dict[str, Any]:
     mend = "FailIndex" if role == "worker" and may_scale else "FailJob"
     return limit | {
         "#podFailurePolicy": (
-            "Does not count: a pod that its machine, an eviction or a preemption ended, or that was told to go "
-            f"({TERMINATED}). Never tried again: what somebody must mend ({entry.REFUSED}). Everything else counts, "
+            "Not counted: a pod that its machine, an eviction or a preemption ended, or that ended at SIGTERM "
+            f"({TERMINATED}). Never retried: an error of configuration ({entry.REFUSED}). Everything else counts, "
             f"also a peer that did not answer ({entry.UNREACHABLE})."
         ),
         "podFailurePolicy": {
@@ -126,8 +126,8 @@ def _exits(role: str, code: int) -> dict[str, Any]:
 
 def _success(role: str) -> dict[str, Any]:
     whys = {
-        "ps": "When one shard was told that the job is done, all are: one that was just starting again is ended, too.",
-        "worker": "When one worker has seen that the job has its steps, all are done: one that was just starting again "
+        "ps": "When one shard has exited with 0, training is done; a shard that was just restarting is ended, too.",
+        "worker": "When one worker has exited with 0, training is done; a worker that was just restarting "
         "would find no chief.",
     }
     if role not in whys:

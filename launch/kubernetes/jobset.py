@@ -37,7 +37,7 @@ def document(deployment: Deployment) -> dict[str, Any]:
                 "#publishNotReadyAddresses": "The chief must find shards that it has not filled yet.",
                 "publishNotReadyAddresses": True,
             },
-            "#successPolicy": "The chief ends last but for those who have nothing more to do; then everything ends.",
+            "#successPolicy": "When the chief has ended, training is done, and the JobSet ends the other pods.",
             "successPolicy": {"operator": "All", "targetReplicatedJobs": ["chief"]},
             "failurePolicy": _failure_policy(),
             "ttlSecondsAfterFinished": jobs.KEEP_FINISHED_S,
@@ -64,24 +64,24 @@ def _replicated(deployment: Deployment, role: str) -> dict[str, Any]:
 def _failure_policy() -> dict[str, Any]:
     """Actions when a Job has failed by its own rules."""
     return {
-        "#maxRestarts": "Of Jobs or of the JobSet, together, after each Job's own limit.",
+        "#maxRestarts": "The limit of restarts of Jobs and of the JobSet together, after each Job's own limit.",
         "maxRestarts": _MAX_RESTARTS,
-        "#rules": "The first that fits counts.",
+        "#rules": "The first rule that matches applies.",
         "rules": [
             {
-                "#name": "Exit code 2: somebody must mend something, and trying again would not.",
+                "#name": "Exit code 2 is an error of configuration, which a restart does not mend.",
                 "name": "mend",
                 "action": "FailJobSet",
                 "onJobFailureReasons": ["PodFailurePolicy"],
             },
             {
-                "#name": "These lose nothing when they start anew; shards and the others go on meanwhile.",
+                "#name": "These roles lose nothing when they restart; shards and other roles continue meanwhile.",
                 "name": "stateless",
                 "action": "RestartJob",
                 "targetReplicatedJobs": ["worker", "chief", "evaluator"],
             },
             {
-                "#name": "All shards at once, the others with them: the chief begins with the newest checkpoint.",
+                "#name": "All roles restart together, and the chief continues from the newest checkpoint.",
                 "name": "shards",
                 "action": "RestartJobSet",
                 "targetReplicatedJobs": ["ps"],

@@ -49,7 +49,7 @@ def _network_policy(deployment: Deployment, role: str) -> dict[str, Any]:
     callers = [{"podSelector": {"matchLabels": names.labels(deployment.name, caller)}} for caller in CALLERS[role]]
     own = {"from": callers, "ports": [{"protocol": "TCP", "port": names.PORTS[role]}]} if callers else None
     health = {
-        "#ports": "Health from anywhere: the kubelet asks from its machine's address. It says that the process lives.",
+        "#ports": "Health checks come from anywhere: the kubelet's come from its machine's address.",
         "ports": [{"protocol": "TCP", "port": names.HEALTH_PORT}],
     }
     why = (
@@ -78,10 +78,10 @@ def disruption_budget(deployment: Deployment) -> dict[str, Any]:
         "PodDisruptionBudget",
         names.object_name(deployment.name, "ps"),
         spec={
-            "#minAvailable": "All but one. A number, not a percentage or maxUnavailable: that is all Kubernetes "
-            "takes for pods of a Job.",
+            "#minAvailable": "All shards but one. For pods of a Job Kubernetes takes a number, no percentage and no "
+            "maxUnavailable.",
             "minAvailable": deployment.count("ps") - 1,
-            "#unhealthyPodEvictionPolicy": "A shard that is not ready must not hold up a drain for ever.",
+            "#unhealthyPodEvictionPolicy": "A shard that is not ready must not block a drain.",
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": names.labels(deployment.name, "ps")},
         },

@@ -19,7 +19,7 @@ from downpour.launch.kubernetes.deployment import Deployment
 from downpour.launch.kubernetes.text import render
 from downpour.launch.roles.topology import ROLES
 
-GITIGNORE = "# Keys and the token belong into no repository.\n*\n!.gitignore\n!kustomization.yaml\n"
+GITIGNORE = "# Do not commit keys and the token.\n*\n!.gitignore\n!kustomization.yaml\n"
 
 _TOLERATED = (  # taints of the large clouds' spot machines
     ("cloud.google.com/gke-spot", "true"),
@@ -71,8 +71,8 @@ def cert_manager(deployment: Deployment) -> tuple[dict[str, Any], list[dict[str,
                 "isCA": True,
                 "commonName": f"{job}.downpour",
                 "secretName": authority,
-                "#duration": "Longer than the job trains: leaves are renewed under it, the authority itself is not "
-                "exchanged while roles run.",
+                "#duration": "Longer than the job trains: certificates are renewed under this CA, the CA itself is not "
+                "replaced while roles run.",
                 "duration": "26280h",
                 "privateKey": {"algorithm": "ECDSA", "size": 256},
                 "issuerRef": {"name": self_signed, "kind": "Issuer"},
@@ -86,7 +86,7 @@ def cert_manager(deployment: Deployment) -> tuple[dict[str, Any], list[dict[str,
 def _certificate(job: str, role: str, authority: str) -> dict[str, Any]:
     spec = {
         "secretName": names.object_name(job, f"tls-{role}"),
-        "#dnsNames": "Role and job, no host: what a role may do goes by this name.",
+        "#dnsNames": "Role and job, no host: this name decides what a role may do.",
         "dnsNames": [f"{role}.{job}.downpour"],
         "usages": ["digital signature", "server auth", "client auth"],
         "duration": "2160h",
@@ -154,8 +154,8 @@ def _operation(operation: dict[str, Any]) -> str:
 def _constant_names() -> dict[str, Any]:
     return {
         "generatorOptions": {
-            "#disableNameSuffixHash": "Pods of a Job name their Secrets once and for all; renewed files get to them by "
-            "themselves.",
+            "#disableNameSuffixHash": "The names of Secrets in pods of a Job cannot change; renewed files get to them "
+            "under the same name.",
             "disableNameSuffixHash": True,
         }
     }

@@ -62,13 +62,13 @@ def ports(role: str) -> list[dict[str, Any]]:
 def _grace(role: str) -> dict[str, Any]:
     if role == "ps":
         why = (
-            "A shard that must go asks the chief for a checkpoint first, for as long as --grace_s says. Spot machines "
+            "A shard that is stopped requests a checkpoint from the chief first, for up to --grace_s. Spot machines "
             "often give no more than this."
         )
         return {"#terminationGracePeriodSeconds": why, "terminationGracePeriodSeconds": KILL_AFTER_S}
     if role == "evaluator":
         why = (
-            "Time to score the checkpoint it has begun. The chief waits as long for the last score before it ends, and "
+            "Time to finish the score of a checkpoint. The chief waits as long for the last score before it ends, and "
             "nothing ends this pod before that."
         )
         return {"#terminationGracePeriodSeconds": why, "terminationGracePeriodSeconds": _EVALUATOR_GRACE_S}
@@ -81,7 +81,7 @@ def _placement(deployment: Deployment, role: str) -> dict[str, Any]:
         term = {"labelSelector": same, "topologyKey": "kubernetes.io/hostname"}
         preferred = [{"weight": 100, "podAffinityTerm": term}]
         return {
-            "#affinity": "Shards share neither a machine's network line nor its death, if there are enough machines.",
+            "#affinity": "Different machines, if there are enough: shards then share neither network line nor failure.",
             "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}},
         }
     if role == "worker":
@@ -143,14 +143,14 @@ def _probes(role: str) -> dict[str, Any]:
         },
         "#readinessProbe": "Ready: " + _READY[role] + " Names resolve before that; the Service publishes them at once.",
         "readinessProbe": {"grpc": ready, "periodSeconds": 5, "timeoutSeconds": 5},
-        "#livenessProbe": "Generous: a machine that is busy with training is not dead.",
+        "#livenessProbe": "The limit is generous, since a machine that is busy with training answers late.",
         "livenessProbe": {"grpc": alive, "periodSeconds": 20, "failureThreshold": 6, "timeoutSeconds": 10},
     }
 
 
 _READY = {
     "ps": "the shard holds its parameters.",
-    "chief": "it knows the layout.",
+    "chief": "it has the layout.",
     "worker": "it is registered and has its model.",
     "evaluator": "it has its model.",
 }
@@ -166,7 +166,7 @@ def _resources(deployment: Deployment, role: str) -> dict[str, Any]:
         f"Memory: {_sum(request)} = {requested} MiB; limit: with {_sum(more)}, {limit} MiB.",
         *(["The arena counts, as it is in memory; the largest shard decides."] if role == "ps" else []),
         *(["An estimate: put what `kubectl top pod` shows in its place."] if role in ("worker", "evaluator") else []),
-        "No limit of processors: a shard or worker that is throttled holds up others while processors stand idle.",
+        "No limit of processors: a throttled shard or worker delays others while processors are idle.",
     ]
     return {
         "#resources": "\n\n".join(why),
@@ -200,8 +200,8 @@ def _mounts(deployment: Deployment, role: str) -> list[dict[str, Any]]:
 def _volumes(deployment: Deployment, role: str) -> list[dict[str, Any]]:
     job = deployment.name
     arena = {
-        "#name": "Outlives a restart of the container, which continues where it was; not the pod, whose shard comes "
-        "back from the newest checkpoint.",
+        "#name": "A restarted container continues from the arena; a new pod has none, and its shard is restored "
+        "from the newest checkpoint.",
         "name": "arena",
         "emptyDir": {"medium": "Memory", "sizeLimit": f"{arena_mib(deployment)}Mi"},
     }

@@ -53,7 +53,7 @@ class Sizes:
         shard = {
             "arena": self.arena,
             "process": _SHARD_PROCESS,
-            "pushes that wait": self.waiting,
+            "queued pushes": self.waiting,
             "publication": self.published,
         }
         model = {"TensorFlow": _TENSORFLOW_PROCESS, f"{_COPIES} copies of the parameters": _COPIES * self.parameters}

@@ -35,9 +35,9 @@ def document(deployment: Deployment) -> dict[str, Any]:
         "metadata": {"name": deployment.name, "labels": names.labels(deployment.name)},
         "spec": {
             "runPolicy": {
-                "#cleanPodPolicy": "When the chief is done, pods that still run are ended; others stay for their logs.",
+                "#cleanPodPolicy": "When the chief is done, running pods are ended; others are kept for their logs.",
                 "cleanPodPolicy": "Running",
-                "#backoffLimit": "Restarts in place; only shards have those.",
+                "#backoffLimit": "The limit of restarts in place, which only shards have.",
                 "backoffLimit": _RESTARTS * deployment.count("ps"),
                 "ttlSecondsAfterFinished": jobs.KEEP_FINISHED_S,
             },
@@ -59,8 +59,8 @@ def _replica(deployment: Deployment, role: str) -> dict[str, Any]:
         why = "In place, so that the arena is kept."
     else:
         why = (
-            "Codes from 128 on, of a machine that was lost, are tried again; others are final, so a peer that does not "
-            "answer must be waited for: see --set=exchange.give_up_after_s."
+            "Codes from 128 on, those of a lost machine, are retried. Others are final, so processes wait longer for a "
+            "peer that does not answer, by --set=exchange.give_up_after_s."
         )
     return {
         "replicas": deployment.count(role),

@@ -194,7 +194,7 @@ def _read_length(file: BinaryIO, size: int) -> tuple[int | None, str]:
         return None, f"file cut off at byte {size}, inside a record's length"
     if not _agrees(header[: _LENGTH.size], header[_LENGTH.size :]):
         file.seek(_next_header(file, start + 1, size))
-        return None, f"damaged length at byte {start}; {file.tell() - start} bytes passed over"
+        return None, f"damaged length at byte {start}; {file.tell() - start} bytes skipped"
     length: int = _LENGTH.unpack(header[: _LENGTH.size])[0]
     if length + _CRC.size > size - file.tell():
         file.seek(size)

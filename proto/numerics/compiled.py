@@ -61,10 +61,12 @@ def _use_temporary_cache() -> bool:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise PermissionError(f"{folder} is not a folder of this user's alone")
+            raise PermissionError(f"{folder} is not a folder to which only this user has access")
     except OSError as error:
         logging.warning("numba can write no cache (%s), so this process compiles its loops itself", error)
         return False
     config.CACHE_DIR = str(folder)
-    logging.warning("numba can write no cache in NUMBA_CACHE_DIR, beside its source or in the home; it uses %s", folder)
+    logging.warning(
+        "numba can write no cache in NUMBA_CACHE_DIR, beside its source or in the home folder; it uses %s", folder
+    )
     return True

@@ -37,7 +37,7 @@ class Security:
         if self.certificates or self.plain_text_on_the_network or _is_loopback(host):
             return
         raise ValueError(
-            f"listening on {host} in plain text would let anybody on the network read and change the model; give "
+            f"listening on {host} in plain text would let every peer on the network read and change the model; give "
             "--tls=FOLDER (downpour certs makes its files), --host=127.0.0.1, or, if nobody else can reach this "
             "machine, --listen_in_plain_text_on_the_network"
         )

@@ -136,7 +136,7 @@ class Gate:
                 return
             self._logged = totals
         logging.warning(
-            "strangers so far: %d connections without a call; ended: %d for what they sent, %d since their time was up "
+            "unauthenticated peers: %d connections without a call; ended: %d for what they sent, %d at their deadline "
             "or to make room; calls refused: %d for their role, %d for their token, %d for what they sent",
             *totals,
         )

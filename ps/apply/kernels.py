@@ -259,7 +259,7 @@ def _all_rules() -> list[Rule]:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rule", help="JSON form of the message Named; every rule when left out")
+    parser.add_argument("--rule", help="Rule in the JSON form of the message Named; all rules by default.")
     text = parser.parse_args().rule
     wanted = [from_message(rules.BY_NAME, json_format.Parse(text, pb.Named()))] if text else _all_rules()
     load(with_average=True)

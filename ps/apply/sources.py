@@ -106,7 +106,7 @@ class Factors(Source):
     def __init__(self, chunk: codec.Chunk, group: Factored) -> None:
         if (chunk.start, chunk.count) != (group.start, group.size):
             raise MalformedChunk(
-                f"factors for [{chunk.start}, {chunk.start + chunk.count}) of a matrix that is elsewhere"
+                f"factors for [{chunk.start}, {chunk.start + chunk.count}), and no matrix has these elements"
             )
         x, d = self._payload = chunk.factors(group.num_inputs)
         self._x = _float32(x)

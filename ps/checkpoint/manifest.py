@@ -129,7 +129,7 @@ def discard(directory: str | os.PathLike[str]) -> None:
             if name not in whole:
                 folder.remove(name)
     except (OSError, ValueError) as error:
-        logging.warning("what was written of a checkpoint in %s stays there: %s", folder.url, error)
+        logging.warning("the incomplete checkpoint in %s cannot be removed: %s", folder.url, error)
 
 
 def set_aside(directory: str | os.PathLike[str]) -> None:
@@ -137,7 +137,7 @@ def set_aside(directory: str | os.PathLike[str]) -> None:
     try:
         Folder(directory).rename(MANIFEST, SET_ASIDE)
     except OSError as error:
-        logging.warning("%s is damaged and cannot be marked so: %s", directory, error)
+        logging.warning("%s is damaged and cannot be marked as damaged: %s", directory, error)
 
 
 def load(directory: str | os.PathLike[str]) -> Checkpoint:
@@ -155,7 +155,7 @@ def load(directory: str | os.PathLike[str]) -> Checkpoint:
         if checksum not in (None, _checksum(document)):  # an earlier version wrote none
             raise Damaged(f"{path} is damaged: its checksum differs{HINT}")
         if document["format"] != _FORMAT:
-            hint = "a newer version of Downpour wrote it" if document["format"] > _FORMAT else "an older one did"
+            hint = "a newer version of Downpour wrote it" if document["format"] > _FORMAT else "an older one wrote it"
             raise ValueError(f"{path} has format {document['format']}, this version reads format {_FORMAT}; {hint}")
         saved = Checkpoint(
             folder.url,
@@ -225,7 +225,7 @@ def newest(
             damaged[directory] = str(error).removesuffix(HINT)
             continue
         if damaged:
-            logging.warning("passed over: %s; the checkpoint used is %s", "; ".join(damaged.values()), saved.directory)
+            logging.warning("skipped: %s; the checkpoint used is %s", "; ".join(damaged.values()), saved.directory)
         for directory in damaged:
             passed_over(directory)
         return saved

@@ -159,7 +159,7 @@ class Folder:
         except OSError as error:
             place = "" if folder.url == self.url else f"cannot make {self.url}: "
             kind = NoRoom if error.errno == errno.ENOSPC else ValueError
-            raise kind(f"{place}{error}; give another folder, or the right to write there") from None
+            raise kind(f"{place}{error}; give another folder, or permission to write there") from None
 
     def _size(self, name: str) -> int:
         with self._explained(f"read {name} in"):

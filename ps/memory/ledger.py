@@ -70,7 +70,7 @@ class Ledger:
             TooManyWorkers: There is no room for the worker's index.
         """
         if push.worker >= self._num_workers:
-            raise TooManyWorkers(f"worker index {push.worker}; shards keep room for {self._num_workers} workers")
+            raise TooManyWorkers(f"worker index {push.worker}; shards have room for {self._num_workers} workers")
         at = push.worker * _ENTRY_WORDS
         incarnation, sequence = self._words[at + _INCARNATION], self._words[at + _SEQUENCE]
         if push.incarnation < incarnation:
@@ -132,7 +132,7 @@ class Ledger:
         """
         words, at = self._words, push.worker * _ENTRY_WORDS
         if words[at + _INCARNATION] > push.incarnation:
-            raise WorkerSuperseded(f"a newer incarnation of worker {push.worker} has pushed meanwhile")
+            raise WorkerSuperseded(f"a newer incarnation of worker {push.worker} has pushed since")
         return bool(push.sequence < words[at + _SEQUENCE] or words[at + _COMPLETE])
 
     def staleness(self, push: pb.PushHeader) -> int:

@@ -82,7 +82,7 @@ class Servicer:
         arena = Arena.open(arena_path, index) if arena_path else None
         self._shard = Shard(arena) if arena else None
         if self._shard:
-            logging.info("continues from its arena at version %d", self._shard.version)
+            logging.info("continuing from the arena at version %d", self._shard.version)
             _log_ledger(self._shard.arena)
 
     @property
@@ -126,7 +126,7 @@ class Servicer:
         chunks = map(codec.decode_chunk, messages)
         first = next(chunks, None)
         if first is None or not isinstance(first.header, pb.ShardSpecification):
-            raise MalformedChunk("the first chunk carries no specification")
+            raise MalformedChunk("the first chunk has no specification")
         with self._initializing:
             if self._shard is not None:
                 self._check(first.header)
@@ -233,7 +233,7 @@ class Servicer:
     def _check(self, call: _Call) -> Shard:
         """Returns the shard if its index, layout and job are those of a call."""
         if self._shard is None:
-            raise NotReady(f"shard {self._index} holds no parameters yet; it waits for the chief")
+            raise NotReady(f"shard {self._index} holds no parameters yet; the chief has not initialised it")
         if isinstance(call, pb.ShardSpecification) or call.HasField("shard"):
             self._check_index(call.shard)
         mine = self._shard.arena.specification

@@ -73,7 +73,7 @@ class Pushes:
         largest = groups[chunk.start].size if chunk.rows and chunk.start in groups else codec.CHUNK_ELEMENTS
         if chunk.start != push.position or stop > vector.num_pushed or not 0 < chunk.count <= largest:
             raise MalformedChunk(
-                f"chunk [{chunk.start}, {stop}) where one at {push.position} was due, "
+                f"chunk [{chunk.start}, {stop}) where one at {push.position} was expected, "
                 f"of at most {codec.CHUNK_ELEMENTS} elements and within {vector.num_pushed}"
             )
         source = source_of(chunk, groups, vector.uncut)

@@ -51,7 +51,7 @@ def test_quickstart_trains_through_faults_and_scaling(kubernetes: Cluster, quick
     shard = pods["quickstart-ps-1"]
     shard.kill()  # its container: the arena is kept, and so is all that it holds
     wait(lambda: shard.restarts == 1 and shard.ready, "the shard's return")
-    assert "continues from its arena" in shard.log.read_text(), shard.log.read_text()
+    assert "continuing from the arena" in shard.log.read_text(), shard.log.read_text()
     assert pods["quickstart-ps-1"] is shard
 
     wait_for_step(200)

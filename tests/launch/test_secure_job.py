@@ -213,7 +213,7 @@ def test_a_server_does_not_listen_on_the_network_in_plain_text(tmp_path: Path, r
     command = topology.command(role, 0, values)
     done = subprocess.run(command, capture_output=True, text=True, timeout=jobs.START_S, check=False)
     assert done.returncode == 2, done.stderr
-    assert "error: listening on 0.0.0.0 in plain text would let anybody on the network" in done.stderr
+    assert "error: listening on 0.0.0.0 in plain text would let every peer on the network" in done.stderr
     assert not (tmp_path / "port").exists()
 
 

@@ -123,7 +123,7 @@ def test_where_all_are_damaged_the_job_ends_with_one_sentence(tmp_path: Path, ca
         lose_memory(cluster, 1)
         with pytest.raises(JobFailed, match=r"a shard has lost its memory, and no checkpoint in .* all 2 are damaged"):
             chief.result(GIVE_UP_S)
-        assert not [r for r in caplog.records if "cannot be given their parameters" in r.getMessage()]
+        assert not [r for r in caplog.records if "shards cannot be restored" in r.getMessage()]
 
 
 JOURNALS = {
@@ -151,7 +151,7 @@ def test_a_chief_without_its_journal_goes_on_from_the_shards_and_the_newest_chec
         chief = cluster.run_chief()
         wait_until(lambda: "there is no journal of this job" in caplog.text, "the new chief")
         gate.open.set()
-        with pytest.raises(LeaseUnknown, match="so this worker must start anew as well"):
+        with pytest.raises(LeaseUnknown, match="so this worker must restart as well"):
             worker.result(GIVE_UP_S)
         cluster.work(0, overlap=False, num_steps=40)
         summary = chief.result(GIVE_UP_S)
@@ -246,7 +246,8 @@ def test_a_summary_that_cannot_be_written_is_one_sentence(
         gate.open.set()
         worker.result(GIVE_UP_S)
         with pytest.raises(
-            JobFailed, match=r"training is over, but no summary: .*No space left.*the parameters are in"
+            JobFailed,
+            match=r"training is over, but the summary cannot be written: .*No space left.*the parameters are in",
         ):
             chief.result(GIVE_UP_S)
         assert Folder(tmp_path / "checkpoints").names()

@@ -103,8 +103,8 @@ def _recall(known: Known, folder: RunFolder, shards: Shards) -> None:
     known.coordinator.saw(version)
     whence = f"the progress in {saved.directory}" if saved else "no progress, as there is no checkpoint"
     logging.warning(
-        "there is no journal of this job: the chief goes on at step %d with %s; workers start anew, and what they have "
-        "trained on since then is repeated and counted", version, whence
+        "there is no journal of this job: the chief continues at step %d with %s; workers restart, and records they "
+        "trained on since are repeated and counted", version, whence
     )  # fmt: skip
 
 

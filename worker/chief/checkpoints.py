@@ -54,13 +54,13 @@ class Checkpoints:
         except (CheckpointFailed, Unreachable) as error:
             if last:
                 raise
-            logging.warning("no checkpoint at step %d: %s", step, error)
+            logging.warning("the checkpoint at step %d cannot be written: %s", step, error)
             return
         self._newest = saved
         try:
             self._folder.keep(self._plan.keep_checkpoints, self._plan.keep_every_steps)
         except OSError as error:
-            logging.warning("older checkpoints stay: %s", error)
+            logging.warning("older checkpoints cannot be removed: %s", error)
         with state.journaled():
             state.known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
             state.departures.end()
@@ -95,7 +95,7 @@ class Checkpoints:
                 state.departures.begin(time.monotonic())
                 state.departures.end()
                 return
-        logging.info("a shard leaves; a checkpoint at step %d", step)
+        logging.info("a shard is about to stop; a checkpoint is written at step %d", step)
         self.write()
 
 

@@ -137,7 +137,9 @@ class Chief:
         if failure:
             raise JobFailed(f"{failure}; the parameters before it are in {where}")
         if unwritten:
-            raise JobFailed(f"training is over, but no summary: {unwritten}; the parameters are in {where}")
+            raise JobFailed(
+                f"training is over, but the summary cannot be written: {unwritten}; the parameters are in {where}"
+            )
         return found
 
     def _end(self, shards: Shards, *, failed: bool, stop_shards: bool) -> None:
@@ -228,7 +230,9 @@ class Chief:
 
         if not self._state.wait(heard, _COMES_WITHIN_S if self._plan.expects_evaluator else 0.0):
             if self._plan.expects_evaluator:
-                logging.warning("no evaluator came within %.0f s; start without one by --noevaluator", _COMES_WITHIN_S)
+                logging.warning(
+                    "no evaluator connected within %.0f s; start without one by --noevaluator", _COMES_WITHIN_S
+                )
         elif not self._state.wait(scored, _SCORE_WITHIN_S):
             logging.warning("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
 

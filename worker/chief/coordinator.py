@@ -179,11 +179,11 @@ class Coordinator:
             resumed_s = float(state.get("resumed_s", 0.0)) if "workers" in state else train_s
             incarnation = int(state.get("incarnation", 0))
         except (KeyError, TypeError, ValueError, AttributeError, json_format.ParseError) as error:
-            raise KeyError(f"no state of a job: {error!r}") from None
+            raise KeyError(f"not the state of a job: {error!r}") from None
         if num_records != self.leases.num_records:
             raise OtherRecords(
-                f"the job was begun with {num_records} training records and now there are "
-                f"{self.leases.num_records}; give the data it was begun with"
+                f"the job began with {num_records} training records, and its data now has "
+                f"{self.leases.num_records}; give the data that it began with"
             )
         self.step, self.failure, self._checkpoint_step = step, failure, checkpoint_step
         self.versions, self.leases = versions, leases

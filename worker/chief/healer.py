@@ -63,7 +63,7 @@ class Healer:
                 return
             except (DownpourError, ValueError, OSError) as error:  # a shard failed again, or storage fails: retried
                 if str(error) != said:
-                    logging.warning("shards cannot be given their parameters: %s", error)
+                    logging.warning("shards cannot be restored: %s", error)
                 said = str(error)
             else:
                 said = ""

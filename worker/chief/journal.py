@@ -44,7 +44,7 @@ class Reluctant:
             write()
         except OSError as error:
             if not self._is_failing:
-                words = "%s cannot be written (%s); training goes on, and it is tried again"
+                words = "%s cannot be written (%s); training continues, and the write is retried"
                 logging.warning(words, self._path, error)
             self._is_failing = True
             return False
@@ -97,7 +97,7 @@ class Journal:
         try:
             journal: dict[str, Any] = json.loads(self._path.read_text())
             if not isinstance(journal, dict) or journal.pop("checksum", None) not in (None, _checksum(journal)):
-                raise ValueError("it is not what was written")
+                raise ValueError("its checksum differs")
             journal["gap_s"] = _gap_s(journal)
         except FileNotFoundError:
             return None

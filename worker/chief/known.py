@@ -65,6 +65,6 @@ class Known:
             losses = [Loss(*(int(loss[key]) for key in ("shard", "version", "updates"))) for loss in state["losses"]]
             resumed_from = None if state["resumed_from"] is None else int(state["resumed_from"])
         except (KeyError, TypeError, ValueError, AttributeError, ParseError) as error:
-            raise KeyError(f"no state of a chief: {error!r}") from None
+            raise KeyError(f"not the state of a chief: {error!r}") from None
         self.coordinator.load(state["coordinator"], now_s, gap_s=state["gap_s"])
         self.score, self.checkpoint, self.losses, self.resumed_from = score, at, losses, resumed_from

@@ -149,8 +149,8 @@ class LeaseTable:
             holder.done = holder.given
         if number != holder.num_leases:
             raise LeaseUnknown(
-                f"worker {worker} asks for lease {number} and the chief knows of {holder.num_leases}; "
-                "it was started anew without its newest journal, so this worker must start anew as well"
+                f"worker {worker} requested lease {number}, and the chief has granted {holder.num_leases}; "
+                "the chief was restarted without its newest journal, so this worker must restart as well"
             )
         lease = self._take()
         holder.num_leases += 1

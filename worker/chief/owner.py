@@ -162,11 +162,11 @@ def _lock(descriptor: int, path: Path) -> None:
             if time.monotonic() > deadline:
                 holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
                 raise ValueError(
-                    f"{path.parent} belongs to {holder}; wait for its end, or stop it, or give another --run_dir"
+                    f"{path.parent} belongs to {holder}; wait until it ends, or stop it, or give another --run_dir"
                 ) from None
             time.sleep(_PAUSE_S)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise ValueError(f"cannot lock {path}: {error.strerror}; give another --run_dir") from None
-            logging.warning("%s: this file system has no locks; nothing keeps a second chief out", path)
+            logging.warning("%s: this file system has no locks; a second chief would not be noticed", path)
             return

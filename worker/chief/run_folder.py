@@ -80,7 +80,7 @@ class RunFolder:
         except NoRoom as error:
             if owner.read_identity(self.path) is None:
                 raise
-            logging.warning("%s; the run that began here goes on, and tries again", error)
+            logging.warning("%s; the run in this folder continues, and the write is retried", error)
 
     def begin(self, job_id: str, *, overwrites: bool = False) -> None:
         """Begins a new run: removes what an earlier one left, which would be taken for this one's."""
@@ -219,7 +219,7 @@ def insist(action: Callable[[], None], what: str, within_s: float) -> Exception 
             if time.monotonic() > deadline:
                 return error
             if not said:
-                logging.warning("%s cannot be written: %s; it is tried again for %.0f s", what, error, within_s)
+                logging.warning("%s cannot be written: %s; the write is retried for %.0f s", what, error, within_s)
             said = True
         time.sleep(_INSIST_EVERY_S)
 

@@ -106,7 +106,7 @@ class Shards:
                 theirs, mine = getattr(status.specification, field), getattr(self._specification, field)
                 if theirs != mine:
                     raise LayoutMismatch(
-                        f"shard {shard} works with the {field} {_words(theirs)}, this job says {_words(mine)}; "
+                        f"shard {shard} has the {field} {_words(theirs)}, this job says {_words(mine)}; "
                         "start with the recipe that it was started with, or on empty shards with --resume"
                     )
 

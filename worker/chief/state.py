@@ -84,7 +84,7 @@ class JobState:
             NotReady: It is not known yet, or the state of an earlier chief is not restored yet.
         """
         if self.layout is None:
-            raise NotReady("the chief still builds its model, or looks where the job stands")
+            raise NotReady("the chief is still building its model or restoring the state of the job")
         return self.layout
 
     def enter(self, phase: pb.ProgressReply.State) -> None:

@@ -106,8 +106,8 @@ def check(cadence: Cadence, *, overlap: bool) -> None:
     """Raises `ValueError` for a cadence that cannot be overlapped with the exchange."""
     if overlap and not isinstance(cadence, EveryStep | Accumulate):
         raise ValueError(
-            f"cadence: {type(cadence).__name__} needs exchange.overlap=False; parameters pulled ahead would lack what "
-            "the worker's own copy has learned"
+            f"cadence: {type(cadence).__name__} needs exchange.overlap=False; parameters pulled ahead would lack the "
+            "updates of the worker's own copy"
         )
 
 

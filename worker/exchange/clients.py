@@ -118,7 +118,7 @@ class ShardClient:
         def ask() -> pb.StatusReply:
             reply: pb.StatusReply = self._status(pb.StatusRequest(), timeout=self._give_up_after_s)
             if not reply.ready:
-                raise NotReady(f"{self.peer} holds no parameters yet; it waits for the chief")
+                raise NotReady(f"{self.peer} holds no parameters yet; the chief has not initialised it")
             return reply
 
         found = self._call(ask)

@@ -104,7 +104,9 @@ class Pulled:
         """
         target, base = self._target(chunk)
         if chunk.codec not in codec.WIRE_DTYPES and base is None:
-            raise MalformedChunk(f"a chunk at {chunk.start} holds differences to nothing")
+            raise MalformedChunk(
+                f"a chunk at {chunk.start} holds differences, and there is no publication that they refer to"
+            )
         self._took(chunk, chunk.payload.nbytes)
         if base is None or chunk.codec in codec.WIRE_DTYPES:
             target[:] = chunk.values()
@@ -118,11 +120,11 @@ class Pulled:
             MalformedChunk: The pull was incomplete.
         """
         if self._header.publication and not self._header.live:
-            raise MalformedChunk(f"publication {self._header.publication} came, and no differences to it")
+            raise MalformedChunk(f"publication {self._header.publication} was received without differences from it")
         if self._base and self._position == self._num_pushed:  # frozen values do not change
             self._sets[-1].frozen[:] = self.latest.frozen
         elif self._position != self._size:
-            raise MalformedChunk(f"{self._position} of {self._size} elements came")
+            raise MalformedChunk(f"{self._position} of {self._size} elements were received")
         self._sets.reverse()
         self._is_filled = True
         self.version = self._header.version
@@ -131,7 +133,7 @@ class Pulled:
         """Returns where the next chunk's elements belong, and what its differences refer to; None if to nothing."""
         header, position = self._part(chunk)
         if chunk.start != position:
-            raise MalformedChunk(f"a chunk at {chunk.start} came where {position} was due")
+            raise MalformedChunk(f"a chunk at {chunk.start} was received where {position} was expected")
         start, into, part = chunk.start, self._sets[-1], self._sets[-1].trained  # a chunk lies within one part
         if header.publication and not header.live:
             part = self._published
@@ -141,7 +143,9 @@ class Pulled:
                     start, part = start - part.size, following
         stop = start + chunk.count
         if stop > part.size:
-            raise MalformedChunk(f"a chunk of {chunk.count} elements came where {part.size - start} were due")
+            raise MalformedChunk(
+                f"a chunk of {chunk.count} elements was received where {part.size - start} were expected"
+            )
         follows = header.live or (self._base and header.publication == self._base + 1)
         has_base = follows and (part is into.trained or part is self._published)
         return part[start:stop], self._published[start:stop] if has_base else None
@@ -154,9 +158,13 @@ class Pulled:
         has_come = header.publication == self._header.publication and self._position == self._num_trained
         is_due = self._differences and (has_come or header.publication == self._base > 0)
         if header.live and not is_due:
-            raise MalformedChunk(f"differences came to publication {header.publication}, which did not")
+            raise MalformedChunk(
+                f"differences from publication {header.publication} were received, but not the publication"
+            )
         if not header.live and (self._position or (header.publication and not self._differences)):
-            raise MalformedChunk(f"publication {header.publication} came where {self._position} was due")
+            raise MalformedChunk(
+                f"publication {header.publication} was received where element {self._position} was expected"
+            )
         return header, 0
 
     def _took(self, chunk: codec.Chunk, num_bytes: int) -> None:

@@ -255,7 +255,7 @@ def test_comments_say_why(plain: Path) -> None:
     for word in (
         "StatefulSet",
         "activeDeadlineSeconds",
-        "31 (arena) + 150 (process) + 24 (pushes that wait) = 205 MiB",
+        "31 (arena) + 150 (process) + 24 (queued pushes) = 205 MiB",
     ):
         assert word in re.sub(r"\n *# ", " ", shards)
     assert "is left open" in (plain / "base/common/network.yaml").read_text()

@@ -184,7 +184,7 @@ def test_workers_come_and_go_and_nothing_is_lost_or_counted_twice(
         fleet.send(name)
         assert fleet.end(name, 15) == 143
         took = time.monotonic() - begin
-        assert fleet.logged(name, "told to end; others have its leases"), fleet.tail(name)
+        assert fleet.logged(name, "stopping; the chief has its leases back"), fleet.tail(name)
         assert took < 8, took
         fleet.wait(lambda i=name[-1]: not fleet.journal()["coordinator"]["leases"]["holders"][i]["leases"], "its lease")
         fleet.wait_for_step(fleet.progress().step + 6, 30)
@@ -212,7 +212,7 @@ def test_a_worker_that_comes_late_ends_and_the_evaluator_scores_the_last_checkpo
     fleet.wait(lambda: fleet.progress().state == ProgressReply.STATE_SCORING, "the end of training")
     fleet.start("worker/1")
     assert fleet.end("worker/1") == 0
-    assert fleet.logged("worker/1", "of 40 nothing is left to do")
+    assert fleet.logged("worker/1", "of 40, so this worker ends")
     fleet.send("evaluator", signal.SIGCONT)
     assert [fleet.end(name) for name in ("chief", "ps/0", "evaluator")] == [0, 0, 0]
     assert fleet.summary()["map_at_100"] >= 0

@@ -136,11 +136,11 @@ def test_renewed_files_are_taken_up_and_broken_ones_are_not(folder: Path, tmp_pa
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "10.0.0.7", "ps-0.fashion", ""])
 def test_plain_text_on_the_network_is_refused_unless_it_is_wanted(folder: Path, host: str) -> None:
-    with pytest.raises(ValueError, match=r"would let anybody on the network .* --tls=FOLDER .* --listen_in_plain"):
+    with pytest.raises(ValueError, match=r"would let every peer on the network .* --tls=FOLDER .* --listen_in_plain"):
         PLAIN.check_host(host)
-    with pytest.raises(ValueError, match="would let anybody"):
+    with pytest.raises(ValueError, match="would let every peer"):
         Server(grpc.method_handlers_generic_handler("Nothing", {}), host, 0, 1)
-    with pytest.raises(ValueError, match="would let anybody"):
+    with pytest.raises(ValueError, match="would let every peer"):
         Security(token=TOKEN).check_host(host)
     Security(plain_text_on_the_network=True).check_host(host)
     security(folder, "ps").check_host(host)

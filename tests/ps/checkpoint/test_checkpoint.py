@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointFailed, match="shard 0: cannot write shard-00000-of-00002"):
         write(tmp_path / "file" / "folder")
-    with pytest.raises(ValueError, match="give another folder, or the right to write there"):
+    with pytest.raises(ValueError, match="give another folder, or permission to write there"):
         Folder(tmp_path / "file" / "folder").check()
     with pytest.raises(ValueError, match="cannot use nosuch://bucket"):
         Folder("nosuch://bucket/folder")

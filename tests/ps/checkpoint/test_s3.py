@@ -138,7 +138,9 @@ def test_a_bucket_without_permission_is_refused_at_the_start(monkeypatch: pytest
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         use(monkeypatch, *server.server_address[:2])  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"s3://private/run: .*; give another folder, or the right to write there"):
+        with pytest.raises(
+            ValueError, match=r"s3://private/run: .*; give another folder, or permission to write there"
+        ):
             Folder("s3://private/run").check()
     finally:
         server.shutdown()

@@ -67,7 +67,7 @@ def test_a_state_of_another_shape_is_refused_and_changes_nothing(change: Callabl
     state = json.loads(json.dumps(before.state(10.0))) | {"gap_s": 3.0}
     change(state)
     after = known()
-    with pytest.raises(KeyError, match="no state of a"):
+    with pytest.raises(KeyError, match="not the state of a"):
         after.load(state, 1000.0)
     assert after.state(0.0) == known().state(0.0)
 
@@ -75,5 +75,5 @@ def test_a_state_of_another_shape_is_refused_and_changes_nothing(change: Callabl
 def test_of_other_records_is_another_matter() -> None:
     state = known().state(0.0) | {"gap_s": 0.0}
     other = Known(Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(200, 20)))
-    with pytest.raises(OtherRecords, match="begun with 100 training records and now there are 200"):
+    with pytest.raises(OtherRecords, match="began with 100 training records, and its data now has 200"):
         other.load(state, 0.0)

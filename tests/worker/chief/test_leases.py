@@ -97,7 +97,7 @@ def test_a_lease_whose_reply_was_lost_with_its_worker_is_replaced() -> None:
 
 def test_a_worker_that_knows_of_more_leases_than_the_table_must_start_anew() -> None:
     table = LeaseTable(100, 10)
-    with pytest.raises(WorkerSuperseded, match="worker 0 asks for lease 3 and the chief knows of 0"):
+    with pytest.raises(WorkerSuperseded, match="worker 0 requested lease 3, and the chief has granted 0"):
         table.grant(0, 1, 3)
 
 

@@ -188,7 +188,7 @@ def test_a_pull_that_breaks_while_it_receives_a_publication_is_followed_by_a_who
     messages = [list(map(bytes, message)) for message in publisher.pull(1, into.begin())]
     assert codec.decode_chunk(b"".join(messages[0])).codec == codec.INT8
     receive(into, messages[:1])
-    with pytest.raises(MalformedChunk, match="came, and no differences to it"):
+    with pytest.raises(MalformedChunk, match="was received without differences from it"):
         into.end()
     assert into.begin() == 0  # what it has is half of one publication and half of another
     follow(into, publisher)
@@ -202,7 +202,7 @@ def test_a_pull_that_breaks_afterwards_keeps_the_publication(shard: Shard) -> No
     next(pushes(shard))
     messages = [list(map(bytes, message)) for message in publisher.pull(1, into.begin())]
     receive(into, messages[:2])
-    with pytest.raises(MalformedChunk, match="785 of 799 elements came"):
+    with pytest.raises(MalformedChunk, match="785 of 799 elements were received"):
         into.end()
     assert into.begin() == number + 1
     follow(into, publisher)
@@ -214,7 +214,7 @@ def test_a_first_pull_that_breaks_begins_anew(shard: Shard) -> None:
     publisher, into = shard.publishers[codec.INT8], pulled()
     messages = [list(map(bytes, message)) for message in publisher.pull(1, into.begin())]
     receive(into, messages[:-1])
-    with pytest.raises(MalformedChunk, match="790 of 799 elements came"):
+    with pytest.raises(MalformedChunk, match="790 of 799 elements were received"):
         into.end()
     assert into.begin() == 0
     follow(into, publisher)
@@ -238,12 +238,21 @@ DIFFERENCES = np.zeros(4 + 14, np.uint8)
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [
-        (encode_chunk(0, codec.INT8, DIFFERENCES, count=14), "differences to nothing"),
-        (encode_chunk(0, codec.INT8, DIFFERENCES, PUBLICATION, count=14), "differences to nothing"),
-        (encode_chunk(0, codec.INT8, DIFFERENCES, LIVE, count=14), "to publication 7, which did not"),
-        (encode_chunk(3, codec.BFLOAT16, np.zeros(4, np.uint16)), "a chunk at 3 came where 0 was due"),
-        (encode_chunk(0, codec.BFLOAT16, np.zeros(2000, np.uint16)), "2000 elements came where 785 were due"),
-        (encode_chunk(0, codec.BFLOAT16, np.zeros(790, np.uint16), PUBLICATION), "790 elements came where 785 were"),
+        (encode_chunk(0, codec.INT8, DIFFERENCES, count=14), "there is no publication that they refer to"),
+        (encode_chunk(0, codec.INT8, DIFFERENCES, PUBLICATION, count=14), "there is no publication that they refer to"),
+        (
+            encode_chunk(0, codec.INT8, DIFFERENCES, LIVE, count=14),
+            "publication 7 were received, but not the publication",
+        ),
+        (encode_chunk(3, codec.BFLOAT16, np.zeros(4, np.uint16)), "a chunk at 3 was received where 0 was expected"),
+        (
+            encode_chunk(0, codec.BFLOAT16, np.zeros(2000, np.uint16)),
+            "2000 elements was received where 785 were expected",
+        ),
+        (
+            encode_chunk(0, codec.BFLOAT16, np.zeros(790, np.uint16), PUBLICATION),
+            "790 elements was received where 785 were",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(chunk: bytes, message: str) -> None:
@@ -257,7 +266,10 @@ def test_a_part_that_begins_in_the_middle_is_refused() -> None:
     into = pulled()
     into.begin()
     arrive(into, encode_chunk(0, codec.BFLOAT16, np.zeros(100, np.uint16), PUBLICATION))
-    for header, message in ((LIVE, "which did not"), (pb.PullHeader(version=2), "came where 100 was due")):
+    for header, message in (
+        (LIVE, "but not the publication"),
+        (pb.PullHeader(version=2), "was received where element 100 was expected"),
+    ):
         with pytest.raises(MalformedChunk, match=message):
             arrive(into, encode_chunk(0, codec.BFLOAT16, np.zeros(100, np.uint16), header))
 
@@ -269,7 +281,7 @@ def test_publications_that_nobody_asked_for_are_refused(header: pb.PullHeader) -
     with pytest.raises(MalformedChunk, match="publication 7"):
         arrive(into, encode_chunk(0, codec.BFLOAT16, np.zeros(100, np.uint16), header))
     arrive(into, encode_chunk(0, codec.BFLOAT16, np.zeros(NUM_TRAINED, np.uint16), pb.PullHeader(version=1)))
-    with pytest.raises(MalformedChunk, match="publication 0, which did not"):
+    with pytest.raises(MalformedChunk, match="publication 0 were received, but not"):
         arrive(into, encode_chunk(0, codec.INT8, DIFFERENCES, pb.PullHeader(version=1, live=True), count=14))
 
 
