@@ -98,9 +98,12 @@ class Chunk:
                 payload of another length.
         """
         runs = _NOTHING if self.runs is None else self.runs
-        if runs.nbytes % _RUN_BYTES:
-            raise MalformedChunk(f"chunk at {self.start} has {runs.nbytes} bytes of runs, {_RUN_BYTES} are one run")
-        starts, lengths = np.frombuffer(runs, "<u4").astype(np.int64).reshape(-1, 2).T.copy()
+        if runs.nbytes % _RUN_BYTES or runs.nbytes > _RUN_BYTES * self.count:
+            raise MalformedChunk(
+                f"chunk at {self.start} has {runs.nbytes} bytes of runs for {self.count} elements; "
+                f"{_RUN_BYTES} are one run, which has at least one element"
+            )
+        starts, lengths = (np.frombuffer(runs, "<u4")[column::2].astype(np.int64) for column in (0, 1))
         stops = starts + lengths
         least = np.concatenate([[0], stops[:-1]]) if stops.size else stops  # where each run may begin
         if wrong := np.flatnonzero((lengths == 0) | (starts < least) | (stops > self.count)).tolist():

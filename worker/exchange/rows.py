@@ -100,6 +100,7 @@ class RowPacker:
         self._layout, self._shard, self._packer = layout, shard, packer
         self._tables: frozenset[int] | None = None  # of the last push
         self._segments = list[list[_Segment]]()  # of each chunk, for these tables
+        self._num_dense = 0
 
     def pack(
         self,
@@ -124,15 +125,16 @@ class RowPacker:
         names = ", ".join(self._layout.variables[number].name for number in rows)
         if base is not None:
             raise ValueError(f"staleness: Compensate needs every element of a gradient; push {names} dense")
-        size = sum(r.size for r in dense_ranges(self._layout, self._shard, rows))
-        if gradient.size != size:
-            raise ValueError(
-                f"shard {self._shard}: {gradient.size} dense elements beside the rows of {names}; {size} are due"
-            )
         if self._tables != rows.keys():
             self._tables = frozenset(rows)
             segments = list(_segments(self._layout, self._shard, self._tables))
             self._segments = [[s for s in segments if s.start < end and at < s.stop] for at, end in self._packer.chunks]
+            self._num_dense = sum(s.stop - s.start for s in segments if not s.table)
+        if gradient.size != self._num_dense:
+            raise ValueError(
+                f"shard {self._shard}: {gradient.size} dense elements beside the rows of {names}; {self._num_dense} "
+                "are due"
+            )
         tables = {s.start: s.table for of_chunk in self._segments for s in of_chunk if s.table}
         placed = {start: self._placed(table, rows) for start, table in tables.items()}
         chunks = self._packer.factored(factors)

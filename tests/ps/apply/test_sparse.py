@@ -170,7 +170,8 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "too few values": (pairs((5, 2), (9, 2)), 3, "12 bytes for 4 elements"),
     "too many values": (pairs((5, 2)), 3, "12 bytes for 2 elements"),
     "values without runs": (pairs(), 3, "12 bytes for 0 elements"),
-    "part of a run": (np.zeros(3, "<u4"), 0, "12 bytes of runs, 8 are one run"),
+    "part of a run": (np.zeros(3, "<u4"), 0, "has 12 bytes of runs for 40 elements; 8 are one run"),
+    "more runs than elements": (pairs(*[(0, 1)] * 41), 41, "has 328 bytes of runs for 40 elements"),
 }
 
 
