@@ -125,9 +125,10 @@ class RowPacker:
         names = ", ".join(self._layout.variables[number].name for number in rows)
         if base is not None:
             raise ValueError(f"staleness: Compensate needs every element of a gradient; push {names} dense")
-        if self._tables != rows.keys():
-            self._tables = frozenset(rows)
-            segments = list(_segments(self._layout, self._shard, self._tables))
+        tables = frozenset(rows)
+        if self._tables != tables:
+            self._tables = tables
+            segments = list(_segments(self._layout, self._shard, tables))
             self._segments = [[s for s in segments if s.start < end and at < s.stop] for at, end in self._packer.chunks]
             self._num_dense = sum(s.stop - s.start for s in segments if not s.table)
         if gradient.size != self._num_dense:
@@ -135,8 +136,8 @@ class RowPacker:
                 f"shard {self._shard}: {gradient.size} dense elements beside the rows of {names}; {self._num_dense} "
                 "are due"
             )
-        tables = {s.start: s.table for of_chunk in self._segments for s in of_chunk if s.table}
-        placed = {start: self._placed(table, rows) for start, table in tables.items()}
+        ranges = {s.start: s.table for of_chunk in self._segments for s in of_chunk if s.table}
+        placed = {start: self._placed(r, rows) for start, r in ranges.items()}
         chunks = self._packer.factored(factors)
         for (at, end), segments in zip(self._packer.chunks, self._segments, strict=True):
             chunks.append(self._chunk(at, end, gradient, [placed.get(s.start, s) for s in segments]))
