@@ -223,11 +223,6 @@ def pieces_of_factors(group: Factored, uncut: Sequence[Piece] = ()) -> list[Piec
     return pieces
 
 
-def _first_non_finite(values: np.ndarray) -> int:
-    """Index of the first NaN or infinite value, of which there is one."""
-    return int(np.flatnonzero(~np.isfinite(_float32(values)))[0])
-
-
 def _largest(values: np.ndarray) -> np.float32:
     """The largest absolute value, without an array of absolute values."""
     largest: np.float32 = np.maximum(values.max(), -values.min())
@@ -239,3 +234,8 @@ def _float32(values: np.ndarray) -> np.ndarray:
     out = np.empty(values.size, np.float32)
     convert.to_float32(values.reshape(-1), out)
     return out.reshape(values.shape)
+
+
+def _first_non_finite(values: np.ndarray) -> int:
+    """Index of the first NaN or infinite value, of which there is one."""
+    return int(np.flatnonzero(~np.isfinite(_float32(values)))[0])

@@ -11,8 +11,8 @@ import pytest
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite
-from downpour.ps.apply.sources import BLOCK_ELEMENTS
 from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, plan
+from downpour.ps.layout.cuts import BLOCK_ELEMENTS
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.pace import Async, Sync
