@@ -39,6 +39,7 @@ _HEADERS: dict[int, tuple[str, type[Message]]] = {
 }
 _HEADER_FIELDS = {kind: number for number, (_, kind) in _HEADERS.items()}
 _NOTHING = memoryview(b"")
+_RUN_BYTES = 8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -54,6 +55,7 @@ class Chunk:
         header: The header message, in the first chunk of a stream.
         base: A second payload: what the gradient was computed from, if the job compensates delays.
         rows: Not 0 if the payload holds factors: the rows of each.
+        runs: Not None if the payload holds some runs of elements and all others are zero: where the runs are.
     """
 
     start: int
@@ -63,6 +65,7 @@ class Chunk:
     header: Message | None = None
     base: memoryview = _NOTHING
     rows: int = 0
+    runs: memoryview | None = None
 
     def values(self) -> np.ndarray:
         """Returns the payload as `count` elements of the codec's wire dtype, not copied.
@@ -86,6 +89,30 @@ class Chunk:
         both = self._elements(self.payload, self.rows * (num_inputs + num_outputs))
         x, d = both[: self.rows * num_inputs], both[self.rows * num_inputs :]
         return x.reshape(self.rows, num_inputs), d.reshape(self.rows, num_outputs)
+
+    def sparse(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns where runs begin and end, [n] int64 counted from `start`, and the values of all of them, not copied.
+
+        Raises:
+            MalformedChunk: Runs are empty, out of order, overlapping or out of the chunk; an unknown codec, or a
+                payload of another length.
+        """
+        runs = _NOTHING if self.runs is None else self.runs
+        if runs.nbytes % _RUN_BYTES or runs.nbytes > _RUN_BYTES * self.count:
+            raise MalformedChunk(
+                f"chunk at {self.start} has {runs.nbytes} bytes of runs for {self.count} elements; "
+                f"{_RUN_BYTES} are one run, which has at least one element"
+            )
+        starts, lengths = (np.frombuffer(runs, "<u4")[column::2].astype(np.int64) for column in (0, 1))
+        stops = starts + lengths
+        least = np.concatenate([[0], stops[:-1]]) if stops.size else stops  # where each run may begin
+        if wrong := np.flatnonzero((lengths == 0) | (starts < least) | (stops > self.count)).tolist():
+            start, stop = starts[wrong[0]], stops[wrong[0]]
+            raise MalformedChunk(
+                f"chunk at {self.start}: its run {wrong[0]} of {stops.size} is [{start}, {stop}); runs are not empty, "
+                f"ascend, do not overlap, and end within {self.count} elements"
+            )
+        return starts, stops, self._elements(self.payload, int(lengths.sum()))
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns scales [ceil(count / BLOCK)] float32 and elements' bytes as int8, of INT8 or INT4, not copied.
@@ -122,6 +149,7 @@ class Outgoing:
         values: The payload: an array of any type, or the arrays that it consists of.
         base: What the gradient was computed from, in the same codec.
         rows: If `values` are factors, the rows of each.
+        runs: If `values` are some runs of elements, [n, 2] uint32: each run's first element and length.
     """
 
     start: int
@@ -130,15 +158,19 @@ class Outgoing:
     values: np.ndarray | Sequence[np.ndarray]
     base: np.ndarray | None = None
     rows: int = 0
+    runs: np.ndarray | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of `values` and `base`."""
-        return sum(array.nbytes for array in _arrays(self.values)) + (0 if self.base is None else self.base.nbytes)
+        """Bytes of `values`, `base` and `runs`."""
+        parts = (*_arrays(self.values), self.base, self.runs)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def encode(self, header: Message | None) -> list[Any]:
         """Returns the parts of the encoded message; the first chunk of a stream carries a header."""
-        return chunk_parts(self.start, self.codec, self.values, header, self.base, rows=self.rows, count=self.count)
+        return chunk_parts(
+            self.start, self.codec, self.values, header, self.base, rows=self.rows, count=self.count, runs=self.runs
+        )
 
 
 def num_blocks(count: int) -> int:
@@ -173,6 +205,7 @@ def chunk_parts(
     *,
     rows: int = 0,
     count: int | None = None,
+    runs: np.ndarray | None = None,
 ) -> list[Any]:
     """Encodes one chunk as the parts of a message: short ones, and views of `values` and `base`, not copied.
 
@@ -183,7 +216,8 @@ def chunk_parts(
         header: The header message, in the first chunk of a stream.
         base: What the gradient in `values` was computed from, in the same dtype, contiguous.
         rows: If `values` are factors, the rows of each.
-        count: If `values` are factors, the number of elements they stand for.
+        count: If `values` are factors or runs, the number of elements they stand for.
+        runs: If `values` are some runs of elements, [n, 2] uint32: each run's first element and length.
     """
     parts: list[Any] = []
     if header is not None:
@@ -197,6 +231,10 @@ def chunk_parts(
         parts += [_varint(8 << 3 | _BYTES) + _varint(base.nbytes), base.view(np.uint8).data]
     if rows:
         parts.append(_varint(9 << 3 | _VARINT) + _varint(rows))
+    if runs is not None:
+        parts.append(_varint(10 << 3 | _BYTES) + _varint(runs.nbytes))
+        if runs.nbytes:
+            parts.append(runs.reshape(-1).view(np.uint8).data)
     return parts
 
 
@@ -224,7 +262,7 @@ def decode_chunk(message: bytes | memoryview, num_bytes: int | None = None) -> C
     view = memoryview(message)
     missing = 0 if num_bytes is None else num_bytes - len(view)
     numbers = {4: 0, 5: 0, 6: 0, 9: 0}
-    payloads = {7: _NOTHING, 8: _NOTHING}
+    payloads: dict[int, memoryview | None] = {7: _NOTHING, 8: _NOTHING, 10: None}
     header: Message | None = None
     position = 0
     end = len(view)
@@ -246,7 +284,7 @@ def decode_chunk(message: bytes | memoryview, num_bytes: int | None = None) -> C
         else:
             position = _skip(view, position, wire_type)
     count, codec, rows = (numbers[field] & 0xFFFFFFFF for field in (5, 6, 9))
-    return Chunk(numbers[4], count, codec, payloads[7], header, payloads[8], rows)
+    return Chunk(numbers[4], count, codec, payloads[7] or _NOTHING, header, payloads[8] or _NOTHING, rows, payloads[10])
 
 
 def _read_header(field: int, body: memoryview, previous: Message | None) -> Message:

@@ -23,7 +23,7 @@ CODEC_INT4: Codec
 CODEC_FLOAT16: Codec
 
 class Chunk(_message.Message):
-    __slots__ = ("initialize", "pull", "push", "start", "count", "codec", "payload", "base", "rows")
+    __slots__ = ("initialize", "pull", "push", "start", "count", "codec", "payload", "base", "rows", "runs")
     INITIALIZE_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     PUSH_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class Chunk(_message.Message):
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     initialize: ShardSpecification
     pull: PullHeader
     push: PushHeader
@@ -42,7 +43,8 @@ class Chunk(_message.Message):
     payload: bytes
     base: bytes
     rows: int
-    def __init__(self, initialize: _Optional[_Union[ShardSpecification, _Mapping]] = ..., pull: _Optional[_Union[PullHeader, _Mapping]] = ..., push: _Optional[_Union[PushHeader, _Mapping]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload: _Optional[bytes] = ..., base: _Optional[bytes] = ..., rows: _Optional[int] = ...) -> None: ...
+    runs: bytes
+    def __init__(self, initialize: _Optional[_Union[ShardSpecification, _Mapping]] = ..., pull: _Optional[_Union[PullHeader, _Mapping]] = ..., push: _Optional[_Union[PushHeader, _Mapping]] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ..., payload: _Optional[bytes] = ..., base: _Optional[bytes] = ..., rows: _Optional[int] = ..., runs: _Optional[bytes] = ...) -> None: ...
 
 class ShardSpecification(_message.Message):
     __slots__ = ("shard", "fingerprint", "layout", "rule", "schedule", "pace", "num_workers", "staleness", "average", "job_id")

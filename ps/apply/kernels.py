@@ -20,7 +20,7 @@ import numpy as np
 from google.protobuf import json_format
 
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.proto.numerics import convert
+from downpour.proto.numerics import convert, sparse
 from downpour.proto.numerics.compiled import Loop
 from downpour.ps.apply import loops
 from downpour.ps.policy import rules
@@ -264,6 +264,7 @@ def _main() -> None:
     wanted = [from_message(rules.BY_NAME, json_format.Parse(text, pb.Named()))] if text else _all_rules()
     load(with_average=True)
     convert.load_blocks()
+    sparse.fill()
     loops.compensate()
     for rule in wanted:
         update_for(rule)

@@ -15,6 +15,7 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto.errors import MalformedChunk
 from downpour.proto.numerics import convert
+from downpour.proto.numerics.sparse import Runs
 from downpour.ps.layout import Factored
 
 Piece = tuple[int, int]
@@ -24,14 +25,20 @@ class Source(Protocol):
     """The gradient of one chunk.
 
     Attributes:
+        start: First element of the chunk.
         needs_room: Whether `gradient` writes to its `room`.
     """
 
+    start: int
     needs_room: bool = True
 
     def num_non_finite(self) -> int:
         """How many values of the payload are NaN or infinite."""
         ...
+
+    def first_non_finite(self) -> int:
+        """The first element whose value is NaN or infinite; the chunk's first where the payload holds no elements."""
+        return self.start
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
         """Writes the gradient of [start, stop) of the shard's vector into `out` [stop - start] float32."""
@@ -51,13 +58,17 @@ class Dense(Source):
     """
 
     def __init__(self, chunk: codec.Chunk) -> None:
-        self._start = chunk.start
+        self.start = chunk.start
         self._values = chunk.values()
         self.needs_room = self._values.dtype != np.uint16
 
     def num_non_finite(self) -> int:
         """See `Source.num_non_finite`."""
         return convert.num_non_finite(self._values)
+
+    def first_non_finite(self) -> int:
+        """See `Source.first_non_finite`."""
+        return self.start + _first_non_finite(self._values)
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
         """See `Source.decode`."""
@@ -69,7 +80,34 @@ class Dense(Source):
 
     def _part(self, piece: Piece) -> np.ndarray:
         start, stop = piece
-        return self._values[start - self._start : stop - self._start]
+        return self._values[start - self.start : stop - self.start]
+
+
+class Sparse(Source):
+    """A chunk that holds some runs of elements; its other elements are zero.
+
+    Raises:
+        MalformedChunk: See `Chunk.sparse`.
+    """
+
+    def __init__(self, chunk: codec.Chunk) -> None:
+        self.start = chunk.start
+        starts, stops, self._payload = chunk.sparse()
+        self._runs, self._values = Runs(starts, stops), _float32(self._payload)
+
+    def num_non_finite(self) -> int:
+        """See `Source.num_non_finite`."""
+        return convert.num_non_finite(self._payload)
+
+    def first_non_finite(self) -> int:
+        """See `Source.first_non_finite`."""
+        value, runs = _first_non_finite(self._payload), self._runs
+        run = np.searchsorted(runs.firsts, value, "right") - 1
+        return self.start + int(runs.starts[run] + value - runs.firsts[run])
+
+    def decode(self, piece: Piece, out: np.ndarray) -> None:
+        """See `Source.decode`."""
+        self._runs.make_dense(self._values, piece[0] - self.start, out)
 
 
 class Quantized(Source):
@@ -80,7 +118,7 @@ class Quantized(Source):
     """
 
     def __init__(self, chunk: codec.Chunk) -> None:
-        self._start = chunk.start
+        self.start = chunk.start
         self._scales, self._q = chunk.blocks()
 
     def num_non_finite(self) -> int:
@@ -89,7 +127,7 @@ class Quantized(Source):
 
     def decode(self, piece: Piece, out: np.ndarray) -> None:
         """See `Source.decode`."""
-        convert.dequantize(self._scales, self._q, piece[0] - self._start, out)
+        convert.dequantize(self._scales, self._q, piece[0] - self.start, out)
 
 
 class Factors(Source):
@@ -109,6 +147,7 @@ class Factors(Source):
                 f"factors for [{chunk.start}, {chunk.start + chunk.count}), and no matrix has these elements"
             )
         x, d = self._payload = chunk.factors(group.num_inputs)
+        self.start = group.start
         self._x = _float32(x)
         wide = _float32(d)
         widths = [r.size // group.num_inputs for r in group.ranges]
@@ -146,7 +185,8 @@ def source_of(chunk: codec.Chunk, groups: Mapping[int, Factored], uncut: Sequenc
         uncut: Ranges within which no chunk may end, since each is updated in one piece.
 
     Raises:
-        MalformedChunk: The chunk is unreadable, has factors for an unfactored variable, or ends within `uncut`.
+        MalformedChunk: The chunk is unreadable, has factors for an unfactored variable or beside runs, or ends within
+            `uncut`.
     """
     stop = chunk.start + chunk.count
     for begin, end in uncut:
@@ -155,6 +195,10 @@ def source_of(chunk: codec.Chunk, groups: Mapping[int, Factored], uncut: Sequenc
                 f"the chunk [{chunk.start}, {stop}) ends within [{begin}, {end}), whose constraint needs them at once; "
                 "cut a push as `Layout.chunks` does"
             )
+    if chunk.runs is not None:
+        if chunk.rows:
+            raise MalformedChunk(f"chunk at {chunk.start} has both factors and runs")
+        return Sparse(chunk)
     if not chunk.rows:
         return Quantized(chunk) if chunk.codec == codec.INT8 else Dense(chunk)
     if chunk.start not in groups:
@@ -173,3 +217,8 @@ def _float32(values: np.ndarray) -> np.ndarray:
     out = np.empty(values.size, np.float32)
     convert.to_float32(values.reshape(-1), out)
     return out.reshape(values.shape)
+
+
+def _first_non_finite(values: np.ndarray) -> int:
+    """Index of the first NaN or infinite value, of which there is one."""
+    return int(np.flatnonzero(~np.isfinite(_float32(values)))[0])

@@ -5,15 +5,12 @@ Threads: any number may push, each with a push of its own.
 
 from __future__ import annotations
 
-import numpy as np
-
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite
-from downpour.proto.numerics import convert
 from downpour.ps.apply.admission import Member
 from downpour.ps.apply.regions import Push, Work
-from downpour.ps.apply.sources import source_of
+from downpour.ps.apply.sources import Source, source_of
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import Known
 from downpour.ps.policy import staleness
@@ -81,7 +78,7 @@ class Pushes:
         push.position = stop
         if push.repeated:
             return
-        self._refuse_non_finite(push, chunk, source.num_non_finite())
+        self._refuse_non_finite(push, source)
         start = chunk.start
         while start < stop:
             region = vector.region_at(start)
@@ -105,21 +102,23 @@ class Pushes:
             return self._reply(push, repeated=True)
 
     def _needs_base(self, chunk: codec.Chunk) -> bool:
-        return isinstance(self._treatment, Compensate) and chunk.start < self._vector.num_trained
+        if not isinstance(self._treatment, Compensate) or chunk.start >= self._vector.num_trained:
+            return False
+        if chunk.runs is not None:
+            raise MalformedChunk(
+                f"the gradient of {self._name_of(chunk.start)} is sparse; the treatment Compensate needs every element"
+            )
+        return True
 
-    def _refuse_non_finite(self, push: Push, chunk: codec.Chunk, count: int) -> None:
+    def _refuse_non_finite(self, push: Push, source: Source) -> None:
+        count = source.num_non_finite()
         if not count:
             return
         with self._books.lock:
             self._arena.counters["refused"] += 1
-        where = chunk.start
-        if not chunk.rows and chunk.codec != codec.INT8:
-            values = np.empty(chunk.count, np.float32)
-            convert.to_float32(chunk.values(), values)
-            where += int(np.flatnonzero(~np.isfinite(values))[0])
         raise NonFinite(
             f"push {push.header.sequence} of worker {push.header.worker} has {count} "
-            f"numbers that are not finite, the first in {self._name_of(where)}"
+            f"numbers that are not finite, the first in {self._name_of(source.first_non_finite())}"
         )
 
     def _reply(self, push: Push, *, repeated: bool) -> pb.PushReply:

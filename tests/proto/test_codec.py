@@ -82,6 +82,29 @@ def test_factors_travel_as_two_matrices(rows: int, num_inputs: int, num_outputs:
     assert [*x.ravel(), *d.ravel()] == both.tolist()
 
 
+@given(lengths=st.lists(st.integers(1, 5), max_size=6), gap=st.integers(0, 3), wire=st.sampled_from([1, 2]))
+def test_runs_travel_beside_their_values(lengths: list[int], gap: int, wire: int) -> None:
+    """No runs at all are told from a dense chunk."""
+    stops = np.cumsum(np.array(lengths, np.int64) + gap)
+    runs = np.stack([stops - np.array(lengths, np.int64), lengths], 1).astype("<u4")
+    values = np.arange(sum(lengths)).astype(codec.WIRE_DTYPES[wire])
+    chunk = codec.Outgoing(7, 99, wire, values, runs=runs)
+    message = b"".join(chunk.encode(None))
+    theirs = generated(7, wire, values, None)
+    theirs.count, theirs.runs = 99, runs.tobytes()
+    assert pb.Chunk.FromString(message) == theirs and theirs.HasField("runs")
+    assert chunk.num_bytes == values.nbytes + runs.nbytes
+    read = codec.decode_chunk(theirs.SerializeToString())
+    assert (read.start, read.count) == (7, 99)
+    starts, ends, payload = read.sparse()
+    assert [*starts] == [*runs[:, 0]] and [*ends] == [*stops] and payload.tobytes() == values.tobytes()
+
+
+def test_a_message_without_runs_has_none() -> None:
+    message = encode_chunk(3, codec.FLOAT32, np.ones(4, np.float32))
+    assert codec.decode_chunk(message).runs is None and not pb.Chunk.FromString(message).HasField("runs")
+
+
 def test_the_payload_is_a_view_of_the_message() -> None:
     message = encode_chunk(0, codec.FLOAT32, np.arange(1000, dtype=np.float32))
     assert codec.decode_chunk(message).payload.obj is message

@@ -25,7 +25,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,13 @@ CONSTRAINED = plan(
 
 @dataclass(frozen=True)
 class Sent:
-    """A push: whose, which, computed from which version, and whether with factors."""
+    """A push: whose, which, computed from which version, whether with factors, and whether most of the rest is zero."""
 
     worker: int
     sequence: int
     base_version: int
     factored: bool = True
+    sparse: bool = False
 
     @property
     def header(self) -> pb.PushHeader:
@@ -117,20 +118,24 @@ class Scenario:
 
 _INTERLEAVED = [[Sent(0, 1, 0), Sent(1, 1, 0, factored=False)], [Sent(0, 2, 2)]]
 # The third one is late; the last one's round is not full, and its sum is in the checkpoint.
+_SPARSE = [[Sent(0, 1, 0, sparse=True), Sent(1, 1, 0, factored=False)], [Sent(0, 2, 2, factored=False, sparse=True)]]
 _SYNC = [[Sent(0, 1, 0)], [Sent(1, 1, 0)], [Sent(0, 2, 0)], [Sent(0, 3, 1)], [Sent(1, 2, 1)], [Sent(1, 3, 2)]]
 SCENARIOS = {
     # The last one is dropped: too stale.
     "async": Scenario(Async(), [[Sent(0, 1, 0)], [Sent(1, 1, 0, factored=False)], [Sent(0, 2, 1)], [Sent(1, 2, 0)]]),
     "interleaved": Scenario(Async(), _INTERLEAVED),
     "without average": Scenario(Async(), _INTERLEAVED, has_average=False),
+    "sparse": Scenario(Async(), _SPARSE),
+    "sparse without average": Scenario(Async(), _SPARSE, has_average=False),
     "sync": Scenario(Sync(2), _SYNC),
+    "sparse sync": Scenario(Sync(2), [[replace(sent, sparse=True) for sent in sents] for sents in _SYNC]),
     "constrained": Scenario(Async(), _INTERLEAVED, CONSTRAINED),
     "constrained without average": Scenario(Async(), _INTERLEAVED, CONSTRAINED, has_average=False),
     "constrained sync": Scenario(Sync(2), _SYNC, CONSTRAINED),
     # From versions so late that nothing is stale.
     "at once": Scenario(
         Async(),
-        [[Sent(worker, sequence, 99, worker != 1) for worker in range(4)] for sequence in range(1, 7)],
+        [[Sent(worker, sequence, 99, worker != 1, worker == 2) for worker in range(4)] for sequence in range(1, 7)],
         exact=True,
         has_average=False,
     ),
@@ -212,7 +217,10 @@ def _send(folder: Path, shard: Shard, sent: Sequence[Sent], *, exact: bool = Fal
 
 
 def _chunks(sent: Sent, layout: Layout, exact: bool) -> Iterator[bytes]:
-    """The messages of a push: one of factors and others cut as regions are, or all dense and cut where they may be."""
+    """The messages of a push: one of factors and others cut as regions are, or all cut where they may be.
+
+    Sparse ones hold every third of runs of 3 elements.
+    """
     rng = np.random.default_rng([sent.worker, sent.sequence])
     [group] = layout.factored(0)
     values = _numbers(rng, layout.num_pushed(0), exact)
@@ -223,7 +231,14 @@ def _chunks(sent: Sent, layout: Layout, exact: bool) -> Iterator[bytes]:
     else:
         cuts = list(runs(0, values.size, _CUT, layout.uncut(0)))
     for start, stop in cuts:
-        yield encode_chunk(start, codec.FLOAT32, values[start:stop])
+        if sent.sparse:
+            some_runs = [(at, min(3, stop - start - at)) for at in range(start % 9, stop - start, 9)]
+            some = [values[start + at : start + at + length] for at, length in some_runs]
+            pairs = np.array(some_runs, "<u4").reshape(-1, 2)
+            packed = np.concatenate([values[:0], *some])
+            yield encode_chunk(start, codec.FLOAT32, packed, count=stop - start, runs=pairs)
+        else:
+            yield encode_chunk(start, codec.FLOAT32, values[start:stop])
 
 
 def _numbers(rng: np.random.Generator, count: int, exact: bool) -> np.ndarray:

@@ -9,7 +9,7 @@ No TensorFlow here.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.packing import Packer
 from downpour.worker.exchange.pulled import Pulled
+from downpour.worker.exchange.rows import RowPacker, Rows
 
 # Concurrent calls of one worker. All of them hold messages in memory, here and on the shards. On two cores, where calls
 # wait for the processor, more were not faster; over slow networks to many hosts that was not measured.
@@ -55,11 +56,13 @@ class Gradients:
     """Content of a push, one entry a shard.
 
     Attributes:
-        trained: [num_trained - num_factored] in the wire dtype.
+        trained: [num_trained - num_factored] in the wire dtype, without the variables in `rows`.
         statistics: [num_pushed - num_trained] float32, differences.
         versions: Versions of the parameters that the gradients were computed from.
         base: Those parameters, as pulled, for shards that compensate delays.
         factors: For each factored variable of the shard, x and d: its gradient is x^T d. Shards may share an array x.
+        rows: Of all shards together: rows of the gradients of some trained variables, by their number in
+            `Layout.variables`; all other rows of these are zero.
     """
 
     trained: Sequence[np.ndarray]
@@ -67,6 +70,7 @@ class Gradients:
     versions: Sequence[int]
     base: Sequence[np.ndarray] | None = None
     factors: Sequence[Sequence[Factors]] | None = None
+    rows: Mapping[int, Rows] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class Exchange:
             ShardClient(i, address, layout, give_up_after_s, security, job_id) for i, address in enumerate(addresses)
         ]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
+        self._row_packers = [RowPacker(layout, i, packer) for i, packer in enumerate(self._packers)]
         self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
         # Workers begin with different shards, so that their calls do not all queue at the same one.
         self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
@@ -228,7 +233,11 @@ class Exchange:
         header.MergeFrom(name)
         base = gradients.base[shard] if self._send_base and gradients.base is not None else None
         factors = gradients.factors[shard] if gradients.factors else []
-        chunks = self._packers[shard].pack(gradients.trained[shard], gradients.statistics[shard], factors, base)
+        mine = gradients.trained[shard], gradients.statistics[shard], factors
+        if gradients.rows:
+            chunks = self._row_packers[shard].pack(*mine, gradients.rows, base)
+        else:
+            chunks = self._packers[shard].pack(*mine, base)
         reply = self._clients[shard].push(header, chunks)
         return _Pushed(shard, reply, time.monotonic(), sum(chunk.num_bytes for chunk in chunks))
 

@@ -38,13 +38,19 @@ def servicer() -> Servicer:
     return served
 
 
-def push_messages(incarnation: int = 1) -> list[bytes]:
+def sparse_message(*runs: tuple[int, int]) -> bytes:
+    """What follows the factors, as runs of ones."""
+    pairs = np.array(runs, "<u4").reshape(-1, 2)
+    return encode_chunk(FACTORS, codec.FLOAT32, np.ones(pairs[:, 1].sum(), np.float32), count=REST, runs=pairs)
+
+
+def push_messages(incarnation: int = 1, *, sparse: bool = False) -> list[bytes]:
     """A whole, valid push."""
     wire, dtype = codec.FLOAT32, np.float32
     header = pb.PushHeader(fingerprint=LAYOUT.fingerprint, worker=3, incarnation=incarnation, sequence=1)
     return [
         encode_chunk(0, wire, np.ones(2 * (6 + 8), dtype), header, rows=2, count=FACTORS),
-        encode_chunk(FACTORS, wire, np.ones(REST, dtype)),
+        sparse_message((2, 3), (9, 4)) if sparse else encode_chunk(FACTORS, wire, np.ones(REST, dtype)),
         encode_chunk(FACTORS + REST, codec.FLOAT32, np.ones(3, np.float32)),
     ]
 
@@ -73,17 +79,18 @@ def check_untouched(served: Servicer, before: np.ndarray, num_good: int) -> None
     assert send(served, push_messages(incarnation=2**64 - 1)) is None
 
 
-def cuts() -> Iterator[tuple[int, int]]:
+def cuts(messages: Sequence[bytes]) -> Iterator[tuple[int, int]]:
     """Every byte offset of the first two messages."""
-    for number, message in enumerate(push_messages()[:2]):
+    for number, message in enumerate(messages[:2]):
         for length in range(len(message)):
             yield number, length
 
 
-def test_a_stream_cut_at_every_byte_of_its_first_two_messages() -> None:
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_a_stream_cut_at_every_byte_of_its_first_two_messages(sparse: bool) -> None:
     served = servicer()
-    messages = push_messages()
-    for number, length in cuts():
+    messages = push_messages(sparse=sparse)
+    for number, length in cuts(messages):
         served = servicer()
         before = numbers(served)
         error = send(served, [*messages[:number], messages[number][:length]])
@@ -132,24 +139,27 @@ def test_a_damaged_checkpoint_does_not_hold_the_arena(tmp_path: Path) -> None:
     served.close()
 
 
-@pytest.mark.parametrize("number", [0, 1])
+WHICH = pytest.mark.parametrize(("number", "sparse"), [(0, False), (1, False), (1, True)])
+
+
+@WHICH
 @settings(max_examples=500)
 @given(data=st.data())
-def test_a_thousand_changed_messages(number: int, data: st.DataObject) -> None:
-    check_changed(number, data)
+def test_hundreds_of_changed_messages(number: int, sparse: bool, data: st.DataObject) -> None:
+    check_changed(number, sparse, data)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
+@WHICH
 @settings(max_examples=5000)
 @given(data=st.data())
-def test_ten_thousand_changed_messages(number: int, data: st.DataObject) -> None:
-    check_changed(number, data)
+def test_thousands_of_changed_messages(number: int, sparse: bool, data: st.DataObject) -> None:
+    check_changed(number, sparse, data)
 
 
-def check_changed(number: int, data: st.DataObject) -> None:
+def check_changed(number: int, sparse: bool, data: st.DataObject) -> None:
     """A push with one of its messages changed is refused and leaves the numbers alone."""
-    messages = push_messages()
+    messages = push_messages(sparse=sparse)
     message = bytearray(messages[number])
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(message) - 1))
@@ -185,6 +195,9 @@ BAD: dict[str, tuple[int, Any]] = {
         1,
         encode_chunk(FACTORS, codec.FLOAT32, np.ones(28, np.float32), rows=2, count=REST),
     ),
+    "a run out of range": (1, sparse_message((0, 2), (REST - 1, 2))),
+    "unsorted runs": (1, sparse_message((5, 2), (0, 2))),
+    "duplicated runs": (1, sparse_message((5, 2), (5, 2))),
     "half of the factors": (0, replace(codec.decode_chunk(push_messages()[0]), count=24)),
 }
 
