@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -26,8 +26,7 @@ class Evaluation:
         if not model.compiled:
             raise ValueError(f"the model {model.name!r} is not compiled; call model.compile(loss=...) first")
         self._model = model
-        step = tf.function(self._update, reduce_retracing=True, autograph=False)
-        self._step = self._update if model.run_eagerly else step
+        self._compiled = tf.function(self._update, reduce_retracing=True, autograph=False)
 
     def __call__(self, batches: Iterable[Any]) -> dict[str, Any]:
         """Resets the model's metrics and evaluates it.
@@ -44,13 +43,25 @@ class Evaluation:
             ValueError: There is no batch.
         """
         self._model.reset_metrics()
-        num_batches = 0
+        step = None
         for batch in batches:
-            self._step(keras.tree.map_structure(_tensor, batch))
-            num_batches += 1
-        if not num_batches:
+            tensors = keras.tree.map_structure(_tensor, batch)
+            step = step or self._step_for(tensors)
+            step(tensors)
+        if step is None:
             raise ValueError("there is no batch to evaluate the model on; give at least one")
         return _numbers(self._model.get_metrics_result())
+
+    def _step_for(self, tensors: Any) -> Callable[[Any], Any]:
+        """Returns the step, compiled for batches of this structure and of any size unless the model runs eagerly.
+
+        The size is unknown to the trace, as in Keras where batches differ in size: each then counts alike in the losses
+        of single outputs, and by its examples in their sum, `loss`.
+        """
+        if self._model.run_eagerly:
+            return self._update
+        self._compiled.get_concrete_function(keras.tree.map_structure(_of_any_size, tensors))
+        return self._compiled
 
     def _update(self, batch: Any) -> None:
         self._model.test_step(batch)
@@ -61,6 +72,12 @@ def _tensor(value: Any) -> Any:
         return None
     tensor = value if tf.is_tensor(value) else tf.convert_to_tensor(value)
     return tf.cast(tensor, tf.float32) if tensor.dtype == tf.float64 else tensor
+
+
+def _of_any_size(tensor: Any) -> Any:
+    if not isinstance(tensor, tf.Tensor) or tensor.shape.rank == 0:
+        return tensor
+    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
 
 
 def _numbers(results: dict[str, Any]) -> dict[str, Any]:

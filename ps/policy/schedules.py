@@ -221,7 +221,7 @@ class Exponential(_Warmed):
         self._check_positive("learning_rate", "factor", "every")
 
     def _after_warmup(self, step: int) -> float:
-        return self.learning_rate * self.factor ** (step / self.every)
+        return self.learning_rate * math.pow(self.factor, step / self.every)
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class Polynomial(_Warmed):
     def _after_warmup(self, step: int) -> float:
         cycles = max(math.ceil(step / self.steps), 1) if self.cycle else 1
         passed = min(step / (self.steps * cycles), 1.0)
-        return self.end + (self.learning_rate - self.end) * (1 - passed) ** self.power
+        return self.end + (self.learning_rate - self.end) * math.pow(1 - passed, self.power)
 
 
 def _cosine(passed: float, final: float, height: float = 1.0) -> float:

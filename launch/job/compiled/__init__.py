@@ -13,6 +13,7 @@
 Keras with the TensorFlow backend is imported; importing a job or a recipe does not import this package.
 """
 
-from downpour.launch.job.compiled.model import Compiled, LossScaling, from_compiled
+from downpour.launch.job.compiled.model import Compiled, from_compiled
+from downpour.launch.job.compiled.optimizer import LossScaling
 
 __all__ = ["Compiled", "LossScaling", "from_compiled"]

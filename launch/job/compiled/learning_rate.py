@@ -88,8 +88,13 @@ def _inverse_time(config: _Config) -> Schedule:
 
 
 def _polynomial(config: _Config) -> Schedule:
-    numbers = (float(config[name]) for name in ("decay_steps", "end_learning_rate", "power"))
-    return Polynomial(_first_rate(config), *numbers, cycle=bool(config["cycle"]))
+    return Polynomial(
+        _first_rate(config),
+        steps=float(config["decay_steps"]),
+        end=float(config["end_learning_rate"]),
+        power=float(config["power"]),
+        cycle=bool(config["cycle"]),
+    )
 
 
 def _cosine(config: _Config) -> Schedule:
@@ -103,8 +108,13 @@ def _cosine(config: _Config) -> Schedule:
 
 
 def _restarts(config: _Config) -> Schedule:
-    numbers = (float(config[name]) for name in ("first_decay_steps", "t_mul", "m_mul", "alpha"))
-    return CosineRestarts(_first_rate(config), *numbers)
+    return CosineRestarts(
+        _first_rate(config),
+        first_steps=float(config["first_decay_steps"]),
+        length_factor=float(config["t_mul"]),
+        rate_factor=float(config["m_mul"]),
+        final=float(config["alpha"]),
+    )
 
 
 _SCHEDULES: dict[str, Callable[[_Config], Schedule]] = {

@@ -102,6 +102,12 @@ def _check(model: Any) -> None:
                 f"the model {name} has its own {method}, which workers would not call; put what it does into `call`, "
                 "`add_loss` or `compute_loss`, or train this model with plain Keras"
             )
+    for variable in model.trainable_variables:
+        if getattr(variable, "overwrite_with_gradient", False):  # scales of float8 layers
+            raise ValueError(
+                f"the model {name} has {variable.path}, which Keras' optimizers overwrite with its gradient, as float8 "
+                "training does; shards apply a rule to every variable: use another dtype policy"
+            )
 
 
 def _check_accumulated(compiled: Compiled) -> None:

@@ -7,7 +7,6 @@ largest parameter after 30 steps; Keras evaluates schedules and powers in float3
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -142,19 +141,18 @@ SCHEDULES: list[Callable[[], Any]] = [
 ]
 
 
-def described(make: Callable[[], Any]) -> str:
-    config = make().get_config()
-    return re.sub(r"[^\w=.,-]", "", f"{type(make()).__name__}{config}")[:90]
+def kind(make: Callable[[], Any]) -> str:
+    return type(make()).__name__
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS, ids=described)
+@pytest.mark.parametrize("make", OPTIMIZERS, ids=kind)
 def test_thirty_steps_equal_the_optimizers(make: Callable[[], Any]) -> None:
     model = compiled(make())
     mine, _ = on_a_shard(model, from_compiled(model))
     check_close(mine, in_keras(model))
 
 
-@pytest.mark.parametrize("make", SCHEDULES, ids=described)
+@pytest.mark.parametrize("make", SCHEDULES, ids=kind)
 def test_thirty_steps_equal_the_schedules(make: Callable[[], Any]) -> None:
     for optimizer in (optimizers.SGD(make()), optimizers.SGD(make(), momentum=0.9), optimizers.AdamW(make())):
         model = compiled(optimizer)
@@ -216,14 +214,14 @@ def test_every_argument_of_every_optimizer_changes_what_is_read() -> None:
         "epsilon": 0.5, "centered": True, "initial_accumulator_value": 0.5, "beta_1": 0.5, "beta_2": 0.5,
         "amsgrad": True, "nesterov": True, "ema_momentum": 0.5,
     }  # fmt: skip
-    for kind in (optimizers.SGD, optimizers.RMSprop, optimizers.Adagrad, optimizers.Adam, optimizers.AdamW):
+    for cls in (optimizers.SGD, optimizers.RMSprop, optimizers.Adagrad, optimizers.Adam, optimizers.AdamW):
         # Without momentum `nesterov` changes nothing, nor does `ema_momentum` without `use_ema`.
-        base: dict[str, Any] = {"use_ema": True} | ({"momentum": 0.9} if kind is optimizers.SGD else {})
-        for name in kind().get_config().keys() - {"name", "ema_overwrite_frequency"}:
+        base: dict[str, Any] = {"use_ema": True} | ({"momentum": 0.9} if cls is optimizers.SGD else {})
+        for name in cls().get_config().keys() - {"name", "ema_overwrite_frequency"}:
             mine = {} if name in ("gradient_accumulation_steps", "use_ema") else base
-            before = from_compiled(compiled(kind(**mine)))
-            after = from_compiled(compiled(kind(**{**mine, name: changed[name]})))
-            assert before != after, (kind, name)
+            before = from_compiled(compiled(cls(**mine)))
+            after = from_compiled(compiled(cls(**{**mine, name: changed[name]})))
+            assert before != after, (cls, name)
 
 
 def test_job_fields_are_those_of_a_job() -> None:
@@ -293,7 +291,7 @@ def test_an_optimizer_that_is_built_but_unused_is_read() -> None:
 def test_an_optimizer_that_has_made_a_step_is_refused() -> None:
     model = compiled(optimizers.Adam(0.1))
     in_keras(model)
-    with pytest.raises(ValueError, match=r"the optimizer adam has made 30 steps; .* compile the model again"):
+    with pytest.raises(ValueError, match=r"the optimizer adam\w* has made 30 steps; .* compile the model again"):
         from_compiled(model)
     model.optimizer.iterations.assign(0)
     with pytest.raises(ValueError, match=r"has a slot .*hidden_kernel_momentum that is not as it starts"):
@@ -379,6 +377,13 @@ def test_two_loss_scales_are_refused() -> None:
 def test_an_average_of_constrained_parameters_is_refused() -> None:
     model = compiled(optimizers.SGD(use_ema=True), network(kernel_constraint="non_neg"))
     with pytest.raises(ValueError, match=r"use_ema=True and .*hidden/kernel has a constraint"):
+        from_compiled(model)
+
+
+def test_a_variable_that_takes_its_gradient_as_value_is_refused() -> None:
+    model = compiled("sgd")
+    model.layers[1].bias.overwrite_with_gradient = True
+    with pytest.raises(ValueError, match=r"has .*top/bias, which Keras' optimizers overwrite with its gradient"):
         from_compiled(model)
 
 
