@@ -24,17 +24,28 @@ class Average(Protocol):
 
 @dataclass(frozen=True)
 class Polyak:
-    """Exponential: weight(t) = 1 - decay, as in `tf.train.ExponentialMovingAverage` and Keras's `use_ema`."""
+    """Exponential: weight(t) = 1 - decay, as in `tf.train.ExponentialMovingAverage`."""
 
     decay: float
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ValueError(f"average Polyak: decay is {self.decay}; give a number from 0 up to, not including, 1")
+            raise ValueError(
+                f"average {type(self).__name__}: decay is {self.decay}; give a number from 0 up to, not including, 1"
+            )
 
     def weight(self, version: int) -> float:
         """See `Average.weight`."""
         return 1 - self.decay
+
+
+@dataclass(frozen=True)
+class KerasPolyak(Polyak):
+    """Keras's `use_ema`: as `Polyak`, but the average begins with version 1, so weight(1) = 1."""
+
+    def weight(self, version: int) -> float:
+        """See `Average.weight`."""
+        return 1.0 if version <= 1 else 1 - self.decay
 
 
 @dataclass(frozen=True)
@@ -52,4 +63,4 @@ class Mean:
         return 1 / (max(version - self.start, 0) + 1)
 
 
-BY_NAME: dict[str, type] = {average.__name__: average for average in (Polyak, Mean)}
+BY_NAME: dict[str, type] = {average.__name__: average for average in (Polyak, KerasPolyak, Mean)}

@@ -55,6 +55,16 @@ class _Warmed:
         if not (_is_whole(value) and value >= 1):
             raise self._refusal(name, "a whole number of at least 1")
 
+    def _check_not_negative(self, name: str) -> None:
+        value = getattr(self, name)
+        if not (_is_number(value) and 0 <= value < math.inf):
+            raise self._refusal(name, "0 or a number above it")
+
+    def _check_fraction(self, name: str) -> None:
+        value = getattr(self, name)
+        if not (_is_number(value) and 0 <= value <= 1):
+            raise self._refusal(name, "a fraction from 0 to 1")
+
     def _refusal(self, name: str, accepted: str) -> ValueError:
         return ValueError(f"schedule {type(self).__name__}: {name} is {getattr(self, name)!r}; give {accepted}")
 
@@ -132,12 +142,148 @@ class Cosine(_Warmed):
     def _check(self) -> None:
         self._check_positive("learning_rate")
         self._check_steps("steps")
-        if not (_is_number(self.final) and 0 <= self.final <= 1):
-            raise self._refusal("final", "a fraction from 0 to 1")
+        self._check_fraction("final")
 
     def _after_warmup(self, step: int) -> float:
         cosine = math.cos(math.pi * min(step, self.steps) / self.steps)
         return self.learning_rate * (self.final + (1 - self.final) * (1 + cosine) / 2)
+
+
+@dataclass(frozen=True)
+class KerasCosine(_Warmed):
+    """Keras's `CosineDecay` with its own warm-up: linear from `start` to `learning_rate`, then as `Cosine`.
+
+    rate(v) = start + (learning_rate - start) * v / warmup_steps before `warmup_steps`, so the first push has rate
+    `start`, which may be 0. `learning_rate` is Keras's `warmup_target`; `steps` need not be whole.
+    """
+
+    learning_rate: float
+    steps: float
+    final: float = 0.0
+    start: float = 0.0
+    warmup_steps: int = 0
+
+    def _check(self) -> None:
+        self._check_positive("learning_rate", "steps")
+        self._check_not_negative("start")
+        self._check_fraction("final")
+
+    def rate(self, version: int) -> float:
+        """See `Schedule.rate`."""
+        if version < self.warmup_steps:
+            return self.start + (self.learning_rate - self.start) * version / self.warmup_steps
+        return self._after_warmup(version - self.warmup_steps)
+
+    def _after_warmup(self, step: int) -> float:
+        return self.learning_rate * _cosine(min(step / self.steps, 1.0), self.final)
+
+
+@dataclass(frozen=True)
+class CosineRestarts(_Warmed):
+    """Keras's `CosineDecayRestarts` (Loshchilov and Hutter 2016): periods of cosine decay.
+
+    Period i has first_steps * length_factor ** i steps. With p, the part of it that has passed, schedule(s) =
+    learning_rate * (final + (1 - final) * rate_factor ** i * (1 + cos(pi * p)) / 2).
+
+    Keras finds i by logarithms in float32, whose rounding can move a restart by one step (length_factor 1.2); here
+    it is exact.
+    """
+
+    learning_rate: float
+    first_steps: float
+    length_factor: float = 2.0
+    rate_factor: float = 1.0
+    final: float = 0.0
+    warmup_steps: int = 0
+
+    def _check(self) -> None:
+        self._check_positive("learning_rate", "first_steps", "rate_factor")
+        if not (_is_number(self.length_factor) and 1 <= self.length_factor < math.inf):
+            raise self._refusal("length_factor", "a number of at least 1")
+        self._check_fraction("final")
+
+    def _after_warmup(self, step: int) -> float:
+        if self.length_factor == 1:
+            period, passed = divmod(step / self.first_steps, 1)
+        else:
+            period, start, length = 0, 0.0, float(self.first_steps)
+            while step >= start + length:
+                start += length
+                length *= self.length_factor
+                period += 1
+            passed = (step - start) / length
+        return self.learning_rate * _cosine(passed, self.final, self.rate_factor**period)
+
+
+@dataclass(frozen=True)
+class Exponential(_Warmed):
+    """schedule(s) = learning_rate * factor ** (s / every): Keras's `ExponentialDecay` without `staircase`."""
+
+    learning_rate: float
+    factor: float
+    every: float
+    warmup_steps: int = 0
+
+    def _check(self) -> None:
+        self._check_positive("learning_rate", "factor", "every")
+
+    def _after_warmup(self, step: int) -> float:
+        return self.learning_rate * math.pow(self.factor, step / self.every)
+
+
+@dataclass(frozen=True)
+class InverseTime(_Warmed):
+    """schedule(s) = learning_rate / (1 + factor * s / every), with `staircase` floor(s / every).
+
+    Keras's `InverseTimeDecay`.
+    """
+
+    learning_rate: float
+    factor: float
+    every: float
+    staircase: bool = False
+    warmup_steps: int = 0
+
+    def _check(self) -> None:
+        self._check_positive("learning_rate", "every")
+        self._check_not_negative("factor")
+        if not isinstance(self.staircase, bool):
+            raise self._refusal("staircase", "True or False")
+
+    def _after_warmup(self, step: int) -> float:
+        passed = step // self.every if self.staircase else step / self.every
+        return self.learning_rate / (1 + self.factor * passed)
+
+
+@dataclass(frozen=True)
+class Polynomial(_Warmed):
+    """schedule(s) = end + (learning_rate - end) * (1 - s / steps) ** power, constant from `steps` on.
+
+    With `cycle`, `steps` grows to its next multiple at or above s instead. Keras's `PolynomialDecay`.
+    """
+
+    learning_rate: float
+    steps: float
+    end: float = 1e-4
+    power: float = 1.0
+    cycle: bool = False
+    warmup_steps: int = 0
+
+    def _check(self) -> None:
+        self._check_positive("learning_rate", "steps", "power")
+        self._check_not_negative("end")
+        if not isinstance(self.cycle, bool):
+            raise self._refusal("cycle", "True or False")
+
+    def _after_warmup(self, step: int) -> float:
+        cycles = max(math.ceil(step / self.steps), 1) if self.cycle else 1
+        passed = min(step / (self.steps * cycles), 1.0)
+        return self.end + (self.learning_rate - self.end) * math.pow(1 - passed, self.power)
+
+
+def _cosine(passed: float, final: float, height: float = 1.0) -> float:
+    """A cosine's fall from `height` to 0 at the part `passed` of its length, on top of `final`."""
+    return final + (1 - final) * height * (1 + math.cos(math.pi * passed)) / 2
 
 
 def _is_number(value: Any) -> bool:
@@ -150,5 +296,16 @@ def _is_whole(value: Any) -> bool:
 
 
 BY_NAME: dict[str, type] = {
-    schedule.__name__: schedule for schedule in (Constant, StaircaseExponential, Piecewise, Cosine)
+    schedule.__name__: schedule
+    for schedule in (
+        Constant,
+        StaircaseExponential,
+        Exponential,
+        InverseTime,
+        Piecewise,
+        Polynomial,
+        Cosine,
+        KerasCosine,
+        CosineRestarts,
+    )
 }

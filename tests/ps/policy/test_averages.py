@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
 from downpour.ps.memory.arena import Arena
-from downpour.ps.policy.averages import BY_NAME, Mean, Polyak
+from downpour.ps.policy.averages import BY_NAME, KerasPolyak, Mean, Polyak
 from downpour.ps.policy.named import from_message, to_message
 from downpour.ps.policy.rules import SGD, KerasAdam
 from downpour.ps.policy.schedules import Constant
@@ -55,6 +55,13 @@ def test_polyak_equals_tensorflows_moving_average(decay: float, num_pushes: int,
     if decay == 0:
         np.testing.assert_array_equal(shard.arena.average, versions[-1])
     np.testing.assert_allclose(shard.arena.average, average.average(variable).numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_keras_polyak_begins_with_the_first_version() -> None:
+    """Against Keras' own: tests/launch/job/test_compiled.py."""
+    shard, versions = trained(KerasPolyak(0.75), 3)
+    expected = 0.75 * (0.75 * versions[1] + 0.25 * versions[2]) + 0.25 * versions[3]
+    np.testing.assert_allclose(shard.arena.average, expected, rtol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
@@ -113,7 +120,7 @@ def test_a_checkpoint_without_an_average_says_so(tmp_path: Path) -> None:
         saved.parameters(average=True)
 
 
-@pytest.mark.parametrize("average", [Polyak(0.5), Mean(7)], ids=str)
+@pytest.mark.parametrize("average", [Polyak(0.5), KerasPolyak(0.5), Mean(7)], ids=str)
 def test_it_travels(average: Any) -> None:
     back = from_message(BY_NAME, to_message(average))
     assert back == average and repr(back) == repr(average)
@@ -123,6 +130,7 @@ def test_it_travels(average: Any) -> None:
     ("make", "message"),
     [
         (lambda: Polyak(1.0), "Polyak: decay is 1.0; give a number from 0 up to, not including, 1"),
+        (lambda: KerasPolyak(-0.5), "KerasPolyak: decay is -0.5"),
         (lambda: Mean(-1), "Mean: start is -1; give a whole number of at least 0"),
         (lambda: Mean(0.5), "Mean: start is 0.5"),
     ],
