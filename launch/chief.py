@@ -34,7 +34,7 @@ from downpour.launch.roles.topology import Topology
 from downpour.ps.layout import Layout
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
-from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.settings import JobSettings
 
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
@@ -157,10 +157,10 @@ class _Model:
         return initial.values(model, layout, self._source, self._job.exchange.codec)
 
 
-def _plan(config: ChiefConfig) -> Plan:
+def _plan(config: ChiefConfig) -> JobSettings:
     job, checkpoints = config.job, config.checkpoints
     same = same_fields(job)
-    return Plan(
+    return JobSettings(
         recipe=job.name,
         rule=job.rule,
         schedule=job.schedule,

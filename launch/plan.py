@@ -27,8 +27,7 @@ from downpour.launch.planning.demand import Cost, Costs
 from downpour.launch.planning.queueing import Fleet, Prediction
 from downpour.launch.roles import entry
 from downpour.proto.security import tls
-from downpour.ps.layout import Layout
-from downpour.ps.layout import plan as place
+from downpour.ps.layout import Layout, lay_out
 
 # Shards are not a bottleneck up to this utilisation; above it, queues grow fast.
 _BUSY = 0.8
@@ -40,7 +39,7 @@ _MB = 1e6
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Assumptions:
     """The cluster to predict.
 
     Attributes:
@@ -75,7 +74,7 @@ def check(job: Job) -> None:
             raise ValueError(f"{key} is {type(value).__name__}; plan predicts {known} only, add --set={key}={known}")
 
 
-def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Fleet:
+def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> Fleet:
     """Returns a job on a cluster as the `Fleet` that `queueing` simulates."""
     pushes, pulls = demand.calls(layout, job, costs)
     bytes_per_s = cluster.gbit * 1e9 / 8
@@ -92,11 +91,11 @@ def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Fleet:
     )
 
 
-def enough_shards(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> Layout | None:
+def enough_shards(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> Layout | None:
     """Returns the layout with the fewest shards that are no bottleneck; None if `_MAX_SHARDS` are too few."""
     wanted = fleet_of(job, layout, costs, cluster).workers_limit()
     for num_shards in range(1, _MAX_SHARDS + 1):
-        one = place(layout.variables, num_shards, job.slicing)
+        one = lay_out(layout.variables, num_shards, job.slicing)
         if wanted <= _BUSY * fleet_of(job, one, costs, cluster).shards_limit():
             return one
     return None
@@ -118,7 +117,7 @@ def known_costs(job: Job, layout: Layout, core_ms: float) -> Costs:
     return Costs(shard_push=half, shard_pull=half)
 
 
-def report(job: Job, layout: Layout, costs: Costs, cluster: Cluster) -> tuple[str, dict[str, Any]]:
+def report(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> tuple[str, dict[str, Any]]:
     """Returns the prediction as a table for people and as the RESULT."""
     fleet = fleet_of(job, layout, costs, cluster)
     found, best = queueing.simulate(fleet), enough_shards(job, layout, costs, cluster)
@@ -221,7 +220,7 @@ class PlanConfig:
     """
 
     job: Job
-    cluster: Cluster
+    cluster: Assumptions
     core_ms_per_step: float | None = None
     measure_s: float = 1.0
     mutual_tls: bool = True
@@ -249,7 +248,7 @@ def from_flags() -> PlanConfig:
     check(job)
     if values["seconds_per_step"] is None:
         raise ValueError("no --seconds_per_step; give what a worker takes to compute one gradient, in seconds")
-    cluster = Cluster(
+    cluster = Assumptions(
         job.cluster.num_workers if workers is None else workers,
         values["gbit"],
         values["seconds_per_step"],

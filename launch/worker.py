@@ -30,7 +30,7 @@ from downpour.proto.errors import DownpourError, JobFailed, NonFinite
 from downpour.ps.layout import Layout
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.clients import ChiefClient
-from downpour.worker.exchange.exchange import Exchange, Parameters
+from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.exchange.replica import step_codec
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
@@ -109,7 +109,7 @@ def _is_over(chief: ChiefClient) -> bool:
     return over
 
 
-def _connect(exchange: Exchange, reporter: Reporter) -> None:
+def _connect(exchange: Exchanger, reporter: Reporter) -> None:
     """Waits for the shards; on failure, returns this worker's leases."""
     try:
         exchange.connect()
@@ -118,9 +118,9 @@ def _connect(exchange: Exchange, reporter: Reporter) -> None:
         raise
 
 
-def _exchange(config: WorkerConfig, layout: Layout, reporter: Reporter) -> Exchange:
+def _exchange(config: WorkerConfig, layout: Layout, reporter: Reporter) -> Exchanger:
     job = config.job
-    return Exchange(
+    return Exchanger(
         config.topology.ps,
         layout,
         wire=CODECS[job.exchange.codec],
@@ -174,7 +174,7 @@ class _Worker:
         ending.end_now()
 
 
-def _train(job: Job, model: Any, layout: Layout, exchange: Exchange, worker: _Worker) -> None:
+def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _Worker) -> None:
     from downpour.worker.step.step import StepResult, TrainingStep
 
     compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, exchange.wire), job.clip)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from downpour import DISTRIBUTION, __version__, how_to_install
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from tests.conftest import wait_until
@@ -79,7 +79,7 @@ def _start_and_end(python: Path, port_file: Path) -> float:
     shard = subprocess.Popen(command, cwd=port_file.parent)
     try:
         wait_until(lambda: port_file.exists() or shard.poll() is not None, "the shard's port")
-        layout = plan([Variable("w", (5,))], 1)
+        layout = lay_out([Variable("w", (5,))], 1)
         initialize([f"127.0.0.1:{port_file.read_text().strip()}"], layout, [np.ones(5)], SGD(), Constant(0.1))
         return time.monotonic() - begin
     finally:

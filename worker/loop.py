@@ -1,6 +1,6 @@
 """The training loop of one worker: pull, compute, push, until the job ends or the worker is asked to stop.
 
-Threads: the loop runs in one; `Prefetch`, `Exchange` and `Reporter` have their own. No TensorFlow here: the step and
+Threads: the loop runs in one; `Prefetch`, `Exchanger` and `Reporter` have their own. No TensorFlow here: the step and
 the batches are passed in.
 """
 
@@ -18,7 +18,7 @@ from downpour.model.data import Batches
 from downpour.model.data.prefetch import Prefetch
 from downpour.proto.errors import JobFailed
 from downpour.worker.exchange.cadence import Cadence, EveryStep
-from downpour.worker.exchange.exchange import Answer, Exchange, Gradients, Parameters
+from downpour.worker.exchange.exchange import Answer, Exchanger, Gradients, Parameters
 from downpour.worker.exchange.replica import contribution
 from downpour.worker.reporter import Reporter
 from downpour.worker.step import loss_scale
@@ -36,7 +36,7 @@ _ACKNOWLEDGED_WITHIN_S = 4.0  # deadline of a push in flight when the worker is 
 
 def train(
     step: Step,
-    exchange: Exchange,
+    exchange: Exchanger,
     batches: Batches,
     reporter: Reporter,
     *,
@@ -115,7 +115,7 @@ class _Exchanges:
         leaving: Done when this worker is asked to stop; from then on only a push in flight is waited for.
     """
 
-    def __init__(self, exchange: Exchange, reporter: Reporter, leaving: Future[None]) -> None:
+    def __init__(self, exchange: Exchanger, reporter: Reporter, leaving: Future[None]) -> None:
         self._exchange, self._reporter, self._leaving = exchange, reporter, leaving
         self._ahead: Future[Answer] | None = None  # in flight during a step
         self._sent = 0  # position that its push reaches

@@ -16,7 +16,7 @@ from downpour.launch.job.job import Job
 from downpour.model import keras_private
 from downpour.proto.codec import CODECS, WIRE_DTYPES
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
-from downpour.ps.layout import Layout, Slicing, plan
+from downpour.ps.layout import Layout, Slicing, lay_out
 from downpour.ps.policy.pace import Sync
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.cadence import Accumulate, EveryStep
@@ -91,7 +91,7 @@ def _layout(job: Job, model: Any, examined: Any) -> Layout:
             kinds=kinds,
             unreached=examined.unreached,
         )
-        layout = plan(variables, job.cluster.num_ps, job.slicing)
+        layout = lay_out(variables, job.cluster.num_ps, job.slicing)
         too_large = unsendable(layout, examined.rows, WIRE_DTYPES[CODECS[job.exchange.codec]].itemsize)
         if not too_large:
             return layout

@@ -29,7 +29,7 @@ from downpour.launch.roles import topology
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.security.config import Security
-from downpour.ps.layout import Layout, plan
+from downpour.ps.layout import Layout, lay_out
 from downpour.ps.policy.specification import specification_of
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.clients import ShardClient
@@ -53,7 +53,7 @@ def measure(job: Job, layout: Layout, seconds: float, *, mutual_tls: bool) -> Co
     Raises:
         ValueError: The shard process does not start, or TLS' packages are missing.
     """
-    smaller = plan(layout.variables, _TIMES_AS_MANY * layout.num_shards, job.slicing)
+    smaller = lay_out(layout.variables, _TIMES_AS_MANY * layout.num_shards, job.slicing)
     measured = []
     with scratch_folder() as scratch:
         certificates = None

@@ -15,7 +15,7 @@ from downpour.ps.layout.layout import (
     Variable,
     from_canonical,
 )
-from downpour.ps.layout.placement import plan
+from downpour.ps.layout.placement import lay_out
 
 __all__ = [
     "FACTORED",
@@ -31,5 +31,5 @@ __all__ = [
     "Variable",
     "check_same",
     "from_canonical",
-    "plan",
+    "lay_out",
 ]

@@ -10,7 +10,7 @@ from downpour.ps.layout.layout import FACTORED, Layout, Variable, assemble
 from downpour.ps.layout.patterns import matching
 
 
-def plan(variables: Sequence[Variable], num_shards: int, slicing: Sequence[Slicing] = ()) -> Layout:
+def lay_out(variables: Sequence[Variable], num_shards: int, slicing: Sequence[Slicing] = ()) -> Layout:
     """Places every variable.
 
     Slices go round robin, slice i on shard i modulo the number of shards, so the slices of a head's kernel and

@@ -23,7 +23,7 @@ from downpour.launch.roles import entry
 from downpour.proto import codec
 from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
-from downpour.worker.exchange.exchange import Answer, Exchange, Factors, Gradients
+from downpour.worker.exchange.exchange import Answer, Exchanger, Factors, Gradients
 from tests.benchmarks.measure import Steps, Window, take_steps, wait_for_window, write_result
 from tests.benchmarks.shape import BATCH_SIZE, layout_of
 
@@ -86,7 +86,7 @@ class EmulatedWorker:
         self._gradients = gradients
         self._compute_s = settings.compute_s
         self._random = random.Random(index)
-        self._exchange = Exchange(
+        self._exchange = Exchanger(
             settings.addresses,
             layout,
             wire=codec.CODECS[settings.codec],

@@ -22,14 +22,14 @@ from downpour.model.vision.losses import softmax_cross_entropy
 from downpour.model.vision.records import RecordCounts
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import Layout, Slicing, plan
+from downpour.ps.layout import Layout, Slicing, lay_out
 from downpour.ps.policy.pace import Mode
 from downpour.ps.policy.rules import Rule
 from downpour.ps.policy.schedules import Schedule
 from downpour.ps.policy.staleness import Compensate, Treatment
 from downpour.worker.exchange.cadence import Cadence
 from downpour.worker.exchange.clients import ShardClient
-from downpour.worker.exchange.exchange import Exchange, Parameters
+from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.loop import train
 from downpour.worker.step.step import StepResult, TrainingStep
 from downpour.worker.step.variables import initial_values, variables_of
@@ -39,7 +39,7 @@ from tests.worker.cluster import initialize
 
 NUM_SHARDS = 4
 _GIVE_UP_S = 60.0
-_FLOAT32 = job.Exchange(codec="float32", factors=False, overlap=False)
+_FLOAT32 = job.Exchanger(codec="float32", factors=False, overlap=False)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Method:
     cadence: Cadence
     rule: Rule
     schedule: Schedule
-    exchange: job.Exchange = _FLOAT32
+    exchange: job.Exchanger = _FLOAT32
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Fleet:
     def __init__(self, data: FashionMnist, speeds: Sequence[Speed], batch_size: int, folder: Path) -> None:
         self._data, self._speeds, self._batch_size = data, speeds, batch_size
         self._model = network()
-        self._layout: Layout = plan(variables_of(self._model), NUM_SHARDS, [Slicing("*head/kernel", NUM_SHARDS)])
+        self._layout: Layout = lay_out(variables_of(self._model), NUM_SHARDS, [Slicing("*head/kernel", NUM_SHARDS)])
         self._steps = {
             wire: TrainingStep(self._model, softmax_cross_entropy, self._layout, wire) for wire in codec.CODECS.values()
         }
@@ -185,7 +185,7 @@ class Fleet:
 
     def _work(self, addresses: list[str], method: Method, index: int, seed: int, totals: _Totals) -> None:
         settings = method.exchange
-        exchange = Exchange(
+        exchange = Exchanger(
             addresses, self._layout, wire=codec.CODECS[settings.codec], worker=index, incarnation=1,
             give_up_after_s=_GIVE_UP_S, send_base=isinstance(method.staleness, Compensate), overlap=settings.overlap,
             push=codec.BLOCK_CODECS.get(settings.push), differences=codec.BLOCK_CODECS.get(settings.pull),
@@ -219,7 +219,7 @@ class Fleet:
         return step
 
     def _observe(self, addresses: list[str], totals: _Totals, outcome: Outcome, target: float, max_s: float) -> None:
-        observer = Exchange(
+        observer = Exchanger(
             addresses, self._layout, wire=codec.FLOAT32, worker=0, incarnation=0, give_up_after_s=_GIVE_UP_S
         )
         start = time.monotonic()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downpour.ps.layout import FACTORED, STATISTIC, TRAINED, Layout, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, STATISTIC, TRAINED, Layout, Slicing, Variable, lay_out
 
 ROOT = Path(__file__).parents[2]
 PAPER = Path(__file__).with_name("resnet101_18291.json")
@@ -46,7 +46,7 @@ def layout_of(path: Path, num_shards: int, *, factored: bool = False) -> Layout:
     variables = read_variables(path)
     if factored:
         variables = [replace(v, kind=FACTORED) if v.name == HEAD_KERNEL else v for v in variables]
-    return plan(variables, num_shards, (SLICING,))
+    return lay_out(variables, num_shards, (SLICING,))
 
 
 def initial_values(layout: Layout) -> list[np.ndarray]:

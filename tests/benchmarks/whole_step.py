@@ -28,7 +28,7 @@ from downpour.launch.roles import entry
 from downpour.model.vision.losses import per_label_logistic
 from downpour.model.vision.records import RecordCounts
 from downpour.proto import codec
-from downpour.ps.layout import Slicing, plan
+from downpour.ps.layout import Slicing, lay_out
 from downpour.ps.policy.rules import RMSProp
 from downpour.ps.policy.schedules import Constant
 
@@ -111,7 +111,7 @@ class _SameBatch:
 
 def downpour() -> float:
     """Images a second of one worker with 17 shard processes."""
-    from downpour.worker.exchange.exchange import Exchange
+    from downpour.worker.exchange.exchange import Exchanger
     from downpour.worker.loop import train
     from downpour.worker.step.step import TrainingStep
     from downpour.worker.step.variables import factored_names, initial_values, variables_of
@@ -120,14 +120,14 @@ def downpour() -> float:
 
     network, clock = model(), _Clock()
     variables = variables_of(network, 1e-4, factored=factored_names(network, _BATCH.value))
-    layout = plan(variables, 17, [Slicing("head/*", num_slices=50)])
+    layout = lay_out(variables, 17, [Slicing("head/*", num_slices=50)])
     with tempfile.TemporaryDirectory(prefix="downpour-", dir="/dev/shm") as folder:
         shards = ShardProcesses(Path(folder))
         try:
             addresses = shards.start(layout.num_shards)
             rule = RMSProp(rho=_RHO, momentum=_MOMENTUM)
             initialize(addresses, layout, initial_values(network), rule, Constant(_RATE))
-            exchange = Exchange(addresses, layout, wire=codec.BFLOAT16, worker=0, incarnation=1, give_up_after_s=300)
+            exchange = Exchanger(addresses, layout, wire=codec.BFLOAT16, worker=0, incarnation=1, give_up_after_s=300)
             step = TrainingStep(network, per_label_logistic, layout, codec.BFLOAT16)
             train(step, exchange, _SameBatch(), clock, num_steps=1 << 40, overlap=True)  # type: ignore[arg-type]
             exchange.close()

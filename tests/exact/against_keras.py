@@ -1,6 +1,6 @@
 """One drawn model through three real shards, beside plain Keras: the same values after two steps, or a refusal by name.
 
-The product's way is the public one: `launch.build.build`, `TrainingStep`, `Exchange` over gRPC to three servers, a
+The product's way is the public one: `launch.build.build`, `TrainingStep`, `Exchanger` over gRPC to three servers, a
 checkpoint written by the shards, `evaluator.fill`. Plain Keras is `compile` and `train_on_batch`.
 
 Tolerances, of each variable's largest difference:
@@ -39,7 +39,7 @@ from downpour.ps.policy import rules
 from downpour.ps.service.server import ShardServer
 from downpour.worker.evaluator import evaluator
 from downpour.worker.exchange.clients import ShardClient
-from downpour.worker.exchange.exchange import Exchange
+from downpour.worker.exchange.exchange import Exchanger
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values
 from tests.exact.models import LOSSES, NUM_SHARDS, NUM_STEPS, Drawn, Network
@@ -233,7 +233,7 @@ def train_through_shards(drawn: Drawn, before: dict[str, np.ndarray], names: fro
 def _train(
     drawn: Drawn, step: TrainingStep, layout: Layout, addresses: list[str], names: frozenset[str]
 ) -> list[float]:
-    exchange = Exchange(
+    exchange = Exchanger(
         addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, overlap=False, give_up_after_s=60
     )
     losses: list[float] = []

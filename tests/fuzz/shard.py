@@ -21,7 +21,7 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.security.certificates import Certificates
 from downpour.proto.security.config import Security
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Slicing, Variable, lay_out
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.pace import Async
@@ -40,7 +40,7 @@ _START_S = 60.0
 _MB = 1 << 20
 _INPUTS, _ROWS = 24, 3
 
-LAYOUT = plan(
+LAYOUT = lay_out(
     [
         Variable("kernel", (_INPUTS, 40), FACTORED),
         Variable("bias", (1500,)),

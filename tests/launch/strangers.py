@@ -17,7 +17,7 @@ from downpour.launch import certs
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.security.config import Security
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.rules import SGD
@@ -27,7 +27,7 @@ from downpour.worker.exchange.clients import ShardClient
 from tests.certificates import JOB, TOKEN, security
 from tests.conftest import wait_until
 
-LAYOUT = plan([Variable("w", (1000,))], 1)
+LAYOUT = lay_out([Variable("w", (1000,))], 1)
 _ZEROS = np.zeros(1000, np.float32)
 
 

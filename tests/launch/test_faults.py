@@ -17,7 +17,7 @@ from downpour.launch.roles import topology
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
@@ -301,7 +301,7 @@ def test_what_the_last_checkpoint_cannot_take_stays_in_the_shards_and_is_gone_on
 def test_a_shard_is_started_again_where_no_room_is_left(small_disk: SmallDisk, tmp_path: Path) -> None:
     """Its port file is there, and its arena has its room."""
     arena, port_file = small_disk.path / "shard-0.arena", small_disk.path / "ps-0.port"
-    layout = plan([Variable("w", (1000,))], 1)
+    layout = lay_out([Variable("w", (1000,))], 1)
     told = pb.ShardSpecification(
         layout=layout.canonical,
         fingerprint=layout.fingerprint,

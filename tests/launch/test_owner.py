@@ -16,7 +16,7 @@ import pytest
 from downpour.launch.roles import topology
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from tests.conftest import ShardProcesses
@@ -116,7 +116,7 @@ def refusal(fleet: Fleet, folder: Path, name: str, more: dict[str, topology.Flag
 
 def test_swapped_arenas_are_refused(shards: ShardProcesses, tmp_path: Path) -> None:
     """Two shards of the same size."""
-    layout = plan([Variable("a", (100,)), Variable("b", (100,))], 2)
+    layout = lay_out([Variable("a", (100,)), Variable("b", (100,))], 2)
     initialize(shards.start(2), layout, [np.zeros(100, np.float32)] * 2, SGD(), Constant(1.0))
     shards.stop()
     arenas = [tmp_path / f"shard-{i}.arena" for i in range(2)]

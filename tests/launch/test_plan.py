@@ -15,7 +15,7 @@ import pytest
 
 from downpour.launch import plan
 from downpour.launch.job import Job, recipe
-from downpour.launch.plan import Cluster
+from downpour.launch.plan import Assumptions
 from downpour.launch.planning import demand, shard_costs
 from downpour.launch.planning.demand import Cost, Costs
 from downpour.proto import codec
@@ -24,7 +24,7 @@ from downpour.ps import layout as layouts
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Variable
 from downpour.ps.policy.pace import Sync
 from downpour.worker.exchange.clients import ShardClient
-from downpour.worker.exchange.exchange import Exchange, Gradients
+from downpour.worker.exchange.exchange import Exchanger, Gradients
 from tests.benchmarks import shape
 from tests.conftest import ShardProcesses
 from tests.launch import jobs
@@ -79,10 +79,10 @@ def gradients(layout: Layout, job: Job) -> Gradients:
 @pytest.mark.parametrize("mode", MODES)
 def test_bytes_are_those_of_a_real_exchange(mode: str, shards: ShardProcesses) -> None:
     job = job_with(**MODES[mode], publish_every=10**6)  # one publication
-    layout = layouts.plan(VARIABLES, 2, [layouts.Slicing("head/*", 3)])
+    layout = layouts.lay_out(VARIABLES, 2, [layouts.Slicing("head/*", 3)])
     addresses = shards.start(2)
     initialize(addresses, layout, shape.initial_values(layout), job.rule, job.schedule)
-    exchange = Exchange(
+    exchange = Exchanger(
         addresses, layout, wire=codec.CODECS[job.exchange.codec], worker=0, incarnation=1, overlap=False,
         push=codec.BLOCK_CODECS.get(job.exchange.push), differences=codec.BLOCK_CODECS.get(job.exchange.pull),
         publish_every=job.publish_every, give_up_after_s=30,
@@ -132,13 +132,15 @@ def test_a_pull_has_its_share_of_the_publications(publish_every: int, publicatio
     assert more == pytest.approx(2 * layout.num_trained(0), rel=1e-6), "every second one is missed"
 
 
-@pytest.mark.parametrize("cluster", [Cluster(50, 10, 7.2), Cluster(50, 2.5, 2.0), Cluster(200, 25, 0.5, 0.1, 4)])
-def test_the_shards_to_choose_are_the_fewest_that_are_enough(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    "cluster", [Assumptions(50, 10, 7.2), Assumptions(50, 2.5, 2.0), Assumptions(200, 25, 0.5, 0.1, 4)]
+)
+def test_the_shards_to_choose_are_the_fewest_that_are_enough(cluster: Assumptions) -> None:
     job, layout = paper()
     best = plan.enough_shards(job, layout, COSTS, cluster)
     assert best is not None
     wanted = plan.fleet_of(job, layout, COSTS, cluster).workers_limit()
-    fewer = layouts.plan(layout.variables, best.num_shards - 1, job.slicing) if best.num_shards > 1 else None
+    fewer = layouts.lay_out(layout.variables, best.num_shards - 1, job.slicing) if best.num_shards > 1 else None
     assert plan.fleet_of(job, best, COSTS, cluster).shards_limit() >= wanted / 0.8
     assert fewer is None or plan.fleet_of(job, fewer, COSTS, cluster).shards_limit() < wanted / 0.8
     # What the advice is for: with it the workers go on almost as if they were alone.
@@ -149,7 +151,7 @@ def test_the_shards_to_choose_are_the_fewest_that_are_enough(cluster: Cluster) -
 
 def test_no_number_of_shards_is_enough() -> None:
     job, layout = paper()
-    text, result = plan.report(job, layout, COSTS, Cluster(1000, 0.1, 0.0))
+    text, result = plan.report(job, layout, COSTS, Assumptions(1000, 0.1, 0.0))
     assert result["shards_to_choose"] is None and "no number of shards up to 100 is enough" in text
     assert result["bottleneck"] == "shards' network"
 
@@ -157,7 +159,7 @@ def test_no_number_of_shards_is_enough() -> None:
 def test_the_papers_fleet() -> None:
     """6.94 steps a second of 50 workers: 7.2 s a step, if nothing else held them up."""
     job, layout = paper()
-    text, result = plan.report(job, layout, COSTS, Cluster(50, 10, 7.2))
+    text, result = plan.report(job, layout, COSTS, Assumptions(50, 10, 7.2))
     assert result["steps_per_second"] == pytest.approx(6.94, rel=0.02)
     assert result["bottleneck"] == "workers' compute" and "bottleneck: workers' compute" in text
     assert sum(result["staleness_histogram"]) > 1000
@@ -188,7 +190,7 @@ def test_what_the_model_does_not_know_is_refused(key: str) -> None:
 )
 def test_a_cluster_that_cannot_be(values: tuple[float, ...], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        Cluster(*values)  # type: ignore[arg-type]
+        Assumptions(*values)  # type: ignore[arg-type]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -223,7 +225,7 @@ def test_costs_are_those_of_calls_over_tls_unless_told_otherwise(
             super().__init__(*arguments)
 
     monkeypatch.setattr(shard_costs, "ShardClient", Noted)
-    layout = layouts.plan(VARIABLES, 2, [layouts.Slicing("head/*", 3)])
+    layout = layouts.lay_out(VARIABLES, 2, [layouts.Slicing("head/*", 3)])
     costs = shard_costs.measure(job_with(), layout, 0.1, mutual_tls=mutual_tls)
     assert costs.shard_push.of(layout.size(0)) > 0
     assert securities and all(bool(security.certificates) is mutual_tls for security in securities)

@@ -34,7 +34,7 @@ import numpy as np
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.checkpoint.shard_file import write_shard
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, lay_out
 from downpour.ps.layout import chunks as cuts_of_vectors
 from downpour.ps.layout.chunks import runs
 from downpour.ps.memory import arena as arenas
@@ -54,7 +54,7 @@ from tests.chunks import encode_chunk
 _CHUNK, _BLOCK = 16, 12
 _CUT = 10  # of chunks that are cut in the middle of pieces and across regions
 _INPUTS, _OUTPUTS, _ROWS = 6, 8, 3
-LAYOUT = plan(
+LAYOUT = lay_out(
     [
         Variable("k", (_INPUTS, _OUTPUTS), FACTORED),
         Variable("b", (20,)),
@@ -66,7 +66,7 @@ LAYOUT = plan(
     [Slicing("k", 2)],
 )
 # Regions of 4, 2, 2, 1 and 1 pieces: those of norms are whole ranges, those of `b` are not.
-CONSTRAINED = plan(
+CONSTRAINED = lay_out(
     [
         Variable("k", (_INPUTS, _OUTPUTS), FACTORED, constraint=MaxNorm(1.0, (0,))),
         Variable("n", (4, 2), constraint=MinMaxNorm(0.5, 1.0, 0.75, (0,))),

@@ -21,7 +21,7 @@ from downpour.launch.roles import entry
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.pulled import Pulled
 from tests.strangers.ways import Guard
@@ -33,7 +33,7 @@ _TLS = flags.DEFINE_bool("with_tls", False, "Whether the shard wants a certifica
 _TOKEN = flags.DEFINE_bool("with_token", False, "Whether the shard wants a token.")
 
 NUM_ELEMENTS = 100_000
-LAYOUT = plan([Variable("w", (NUM_ELEMENTS,))], 1)
+LAYOUT = lay_out([Variable("w", (NUM_ELEMENTS,))], 1)
 LEARNING_RATE = 2.0**-10  # so that sums of it are exact
 _COMPUTE_S = 0.02  # what the gradient of a step would take
 _FIRST_STEPS = 10

@@ -20,11 +20,11 @@ from downpour.proto.chief_pb2 import ProgressReply, RegisterRequest, Score, Work
 from downpour.proto.errors import JobFailed, LayoutMismatch, TooManyWorkers
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.pace import Bounded
 from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange.clients import ChiefClient, ShardClient
-from downpour.worker.exchange.exchange import Exchange, Parameters
+from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 from tests.conftest import wait_until
@@ -100,7 +100,7 @@ def test_without_being_asked_to_a_chief_lets_the_shards_serve(cluster: Cluster) 
 
 
 def test_a_shard_is_stopped_by_its_own_job_only_unless_it_holds_nothing(cluster: Cluster) -> None:
-    other = plan([Variable("w", (3,))], 1)
+    other = lay_out([Variable("w", (3,))], 1)
     chief = cluster.run_chief()
     cluster.work(0)
     chief.result(GIVE_UP_S)
@@ -189,7 +189,7 @@ def test_a_worker_that_leaves_waits_for_its_push_and_for_nobody(tmp_path: Path) 
         chief = cluster.run_chief()
         leaving: Future[None] = Future()
         reporter = Reporter(client, 0, LAYOUT.fingerprint)
-        exchange = Exchange(
+        exchange = Exchanger(
             cluster.addresses, LAYOUT, wire=codec.BFLOAT16, worker=0, incarnation=reporter.incarnation,
             give_up_after_s=GIVE_UP_S,
         )  # fmt: skip

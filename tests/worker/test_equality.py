@@ -20,12 +20,12 @@ from downpour.model.vision.resnet import ResNet
 from downpour.proto import codec
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.shard_file import ShardFile
-from downpour.ps.layout import Layout, Slicing, plan
+from downpour.ps.layout import Layout, Slicing, lay_out
 from downpour.ps.policy.averages import Polyak
 from downpour.ps.policy.rules import KerasAdam, Momentum, RMSProp, Rule
 from downpour.ps.policy.schedules import Constant
 from downpour.worker.exchange.clients import ShardClient
-from downpour.worker.exchange.exchange import Exchange
+from downpour.worker.exchange.exchange import Exchanger
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values, statistics_of, variables_of
 from tests.worker.cluster import initialize
@@ -111,10 +111,10 @@ def train_plainly(model: keras.Model, rule: Rule) -> tuple[list[float], list[np.
 
 
 def train_through_shards(model: keras.Model, rule: Rule, shards: Any) -> tuple[list[float], list[np.ndarray]]:
-    layout = plan(variables_of(model), 3, [Slicing("*head/*", 4)])
+    layout = lay_out(variables_of(model), 3, [Slicing("*head/*", 4)])
     addresses = shards.start(3)
     initialize(addresses, layout, initial_values(model), rule, Constant(RATE))
-    exchange = Exchange(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
+    exchange = Exchanger(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
     step = TrainingStep(model, per_label_logistic, layout)
     losses = []
     try:
@@ -169,11 +169,11 @@ def test_shards_equal_plain_keras(build: Any, rule: Rule, shards: Any) -> None:
 @pytest.mark.process
 def test_the_average_in_a_checkpoint_is_that_of_the_parameters_pulled(shards: Any, tmp_path: Path) -> None:
     """Through three shard processes, slices and statistics included; float64 against float32, within 1e-6."""
-    model, layout = small_resnet(), plan(variables_of(small_resnet()), 3, [Slicing("*head/*", 4)])
+    model, layout = small_resnet(), lay_out(variables_of(small_resnet()), 3, [Slicing("*head/*", 4)])
     addresses = shards.start(3)
     start = initial_values(model)
     initialize(addresses, layout, start, KerasAdam(), Constant(1e-2), average=Polyak(0.75))
-    exchange = Exchange(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
+    exchange = Exchanger(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
     step = TrainingStep(model, per_label_logistic, layout)
     clients = [ShardClient(i, address, layout, 30) for i, address in enumerate(addresses)]
     expected = [value.astype(np.float64) for value in start]

@@ -93,7 +93,7 @@ def test_a_lost_shard_comes_back_from_the_checkpoint_before_a_damaged_one(
         version = checkpoint.load(tmp_path / "checkpoints" / before).shards[1].version
         wait_until(lambda: f"shard 1 lost its memory: back at version {version}" in caplog.text, "its return")
         assert complete(cluster) == [before], "the damaged one is offered to nobody"
-        offered = cluster.chief._state.known.checkpoint
+        offered = cluster.chief._state.journal_state.checkpoint
         assert offered is not None and offered.directory.endswith(before)
         gate.open.set()
         worker.result(GIVE_UP_S)
@@ -147,7 +147,7 @@ def test_a_chief_without_its_journal_goes_on_from_the_shards_and_the_newest_chec
         kill(first, killed)
         path, spoilt = tmp_path / "journal.json", JOURNALS[change]
         path.unlink() if spoilt is None else path.write_text(spoilt(path.read_text()))
-        cluster.chief = Chief(first._plan, tmp_path, host="127.0.0.1", port=first.port)
+        cluster.chief = Chief(first._settings, tmp_path, host="127.0.0.1", port=first.port)
         chief = cluster.run_chief()
         wait_until(lambda: "there is no journal of this job" in caplog.text, "the new chief")
         gate.open.set()
@@ -199,7 +199,7 @@ def test_the_last_checkpoint_is_tried_again_and_then_left_to_the_next_chief(
         small_disk.make_room()
         first = cluster.chief
         first.close()
-        cluster.chief = Chief(first._plan, tmp_path, host="127.0.0.1", port=0)
+        cluster.chief = Chief(first._settings, tmp_path, host="127.0.0.1", port=0)
         summary = cluster.run_chief().result(GIVE_UP_S)
         assert summary["global_steps"] == summary["pushes_acknowledged"] == 30
         assert [name[-2:] for name in checkpoint.complete(folder)][-1] == "30"

@@ -24,20 +24,20 @@ from downpour.proto import codec
 from downpour.proto.chief_pb2 import ProgressReply, RegisterRequest
 from downpour.proto.errors import DownpourError, JobFailed, LayoutMismatch, Unreachable, WorkerSuperseded
 from downpour.ps.checkpoint import manifest as checkpoint
-from downpour.ps.layout import STATISTIC, Layout, Slicing, Variable, plan
+from downpour.ps.layout import STATISTIC, Layout, Slicing, Variable, lay_out
 from downpour.ps.policy.pace import Async, Bounded, Sync
 from downpour.ps.policy.rules import Momentum
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Keep
 from downpour.ps.service.server import ShardServer
 from downpour.worker.chief import chief as chief_module
-from downpour.worker.chief.chief import Chief, Plan
+from downpour.worker.chief.chief import Chief, JobSettings
 from downpour.worker.exchange.clients import ChiefClient
-from downpour.worker.exchange.exchange import Exchange, Gradients, Parameters
+from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 
-LAYOUT = plan([Variable("w", (40, 9)), Variable("head/kernel", (9, 7)), Variable("m", (5,), STATISTIC)], 3,
+LAYOUT = lay_out([Variable("w", (40, 9)), Variable("head/kernel", (9, 7)), Variable("m", (5,), STATISTIC)], 3,
               [Slicing("head/*", 5)])  # fmt: skip
 GIVE_UP_S = 20.0
 
@@ -103,7 +103,7 @@ class Cluster:
     ) -> None:  # fmt: skip
         client = ChiefClient(f"127.0.0.1:{self.chief.port}", GIVE_UP_S)
         reporter = Reporter(client, index, layout.fingerprint, job)
-        exchange = Exchange(
+        exchange = Exchanger(
             self.addresses,
             layout,
             wire=codec.BFLOAT16,
@@ -135,9 +135,9 @@ class Killed(Exception):
     """Stands for SIGKILL: the worker falls silent without a last report."""
 
 
-def plan_in(folder: Path) -> Plan:
+def plan_in(folder: Path) -> JobSettings:
     """A plan of two workers."""
-    return Plan(
+    return JobSettings(
         recipe="test", rule=Momentum(0.5), schedule=Constant(0.05), pace=Async(),
         staleness=Keep(), num_workers=2, lease_s=30, num_steps=30,
         checkpoint_every_steps=10, max_train_s=math.inf, num_records=160, lease_records=20, facts={},
@@ -311,7 +311,7 @@ def test_two_workers_with_one_index_the_older_ends(cluster: Cluster) -> None:
 
 def test_a_worker_with_another_layout_is_refused(cluster: Cluster) -> None:
     chief = cluster.run_chief()
-    other = plan([replace(LAYOUT.variables[0], shape=(40, 8)), *LAYOUT.variables[1:]], 3, [Slicing("head/*", 5)])
+    other = lay_out([replace(LAYOUT.variables[0], shape=(40, 8)), *LAYOUT.variables[1:]], 3, [Slicing("head/*", 5)])
     with pytest.raises(LayoutMismatch) as caught:
         cluster.work(0, layout=other)
     for part in (other.fingerprint.hex()[:16], LAYOUT.fingerprint.hex()[:16]):
@@ -328,7 +328,7 @@ def test_addresses_in_another_order_are_refused(cluster: Cluster) -> None:
 def test_an_unreachable_shard_is_named_with_its_address_and_the_time(tmp_path: Path) -> None:
     with ShardServer(0) as server:
         address = f"127.0.0.1:{server.port}"
-    exchange = Exchange([address], plan([Variable("w", (3,))], 1), wire=codec.FLOAT32, worker=0, incarnation=1,
+    exchange = Exchanger([address], lay_out([Variable("w", (3,))], 1), wire=codec.FLOAT32, worker=0, incarnation=1,
                         give_up_after_s=1.0)  # fmt: skip
     with pytest.raises(Unreachable, match=rf"shard 0 at {address} did not answer for [12] s"):
         exchange.connect()

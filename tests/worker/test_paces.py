@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 
 from downpour.proto import codec
-from downpour.ps.layout import STATISTIC, Slicing, Variable, plan
+from downpour.ps.layout import STATISTIC, Slicing, Variable, lay_out
 from downpour.ps.policy.pace import Async, Bounded, Mode, Sync
 from downpour.ps.policy.rules import SGD, Momentum, RMSProp, Rule
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Compensate, Divide, Drop, Keep, Treatment
 from downpour.worker.exchange.clients import ShardClient
-from downpour.worker.exchange.exchange import Exchange, Gradients, Parameters
+from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
 from tests.worker.cluster import initialize
 
 pytestmark = pytest.mark.process
 
 FEATURES, OUTPUTS, BATCH, NUM_STEPS = 7, 5, 6, 20
-LAYOUT = plan([Variable("w", (FEATURES, OUTPUTS)), Variable("b", (OUTPUTS,)), Variable("mean", (3,), STATISTIC)], 2,
+LAYOUT = lay_out([Variable("w", (FEATURES, OUTPUTS)), Variable("b", (OUTPUTS,)), Variable("mean", (3,), STATISTIC)], 2,
               [Slicing("w", 4)])  # fmt: skip
 RATE = 0.05
 
@@ -32,7 +32,7 @@ class Worker:
     """One worker's exchange, and least squares on its own batches."""
 
     def __init__(self, addresses: Sequence[str], index: int, *, send_base: bool = False) -> None:
-        self.exchange = Exchange(
+        self.exchange = Exchanger(
             addresses, LAYOUT, wire=codec.FLOAT32, worker=index, incarnation=1, give_up_after_s=30, send_base=send_base
         )
 

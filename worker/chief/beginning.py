@@ -19,16 +19,16 @@ from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.worker.chief.healer import Healer
-from downpour.worker.chief.known import Known
-from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.settling import settle
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
 
 
 def begin(
-    plan: Plan,
+    settings: JobSettings,
     state: JobState,
     folder: RunFolder,
     shards: Shards,
@@ -38,7 +38,7 @@ def begin(
     """Fills the job's empty shards, and restores the chief's state from its journal or a checkpoint.
 
     Args:
-        plan: The job's plan.
+        settings: The job's settings.
         state: The job's state.
         folder: The run's folder.
         shards: The job's shards; their job id is set here.
@@ -50,21 +50,21 @@ def begin(
     """
     statuses = shards.statuses()
     held = [(i, status.job_id) for i, status in enumerate(statuses) if status.ready]
-    shards.job_id, saved = settle(folder, held, plan)
+    shards.job_id, saved = settle(folder, held, settings)
     state.job_id = shards.job_id
     if held:
         with state.changed:
-            _recall(state.known, folder, shards)
+            _recall(state.journal_state, folder, shards)
         logging.info("the shards hold parameters of job %s already; training continues", shards.job_id)
         healer.look_after()  # fills the empty ones
     elif saved:
         with state.journaled():  # first: a chief restarted meanwhile must not read the older journal
-            state.known.resume(saved, time.monotonic())
+            state.journal_state.resume(saved, time.monotonic())
         shards.restore(saved)
         logging.info("resumed job %s from %s", shards.job_id, saved.directory)
     else:
         values = initial_values()  # first: if this raises, the earlier run must not have been removed
-        folder.begin(shards.job_id, overwrites=plan.overwrite)
+        folder.begin(shards.job_id, overwrites=settings.overwrite)
         shards.initialize(lambda: values)
         logging.info("%d shards initialised for job %s", len(shards), shards.job_id)
     shards.check_job()
@@ -79,7 +79,7 @@ def begin(
         state.coordinator.members.saw_incarnation(highest, goes_on=bool(held or saved))
 
 
-def _recall(known: Known, folder: RunFolder, shards: Shards) -> None:
+def _recall(known: JournalState, folder: RunFolder, shards: Shards) -> None:
     """Restores the journaled state of a job whose shards hold parameters.
 
     Without a usable journal workers must restart, since their leases are not known; records that they have trained on

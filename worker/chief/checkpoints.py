@@ -14,8 +14,8 @@ from downpour.proto import chief_pb2 as pb
 from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.proto.errors import CheckpointFailed, NotSaved, Unreachable
 from downpour.ps.checkpoint.manifest import Checkpoint
-from downpour.worker.chief.plan import Plan
 from downpour.worker.chief.run_folder import RunFolder, insist
+from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
 
@@ -24,14 +24,14 @@ class Checkpoints:
     """Writes the checkpoints of one job.
 
     Args:
-        plan: The job's plan.
+        settings: The job's settings.
         state: The job's state.
         folder: The run's folder.
         shards: The job's shards.
     """
 
-    def __init__(self, plan: Plan, state: JobState, folder: RunFolder, shards: Shards) -> None:
-        self._plan, self._state, self._folder, self._shards = plan, state, folder, shards
+    def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder, shards: Shards) -> None:
+        self._settings, self._state, self._folder, self._shards = settings, state, folder, shards
         self._newest: Checkpoint | None = None  # the last one that this object has written
 
     def write(self, *, last: bool = False) -> None:
@@ -48,7 +48,7 @@ class Checkpoints:
             state.departures.begin(time.monotonic())
             # Captured before the shards write, so that whatever counts as done here is in their files.
             coordinator = state.coordinator.state(time.monotonic(), with_workers=False)
-        progress = {"coordinator": coordinator, "job": dict(self._plan.description)}
+        progress = {"coordinator": coordinator, "job": dict(self._settings.description)}
         try:
             saved = self._shards.write_checkpoint(self._folder.checkpoint_dir(step), step, progress)
         except (CheckpointFailed, Unreachable) as error:
@@ -58,11 +58,11 @@ class Checkpoints:
             return
         self._newest = saved
         try:
-            self._folder.keep(self._plan.keep_checkpoints, self._plan.keep_every_steps)
+            self._folder.keep(self._settings.keep_checkpoints, self._settings.keep_every_steps)
         except OSError as error:
             logging.warning("older checkpoints cannot be removed: %s", error)
         with state.journaled():
-            state.known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            state.journal_state.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
             state.departures.end()
 
     def write_last(self, within_s: float) -> None:

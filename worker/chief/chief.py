@@ -32,9 +32,9 @@ from downpour.ps.policy.specification import specification_of
 from downpour.worker.chief.beginning import begin
 from downpour.worker.chief.checkpoints import Checkpoints
 from downpour.worker.chief.healer import Healer
-from downpour.worker.chief.plan import Plan
 from downpour.worker.chief.run_folder import RunFolder, insist
 from downpour.worker.chief.service import Service
+from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards, known_layout
 from downpour.worker.chief.state import LOOK_EVERY_S, JobState
 from downpour.worker.chief.summary import summary
@@ -53,7 +53,7 @@ class Chief:
     """Serves from construction on; `run` runs a job. Until its state is ready, registration is refused with `NotReady`.
 
     Args:
-        plan: The job's plan.
+        settings: The job's settings.
         run_dir: Folder of checkpoints, history and summary.
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
@@ -66,14 +66,16 @@ class Chief:
         ValueError: The folder of the run or of its checkpoints cannot be written, or the port is taken.
     """
 
-    def __init__(self, plan: Plan, run_dir: Path, *, host: str, port: int, security: Security = PLAIN) -> None:
-        self._plan = plan
+    def __init__(
+        self, settings: JobSettings, run_dir: Path, *, host: str, port: int, security: Security = PLAIN
+    ) -> None:
+        self._settings = settings
         self._security = security
-        self._folder = RunFolder(run_dir, plan.checkpoint_dir)
-        self._state = JobState(plan, self._folder.journal)
+        self._folder = RunFolder(run_dir, settings.checkpoint_dir)
+        self._state = JobState(settings, self._folder.journal)
         self._shards: Shards | None = None
         self._ending = threading.Event()
-        service = Service(plan, self._state, self._folder)
+        service = Service(settings, self._state, self._folder)
         handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
         self._server = Server(handler, host, port, _NUM_THREADS, security)
         self.port = self._server.port
@@ -81,7 +83,7 @@ class Chief:
     def known_layout(self, shards: Sequence[str]) -> Layout | None:
         """Reads the layout from the shards if the journal is of this job, so that no model need be built; else None."""
         journal = self._folder.journal.read()
-        same = journal is not None and journal.get("job") == self._plan.description.get("job")
+        same = journal is not None and journal.get("job") == self._settings.description.get("job")
         return known_layout(shards, self._security) if same else None
 
     def run(
@@ -110,11 +112,11 @@ class Chief:
         """
         state = self._state
         state.fingerprint = layout.fingerprint
-        specification = specification_of(self._plan, layout, self._plan.num_workers)
+        specification = specification_of(self._settings, layout, self._settings.num_workers)
         self._shards = Shards(shards, layout, specification, give_up_after_s, self._security)
         healer = Healer(self._shards, self._folder, state, initial_values)
-        checkpoints = Checkpoints(self._plan, state, self._folder, self._shards)
-        begin(self._plan, state, self._folder, self._shards, healer, initial_values)
+        checkpoints = Checkpoints(self._settings, state, self._folder, self._shards)
+        begin(self._settings, state, self._folder, self._shards, healer, initial_values)
         with state.changed:
             state.layout = layout
             state.phase = pb.ProgressReply.STATE_TRAINING
@@ -194,7 +196,7 @@ class Chief:
                 noted = step
             if step and now >= said_s + _SAY_EVERY_S:
                 said_s = now
-                logging.info("step %d of %d, loss %.4g, %.1f images/s", step, self._plan.num_steps, loss, rate)
+                logging.info("step %d of %d, loss %.4g, %.1f images/s", step, self._settings.num_steps, loss, rate)
             if over:
                 return
             if due:
@@ -203,7 +205,7 @@ class Chief:
     def _name_absent(self, shards: Shards, now_s: float) -> None:
         """Reports absent workers to the shards, so that no pull blocks on them; repeated, since shards may restart."""
         with self._state.changed:
-            absent = [] if isinstance(self._plan.pace, Async) else self._state.coordinator.members.absent(now_s)
+            absent = [] if isinstance(self._settings.pace, Async) else self._state.coordinator.members.absent(now_s)
         if absent:
             shards.absent(absent)
 
@@ -225,11 +227,11 @@ class Chief:
             return self._state.evaluator_heard_s is not None
 
         def scored() -> bool:
-            saved, score = self._state.known.checkpoint, self._state.known.score
+            saved, score = self._state.journal_state.checkpoint, self._state.journal_state.score
             return saved is None or (score is not None and score.step == saved.step)
 
-        if not self._state.wait(heard, _COMES_WITHIN_S if self._plan.expects_evaluator else 0.0):
-            if self._plan.expects_evaluator:
+        if not self._state.wait(heard, _COMES_WITHIN_S if self._settings.expects_evaluator else 0.0):
+            if self._settings.expects_evaluator:
                 logging.warning(
                     "no evaluator connected within %.0f s; start without one by --noevaluator", _COMES_WITHIN_S
                 )
@@ -237,8 +239,8 @@ class Chief:
             logging.warning("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
 
     def _summary(self, shards: Shards) -> dict[str, Any]:
-        state, known, statuses = self._state, self._state.known, shards.statuses()
+        state, known, statuses = self._state, self._state.journal_state, shards.statuses()
         with state.changed:
             score, now = known.score or pb.Score(), time.monotonic()
-            found = summary(self._plan, shards.layout, state.coordinator, statuses, score, known.losses, now)
+            found = summary(self._settings, shards.layout, state.coordinator, statuses, score, known.losses, now)
             return found | {"resumed_from": known.resumed_from, "failure": state.coordinator.failure}

@@ -31,11 +31,11 @@ class Healer:
     Args:
         shards: The job's shards.
         folder: The run's folder; has the checkpoints.
-        state: The job's state; losses are added to `known`.
+        state: The job's state; losses are added to `journal_state`.
         initial_values: Returns one array a variable, for a job without a checkpoint.
 
     Attributes:
-        gave_up: Whether a shard's memory cannot be restored; the failure of `known.coordinator` says why.
+        gave_up: Whether a shard's memory cannot be restored; the failure of `journal_state.coordinator` says why.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Healer:
             self._polled = [_version(old, status) for old, status in zip(self._polled, statuses, strict=True)]
         if losses:
             with self._state.journaled():
-                self._state.known.losses += losses
+                self._state.journal_state.losses += losses
 
     def _seen(self) -> Sequence[int]:
         """The highest version of each shard that a worker or this object has observed since its last loss."""
         with self._state.changed:
             reported = self._state.coordinator.versions or [0] * len(self._shards)
-            before = {loss.shard: loss.version + loss.updates for loss in self._state.known.losses}
+            before = {loss.shard: loss.version + loss.updates for loss in self._state.journal_state.losses}
             polled = self._polled
         # A report from before an earlier loss says nothing about this one.
         current = [version if version > before.get(shard, -1) else 0 for shard, version in enumerate(reported)]
@@ -104,10 +104,10 @@ class Healer:
         damaged = list[str]()
         saved = self._folder.newest(check, self._shards.job_id, damaged.append)
         with self._state.changed:
-            known = self._state.known.checkpoint  # may be newer than all that were looked at
+            known = self._state.journal_state.checkpoint  # may be newer than all that were looked at
             if saved is not None and known is not None and known.directory in damaged and not known.last:
                 older = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
-                self._state.known.checkpoint = older
+                self._state.journal_state.checkpoint = older
         return saved
 
 

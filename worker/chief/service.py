@@ -12,8 +12,8 @@ from absl import logging
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
-from downpour.worker.chief.plan import Plan
 from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.state import JobState
 
 
@@ -21,19 +21,19 @@ class Service(chief_pb2_grpc.ChiefServicer):
     """Serves one job. Until its state is ready, workers that register are refused with `NotReady`.
 
     Args:
-        plan: The job's plan.
+        settings: The job's settings.
         state: The job's state.
         folder: The run's folder; scores are added to its history.
     """
 
-    def __init__(self, plan: Plan, state: JobState, folder: RunFolder) -> None:
-        self._plan, self._state, self._folder = plan, state, folder
+    def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder) -> None:
+        self._settings, self._state, self._folder = settings, state, folder
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""
         state = self._state
         with state.journaled():
-            self._plan.check_worker(request, state.ready().fingerprint)
+            self._settings.check_worker(request, state.ready().fingerprint)
             now = time.monotonic()
             incarnation = state.coordinator.give_incarnation(request, now)
             stop = state.coordinator.should_stop(now)
@@ -63,10 +63,10 @@ class Service(chief_pb2_grpc.ChiefServicer):
     ) -> pb.NextCheckpointReply:
         """See `downpour/proto/chief.proto`."""
         state = self._state
-        self._plan.check_job("the evaluator", request.job or self._plan.job)
+        self._settings.check_job("the evaluator", request.job or self._settings.job)
         with state.changed:
             state.evaluator_heard_s = time.monotonic()
-            saved = state.known.checkpoint
+            saved = state.journal_state.checkpoint
             if saved is not None and saved.step > request.after_step:
                 return saved
             return pb.NextCheckpointReply(
@@ -78,7 +78,7 @@ class Service(chief_pb2_grpc.ChiefServicer):
         state, metrics = self._state, dict(request.metrics)
         with state.journaled():
             state.ready()
-            state.known.score = request
+            state.journal_state.score = request
             seconds = state.coordinator.time.train_s(time.monotonic())
             state.changed.notify_all()
         self._folder.note({"kind": "score", "step": request.step, "seconds": round(seconds, 2), **metrics})
@@ -91,8 +91,8 @@ class Service(chief_pb2_grpc.ChiefServicer):
             reply = state.coordinator.progress(time.monotonic())
             waits = state.phase == pb.ProgressReply.STATE_TRAINING and state.coordinator.time.started_s is None
             reply.state = pb.ProgressReply.STATE_PREPARING if waits else state.phase
-            if state.known.score is not None:
-                reply.metrics.update(state.known.score.metrics)
+            if state.journal_state.score is not None:
+                reply.metrics.update(state.journal_state.score.metrics)
         return reply
 
     def Leaving(self, request: pb.LeavingRequest, context: grpc.ServicerContext) -> pb.LeavingReply:
@@ -102,5 +102,5 @@ class Service(chief_pb2_grpc.ChiefServicer):
             state.ready()
             may_go = state.departures.ask(request.shard, request.incarnation, time.monotonic())
             state.changed.notify_all()
-            saved = state.known.checkpoint
+            saved = state.journal_state.checkpoint
             return pb.LeavingReply(may_go=may_go or (saved is not None and saved.last))

@@ -10,17 +10,17 @@ from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.worker.chief import owner
 from downpour.worker.chief.owner import SUMMARY, Identity
-from downpour.worker.chief.plan import Plan
 from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.settings import JobSettings
 
 
-def settle(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) -> tuple[str, Checkpoint | None]:
+def settle(folder: RunFolder, held: Sequence[tuple[int, str]], settings: JobSettings) -> tuple[str, Checkpoint | None]:
     """Decides which job continues or begins, and what empty shards begin with; removes no good checkpoint.
 
     Args:
         folder: The run's folder.
         held: Index and job id of every shard that holds parameters.
-        plan: The job's plan.
+        settings: The job's settings.
 
     Returns:
         The job's id; and, if no shard holds parameters, a checkpoint, or None for initial values.
@@ -29,13 +29,13 @@ def settle(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) -> tu
         ValueError: The shards hold parameters of another job than this folder's; or there is no checkpoint to resume
             from; or a new run would remove an earlier one.
     """
-    return (_held_job(folder, held, plan), None) if held else _first_state(folder, plan)
+    return (_held_job(folder, held, settings), None) if held else _first_state(folder, settings)
 
 
-def _held_job(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) -> str:
+def _held_job(folder: RunFolder, held: Sequence[tuple[int, str]], settings: JobSettings) -> str:
     """Returns the id of the job whose parameters some shards hold, which must be the job of this folder."""
     job_id, known = owner.the_only_job(held), _noted(folder)
-    mine = known.job_id if known else plan.job_id
+    mine = known.job_id if known else settings.job_id
     if not job_id or job_id != mine:
         here = f"{folder.path} is the folder of {f'job {mine}' if mine else 'no job'}"
         lost = "" if known else f"; if its folder is lost, --job_id={job_id} lets this one take its place"
@@ -43,7 +43,7 @@ def _held_job(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) ->
             f"shard {held[0][0]} holds parameters of job {job_id or 'without an id'}, and {here}; give the "
             f"--run_dir of the job that these shards train, or empty shards{lost}"
         )
-    if plan.job_id not in ("", job_id) and plan.resume == "no":
+    if settings.job_id not in ("", job_id) and settings.resume == "no":
         raise ValueError(
             f"shard {held[0][0]} holds parameters of job {job_id}, and a new run was asked for; continue that job "
             "by --resume, or give empty shards"
@@ -52,21 +52,21 @@ def _held_job(folder: RunFolder, held: Sequence[tuple[int, str]], plan: Plan) ->
     return job_id
 
 
-def _first_state(folder: RunFolder, plan: Plan) -> tuple[str, Checkpoint | None]:
+def _first_state(folder: RunFolder, settings: JobSettings) -> tuple[str, Checkpoint | None]:
     """Returns the job's id, and a checkpoint or None for initial values; no shard holds parameters."""
     known = _identity(folder)
-    again = known is not None and _goes_on(folder, known, plan)
-    only = known.job_id if known is not None and again and plan.resume == "no" else ""
-    saved = folder.resume("if_any" if only else plan.resume, only)
+    again = known is not None and _goes_on(folder, known, settings)
+    only = known.job_id if known is not None and again and settings.resume == "no" else ""
+    saved = folder.resume("if_any" if only else settings.resume, only)
     if saved is not None:
-        mine = saved.specification.job_id or (known.job_id if known else plan.job_id) or owner.new_job_id()
+        mine = saved.specification.job_id or (known.job_id if known else settings.job_id) or owner.new_job_id()
         folder.remember(Identity(mine, overwrites=known is not None and again and known.overwrites))
         return mine, saved
     if known is not None and again:
         return known.job_id, None
-    if not plan.overwrite:
+    if not settings.overwrite:
         owner.check_new_run(folder.path, folder.checkpoints)
-    return plan.job_id or owner.new_job_id(), None
+    return settings.job_id or owner.new_job_id(), None
 
 
 def _noted(folder: RunFolder) -> Identity | None:
@@ -96,16 +96,16 @@ def _newest_manifest(folder: RunFolder) -> Checkpoint | None:
         return None
 
 
-def _goes_on(folder: RunFolder, known: Identity, plan: Plan) -> bool:
+def _goes_on(folder: RunFolder, known: Identity, settings: JobSettings) -> bool:
     """Whether a chief that finds empty shards continues the folder's job, since it has been restarted."""
     if not known.begun:
         return False
-    if plan.job_id == known.job_id:
+    if settings.job_id == known.job_id:
         return True
     if (folder.path / SUMMARY).exists():
         return False
-    if plan.resume == "if_any":
+    if settings.resume == "if_any":
         return True
-    if plan.job_id:
+    if settings.job_id:
         return False
-    return (plan.overwrite and known.overwrites) or not owner.left_behind(folder.path, folder.checkpoints)
+    return (settings.overwrite and known.overwrites) or not owner.left_behind(folder.path, folder.checkpoints)

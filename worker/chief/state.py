@@ -16,10 +16,10 @@ from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.departures import Departures
 from downpour.worker.chief.journal import Journal
-from downpour.worker.chief.known import Known
+from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership
-from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.training_time import TrainingTime
 
 LOOK_EVERY_S = 1.0
@@ -29,13 +29,13 @@ class JobState:
     """The state of one job.
 
     Args:
-        plan: The job's plan.
+        settings: The job's settings.
         journal: Journal to which the state is written.
 
     Attributes:
         changed: Guards everything below; notified after every event.
         coordinator: Workers, leases and progress.
-        known: The state that goes into the journal.
+        journal_state: The state that goes into the journal.
         departures: Shards that are about to stop.
         layout: Layout of the model's variables; None until the state of an earlier chief has been restored.
         fingerprint: Fingerprint of the layout, set before `layout`.
@@ -44,23 +44,23 @@ class JobState:
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
     """
 
-    def __init__(self, plan: Plan, journal: Journal) -> None:
+    def __init__(self, settings: JobSettings, journal: Journal) -> None:
         self.changed = threading.Condition()
         self.coordinator = Coordinator(
-            plan.num_steps,
-            plan.checkpoint_every_steps,
-            LeaseTable(plan.num_records, plan.lease_records),
-            Membership(plan.num_workers, plan.lease_s),
-            TrainingTime(plan.max_train_s),
+            settings.num_steps,
+            settings.checkpoint_every_steps,
+            LeaseTable(settings.num_records, settings.lease_records),
+            Membership(settings.num_workers, settings.lease_s),
+            TrainingTime(settings.max_train_s),
         )
-        self.known = Known(self.coordinator)
+        self.journal_state = JournalState(self.coordinator)
         self.departures = Departures()
         self.layout: Layout | None = None
         self.fingerprint = b""
         self.job_id = ""
         self.phase = pb.ProgressReply.STATE_PREPARING
         self.evaluator_heard_s: float | None = None
-        self._job = plan.description.get("job")
+        self._job = settings.description.get("job")
         self._journal = journal
 
     @contextlib.contextmanager
@@ -102,4 +102,4 @@ class JobState:
 
     def _stage(self) -> int:
         about = {"job_id": self.job_id, "fingerprint": self.fingerprint.hex(), "job": self._job}
-        return self._journal.stage(about | self.known.state(time.monotonic()))
+        return self._journal.stage(about | self.journal_state.state(time.monotonic()))

@@ -11,12 +11,12 @@ from downpour.proto import chief_pb2 as pb
 from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
-from downpour.worker.chief.plan import Plan
+from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Loss
 
 
 def summary(
-    plan: Plan,
+    settings: JobSettings,
     layout: Layout,
     coordinator: Coordinator,
     statuses: Sequence[ps_pb.StatusReply],
@@ -27,7 +27,7 @@ def summary(
     """Returns the summary, as JSON values.
 
     Args:
-        plan: The job's plan.
+        settings: The job's settings.
         layout: Layout of its variables.
         coordinator: The chief's state.
         statuses: Status of every shard.
@@ -38,10 +38,10 @@ def summary(
     seconds = coordinator.time.train_s(now_s)
     images = coordinator.reports.total(lambda r: r.images)
     return {
-        "recipe": plan.recipe,
+        "recipe": settings.recipe,
         "num_ps": len(statuses),
-        "num_workers": plan.num_workers,
-        **plan.facts,
+        "num_workers": settings.num_workers,
+        **settings.facts,
         "parameters": sum(v.size for v in layout.variables),
         "imbalance": round(layout.imbalance, 5),
         "global_steps": min(status.version for status in statuses),

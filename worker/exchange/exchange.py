@@ -110,7 +110,7 @@ class _Pushed:
     num_bytes: int
 
 
-class Exchange:
+class Exchanger:
     """Exchange of one worker with all shards of a job.
 
     Args:

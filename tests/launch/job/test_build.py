@@ -11,7 +11,7 @@ from downpour.launch.job import recipe
 from downpour.launch.job.build import build, unsendable
 from downpour.model.vision.resnet import ResNet
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
-from downpour.ps.layout import FACTORED, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, Slicing, Variable, lay_out
 
 _VARIABLES = (Variable("head/kernel", (2048, 18291), FACTORED), Variable("small/kernel", (512, 600), FACTORED))
 
@@ -44,7 +44,7 @@ class Unnamed:
 def test_factors_that_are_too_large_for_a_message_are_named(
     batch_size: int, num_shards: int, slices: int, itemsize: int, names: set[str]
 ) -> None:
-    layout = plan(_VARIABLES, num_shards, (Slicing("head/*", slices),) if slices > 1 else ())
+    layout = lay_out(_VARIABLES, num_shards, (Slicing("head/*", slices),) if slices > 1 else ())
     assert unsendable(layout, _rows(batch_size), itemsize) == names
 
 
@@ -73,6 +73,6 @@ def test_a_model_is_built_for_the_images_that_it_gets(monkeypatch: pytest.Monkey
 
 def test_the_limit_is_of_what_travels() -> None:
     rows = MAX_FACTORS_BYTES // (4 * (2048 + 18291))
-    layout = plan(_VARIABLES, 1)
+    layout = lay_out(_VARIABLES, 1)
     assert unsendable(layout, _rows(rows), 4) == set()
     assert unsendable(layout, _rows(rows + 1), 4) == {"head/kernel"}

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from downpour.launch.job.compiled import Compiled, LossScaling, from_compiled
-from downpour.ps.layout import plan
+from downpour.ps.layout import lay_out
 from downpour.ps.policy.averages import KerasPolyak
 from downpour.ps.policy.rules import SGD, KerasAdam, KerasMomentum
 from downpour.ps.policy.schedules import Constant, KerasCosine, Piecewise, StaircaseExponential
@@ -64,7 +64,7 @@ def clipped(grads: list[np.ndarray], clip: Clip | None) -> list[np.ndarray]:
 
 def on_a_shard(model: keras.Model, found: Compiled) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
     """The parameters and their average after 30 batches, as a worker and a shard compute them."""
-    layout = plan(variables_of(model, found.weight_decay, found.undecayed, decay=found.decay), 1)
+    layout = lay_out(variables_of(model, found.weight_decay, found.undecayed, decay=found.decay), 1)
     start = layout.scatter([v.numpy() for v in model.trainable_variables])[0]
     shard = new_shard(layout, start, found.rule, found.schedule, found.average)
     per_push, gathered = found.cadence.push_every, []

@@ -11,7 +11,7 @@ import pytest
 from downpour.launch.kubernetes import sizes
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message
 from tests.launch.jobs import write_recipe
@@ -89,7 +89,7 @@ def test_the_papers_fleets(tmp_path: Path, num_ps: int, num_workers: int, overri
 
 def test_a_shards_memory_is_its_arenas(tmp_path: Path) -> None:
     job = job_of(tmp_path, "cluster.num_ps=3")
-    layout = plan([Variable("a", (300_000,)), Variable("b", (100_000,)), Variable("c", (7,))], 3)
+    layout = lay_out([Variable("a", (300_000,)), Variable("b", (100_000,)), Variable("c", (7,))], 3)
     found = sizes.of_layout(job, layout, activations=0, picture=0)
     told = pb.ShardSpecification(
         rule=to_message(job.rule), pace=to_message(job.pace), layout=layout.canonical, fingerprint=layout.fingerprint

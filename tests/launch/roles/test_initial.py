@@ -12,7 +12,7 @@ from downpour.launch.roles import initial
 from downpour.launch.roles.initial import Source
 from downpour.model import weights
 from downpour.model.vision.resnet import ResNet
-from downpour.ps.layout import FROZEN, STATISTIC, Layout, Variable, plan
+from downpour.ps.layout import FROZEN, STATISTIC, Layout, Variable, lay_out
 from downpour.worker.step.variables import initial_values, variables_of
 from tests.ps.checkpoint.saving import save
 
@@ -23,12 +23,12 @@ BACKBONE = ("stem_*", "stage*")
 def network(num_labels: int, seed: int) -> tuple[keras.Model, Layout]:
     keras.utils.set_random_seed(seed)
     model = SMALL.build(8, num_labels)
-    return model, plan(variables_of(model), 2)
+    return model, lay_out(variables_of(model), 2)
 
 
 def write_checkpoint(folder: str, model: keras.Model, step: int) -> None:
     """As two shards and a chief write one."""
-    layout = plan(variables_of(model), 2)
+    layout = lay_out(variables_of(model), 2)
     save(folder, layout, [{"parameters": vector} for vector in layout.scatter(initial_values(model))], step=step)
 
 
@@ -83,7 +83,7 @@ def test_without_patterns_everything_comes_from_the_source(sources: Path, traine
 def test_the_base_of_a_layer_with_lora_comes_from_a_file(sources: Path, trained: keras.Model, form: str) -> None:
     model, _ = network(num_labels=7, seed=2)
     model.get_layer("head").enable_lora(2)
-    layout, fresh = plan(variables_of(model), 2), {v.path: v.numpy() for v in model.variables}
+    layout, fresh = lay_out(variables_of(model), 2), {v.path: v.numpy() for v in model.variables}
     got = initial.values(model, layout, Source(str(sources / form), ("head/kernel", "head/bias")))
     there = {variable.path: variable.numpy() for variable in trained.variables}
     for variable, value in zip(layout.variables, got, strict=True):
@@ -139,7 +139,7 @@ def test_variables_of_another_shape_are_named_with_both(sources: Path) -> None:
 def test_the_first_three_missing_variables_are_named(sources: Path) -> None:
     deeper = ResNet(depth=50, width=2, stem="3x3/2").build(8, 5)
     with pytest.raises(ValueError) as refused:
-        initial.values(deeper, plan(variables_of(deeper), 1), Source(str(sources / "model.h5"), ("stage3_block6*",)))
+        initial.values(deeper, lay_out(variables_of(deeper), 1), Source(str(sources / "model.h5"), ("stage3_block6*",)))
     message = str(refused.value)
     assert "15 of the 15 variables" in message
     assert message.count("missing there;") == 3
@@ -206,7 +206,7 @@ def test_what_a_new_run_would_remove_is_refused(tmp_path: Path, place: str) -> N
     ],
 )
 def test_values_that_the_wire_cannot_carry_are_refused(value: float, wire: str, message: str | None) -> None:
-    layout = plan([Variable("net/w", (3,), FROZEN), Variable("net/m", (3,), STATISTIC)], 1)
+    layout = lay_out([Variable("net/w", (3,), FROZEN), Variable("net/m", (3,), STATISTIC)], 1)
     values = [np.array([0, value, 1], np.float32), np.full(3, 7e4, np.float32)]
     if message is None:
         initial._check_finite(layout, values, wire)

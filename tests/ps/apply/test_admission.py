@@ -20,7 +20,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.apply import admission
 from downpour.ps.apply.admission import Admission, Member, Processors
 from downpour.ps.apply.regions import Region, Work
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.pace import Sync
 from downpour.ps.policy.rules import SGD
 from downpour.ps.shard.shard import Shard
@@ -31,7 +31,7 @@ from tests.ps.pushing import new_shard
 
 LONG_S = 30.0  # nobody waits for so long unless something is wrong
 SIZE = 2 * codec.CHUNK_ELEMENTS
-LAYOUT = plan([Variable("k", (SIZE,))], 1)
+LAYOUT = lay_out([Variable("k", (SIZE,))], 1)
 
 
 class Given(Processors):
@@ -258,7 +258,7 @@ def test_a_push_that_is_only_repeated_is_not_waited_for() -> None:
 
 def test_small_shards_and_rounds_have_hardly_any_patience() -> None:
     large = new_shard(LAYOUT, np.zeros(SIZE, np.float32), SGD())
-    small = new_shard(plan([Variable("k", (1000,))], 1), np.zeros(1000, np.float32), SGD())
+    small = new_shard(lay_out([Variable("k", (1000,))], 1), np.zeros(1000, np.float32), SGD())
     rounds = new_shard(LAYOUT, np.zeros(SIZE, np.float32), SGD(), pace=Sync(2))
     assert 0.05 < large.patience_s < 0.2
     assert 0 < small.patience_s < 0.001

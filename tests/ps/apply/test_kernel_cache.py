@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.rules import RMSProp
 from downpour.ps.policy.schedules import Constant
 from tests.conftest import wait_until
@@ -60,7 +60,7 @@ def serve_once(shard: subprocess.Popen[str], port_file: Path) -> str:
     try:
         wait_until(lambda: port_file.exists() or shard.poll() is not None, "the shard's port")
         assert shard.poll() is None, shard.communicate()
-        layout = plan([Variable("w", (5,))], 1)
+        layout = lay_out([Variable("w", (5,))], 1)
         initialize([f"127.0.0.1:{port_file.read_text().strip()}"], layout, [np.ones(5)], RMSProp(0.9), Constant(0.1))
     finally:
         shard.terminate()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite
-from downpour.ps.layout import FACTORED, STATISTIC, Layout, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, STATISTIC, Layout, Slicing, Variable, lay_out
 from downpour.ps.layout.chunks import PIECE_ELEMENTS
 from downpour.ps.policy.rules import SGD, KerasAdam, Momentum, RMSProp, Rule
 from downpour.ps.shard.shard import Shard
@@ -23,9 +23,9 @@ from tests.ps.pushing import new_shard
 
 INPUTS, OUTPUTS = 300, 700
 SIZE = INPUTS * OUTPUTS + PIECE_ELEMENTS + 11 + 3
-DENSE = plan([Variable("k", (INPUTS, OUTPUTS), weight_decay=1e-3), Variable("b", (PIECE_ELEMENTS + 11,)),
+DENSE = lay_out([Variable("k", (INPUTS, OUTPUTS), weight_decay=1e-3), Variable("b", (PIECE_ELEMENTS + 11,)),
               Variable("m", (3,), STATISTIC)], 1, [Slicing("k", 4)])  # fmt: skip
-FACTOR = plan([replace(v, kind=FACTORED) if v.name == "k" else v for v in DENSE.variables], 1, [Slicing("k", 4)])
+FACTOR = lay_out([replace(v, kind=FACTORED) if v.name == "k" else v for v in DENSE.variables], 1, [Slicing("k", 4)])
 RULES = [SGD(), Momentum(), RMSProp(), KerasAdam()]
 WIRES = [codec.FLOAT32, codec.BFLOAT16]
 

@@ -11,7 +11,7 @@ import pytest
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite
-from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, lay_out
 from downpour.ps.layout.cuts import BLOCK_ELEMENTS
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message
@@ -26,7 +26,7 @@ from tests.ps.apply.test_regions import queue_all, state
 from tests.rows import WIRES, both_ways, decoded, packed
 
 # More than one chunk of a table whose rows are cut at the border, and pieces that begin within a row.
-LAYOUT = plan(
+LAYOUT = lay_out(
     [
         Variable("k", (300, 70), FACTORED),
         Variable("t", (160_000, 7), weight_decay=1e-3),

@@ -24,12 +24,12 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
-from downpour.ps.layout import Slicing, from_canonical, plan
+from downpour.ps.layout import Slicing, from_canonical, lay_out
 from downpour.ps.memory.arena import Arena
 from downpour.ps.shard.shard import Shard
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.journal import Journal
-from downpour.worker.chief.known import Known
+from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from tests.chunks import encode_chunk
 
@@ -79,7 +79,7 @@ def test_a_checkpoint_is_restored_bit_for_bit(tmp_path: Path, commit: str, pace:
 def test_a_checkpoint_is_restored_onto_another_number_of_shards(tmp_path: Path, commit: str) -> None:
     folder = unpack(commit, "async", tmp_path)
     saved = checkpoint.load(folder / "step-0000000004")
-    other = plan(saved.layout.variables, 3, [Slicing("head/*", 2)])
+    other = lay_out(saved.layout.variables, 3, [Slicing("head/*", 2)])
     told = [specification_of(saved, shard) for shard in range(3)]
     for specification in told:
         specification.layout, specification.fingerprint = other.canonical, other.fingerprint
@@ -123,13 +123,13 @@ def test_an_arena_of_an_older_format_is_refused(tmp_path: Path, pace: str) -> No
 def test_a_journal_is_continued(tmp_path: Path, commit: str) -> None:
     journal = Journal(unpack(commit, "async", tmp_path) / "journal.json").read(JOB_ID)
     assert journal is not None
-    known = Known(Coordinator(20, 4, LeaseTable(100, 10), 1000.0, 2, 30.0))
+    known = JournalState(Coordinator(20, 4, LeaseTable(100, 10), 1000.0, 2, 30.0))
     known.load(journal, now_s=100.0)
     assert known.coordinator.step == 4 and known.checkpoint is not None and known.checkpoint.step == 4
     again = known.state(now_s=100.0)
     assert without_times(again) == without_times({key: journal[key] for key in again})
     saved = checkpoint.load(tmp_path / "step-0000000004")
-    resumed = Known(Coordinator(20, 4, LeaseTable(100, 10), 1000.0, 2, 30.0))
+    resumed = JournalState(Coordinator(20, 4, LeaseTable(100, 10), 1000.0, 2, 30.0))
     resumed.resume(saved, now_s=100.0)
     assert resumed.coordinator.step == 4 == resumed.resumed_from
     # What the workers had not finished is granted again, first.

@@ -22,14 +22,14 @@ from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import storage
 from downpour.ps.checkpoint.shard_file import Damaged, write_shard
 from downpour.ps.checkpoint.storage import Folder
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.layout.chunks import BLOCK_ELEMENTS
 from downpour.ps.memory.ledger import COUNTERS
 from downpour.ps.memory.snapshot import Snapshot
 from downpour.ps.policy.rules import RMSProp
 from tests.ps.checkpoint.saving import save
 
-LAYOUT = plan([Variable("a", (3, 5)), Variable("b", (7,))], 2)
+LAYOUT = lay_out([Variable("a", (3, 5)), Variable("b", (7,))], 2)
 
 
 def vectors(shard: int, offset: float = 0) -> dict[str, np.ndarray]:
@@ -56,7 +56,7 @@ def test_round_trip_and_format(tmp_path: Path) -> None:
 def test_a_part_of_a_long_vector_is_read_and_checked_by_blocks(tmp_path: Path) -> None:
     """The second half of a checkpoint may be damaged without harm for who needs the first."""
     size = 5 * BLOCK_ELEMENTS + 3
-    layout = plan([Variable("a", (size,))], 1)
+    layout = lay_out([Variable("a", (size,))], 1)
     values = np.arange(size, dtype=np.float32)
     saved = save(tmp_path, layout, [{"parameters": values}])
     file = saved.open(0)

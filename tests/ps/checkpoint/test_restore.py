@@ -15,7 +15,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import LayoutMismatch
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
-from downpour.ps.layout import FROZEN, STATISTIC, Layout, Slicing, Variable, plan
+from downpour.ps.layout import FROZEN, STATISTIC, Layout, Slicing, Variable, lay_out
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.averages import Polyak
 from downpour.ps.policy.named import to_message
@@ -37,7 +37,7 @@ RULE = RMSProp(momentum=0.9)
 
 
 def layout(num_shards: int, num_slices: int = 5, axis: int = -1) -> Layout:
-    return plan(VARIABLES, num_shards, [Slicing("head", num_slices, axis), Slicing("bias", num_slices)])
+    return lay_out(VARIABLES, num_shards, [Slicing("head", num_slices, axis), Slicing("bias", num_slices)])
 
 
 def told(of: Layout, shard: int, rule: Rule = RULE, average: Any = None) -> pb.ShardSpecification:
@@ -100,7 +100,7 @@ def test_onto_any_number_of_shards_and_back(
     first = made = filled(layout(5), average=Polyak(0.5))
     for number, (num_shards, (num_slices, axis)) in enumerate([*zip(counts, slices, strict=False), (5, (5, -1))]):
         saved = written(folder / str(number), made)
-        of = plan(VARIABLES, num_shards, [Slicing("head", num_slices, axis), Slicing("bias", num_slices)])
+        of = lay_out(VARIABLES, num_shards, [Slicing("head", num_slices, axis), Slicing("bias", num_slices)])
         made = restored(saved, of, average=Polyak(0.5))
         for name in first[0].vectors:
             for a, b in zip(values(first, name), values(made, name), strict=True):

@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.checkpoint.storage import Folder
-from downpour.ps.layout import Slicing, Variable, plan
+from downpour.ps.layout import Slicing, Variable, lay_out
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.rules import RMSProp
 from downpour.ps.policy.schedules import Constant
@@ -49,7 +49,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def fleet(addresses: list[str]) -> Shards:
-    layout = plan(VARIABLES, len(addresses), [Slicing("head", 5)])
+    layout = lay_out(VARIABLES, len(addresses), [Slicing("head", 5)])
     specification = specification_of(Policies(RMSProp(), Constant(0.1), Async(), Keep(), None), layout, num_workers=1)
     return Shards(addresses, layout, specification, 60.0)
 
@@ -78,7 +78,7 @@ def test_shards_write_to_it_and_others_restore_from_it(shards: ShardProcesses, b
 
 def test_a_damaged_one_is_passed_over_and_set_aside(bucket: str) -> None:
     folder = Folder(f"{bucket}/spoilt")
-    layout = plan(VARIABLES, 1)
+    layout = lay_out(VARIABLES, 1)
     for step in (7, 8):
         save(f"{folder.url}/step-{step}", layout, [{"parameters": np.ones(layout.size(0), np.float32)}], step=step)
     name = "shard-00000-of-00001.safetensors"
@@ -96,7 +96,7 @@ def test_a_damaged_one_is_passed_over_and_set_aside(bucket: str) -> None:
 def test_one_that_was_cut_off_is_damaged(bucket: str, left: str) -> None:
     """A store refuses to read from the end of a file on, which must not count as a store that cannot be read."""
     folder = Folder(f"{bucket}/{left.replace(' ', '-')}")
-    layout = plan(VARIABLES, 1)
+    layout = lay_out(VARIABLES, 1)
     saved = save(folder.url, layout, [{"parameters": np.ones(layout.size(0), np.float32)}])
     content = folder.read(saved.shards[0].file)
     data = 8 + int.from_bytes(content[:8], "little")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from downpour.proto import codec
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Slicing, Variable, chunks, plan
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Slicing, Variable, chunks, lay_out
 from downpour.ps.policy.constraints import MaxNorm
 
 SIZES = st.integers(0, 60)
@@ -27,7 +27,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_pull_keeps_to_the_chunks_of_pushes_and_pieces_to_chunks() -> None:
-    layout = plan(
+    layout = lay_out(
         [
             Variable("k", (6, 8), FACTORED),
             Variable("n", (5, 3), constraint=MaxNorm(1.0, (0,))),

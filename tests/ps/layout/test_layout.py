@@ -19,7 +19,7 @@ from downpour.ps.layout import (
     Variable,
     check_same,
     from_canonical,
-    plan,
+    lay_out,
 )
 from downpour.ps.layout.patterns import matching
 
@@ -44,7 +44,7 @@ def test_any_variable_along_any_axis_scatters_and_gathers(
     shapes: list[tuple[int, ...]], num_shards: int, axis: int, num_slices: int
 ) -> None:
     variables = some_variables([*shapes, (7, 7, 7)])
-    layout = plan(variables, num_shards, [Slicing(variables[-1].name, num_slices, axis)])
+    layout = lay_out(variables, num_shards, [Slicing(variables[-1].name, num_slices, axis)])
     values = values_of(variables)
     for value, back in zip(values, layout.gather(layout.scatter(values)), strict=True):
         np.testing.assert_array_equal(value, back)
@@ -53,7 +53,7 @@ def test_any_variable_along_any_axis_scatters_and_gathers(
 
 @given(shapes=SHAPES, num_shards=st.integers(1, 6))
 def test_offsets_spans_and_canonical_form(shapes: list[tuple[int, ...]], num_shards: int) -> None:
-    layout = plan(some_variables(shapes), num_shards)
+    layout = lay_out(some_variables(shapes), num_shards)
     assert from_canonical(layout.canonical) == layout
     for shard in range(num_shards):
         ends = [0, *(r.offset + r.size for r in layout.by_shard[shard])]
@@ -81,31 +81,31 @@ def paper_layout() -> Layout:
     from downpour.worker.step.variables import variables_of
 
     model = ResNet(depth=101).build(64, 18291)
-    return plan(variables_of(model, 1e-4, ("*/bias", "*/gamma", "*/beta")), 17, [Slicing("head/*", 50)])
+    return lay_out(variables_of(model, 1e-4, ("*/bias", "*/gamma", "*/beta")), 17, [Slicing("head/*", 50)])
 
 
 def test_the_fingerprint_sees_every_part() -> None:
     variables = [Variable("a", (4, 4)), Variable("b", (4,))]
-    base = plan(variables, 2)
+    base = lay_out(variables, 2)
     others = [
-        plan(variables, 3),
-        plan([replace(variables[0], name="c"), variables[1]], 2),
-        plan([replace(variables[0], shape=(2, 8)), variables[1]], 2),
-        plan([replace(variables[0], weight_decay=0.1), variables[1]], 2),
-        plan([replace(variables[0], kind=STATISTIC), variables[1]], 2),
-        plan([replace(variables[0], kind=FROZEN), variables[1]], 2),
-        plan([replace(variables[0], decoupled_decay=0.1), variables[1]], 2),
-        plan([replace(variables[0], rate=0.1), variables[1]], 2),
-        plan(variables, 2, [Slicing("a", 2)]),
-        plan(variables, 2, [Slicing("a", 2, axis=0)]),
+        lay_out(variables, 3),
+        lay_out([replace(variables[0], name="c"), variables[1]], 2),
+        lay_out([replace(variables[0], shape=(2, 8)), variables[1]], 2),
+        lay_out([replace(variables[0], weight_decay=0.1), variables[1]], 2),
+        lay_out([replace(variables[0], kind=STATISTIC), variables[1]], 2),
+        lay_out([replace(variables[0], kind=FROZEN), variables[1]], 2),
+        lay_out([replace(variables[0], decoupled_decay=0.1), variables[1]], 2),
+        lay_out([replace(variables[0], rate=0.1), variables[1]], 2),
+        lay_out(variables, 2, [Slicing("a", 2)]),
+        lay_out(variables, 2, [Slicing("a", 2, axis=0)]),
     ]
     assert len({layout.fingerprint for layout in [base, *others]}) == 1 + len(others)
-    assert plan(list(variables), 2).fingerprint == base.fingerprint
+    assert lay_out(list(variables), 2).fingerprint == base.fingerprint
 
 
 def test_a_mismatch_names_fingerprints_and_the_first_difference() -> None:
-    mine = plan([Variable("a", (4, 4)), Variable("head/kernel", (4, 9))], 2)
-    theirs = plan([Variable("a", (4, 4)), Variable("head/kernel", (4, 8))], 2)
+    mine = lay_out([Variable("a", (4, 4)), Variable("head/kernel", (4, 9))], 2)
+    theirs = lay_out([Variable("a", (4, 4)), Variable("head/kernel", (4, 8))], 2)
     with pytest.raises(LayoutMismatch) as caught:
         check_same(mine, theirs.canonical, "shard 1")
     for part in (mine.fingerprint.hex()[:16], theirs.fingerprint.hex()[:16], "[4, 9]", "[4, 8]", "shard 1"):
@@ -113,17 +113,17 @@ def test_a_mismatch_names_fingerprints_and_the_first_difference() -> None:
 
 
 def test_a_mismatch_in_a_treatment_is_told() -> None:
-    mine = plan([Variable("a", (4,), rate=0.1)], 1)
-    theirs = plan([Variable("a", (4,), decoupled_decay=0.01)], 1)
+    mine = lay_out([Variable("a", (4,), rate=0.1)], 1)
+    theirs = lay_out([Variable("a", (4,), decoupled_decay=0.01)], 1)
     with pytest.raises(LayoutMismatch, match=r"rate times 0.1, there a .* decoupled decay 0.01, rate times 1"):
         check_same(mine, theirs.canonical, "the chief")
 
 
 def test_the_canonical_form_and_the_table_of_a_plain_layout_have_no_treatments() -> None:
-    plain = plan([Variable("a", (4,), weight_decay=0.5)], 1)
+    plain = lay_out([Variable("a", (4,), weight_decay=0.5)], 1)
     assert '["a",[4],"trained",0.5]' in plain.canonical
     assert "rate" not in plain.table() and "frozen" not in plain.table()
-    special = plan([Variable("a", (4,), rate=0.1), Variable("b", (3,), FROZEN), Variable("c", (2,), FROZEN)], 1)
+    special = lay_out([Variable("a", (4,), rate=0.1), Variable("b", (3,), FROZEN), Variable("c", (2,), FROZEN)], 1)
     assert '["a",[4],"trained",0.0,0.0,0.1]' in special.canonical
     assert "frozen with weight decay 0: 2 variables, 5 parameters" in special.table()
     assert "decoupled decay 0, rate times 0.1: 1 variables, 4 parameters" in special.table()
@@ -149,12 +149,12 @@ def test_a_pattern_that_matches_nothing_names_itself_its_field_and_names() -> No
 )
 def test_refusals(num_shards: int, slicing: list[Slicing], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan([Variable("a", (3, 4))], num_shards, slicing)
+        lay_out([Variable("a", (3, 4))], num_shards, slicing)
 
 
 def test_names_must_differ() -> None:
     with pytest.raises(ValueError, match="names repeat: a"):
-        plan([Variable("a", (1,)), Variable("a", (2,))], 1)
+        lay_out([Variable("a", (1,)), Variable("a", (2,))], 1)
 
 
 def test_broken_canonical_forms_are_refused() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.memory import arena as arenas
 from downpour.ps.memory import mapping
 from downpour.ps.memory.arena import Arena
@@ -28,7 +28,7 @@ from downpour.ps.shard.shard import Shard
 from tests.ps.pushing import push
 
 PAGE = mmap.PAGESIZE
-LAYOUT = plan([Variable("w", (40, 50)), Variable("b", (50,))], 1)
+LAYOUT = lay_out([Variable("w", (40, 50)), Variable("b", (50,))], 1)
 SPECIFICATION = pb.ShardSpecification(
     fingerprint=LAYOUT.fingerprint,
     layout=LAYOUT.canonical,
@@ -246,7 +246,7 @@ def shared_memory() -> Iterator[Path]:
 
 def described(size: int) -> pb.ShardSpecification:
     """A shard of so many parameters."""
-    layout = plan([Variable("w", (size,))], 1)
+    layout = lay_out([Variable("w", (size,))], 1)
     return pb.ShardSpecification(
         fingerprint=layout.fingerprint,
         layout=layout.canonical,

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.rules import SGD
 from downpour.ps.testing import points
 
-LAYOUT = plan([Variable("w", (10,))], 1)
+LAYOUT = lay_out([Variable("w", (10,))], 1)
 
 
 def test_an_undo_holds_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
+from downpour.ps.layout import FROZEN, STATISTIC, Variable, lay_out
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.averages import BY_NAME, KerasPolyak, Mean, Polyak
 from downpour.ps.policy.named import from_message, to_message
@@ -23,7 +23,9 @@ from tests.chunks import encode_chunk
 from tests.ps.checkpoint.saving import save_shards
 from tests.ps.pushing import new_shard, push
 
-LAYOUT = plan([Variable("w", (9, 3), weight_decay=0.1), Variable("m", (4,), STATISTIC), Variable("f", (5,), FROZEN)], 1)
+LAYOUT = lay_out(
+    [Variable("w", (9, 3), weight_decay=0.1), Variable("m", (4,), STATISTIC), Variable("f", (5,), FROZEN)], 1
+)
 SIZE, PUSHED = LAYOUT.size(0), LAYOUT.num_pushed(0)
 START = np.arange(SIZE, dtype=np.float32)
 

@@ -18,7 +18,7 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk
 from downpour.ps.checkpoint import restore
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, from_canonical, plan
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, from_canonical, lay_out
 from downpour.ps.layout.chunks import PIECE_ELEMENTS, pieces_of_range, runs
 from downpour.ps.policy.averages import Mean, Polyak
 from downpour.ps.policy.constraints import Constraint, MaxNorm, MinMaxNorm, NonNeg, UnitNorm
@@ -50,7 +50,7 @@ CASES = [
     for shape, axis, axes in SHAPES
     for mine, theirs in both(axis, axes)
 ]
-LAYOUT = plan(
+LAYOUT = lay_out(
     [
         Variable("n", (6, 9), constraint=MaxNorm(0.9, (0,))),
         Variable("u", (9, 6), weight_decay=0.1, constraint=UnitNorm((1,))),
@@ -104,7 +104,7 @@ def test_a_shard_trains_as_keras_does(
         else keras.optimizers.SGD(RATE, weight_decay=decay)
     )
     decayed = Variable("w", shape, decoupled_decay=decay, constraint=mine)
-    layout = plan([decayed, Variable("free", (4,), decoupled_decay=decay)], 1)
+    layout = lay_out([decayed, Variable("free", (4,), decoupled_decay=decay)], 1)
     start = layout.scatter([variable.numpy(), free.numpy()])[0]
     shard = new_shard(layout, start, KerasRMSProp(momentum=0.9) if rule == "RMSprop" else SGD(), Constant(RATE))
     for step in range(1, 26):
@@ -139,7 +139,7 @@ def test_slices_along_a_free_axis_equal_the_whole(kind: str) -> None:
     small = Variable("w", (40, 30), constraint=MaxNorm(0.9, (0,)))
     large = Variable("w", (1000, 300), kind, constraint=MinMaxNorm(0.1, 0.9, 0.5, (0,)))
     for v, slicing in ((small, [Slicing("w", 7)]), (large, [])):
-        layout = plan([v], 1, slicing)
+        layout = lay_out([v], 1, slicing)
         ranges = layout.by_shard[0]
         assert len(ranges) == 7 if slicing else len(ranges) == 3
         assert max(r.size for r in ranges) <= PIECE_ELEMENTS and {r.axis for r in ranges} == {1}
@@ -158,7 +158,7 @@ def test_factors_equal_the_dense_gradient() -> None:
     rows, inputs, outputs = 4, 60, 50
     results = []
     for kind in ("trained", FACTORED):
-        layout = plan([Variable("w", (inputs, outputs), kind, constraint=MaxNorm(0.3, (0,)))], 1, [Slicing("w", 3)])
+        layout = lay_out([Variable("w", (inputs, outputs), kind, constraint=MaxNorm(0.3, (0,)))], 1, [Slicing("w", 3)])
         shard = new_shard(layout, layout.scatter([random((inputs, outputs))])[0], SGD(), Constant(0.1))
         for step in range(1, 5):
             x, d = random((rows, inputs), step), random((rows, outputs), -step + 9)
@@ -178,7 +178,7 @@ def test_factors_equal_the_dense_gradient() -> None:
 def test_what_a_push_is_made_of_ends_outside_of_norms() -> None:
     """A worker's chunks and a shard's regions are the same, and the first chunk is cut short before a norm."""
     norm = 3 * PIECE_ELEMENTS // 4
-    layout = plan(
+    layout = lay_out(
         [Variable("a", (codec.CHUNK_ELEMENTS - norm // 2,)), Variable("b", (norm,), constraint=MaxNorm(1.0, (0,))),
          Variable("c", (codec.CHUNK_ELEMENTS,))], 1,
     )  # fmt: skip
@@ -299,7 +299,7 @@ def test_averages_are_of_projected_parameters(average: Any) -> None:
 def test_a_checkpoint_goes_on_onto_any_number_of_shards(tmp_path: Path, num_shards: int) -> None:
     before = trained(LAYOUT, 4)
     saved = save_shards(tmp_path, [before])
-    layout = plan(LAYOUT.variables, num_shards, [Slicing("n", 2), Slicing("u", 3, axis=0), Slicing("p", 4)])
+    layout = lay_out(LAYOUT.variables, num_shards, [Slicing("n", 2), Slicing("u", 3, axis=0), Slicing("p", 4)])
     gradient = random(LAYOUT.num_pushed(0), 5)
     parts = layout.scatter(LAYOUT.gather([np.concatenate([gradient, np.zeros(3, np.float32)])]))
     vectors = []
@@ -323,7 +323,7 @@ def test_layouts_without_constraints_are_as_they_were() -> None:
         Variable("d", (5,), decoupled_decay=0.2, rate=0.5), Variable("s", ()),
         Variable("m", (4,), STATISTIC), Variable("f", (3,), FROZEN),
     ]  # fmt: skip
-    layout = plan(variables, 3, [Slicing("k", 2)])
+    layout = lay_out(variables, 3, [Slicing("k", 2)])
     assert layout.fingerprint.hex() == "42a3c3484726f85e67355bb338987bd6e9ef200b2886d2e6d0740c9166dfa781"
     assert not any(layout.uncut(shard) for shard in range(3))
 
@@ -334,7 +334,7 @@ def test_the_canonical_form_and_the_table_have_constraints() -> None:
     assert from_canonical(LAYOUT.canonical) == LAYOUT
     assert "constraint MaxNorm(max_value=0.9, axes=(0,), epsilon=1e-07): 1 variables, 54 para" in LAYOUT.table()
     others = [NonNeg(), MaxNorm(0.8, (0,)), MaxNorm(0.9, (1,)), MaxNorm(0.9, (0,), 1e-8), UnitNorm((0,)), None]
-    changed = [plan([replace(LAYOUT.variables[0], constraint=other), *LAYOUT.variables[1:]], 1) for other in others]
+    changed = [lay_out([replace(LAYOUT.variables[0], constraint=other), *LAYOUT.variables[1:]], 1) for other in others]
     assert len({layout.fingerprint for layout in [LAYOUT, *changed]}) == 7
     with pytest.raises(ValueError, match="not the canonical form"):
         from_canonical(LAYOUT.canonical.replace("MaxNorm", "MaxNrom"))
@@ -359,12 +359,12 @@ def test_what_cannot_be_cut_is_refused_by_name(
     shape: tuple[int, ...], constraint: Constraint, slicing: Sequence[Slicing], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        plan([Variable("w", shape, constraint=constraint)], 2, slicing)
+        lay_out([Variable("w", shape, constraint=constraint)], 2, slicing)
 
 
 def test_a_factored_matrix_has_its_norms_over_axis_0() -> None:
     with pytest.raises(ValueError, match=r"w is factored; its constraint UnitNorm.* sums over axis 1, so it cannot be"):
-        plan([Variable("w", (4, 5), FACTORED, constraint=UnitNorm((1,)))], 1)
+        lay_out([Variable("w", (4, 5), FACTORED, constraint=UnitNorm((1,)))], 1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.named import from_message, to_message
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import (
@@ -138,7 +138,7 @@ def test_a_schedule_travels_with_tuples_and_whole_numbers(make: Callable[[int], 
 @pytest.mark.parametrize("make", ALL)
 def test_a_shard_reads_its_rate_at_its_version(make: Callable[[int], Schedule]) -> None:
     schedule = make(4)
-    shard = new_shard(plan([Variable("w", (3,))], 1), np.zeros(3, np.float32), SGD(), schedule)
+    shard = new_shard(lay_out([Variable("w", (3,))], 1), np.zeros(3, np.float32), SGD(), schedule)
     expected = np.zeros(3, np.float32)
     for version in range(30):
         push(shard, version + 1, np.ones(3, np.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.averages import Polyak
 from downpour.ps.policy.pace import Async, Bounded
 from downpour.ps.policy.rules import RMSProp
@@ -12,7 +12,7 @@ from downpour.ps.policy.schedules import StaircaseExponential
 from downpour.ps.policy.specification import POLICIES, Policies, policies_of, specification_of
 from downpour.ps.policy.staleness import Drop, Keep
 
-LAYOUT = plan([Variable("w", (5,)), Variable("v", (3,))], 2)
+LAYOUT = lay_out([Variable("w", (5,)), Variable("v", (3,))], 2)
 SOME = Policies(RMSProp(momentum=0.9), StaircaseExponential(0.1, 0.5, 3), Bounded(2), Drop(4), Polyak(0.5))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from downpour.proto.errors import MalformedChunk
 from downpour.ps.apply import kernels
-from downpour.ps.layout import FROZEN, STATISTIC, Variable, plan
+from downpour.ps.layout import FROZEN, STATISTIC, Variable, lay_out
 from downpour.ps.policy.rules import SGD, AdamW, KerasAdam, Rule
 from downpour.ps.policy.schedules import StaircaseExponential
 from tests.ps.pushing import new_shard, push
@@ -21,7 +21,7 @@ VARIABLES = [
     Variable("slow_decoupled", (5,), decoupled_decay=0.25, rate=0.125),
     Variable("statistic", (5,), STATISTIC),
 ]
-LAYOUT = plan(VARIABLES, 1)
+LAYOUT = lay_out(VARIABLES, 1)
 TWO, ONE = np.full(LAYOUT.size(0), 2, np.float32), np.ones(LAYOUT.num_pushed(0), np.float32)
 
 
@@ -73,7 +73,7 @@ def test_a_push_that_covers_frozen_ranges_is_refused() -> None:
 
 
 def test_a_shard_with_nothing_to_push_counts_pushes_all_the_same() -> None:
-    layout = plan([Variable("frozen", (5,), FROZEN)], 1)
+    layout = lay_out([Variable("frozen", (5,), FROZEN)], 1)
     shard = new_shard(layout, TWO[:5], SGD())
     assert push(shard, 1, np.empty(0, np.float32)).version == 1
     assert push(shard, 1, np.empty(0, np.float32)).repeated

@@ -11,7 +11,7 @@ import pytest
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed, LayoutMismatch
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.rules import RMSProp
@@ -24,7 +24,7 @@ from downpour.ps.shard.shard import Shard
 from tests.chunks import encode_chunk
 from tests.ps.checkpoint.saving import save_shards
 
-LAYOUT = plan([Variable("w", (5,))], 1)
+LAYOUT = lay_out([Variable("w", (5,))], 1)
 
 
 def good() -> pb.ShardSpecification:

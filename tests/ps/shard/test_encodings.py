@@ -7,7 +7,7 @@ import pytest
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import FROZEN, Variable, plan
+from downpour.ps.layout import FROZEN, Variable, lay_out
 from downpour.ps.policy.pace import Async, Mode, Sync
 from downpour.ps.policy.rules import SGD
 from downpour.ps.shard.encodings import Encodings
@@ -15,7 +15,7 @@ from downpour.ps.shard.shard import Shard
 from tests.chunks import encode_chunk
 from tests.ps.pushing import new_shard
 
-LAYOUT = plan([Variable("w", (6,)), Variable("fixed", (3,), FROZEN)], 1)
+LAYOUT = lay_out([Variable("w", (6,)), Variable("fixed", (3,), FROZEN)], 1)
 
 
 def pulled(shard: Shard, wire: int) -> list[np.ndarray]:

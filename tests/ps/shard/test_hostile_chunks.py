@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed, DownpourError, MalformedChunk
-from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, lay_out
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
@@ -25,7 +25,7 @@ from tests.chunks import encode_chunk
 from tests.ps.checkpoint.saving import save_shards
 from tests.ps.pushing import new_shard
 
-LAYOUT = plan(
+LAYOUT = lay_out(
     [Variable("k", (6, 8), FACTORED), Variable("b", (20,)), Variable("m", (3,), STATISTIC)], 1, [Slicing("k", 2)]
 )
 SIZE = LAYOUT.size(0)

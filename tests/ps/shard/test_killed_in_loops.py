@@ -17,7 +17,7 @@ import pytest
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.rules import SGD, RMSProp, Rule
@@ -29,7 +29,7 @@ from tests.conftest import wait_until
 pytestmark = pytest.mark.process
 
 SIZE = 1 << 20  # of one region, which a loop goes through in a millisecond
-LAYOUT = plan([Variable("w", (SIZE,))], 1)
+LAYOUT = lay_out([Variable("w", (SIZE,))], 1)
 LIVES = 12
 GRADIENTS = {codec.FLOAT32: np.full(SIZE, -1, np.float32), codec.BFLOAT16: np.full(SIZE, 0xBF80, np.uint16)}
 

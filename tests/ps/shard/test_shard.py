@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite, TooManyWorkers, WorkerSuperseded
-from downpour.ps.layout import STATISTIC, Variable, plan
+from downpour.ps.layout import STATISTIC, Variable, lay_out
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import NUM_WORKERS
 from downpour.ps.policy.named import to_message
@@ -23,7 +23,7 @@ from downpour.ps.policy.schedules import Constant, StaircaseExponential
 from downpour.ps.shard.shard import Shard
 from tests.chunks import encode_chunk
 
-LAYOUT = plan([Variable("w", (10, 4), weight_decay=0.5), Variable("b", (4,)), Variable("mean", (6,), STATISTIC)], 1)
+LAYOUT = lay_out([Variable("w", (10, 4), weight_decay=0.5), Variable("b", (4,)), Variable("mean", (6,), STATISTIC)], 1)
 SIZE = LAYOUT.size(0)
 
 

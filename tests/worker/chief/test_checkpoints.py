@@ -15,7 +15,7 @@ from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import ShardFile
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
@@ -23,17 +23,17 @@ from downpour.ps.policy.staleness import Keep
 from downpour.worker.chief import departures
 from downpour.worker.chief.checkpoints import Checkpoints
 from downpour.worker.chief.healer import Healer
-from downpour.worker.chief.plan import Plan
 from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Loss
 from downpour.worker.chief.state import JobState
 from tests.ps.checkpoint.saving import save
 
-LAYOUT = plan([Variable("a", (5,)), Variable("b", (4,))], 2)
+LAYOUT = lay_out([Variable("a", (5,)), Variable("b", (4,))], 2)
 
 
-def new_plan(run_dir: Path) -> Plan:
-    return Plan(
+def new_plan(run_dir: Path) -> JobSettings:
+    return JobSettings(
         recipe="tiny", rule=SGD(), schedule=Constant(0.1), pace=Async(), staleness=Keep(), num_workers=1, lease_s=30.0,
         num_steps=100, checkpoint_every_steps=10, max_train_s=1e9, num_records=100, lease_records=10, facts={},
         checkpoint_dir=str(run_dir / "checkpoints"), keep_checkpoints=1,
@@ -119,7 +119,7 @@ def test_a_shard_whose_pushes_are_all_in_the_checkpoint_stops_at_once(job: Job) 
 def test_a_restarted_chief_writes_one_before_a_shard_stops(job: Job) -> None:
     """It does not know what its predecessor's checkpoint holds of each shard."""
     job.state.coordinator.saw(12)
-    job.state.known.checkpoint = pb.NextCheckpointReply(directory="x", step=12)
+    job.state.journal_state.checkpoint = pb.NextCheckpointReply(directory="x", step=12)
     assert not job.ask()
     job.checkpoints.write_for_departures()
     assert job.steps == [12] and job.ask()
@@ -168,7 +168,7 @@ def test_a_checkpoint_written_while_a_shard_is_refilled_is_offered_to_the_evalua
 
     job.shards.refill = refill
     job.healer.look_after()
-    assert job.state.known.checkpoint is not None and job.state.known.checkpoint.step == 22
+    assert job.state.journal_state.checkpoint is not None and job.state.journal_state.checkpoint.step == 22
 
 
 def test_a_damaged_checkpoint_is_no_longer_offered_to_the_evaluator(job: Job) -> None:
@@ -181,4 +181,4 @@ def test_a_damaged_checkpoint_is_no_longer_offered_to_the_evaluator(job: Job) ->
     job.shards.refill = lambda newest: newest(Checkpoint.verify)
     job.healer.look_after()
     assert job.steps == [12]
-    assert job.state.known.checkpoint is not None and job.state.known.checkpoint.step == 12
+    assert job.state.journal_state.checkpoint is not None and job.state.journal_state.checkpoint.step == 12

@@ -253,7 +253,7 @@ def test_a_chief_gives_out_higher_incarnations_than_the_one_before(tmp_path: Pat
             path.unlink()
         elif journal == "old":
             path.write_bytes(old)
-        cluster.chief = Chief(cluster.chief._plan, tmp_path, host="127.0.0.1", port=0)
+        cluster.chief = Chief(cluster.chief._settings, tmp_path, host="127.0.0.1", port=0)
         chief = cluster.run_chief()
         assert register(cluster, "c") > last
         cluster.work(0)
@@ -266,7 +266,7 @@ def test_shards_of_another_job_with_the_same_layout_are_refused(tmp_path: Path) 
         cluster.work(0)
         chief.result(GIVE_UP_S)
         values = [np.zeros(v.shape, np.float32) for v in LAYOUT.variables]
-        other = Chief(cluster.chief._plan, tmp_path / "second", host="127.0.0.1", port=0)
+        other = Chief(cluster.chief._settings, tmp_path / "second", host="127.0.0.1", port=0)
         with pytest.raises(ValueError, match=r"shard 0 holds parameters of job \w{16}, and .* is the folder of no job"):
             other.run(LAYOUT, cluster.addresses, lambda: values, GIVE_UP_S)
         other.close()

@@ -12,13 +12,13 @@ import pytest
 
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import NoRoom
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.worker.chief import owner
 from downpour.worker.chief.run_folder import RunFolder
 from tests.conftest import SmallDisk
 from tests.ps.checkpoint.saving import save
 
-LAYOUT = plan([Variable("w", (30,))], 1)
+LAYOUT = lay_out([Variable("w", (30,))], 1)
 
 
 def new(folder: Path, *steps: int) -> RunFolder:

@@ -15,7 +15,7 @@ import pytest
 from downpour.launch.job import recipe
 from downpour.model.vision.records import RecordCounts
 from downpour.proto.errors import LayoutMismatch
-from downpour.ps.layout import Slicing, Variable, plan
+from downpour.ps.layout import Slicing, Variable, lay_out
 from downpour.ps.policy.averages import Polyak
 from downpour.worker.evaluator.evaluator import Evaluator
 from downpour.worker.step.variables import initial_values, variables_of
@@ -41,7 +41,7 @@ class Data:
 def test_it_scores_the_parameters_or_the_average(tmp_path: Path, average: bool, score: float) -> None:
     """The parameters rank every image's label first, the average last."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")])
-    layout = plan(variables_of(model), 1)
+    layout = lay_out(variables_of(model), 1)
     right = np.eye(3, dtype=np.float32).ravel()
     save(tmp_path, layout, [{"parameters": right, "slot.average": -right}])
     metrics, _ = Evaluator(model, layout, Data(), 8, average=average).score(str(tmp_path))  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def test_every_score_begins_with_the_states_of_a_fresh_recurrent_layer(tmp_path:
     images = keras.Input(batch_shape=(3, 3))
     states = keras.layers.LSTM(4, stateful=True)(keras.layers.Reshape((3, 1))(images))
     model = keras.Model(images, keras.layers.Dense(3)(states))
-    layout = plan(variables_of(model), 1)
+    layout = lay_out(variables_of(model), 1)
     save(tmp_path, layout, [{"parameters": vector} for vector in layout.scatter(initial_values(model))])
     evaluator = Evaluator(model, layout, Data(), 3)  # type: ignore[arg-type]
     seen = []
@@ -66,13 +66,13 @@ def test_every_score_begins_with_the_states_of_a_fresh_recurrent_layer(tmp_path:
 
 def test_it_scores_a_checkpoint_of_another_number_of_shards_and_refuses_another_model(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")], name="m")
-    scorer = Evaluator(model, plan(variables_of(model), 1), Data(), 8)  # type: ignore[arg-type]
-    theirs = plan(variables_of(model), 3, [Slicing("*", 3)])
+    scorer = Evaluator(model, lay_out(variables_of(model), 1), Data(), 8)  # type: ignore[arg-type]
+    theirs = lay_out(variables_of(model), 3, [Slicing("*", 3)])
     vectors = theirs.scatter([np.eye(3, dtype=np.float32)])
     save(tmp_path / "three", theirs, [{"parameters": vector} for vector in vectors])
     metrics, _ = scorer.score(str(tmp_path / "three"))
     assert metrics["map_at_100_unweighted"] == pytest.approx(1.0)
-    other = plan([Variable("m/head/kernel", (3, 4))], 1)
+    other = lay_out([Variable("m/head/kernel", (3, 4))], 1)
     save(tmp_path / "other", other, [{"parameters": np.ones(12, np.float32)}])
     with pytest.raises(LayoutMismatch, match=r"m/head/kernel is \[3, 3\] here, \[3, 4\] there"):
         scorer.score(str(tmp_path / "other"))

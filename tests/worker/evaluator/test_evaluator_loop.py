@@ -12,7 +12,7 @@ from downpour.model.vision.records import RecordCounts
 from downpour.proto.chief_pb2 import NextCheckpointReply, Score
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged, ShardFile
-from downpour.ps.layout import Variable, plan
+from downpour.ps.layout import Variable, lay_out
 from downpour.worker.evaluator import evaluator
 
 
@@ -21,7 +21,7 @@ def write_checkpoint(folder: Path, step: int) -> str:
     directory = folder / f"step-{step}"
     directory.mkdir()
     (directory / "shard").touch()
-    layout = plan([Variable("w", (3,))], 1)
+    layout = lay_out([Variable("w", (3,))], 1)
     file = ShardFile("shard", step, step, {})
     checkpoint.write_manifest(checkpoint.Checkpoint(str(directory), step, layout, (file,)))
     return str(directory)

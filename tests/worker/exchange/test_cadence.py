@@ -14,7 +14,7 @@ import pytest
 from downpour.model.vision.records import RecordCounts
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import STATISTIC, Variable, plan
+from downpour.ps.layout import STATISTIC, Variable, lay_out
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.rules import SGD, Momentum, Rule
 from downpour.ps.policy.schedules import Constant
@@ -23,11 +23,11 @@ from downpour.worker.exchange import cadence as cadences
 from downpour.worker.exchange import replica
 from downpour.worker.exchange.cadence import Accumulate, Cadence, Downpour, EveryStep, LocalSteps
 from downpour.worker.exchange.clients import ShardClient
-from downpour.worker.exchange.exchange import Exchange, Gradients, Parameters
+from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
 from downpour.worker.loop import train
 
 SIZE, RATE, OUTER_RATE = 6, 0.1, 0.5
-LAYOUT = plan([Variable("w", (SIZE,)), Variable("m", (2,), STATISTIC)], 1)
+LAYOUT = lay_out([Variable("w", (SIZE,)), Variable("m", (2,), STATISTIC)], 1)
 START = np.arange(SIZE + 2, dtype=np.float32)
 
 
@@ -137,7 +137,7 @@ def run(
         rule=to_message(rule), schedule=to_message(Constant(rate)),
     )  # fmt: skip
     client.initialize(specification, START)
-    exchange = Exchange([address], LAYOUT, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20)
+    exchange = Exchanger([address], LAYOUT, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20)
     reporter = Silent()
     train(step, exchange, batches(), reporter, num_steps=num_steps, overlap=overlap, cadence=cadence)  # type: ignore[arg-type]
     end = exchange.start().result().parameters

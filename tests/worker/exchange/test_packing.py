@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from downpour.proto import codec
 from downpour.ps.apply.sources import Quantized
-from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, lay_out
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
-from downpour.worker.exchange.exchange import Exchange, Gradients
+from downpour.worker.exchange.exchange import Exchanger, Gradients
 from downpour.worker.exchange.packing import Packer
 from tests.chunks import encode_chunk
 from tests.worker.cluster import initialize
 
 SIZE = 3 * codec.BLOCK + 17
-LAYOUT = plan([Variable("w", (SIZE,)), Variable("m", (5,), STATISTIC)], 1)
+LAYOUT = lay_out([Variable("w", (SIZE,)), Variable("m", (5,), STATISTIC)], 1)
 NO_DIFFERENCES = np.zeros(5, np.float32)
 
 
@@ -68,7 +68,7 @@ def test_zeros_and_bfloat16(wire: Any) -> None:
 
 @pytest.mark.parametrize("wire", [codec.FLOAT32, codec.BFLOAT16])
 def test_factors_are_sent_as_they_are_one_after_the_other(wire: Any) -> None:
-    layout = plan([Variable("head/kernel", (6, 10), FACTORED), Variable("w", (SIZE,))], 2, [Slicing("head/*", 4)])
+    layout = lay_out([Variable("head/kernel", (6, 10), FACTORED), Variable("w", (SIZE,))], 2, [Slicing("head/*", 4)])
     [group], rng = layout.factored(1), np.random.default_rng(0)
     x, d = (rng.integers(0, 100, (3, columns)).astype(codec.WIRE_DTYPES[wire]) for columns in (6, group.num_outputs))
     gradient = np.zeros(layout.num_trained(1) - group.size, codec.WIRE_DTYPES[wire])
@@ -91,7 +91,7 @@ def test_training_in_int8_ends_where_float32_does(shards: Any) -> None:
         addresses = shards.start(1)
         initialize(addresses, LAYOUT, [np.zeros(SIZE, np.float32), NO_DIFFERENCES], SGD(), Constant(0.1))
         exchanges = [
-            Exchange(addresses, LAYOUT, wire=codec.FLOAT32, worker=i, incarnation=1, give_up_after_s=30, push=push)
+            Exchanger(addresses, LAYOUT, wire=codec.FLOAT32, worker=i, incarnation=1, give_up_after_s=30, push=push)
             for i in range(2)
         ]
         answers = [exchange.start().result() for exchange in exchanges]

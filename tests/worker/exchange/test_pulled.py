@@ -16,21 +16,21 @@ from downpour.proto.errors import MalformedChunk
 from downpour.proto.http2.assembly import Assembler, Buffers
 from downpour.proto.http2.connection import Message
 from downpour.proto.numerics import convert, loops
-from downpour.ps.layout import FROZEN, STATISTIC, Variable, chunks, plan
+from downpour.ps.layout import FROZEN, STATISTIC, Variable, chunks, lay_out
 from downpour.ps.policy.pace import Async, Mode, Sync
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.service.servicer import Servicer
 from downpour.ps.shard.publication import Publisher, live
 from downpour.ps.shard.shard import Shard
-from downpour.worker.exchange.exchange import Exchange, Gradients
+from downpour.worker.exchange.exchange import Exchanger, Gradients
 from downpour.worker.exchange.pulled import Pulled
 from tests.chunks import encode_chunk
 from tests.ps.pushing import new_shard, push
 from tests.worker.cluster import initialize
 
 NUM_TRAINED = 3 * codec.BLOCK + 17
-LAYOUT = plan(
+LAYOUT = lay_out(
     [Variable("w", (NUM_TRAINED,)), Variable("m", (5,), STATISTIC), Variable("f", (9,), FROZEN)],
     1,
 )
@@ -286,7 +286,7 @@ def test_publications_that_nobody_asked_for_are_refused(header: pb.PullHeader) -
 
 
 def test_a_shard_without_trained_parameters_has_publications_all_the_same() -> None:
-    layout = plan([Variable("m", (5,), STATISTIC)], 1)
+    layout = lay_out([Variable("m", (5,), STATISTIC)], 1)
     shard = new_shard(layout, np.arange(5, dtype=np.float32), SGD())
     into = Pulled(layout, 0, codec.BFLOAT16, differences=True)
     for _ in range(2):
@@ -296,7 +296,7 @@ def test_a_shard_without_trained_parameters_has_publications_all_the_same() -> N
 
 @pytest.mark.parametrize("wire", [codec.FLOAT32, codec.BFLOAT16])
 def test_what_need_not_be_decoded_arrives_in_its_place(wire: int) -> None:
-    layout = plan([Variable("w", (400,)), Variable("m", (100,), STATISTIC), Variable("f", (200,), FROZEN)], 1)
+    layout = lay_out([Variable("w", (400,)), Variable("m", (100,), STATISTIC), Variable("f", (200,), FROZEN)], 1)
     values = np.random.default_rng(2).standard_normal(700).astype(np.float32)
     into = Pulled(layout, 0, wire, keep=False)
     into.begin()
@@ -352,7 +352,7 @@ def test_training_from_differences_comes_to_its_target(
     values = [np.zeros(NUM_TRAINED, np.float32), statistics, np.ones(9, np.float32)]
     initialize(addresses, LAYOUT, values, SGD(), Constant(0.1), pace=pace, num_workers=2)
     told: dict[str, Any] = {"wire": codec.BFLOAT16, "publish_every": 8, "differences": differences, "overlap": False}
-    exchanges = [Exchange(addresses, LAYOUT, worker=i, incarnation=1, give_up_after_s=30, **told) for i in range(2)]
+    exchanges = [Exchanger(addresses, LAYOUT, worker=i, incarnation=1, give_up_after_s=30, **told) for i in range(2)]
     answers = [exchange.start().result() for exchange in exchanges]
     for _ in range(60):
         begun = []
@@ -384,7 +384,7 @@ def test_a_worker_loads_the_loops_of_its_codecs_before_its_first_step(
     addresses = shards.start(1)
     initialize(addresses, LAYOUT, [np.zeros(NUM_TRAINED), np.zeros(5), np.zeros(9)], SGD(), Constant(0.1))
     told = {"wire": codec.BFLOAT16, "worker": 0, "incarnation": 1, "give_up_after_s": 30, **options}
-    exchange = Exchange(addresses, LAYOUT, **told)
+    exchange = Exchanger(addresses, LAYOUT, **told)
     for loop in (loops.advance, loops.quantize):
         loop.cache_clear()  # type: ignore[attr-defined]
     exchange.connect()

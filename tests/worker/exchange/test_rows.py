@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.apply.sources import source_of
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, Layout, Slicing, Variable, lay_out
 from downpour.ps.policy.rules import RMSProp
 from downpour.ps.policy.schedules import Constant
 from downpour.worker.exchange.clients import ShardClient
-from downpour.worker.exchange.exchange import Exchange, Gradients
+from downpour.worker.exchange.exchange import Exchanger, Gradients
 from downpour.worker.exchange.packing import Packer
 from downpour.worker.exchange.rows import RowPacker, summed
 from tests.rows import WIRES, both_ways, decoded, packed, to_wire
@@ -57,7 +57,7 @@ def test_chunks_are_those_of_the_dense_gradient_or_smaller(
         *(Variable("a", (7,)), Variable("t", (30, 4, 4)), Variable("k", (4, 5), FACTORED), Variable("v", (9,))),
         *(Variable("u", (25, 3), weight_decay=0.1), Variable("m", (6,), STATISTIC), Variable("f", (3,), FROZEN)),
     ]
-    layout = plan(variables, 2, [Slicing("t", num_slices, axis)])
+    layout = lay_out(variables, 2, [Slicing("t", num_slices, axis)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "CHUNK_ELEMENTS", chunk)
         by_rows, dense = both_ways(layout, ("t", "u", "v"), seed, wire, num_rows)
@@ -69,7 +69,7 @@ def test_chunks_are_those_of_the_dense_gradient_or_smaller(
 
 
 def test_few_rows_go_as_runs_and_many_dense() -> None:
-    layout = plan([Variable("t", (1000, 64))], 1)
+    layout = lay_out([Variable("t", (1000, 64))], 1)
     sizes = {}
     for num_rows in (0, 1, 10, 100_000):
         [chunk] = packed(layout, 0, both_ways(layout, ["t"], 0, codec.BFLOAT16, num_rows)[0], codec.BFLOAT16)
@@ -79,7 +79,7 @@ def test_few_rows_go_as_runs_and_many_dense() -> None:
 
 
 def test_neighbouring_rows_and_dense_variables_share_a_run() -> None:
-    layout = plan([Variable("a", (5,)), TABLE, Variable("v", (7,))], 1)
+    layout = lay_out([Variable("a", (5,)), TABLE, Variable("v", (7,))], 1)
     rows = summed(TABLE, np.array([4, 0, 3, 49]), np.ones((4, 3), np.float32), codec.FLOAT32)
     gradients = Gradients([np.ones(12, np.float32)], [np.empty(0, np.float32)], [0], factors=[[]], rows={1: rows})
     [chunk] = packed(layout, 0, gradients, codec.FLOAT32)
@@ -119,12 +119,12 @@ def test_wrong_rows_are_refused_by_name(kind: str) -> None:
 
 
 def test_a_gradient_of_another_size_and_delay_compensation_are_refused() -> None:
-    layout = plan([TABLE, Variable("a", (5,))], 1)
+    layout = lay_out([TABLE, Variable("a", (5,))], 1)
     by_rows, dense = both_ways(layout, ["t"], 0, codec.FLOAT32)
     wrong = Gradients(dense.trained, by_rows.statistics, [0], factors=[[]], rows=by_rows.rows)
     with pytest.raises(ValueError, match="shard 0: 155 dense elements beside the rows of t; 5 are due"):
         packed(layout, 0, wrong, codec.FLOAT32)
-    exchange = Exchange(
+    exchange = Exchanger(
         ["127.0.0.1:1"], layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=1, send_base=True
     )
     based = Gradients(by_rows.trained, by_rows.statistics, [0], dense.trained, by_rows.factors, by_rows.rows)
@@ -135,7 +135,7 @@ def test_a_gradient_of_another_size_and_delay_compensation_are_refused() -> None
 
 def test_in_int8_runs_stay_in_the_wire_dtype_and_nothing_is_lost() -> None:
     """One chunk is of the table alone; the other ones hold other variables, too, and what rounding leaves of them."""
-    layout = plan([Variable("t", (40, 64)), Variable("w", (3000,))], 1)
+    layout = lay_out([Variable("t", (40, 64)), Variable("w", (3000,))], 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "CHUNK_ELEMENTS", 1024)
         packer = RowPacker(layout, 0, Packer(layout, 0, codec.FLOAT32, codec.INT8))
@@ -164,14 +164,14 @@ VARIABLES = [
 @ALL_WIRES
 def test_real_shards_end_with_the_same_state_either_way(shards: Any, wire: pb.Codec, tmp_path: Path) -> None:
     """Parameters, slots, counters and ledger, in checkpoints; a shard is killed in between, with rows as without."""
-    layout = plan(VARIABLES, 3, [Slicing("head", 3), Slicing("rows", 3, 0), Slicing("columns", 3, 1)])
+    layout = lay_out(VARIABLES, 3, [Slicing("head", 3), Slicing("rows", 3, 0), Slicing("columns", 3, 1)])
     rng = np.random.default_rng(3)
     values = [rng.standard_normal(v.shape, np.float32) for v in VARIABLES]
     files, sizes = [], []
     for way in range(2):
         addresses = shards.start(3)
         initialize(addresses, layout, values, RMSProp(momentum=0.9), Constant(0.01))
-        exchange = Exchange(addresses, layout, wire=wire, worker=0, incarnation=1, give_up_after_s=60)
+        exchange = Exchanger(addresses, layout, wire=wire, worker=0, incarnation=1, give_up_after_s=60)
         exchange.connect()
         versions = [0, 0, 0]
         for number in range(6):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from downpour.ps.layout import Layout, plan
+from downpour.ps.layout import Layout, lay_out
 from downpour.worker.exchange.exchange import Parameters
 from downpour.worker.step.examine import examine, kinds_of
 from downpour.worker.step.step import StepResult, TrainingStep
@@ -39,7 +39,7 @@ def layout_of(model: keras.Model, loss: Loss, batch: Batch, **patterns: Sequence
     examined = examine(model, loss, images.shape, labels.shape)
     kinds = kinds_of(model, examined, **patterns)
     factored = factored_names(model, len(images), examined)
-    return plan(variables_of(model, factored=factored, kinds=kinds, frozen=patterns.get("frozen", ())), 1)
+    return lay_out(variables_of(model, factored=factored, kinds=kinds, frozen=patterns.get("frozen", ())), 1)
 
 
 def parameters_of(layout: Layout, vector: np.ndarray) -> Parameters:

@@ -25,11 +25,11 @@ import tensorflow as tf
 
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
-from downpour.ps.layout import STATISTIC, Layout, Variable, plan
+from downpour.ps.layout import STATISTIC, Layout, Variable, lay_out
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.service.server import ShardServer
-from downpour.worker.exchange.exchange import Exchange, Gradients
+from downpour.worker.exchange.exchange import Exchanger, Gradients
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values, variables_of
 from tests.ps.pushing import new_shard, push
@@ -55,7 +55,7 @@ def network() -> keras.Model:
     )
 
 
-LAYOUT = plan(variables_of(network()), 2)
+LAYOUT = lay_out(variables_of(network()), 2)
 
 
 def batches() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -74,7 +74,7 @@ def batches() -> list[tuple[np.ndarray, np.ndarray]]:
 class Worker:
     """One worker's step and its exchange with the shards of a test."""
 
-    exchange: Exchange
+    exchange: Exchanger
     step: TrainingStep
 
     def compute(self, images: np.ndarray, labels: np.ndarray) -> Gradients:
@@ -104,7 +104,7 @@ def workers(count: int, rate: float) -> Iterator[list[Worker]]:
         initialize(addresses, LAYOUT, initial_values(model), SGD(), Constant(rate))
         step = TrainingStep(model, per_label_logistic, LAYOUT)
         made = [
-            Worker(Exchange(addresses, LAYOUT, wire=codec.FLOAT32, worker=i, incarnation=1, give_up_after_s=30), step)
+            Worker(Exchanger(addresses, LAYOUT, wire=codec.FLOAT32, worker=i, incarnation=1, give_up_after_s=30), step)
             for i in range(count)
         ]
         for worker in made:
@@ -202,7 +202,7 @@ def test_parameters_of_several_workers_move_by_the_sum_of_gradients_at_one_point
 @pytest.mark.parametrize(("staleness", "settles"), [(0, True), (5, True), (15, True), (16, False), (25, False)])
 def test_how_stale_differences_may_be(staleness: int, settles: bool) -> None:
     """Every difference `staleness` pushes old, d = 0.1: 15 is the last that settles, as Levin and May (1976) say."""
-    layout: Layout = plan([Variable("moving_mean", (1,), STATISTIC)], 1)
+    layout: Layout = lay_out([Variable("moving_mean", (1,), STATISTIC)], 1)
     shard = new_shard(layout, np.ones(1, np.float32), SGD())
     history: list[Any] = [shard.arena.parameters.copy()]
     for number in itertools.count(1):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
 from downpour.proto.numerics import convert
-from downpour.ps.layout import Slicing, plan
+from downpour.ps.layout import Slicing, lay_out
 from downpour.worker.exchange.exchange import Parameters
 from downpour.worker.step.clip import Clip
 from downpour.worker.step.step import StepResult, TrainingStep
@@ -28,7 +28,7 @@ def network() -> keras.Model:
     return keras.Sequential([keras.Input((5,)), layers.Dense(7, name="first"), layers.Dense(LABELS, name="head")])
 
 
-LAYOUT = plan(variables_of(network()), 3, [Slicing("*head/*", 4)])
+LAYOUT = lay_out(variables_of(network()), 3, [Slicing("*head/*", 4)])
 
 
 def run(clip: Clip | None, wire: Any = codec.FLOAT32, scale: float = 1.0) -> StepResult:

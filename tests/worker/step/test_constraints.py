@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
-from downpour.ps.layout import FACTORED, FROZEN, TRAINED, Slicing, Variable, plan
+from downpour.ps.layout import FACTORED, FROZEN, TRAINED, Slicing, Variable, lay_out
 from downpour.ps.policy.constraints import Constraint, MaxNorm, MinMaxNorm, NonNeg, UnitNorm
 from downpour.ps.policy.rules import KerasRMSProp
 from downpour.ps.policy.schedules import Constant
-from downpour.worker.exchange.exchange import Exchange
+from downpour.worker.exchange.exchange import Exchanger
 from downpour.worker.step.constraints import constraint_of
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import factored_names, initial_values, variables_of
@@ -153,11 +153,11 @@ def test_a_constrained_model_trains_as_plain_keras_trains_it(shards: Callable[..
     """Through three shard processes, conv and head sliced along their outputs."""
     net = model()
     names = factored_names(net, BATCH) if factored else set()
-    layout = plan(variables_of(net, factored=names), 3, [Slicing("head/*", 4), Slicing("conv/kernel", 2)])
+    layout = lay_out(variables_of(net, factored=names), 3, [Slicing("head/*", 4), Slicing("conv/kernel", 2)])
     assert any(v.kind == FACTORED and v.constraint for v in layout.variables) == factored
     addresses = shards.start(3)
     initialize(addresses, layout, initial_values(net), KerasRMSProp(momentum=0.9), Constant(RATE))
-    exchange = Exchange(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
+    exchange = Exchanger(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
     step = TrainingStep(net, per_label_logistic, layout)
     try:
         answer = exchange.start().result()

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, plan
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, lay_out
 from downpour.worker.step.examine import LOCAL
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values, variables_of
@@ -245,7 +245,7 @@ def test_a_step_refuses_factors_of_a_kernel_that_has_another_gradient(build: Cal
     """A layout that was made without looking at the model's calls."""
     model, loss = build()
     kernel = next(v.path for v in model.trainable_variables if v.path.endswith("dense/kernel"))
-    layout = plan(variables_of(model, factored=[kernel]), 1)
+    layout = lay_out(variables_of(model, factored=[kernel]), 1)
     [vector] = layout.scatter(initial_values(model))
     batch = batches((WIDTH,), model.output_shape[-1])[0]
     with pytest.raises(ValueError, match=r"dense/kernel is used outside its own layer.*exchange.factors=False"):

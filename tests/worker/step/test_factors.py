@@ -12,10 +12,10 @@ import pytest
 
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
-from downpour.ps.layout import FACTORED, Layout, Slicing, plan
+from downpour.ps.layout import FACTORED, Layout, Slicing, lay_out
 from downpour.ps.policy.rules import RMSProp
 from downpour.ps.policy.schedules import Constant
-from downpour.worker.exchange.exchange import Exchange, Parameters
+from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.step.clip import Clip
 from downpour.worker.step.examine import examine
 from downpour.worker.step.step import TrainingStep
@@ -41,7 +41,7 @@ def model() -> keras.Model:
 
 def layout_of(net: keras.Model, *, factored: bool) -> Layout:
     names = factored_names(net, BATCH) if factored else ()
-    return plan(variables_of(net, factored=names), SHARDS, SLICING)
+    return lay_out(variables_of(net, factored=names), SHARDS, SLICING)
 
 
 def batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ def test_a_layer_that_is_used_twice_is_refused() -> None:
     inputs = keras.Input((64,))
     shared = keras.layers.Dense(64, name="shared")
     net = keras.Model(inputs, shared(shared(inputs)), name="twice")
-    layout = plan(variables_of(net, factored=factored_names(net, BATCH)), SHARDS)
+    layout = lay_out(variables_of(net, factored=factored_names(net, BATCH)), SHARDS)
     step = TrainingStep(net, per_label_logistic, layout)
     images = np.zeros((BATCH, 64), np.float32)
     with pytest.raises(ValueError, match=r"shared/kernel is used more than once.*exchange.factors=False"):
@@ -119,7 +119,7 @@ def test_a_dense_layer_that_is_computed_in_another_way_is_pushed_dense(
     net = model()
     examined = examine(net, per_label_logistic, (BATCH, 6, 6, 3), (BATCH, LABELS))
     assert [path.rpartition("/head")[0] for path in factored_names(net, BATCH, examined)] == ["net"] * is_product
-    layout = plan(variables_of(net, factored=factored_names(net, BATCH, examined)), SHARDS, SLICING)
+    layout = lay_out(variables_of(net, factored=factored_names(net, BATCH, examined)), SHARDS, SLICING)
     result = TrainingStep(net, per_label_logistic, layout)(parameters_of(layout, initial_values(net)), *batch(1))
     reference = layout_of(net, factored=False)
     monkeypatch.undo()
@@ -157,7 +157,7 @@ def test_training_with_factors_equals_training_without(shards: Any) -> None:
         layout = layout_of(net, factored=factored)
         addresses = shards.start(SHARDS)
         initialize(addresses, layout, initial_values(net), RMSProp(), Constant(1e-3))
-        exchange = Exchange(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
+        exchange = Exchanger(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
         step = TrainingStep(net, per_label_logistic, layout)
         answer = exchange.start().result()
         losses = []

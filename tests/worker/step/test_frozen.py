@@ -8,10 +8,10 @@ import pytest
 
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
-from downpour.ps.layout import FROZEN, STATISTIC, TRAINED, Layout, Rate, plan
+from downpour.ps.layout import FROZEN, STATISTIC, TRAINED, Layout, Rate, lay_out
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
-from downpour.worker.exchange.exchange import Exchange, Parameters
+from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values, variables_of
 from tests.worker.cluster import initialize
@@ -106,7 +106,7 @@ def num_operations(step: TrainingStep, given: Parameters, kind: str) -> int:
 def test_frozen_variables_are_not_differentiated(frozen: tuple[str, ...], filters: int, inputs: int) -> None:
     """Nor is what only they would need: below a frozen first layer no gradient flows at all."""
     model = network()
-    layout = plan(variables_of(model, frozen=frozen), 2)
+    layout = lay_out(variables_of(model, frozen=frozen), 2)
     step = TrainingStep(model, per_label_logistic, layout)
     given = parameters(layout, model)
     assert num_operations(step, given, "Conv2DBackpropFilter") == filters
@@ -118,7 +118,7 @@ def test_gradients_of_the_others_are_the_same() -> None:
     images, labels = batch()
     found = {}
     for frozen in ((), FROZEN_PATTERNS):
-        layout = plan(variables_of(model, frozen=frozen), 2)
+        layout = lay_out(variables_of(model, frozen=frozen), 2)
         result = TrainingStep(model, per_label_logistic, layout)(parameters(layout, model), images, labels)
         pushed = [np.concatenate(p) for p in zip(result.gradients.trained, result.gradients.statistics, strict=True)]
         padded = [np.concatenate([p, np.zeros(layout.size(i) - p.size, "f4")]) for i, p in enumerate(pushed)]
@@ -133,12 +133,12 @@ def test_gradients_of_the_others_are_the_same() -> None:
 def test_frozen_variables_stay_and_the_rest_learns_through_real_shards(wire: int, shards: object) -> None:
     """Five shards for the few variables that are left: one holds only frozen ones, so its pushes are empty."""
     model = network()
-    layout = plan(variables_of(model, frozen=FROZEN_PATTERNS, rates=(Rate("net/conv2/*", 0.5),)), 5)
+    layout = lay_out(variables_of(model, frozen=FROZEN_PATTERNS, rates=(Rate("net/conv2/*", 0.5),)), 5)
     assert any(layout.num_pushed(i) == 0 < layout.size(i) for i in range(5))
     before = initial_values(model)
     addresses = shards.start(5)  # type: ignore[attr-defined]
     initialize(addresses, layout, before, SGD(), Constant(0.1))
-    exchange = Exchange(addresses, layout, wire=wire, worker=0, incarnation=1, give_up_after_s=30)  # type: ignore[arg-type]
+    exchange = Exchanger(addresses, layout, wire=wire, worker=0, incarnation=1, give_up_after_s=30)  # type: ignore[arg-type]
     step = TrainingStep(model, per_label_logistic, layout, wire)  # type: ignore[arg-type]
     images, labels = batch()
     losses = []

@@ -11,11 +11,11 @@ import pytest
 
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
-from downpour.ps.layout import Slicing, plan
+from downpour.ps.layout import Slicing, lay_out
 from downpour.ps.policy.rules import Momentum
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.service.server import ShardServer
-from downpour.worker.exchange.exchange import Exchange
+from downpour.worker.exchange.exchange import Exchanger
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values, variables_of
 from tests.worker.cluster import initialize
@@ -61,14 +61,14 @@ def test_any_keras_model_trains_unchanged(build: Callable[[], keras.Model], wire
     before = [v.numpy().copy() for v in model.variables]
     variables = variables_of(model)
     kernel = next(v for v in reversed(variables) if v.name.endswith("kernel"))
-    layout = plan(variables, 2, [Slicing(kernel.name, 3)])
+    layout = lay_out(variables, 2, [Slicing(kernel.name, 3)])
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (8, 32, 32, 3)).astype(np.float32)
     labels = np.eye(LABELS, dtype=np.float32)[rng.integers(0, LABELS, 8)]
     with ShardServer(0) as first, ShardServer(1) as second:
         addresses = [f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"]
         initialize(addresses, layout, initial_values(model), Momentum(), Constant(0.005))
-        exchange = Exchange(addresses, layout, wire=wire, worker=0, incarnation=1, give_up_after_s=20)
+        exchange = Exchanger(addresses, layout, wire=wire, worker=0, incarnation=1, give_up_after_s=20)
         step = TrainingStep(model, per_label_logistic, layout, wire)
         answer = exchange.start().result()
         losses = []

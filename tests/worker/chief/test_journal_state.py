@@ -10,16 +10,16 @@ import pytest
 
 from downpour.proto import chief_pb2 as pb
 from downpour.worker.chief.coordinator import Coordinator, OtherRecords
-from downpour.worker.chief.known import Known
+from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.shards import Loss
 
 
-def known() -> Known:
-    return Known(Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20)))
+def known() -> JournalState:
+    return JournalState(Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(100, 20)))
 
 
-def handed_on(before: Known) -> Known:
+def handed_on(before: JournalState) -> JournalState:
     """What a new chief makes of the journal, 3 s later."""
     after = known()
     after.load(json.loads(json.dumps(before.state(10.0))) | {"gap_s": 3.0}, 1000.0)
@@ -74,6 +74,6 @@ def test_a_state_of_another_shape_is_refused_and_changes_nothing(change: Callabl
 
 def test_of_other_records_is_another_matter() -> None:
     state = known().state(0.0) | {"gap_s": 0.0}
-    other = Known(Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(200, 20)))
+    other = JournalState(Coordinator(num_steps=100, checkpoint_every_steps=30, leases=LeaseTable(200, 20)))
     with pytest.raises(OtherRecords, match="began with 100 training records, and its data now has 200"):
         other.load(state, 0.0)

@@ -18,7 +18,7 @@ from downpour.worker.chief.shards import Loss
 
 
 @dataclass
-class Known:
+class JournalState:
     """The state in the journal.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The plan of a job: the values that its chief needs. Pure."""
+"""The settings of a job: the values that its chief needs. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from downpour.proto.errors import LayoutMismatch, TooManyWorkers
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobSettings:
     """The values of a job that its chief needs.
 
     Attributes:
