@@ -52,9 +52,7 @@ def _main() -> None:
         raise ValueError("give --job=NAME and --out=FOLDER")
     folder = Path(out)
     make(job, folder, int(days or 0))
-    print(
-        f"start each role with --tls={folder}/ROLE, ROLE one of {', '.join(ROLES)}; keep {folder}/{_CA_KEY} to yourself"
-    )
+    print(f"start each role with --tls={folder}/ROLE, ROLE one of {', '.join(ROLES)}; keep {folder}/{_CA_KEY} secret")
 
 
 def check_job(name: str) -> None:

@@ -116,7 +116,9 @@ def run(config: ChiefConfig) -> None:
         # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(config.listening.port_file, chief.port)
         if source:
-            logging.info("empty shards begin as in %s; shards that hold parameters keep them", source.path)
+            logging.info(
+                "empty shards take their initial values from %s; shards that hold parameters keep them", source.path
+            )
         model = _Model(job, source, config.prepared)
         # A restarted chief needs no model, so that it is ready within a second.
         layout = chief.known_layout(shards) or model.layout()
@@ -129,7 +131,7 @@ def _leave(chief: Chief, stop_shards: bool) -> None:
     if stop_shards:
         chief.see_off(_SEE_OFF_WITHIN_S)
     chief.hold()
-    logging.info("told to end; the journal is written")
+    logging.info("stopping at SIGTERM; the journal is written")
     ending.end_now()
 
 

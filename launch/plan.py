@@ -58,7 +58,9 @@ class Assumptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_workers <= _MAX_WORKERS:
-            raise ValueError(f"--workers={self.num_workers}; give 1 to {_MAX_WORKERS}, as many as a shard knows")
+            raise ValueError(
+                f"--workers={self.num_workers}; give 1 to {_MAX_WORKERS}, the number that a shard has room for"
+            )
         for name, value in (("gbit", self.gbit), ("cores_per_shard", self.cores_per_shard)):
             if not 0 < value < math.inf:
                 raise ValueError(f"--{name}={value:g}; give a number above 0")
@@ -277,15 +279,15 @@ def run(config: PlanConfig) -> None:
 def main() -> None:
     """Prints the prediction."""
     recipe_flags.define()
-    flags.DEFINE_integer("workers", None, "Workers; the recipe's by default.")
+    flags.DEFINE_integer("workers", None, "Number of workers; the recipe's by default.")
     flags.DEFINE_float("gbit", 10.0, "Line rate of a host, each way, in 10^9 bits a second.")
-    flags.DEFINE_float("seconds_per_step", None, "What a worker takes to compute one gradient.")
-    flags.DEFINE_float("spread", 0.1, "Standard deviation of those seconds, of their mean (lognormal).")
+    flags.DEFINE_float("seconds_per_step", None, "Seconds that a worker takes to compute one gradient.")
+    flags.DEFINE_float("spread", 0.1, "Standard deviation of those seconds, relative to their mean (lognormal).")
     flags.DEFINE_float("cores_per_shard", 1.0, "Cores of one shard's host or container.")
     text = "Core-milliseconds of all shards together for one step; measured here by default."
     flags.DEFINE_float("core_ms_per_step", None, text)
     flags.DEFINE_float("measure_s", 1.0, "Seconds of each of the four measurements.")
-    flags.DEFINE_boolean("mutual_tls", True, "Measure them with what is sent encrypted, as on a cluster.")
+    flags.DEFINE_boolean("mutual_tls", True, "Whether the measurements use mutual TLS, as on a cluster.")
     entry.run(lambda: run(from_flags()), role="plan")
 
 

@@ -106,10 +106,10 @@ class _End:
         pause = threading.Event()
         while (left := begin + grace_s - time.monotonic()) > 0:
             if chief.leaving(self._config.index, incarnation, min(left, _ANSWER_WITHIN_S)):
-                logging.info("leaves; a checkpoint was written within %.1f s", time.monotonic() - begin)
+                logging.info("stopping; a checkpoint was written within %.1f s", time.monotonic() - begin)
                 return
             pause.wait(min(left, _ASK_EVERY_S))
-        logging.warning("leaves without a checkpoint: the chief wrote none within %.0f s", grace_s)
+        logging.warning("stopping without a checkpoint: the chief wrote none within %.0f s", grace_s)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     _check_loss(job, (job.batch_size, num_labels))
     examined = examine(model, job.loss, images, (job.batch_size, num_labels))
     if examined.unreached:
-        logging.warning("no gradient reaches %s: not trained, as in plain Keras", ", ".join(sorted(examined.unreached)))
+        logging.warning(
+            "no gradient reaches %s, so it is not trained, as in plain Keras", ", ".join(sorted(examined.unreached))
+        )
     layout = _layout(job, model, examined)
     _check_cadence(job, layout)
     if isinstance(job.pace, Sync):

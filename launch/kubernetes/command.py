@@ -73,16 +73,16 @@ class ManifestsConfig:
 def main() -> None:
     """Runs `downpour kubernetes`."""
     recipe_flags.define()
-    flags.DEFINE_string("image", None, "REPO:TAG of worker, chief and evaluator.")
-    flags.DEFINE_string("shard_image", None, "REPO:TAG of shards; --image by default.")
-    flags.DEFINE_string("name", None, "Of the job; the recipe's name by default.")
-    flags.DEFINE_string("namespace", "", "Of all objects; the one that kubectl is set to by default.")
+    flags.DEFINE_string("image", None, "Image of worker, chief and evaluator, REPO:TAG.")
+    flags.DEFINE_string("shard_image", None, "Image of the shards, REPO:TAG; --image by default.")
+    flags.DEFINE_string("name", None, "Name of the job; the recipe's name by default.")
+    flags.DEFINE_string("namespace", "", "Namespace of all objects; kubectl's by default.")
     flags.DEFINE_integer("gpus_per_worker", 0, "GPUs (nvidia.com/gpu) of one worker.", lower_bound=0)
     flags.DEFINE_string("checkpoint_dir", "", "URL of the checkpoints' folder; the job's claim by default.")
     flags.DEFINE_string("storage", "10Gi", "Size of the job's claim.")
-    flags.DEFINE_string("storage_class", "", "Of the job's claim; the cluster's default by default.")
+    flags.DEFINE_string("storage_class", "", "Storage class of the job's claim; the cluster's default by default.")
     flags.DEFINE_string(
-        "data_claim", None, "Claim that holds what the recipe's data.folder does; NAME-data by default, '' for none."
+        "data_claim", None, "Claim with the contents of the recipe's data.folder; NAME-data by default, '' for none."
     )
     flags.DEFINE_string("out", None, "Folder to write to.")
     entry.run(lambda: run(from_flags()), role="kubernetes")
@@ -165,7 +165,7 @@ def plan(config: ManifestsConfig) -> Deployment:
 
 def files(deployment: Deployment) -> dict[str, str]:
     """Returns the text of every file by its path."""
-    head = f"{_MARK} for the job {deployment.name}; run it again instead of editing, or lay an overlay over it."
+    head = f"{_MARK} for the job {deployment.name}; run it again instead of editing, or change it by an overlay."
 
     def text(*documents: Mapping[str, Any], about: str = "") -> str:
         return render(documents, "\n\n".join(part for part in (head, about) if part))
@@ -204,7 +204,7 @@ def files(deployment: Deployment) -> dict[str, str]:
             overlay, about="The token comes from\n    openssl rand -hex 32 > THIS FOLDER/token"
         ),
         "overlays/cert-manager/certificates.yaml": text(*certificates),
-        "overlays/cert-manager/.gitignore": "# The token belongs into no repository.\ntoken\n",
+        "overlays/cert-manager/.gitignore": "# Do not commit the token.\ntoken\n",
         "jobset/kustomization.yaml": folder(["jobset.yaml", "../base/common", "../base/certs"]),
         "jobset/jobset.yaml": text(jobset.document(deployment), about=jobset.HEAD),
         "tfjob/kustomization.yaml": folder(["tfjob.yaml", "../base/common", "../base/certs"]),
@@ -233,9 +233,9 @@ def write(out: Path, texts: Mapping[str, str]) -> None:
 
 _RESTART = """\
 #!/bin/sh
-# Starts the job anew from its newest checkpoint, with the number of shards that the files beside this one say:
+# Restarts the job from its newest checkpoint, with the number of shards in the files beside this one:
 #     downpour kubernetes ... --set=cluster.num_ps=24 --out=THIS FOLDER && THIS FOLDER/restart.sh
-# The shards go first, as they ask the chief for a last checkpoint. Claims, Secrets and recipe are kept.
+# Shards are stopped first, since they request a last checkpoint from the chief. Claims, Secrets and recipe are kept.
 set -eu
 cd "$(dirname "$0")"
 kubectl delete job NAME-ps --namespace="NAMESPACE" --ignore-not-found --cascade=foreground

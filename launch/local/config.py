@@ -108,5 +108,5 @@ def _check_kept(kept: Path, num_ps: int) -> None:
     if count != num_ps:
         raise ValueError(
             f"{kept} is the memory of {count} shards, with steps that are in no checkpoint, and this run has {num_ps}; "
-            f"go on with --set=cluster.num_ps={count} first, or remove that folder to go on from the last checkpoint"
+            f"continue with --set=cluster.num_ps={count} first, or remove that folder to start from the last one"
         )

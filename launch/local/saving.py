@@ -54,7 +54,7 @@ def take_kept(config: RunConfig, display: Display) -> Path | None:
     if config.checkpoints.resume == "no":
         shutil.rmtree(kept, ignore_errors=True)
         return None
-    display.line("local", f"goes on with the shards' memory in {kept}")
+    display.line("local", f"continues with the shards' memory in {kept}")
     for port in kept.glob("*.port"):  # of the previous run
         port.unlink()
     return kept
@@ -70,7 +70,7 @@ def newest(config: RunConfig) -> str:
 
 def how_to_go_on(config: RunConfig, kept: Path | None) -> str:
     """Where the last steps are saved, and how the run continues from them."""
-    command = f"go on with: {config.how_to_resume}"
+    command = f"continue with: {config.how_to_resume}"
     if kept:
         return f"the last steps are in no checkpoint but in the shards' memory, kept in {kept}; {command}"
     name = newest(config)

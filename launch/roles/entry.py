@@ -125,7 +125,7 @@ class _Formatter(python_logging.Formatter):
 
 def _define_flags() -> None:
     if "die_with_parent" not in flags.FLAGS:
-        text = "Process id of the parent; this process ends when that one does. 0: never."
+        text = "Process id of the parent; this process ends when its parent has ended. 0: never."
         flags.DEFINE_integer("die_with_parent", 0, text, lower_bound=0)
 
 

@@ -52,7 +52,7 @@ def define(role: str) -> None:
     """Defines every flag of a role, except `--recipe` and `--set`; flags that are defined already are kept."""
     _define_access(role)
     if role in ("ps", "worker"):
-        _define(flags.DEFINE_integer, "index", None, "Which of its role this process is.", lower_bound=0)
+        _define(flags.DEFINE_integer, "index", None, "Index of this process in its role.", lower_bound=0)
     if role in CLIENTS:
         define_run_dir()
         _define(flags.DEFINE_list, "ps", [], "host:port of every shard, with commas; TF_CONFIG by default.")
@@ -63,15 +63,17 @@ def define(role: str) -> None:
         _define(flags.DEFINE_integer, "port", None, text, **_PORT)
         _define(flags.DEFINE_string, "port_file", None, "File to write the port to once it is bound.")
     if role == "ps":
-        _define(flags.DEFINE_string, "arena", None, "File that holds the shard's numbers; a new one is made.")
-        _define(flags.DEFINE_string, "chief", "", "host:port of the chief, asked for a checkpoint at SIGTERM.")
+        _define(flags.DEFINE_string, "arena", None, "File with the shard's state; created if missing.")
+        _define(
+            flags.DEFINE_string, "chief", "", "host:port of the chief, from which a checkpoint is requested at SIGTERM."
+        )
         _define(flags.DEFINE_float, "grace_s", 20.0, "Seconds to wait for that checkpoint.", lower_bound=0.0)
     if role == "chief":
         _define(flags.DEFINE_boolean, "stop_shards", False, "Whether to end the shards when the job is over.")
         define_evaluator("Whether an evaluator will score the checkpoints.")
         define_checkpoints()
         define_initial_values()
-        text = "Id of a run that begins, the same whenever its chief is started again; a random one by default."
+        text = "Id of a run that begins, the same whenever its chief is restarted; a random one by default."
         _define(flags.DEFINE_string, "job_id", "", text)
         text = "File of layout and initial values that a launcher has written."
         _define(flags.DEFINE_string, "prepared", None, text)
@@ -82,7 +84,7 @@ def _define_access(role: str) -> None:
     _define(flags.DEFINE_string, "token_file", None, "File with the job's token, asked for and sent with every call.")
     _define(flags.DEFINE_integer, "health_port", None, "Port of the gRPC health service, in plain text.", **_PORT)
     if role in SERVERS:
-        text = "Serve anybody who can reach this machine, unencrypted. Use --tls instead."
+        text = "Serve every peer that can reach this machine, unencrypted. Use --tls instead."
         _define(flags.DEFINE_boolean, "listen_in_plain_text_on_the_network", False, text)
 
 
@@ -102,7 +104,7 @@ def define_checkpoints() -> None:
     _define(flags.DEFINE_string, "checkpoint_dir", "", where)
     _define(flags.DEFINE_boolean, "resume", False, "Continue from the newest checkpoint; an error if there is none.")
     _define(flags.DEFINE_boolean, "resume_if_any", False, "Continue from the newest checkpoint, if there is one.")
-    text = "Remove the run that the folders of the run and its checkpoints hold, and begin anew."
+    text = "Remove the run in the folders of the run and its checkpoints, and begin a new one."
     _define(flags.DEFINE_boolean, "overwrite", False, text)
 
 

@@ -46,7 +46,7 @@ class ControlFrames:
         """Checks the header of a frame; returns how many bytes of its payload `handle` gets, None to discard it."""
         name, budget = frames.NAMES[kind], self._outgoing.budget
         if kind == PUSH_PROMISE:
-            raise ProtocolError("PUSH_PROMISE, which nobody may send us")
+            raise ProtocolError("PUSH_PROMISE, which is disabled")
         if kind == RST_STREAM or (kind == WINDOW_UPDATE and number):
             self._streams.check_begun(number, name)
         if kind == GOAWAY:

@@ -176,7 +176,7 @@ class Endpoint:
         if unfinished and (kind != CONTINUATION or number != unfinished):
             raise ProtocolError(f"{name} where CONTINUATION of stream {unfinished} is due")
         if not self.settings.is_greeted and (kind != SETTINGS or flags & frames.ACK):
-            raise ProtocolError(f"{name} where the first SETTINGS are due")
+            raise ProtocolError(f"{name} where the first SETTINGS are expected")
         if kind >= len(NAMES):
             self.outgoing.budget.spend(1 + length / USELESS_BYTES_A_FRAME, name)
             self._skip(length)

@@ -84,7 +84,7 @@ class HeaderBlocks:
 
     def _check_continuation(self, length: int) -> None:
         if self._block is None:
-            raise ProtocolError("CONTINUATION where none is due")
+            raise ProtocolError("CONTINUATION where none is expected")
         self._outgoing.budget.spend(1, "CONTINUATION")
         if len(self._block.data) + length > frames.MAX_HEADER_BYTES:
             raise ProtocolError("header fields that do not end", ErrorCode.ENHANCE_YOUR_CALM)

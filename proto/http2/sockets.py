@@ -159,7 +159,7 @@ class PlainSocket:
             try:
                 count = self._waiting(self._raw.sendmsg, rest[:_MAX_BUFFERS])
             except BlockingIOError:
-                raise Closed("the peer takes nothing") from None
+                raise Closed("the peer does not receive") from None
             done = 0
             while done < len(rest) and count >= len(rest[done]):
                 count -= len(rest[done])
@@ -254,7 +254,7 @@ class PlainSocket:
                 if not self._is_blocking:
                     raise
                 if self._deadline is None:
-                    raise Closed(f"the peer has taken nothing for {self._stall_s} s") from None
+                    raise Closed(f"the peer has received nothing for {self._stall_s} s") from None
                 self.set_deadline(self._deadline)
                 continue
             return count

@@ -157,7 +157,9 @@ class Streams:
         """Handles GOAWAY: the peer does not process this side's streams beyond `last`."""
         for stream in self.open.values():
             if not self._is_server and stream.number > last and stream.reset is None:
-                stream.reset = Ended(f"the peer goes away and has not looked at the call ({frames.code_name(code)})")
+                stream.reset = Ended(
+                    f"the peer closes the connection and has not processed the call ({frames.code_name(code)})"
+                )
                 self.events.append((Event.CHANGED, stream))
 
     def _begin_request(self, number: int, pairs: Fields, ends: bool, is_dependent: bool) -> None:

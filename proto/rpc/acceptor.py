@@ -192,7 +192,7 @@ class Acceptor:
         if isinstance(error, ProtocolError):
             self._gate.connection_malformed()
         elif not isinstance(error, OSError):
-            logging.log_every_n_seconds(logging.ERROR, "a stranger's connection failed: %r", 60, error)
+            logging.log_every_n_seconds(logging.ERROR, "an unauthenticated connection failed: %r", 60, error)
         if not stranger.turn_away(error, time.monotonic()):
             self._end(stranger)
 

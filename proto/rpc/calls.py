@@ -83,7 +83,7 @@ class Call:
         if self._find(path) is None:
             return answer(number, grpc.StatusCode.UNIMPLEMENTED, f"there is no method {path[:200]}")
         if (encoding := self._fields.get("grpc-encoding", "identity")) != "identity":
-            words = f"messages compressed with {encoding[:40]} are not taken"
+            words = f"messages compressed with {encoding[:40]} are not supported"
             accepted = (("grpc-accept-encoding", "identity"),)
             return answer(number, grpc.StatusCode.UNIMPLEMENTED, words, accepted)
         return None
@@ -92,7 +92,7 @@ class Call:
         """Ends a call instead of running it, because its first message has not arrived."""
         is_overdue = self._context.time_remaining() == 0
         status = grpc.StatusCode.DEADLINE_EXCEEDED if is_overdue else grpc.StatusCode.CANCELLED
-        self._context.fail(status, "no message has come for too long")
+        self._context.fail(status, "no message was received in time")
         self._gate.broke_off()
         self._end()
 
@@ -113,7 +113,7 @@ class Call:
         except BrokenOff:
             self._gate.broke_off()
             if self._context.status is grpc.StatusCode.OK:
-                self._context.fail(grpc.StatusCode.CANCELLED, "the call was broken off")
+                self._context.fail(grpc.StatusCode.CANCELLED, "the call was cancelled")
         except Exception as error:  # any error must be reported to the caller, as by grpcio's server
             logging.exception("a call failed")
             self._context.fail(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")

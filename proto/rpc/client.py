@@ -10,12 +10,10 @@ Threads: any may call.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import socket
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,57 +21,22 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from downpour.proto.http2 import headers
-from downpour.proto.http2.assembly import Buffers, PlaceMessage, TooLarge, Unreadable
+from downpour.proto.http2.assembly import Buffers, PlaceMessage, Unreadable
 from downpour.proto.http2.connection import Connection, Message
 from downpour.proto.http2.frames import MAX_WINDOW, ProtocolError
 from downpour.proto.http2.headers import Headers
 from downpour.proto.http2.sockets import Deadline, PlainSocket, Socket
 from downpour.proto.http2.stream import Ended, Limits, Stream
+from downpour.proto.rpc.call_error import CallError, check, check_http, mapped
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.tls import server_name
 
-_CODES = {str(code.value[0]): code for code in grpc.StatusCode}
-# Status for an HTTP status that is not gRPC's (gRPC's http-grpc-status-mapping.md).
-_HTTP_CODES = {
-    "400": grpc.StatusCode.INTERNAL,
-    "401": grpc.StatusCode.UNAUTHENTICATED,
-    "403": grpc.StatusCode.PERMISSION_DENIED,
-    "404": grpc.StatusCode.UNIMPLEMENTED,
-    **dict.fromkeys(("429", "502", "503", "504"), grpc.StatusCode.UNAVAILABLE),
-}
 _CONNECT_AGAIN_S = 0.05
 _KEEP_IDLE_S = 60.0  # a connection idle for longer is closed when another one becomes idle
 _LONGEST_S = 365 * 86400.0
 _BUFFERS = Buffers(12)  # of the process: for its concurrent calls, of all sizes
 
 Serializer = Callable[[Any], Any]
-
-
-class CallError(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
-    """A call failed; has those methods of `grpc.Call` that describe the failure.
-
-    Attributes:
-        cause: The error on this side that the status stands for; None for a status that was received.
-    """
-
-    def __init__(
-        self, code: grpc.StatusCode, details: str, trailers: Headers = (), *, cause: Exception | None = None
-    ) -> None:
-        super().__init__(f"{code.name}: {details}")
-        self.cause = cause
-        self._code, self._details, self._trailers = code, details, tuple(trailers)
-
-    def code(self) -> grpc.StatusCode:
-        """The status."""
-        return self._code
-
-    def details(self) -> str:
-        """The message."""
-        return self._details
-
-    def trailing_metadata(self) -> Headers:
-        """The metadata sent with the status."""
-        return self._trailers
 
 
 class Channel:
@@ -157,7 +120,7 @@ class Channel:
         connection = self._take(end, wait)
         is_over = False
         try:
-            with _mapped():
+            with mapped():
                 connection.set_deadline(end)
                 stream = connection.begin(self._headers(path, timeout), _carried(requests), place)
                 while got := connection.next_message(stream):
@@ -171,7 +134,7 @@ class Channel:
                         _BUFFERS.give_back(buffer)
                 trailers = connection.finish(stream)
                 is_over = True
-            _check(trailers)
+            check(trailers)
         except _OfCaller as carrier:
             raise carrier.args[0] from None
         finally:
@@ -229,7 +192,7 @@ class Channel:
     def _connect(self, number: int, end: float, wait: bool) -> _Connection:
         while True:
             try:
-                with _mapped():
+                with mapped():
                     return self._connect_once(number, end)
             except CallError as error:
                 left = end - time.monotonic()
@@ -289,7 +252,7 @@ class _Connection(Connection):
         try:
             return super().next_message(stream)
         except (Ended, Unreadable):
-            _check_http(stream.headers)  # the answer may not be gRPC's
+            check_http(stream.headers)  # the answer may not be gRPC's
             raise
 
     def finish(self, stream: Stream) -> Headers:
@@ -341,7 +304,7 @@ class _Connection(Connection):
 
 
 class _OfCaller(Exception):
-    """Carries an error of the caller's own requests past `_mapped`: it says nothing about the connection."""
+    """Carries an error of the caller's own requests past `mapped`: it says nothing about the connection."""
 
 
 def _carried(requests: Iterable[Message]) -> Iterator[Message]:
@@ -351,21 +314,6 @@ def _carried(requests: Iterable[Message]) -> Iterator[Message]:
         raise _OfCaller(error) from None
 
 
-@contextlib.contextmanager
-def _mapped() -> Iterator[None]:
-    """Maps a connection's errors to `CallError`."""
-    try:
-        yield
-    except Deadline as error:
-        raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), cause=error) from None
-    except Unreadable as error:
-        code = grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, TooLarge) else grpc.StatusCode.INTERNAL
-        raise CallError(code, str(error), cause=error) from None
-    except (Ended, OSError) as error:
-        words = str(error) or type(error).__name__
-        raise CallError(grpc.StatusCode.UNAVAILABLE, words, cause=error) from None
-
-
 def _read(read: Serializer, view: memoryview) -> Any:
     try:
         return read(view.toreadonly())
@@ -373,27 +321,10 @@ def _read(read: Serializer, view: memoryview) -> Any:
         raise CallError(grpc.StatusCode.INTERNAL, "the answer is no message of its method") from None
 
 
-def _check(trailers: Headers) -> None:
-    """Raises `CallError` if a call's status is not OK."""
-    _check_http(trailers)
-    values = dict(trailers)
-    number = values.get("grpc-status", "")
-    code = _CODES.get(number, grpc.StatusCode.UNKNOWN)
-    if code is not grpc.StatusCode.OK:
-        details = urllib.parse.unquote(values.get("grpc-message", ""))
-        raise CallError(code, details, tuple(pair for pair in trailers if not pair[0].startswith(":")))
-
-
-def _check_http(fields: Headers) -> None:
-    """Raises `CallError` for an HTTP status other than 200."""
-    if (status := dict(fields).get(":status", "200")) != "200":
-        raise CallError(_HTTP_CODES.get(status, grpc.StatusCode.UNKNOWN), f"HTTP status {status}")
-
-
 def _only(answers: Iterator[Any]) -> Any:
     found = list(itertools.islice(answers, 2))
     if len(found) != 1:
-        raise CallError(grpc.StatusCode.INTERNAL, "no answer came, or several, where one was due")
+        raise CallError(grpc.StatusCode.INTERNAL, "no answer was received, or several, where one was expected")
     return found[0]
 
 

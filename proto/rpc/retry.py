@@ -24,7 +24,7 @@ from downpour.proto.errors import (
 )
 from downpour.proto.http2.assembly import TooLarge
 from downpour.proto.http2.sockets import Closed
-from downpour.proto.rpc.client import CallError
+from downpour.proto.rpc.call_error import CallError
 from downpour.proto.security.tls import PeerAlert, WrongPeer
 
 Result = TypeVar("Result")

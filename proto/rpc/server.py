@@ -217,7 +217,7 @@ class Server:
             except RuntimeError as error:  # the machine has none left
                 logging.log_every_n_seconds(logging.WARNING, "no more threads for connections: %s", 60, error)
         self.gate.connection_dropped()
-        connection.close(OSError("the server has no room"))  # none of its calls runs yet
+        connection.close(OSError("the server has no room for the connection"))  # none of its calls runs yet
         self._forget(connection)
         return False
 

@@ -185,7 +185,7 @@ class ServerConnection(Connection):
             is_reading = self._endpoint.reading is stream  # a part of a message, which may be long
             silent_s = self._plain.silent_s() if is_reading else now - max(began, stream.heard_at)
             if silent_s >= STALL_S:
-                raise Closed(f"the caller has said nothing for {STALL_S} s")
+                raise Closed(f"the caller has sent nothing for {STALL_S} s")
 
     def on_event(self, event: Event, stream: Stream) -> None:
         """See `Connection`."""

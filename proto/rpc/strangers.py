@@ -68,7 +68,7 @@ class Stranger:
                     raise
                 connection.failure = error  # the reader thread must end it, and wait for its call
             if self._num_bytes > STRANGER_BYTES and not connection.is_admitted:
-                raise ProtocolError("too much before a call is admitted", ErrorCode.ENHANCE_YOUR_CALM)
+                raise ProtocolError("too many bytes before a call is admitted", ErrorCode.ENHANCE_YOUR_CALM)
 
     def turn_away(self, error: Exception, now: float) -> bool:
         """Sends the peer the reason why it is refused; returns whether it needs time to read that."""

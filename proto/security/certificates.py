@@ -83,7 +83,7 @@ class Certificates:
             if identity.job != self.job:
                 raise ValueError(f"--tls={self._folder} is of job {identity.job!r} now, not of {self.job!r}")
         except ValueError as error:
-            logging.warning("renewed certificates are not taken up: %s", error)
+            logging.warning("renewed certificates cannot be used: %s", error)
             return
         self._files, self._number = files, self._number + 1
         logging.info("certificates renewed, valid until %s UTC", f"{identity.ends:%Y-%m-%d %H:%M}")

@@ -188,7 +188,7 @@ class Arena:
             )
         if not header["closed"] and header["boot"] != _boot_id():
             unlock(descriptor)
-            logging.warning("the machine went down while %s was in use; what it holds is not continued", path)
+            logging.warning("the machine stopped while the arena %s was in use; its contents are discarded", path)
             return None
         layout = from_canonical(specification.layout)
         if len(memory) < _Offsets(specification, layout, len(vector_names(specification))).total:
@@ -200,7 +200,7 @@ class Arena:
         arena = cls(memory, specification, descriptor)
         undone = arena.undo.recover()
         if undone:
-            logging.info("undid %d changes that the death of the process had cut off", undone)
+            logging.info("undid %d changes that the previous process had not completed", undone)
         return arena
 
     def write(self, name: str, at: int, content: np.ndarray) -> None:
@@ -220,7 +220,7 @@ class Arena:
         except OSError as error:
             raise ValueError(f"no room for the arena of {self.num_bytes:,} bytes: {error.strerror}") from None
         if written < content.size:
-            raise ValueError(f"no room for the arena of {self.num_bytes:,} bytes: it ended in the middle of {name}")
+            raise ValueError(f"no room for the arena of {self.num_bytes:,} bytes: {name} was written in part")
 
     def start_average(self) -> None:
         """Sets the average, if there is one, to the present parameters."""

@@ -181,8 +181,8 @@ def test_resume_with_nothing_to_resume_is_refused_before_anything_starts(
 
 def resume_command(job: jobs.LocalJob) -> list[str]:
     """Out of the launcher's last lines, for the same arena parent and interpreter."""
-    line = next(line for line in reversed(job.stderr.splitlines()) if "go on with: " in line)
-    words = shlex.split(line.partition("go on with: ")[2])
+    line = next(line for line in reversed(job.stderr.splitlines()) if "continue with: " in line)
+    words = shlex.split(line.partition("continue with: ")[2])
     assert words[:3] == ["python", "-m", "downpour.launch.local"] and words[-1] == "--resume", words
     return words[3:]
 
@@ -212,7 +212,7 @@ def interrupted(started: list[jobs.LocalJob], tmp_path: Path) -> tuple[jobs.Loca
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(started: list[jobs.LocalJob], tmp_path: Path) -> None:
     job, step = interrupted(started, tmp_path)
     assert step >= 4
-    assert f"the checkpoint of step {step} is in {job.run_dir}; go on with: " in job.stderr.splitlines()[-1]
+    assert f"the checkpoint of step {step} is in {job.run_dir}; continue with: " in job.stderr.splitlines()[-1]
     assert f"--run_dir={job.run_dir}" in resume_command(job)
     assert not job.left_behind()
 

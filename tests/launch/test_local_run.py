@@ -155,7 +155,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_continues_from_it(
     step = int(name.removeprefix("step-"))
     (note,) = stopped.value.__notes__
     assert note.startswith(
-        f"the checkpoint of step {step} is in {tmp_path / 'run'}; go on with: the same configuration"
+        f"the checkpoint of step {step} is in {tmp_path / 'run'}; continue with: the same configuration"
     )
     assert step >= 4 and not run.running and not left_behind()
     (tmp_path / "slow").unlink()

@@ -243,7 +243,7 @@ class TrainingStep:
         names = [self._variables[i].path for kind in (TRAINED, FACTORED) for i in self._numbers[kind]]
         lost = [name for name, gradient in zip(names, [*found[0], *found[1]], strict=True) if gradient is None]
         if lost:
-            logging.warning("no gradient reaches %s: not trained, as in plain Keras", ", ".join(lost))
+            logging.warning("no gradient reaches %s, so it is not trained, as in plain Keras", ", ".join(lost))
         of_dense, of_outputs = (
             [self._unscaled(g, of, scale) for g, of in zip(gs, ofs, strict=True)]
             for gs, ofs in zip(found, (dense, outputs), strict=True)

@@ -59,7 +59,7 @@ def test_a_shard_that_is_taken_away_leaves_a_checkpoint_and_continues_from_it(
     assert not checkpoints(fleet)
     fleet.send("ps/1")
     assert fleet.end("ps/1", 20) == 143
-    assert fleet.logged("ps/1", "leaves; a checkpoint was written")
+    assert fleet.logged("ps/1", "stopping; a checkpoint was written")
     (saved,) = checkpoints(fleet)
     assert saved.step >= 10
     fleet.arena("ps/1").unlink()  # the machine is gone
@@ -88,7 +88,7 @@ def test_all_shards_are_taken_away_at_once_and_one_checkpoint_serves_them(
     assert [fleet.end(name, 20) for name in fleet.shards()] == [143] * 3
     (saved,) = checkpoints(fleet)
     for name in fleet.shards():
-        assert fleet.logged(name, "leaves; a checkpoint was written")
+        assert fleet.logged(name, "stopping; a checkpoint was written")
         fleet.arena(name).unlink()
         fleet.start(name)
     fleet.wait_for_step(saved.step + 20)
@@ -111,7 +111,7 @@ def test_a_whole_job_is_taken_away_and_another_number_of_shards_goes_on_from_tha
     assert {name: fleet.end(name, 25) for name in everybody} == dict.fromkeys(everybody, 143)
     (saved,) = checkpoints(fleet)
     for name in fleet.shards():
-        assert fleet.logged(name, "leaves; a checkpoint was written"), fleet.tail(name)
+        assert fleet.logged(name, "stopping; a checkpoint was written"), fleet.tail(name)
         fleet.arena(name).unlink()
     fleet = new_fleet(3, "num_steps=100")
     for name in (*fleet.shards(), "worker/0", "worker/1"):
@@ -135,7 +135,7 @@ def test_a_shard_does_not_wait_for_ever_and_a_second_signal_ends_it_at_once(new_
     for name in fleet.shards():
         fleet.send(name)
     assert fleet.end("ps/0", 15) == 143
-    assert fleet.logged("ps/0", "leaves without a checkpoint: the chief wrote none within 2 s")
+    assert fleet.logged("ps/0", "stopping without a checkpoint: the chief wrote none within 2 s")
     fleet.send("ps/1")
     assert fleet.end("ps/1", 5) == 143
 

@@ -86,7 +86,7 @@ def test_a_status_that_nobody_knows_is_unknown(status: str) -> None:
 
 @pytest.mark.parametrize(
     ("last", "message"),
-    [(0, "goes away and has not looked at the call"), (1, "Socket closed")],
+    [(0, "closes the connection and has not processed the call"), (1, "Socket closed")],
 )
 def test_a_call_that_the_server_will_not_look_at_ends_at_once(last: int, message: str) -> None:
     """One that it has begun to look at goes on, here until the connection ends."""
