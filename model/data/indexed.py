@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from downpour.model.data.nests import describe, flatten, map_leaves, stack, to_array
+from downpour.model.data.nests import check_strings, describe, flatten, map_leaves, stack, to_array
 from downpour.model.data.order import Place
 
 
@@ -206,4 +206,9 @@ def _column(path: str, leaf: Any) -> Any:
             raise ValueError(f"{path}: {error}") from error
     if not len(leaf.shape):
         raise ValueError(f"{path} is {describe(leaf)}, one value; give an array that is indexed along axis 0")
+    if leaf.dtype == object:
+        try:
+            check_strings(np.asarray(leaf[:1], object))
+        except TypeError as error:
+            raise ValueError(f"{path} has dtype object: {error}") from error
     return leaf
