@@ -90,7 +90,10 @@ class Batcher:
         leaves = [
             _leaves(self.parts.of(item), self._example(record)) for item, record in zip(items, records, strict=True)
         ]
-        for each, record in zip(leaves[1:], records[1:], strict=True):
+        for each, record in zip(leaves, records, strict=True):
+            for path, array in each.items():
+                if array.dtype == object:
+                    self._check_objects(path, array[None], [record])
             if each.keys() != leaves[0].keys() or any(a.shape != each[path].shape for path, a in leaves[0].items()):
                 raise self._differ(leaves[0], records[0], each, record)
         together = {path: stack([each[path] for each in leaves]) for path in leaves[0]}

@@ -9,7 +9,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from downpour.model.data import Examples
 from downpour.model.data.order import Lease, Order, augmentation, forever
+from tests.conftest import wait_until
 
 NUM = 101
 
@@ -301,17 +301,13 @@ def test_processes_end_with_a_killed_parent():
         pid = int(parent.stdout.readline())
         os.kill(pid, 0)
         parent.kill()
-    deadline = time.monotonic() + 20
-    while _lives(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not _lives(pid), "the end of the reading process")
 
 
 def _lives(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
+    except FileNotFoundError:
         return False
 
 
