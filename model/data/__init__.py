@@ -5,12 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from downpour.model.data.batches import Batches, Dataset
+    from downpour.model.data.examples import Examples
     from downpour.model.data.generated import GeneratedImages
     from downpour.model.data.images import ImageRecords
+    from downpour.model.data.streams import Stream
 
-__all__ = ["Batches", "Dataset", "GeneratedImages", "ImageRecords"]
+__all__ = ["Batches", "Dataset", "Examples", "GeneratedImages", "ImageRecords", "Stream"]
 
-_WHERE = {"Batches": "batches", "Dataset": "batches", "GeneratedImages": "generated", "ImageRecords": "images"}
+_WHERE = {
+    "Batches": "batches",
+    "Dataset": "batches",
+    "Examples": "examples",
+    "GeneratedImages": "generated",
+    "ImageRecords": "images",
+    "Stream": "streams",
+}
 
 
 def __getattr__(name: str) -> Any:

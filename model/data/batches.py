@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +17,23 @@ from downpour.model.data.order import Lease
 from downpour.model.vision.labels import LabelTree
 from downpour.model.vision.records import RecordCounts
 
-Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
-PlacedBatch = tuple[NDArray[np.float32], NDArray[np.float32], int]
+Batch = tuple[Any, ...]  # as Keras' `fit` takes it: (x, y) or (x, y, sample_weight), nests of arrays; y may be None
+PlacedBatch = tuple[Batch, int]  # and the position after it
 
 ALIGNMENT = 64  # bytes; TensorFlow computes with memory that begins at a multiple of it
 
 
 class Batches:
-    """Iterator of batches: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32 multi-hot with ancestors.
+    """Iterator of batches `(x, y)` or `(x, y, sample_weight)`, each a nest of arrays whose first axis is B.
+
+    Those of image data sets are `(images, labels)`: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32
+    multi-hot with ancestors.
 
     Close it, or use it as a context manager, to stop its threads and close its files. A worker iterates on one thread
     (see `prefetch`) and closes on another, after the first has ended.
 
     Args:
-        batches: Yields images, labels, and the position after them. It must not change an array that it has yielded: a
+        batches: Yields each batch and the position after it. It must not change an array that it has yielded: a
             tensor may share its memory, and batches are assembled ahead.
         counts: Counts of the records, updated by `batches`.
 
@@ -48,8 +51,8 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        images, labels, self.position = next(self._batches)
-        return images, labels
+        batch, self.position = next(self._batches)
+        return batch
 
     def __enter__(self) -> Self:
         return self

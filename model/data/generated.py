@@ -80,7 +80,7 @@ class GeneratedImages:
                 rng = np.random.default_rng([0, seed, record])
                 self._draw(rng, image[None], target[None])
             counts.read += batch_size
-            yield images, targets, counts.read
+            yield (images, targets), counts.read
 
     def _held_out(self, sizes: Iterable[int], counts: RecordCounts) -> Generator[PlacedBatch, None, None]:
         rng = np.random.default_rng([1, 0])
@@ -88,7 +88,7 @@ class GeneratedImages:
             images, targets = self._blank(size)
             self._draw(rng, images, targets)
             counts.read += size
-            yield images, targets, counts.read
+            yield (images, targets), counts.read
 
     def _blank(self, size: int) -> Batch:
         """Allocates a batch, uninitialised."""

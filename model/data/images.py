@@ -165,7 +165,7 @@ class ImageRecords:
                 image[:] = picture.image[top : top + self.crop, left : left + self.crop][:, ::step]
                 image *= np.float32(1 / 127.5)
                 image -= 1
-            yield images, multi_hot(self.labels, [picture.labels for _, picture in members]), position
+            yield (images, multi_hot(self.labels, [picture.labels for _, picture in members])), position
 
     def _window(self, place: Place | None, seed: int) -> tuple[int, int, int]:
         """Returns top, left, and -1 if mirrored, else 1; without a place, the central window, not mirrored."""

@@ -51,9 +51,10 @@ class Order:
         num_records: Records of an epoch; at least 1.
         seed: Another seed gives another order; at least 0.
         block: Consecutive records that stay in one window; 1 shuffles all records.
+        shuffle: If False, position p of every epoch has record p.
     """
 
-    def __init__(self, num_records: int, seed: int, block: int = 1) -> None:
+    def __init__(self, num_records: int, seed: int, block: int = 1, *, shuffle: bool = True) -> None:
         if num_records < 1 or seed < 0 or block < 1:
             raise ValueError(
                 f"num_records is {num_records}, seed {seed} and block {block}; give at least 1 record, 0 and 1"
@@ -61,6 +62,7 @@ class Order:
         self._num_records = num_records
         self._seed = seed
         self._block = block
+        self._shuffle = shuffle
         self._num_blocks = -(-num_records // block)
         self._permutations: dict[int, NDArray[np.int64]] = {}
 
@@ -75,6 +77,8 @@ class Order:
                 f"positions {lease.start} to {lease.stop} are not within an epoch of {self._num_records} records; "
                 "chief and workers count different records: give all of them the same data"
             )
+        if not self._shuffle:
+            return np.arange(lease.start, lease.stop)
         if self._block == 1:
             return self._permutation(lease.epoch)[lease.start : lease.stop]
         return self._in_blocks(lease.epoch, self._within_windows(lease))

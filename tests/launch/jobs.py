@@ -34,7 +34,7 @@ class Paced(GeneratedImages):
         def pace():
             for images, labels in fast:
                 time.sleep(0.3 if self.slow.exists() else 0)
-                yield images, labels, fast.position
+                yield (images, labels), fast.position
 
         return Batches(pace(), fast.counts)
 

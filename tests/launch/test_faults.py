@@ -44,7 +44,7 @@ class Gated(ImageRecords):
             for number, (images, labels) in enumerate(batches):
                 while number >= 100 and not self.gate.exists():
                     time.sleep(0.05)
-                yield images, labels, batches.position
+                yield (images, labels), batches.position
 
         return Batches(gated(), batches.counts)
 

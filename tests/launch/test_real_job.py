@@ -38,7 +38,7 @@ class Spoilt(GeneratedImages):
         def spoil():
             for number, (images, labels) in enumerate(good):
                 bad = "index" in flags.FLAGS and flags.FLAGS.index == 1 and number >= 3
-                yield images * np.float32("nan" if bad else 1), labels, good.position
+                yield (images * np.float32("nan" if bad else 1), labels), good.position
 
         return Batches(spoil(), good.counts)
 
@@ -81,7 +81,7 @@ class Noted(ImageRecords):
             for images, labels in batches:
                 numbers = [number_of(image) for image in images]
                 print(json.dumps({"records": numbers, "position": batches.position}), file=file)
-                yield images, labels, batches.position
+                yield (images, labels), batches.position
 
         return Batches(pass_on(), batches.counts)
 """

@@ -44,7 +44,7 @@ class Halves(GeneratedImages):
             for lease, (images, labels) in zip(leases, whole):  # taken, but not followed
                 position += lease.num_records
                 start = getattr(flags.FLAGS, "index", 0) * batch_size  # no index: the preflight
-                yield images[start : start + batch_size], labels[start : start + batch_size], position
+                yield (images[start : start + batch_size], labels[start : start + batch_size]), position
 
         return Batches(parts(), whole.counts)
 

@@ -1,0 +1,184 @@
+"""Training and held-out examples of streams: tf.data, Grain's `IterDataset`, generators, any iterable.
+
+A stream has no positions to lease, so a lease of n positions lets a worker read the next n examples of its own part.
+Every example is read at least once by a worker that lives through an epoch of its part; a worker that is started again
+begins at the beginning of its part, and what a lost worker had not read stays unread until it returns.
+
+Shapes: `B` examples of a batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any
+
+from downpour.model.data.assembly import gathered, whole, within
+from downpour.model.data.batches import Batches, check_batch_size
+from downpour.model.data.collation import ExampleBatch
+from downpour.model.data.epochs import check_fits
+from downpour.model.data.order import Lease, Place
+from downpour.model.data.preparation import Preparation, check_alike
+from downpour.model.data.reading import with_random_numbers
+from downpour.model.vision.records import RecordCounts
+
+ENDLESS = 1 << 62  # positions of an epoch that never ends
+
+Opens = Callable[[int, int], Iterable[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Stream(Preparation):
+    """Examples out of streams; batches are `(x, y, sample_weight)`.
+
+    Attributes:
+        train: A function of (worker index, number of workers) that returns a new iterable over this worker's part:
+            examples, or batches with `batched=True`. When it ends, the function is called again. It may never end.
+        validation: Such a function for the held-out examples, called with (0, 1); None for none. It must end.
+        num_examples: Examples of an epoch in all parts together; None where that is not known or has no end: there
+            is one epoch then, that never ends.
+        worker_index: Number of this worker; see `for_worker`.
+        num_workers: Number of parts.
+    """
+
+    train: Opens = field(repr=False)
+    validation: Opens | None = field(default=None, repr=False)
+    _: KW_ONLY
+    num_examples: int | None = None
+    worker_index: int = 0
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train", "validation"):
+            given = getattr(self, name)
+            if not callable(given) and not (given is None and name == "validation"):
+                raise ValueError(
+                    f"{name} is a {type(given).__name__}; give a function of (worker_index, num_workers) that returns "
+                    "a new iterable, since every epoch and every process opens it anew"
+                )
+        if self.num_examples is not None and self.num_examples < 1:
+            raise ValueError(f"num_examples is {self.num_examples}; give at least 1, or None if it is not known")
+        if not 0 <= self.worker_index < self.num_workers:
+            raise ValueError(f"worker_index is {self.worker_index} of {self.num_workers}; give one from 0 below that")
+
+    @property
+    def num_records(self) -> int:
+        """Positions of an epoch: its examples, or `ENDLESS`."""
+        return ENDLESS if self.num_examples is None else self.num_examples
+
+    def positions_in_batch(self, batch_size: int) -> int:
+        """Positions of the leases that a batch takes: its examples."""
+        return batch_size
+
+    def for_worker(self, index: int, num_workers: int) -> Stream:
+        """The part of one worker."""
+        return replace(self, worker_index=index, num_workers=num_workers)
+
+    def check(self) -> None:
+        """Opens both streams, and reads and maps their first item.
+
+        Raises:
+            ValueError: A stream gives nothing or no iterable, an item cannot be made an example, or held-out examples
+                have other inputs or targets.
+        """
+        check_alike([self._first(name) for name in ("train", "validation") if getattr(self, name) is not None])
+
+    def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
+        """Batches of exactly `batch_size`, which run across the ends of the stream; they end with `leases`.
+
+        Where items are batches, every item is one as it is: the first must have `batch_size` examples, the others at
+        most as many.
+
+        Args:
+            batch_size: Examples in a batch, B.
+            seed: Seed of the random numbers that `map` gets.
+            leases: Only the numbers of their positions count.
+
+        Raises:
+            ValueError: An epoch has fewer examples than a batch. While iterating: this worker's part has no example,
+                or fewer than a batch, or an example is refused.
+        """
+        check_batch_size(batch_size)
+        check_fits(batch_size, self.num_records)
+        counts = RecordCounts(judge_after=None)
+        batcher = self.batcher("train", is_training=True)
+        items = self._passes(1 if self.batched else batch_size, seed)
+        if self.batched:
+            made = whole(items, batcher, batch_size, counts, by_examples=True)
+        else:
+            made = gathered(items, ENDLESS, batcher, batch_size, counts)
+        return Batches(within(made, leases), counts)
+
+    def heldout(self, *, batch_size: int) -> Batches:
+        """One pass over the held-out examples; the last batch may be short. None without such a stream."""
+        check_batch_size(batch_size)
+        counts = RecordCounts(judge_after=None)
+        batcher = self.batcher("validation", is_training=False)
+        items = self._items("validation", 0, None) if self.validation is not None else iter(())
+        if self.batched:
+            made = whole(items, batcher, None, counts, by_examples=True)
+        else:
+            made = gathered(items, ENDLESS, batcher, batch_size, counts)
+        return Batches(made, counts)
+
+    def _passes(self, least: int, seed: int) -> Iterator[tuple[int, Any]]:
+        """Yields numbers and items of one pass after the other.
+
+        Raises:
+            ValueError: A pass has fewer than `least` items that are not left out.
+        """
+        for epoch in itertools.count():
+            num_items = kept = 0
+            for number, item in self._items("train", epoch, seed):
+                num_items += 1
+                kept += item is not None
+                yield number, item
+            if kept < least:
+                raise ValueError(self._too_few(epoch, num_items, kept, least))
+
+    def _too_few(self, epoch: int, num_items: int, kept: int, least: int) -> str:
+        call = f"train({self.worker_index}, {self.num_workers})"
+        if epoch and not num_items:
+            return f"{call} gave examples once and now none; return a new iterator from every call"
+        if num_items and not kept:
+            return f"{call} gives {num_items} examples and `map` leaves all out; keep some"
+        return (
+            f"{call} gives {kept} examples, fewer than {least}; give every worker at least a batch: split by example "
+            "and not by file, or start fewer workers"
+        )
+
+    def _items(self, name: str, epoch: int, seed: int | None) -> Generator[tuple[int, Any], None, None]:
+        """Yields numbers and mapped items of a pass."""
+        call = None if self.map is None else with_random_numbers(self.map, seed)
+        with closing(self._opened(name)) as stream:
+            for number, item in enumerate(stream):
+                place = Place(epoch, number * self.num_workers + self.worker_index, number)
+                yield number, item if call is None else call(item, place)
+
+    def _opened(self, name: str) -> Generator[Any, None, None]:
+        """Yields the items of a stream and closes it, if it can be closed."""
+        where = (self.worker_index, self.num_workers) if name == "train" else (0, 1)
+        stream = getattr(self, name)(*where)
+        # tf.data's own iterator gives tensors.
+        iterable = stream.as_numpy_iterator() if hasattr(stream, "as_numpy_iterator") else stream
+        try:
+            iterator = iter(iterable)
+        except TypeError:
+            raise ValueError(f"{name}{where} returns a {type(stream).__name__}; return an iterable") from None
+        try:
+            yield from iterator
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+    def _first(self, name: str) -> ExampleBatch:
+        batcher = self.batcher(name, is_training=name == "train")
+        with closing(self._items(name, 0, 0 if name == "train" else None)) as items:
+            for number, item in items:
+                if item is not None:
+                    return batcher.alone(item, number, batched=self.batched)
+        raise ValueError(self._too_few(0, 0, 0, 1) if name == "train" else "validation(0, 1) gives no example")
