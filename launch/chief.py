@@ -31,6 +31,7 @@ from downpour.launch.local import prepared
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import Topology
+from downpour.model.data.batches import positions_in_batch
 from downpour.ps.layout import Layout
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
@@ -176,7 +177,9 @@ def _plan(config: ChiefConfig) -> JobSettings:
         checkpoint_every_steps=job.checkpoint_every_steps,
         max_train_s=job.max_train_s,
         num_records=job.data.num_records,
-        lease_records=lease_records(job.data.num_records, job.batch_size, job.cluster.num_workers),
+        lease_records=lease_records(
+            job.data.num_records, positions_in_batch(job.data, job.batch_size), job.cluster.num_workers
+        ),
         average=job.average,
         checkpoint_dir=checkpoints.of(config.run_dir),
         keep_checkpoints=job.keep_checkpoints,

@@ -23,6 +23,7 @@ from downpour.launch.job.same_job import same_fields
 from downpour.launch.roles import ending, entry, role_flags, security
 from downpour.launch.roles.config import Access
 from downpour.launch.roles.topology import Topology
+from downpour.model.data.batches import part_of
 from downpour.model.data.order import Counted
 from downpour.proto.chief_pb2 import ProgressReply
 from downpour.proto.codec import BLOCK_CODECS, CODECS
@@ -95,7 +96,7 @@ def run(config: WorkerConfig) -> None:
         closing.callback(exchange.close)
         _connect(exchange, reporter)
         ready.set()
-        _train(job, model, layout, exchange, _Worker(chief, reporter))
+        _train(job, model, layout, exchange, _Worker(config.index, chief, reporter))
     logging.info("trained")
 
 
@@ -141,13 +142,14 @@ class _Worker:
     """Ends this worker at SIGTERM, before the job is over.
 
     Attributes:
+        index: Index of this worker.
         reporter: Sends reports to the chief.
         leaving: Completed at SIGTERM, which stops the training loop.
         trained: Set when the training loop has ended, for whatever reason.
     """
 
-    def __init__(self, chief: ChiefClient, reporter: Reporter) -> None:
-        self.reporter = reporter
+    def __init__(self, index: int, chief: ChiefClient, reporter: Reporter) -> None:
+        self.index, self.reporter = index, reporter
         self.leaving: Future[None] = Future()
         self.trained = threading.Event()
         self._chief = chief
@@ -182,10 +184,10 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _W
 
     has_trained = False
 
-    def step(parameters: Parameters, images: Any, labels: Any) -> StepResult:
+    def step(parameters: Parameters, *batch: Any) -> StepResult:
         nonlocal has_trained
         entry.set_context(version=max(parameters.versions))
-        result = compiled(parameters, images, labels)
+        result = compiled(parameters, *batch)
         has_trained = True
         return result
 
@@ -194,7 +196,8 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _W
         leases = Counted(reporter.leases(), f"data source {type(job.data).__name__}")
         # An error of the job's own code before the first step would recur after a restart.
         with mistakes.final(lambda: not has_trained):
-            with job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
+            data = part_of(job.data, worker.index, job.cluster.most_workers)
+            with data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
                 try:
                     train(
                         step,

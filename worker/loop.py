@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from downpour.model.data import Batches
+from downpour.model.data.batches import Batch
+from downpour.model.data.nests import num_examples
 from downpour.model.data.prefetch import Prefetch
 from downpour.proto.errors import JobFailed
 from downpour.worker.exchange.cadence import Cadence, EveryStep
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from downpour.worker.step.step import StepResult
 
 
-Step = Callable[[Parameters, Any, Any], "StepResult"]
+Step = Callable[..., "StepResult"]  # of parameters and the parts of a batch
 
 _EVERY_STEP = EveryStep()
 _NEVER: Future[None] = Future()
@@ -62,7 +64,7 @@ def train(
     Args:
         step: Computes loss and gradients.
         exchange: This worker's exchange with the shards.
-        batches: Its images and labels, and the position of its leases that they reach. Iterated by another thread,
+        batches: Its batches, and the position of its leases that they reach. Iterated by another thread,
             which has ended when this function returns; closed by the caller.
         reporter: Counts what was computed and exchanged, and the position that the acknowledged pushes reach.
         num_steps: Version at which training ends.
@@ -85,9 +87,9 @@ def train(
     with Prefetch(batches, check_position) as prefetched, contextlib.closing(exchanges):
         while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
             begin = time.monotonic()
-            images, labels = next(prefetched)
+            batch = next(prefetched)
             input_s = time.monotonic() - begin
-            gradients = _compute(step, mine.parameters, images, labels, reporter)
+            gradients = _compute(step, mine.parameters, batch, reporter)
             reporter.read(prefetched.counts, input_s)
             if gradients is None:
                 continue
@@ -161,10 +163,10 @@ class _Exchanges:
         return under_way.result() if under_way.done() else self._exchange.acknowledged(_ACKNOWLEDGED_WITHIN_S)
 
 
-def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, reporter: Reporter) -> Gradients | None:
+def _compute(step: Step, parameters: Parameters, batch: Batch, reporter: Reporter) -> Gradients | None:
     """Returns the gradients of a batch; None for a step that overflows under loss scaling and is skipped."""
     begin = time.monotonic()
-    result = step(parameters, images, labels)
+    result = step(parameters, *batch)
     version = max(parameters.versions)
     if not result.is_finite:
         values = f"loss {result.loss} and gradient norm {result.gradient_norm} at step {version} are not finite"
@@ -179,5 +181,5 @@ def _compute(step: Step, parameters: Parameters, images: Any, labels: Any, repor
         reporter.skipped()
         return None
     seconds = time.monotonic() - begin
-    reporter.computed(loss=result.loss, num_images=len(images), seconds=seconds, version=version)
+    reporter.computed(loss=result.loss, num_images=num_examples(batch[0]), seconds=seconds, version=version)
     return result.gradients

@@ -6,7 +6,7 @@ Imports TensorFlow inside functions, so that flags are checked before that takes
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -14,6 +14,8 @@ from absl import logging
 from downpour.launch.job import keras_settings, mistakes
 from downpour.launch.job.job import Job
 from downpour.model import keras_private
+from downpour.model.data import nests
+from downpour.model.data.batches import Batch, blank_batch, has_labelled_images
 from downpour.proto.codec import CODECS, WIRE_DTYPES
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
 from downpour.ps.layout import Layout, Slicing, lay_out
@@ -38,7 +40,8 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         Mistake: The network's code raised something else.
     """
     keras_settings.check()
-    image_size, num_labels = job.data.image_size, job.data.num_labels
+    with mistakes.final():
+        batch = blank_batch(job.data, job.batch_size)
 
     import keras
     import tensorflow as tf
@@ -52,14 +55,17 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
     keras.config.set_image_data_format("channels_last")  # as images are; keras.json may set another
     reset_uids()  # unnamed layers are numbered from one, however many models this process has built
     keras.utils.set_random_seed(job.seed)
-    model = job.model.build(image_size, num_labels)
-    _check_model(model, job, image_size)
-    images = (job.batch_size, image_size, image_size, 3)
+    model = job.model.build(*_arguments(job.data)) if hasattr(job.model, "build") else job.model()
+    _check_model(model, job)
     if not model.built:
-        _call_once(model, images)
-    _check_ends(model, job.batch_size, image_size, num_labels)
-    _check_loss(job, (job.batch_size, num_labels))
-    examined = examine(model, job.loss, images, (job.batch_size, num_labels))
+        _call_once(model, batch[0])
+    if has_labelled_images(job.data):
+        _check_ends(model, job.batch_size, job.data.image_size, job.data.num_labels)
+    if job.loss is None:
+        check_compiled(model, job, batch)
+    elif has_labelled_images(job.data):
+        _check_loss(job.loss, (job.batch_size, job.data.num_labels))
+    examined = examine(model, job.loss, batch)
     if examined.unreached:
         logging.warning(
             "no gradient reaches %s, so it is not trained, as in plain Keras", ", ".join(sorted(examined.unreached))
@@ -123,17 +129,22 @@ def _cut_along_inputs(kernels: set[str], slicing: Sequence[Slicing]) -> set[str]
     return {name for name, axis in axes.items() if axis == 0}
 
 
-def _call_once(model: Any, images: tuple[int, ...]) -> None:
-    """Builds a model by a call on images of zeros, then resets the states of recurrent layers."""
+def _arguments(data: Any) -> tuple[int, ...]:
+    """Arguments of the network's `build`."""
+    return (data.image_size, data.num_labels) if has_labelled_images(data) else ()
+
+
+def _call_once(model: Any, inputs: Any) -> None:
+    """Builds a model by a call on inputs of zeros, then resets the states of recurrent layers."""
     import keras
     import tensorflow as tf
 
     try:
-        model(keras.ops.zeros(images))
+        model(tf.nest.map_structure(tf.convert_to_tensor, inputs))
     except (ValueError, TypeError, AttributeError, NotImplementedError, tf.errors.OpError) as error:
         raise ValueError(
-            f"model: {type(model).__name__} {model.name!r} is not built, and its call on images of zeros, "
-            f"{list(images)}, fails: {mistakes.describe(error)}; build it in the `build` of the job's model"
+            f"model: {type(model).__name__} {model.name!r} is not built, and its call on zeros, "
+            f"{nests.describe(inputs)}, fails: {mistakes.describe(error)}; build it in the `build` of the job's model"
         ) from error
     for layer in keras_private.layers_of(model):
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
@@ -151,19 +162,25 @@ def _check_cadence(job: Job, layout: Layout) -> None:
         )
 
 
-def _check_model(model: Any, job: Job, image_size: int) -> None:
-    """Raises `ValueError` unless the model is a `keras.Model` that is not compiled."""
+def _check_model(model: Any, job: Job) -> None:
+    """Raises `ValueError` unless the model is a `keras.Model`, compiled if the job has no loss."""
     import keras
 
-    made, at = f"{type(job.model).__name__}.build returned", mistakes.defined(job.model.build)
+    builds = getattr(job.model, "build", job.model)
+    made = f"{type(job.model).__name__}.build returned" if hasattr(job.model, "build") else "the job's model returned"
+    at = mistakes.defined(builds)
     if not isinstance(model, keras.Model):
+        raise ValueError(f"{made} {_kind(model)}; return a keras.Model for the inputs of the data{at}")
+    if job.loss is None and not model.compiled:
         raise ValueError(
-            f"{made} {_kind(model)}; return a keras.Model that maps [B, {image_size}, ...] to [B, labels]{at}"
+            f"{made} a model that is not compiled, and the job has no loss; give the job a `loss`, or call "
+            f"compile(loss=...) before returning the model{at}"
         )
-    if model.compiled:
+    if job.loss is not None and model.compiled:
         raise ValueError(
             f"{made} a compiled model, whose optimizer, loss and metrics would not be used: the job's rule and loss "
-            f"are. Leave compile() out; a saved model is loaded by keras.saving.load_model(..., compile=False){at}"
+            f"are. Leave compile() out, or the job's loss: loss=None; a saved model is loaded by "
+            f"keras.saving.load_model(..., compile=False){at}"
         )
 
 
@@ -207,14 +224,14 @@ def check_image_shape(model: Any, shape: Sequence[int]) -> None:
         )
 
 
-def _check_loss(job: Job, shape: tuple[int, int]) -> None:
+def _check_loss(loss_of: Callable[[Any, Any], Any], shape: tuple[int, int]) -> None:
     """Raises `ValueError` unless the loss of labels and outputs of a shape is a scalar."""
     import tensorflow as tf
 
     spec = tf.TensorSpec(shape, tf.float32)
-    traced = tf.function(lambda *given: job.loss(*given), autograph=False).get_concrete_function(spec, spec)
+    traced = tf.function(lambda *given: loss_of(*given), autograph=False).get_concrete_function(spec, spec)
     loss = traced.structured_outputs
-    accepted = f"return one number, such as keras.ops.mean of the losses of the examples{mistakes.defined(job.loss)}"
+    accepted = f"return one number, such as keras.ops.mean of the losses of the examples{mistakes.defined(loss_of)}"
     if not isinstance(loss, tf.TensorSpec | tf.Tensor):
         raise ValueError(f"the loss returns {'None' if loss is None else f'a {type(loss).__name__}'}; {accepted}")
     if loss.shape.rank not in (0, None):
@@ -230,6 +247,42 @@ def check_data(job: Job) -> None:
                 f"batch_size is {job.batch_size}, but there are only {job.data.num_records} training records; give "
                 f"--set=batch_size={job.data.num_records} or less"
             )
+
+
+def check_compiled(model: Any, job: Job, batch: Batch) -> None:
+    """Computes the loss of a compiled model on a batch of zeros, with which Keras makes its losses and metrics.
+
+    Raises:
+        ValueError: The loss does not fit the outputs; or the optimizer says something else than the job, which would
+            be ignored.
+    """
+    import tensorflow as tf
+
+    from downpour.launch.job.compiled import LossScaling, from_compiled
+    from downpour.worker.step.loss_scale import GROWTH_STEPS, LossScale
+
+    given = from_compiled(model)
+    decays = () if given.weight_decay else ("decay", "undecayed")  # without decay, their values do not matter
+    for name, value in given.job_fields().items():
+        if getattr(job, name) != value and name not in decays:
+            raise ValueError(
+                f"{name}: the compiled model's optimizer says {value!r}, and the job {getattr(job, name)!r}; give both "
+                "the same"
+            )
+    scaling = LossScaling(LossScale().value, GROWTH_STEPS)
+    if given.loss_scale not in (None, scaling):
+        raise ValueError(f"the optimizer has {given.loss_scale}; workers scale the loss by {scaling}, or not at all")
+    is_sized = any(tensor.shape[0] is not None for tensor in tf.nest.flatten(getattr(model, "inputs", None) or []))
+    few = nests.map_leaves(lambda _, leaf: leaf if leaf is None or is_sized else leaf[:1], batch)
+    try:
+        model.test_on_batch(*few)
+    except (ValueError, TypeError, AttributeError, NotImplementedError, tf.errors.OpError) as error:
+        outputs = getattr(model, "output_shape", "unknown")
+        raise ValueError(
+            f"the loss of the compiled model {model.name!r} fails on a batch of zeros with y "
+            f"{nests.describe(batch[1])} and outputs of shape {outputs}: {mistakes.describe(error)}"
+        ) from error
+    model.reset_metrics()
 
 
 def _may_factor(job: Job) -> bool:

@@ -34,7 +34,7 @@ _EXAMPLES = {
     "statistics": '("*/moving_norm",)',
     "local": '("*/counter",)',
 }
-_DATASET = ("image_size", "num_labels", "num_records", "check", "training", "heldout")
+_DATASET = ("num_records", "check", "training", "heldout")
 _OPTIONAL = ("clip", "average")
 _PATTERNS = ("undecayed", "frozen", "statistics", "local")
 
@@ -69,9 +69,11 @@ def check_objects(job: Any, choices: Mapping[str, Mapping[str, type]]) -> None:
     for name, kinds in choices.items():
         _check_choice(name, getattr(job, name), kinds)
     _check_model(job.model)
-    _check_instance("data", job.data, _DATASET, "a data source")
-    if not callable(job.loss) or isinstance(job.loss, type):
-        _refuse("loss", job.loss, "a function loss(labels, outputs) that returns one number")
+    describes = ("blank",) if _has(job.data, "blank") else ("image_size", "num_labels")
+    _check_instance("data", job.data, (*describes, *_DATASET), "a data source")
+    if job.loss is not None and (not callable(job.loss) or isinstance(job.loss, type)):
+        accepted = "a function loss(labels, outputs) that returns one number, or None for a compiled model"
+        _refuse("loss", job.loss, accepted)
     for name, entry in (("slicing", Slicing), ("rates", Rate), *((name, str) for name in _PATTERNS)):
         _check_tuple(name, getattr(job, name), entry)
     for name in ("slicing", "rates"):
@@ -92,13 +94,14 @@ def _check_choice(name: str, given: Any, kinds: Mapping[str, type]) -> None:
 
 
 def _check_model(model: Any) -> None:
-    accepted = "an object whose build(image_size, num_labels) returns a new keras.Model"
+    accepted = "a function that returns a new keras.Model, or an object whose build(image_size, num_labels) does"
     if any(base.__module__.split(".")[0] == "keras" for base in type(model).__mro__):
         raise ValueError(
             f"model is a {type(model).__name__} that is built already; every process builds its own: give {accepted}, "
             f"such as {_EXAMPLES['model']}"
         )
-    _check_instance("model", model, ("build",), accepted)
+    if isinstance(model, type) or not callable(model):
+        _check_instance("model", model, ("build",), accepted)
 
 
 def _check_instance(name: str, given: Any, has: Iterable[str], accepted: str) -> None:

@@ -140,9 +140,10 @@ class Job:
 
     Attributes:
         name: Name of the recipe; also the folder under `runs/`.
-        model: Builds the network.
-        data: Training and held-out images with their label tree.
-        loss: `loss(labels [B, C], logits [B, C]) -> scalar`; logits are float32, labels as the data give them.
+        model: Builds the network: an object with `build`, for labelled images, or a function without parameters.
+        data: Training and held-out examples, such as `ImageRecords`, `Examples` or `Stream`.
+        loss: `loss(labels, outputs) -> scalar`; outputs are float32, labels as the data give them. None: the model is
+            compiled, and its own loss is used, with its metrics by the evaluator.
         rule: Update rule that the shards apply.
         schedule: Learning rate as a function of a shard's version.
         pace: Synchronisation model: `Async`, `Bounded` (stale-synchronous) or `Sync`.
@@ -152,7 +153,7 @@ class Job:
         average: Average of the parameters that shards keep beside them: `Polyak` or `Mean`; None for none.
         evaluate_average: Whether the evaluator scores that average in place of the parameters.
         num_steps: Global steps (pushes) until the job ends.
-        batch_size: Images in one worker's batch.
+        batch_size: Examples in one worker's batch.
         slicing: Which variables are cut into slices, and how. The first entry is the head.
         weight_decay: Coefficient for trained variables, applied by the shards.
         decay: Its form: `l2` (weight_decay * w is added to the gradient) or `decoupled` (the rate times weight_decay *
@@ -174,9 +175,9 @@ class Job:
     """
 
     name: str
-    model: Network
+    model: Network | Callable[[], Any]
     data: Dataset
-    loss: Callable[[Any, Any], Any]
+    loss: Callable[[Any, Any], Any] | None
     rule: Rule
     schedule: Schedule
     num_steps: int

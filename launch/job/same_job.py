@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from downpour.launch.job.job import Job
+from downpour.model.data.batches import has_labelled_images
 
 MAY_DIFFER = ("cluster.threads_per_worker", "cluster.max_workers", "exchange.give_up_after_s", "data.folder")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -40,7 +41,8 @@ def same_fields(job: Job) -> dict[str, str]:
         ValueError: The data cannot be read.
     """
     found = dict(_fields("", job))
-    found |= {f"data.{name}": repr(getattr(job.data, name)) for name in ("num_records", "num_labels")}
+    counts = ("num_records", "num_labels") if has_labelled_images(job.data) else ("num_records",)
+    found |= {f"data.{name}": repr(getattr(job.data, name)) for name in counts}
     return {key: text for key, text in found.items() if key not in MAY_DIFFER}
 
 

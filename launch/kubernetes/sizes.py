@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from downpour.launch.job import Job
 from downpour.launch.job.build import build
+from downpour.model.data.batches import blank_batch
+from downpour.model.data.nests import flatten
 from downpour.proto import codec
 from downpour.ps.layout import Layout
 from downpour.ps.memory import arena
@@ -84,8 +86,9 @@ def measure(job: Job, *, gpu: bool) -> Sizes:
     model, layout = build(job)
     shapes = (layer.output.shape for layer in model.layers if hasattr(layer.output, "shape"))
     activations = sum(math.prod(shape[1:]) for shape in shapes)
-    picture = 3 * job.data.image_size**2
-    sizes = of_layout(job, layout, activations=2 * 4 * job.batch_size * activations, picture=4 * picture)
+    leaves = flatten(blank_batch(job.data, 1)[0]).values()
+    example = sum(leaf.nbytes for leaf in leaves if leaf is not None)
+    sizes = of_layout(job, layout, activations=2 * 4 * job.batch_size * activations, picture=example)
     return replace(sizes, on_gpu=gpu)
 
 

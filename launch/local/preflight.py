@@ -14,6 +14,8 @@ import numpy as np
 from downpour.launch.job import Job, mistakes
 from downpour.launch.job.build import build, check_data, check_image_shape
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
+from downpour.model.data.batches import Batch, has_labelled_images, positions_in_batch
+from downpour.model.data.nests import num_examples
 from downpour.model.data.order import Counted, forever
 from downpour.model.vision import metrics
 from downpour.proto.codec import CODECS
@@ -34,18 +36,19 @@ def check(job: Job, *, evaluator: bool) -> tuple[Any, Layout]:
     check_data(job)
     model, layout = build(job)
     for batch in batches_of(job, evaluator=evaluator):
-        check_image_shape(model, batch[0].shape[1:])
-        outputs = predict(model, batch[0])
-        _check_labels(batch[1], outputs, evaluator=evaluator)
-        _trace_step(job, model, layout, *batch)
+        if has_labelled_images(job.data):
+            check_image_shape(model, batch[0].shape[1:])
+            if job.loss is not None:
+                _check_labels(batch[1], predict(model, batch[0]), evaluator=evaluator)
+        _trace_step(job, model, layout, batch)
     return model, layout
 
 
-def batches_of(job: Job, *, evaluator: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+def batches_of(job: Job, *, evaluator: bool) -> list[Batch]:
     """Returns first batches: held-out if scored or of our sources, and training ones of the user's own sources.
 
     Raises:
-        ValueError: There is no held-out batch to score, or a batch is not a pair of arrays.
+        ValueError: There is no held-out batch to score, or a batch is not what `Batches` says.
     """
     ours = type(job.data) in (ImageRecords, GeneratedImages)  # whose training batches need no check
     found = []
@@ -56,9 +59,9 @@ def batches_of(job: Job, *, evaluator: bool) -> list[tuple[np.ndarray, np.ndarra
             raise ValueError(
                 f"{_name(job)} gives no held-out batch to score; give held-out images, or {_WITHOUT_SCORES}"
             )
-        found += [] if first is None else [_pair(job, first)]
+        found += [] if first is None else [_checked(job, first)]
     if not ours:
-        leases = Counted(forever(job.data.num_records, job.batch_size), _name(job))
+        leases = Counted(forever(job.data.num_records, positions_in_batch(job.data, job.batch_size)), _name(job))
         given = job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases)
         if not isinstance(given, Batches):
             kind = type(given).__name__
@@ -72,7 +75,7 @@ def batches_of(job: Job, *, evaluator: bool) -> list[tuple[np.ndarray, np.ndarra
                     f"{_name(job)} gives no training batch although there are leases; batches end with them"
                 )
             leases.check(batches.position)
-        found.append(_pair(job, first))
+        found.append(_checked(job, first))
     return found
 
 
@@ -95,6 +98,16 @@ def predict(model: Any, images: np.ndarray) -> Any:
         )
         raise ValueError(f"the model gives {number}; today a model gives one array [B, labels] (join them in it)")
     return outputs
+
+
+def _checked(job: Job, batch: Any) -> Batch:
+    if has_labelled_images(job.data):
+        return _pair(job, batch)
+    if not isinstance(batch, tuple) or len(batch) not in (2, 3):
+        given = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        raise ValueError(f"{_name(job)} gives {given} a batch; give a tuple (x, y) or (x, y, sample_weight)")
+    num_examples(batch[0])  # raises
+    return batch
 
 
 def _pair(job: Job, batch: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -131,11 +144,11 @@ def _check_labels(labels: np.ndarray, outputs: Any, *, evaluator: bool) -> None:
         metrics.check_labels(labels)
 
 
-def _trace_step(job: Job, model: Any, layout: Layout, images: np.ndarray, labels: np.ndarray) -> None:
+def _trace_step(job: Job, model: Any, layout: Layout, batch: Batch) -> None:
     from downpour.worker.step.step import TrainingStep
 
     wire = step_codec(job.cadence, CODECS[job.exchange.codec])
-    TrainingStep(model, job.loss, layout, wire, job.clip).trace(images, labels)
+    TrainingStep(model, job.loss, layout, wire, job.clip).trace(*batch)
 
 
 def _at(job: Job, method: str) -> str:

@@ -22,6 +22,7 @@ from downpour.proto.rpc.client import Channel
 
 _PLAIN_EVERY_S = 10.0
 _ASK_TIMEOUT_S = 0.5
+_MOST_SCORES = 2  # in a line
 _NOISE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .*failed call to cuInit"
     r"|\[chief[^]]*\] step \d+ of \d+, loss "  # shown as progress
@@ -161,6 +162,8 @@ def summary(reply: chief_pb2.ProgressReply) -> str:
         ]
     if "map_at_100" in reply.metrics:
         parts.append(f"mAP@100 {reply.metrics['map_at_100']:.3f}")
+    else:
+        parts += [f"held-out {name} {value:.4g}" for name, value in sorted(reply.metrics.items())[:_MOST_SCORES]]
     if reply.state == chief_pb2.ProgressReply.STATE_TRAINING and reply.step and reply.seconds_left >= 0:
         parts.append(f"{duration(reply.seconds_left)} left")
     return "  ".join(parts)

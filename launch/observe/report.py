@@ -20,6 +20,12 @@ HISTORY_FILE, SUMMARY_FILE, CURVE_FILE = "history.jsonl", "summary.json", "learn
 
 _INK, _FAINT, _LOSS, _SCORE, _SCORE_2 = "#1f2933", "#d9e2ec", "#3b6fb6", "#d1495b", "#edae49"
 _DASHES = (0, (4, 3))
+# Score, that of guessing, label, colour.
+_AVERAGE_PRECISION: tuple[tuple[str, str, str, str], ...] = (
+    ("map_at_100", "chance_weighted", "weighted by popularity", _SCORE),
+    ("map_at_100_unweighted", "chance", "unweighted", _SCORE_2),
+)
+_NO_SCORES = ("kind", "step", "seconds")
 _SMOOTHING_FRACTION = 0.04  # of all points, the width of the window
 
 
@@ -138,10 +144,11 @@ def _draw_losses(axes: Any, losses: list[dict[str, Any]]) -> None:
 
 def _draw_scores(axes: Any, scores: list[dict[str, Any]], summary: Mapping[str, Any]) -> None:
     """Draws two curves and, dashed in the same colours, the scores of guessing."""
-    curves = (
-        ("map_at_100", "chance_weighted", "weighted by popularity", _SCORE),
-        ("map_at_100_unweighted", "chance", "unweighted", _SCORE_2),
-    )
+    curves, heading = _AVERAGE_PRECISION, "Held-out mAP@100"
+    if scores and not any(key in row for row in scores for key, *_ in curves):
+        names = [name for name in scores[-1] if name not in _NO_SCORES]
+        curves = tuple((name, "", name, color) for name, color in zip(names, (_SCORE, _SCORE_2), strict=False))
+        heading = "Held-out scores"
     for key, chance_key, label, color in curves:
         points = [(row["step"], row[key]) for row in scores if key in row]
         if points:
@@ -152,7 +159,7 @@ def _draw_scores(axes: Any, scores: list[dict[str, Any]], summary: Mapping[str, 
     if summary.get("chance") is not None:
         axes.plot([], [], color=_INK, linestyle=_DASHES, linewidth=1.2, label="chance")
     axes.set_ylim(bottom=0)
-    axes.set_title("Held-out mAP@100", loc="left", color=_INK)
+    axes.set_title(heading, loc="left", color=_INK)
     if axes.get_legend_handles_labels()[0]:
         place = {"loc": "lower right", "bbox_to_anchor": (1.01, 1.07), "ncols": 3, "fontsize": 9}
         axes.legend(**place, labelcolor=_INK, frameon=False, columnspacing=1.2, handlelength=1.6)

@@ -5,10 +5,11 @@ Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,26 +67,11 @@ class Batches:
 
 
 class Dataset(Protocol):
-    """Images with labels. Implementations are frozen dataclasses, so that a job holds no open files or threads."""
-
-    @property
-    def image_size(self) -> int:
-        """Side, in pixels, of the images that the network sees."""
-        ...
-
-    @property
-    def labels(self) -> LabelTree:
-        """The label tree; class `c` of a batch is label `c`."""
-        ...
-
-    @property
-    def num_labels(self) -> int:
-        """Number of labels, C."""
-        ...
+    """Training and held-out examples. A job holds no open files or threads, so implementations open them on demand."""
 
     @property
     def num_records(self) -> int:
-        """Training records, good or bad."""
+        """Positions of an epoch: training records, good or bad."""
         ...
 
     def check(self) -> None:
@@ -115,6 +101,53 @@ class Dataset(Protocol):
             TooManyBadRecords: More than 1 % of the records read are damaged.
         """
         ...
+
+
+class LabelledImages(Dataset, Protocol):
+    """Images with multi-hot labels out of a tree, for which the evaluator computes mAP@100."""
+
+    @property
+    def image_size(self) -> int:
+        """Side, in pixels, of the images that the network sees."""
+        ...
+
+    @property
+    def labels(self) -> LabelTree:
+        """The label tree; class `c` of a batch is label `c`."""
+        ...
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels, C."""
+        ...
+
+
+def has_labelled_images(data: Any) -> TypeGuard[LabelledImages]:
+    """Whether a data set has the size of images and the number of labels; neither is read."""
+    return all(inspect.getattr_static(data, name, None) is not None for name in ("image_size", "num_labels"))
+
+
+def blank_batch(data: Any, batch_size: int) -> Batch:
+    """Returns zeros with the structure, shapes and dtypes of a training batch; they take no memory.
+
+    A data set that is not of labelled images has a method `blank(batch_size)` for it, which may read its first example.
+    """
+    if not has_labelled_images(data):
+        blank: Batch = data.blank(batch_size)
+        return blank
+    side = data.image_size
+    shapes = (batch_size, side, side, 3), (batch_size, data.num_labels)
+    return tuple(np.broadcast_to(np.float32(0), shape) for shape in shapes)
+
+
+def positions_in_batch(data: Any, batch_size: int) -> int:
+    """Positions of the leases that a batch takes: its examples, unless the data set has a method for it."""
+    return int(data.positions_in_batch(batch_size)) if hasattr(data, "positions_in_batch") else batch_size
+
+
+def part_of(data: Any, worker: int, num_workers: int) -> Any:
+    """The part of a data set that one worker iterates over: all of it, unless the data set has `for_worker`."""
+    return data.for_worker(worker, num_workers) if hasattr(data, "for_worker") else data
 
 
 def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.float32]:

@@ -14,12 +14,12 @@ from functools import cached_property
 from typing import Any
 
 from downpour.model.data.assembly import gathered, of_size, rows, whole
-from downpour.model.data.batches import Batches, check_batch_size
+from downpour.model.data.batches import Batch, Batches, check_batch_size
 from downpour.model.data.collation import ExampleBatch
 from downpour.model.data.epochs import check_fits
 from downpour.model.data.indexed import Source, is_a, rows_directly
 from downpour.model.data.order import Lease, Order, Place
-from downpour.model.data.preparation import Preparation, check_alike
+from downpour.model.data.preparation import Preparation, blank_like, check_alike
 from downpour.model.data.reading import Reader, check_picklable, items_read
 from downpour.model.vision.records import RecordCounts
 
@@ -89,6 +89,14 @@ class Examples(Preparation):
         if self._num_at_once("processes", self.num_processes, 0):
             check_picklable(map=self.map, **{source.name: source.given for source in sources})
         check_alike([self._ends(source) for source in sources])
+
+    def blank(self, batch_size: int) -> Batch:
+        """Zeros like a training batch; see `batches.blank_batch`. Reads and maps the first item, if none is left out.
+
+        Raises:
+            ValueError: The source is refused, or its first and its last item are left out by `map`.
+        """
+        return blank_like(self._ends(self._train), batch_size, "train")
 
     def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
         """Batches of exactly `batch_size` that run across leases and epochs; they end with `leases`.

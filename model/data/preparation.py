@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
+from downpour.model.data.batches import Batch
 from downpour.model.data.collation import Batcher, Collate, ExampleBatch, Parts
-from downpour.model.data.nests import describe, flatten
+from downpour.model.data.nests import describe, flatten, map_leaves
 from downpour.model.data.reading import Map
 
 
@@ -66,6 +69,20 @@ def check_alike(batches: Sequence[ExampleBatch | None]) -> None:
             raise ValueError(
                 f"train has {describe_pair(train)}, and validation {describe_pair(other)}; give both the same structure"
             )
+
+
+def blank_like(batch: ExampleBatch | None, batch_size: int, name: str) -> Batch:
+    """Returns zeros like a batch, with another number of examples; they take no memory."""
+    if batch is None:
+        raise ValueError(f"{name}: `map` leaves out the first and the last item; let one of them show what a batch is")
+
+    def zeros(path: str, leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        zero = np.array("", object) if leaf.dtype == object else np.zeros((), leaf.dtype)
+        return np.broadcast_to(zero, (batch_size, *leaf.shape[1:]))
+
+    return tuple(map_leaves(zeros, part) for part in batch)
 
 
 def describe_pair(batch: ExampleBatch) -> str:

@@ -16,11 +16,11 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from downpour.model.data.assembly import gathered, whole, within
-from downpour.model.data.batches import Batches, check_batch_size
+from downpour.model.data.batches import Batch, Batches, check_batch_size
 from downpour.model.data.collation import ExampleBatch
 from downpour.model.data.epochs import check_fits
 from downpour.model.data.order import Lease, Place
-from downpour.model.data.preparation import Preparation, check_alike
+from downpour.model.data.preparation import Preparation, blank_like, check_alike
 from downpour.model.data.reading import with_random_numbers
 from downpour.model.vision.records import RecordCounts
 
@@ -85,6 +85,10 @@ class Stream(Preparation):
                 have other inputs or targets.
         """
         check_alike([self._first(name) for name in ("train", "validation") if getattr(self, name) is not None])
+
+    def blank(self, batch_size: int) -> Batch:
+        """Zeros like a training batch; see `batches.blank_batch`. Opens the stream for its first item."""
+        return blank_like(self._first("train"), batch_size, "train")
 
     def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
         """Batches of exactly `batch_size`, which run across the ends of the stream; they end with `leases`.

@@ -1,11 +1,16 @@
-"""The evaluator: scores every checkpoint on the held-out images and reports the scores to the chief.
+"""The evaluator: scores every checkpoint on the held-out examples and reports the scores to the chief.
+
+The scores of a compiled model are its own loss and metrics, `val_loss` and so on as in Keras' `fit`. Those of a job with a loss of its own are mAP@100 where
+the data are labelled images, and otherwise the mean of that loss, `val_loss`.
 
 Threads: one. TensorFlow is allowed here.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -15,6 +20,9 @@ from absl import logging
 
 from downpour.model import keras_private
 from downpour.model.data import Dataset
+from downpour.model.data.batches import Batch, has_labelled_images
+from downpour.model.data.nests import num_examples
+from downpour.model.metrics import Evaluation
 from downpour.model.vision import metrics
 from downpour.model.vision.records import RecordCounts
 from downpour.proto.chief_pb2 import Score
@@ -24,41 +32,50 @@ from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ChiefClient
-from downpour.worker.step.forward import infer
+from downpour.worker.step.forward import Loss, in_float32, infer
+from downpour.worker.step.sharing import tensors_of
 from downpour.worker.step.variables import variables_in
 
 _ASK_EVERY_S = 0.5
 
 
 class Evaluator:
-    """Scores parameters of one model on one set of held-out images.
+    """Scores parameters of one model on one set of held-out examples.
 
     Args:
         model: A built model; its variables are overwritten.
         mine: The layout of its variables.
-        data: Source of the held-out images.
-        batch_size: Images scored in one call.
+        data: Source of the held-out examples.
+        batch_size: Examples scored in one call.
+        loss: The job's loss; None for a compiled model.
         average: Whether the average of the parameters is scored in their place.
 
     Attributes:
         has_scored: Whether it has scored a checkpoint.
     """
 
-    def __init__(self, model: keras.Model, mine: Layout, data: Dataset, batch_size: int, average: bool = False) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        mine: Layout,
+        data: Dataset,
+        batch_size: int,
+        loss: Loss = None,
+        average: bool = False,
+    ) -> None:
         self.has_scored = False
         self._average = average
         self._model = model
         self._layout = mine
         self._data = data
         self._batch_size = batch_size
-        self._predict = tf.function(lambda images: infer(model, images), reduce_retracing=True, autograph=False)
+        self._evaluate = _evaluation(model, data, loss)
 
     def score(self, directory: str) -> tuple[dict[str, float], RecordCounts]:
         """Scores one checkpoint.
 
         Returns:
-            `map_at_100` (classes weighted by popularity), `map_at_100_unweighted`, and what random scores would
-            reach, `chance` (unweighted) and `chance_weighted`; and how many records were read and skipped.
+            The scores by name; and how many records were read and skipped.
 
         Raises:
             LayoutMismatch: The checkpoint is of another model; the number of shards may differ.
@@ -71,31 +88,69 @@ class Evaluator:
         for layer in keras_private.layers_of(self._model):
             if isinstance(layer, keras.layers.RNN) and layer.stateful:  # its states stem from the last batch scored
                 layer.reset_state()
-        scores, labels, counts = self._predict_all()
-        metrics.check_labels(labels)
-        mean = metrics.mean_average_precision_at(scores, labels)
-        chance = metrics.chance(labels)
-        self.has_scored = True
+        with self._data.heldout(batch_size=self._batch_size) as batches:
+            first = next(batches, None)
+            if first is None:
+                raise ValueError(
+                    f"data source {type(self._data).__name__} gives no held-out batch to score; give held-out ones, "
+                    "or start with --noevaluator to train without scores"
+                )
+            scores = self._evaluate(itertools.chain([first], batches))
+            self.has_scored = True
+            return scores, batches.counts
+
+
+Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
+
+
+def _evaluation(model: keras.Model, data: Dataset, loss: Loss) -> Evaluate:
+    """Returns the function that computes the scores of a model on batches."""
+    if loss is None:
+        evaluation = Evaluation(model)
+        return lambda batches: {f"val_{n}": float(v) for n, v in evaluation(batches).items() if not np.ndim(v)}
+    if has_labelled_images(data):
+        return _average_precision(model)
+    return _mean_loss(model, loss)
+
+
+def _average_precision(model: keras.Model) -> Evaluate:
+    """Scores labelled images.
+
+    The scores are `map_at_100` (classes weighted by popularity), `map_at_100_unweighted`, and what random scores would
+    reach, `chance` (unweighted) and `chance_weighted`.
+    """
+    predict = tf.function(lambda images: infer(model, images), reduce_retracing=True, autograph=False)
+
+    def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
+        outputs, labels = zip(*((predict(images).numpy(), np.asarray(given)) for images, given in batches), strict=True)
+        scores, hot = np.concatenate(outputs), np.concatenate(labels)
+        metrics.check_labels(hot)
+        mean, chance = metrics.mean_average_precision_at(scores, hot), metrics.chance(hot)
         return {
             "map_at_100": mean.weighted,
             "map_at_100_unweighted": mean.unweighted,
             "chance": chance.unweighted,
             "chance_weighted": chance.weighted,
-        }, counts
+        }
 
-    def _predict_all(self) -> tuple[np.ndarray, np.ndarray, RecordCounts]:
-        scores: list[Any] = []
-        labels: list[Any] = []
-        with self._data.heldout(batch_size=self._batch_size) as batches:
-            for images, batch_labels in batches:
-                scores.append(self._predict(images).numpy())
-                labels.append(np.asarray(batch_labels))
-            if not scores:
-                raise ValueError(
-                    f"data source {type(self._data).__name__} gives no held-out batch to score; give held-out images, "
-                    "or start with --noevaluator to train without scores"
-                )
-            return np.concatenate(scores), np.concatenate(labels), batches.counts
+    return evaluate
+
+
+def _mean_loss(model: keras.Model, loss: Callable[[Any, Any], Any]) -> Evaluate:
+    """Computes the job's loss, as a mean over batches weighted by their numbers of examples."""
+
+    def of_batch(inputs: Any, labels: Any) -> tf.Tensor:
+        return tf.cast(loss(labels, tf.nest.map_structure(in_float32, infer(model, inputs))), tf.float32)
+
+    compute = tf.function(of_batch, reduce_retracing=True, autograph=False)
+
+    def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
+        losses, sizes = zip(
+            *((float(compute(*tensors_of(batch[:2]))), num_examples(batch[0])) for batch in batches), strict=True
+        )
+        return {"val_loss": float(np.average(losses, weights=sizes))}
+
+    return evaluate
 
 
 def fill(model: keras.Model, mine: Layout, saved: Checkpoint, average: bool = False) -> None:
@@ -141,7 +196,7 @@ def run(evaluator: Evaluator, chief: ChiefClient) -> None:
             else:
                 logging.warning("the chief removed the checkpoint of step %d before it was read", step)
             continue
-        logging.info("step %d: mAP@100 %.3f", step, metrics_["map_at_100"])
+        logging.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics_.items()))
         chief.report_score(
             Score(
                 step=step,

@@ -9,7 +9,7 @@ Threads: one. TensorFlow is allowed here.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from downpour.model import keras_private
 from downpour.ps.layout import FROZEN, STATISTIC
 from downpour.ps.layout.patterns import matching
 from downpour.worker.step.factors import factorable_layers, uses_of
-from downpour.worker.step.forward import Scope, forward, refuse_assigned
+from downpour.worker.step.forward import Loss, Scope, forward, refuse_assigned
+from downpour.worker.step.sharing import specs_of
 
 LOCAL = "local"  # never leaves the worker, so it is in no layout
 
@@ -41,22 +42,19 @@ class Examination:
     unreached: frozenset[str] = frozenset()
 
 
-def examine(
-    model: keras.Model, loss: Callable[[Any, Any], Any], images: Sequence[int], labels: Sequence[int]
-) -> Examination:
+def examine(model: keras.Model, loss: Loss, batch: Sequence[Any]) -> Examination:
     """Traces the model's loss in training mode.
 
     Args:
         model: A built model.
-        loss: `loss(labels [B, C], logits [B, C]) -> scalar`.
-        images: Shape of a batch's images, [B, S, S, 3].
-        labels: Shape of its labels, [B, C].
+        loss: Loss of labels and outputs; None for that of the compiled model.
+        batch: A batch of arrays, `(x, y)` or `(x, y, sample_weight)`, of which only shapes and dtypes count.
 
     Raises:
         ValueError: The call assigns a variable that is trained, or one is of a kind that no rule updates; the model
             computes its loss or trains in its own way. Errors of the model's own code are raised unchanged.
     """
-    _refuse_own_training(model)
+    _refuse_own_training(model, is_compiled=loss is None)
     for variable in model.trainable_variables:
         if getattr(variable, "overwrite_with_gradient", False):
             raise ValueError(
@@ -69,19 +67,17 @@ def examine(
     unreached: list[str] = []
     trained = model.trainable_variables
 
-    def trace(values: list[tf.Tensor], images: tf.Tensor, labels: tf.Tensor) -> None:
+    def trace(values: list[tf.Tensor], *batch: Any) -> None:
         scope = Scope(variables, values)
         kernels = {kernel.path: scope.get_current_value(kernel) for kernel in factorable}
-        reached = _reached(forward(model, scope, loss, images, labels))
+        reached = _reached(forward(model, scope, loss, *batch))
         unreached[:] = [v.path for v, value in zip(trained, values, strict=False) if value.name not in reached]
         assigned[:] = scope.assigned
         products = {path: uses_of(kernel).only for path, kernel in kernels.items()}
         rows.update({path: product.inputs.shape[0] for path, product in products.items() if product})
 
     specs = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
-    tf.function(trace, autograph=False).get_concrete_function(
-        specs, tf.TensorSpec(images, tf.float32), tf.TensorSpec(labels, tf.float32)
-    )
+    tf.function(trace, autograph=False).get_concrete_function(specs, *specs_of(tuple(batch)))
     refuse_assigned(model, assigned)
     return Examination(frozenset(variable.path for variable in assigned), rows, frozenset(unreached))
 
@@ -166,14 +162,15 @@ def _is_differentiable(dtype: tf.DType) -> bool:
     return bool(dtype.is_floating or dtype.is_complex or dtype in (tf.variant, tf.resource))
 
 
-def _refuse_own_training(model: keras.Model) -> None:
-    """Raises `ValueError` if the model's class overrides what `fit` does with a batch: workers do not call it."""
-    for name in ("train_step", "compute_loss"):
+def _refuse_own_training(model: keras.Model, *, is_compiled: bool) -> None:
+    """Raises `ValueError` if the model's class overrides what `fit` does with a batch and workers do not call."""
+    for name in ("train_step",) if is_compiled else ("train_step", "compute_loss"):
         if getattr(type(model), name) is not getattr(keras.Model, name):
+            own = "the job's `loss` of the model's output, and what layers add with add_loss"
+            called = "compute_loss" if is_compiled else own
             raise ValueError(
                 f"{type(model).__name__} {model.name!r} has its own {name}, which workers do not call: they compute "
-                "the job's `loss` of the model's output, and what layers add with add_loss; express it by those and "
-                f"take {name} out"
+                f"{called}; express it by those and take {name} out"
             )
 
 

@@ -47,39 +47,54 @@ class Scope(keras.StatelessScope):
             keras_private.assign_now(variable, value)
 
 
+# loss(labels, outputs) -> scalar; None for the loss that the model was compiled with.
+Loss = Callable[[Any, Any], Any] | None
+
+
 def forward(
-    model: keras.Model, scope: Scope, loss: Callable[[Any, Any], Any], images: tf.Tensor, labels: tf.Tensor
+    model: keras.Model, scope: Scope, loss: Loss, inputs: Any, labels: Any, sample_weight: Any = None
 ) -> tf.Tensor:
     """The loss of a batch as `keras.Model.fit` computes it: that of the job and those that layers add, in float32.
+
+    A compiled model computes both in its `compute_loss`, which knows sample weights, masks and several outputs.
 
     Args:
         model: A built model; `training=True` is passed if its `call` takes it.
         scope: The values of all its variables. They hold for `loss`, too, so that it may read a variable.
-        loss: `loss(labels [B, C], logits [B, C]) -> scalar`.
-        images: [B, S, S, 3].
-        labels: [B, C].
+        loss: Loss of the job, of labels and float32 outputs; None for that of the compiled model.
+        inputs: x of the batch, as the model takes it: a nest of tensors [B, ...].
+        labels: y of the batch.
+        sample_weight: Weights of the examples; None for none.
 
     Raises:
-        ValueError: The loss is not a scalar, or a Keras mask reaches the output.
+        ValueError: The job's loss is not a scalar, or there are sample weights or a Keras mask, which it does not know.
     """
     arguments = {"training": True} if _takes_training(model) else {}
     with scope:
-        logits = model(images, **arguments)
-        if keras_private.mask_of(logits) is not None:
+        outputs = model(inputs, **arguments)
+        if loss is None:
+            found = model.compute_loss(x=inputs, y=labels, y_pred=outputs, sample_weight=sample_weight)
+            return tf.cast(found, tf.float32)
+        if sample_weight is not None:
+            raise ValueError(
+                "the data give sample weights, which a job's loss of labels and outputs does not take; compile the "
+                "model with a Keras loss and leave out the job's, or leave the weights out of the data"
+            )
+        if any(keras_private.mask_of(output) is not None for output in tf.nest.flatten(outputs)):
             raise ValueError(
                 f"a mask reaches the output of {type(model).__name__} {model.name!r}: plain Keras leaves what is "
                 "masked out of the loss, while a job's loss is one number; end the model with something that drops the "
                 "mask, as operations of keras.ops do, or take the masking layer out"
             )
-        own = tf.convert_to_tensor(loss(labels, tf.cast(logits, tf.float32)))
+        own = tf.convert_to_tensor(loss(labels, tf.nest.map_structure(in_float32, outputs)))
         if own.shape.rank not in (0, None):
             raise ValueError(f"the job's loss has the shape {own.shape}; return a scalar, for example its mean")
         return tf.add_n([tf.cast(own, tf.float32), *(tf.reduce_sum(tf.cast(a, tf.float32)) for a in model.losses)])
 
 
-def infer(model: keras.Model, images: Any) -> Any:
-    """Returns a model's output for images in inference mode, called as `keras.Model.predict` calls it."""
-    return model(images, training=False) if _takes_training(model) else model(images)
+def infer(model: keras.Model, inputs: Any) -> Any:
+    """Returns a model's outputs in inference mode, called as `keras.Model.predict` calls it."""
+    return model(inputs, training=False) if _takes_training(model) else model(inputs)
 
 
 def refuse_assigned(model: keras.Model, assigned: Collection[keras.Variable]) -> None:
@@ -92,6 +107,11 @@ def refuse_assigned(model: keras.Model, assigned: Collection[keras.Variable]) ->
                 "push gradients of trained variables and no values, so the assignment would be lost; take that layer "
                 "out, or write one whose `call` computes with the changed value and does not assign it"
             )
+
+
+def in_float32(output: tf.Tensor) -> tf.Tensor:
+    """Returns an output of a model in float32 if it is of another floating-point type."""
+    return tf.cast(output, tf.float32) if output.dtype.is_floating else output
 
 
 def _takes_training(model: keras.Model) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_GROWTH_STEPS = 2000
+GROWTH_STEPS = 2000
 LEAST = 1e-4
 
 
@@ -33,5 +33,5 @@ class LossScale:
         self.num_finite += 1
         if not is_finite:
             self.value, self.num_finite = self.value / 2, 0
-        elif self.num_finite == _GROWTH_STEPS:
+        elif self.num_finite == GROWTH_STEPS:
             self.value, self.num_finite = self.value * 2, 0

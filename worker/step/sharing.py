@@ -24,6 +24,22 @@ def tensor_of(values: Any) -> tf.Tensor:
     return tf.convert_to_tensor(values)
 
 
+def tensors_of(nest: Any) -> Any:
+    """Returns a nest of arrays, of which any may be None, as tensors; see `tensor_of`."""
+    return tf.nest.map_structure(lambda leaf: None if leaf is None else tensor_of(leaf), nest)
+
+
+def specs_of(nest: Any) -> Any:
+    """Returns the types of the tensors that `tensors_of` makes; arrays of objects hold strings."""
+
+    def spec(leaf: Any) -> tf.TensorSpec | None:
+        if leaf is None:
+            return None
+        return tf.TensorSpec(leaf.shape, tf.string if leaf.dtype == object else tf.as_dtype(leaf.dtype))
+
+    return tf.nest.map_structure(spec, nest)
+
+
 def array_of(tensor: tf.Tensor) -> np.ndarray:
     """Returns a computed tensor as an array; of the same memory if that is the processor's. Do not write to it."""
     return np.asarray(tensor)

@@ -1,6 +1,6 @@
 """One training step as a pure function, compiled once: flat vectors in, flat gradients out.
 
-    step(parameters, images, labels) -> (loss, gradients, differences)
+    step(parameters, inputs, labels, sample_weight) -> (loss, gradients, differences)
 
 The wire layout is the function's signature: vectors are split, reshaped and cast inside the graph, on the
 accelerator if there is one, and gradients are cast and concatenated there. No Python loop runs over variables in
@@ -21,13 +21,12 @@ processes the same batches in sequence gets m + d * sum((b_i - m) * (1 - d)^(k -
 d^2 * k * (k - 1) / 2 * max|b_i - m|. If every difference is k pushes old, the statistics still settle while
 d < 2 * sin(pi / (4k + 2)) (Levin and May 1976): up to 156 pushes at Keras's momentum of 0.99, up to 15 at 0.9.
 
-Shapes: B batch, S image side, C labels; for shard i, t_i trained elements, s_i of statistics, f_i frozen ones.
+Shapes: B examples of a batch; for shard i, t_i trained elements, s_i of statistics, f_i frozen ones.
 Threads: one at a time. TensorFlow is allowed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +45,9 @@ from downpour.worker.step.clip import Clip
 from downpour.worker.step.clipping import clipped, clipped_factor
 from downpour.worker.step.factors import columns, only_product, product_norm
 from downpour.worker.step.flat import FlatVectors
-from downpour.worker.step.forward import Scope, forward, refuse_assigned
+from downpour.worker.step.forward import Loss, Scope, forward, refuse_assigned
 from downpour.worker.step.loss_scale import LossScale
-from downpour.worker.step.sharing import array_of, tensor_of
+from downpour.worker.step.sharing import array_of, specs_of, tensors_of
 from downpour.worker.step.variables import variables_in
 
 Tensors = list[tf.Tensor]
@@ -87,8 +86,8 @@ class TrainingStep:
     """The compiled step of one model, loss and layout.
 
     Args:
-        model: A built Keras model that maps images to logits. Its own variables are not changed.
-        loss: `loss(labels [B, C], logits [B, C]) -> scalar`.
+        model: A built Keras model. Its own variables are not changed.
+        loss: Loss of labels and outputs; None for that of the compiled model.
         layout: Layout of `variables_of(model)`. Variables of the model that are not in it are state of this object.
         wire: Codec of the trained and the frozen part, a value of `pb.Codec`.
         clip: Limits the gradient; None for none.
@@ -97,7 +96,7 @@ class TrainingStep:
     def __init__(
         self,
         model: keras.Model,
-        loss: Callable[[Any, Any], Any],
+        loss: Loss,
         layout: Layout,
         wire: pb.Codec = codec.FLOAT32,
         clip: Clip | None = None,
@@ -123,13 +122,14 @@ class TrainingStep:
         self._scale = LossScale() if computes_in_float16 else None
         self._compiled = tf.function(self._step, reduce_retracing=True, autograph=False)
 
-    def __call__(self, parameters: Parameters, images: Any, labels: Any) -> StepResult:
+    def __call__(self, parameters: Parameters, inputs: Any, labels: Any, sample_weight: Any = None) -> StepResult:
         """Computes loss and gradients.
 
         Args:
             parameters: As pulled.
-            images: [B, S, S, 3] float32.
-            labels: [B, C] float32.
+            inputs: x of a batch: a nest of arrays [B, ...].
+            labels: y of the batch, likewise; None where the loss needs none.
+            sample_weight: Weights of the examples, likewise; None for none.
 
         Raises:
             ValueError: The model does something with its variables that the layout does not allow for, found when the
@@ -137,7 +137,7 @@ class TrainingStep:
         """
         scale = self._scale.value if self._scale else None
         loss, norm, gradients, inputs, outputs, differences, local = self._compiled(
-            *self._arguments(parameters, images, labels)
+            *self._arguments(parameters), *tensors_of((inputs, labels, sample_weight))
         )
         result = StepResult(
             float(loss),
@@ -159,8 +159,8 @@ class TrainingStep:
             self._scale.update(result.is_finite)
         return result
 
-    def trace(self, images: Any, labels: Any) -> None:
-        """Traces the step for batches of these shapes without computing it; raises what model and loss raise."""
+    def trace(self, inputs: Any, labels: Any, sample_weight: Any = None) -> None:
+        """Traces the step for batches of these types without computing it; raises what model and loss raise."""
         layout, shards = self._layout, range(self._layout.num_shards)
         zeros = Parameters(
             [np.zeros(layout.num_trained(shard), self._bits) for shard in shards],
@@ -168,16 +168,16 @@ class TrainingStep:
             [0] * len(shards),
             [np.zeros(layout.size(shard) - layout.num_pushed(shard), self._bits) for shard in shards],
         )
-        self._compiled.get_concrete_function(*self._arguments(zeros, images, labels))
+        batch = specs_of((inputs, labels, sample_weight))
+        self._compiled.get_concrete_function(*self._arguments(zeros), *batch)
 
-    def _arguments(self, parameters: Parameters, images: Any, labels: Any) -> tuple[Any, ...]:
-        """Returns the arguments of the compiled step."""
+    def _arguments(self, parameters: Parameters) -> tuple[Any, ...]:
+        """Returns the arguments of the compiled step that precede the batch."""
         trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
         frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
         scale = tf.constant(self._scale.value if self._scale else 1.0)
-        batch = tensor_of(images), tensor_of(labels)
-        return trained, statistics, frozen, self._local, scale, *batch
+        return trained, statistics, frozen, self._local, scale
 
     def _sent(self, tensor: tf.Tensor) -> np.ndarray:
         """Returns a tensor in the wire dtype as an array of what is sent."""
@@ -198,8 +198,9 @@ class TrainingStep:
         frozen: Tensors,
         local: Tensors,
         scale: tf.Tensor,
-        images: tf.Tensor,
-        labels: tf.Tensor,
+        inputs: Any,
+        labels: Any,
+        sample_weight: Any,
     ) -> Any:
         """Computes what `__call__` returns: the function that is compiled."""
         values = self._vectors.split([tf.cast(t, tf.float32) for t in trained], FACTORED, TRAINED)
@@ -210,7 +211,7 @@ class TrainingStep:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*watched, *kernels])
             scope = Scope([*self._variables, *self._local_variables], [*ordered, *local])
-            loss = forward(self._model, scope, self._loss, images, labels)
+            loss = forward(self._model, scope, self._loss, inputs, labels, sample_weight)
             scaled = loss * scale if self._scale else loss
         refuse_assigned(self._model, scope.assigned)
         names = [self._variables[i].path for i in self._numbers[FACTORED]]

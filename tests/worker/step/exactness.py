@@ -36,7 +36,7 @@ class Trained:
 def layout_of(model: keras.Model, loss: Loss, batch: Batch, **patterns: Sequence[str]) -> Layout:
     """As `launch.build` makes it, on one shard."""
     images, labels = batch
-    examined = examine(model, loss, images.shape, labels.shape)
+    examined = examine(model, loss, (images, labels))
     kinds = kinds_of(model, examined, **patterns)
     factored = factored_names(model, len(images), examined)
     return lay_out(variables_of(model, factored=factored, kinds=kinds, frozen=patterns.get("frozen", ())), 1)

@@ -117,7 +117,8 @@ def test_a_dense_layer_that_is_computed_in_another_way_is_pushed_dense(
     if not is_product:
         monkeypatch.setattr(keras.layers.Dense, "call", sum_of_products)
     net = model()
-    examined = examine(net, per_label_logistic, (BATCH, 6, 6, 3), (BATCH, LABELS))
+    batch = np.empty((BATCH, 6, 6, 3), np.float32), np.empty((BATCH, LABELS), np.float32)
+    examined = examine(net, per_label_logistic, batch)
     assert [path.rpartition("/head")[0] for path in factored_names(net, BATCH, examined)] == ["net"] * is_product
     layout = lay_out(variables_of(net, factored=factored_names(net, BATCH, examined)), SHARDS, SLICING)
     result = TrainingStep(net, per_label_logistic, layout)(parameters_of(layout, initial_values(net)), *batch(1))
