@@ -61,6 +61,39 @@ def own_classes(model: keras.Model) -> list[str]:
     return sorted(f"{k.__module__}.{k.__qualname__}" for k in kinds if k.__module__.partition(".")[0] != "keras")
 
 
+def own_objects(model: keras.Model) -> dict[str, Any]:
+    """The classes of layers, losses and metrics, and the functions, that Keras does not have itself, by name."""
+    found: dict[str, Any] = {}
+    for layer in keras_private.layers_of(model):
+        found[type(layer).__name__] = type(layer)
+    if model.compiled:
+        given = model.get_compile_config() or {}
+        for value in _leaves([given.get(key) for key in ("loss", "metrics", "weighted_metrics")]):
+            if callable(value):
+                found[getattr(value, "__name__", type(value).__name__)] = (
+                    value if hasattr(value, "__qualname__") else type(value)
+                )
+    return {name: value for name, value in found.items() if value.__module__.partition(".")[0] != "keras"}
+
+
+def assign(model: keras.Model, saved: Any, *, average: bool = False) -> None:
+    """Assigns the values of a `ps.checkpoint.manifest.Checkpoint` to a model's variables, by name.
+
+    Args:
+        model: Its variables are overwritten; those that are not in the checkpoint, local ones, stay as they are.
+        saved: The checkpoint.
+        average: Whether trained variables get the average.
+    """
+    names = {variable.name: kind for variable, kind in ((v, v.kind) for v in saved.layout.variables)}
+    values = dict(zip(names, saved.layout.gather(saved.parameters(False)), strict=True))
+    averages = dict(zip(names, saved.layout.gather(saved.parameters(True)), strict=True)) if average else {}
+    trained = {variable.path for variable in model.trainable_variables}
+    for variable in model.variables:
+        if variable.path in values:
+            chosen = averages if average and variable.path in trained else values
+            variable.assign(chosen[variable.path])
+
+
 def read(path: str | Path, model: keras.Model, names: Collection[str]) -> dict[str, np.ndarray]:
     """Reads the values of variables from a Keras file, as float32.
 

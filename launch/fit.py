@@ -1,0 +1,222 @@
+"""`downpour.fit`: trains a compiled Keras model on this machine, every role a process of its own.
+
+    run = downpour.fit(model, (x, y), epochs=3, batch_size=128, workers=2, shards=2)
+    run.wait()
+    run.history, run.summary, run.model
+
+It writes a recipe, `job/recipe.py` in the folder of the run, with the model and arrays beside it, and starts a local run
+of it; the same file runs on ssh, Slurm and Kubernetes. Loss, metrics, optimizer, schedule, clipping and average of the
+compiled model are taken over, or refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from downpour import files
+from downpour.launch.job.job import Cluster, Exchange
+from downpour.launch.job.written import Writer, check_not_reading
+from downpour.launch.local import LocalRun, RunConfig
+from downpour.launch.observe import report
+from downpour.launch.roles.config import Checkpoints
+from downpour.model.data import Examples, Stream
+from downpour.model.data.batches import positions_in_batch
+from downpour.model.data.epochs import num_steps
+from downpour.ps.checkpoint.storage import Folder
+from downpour.worker.chief import owner
+
+if TYPE_CHECKING:
+    import keras
+
+_JOB, _RECIPE, _MODEL, _ARRAYS = "job", "recipe.py", "model.keras", "arrays"
+_EXACT = Exchange(codec="float32", overlap=False)  # as plain Keras computes; on one machine bytes cost little
+
+
+class FitRun(LocalRun):
+    """A run of `fit`; see `LocalRun`.
+
+    Attributes:
+        recipe: Path of its recipe.
+    """
+
+    def __init__(self, config: RunConfig, model: keras.Model, steps_per_epoch: int) -> None:
+        super().__init__(config)
+        self.recipe = Path(config.recipe)
+        self._trained, self._steps_per_epoch = model, steps_per_epoch
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The summary of the run, as in `summary.json`; empty until it has ended."""
+        path = self.config.folder / report.SUMMARY_FILE
+        return dict(json.loads(path.read_text())) if not self.running and path.exists() else {}
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Loss and scores by name, one value an epoch, as `History.history` of Keras; so far.
+
+        `loss` is the mean over the steps of the epoch that workers reported.
+        """
+        path = self.config.folder / report.HISTORY_FILE
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        losses: dict[int, list[float]] = {}
+        history: dict[str, list[float]] = {"loss": []}
+        for row in rows:
+            if row["kind"] == "loss":
+                losses.setdefault((row["step"] - 1) // self._steps_per_epoch, []).append(row["loss"])
+            elif row["kind"] == "score":
+                for name, value in row.items():
+                    if name not in ("kind", "step", "seconds"):
+                        history.setdefault(name, []).append(value)
+        history["loss"] = [float(np.mean(values)) for _, values in sorted(losses.items())]
+        return history
+
+    @property
+    def model(self) -> keras.Model:
+        """The model with the values of the newest checkpoint, which are assigned to the one that was given.
+
+        Raises:
+            ValueError: There is no checkpoint.
+        """
+        from downpour.launch.roles import initial
+        from downpour.model.weights import assign
+
+        assign(self._trained, initial.load_checkpoint(str(self.config.folder)), average=self.config.job.average is not None)
+        return self._trained
+
+
+def fit(
+    model: keras.Model,
+    data: Any,
+    *,
+    validation_data: Any = None,
+    epochs: float = 1,
+    batch_size: int = 32,
+    workers: int = 2,
+    shards: int = 2,
+    class_weight: Mapping[int, float] | None = None,
+    name: str = "",
+    run_dir: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    **job_fields: Any,
+) -> FitRun:
+    """Starts to train a model; returns at once.
+
+    Args:
+        model: A built and compiled `keras.Model` that has not been trained since it was compiled. What it has of the
+            user's own (layers, losses) must be at the top level of a file.
+        data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; or `Examples` or
+            `Stream` of `downpour.model.data`, whose sources are arrays or functions at the top level of a file.
+        validation_data: Held-out examples likewise, scored after every epoch; with `Examples` and `Stream` they are
+            part of `data`. None: nothing is scored.
+        epochs: Passes over the training examples, of all workers together.
+        batch_size: Examples in a batch of one worker.
+        workers: Worker processes.
+        shards: Parameter-server shards.
+        class_weight: Weights of classes, as in Keras' `fit`.
+        name: Name of the job; the model's by default.
+        run_dir: Folder of the run; `runs/NAME` by default.
+        overwrite: Whether an earlier run in that folder is removed.
+        resume: Whether it is continued; model and data must be the same.
+        dry_run: Whether only the recipe is written; the run that is returned is not started.
+        **job_fields: Other fields of `downpour.launch.job.Job`. The exchange is float32 without overlap by default, as
+            plain Keras computes.
+
+    Raises:
+        ValueError: Something is refused; nothing has been started.
+    """
+    from downpour.launch.job.compiled import from_compiled
+
+    check_not_reading()
+    for what, given in (("workers", workers), ("shards", shards), ("batch_size", batch_size)):
+        if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
+            raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
+    name = name or model.name
+    folder = Path(run_dir) if run_dir is not None else Path("runs") / name
+    checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
+    examples = _examples(data, validation_data, class_weight)
+    examples.check()
+    in_batch = positions_in_batch(examples, batch_size)
+    steps = num_steps(epochs, examples.num_records, in_batch)
+    per_epoch = max(1, round(examples.num_records / in_batch))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    fields = {
+        **from_compiled(model).job_fields(),
+        "name": name,
+        "data": examples,
+        "num_steps": steps,
+        "batch_size": batch_size,
+        "cluster": Cluster(num_ps=shards, num_workers=workers, threads_per_worker=threads),
+        "exchange": _EXACT,
+        "checkpoint_every_steps": per_epoch,
+        **job_fields,
+    }
+    if not (overwrite or resume):
+        owner.check_new_run(folder, Folder(checkpoints.of(folder)))
+    recipe = _write(model, fields, folder / _JOB) if not resume else folder / _JOB / _RECIPE
+    has_validation = examples.validation is not None
+    config = RunConfig(recipe, run_dir=folder, evaluator=has_validation, checkpoints=checkpoints)
+    run = FitRun(config, model, per_epoch)
+    return run if dry_run else run.start()
+
+
+def _examples(data: Any, validation_data: Any, class_weight: Mapping[int, float] | None) -> Examples | Stream:
+    if isinstance(data, Examples | Stream):
+        if validation_data is not None or class_weight is not None:
+            raise ValueError(
+                f"data is {type(data).__name__}; give validation and class_weight to it, not to fit"
+            )
+        return data
+    return Examples(data, validation_data, class_weight=class_weight)
+
+
+def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
+    """Writes the recipe with the model and arrays beside it; returns its path."""
+    from downpour.model.weights import own_objects
+
+    writer = Writer(folder / _ARRAYS)
+    own = own_objects(model)
+    objects = ", ".join(f"{key!r}: {writer.reference(value, f'the model: {key}')}" for key, value in own.items())
+    lines = [f"        {key}={writer.source(value, key)}," for key, value in fields.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(folder / _MODEL)
+    imports = {
+        "from pathlib import Path",
+        "from downpour.launch.job import Job",
+        "from downpour.launch.job.written import saved_model",
+        *writer.imports,
+    }
+    script = Path(sys.path[0]).absolute()
+    text = "\n".join(
+        [
+            '"""A job that `downpour.fit` has written; every process of it loads this file."""',
+            "",
+            "import sys",
+            "",
+            f"sys.path.append({str(script)!r})  # of the script that called fit",
+            "",
+            *sorted(imports),
+            "",
+            "HERE = Path(__file__).parent",
+            "",
+            "",
+            "def job() -> Job:",
+            "    return Job(",
+            f"        model=saved_model(HERE / {_MODEL!r}, {{{objects}}}),",
+            "        loss=None,",
+            *lines,
+            "    )",
+            "",
+        ]
+    )
+    path = folder / _RECIPE
+    files.write(path, text)
+    return path

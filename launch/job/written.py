@@ -1,0 +1,165 @@
+"""Writes Python objects into a recipe file, for other processes to read: values as source, arrays beside it as files.
+
+A function or class goes by module and name, or by the file of a script and name, so it must be at the top level of a
+file: what a notebook or a lambda defines exists in its own process alone. The recipe reads arrays back with `array`,
+functions with `imported`, and a saved model with `saved_model`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_reading = False  # whether this process is importing a script for one of its functions
+
+
+class Writer:
+    """Writes values as source text, and their arrays into a folder.
+
+    Args:
+        folder: Folder of the arrays, which is made when there is one to write.
+
+    Attributes:
+        imports: Lines that the source needs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._num_arrays = 0
+        self.imports: set[str] = set()
+
+    def source(self, value: Any, name: str) -> str:
+        """Returns the source of a value.
+
+        Args:
+            value: Plain values, arrays, functions and classes at the top level of a file, dataclasses, and tuples,
+                lists and dicts of them.
+            name: What messages call it.
+
+        Raises:
+            ValueError: It, or something in it, cannot be written.
+        """
+        if isinstance(value, _PLAIN):
+            return f"float({str(value)!r})" if isinstance(value, float) and not np.isfinite(value) else repr(value)
+        if isinstance(value, np.generic):
+            return repr(value.item())
+        if isinstance(value, np.ndarray):
+            return self._array(value)
+        if isinstance(value, tuple | list):
+            inside = ", ".join(self.source(one, f"{name}[{i}]") for i, one in enumerate(value))
+            return f"[{inside}]" if isinstance(value, list) else f"({inside},)" if value else "()"
+        if isinstance(value, Mapping):
+            pairs = [f"{key!r}: {self.source(one, f'{name}[{key!r}]')}" for key, one in value.items()]
+            return f"{{{', '.join(pairs)}}}"
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [f for f in dataclasses.fields(value) if f.init]
+            inside = ", ".join(f"{f.name}={self.source(getattr(value, f.name), f'{name}.{f.name}')}" for f in fields)
+            return f"{self.reference(type(value), name)}({inside})"
+        if callable(value) and hasattr(value, "__qualname__"):
+            return self.reference(value, name)
+        raise ValueError(
+            f"{name} is a {type(value).__name__}, which lives in this process only; give arrays, or a function at the "
+            "top level of a file that returns it: every process of the job calls it"
+        )
+
+    def reference(self, value: Any, name: str) -> str:
+        """Returns the source that imports a function or class.
+
+        Raises:
+            ValueError: It is not at the top level of a file.
+        """
+        module, qualified = value.__module__, value.__qualname__
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if "<" in qualified or (module == "__main__" and file is None):
+            what = "a lambda or local function" if "<" in qualified else "defined in a notebook or at a prompt"
+            raise ValueError(
+                f"{name} is {qualified}, {what}, which other processes cannot import; define it at the top level of a "
+                "file and import it from there"
+            )
+        if module == "__main__" or not _is_importable(module):
+            self.imports.add("from downpour.launch.job.written import imported")
+            return f"imported({str(Path(str(file)).absolute())!r}, {qualified!r})"
+        self.imports.add(f"import {module}")
+        return f"{module}.{qualified}"
+
+    def _array(self, value: np.ndarray) -> str:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = f"{self._num_arrays}.npy"
+        self._num_arrays += 1
+        np.save(self._folder / file, value, allow_pickle=value.dtype == object)
+        self.imports.add("from downpour.launch.job.written import array")
+        return f"array(HERE / {self._folder.name!r} / {file!r})"
+
+
+def array(path: Path) -> np.ndarray:
+    """Reads an array: mapped, so that processes of one machine share its memory; arrays of strings are read whole."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError:  # of objects
+        return np.asarray(np.load(path, allow_pickle=True))
+
+
+def imported(path: str, name: str) -> Any:
+    """Returns a function or class of a script's file, which is imported once, and not as `__main__`.
+
+    Raises:
+        ValueError: The file or the name is missing.
+    """
+    global _reading
+    module_name = f"downpour_script_{Path(path).stem}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None or not Path(path).is_file():
+            raise ValueError(f"{path} is missing; a process of the job needs {name} of it")
+        sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(Path(path).parent))  # as for a script that is run
+        _reading = True
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+        finally:
+            _reading = False
+    found: Any = sys.modules[module_name]
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def check_not_reading() -> None:
+    """Raises `ValueError` while a process of a job imports a script, which must not start another job."""
+    if _reading:
+        raise ValueError(
+            "downpour.fit is called while a process of its job imports the script; put the call under "
+            'if __name__ == "__main__":'
+        )
+
+
+def saved_model(path: Path, objects: Mapping[str, Any]) -> Callable[[], keras.Model]:
+    """Returns a function that loads a model with its loss and metrics; `objects` are classes and functions by name."""
+
+    def model() -> keras.Model:
+        import keras
+
+        return keras.saving.load_model(path, custom_objects=dict(objects))
+
+    return model
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
