@@ -7,6 +7,7 @@ and writes nothing. Used by `downpour.launch.layout_table`, the process that lau
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,20 @@ def batches_of(job: Job, *, evaluator: bool) -> list[tuple[np.ndarray, np.ndarra
                     f"{_name(job)} gives no training batch although there are leases; batches end with them"
                 )
             leases.check(batches.position)
+            second: Any = next(iter(batches), None)
         found.append(_pair(job, first))
+        if second is not None:
+            _check_new_arrays(job, found[-1], _pair(job, second))
     return found
+
+
+def _check_new_arrays(job: Job, first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> None:
+    """Raises `ValueError` for a source that fills the arrays of one batch again for the next, which is made ahead."""
+    if any(np.shares_memory(one, other) for one, other in zip(first, second, strict=True)):
+        raise ValueError(
+            f"{_name(job)}: two batches share an array; give every batch arrays of its own, as batches are assembled "
+            f"while others are trained on{_at(job, 'training')}"
+        )
 
 
 def predict(model: Any, images: np.ndarray) -> Any:

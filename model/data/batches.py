@@ -5,6 +5,7 @@ Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
@@ -26,8 +27,8 @@ ALIGNMENT = 64  # bytes; TensorFlow computes with memory that begins at a multip
 class Batches:
     """Iterator of batches: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32 multi-hot with ancestors.
 
-    Close it, or use it as a context manager, to stop its threads and close its files. A worker iterates on one thread
-    (see `prefetch`) and closes on another, after the first has ended.
+    Close it, or use it as a context manager, to stop its threads and close its files. A worker iterates and
+    closes on one thread, which is not its main thread (see `prefetch`).
 
     Args:
         batches: Yields images, labels, and the position after them. It must not change an array that it has yielded: a
@@ -58,8 +59,9 @@ class Batches:
         self.close()
 
     def close(self) -> None:
-        """Ends the iteration; may be called twice, but not while another thread is inside `next`."""
-        self._batches.close()
+        """Ends the iteration; may be called twice. Does nothing while another thread is inside `next`."""
+        if inspect.getgeneratorstate(self._batches) != inspect.GEN_RUNNING:
+            self._batches.close()
 
 
 class Dataset(Protocol):
