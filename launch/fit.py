@@ -87,7 +87,9 @@ class FitRun(LocalRun):
         from downpour.launch.roles import initial
         from downpour.model.weights import assign
 
-        assign(self._trained, initial.load_checkpoint(str(self.config.folder)), average=self.config.job.average is not None)
+        assign(
+            self._trained, initial.load_checkpoint(str(self.config.folder)), average=self.config.job.average is not None
+        )
         return self._trained
 
 
@@ -171,9 +173,7 @@ def fit(
 def _examples(data: Any, validation_data: Any, class_weight: Mapping[int, float] | None) -> Examples | Stream:
     if isinstance(data, Examples | Stream):
         if validation_data is not None or class_weight is not None:
-            raise ValueError(
-                f"data is {type(data).__name__}; give validation and class_weight to it, not to fit"
-            )
+            raise ValueError(f"data is {type(data).__name__}; give validation and class_weight to it, not to fit")
         return data
     return Examples(data, validation_data, class_weight=class_weight)
 

@@ -1,7 +1,8 @@
 """The private parts of Keras that this project uses, each with what happens where a version of Keras lacks it.
 
 Keras has no public way to list the layers within layers, to see that a layer is rematerialized or that an output is
-masked, or to assign a variable in spite of a `keras.StatelessScope`. Everything else of Keras is used as documented.
+masked, or to assign a variable in spite of a `keras.StatelessScope`. `launch/job/compiled` reads two private attributes
+of optimizers besides.
 
 Nothing here runs an operation, draws a random number or takes an automatic name, so that it may be called while a model
 is built or traced. Threads: any.

@@ -32,6 +32,9 @@ WITH_TENSORFLOW = {
     "worker/step/step.py",
     "worker/step/variables.py",
     "launch/job/build.py",
+    "launch/job/compiled/learning_rate.py",
+    "launch/job/compiled/model.py",
+    "launch/job/compiled/optimizer.py",
     "launch/local/preflight.py",
 }
 

@@ -15,8 +15,8 @@ def test_mypy_reports_a_planted_error(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     entry = tmp_path / "launch" / "ps.py"
-    assert "ShardServer(index," in entry.read_text()
-    entry.write_text(entry.read_text().replace("ShardServer(index,", "ShardServer(str(index),"))
+    assert "ShardServer(config.index," in entry.read_text()
+    entry.write_text(entry.read_text().replace("ShardServer(config.index,", "ShardServer(str(config.index),"))
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "-p", "downpour.launch"],
         cwd=tmp_path,

@@ -15,7 +15,7 @@ from downpour.launch.job import keras_settings, mistakes
 from downpour.launch.job.job import Job
 from downpour.model import keras_private
 from downpour.model.data import nests
-from downpour.model.data.batches import Batch, blank_batch, has_labelled_images
+from downpour.model.data.batches import Batch, blank_batch, has_labelled_images, positions_in_batch
 from downpour.proto.codec import CODECS, WIRE_DTYPES
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
 from downpour.ps.layout import Layout, Slicing, lay_out
@@ -242,7 +242,7 @@ def check_data(job: Job) -> None:
     """Raises `ValueError` when the data cannot be read, or are fewer than one batch."""
     with mistakes.final():
         job.data.check()
-        if job.data.num_records < job.batch_size:
+        if job.data.num_records < positions_in_batch(job.data, job.batch_size):
             raise ValueError(
                 f"batch_size is {job.batch_size}, but there are only {job.data.num_records} training records; give "
                 f"--set=batch_size={job.data.num_records} or less"

@@ -18,6 +18,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,8 +34,15 @@ _ENVIRONMENT = {"PYTHONUNBUFFERED": "1"}
 
 
 def start(config: RunConfig, display: Display | None = None) -> LocalRun:
-    """Checks a configuration and starts the run; see `LocalRun`."""
-    return LocalRun(config, display).start()
+    """Checks a configuration and starts the run; see `LocalRun`. Relative paths are resolved now."""
+    recipe = Path(config.recipe)
+    absolute = replace(
+        config,
+        recipe=recipe.absolute() if recipe.suffix == ".py" else config.recipe,
+        run_dir=config.folder.absolute(),
+        arena_parent=config.arena_parent and config.arena_parent.absolute(),
+    )
+    return LocalRun(absolute, display).start()
 
 
 class LocalRun:
@@ -69,6 +78,8 @@ class LocalRun:
         Raises:
             ValueError: The configuration is refused, or the folder of the run holds another run or is in use.
         """
+        if self._lock is not None:
+            raise ValueError(f"the run in {self.config.folder} was started before; make a new one")
         check(self.config)
         self._lock = owner.Lock(self.config.folder / _LOCK, "launcher")
         self._process = os.getpid()
@@ -107,10 +118,11 @@ class LocalRun:
         Args:
             save: Whether the chief first writes a checkpoint, which takes up to 30 s.
         """
-        if not self.running:
+        is_own = threading.current_thread() is self._thread
+        if not self.running or (is_own and self._supervisor.interrupted):
             return
         self._supervisor.interrupt(Stopped("stopped by the caller"), hurry=not save)
-        if threading.current_thread() is self._thread:
+        if is_own:
             return
         try:
             self._ended.wait()
@@ -131,7 +143,10 @@ class LocalRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if not self._supervisor.interrupted:
+            self.stop()
+        elif self.running:  # a signal was passed on to it
+            self._ended.wait()
 
     def _run(self) -> None:
         try:

@@ -15,7 +15,7 @@ from downpour.launch.job import Job, mistakes
 from downpour.launch.job.build import build, check_data, check_image_shape
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
 from downpour.model.data.batches import Batch, has_labelled_images, positions_in_batch
-from downpour.model.data.nests import num_examples
+from downpour.model.data.nests import flatten, num_examples
 from downpour.model.data.order import Counted, forever
 from downpour.model.vision import metrics
 from downpour.proto.codec import CODECS
@@ -75,8 +75,24 @@ def batches_of(job: Job, *, evaluator: bool) -> list[Batch]:
                     f"{_name(job)} gives no training batch although there are leases; batches end with them"
                 )
             leases.check(batches.position)
+            second: Any = next(iter(batches), None)
         found.append(_checked(job, first))
+        if second is not None:
+            _check_new_arrays(job, found[-1], _checked(job, second))
     return found
+
+
+def _check_new_arrays(job: Job, first: Batch, second: Batch) -> None:
+    """Raises `ValueError` for a source that fills the arrays of one batch again for the next, which is made ahead."""
+    ones, others = (
+        [leaf for leaf in flatten(batch).values() if isinstance(leaf, np.ndarray) and leaf.flags.writeable]
+        for batch in (first, second)
+    )
+    if any(np.shares_memory(one, other) for one in ones for other in others):
+        raise ValueError(
+            f"{_name(job)}: two batches share an array; give every batch arrays of its own, as batches are assembled "
+            f"while others are trained on{_at(job, 'training')}"
+        )
 
 
 def predict(model: Any, images: np.ndarray) -> Any:

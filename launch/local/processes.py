@@ -5,6 +5,7 @@ Entered by the thread of the supervisor only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -102,8 +103,9 @@ class SupervisedProcess:
         process = self._process
         if process is not None:
             if process.returncode is None and hasattr(os, "waitid"):
-                if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                    _kill_group(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):  # the program around this run reaps its children
+                    if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                        _kill_group(process.pid, signal.SIGKILL)
             process.poll()
         self._read_lines()
         return self.returncode

@@ -127,6 +127,11 @@ class Supervisor:
         self._stopped = reason
 
     @property
+    def interrupted(self) -> bool:
+        """Whether `interrupt` was called."""
+        return self._stopped is not None
+
+    @property
     def hurried(self) -> bool:
         """Whether everything must end now: a second signal has arrived."""
         return self._hurried

@@ -30,8 +30,8 @@ class Batches:
     Those of image data sets are `(images, labels)`: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32
     multi-hot with ancestors.
 
-    Close it, or use it as a context manager, to stop its threads and close its files. A worker iterates on one thread
-    (see `prefetch`) and closes on another, after the first has ended.
+    Close it, or use it as a context manager, to stop its threads and close its files. A worker iterates and
+    closes on one thread, which is not its main thread (see `prefetch`).
 
     Args:
         batches: Yields each batch and the position after it. It must not change an array that it has yielded: a
@@ -62,8 +62,9 @@ class Batches:
         self.close()
 
     def close(self) -> None:
-        """Ends the iteration; may be called twice, but not while another thread is inside `next`."""
-        self._batches.close()
+        """Ends the iteration; may be called twice. Does nothing while another thread is inside `next`."""
+        if inspect.getgeneratorstate(self._batches) != inspect.GEN_RUNNING:
+            self._batches.close()
 
 
 class Dataset(Protocol):

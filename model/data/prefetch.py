@@ -5,15 +5,19 @@ Threads: one thread iterates over the source, another takes the batches. No Tens
 
 from __future__ import annotations
 
-from collections import deque
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
+from absl import logging
+
 from downpour.model.data.batches import Batch, Batches
 from downpour.model.vision.records import RecordCounts
+
+_END_S = 5.0  # for a batch that is being assembled at the end
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Prefetch:
     Only batches that were taken count: `position` and `counts` are those of the last one. The `next` that would have
     returned a batch raises what the source has raised in its place.
 
-    Close it, or use it as a context manager, to stop its thread; afterwards the source may be closed.
+    Close it, or use it as a context manager: its thread then closes the source, which so begins and ends on one thread.
 
     Args:
         source: Iterated by the thread alone, from the first `next` until `close`.
@@ -49,18 +53,27 @@ class Prefetch:
         self.position = 0
         self.counts = RecordCounts()
         self._source, self._check, self._ahead = source, check, ahead
-        self._loading: deque[Future[_Loaded]] = deque()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")  # starts its thread with the first batch
+        self._num_asked = 0  # batches asked for and not taken
+        self._asked = queue.SimpleQueue[bool]()  # False: the end
+        self._assembled = queue.SimpleQueue[_Loaded | BaseException]()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        while len(self._loading) <= self._ahead:
-            self._loading.append(self._pool.submit(self._load))
-        loaded = self._loading.popleft().result()
-        self.position, self.counts = loaded.position, loaded.counts
-        return loaded.batch
+        if not self._thread.ident:
+            self._thread.start()
+        while self._num_asked <= self._ahead:
+            self._asked.put(True)
+            self._num_asked += 1
+        given = self._assembled.get()
+        self._num_asked -= 1
+        if isinstance(given, BaseException):
+            raise given
+        self.position, self.counts = given.position, given.counts
+        return given.batch
 
     def __enter__(self) -> Self:
         return self
@@ -69,8 +82,28 @@ class Prefetch:
         self.close()
 
     def close(self) -> None:
-        """Discards the batches not taken and ends the thread, after the batch that it is assembling."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Discards the batches not taken and ends the thread, after the batch that it is assembling.
+
+        A thread that a source still blocks after 5 s is left behind: nobody needs what it waits for.
+        """
+        self._is_closing = True
+        if not self._thread.ident:
+            return
+        self._asked.put(False)
+        self._thread.join(_END_S)
+        if self._thread.is_alive():
+            logging.warning("the data source gives no batch and does not end; it is left behind")
+
+    def _run(self) -> None:
+        while self._asked.get() and not self._is_closing:
+            try:
+                self._assembled.put(self._load())
+            except BaseException as error:  # `next` raises it
+                self._assembled.put(error)
+        try:
+            self._source.close()
+        except Exception as error:  # what was read from it is not affected
+            logging.warning("the data source cannot be closed: %r", error)
 
     def _load(self) -> _Loaded:
         batch = next(self._source)

@@ -38,6 +38,7 @@ class Dispatcher:
         is_open: Whether calls may go to the pool; at first they may not.
         makes_sense: Whether the last message was decoded, so that calls may run side by side.
         running: Streams whose calls were handed to the pool and have not ended.
+        ending: Those of them that are about to end, and hold up no other.
     """
 
     def __init__(self, host: Host, connection: Connection, caller: Caller) -> None:
@@ -45,6 +46,7 @@ class Dispatcher:
         # Guarded by the connection's lock.
         self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream
         self.running: set[int] = set()
+        self.ending: set[int] = set()
         self.is_open = False
         self.makes_sense = False
         self._used_at = time.monotonic()
@@ -69,8 +71,8 @@ class Dispatcher:
             return True
         return False
 
-    def go_on(self, stream: Stream, ended: int = 0) -> None:
-        """Hands a waiting call to the pool if it may run; `ended` is a call that counts as running no more.
+    def go_on(self, stream: Stream) -> None:
+        """Hands a waiting call to the pool if it may run.
 
         Raises:
             ProtocolError: The pool has no room, and the peer does not read the answers to its calls.
@@ -78,7 +80,7 @@ class Dispatcher:
         if stream.number not in self._waiting:  # unlocked, as every received message leads here; checked below
             return
         with self._connection.lock:
-            may_run = self.makes_sense or not self.running - {ended}
+            may_run = self.makes_sense or not self.running - self.ending
             is_due = stream.reset is not None or (may_run and _is_due(stream))
             if not self.is_open or not is_due:
                 return
@@ -94,28 +96,27 @@ class Dispatcher:
             last = calls.answer(stream.number, grpc.StatusCode.RESOURCE_EXHAUSTED, words)
             self._end(stream, last, ErrorCode.NO_ERROR)
 
-    def go_on_with_all(self, ended: int = 0) -> bool:
+    def go_on_with_all(self) -> bool:
         """Hands over calls that waited for another one to make sense or to end; returns whether any has waited."""
         with self._connection.lock:
             waiting = [self._connection.streams.open[number] for number in self._waiting]
         for stream in waiting:
-            self.go_on(stream, ended)
+            self.go_on(stream)
         return bool(waiting)
 
-    def expire(self, now: float) -> bool:
-        """Ends calls whose first message is late; returns False if the pool has no room for that."""
+    def expire(self, now: float) -> list[int]:
+        """Ends calls whose first message is late; returns the streams of those for which the pool has no room."""
         with self._connection.lock:
             late = [number for number in self._waiting if _is_late(self._connection.streams.open[number], now)]
             expired = {number: self._waiting.pop(number) for number in late}
             self.running.update(late)
-        unended = [number for number, call in expired.items() if not self._host.run(call.expire)]
-        self._drop(unended)
-        return not unended
+        return [number for number, call in expired.items() if not self._host.run(call.expire)]
 
     def ended(self, stream: Stream) -> None:
         """Forgets a call that has ended."""
         self._used_at = time.monotonic()
         self.running.discard(stream.number)
+        self.ending.discard(stream.number)
 
     def is_idle(self, now: float) -> bool:
         """Whether there has been no call for so long that the connection can be ended."""
@@ -126,9 +127,10 @@ class Dispatcher:
         with self._connection.lock:
             waiting = list(self._waiting)
             self._waiting.clear()
-        self._drop(waiting)
+        self.drop(waiting)
 
-    def _drop(self, numbers: list[int]) -> None:
+    def drop(self, numbers: list[int]) -> None:
+        """Drops calls that will not run."""
         for number in numbers:
             self._host.gate.broke_off()
             self._connection.forget(self._connection.streams.open[number])

@@ -134,7 +134,9 @@ class ServerConnection(Connection):
     def forget(self, stream: Stream) -> None:
         """See `Connection`."""
         super().forget(stream)
-        self._go_on_with_waiting(stream.number)  # before it is discarded, for which `close` waits
+        with self.lock:
+            self._calls.ending.add(stream.number)
+        self._go_on_with_waiting()  # before it is discarded, for which `close` waits
         with self.lock:
             self._calls.ended(stream)
             self.changed.notify_all()
@@ -167,8 +169,9 @@ class ServerConnection(Connection):
 
     def look_after(self, now: float) -> None:
         """Ends calls whose first message is late, and the connection if it is idle; called every second or so."""
-        if not self._calls.expire(now):
-            self.shut_down()
+        if unended := self._calls.expire(now):
+            self.shut_down()  # first, so that nothing is sent to a peer that does not read
+            self._calls.drop(unended)
         with self.lock:
             leaves = self._calls.is_idle(now) and not self._is_leaving
             self._is_leaving |= leaves
@@ -194,10 +197,10 @@ class ServerConnection(Connection):
             self.is_admitted = True
         self._calls.go_on(stream)
 
-    def _go_on_with_waiting(self, ended: int = 0) -> None:
+    def _go_on_with_waiting(self) -> None:
         """Hands over calls that waited for another one of this connection to make sense or to end."""
         try:
-            if self._calls.go_on_with_all(ended):
+            if self._calls.go_on_with_all():
                 self.flush()
         except ProtocolError as error:
             self._end_for(error)

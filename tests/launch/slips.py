@@ -155,6 +155,20 @@ SLIPS = {
         "data source Data: training() returns a generator; return downpour.model.data.Batches",
         False,
     ),
+    "arrays that are filled again": Slip(
+        _DATA.format(
+            method="training",
+            body="given = super().training(**arguments); images = np.empty((4, 8, 8, 3), 'f')\n"
+            "        from downpour.model.data import Batches\n"
+            "        def again():\n"
+            "            for some, labels in given:\n"
+            "                images[:] = some\n"
+            "                yield (images, labels), given.position\n"
+            "        return Batches(again(), given.counts)",
+        ),
+        "two batches share an array",
+        False,
+    ),
     "leases ignored": Slip(
         _DATA.format(
             method="training",

@@ -165,6 +165,20 @@ def test_a_stopped_run_leaves_a_checkpoint_and_continues_from_it(
     assert not left_behind()
 
 
+def test_a_block_that_ends_after_a_signal_was_passed_on_keeps_the_checkpoint(
+    paced: Callable[..., tuple[LocalRun, Seen]], tmp_path: Path, left_behind: Callable[[], list[object]]
+) -> None:
+    run, seen = paced()
+    with run:
+        wait_until(lambda: seen.step >= 2, "step 2", jobs.START_S)
+        run.interrupt(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        run.wait(0)
+    assert checkpoint.complete(Folder(tmp_path / "run" / "checkpoints")) and not left_behind()
+    with pytest.raises(ValueError, match="was started before"):
+        run.start()
+
+
 def test_a_run_that_is_stopped_without_a_checkpoint_ends_at_once(
     paced: Callable[..., tuple[LocalRun, Seen]], tmp_path: Path, left_behind: Callable[[], list[object]]
 ) -> None:

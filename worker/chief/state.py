@@ -1,6 +1,7 @@
 """State shared by the chief's service, its main thread and its healer, guarded by one condition.
 
-Threads: any. No thread waits for a disk or the network while it holds the condition's lock, except in `hold`.
+Threads: any. No thread waits for a disk or the network while it holds the condition's lock, except in `hold`, and
+before the state is ready, when nothing can be answered.
 """
 
 from __future__ import annotations

@@ -106,7 +106,8 @@ class _Replica:
         if self._update is None:
             return
         for w, slots, g in zip(self.parameters.trained, self._slots, gradients.trained, strict=True):
-            self._update(w, slots, g, self._rate, 0.0, 0.0, self._num_computed)
+            writable = g if g.flags.writeable else g.copy()  # what the compiled loops take; memory of a tensor is not
+            self._update(w, slots, writable, self._rate, 0.0, 0.0, self._num_computed)
         for statistic, difference in zip(self.parameters.statistics, gradients.statistics, strict=True):
             statistic += difference
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
+from downpour.model.data import prefetch as prefetch_module
 from downpour.model.data.batches import PlacedBatch
 from downpour.model.data.order import Counted, forever
 from downpour.model.data.prefetch import Prefetch
@@ -40,12 +42,7 @@ class Source(Batches):
                 self.counts.good()
             self.counts.bad("file", number, "damaged")
             self.num_assembled += 1
-            placed: PlacedBatch = (
-                np.full((3, 1, 1, 3), number, np.float32),
-                np.zeros((3, 2), np.float32),
-                4 * number + 4,
-            )
-            yield placed
+            yield (np.full((3, 1, 1, 3), number, np.float32), np.zeros((3, 2), np.float32)), 4 * number + 4
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +122,36 @@ def test_the_check_sees_every_position_and_its_error_is_raised_in_the_place_of_t
         with pytest.raises(ValueError, match="position 12 is not leased"):
             next(prefetch)
     assert seen[:3] == [4, 8, 12]
+
+
+def test_a_source_that_blocks_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch_module, "_END_S", 0.2)
+    go_on = threading.Event()
+
+    def waiting() -> Generator[PlacedBatch, None, None]:
+        yield next(Source()._batches)
+        go_on.wait(60)
+
+    with Batches(waiting(), RecordCounts()) as source, Prefetch(source) as prefetch:
+        next(prefetch)
+    go_on.set()
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("batches")], "the thread's end")
+
+
+def test_the_source_is_closed_by_the_thread_that_iterated_over_it() -> None:
+    threads = []
+
+    def own() -> Generator[PlacedBatch, None, None]:
+        try:
+            for number in itertools.count():
+                threads.append(threading.get_ident())
+                yield next(Source(number + 1)._batches)
+        finally:
+            threads.append(threading.get_ident())
+
+    with Batches(own(), RecordCounts()) as source, Prefetch(source) as prefetch:
+        next(prefetch)
+    assert len(threads) >= 2 and len(set(threads)) == 1 and threads[0] != threading.get_ident()
 
 
 def test_it_ends_with_the_source() -> None:

@@ -164,7 +164,7 @@ def test_a_call_whose_first_message_does_not_come_is_ended(
                 got += raw.recv(1 << 16)
             except TimeoutError:
                 raw.sendall(ping)  # which is no excuse
-        assert b"grpc-status\x011" in got and b"no message has come" in got
+        assert b"grpc-status\x011" in got and b"no message was received in time" in got
         raw.settimeout(20)
         raw.sendall(call(3) + data(3, b"now"))
         while b"now" not in got:
@@ -397,6 +397,30 @@ def test_calls_that_waited_for_one_that_made_no_sense_are_answered(served: Serve
         raw.shutdown(socket.SHUT_WR)
         got = rest(raw)
     assert got.count(b"grpc-status\x010") == 10 and got.count(b"grpc-status\x013") == 3
+
+
+def test_a_call_that_arrives_while_another_ends_is_not_forgotten(
+    served: Server, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at those that wait and the end of the one that ends."""
+    go_on_with_all = dispatcher.Dispatcher.go_on_with_all
+    arrived, sends = threading.Event(), threading.Event()
+
+    def arriving(self: dispatcher.Dispatcher) -> bool:
+        found = go_on_with_all(self)
+        if threading.current_thread().name == "call" and self.ending:
+            sends.set()
+            assert arrived.wait(20)
+            time.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(dispatcher.Dispatcher, "go_on_with_all", arriving)
+    with connect(served, GREETING + call(1) + data(1, b"nonsense") + call(3)) as raw:
+        assert sends.wait(20)
+        raw.sendall(data(3, b"x"))
+        time.sleep(0.2)
+        arrived.set()
+        wait_until(lambda: service.num_run == 1, "the second")
 
 
 def test_calls_run_side_by_side_once_a_message_was_decoded(served: Server, service: Service) -> None:

@@ -12,7 +12,7 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NonFinite
 from downpour.ps.layout import FACTORED, STATISTIC, Slicing, Variable, lay_out
-from downpour.ps.layout.cuts import BLOCK_ELEMENTS
+from downpour.ps.layout.chunks import PIECE_ELEMENTS
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.named import to_message
 from downpour.ps.policy.pace import Async, Sync
@@ -31,7 +31,7 @@ LAYOUT = lay_out(
         Variable("k", (300, 70), FACTORED),
         Variable("t", (160_000, 7), weight_decay=1e-3),
         Variable("small", (90, 5)),
-        Variable("b", (BLOCK_ELEMENTS + 11,)),
+        Variable("b", (PIECE_ELEMENTS + 11,)),
         Variable("m", (3,), STATISTIC),
     ],
     1,

@@ -31,6 +31,8 @@ from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
+from downpour.worker.chief.membership import Membership
+from downpour.worker.chief.training_time import TrainingTime
 from tests.chunks import encode_chunk
 
 BEFORE = Path(__file__).parent / "before"
@@ -123,13 +125,13 @@ def test_an_arena_of_an_older_format_is_refused(tmp_path: Path, pace: str) -> No
 def test_a_journal_is_continued(tmp_path: Path, commit: str) -> None:
     journal = Journal(unpack(commit, "async", tmp_path) / "journal.json").read(JOB_ID)
     assert journal is not None
-    known = JournalState(Coordinator(20, 4, LeaseTable(100, 10), 1000.0, 2, 30.0))
+    known = JournalState(Coordinator(20, 4, LeaseTable(100, 10), Membership(2, 30.0), TrainingTime(1000.0)))
     known.load(journal, now_s=100.0)
     assert known.coordinator.step == 4 and known.checkpoint is not None and known.checkpoint.step == 4
     again = known.state(now_s=100.0)
     assert without_times(again) == without_times({key: journal[key] for key in again})
     saved = checkpoint.load(tmp_path / "step-0000000004")
-    resumed = JournalState(Coordinator(20, 4, LeaseTable(100, 10), 1000.0, 2, 30.0))
+    resumed = JournalState(Coordinator(20, 4, LeaseTable(100, 10), Membership(2, 30.0), TrainingTime(1000.0)))
     resumed.resume(saved, now_s=100.0)
     assert resumed.coordinator.step == 4 == resumed.resumed_from
     # What the workers had not finished is granted again, first.

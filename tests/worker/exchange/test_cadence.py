@@ -47,6 +47,8 @@ def gradient(w: np.ndarray, batch: float) -> np.ndarray:
 
 def step(parameters: Parameters, images: Any, labels: Any) -> Result:
     trained = [gradient(w, images[0]) for w in parameters.trained]
+    for vector in trained:
+        vector.flags.writeable = False  # as memory of a tensor
     return Result(Gradients(trained, [np.ones_like(m) for m in parameters.statistics], list(parameters.versions)))
 
 
