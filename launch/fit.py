@@ -4,9 +4,9 @@
     run.wait()
     run.history, run.summary, run.model
 
-It writes a recipe, `job/recipe.py` in the folder of the run, with the model and arrays beside it, and starts a local run
-of it; the same file runs on ssh, Slurm and Kubernetes. Loss, metrics, optimizer, schedule, clipping and average of the
-compiled model are taken over, or refused by name.
+It writes a recipe, `job/recipe.py` in the folder of the run, with the model and arrays beside it, and starts a local
+run of it; the same file runs on ssh, Slurm and Kubernetes. Loss, metrics, optimizer, schedule, clipping and average of
+the compiled model are taken over, or refused by name.
 """
 
 from __future__ import annotations

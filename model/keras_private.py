@@ -43,6 +43,15 @@ def mask_of(output: Any) -> Any:
     return getattr(output, "_keras_mask", None)
 
 
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """Returns loss and metrics as `compile` was given them; empty where Keras does not keep that any longer.
+
+    Functions and classes of the user's own among them must then be registered with Keras for a model to be loaded.
+    """
+    given = getattr(getattr(model, "_compile_config", None), "config", {})
+    return {name: given.get(name) for name in ("loss", "metrics", "weighted_metrics")}
+
+
 def assign_now(variable: keras.Variable, value: Any) -> None:
     """Assigns a variable at once, within a `keras.StatelessScope` that does not hold it.
 

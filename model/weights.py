@@ -66,13 +66,11 @@ def own_objects(model: keras.Model) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for layer in keras_private.layers_of(model):
         found[type(layer).__name__] = type(layer)
-    if model.compiled:
-        given = model.get_compile_config() or {}
-        for value in _leaves([given.get(key) for key in ("loss", "metrics", "weighted_metrics")]):
-            if callable(value):
-                found[getattr(value, "__name__", type(value).__name__)] = (
-                    value if hasattr(value, "__qualname__") else type(value)
-                )
+    for value in _leaves(keras_private.compile_arguments(model)):
+        if isinstance(value, type) or hasattr(value, "__qualname__"):
+            found[value.__name__] = value
+        elif callable(value):
+            found[type(value).__name__] = type(value)
     return {name: value for name, value in found.items() if value.__module__.partition(".")[0] != "keras"}
 
 
@@ -84,7 +82,7 @@ def assign(model: keras.Model, saved: Any, *, average: bool = False) -> None:
         saved: The checkpoint.
         average: Whether trained variables get the average.
     """
-    names = {variable.name: kind for variable, kind in ((v, v.kind) for v in saved.layout.variables)}
+    names = [variable.name for variable in saved.layout.variables]
     values = dict(zip(names, saved.layout.gather(saved.parameters(False)), strict=True))
     averages = dict(zip(names, saved.layout.gather(saved.parameters(True)), strict=True)) if average else {}
     trained = {variable.path for variable in model.trainable_variables}
@@ -92,6 +90,16 @@ def assign(model: keras.Model, saved: Any, *, average: bool = False) -> None:
         if variable.path in values:
             chosen = averages if average and variable.path in trained else values
             variable.assign(chosen[variable.path])
+
+
+def _leaves(nest: Any) -> Iterator[Any]:
+    if isinstance(nest, Mapping):
+        nest = list(nest.values())
+    if isinstance(nest, list | tuple):
+        for inner in nest:
+            yield from _leaves(inner)
+    else:
+        yield nest
 
 
 def read(path: str | Path, model: keras.Model, names: Collection[str]) -> dict[str, np.ndarray]:

@@ -105,7 +105,7 @@ class Writer:
 def array(path: Path) -> np.ndarray:
     """Reads an array: mapped, so that processes of one machine share its memory; arrays of strings are read whole."""
     try:
-        return np.load(path, mmap_mode="r")
+        return np.asarray(np.load(path, mmap_mode="r"))
     except ValueError:  # of objects
         return np.asarray(np.load(path, allow_pickle=True))
 

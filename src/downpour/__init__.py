@@ -4,6 +4,11 @@ The five packages below this one live at the top of the checkout (`ps/`, `worker
 `launch/`); the links beside this file give them their import names, `downpour.ps` and so on.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from downpour.launch.fit import fit as fit
+
 __version__ = "0.1.0"
 
 # What pip calls it: on PyPI the name `downpour` belongs to another project.
@@ -13,3 +18,12 @@ DISTRIBUTION = "downpour-training"
 def how_to_install(extra: str) -> str:
     """The command that installs an extra of setup.py beside what is installed."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `fit` on first use: a shard needs nothing of it."""
+    if name != "fit":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from downpour.launch.fit import fit
+
+    return fit

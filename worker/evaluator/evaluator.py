@@ -1,7 +1,7 @@
 """The evaluator: scores every checkpoint on the held-out examples and reports the scores to the chief.
 
-The scores of a compiled model are its own loss and metrics, `val_loss` and so on as in Keras' `fit`. Those of a job with a loss of its own are mAP@100 where
-the data are labelled images, and otherwise the mean of that loss, `val_loss`.
+The scores of a compiled model are its own loss and metrics, `val_loss` and so on as in Keras' `fit`. Those of a job
+with a loss of its own are mAP@100 where the data are labelled images, and otherwise the mean of that loss, `val_loss`.
 
 Threads: one. TensorFlow is allowed here.
 """
