@@ -256,6 +256,7 @@ def check_compiled(model: Any, job: Job, batch: Batch) -> None:
         ValueError: The loss does not fit the outputs; or the optimizer says something else than the job, which would
             be ignored.
     """
+    import keras
     import tensorflow as tf
 
     from downpour.launch.job.compiled import LossScaling, from_compiled
@@ -274,6 +275,7 @@ def check_compiled(model: Any, job: Job, batch: Batch) -> None:
         raise ValueError(f"the optimizer has {given.loss_scale}; workers scale the loss by {scaling}, or not at all")
     is_sized = any(tensor.shape[0] is not None for tensor in tf.nest.flatten(getattr(model, "inputs", None) or []))
     few = nests.map_leaves(lambda _, leaf: leaf if leaf is None or is_sized else leaf[:1], batch)
+    state = [(variable, keras.ops.copy(variable.value)) for variable in model.non_trainable_variables]
     try:
         model.test_on_batch(*few)
     except (ValueError, TypeError, AttributeError, NotImplementedError, tf.errors.OpError) as error:
@@ -283,6 +285,8 @@ def check_compiled(model: Any, job: Job, batch: Batch) -> None:
             f"{nests.describe(batch[1])} and outputs of shape {outputs}: {mistakes.describe(error)}"
         ) from error
     model.reset_metrics()
+    for variable, value in state:  # seeds advance in inference, too
+        variable.assign(value)
 
 
 def _may_factor(job: Job) -> bool:
