@@ -11,6 +11,7 @@ the compiled model are taken over, or refused by name.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downpour import files
-from downpour.launch.job.job import Cluster, Exchange
+from downpour.launch.job.job import Cluster, Exchange, Job
 from downpour.launch.job.written import Writer, check_not_reading
 from downpour.launch.local import LocalRun, RunConfig
 from downpour.launch.observe import report
@@ -161,6 +162,10 @@ def fit(
         "checkpoint_every_steps": per_epoch,
         **job_fields,
     }
+    unknown = set(job_fields) - {field.name for field in dataclasses.fields(Job)}
+    if unknown or {"model", "loss"} & set(job_fields):
+        raise ValueError(f"{', '.join(sorted(unknown)) or 'model, loss'} cannot be given; other fields of Job can")
+    Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
     recipe = _write(model, fields, folder / _JOB) if not resume else folder / _JOB / _RECIPE

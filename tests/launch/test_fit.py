@@ -1,0 +1,142 @@
+"""`downpour.fit`: whole runs with real roles, and what is refused before one starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import downpour
+from downpour.launch.job import recipe
+from downpour.model.data import Examples
+from tests.parity.models import MODELS, data_of
+
+SCRIPT = """
+import sys
+import keras, numpy as np
+import downpour
+
+
+def own_loss(labels, outputs):
+    return keras.ops.mean(keras.ops.square(labels - outputs), axis=-1)
+
+
+class Doubled(keras.layers.Layer):
+    def call(self, inputs):
+        return 2 * inputs
+
+
+def examples(number, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((number, 4)).astype("f"), rng.integers(0, 9, (number, 1))
+    return {"a": a, "b": b}, {"sum": a.sum(1, keepdims=True), "kind": b[:, 0] % 3}
+
+
+if __name__ == "__main__":
+    a, b = keras.Input((4,), name="a"), keras.Input((1,), dtype="int32", name="b")
+    x = keras.layers.Concatenate()([Doubled()(a), keras.layers.Flatten()(keras.layers.Embedding(9, 4)(b))])
+    x = keras.layers.Dense(16, activation="relu")(x)
+    outputs = {"sum": keras.layers.Dense(1, name="sum")(x), "kind": keras.layers.Dense(3, name="kind")(x)}
+    model = keras.Model({"a": a, "b": b}, outputs, name="two")
+    model.compile(
+        optimizer=keras.optimizers.Adam(0.02),
+        loss={"sum": own_loss, "kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
+        metrics={"kind": ["accuracy"]},
+    )
+    run = downpour.fit(
+        model, examples(800, 0), validation_data=examples(100, 1), epochs=3, batch_size=40, workers=2, shards=2,
+        run_dir=sys.argv[1],
+    )
+    summary = run.wait(240)
+    assert summary["global_steps"] >= 60, summary
+    history = run.history
+    assert len(history["loss"]) == 3 and history["loss"][2] < history["loss"][0] / 2, history
+    assert history["val_kind_accuracy"][-1] > 0.9, history
+    x, y = examples(100, 1)
+    scores = run.model.evaluate(x, y, verbose=0, return_dict=True)
+    assert abs(scores["loss"] - history["val_loss"][-1]) < 1e-4 * abs(scores["loss"]) + 1e-5, (scores, history)
+    try:
+        downpour.fit(model, examples(800, 0), epochs=3, run_dir=sys.argv[1])
+    except ValueError as error:
+        assert "holds another run" in str(error)
+    print("all is well")
+"""
+
+
+@pytest.mark.process
+def test_a_script_trains_a_model_of_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.endswith("all is well\n"), done.stderr[-3000:]
+
+
+def dry(tmp_path: Path, model: Any, data: Any = None, **more: Any) -> Any:
+    x = np.zeros((80, 6), np.float32)
+    return downpour.fit(
+        model, (x, x[:, :1]) if data is None else data, run_dir=tmp_path / "run", dry_run=True, batch_size=8, **more
+    )
+
+
+@pytest.mark.parametrize("name", ["decay_and_schedule", "dict_inputs_two_losses", "average", "text_vectorization"])
+def test_the_recipe_says_what_the_compiled_model_says(tmp_path: Path, name: str) -> None:
+    model = MODELS[name]()
+    run = dry(tmp_path, model, data_of(name), epochs=2)
+    job = recipe.load(run.recipe)
+    assert (job.num_steps, job.loss, job.exchange.codec) == (20, None, "float32")
+    assert not run.running and not (tmp_path / "run" / "logs").exists()
+    given: Any = job.data
+    assert isinstance(given, Examples) and given.num_records == 80
+    loaded = job.model()  # type: ignore[operator]
+    assert loaded.compiled and [v.path for v in loaded.variables] == [v.path for v in model.variables]
+
+
+def compiled(layer: Any = None, **more: Any) -> keras.Model:
+    model = keras.Sequential([keras.Input((6,)), *([layer] if layer else []), keras.layers.Dense(1)])
+    model.compile(**({"loss": "mse", "optimizer": "sgd"} | more))
+    return model
+
+
+def trained() -> keras.Model:
+    model = compiled()
+    model.train_on_batch(np.zeros((2, 6)), np.zeros((2, 1)))
+    return model
+
+
+def local_loss() -> Any:
+    return lambda labels, outputs: keras.ops.mean(labels - outputs)
+
+
+X = np.zeros((80, 6), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "more", "message"),
+    [
+        (lambda: keras.Sequential([keras.layers.Dense(1)]), None, {}, "is not built; give it a keras.Input"),
+        (lambda: keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)]), None, {}, "call model.compile"),
+        (trained, None, {}, "optimizer"),
+        (lambda: compiled(optimizer="nadam"), None, {}, "Nadam"),
+        (lambda: compiled(loss=local_loss()), None, {}, "a lambda or local function, which other processes cannot"),
+        (compiled, None, {"workers": 0}, "workers is 0; give a whole number of at least 1"),
+        (compiled, None, {"shards": 1.5}, "shards is 1.5; give a whole number"),
+        (compiled, (X, X[:7]), {}, "80"),
+        (compiled, (X[:4], X[:4, :1]), {}, "there are only 4 training examples"),
+        (compiled, (x for x in range(3)), {}, "generator"),
+        (compiled, Examples(lambda: X), {}, "data.train is"),
+        (compiled, Examples((X, X)), {"validation_data": (X, X)}, "give validation and class_weight to it"),
+        (compiled, None, {"codec": "int8"}, "codec cannot be given"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_starts(
+    tmp_path: Path, model: Any, data: Any, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dry(tmp_path, model(), data, **more)
+    assert not (tmp_path / "run" / "job" / "recipe.py").exists()
