@@ -5,16 +5,20 @@ Imports only the module of the subcommand, so that `downpour ps` needs no Tensor
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from pathlib import Path
 
 from absl import flags
 
+from downpour import __version__
 from downpour.launch.roles import entry
 
 _SUBCOMMANDS = {
-    "local": ("downpour.launch.local.run", "train on this machine, every role as a process of its own"),
+    "train": ("downpour.launch.local.run", "train on this machine, every role as a process of its own"),
+    "local": ("downpour.launch.local.run", "the same"),
+    "recipes": ("downpour.launch.cli", "list the recipes that come with Downpour"),
     "ps": ("downpour.launch.ps", "one parameter-server shard"),
     "worker": ("downpour.launch.worker", "one worker"),
     "chief": ("downpour.launch.chief", "the chief"),
@@ -36,14 +40,30 @@ def main() -> None:
     if name in ("--help", "-h", "help"):
         print(usage())
         sys.exit(entry.OK)
+    if name == "--version":
+        print(f"downpour {__version__}")
+        sys.exit(entry.OK)
     if name not in _SUBCOMMANDS:
-        given = f"unknown subcommand {name!r}" if name else "no subcommand"
+        near = "".join(f", did you mean {one!r}?" for one in difflib.get_close_matches(name, _SUBCOMMANDS, 1))
+        given = f"unknown subcommand {name!r}{near}" if name else "no subcommand"
         entry.set_role("downpour")
         sys.exit(entry.refuse(ValueError(f"{given}; the subcommands are {', '.join(_SUBCOMMANDS)} (see --help)")))
     sys.argv = [f"downpour {name}", *sys.argv[2:]]
     if name == "prepare":
         prepare_main()
+    if name == "recipes":
+        entry.run(_recipes, role="recipes")
     importlib.import_module(_SUBCOMMANDS[name][0]).main()
+
+
+def _recipes() -> None:
+    """Prints each recipe's name and the first line of its docstring."""
+    from downpour.launch import recipes
+    from downpour.launch.job import recipe
+
+    for name in recipe.names():
+        first = (importlib.import_module(f"{recipes.__name__}.{name}").__doc__ or "").partition("\n")[0]
+        print(f"{name:<14} {first}")
 
 
 def usage() -> str:

@@ -62,7 +62,8 @@ class FitRun(LocalRun):
     def history(self) -> dict[str, list[float]]:
         """Loss and scores by name, one value an epoch, as `History.history` of Keras; so far.
 
-        `loss` is the mean over the steps of the epoch that workers reported.
+        `loss` is the mean of what workers reported, which they do once a second; checkpoints are made and scored as
+        often at most. An epoch shorter than that may have no value.
         """
         path = self.config.folder / report.HISTORY_FILE
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
