@@ -30,6 +30,7 @@ from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
 from downpour.ps.layout import Layout
 from downpour.ps.policy.staleness import Compensate
+from downpour.worker.exchange.cadence import EveryStep
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.exchange.replica import step_codec
@@ -179,7 +180,9 @@ class _Worker:
 def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _Worker) -> None:
     from downpour.worker.step.step import StepResult, TrainingStep
 
-    compiled = TrainingStep(model, job.loss, layout, step_codec(job.cadence, exchange.wire), job.clip)
+    sparse = isinstance(job.cadence, EveryStep) and not isinstance(job.staleness, Compensate)
+    wire = step_codec(job.cadence, exchange.wire)
+    compiled = TrainingStep(model, job.loss, layout, wire, job.clip, sparse=sparse)
     reporter = worker.reporter
 
     has_trained = False

@@ -22,6 +22,7 @@ from downpour.model.data.order import forever
 from downpour.proto import codec
 from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange import exchange as exchanges
+from downpour.worker.exchange.cadence import EveryStep
 from downpour.worker.loop import train
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values
@@ -76,7 +77,7 @@ def through_shards(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
         exchange.connect()
         leases = forever(job.data.num_records, BATCH)
         with job.data.training(batch_size=BATCH, seed=SEED, leases=leases) as batches:
-            step = TrainingStep(model, None, layout, clip=job.clip)
+            step = TrainingStep(model, None, layout, clip=job.clip, sparse=isinstance(job.cadence, EveryStep))
             train(step, exchange, batches, recorder, num_steps=NUM_STEPS, overlap=False, cadence=job.cadence)
         parameters = exchange.start().result().parameters
         assert parameters is not None

@@ -33,7 +33,10 @@ class FlatVectors:
         return variables
 
     def join(self, values: Mapping[int, tf.Tensor], kind: str) -> list[tf.Tensor]:
-        """Converts one tensor a variable of this kind, by number, to one flat vector a shard; inverts `split`."""
+        """Converts one tensor a variable of this kind, by number, to one flat vector a shard; inverts `split`.
+
+        Variables that have no value are left out.
+        """
         slices: dict[tuple[int, int], tf.Tensor] = {}
         for number, value in values.items():
             ranges = sorted((r for r in self._layout.ranges if r.variable == number), key=lambda r: r.begin)
@@ -41,8 +44,14 @@ class FlatVectors:
             slices.update({(number, r.begin): part for r, part in zip(ranges, parts, strict=True)})
         return [
             tf.concat([tf.reshape(slices[r.variable, r.begin], [-1]) for r in ranges], 0) if ranges else tf.zeros([0])
-            for ranges in self._ranges(kind)
+            for ranges in ([r for r in of_shard if r.variable in values] for of_shard in self._ranges(kind))
         ]
 
     def _ranges(self, *kinds: str) -> list[list[Range]]:
         return [[r for r in rs if self._layout.variables[r.variable].kind in kinds] for rs in self._layout.by_shard]
+
+
+def rows_once(slices: tf.IndexedSlices) -> list[tf.Tensor]:
+    """Returns the indices that slices name, each once, and the sums of their rows, in the order of first appearance."""
+    indices, places = tf.unique(slices.indices)
+    return [indices, tf.math.unsorted_segment_sum(slices.values, places, tf.size(indices))]

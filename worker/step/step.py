@@ -10,7 +10,8 @@ recurrent layer, stays in its place from step to step, as in plain Keras.
 Frozen variables are constants to the tape: their gradients, and everything that only those need, are not computed. Nor
 are those of factored variables: for a product y = x W the step returns x and d = dloss/dy; the shard multiplies x^T d
 (`factors`). A factored variable that is used anywhere else as well is refused; `examine` finds such variables before,
-and their gradients are pushed dense.
+and their gradients are pushed dense. Where it may be sparse, the gradient of a variable that is only looked up in, an
+embedding table, leaves as the rows that the batch names.
 
 Where a layer computes in float16, the loss is scaled (`loss_scale`). A step that overflows is not pushed.
 
@@ -27,6 +28,7 @@ Threads: one at a time. TensorFlow is allowed here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +43,11 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout
 from downpour.worker.exchange.exchange import Factors, Gradients, Parameters
+from downpour.worker.exchange.rows import Rows, summed
 from downpour.worker.step.clip import Clip
 from downpour.worker.step.clipping import clipped, clipped_factor
 from downpour.worker.step.factors import columns, only_product, product_norm
-from downpour.worker.step.flat import FlatVectors
+from downpour.worker.step.flat import FlatVectors, rows_once
 from downpour.worker.step.forward import Loss, Scope, forward, refuse_assigned
 from downpour.worker.step.loss_scale import LossScale
 from downpour.worker.step.sharing import array_of, specs_of, tensors_of
@@ -91,6 +94,7 @@ class TrainingStep:
         layout: Layout of `variables_of(model)`. Variables of the model that are not in it are state of this object.
         wire: Codec of the trained and the frozen part, a value of `pb.Codec`.
         clip: Limits the gradient; None for none.
+        sparse: Whether gradients of tables may be rows (`exchange.rows`); with `clip` they are dense.
     """
 
     def __init__(
@@ -100,9 +104,14 @@ class TrainingStep:
         layout: Layout,
         wire: pb.Codec = codec.FLOAT32,
         clip: Clip | None = None,
+        *,
+        sparse: bool = False,
     ) -> None:
         self._model = model
         self._clip = clip
+        self._is_sparse = sparse and clip is None
+        self._tables: list[int] = []  # variables whose gradients are rows; known when the step has been traced
+        self._wire = wire
         self._loss = loss
         self._layout = layout
         self._vectors = FlatVectors(layout)
@@ -136,7 +145,7 @@ class TrainingStep:
                 first batch is traced.
         """
         scale = self._scale.value if self._scale else None
-        loss, norm, gradients, inputs, outputs, differences, local = self._compiled(
+        loss, norm, gradients, rows, inputs, outputs, differences, local = self._compiled(
             *self._arguments(parameters), *tensors_of((inputs, labels, sample_weight))
         )
         result = StepResult(
@@ -147,6 +156,7 @@ class TrainingStep:
                 [array_of(d) for d in differences],
                 list(parameters.versions),
                 factors=self._factors(inputs, outputs),
+                rows=_rows_of(self._tables, rows, self._layout, self._wire),
             ),
             scale,
         )
@@ -219,8 +229,11 @@ class TrainingStep:
         dense, factored = self._gradients(tape, scaled, scale, watched, [product.output for product in products])
         factors = [product.factors(d) for product, d in zip(products, factored, strict=True)]
         norms = [product_norm(x, d) for x, d in factors]
-        norm = tf.linalg.global_norm([*dense, *norms])
-        limited = dict(zip(self._numbers[TRAINED], clipped(dense, self._clip, norm), strict=True))
+        by_number = dict(zip(self._numbers[TRAINED], dense, strict=True))
+        self._tables = [i for i, gradient in by_number.items() if isinstance(gradient, tf.IndexedSlices)]
+        rows = [rows_once(by_number.pop(i)) for i in self._tables]
+        norm = tf.linalg.global_norm([*by_number.values(), *(values for _, values in rows), *norms])
+        limited = dict(zip(by_number, clipped(list(by_number.values()), self._clip, norm), strict=True))
         factors = [(x, clipped_factor(d, own, self._clip, norm)) for (x, d), own in zip(factors, norms, strict=True)]
         moved = {
             i: tf.cast(scope.get_current_value(self._variables[i]), tf.float32) - ordered[i]
@@ -230,6 +243,7 @@ class TrainingStep:
             loss,
             norm,
             [tf.cast(g, self._dtype) for g in self._vectors.join(limited, TRAINED)],
+            rows,
             [tf.cast(x, self._dtype) for x, _ in factors],
             self._columns([d for _, d in factors]),
             self._vectors.join(moved, STATISTIC),
@@ -255,6 +269,8 @@ class TrainingStep:
         """Returns a gradient without the loss scale, in float32 if there is a scale; zeros where none reaches `of`."""
         if gradient is None:
             return tf.zeros_like(of)
+        if self._is_sparse and isinstance(gradient, tf.IndexedSlices):
+            return tf.IndexedSlices(self._unscaled(gradient.values, of, scale), gradient.indices, gradient.dense_shape)
         dense = tf.convert_to_tensor(gradient)  # an embedding's gradient is given as slices
         return tf.cast(dense, tf.float32) / scale if self._scale else dense
 
@@ -265,3 +281,11 @@ class TrainingStep:
             [tf.cast(columns(d[group.ranges[0].variable], group), self._dtype) for group in groups]
             for groups in self._factored
         ]
+
+
+def _rows_of(tables: Sequence[int], rows: Sequence[Tensors], layout: Layout, wire: pb.Codec) -> dict[int, Rows]:
+    """Returns the rows of each table, by its number in the layout, from their indices and values."""
+    return {
+        number: summed(layout.variables[number], array_of(indices), array_of(values), wire)
+        for number, (indices, values) in zip(tables, rows, strict=True)
+    }

@@ -11,11 +11,12 @@ import pytest
 
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
+from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Slicing, lay_out
 from downpour.ps.policy.rules import Momentum
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.service.server import ShardServer
-from downpour.worker.exchange.exchange import Exchanger
+from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values, variables_of
 from tests.worker.cluster import initialize
@@ -81,3 +82,35 @@ def test_any_keras_model_trains_unchanged(build: Callable[[], keras.Model], wire
     assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value, f"the step assigned {variable.path}")
+
+
+@pytest.mark.parametrize("wire", [codec.FLOAT32, codec.BFLOAT16])
+def test_the_gradient_of_a_table_leaves_as_rows_with_the_bits_of_the_dense_one(wire: pb.Codec) -> None:
+    inputs = keras.Input((5,), dtype="int32")
+    looked_up = keras.layers.Embedding(50, 4, name="table")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(looked_up)))
+    layout = lay_out(variables_of(model), 2)
+    parameters = Parameters(
+        [np.ones(layout.num_trained(shard), codec.WIRE_DTYPES[wire]) for shard in range(2)],
+        [np.zeros(0, np.float32)] * 2,
+        [0, 0],
+        [np.zeros(0, codec.WIRE_DTYPES[wire])] * 2,
+    )
+    words = np.random.default_rng(0).integers(0, 9, (4, 5)).astype(np.int32)
+    labels = np.ones((4, 1), np.float32)
+
+    def loss(labels: Any, outputs: Any) -> Any:
+        return keras.ops.mean((labels - outputs) ** 2)
+
+    dense = TrainingStep(model, loss, layout, wire)(parameters, words, labels)
+    sparse = TrainingStep(model, loss, layout, wire, sparse=True)(parameters, words, labels)
+    (number,) = (i for i, v in enumerate(layout.variables) if v.name == "table/embeddings")
+    assert not dense.gradients.rows and sparse.gradients.rows is not None
+    rows = sparse.gradients.rows[number]
+    assert rows.indices.tolist() == sorted(set(words.ravel().tolist()))
+    whole = np.zeros((50, 4), codec.WIRE_DTYPES[wire])
+    whole[rows.indices] = rows.values
+    (shard,) = (i for i, ranges in enumerate(layout.by_shard) if any(r.variable == number for r in ranges))
+    (r,) = (r for r in layout.by_shard[shard] if r.variable == number)
+    np.testing.assert_array_equal(dense.gradients.trained[shard][r.offset :][: r.size], whole.ravel())
+    assert sparse.gradient_norm == pytest.approx(dense.gradient_norm, rel=1e-5)
