@@ -253,7 +253,7 @@ ATTACKS: dict[str, Attack] = {
             (WORKER,),
             scarce="threads",
             lets_in=False,
-            growth_mb=100.0,
+            growth_mb=150.0,  # a third of a MB each
         ),
         Attack("silent", "nothing at all", _silent, 2_100, (NO_TOKEN, NO_CERTIFICATE), opens_per_s=2_000),
         Attack("half-prefaces", "half a preface", _half_preface, 10_000, _PLAIN, opens_per_s=2_500),
