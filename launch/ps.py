@@ -39,6 +39,7 @@ class ShardConfig:
         chief: `host:port` of the chief that is asked for a checkpoint at SIGTERM; "" for none.
         grace_s: Seconds to wait for that checkpoint.
         access: Identity, access and health port.
+        group_commit: Whether pushes may be delayed so that others are applied with them, where processors are short.
     """
 
     index: int
@@ -47,6 +48,7 @@ class ShardConfig:
     chief: str = ""
     grace_s: float = 20.0
     access: Access = field(default_factory=Access)
+    group_commit: bool = True
 
 
 def main() -> None:
@@ -60,14 +62,23 @@ def from_flags() -> ShardConfig:
     where, index = role_flags.cluster("ps")
     listening = role_flags.listening("ps", where, index)
     arena, grace_s = role_flags.value("arena"), float(role_flags.value("grace_s") or 0.0)
-    return ShardConfig(index, listening, Path(arena) if arena else None, where.chief, grace_s, role_flags.access("ps"))
+    return ShardConfig(
+        index,
+        listening,
+        Path(arena) if arena else None,
+        where.chief,
+        grace_s,
+        role_flags.access("ps"),
+        bool(role_flags.value("group_commit")),
+    )
 
 
 def run(config: ShardConfig) -> int:
     """Serves a shard until it is stopped; returns the exit code."""
     host, port = config.listening.host, config.listening.port
     security.prepare_server()
-    server = ShardServer(config.index, host, port, config.arena, config.access.security)
+    access, group_commit = config.access, config.group_commit
+    server = ShardServer(config.index, host, port, config.arena, access.security, group_commit=group_commit)
     gc.freeze()  # modules stay; to scan them for garbage takes 20 ms, in the middle of a call
     end = _End(server, config)
     ending.on_sigterm(end.leave)

@@ -20,6 +20,7 @@
 | `--job_id` | chief | id of a new run; a restart with the same id continues it |
 | `--init_from`, `--init_only` | chief | see `downpour.launch.roles.initial` |
 | `--arena` | ps | file with the shard's state |
+| `--group_commit` | ps | whether pushes may be delayed to be applied with others |
 | `--tls` | all | folder with `tls.crt`, `tls.key` and `ca.crt` of the role; `downpour certs` makes them |
 | `--token_file` | all | file with the job's token, which is then sent with every call |
 | `--health_port` | all | port of grpc.health.v1, in plain text; none by default |
@@ -68,6 +69,8 @@ def define(role: str) -> None:
             flags.DEFINE_string, "chief", "", "host:port of the chief, from which a checkpoint is requested at SIGTERM."
         )
         _define(flags.DEFINE_float, "grace_s", 20.0, "Seconds to wait for that checkpoint.", lower_bound=0.0)
+        text = "Whether pushes may be delayed to be applied with others, where processors are short."
+        _define(flags.DEFINE_boolean, "group_commit", True, text)
     if role == "chief":
         _define(flags.DEFINE_boolean, "stop_shards", False, "Whether to end the shards when the job is over.")
         define_evaluator("Whether an evaluator will score the checkpoints.")

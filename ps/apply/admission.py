@@ -1,11 +1,8 @@
-"""Admission queue: limits the calls in progress, and groups concurrent pushes (group commit, as in databases).
+"""Admission queue: limits the calls in progress; pushes that are admitted together proceed in step.
 
 A shard admits a few pushes and a few pulls at a time; other calls queue. Gradients that are queued for the same
-elements at the same moment are applied in one pass over memory (`downpour.ps.apply.regions`), but without grouping
-that is rare: where processors are short, pushes wait for a processor instead, and each crosses memory alone. So where
-recent pushes waited for a processor longer than they ran on one, and pushes of several workers arrive often enough, a
-push is delayed before it is admitted, and proceeds chunk by chunk in step with the pushes admitted with it. Where
-processors are free, no push is delayed.
+elements at the same moment are applied in one pass over memory (`downpour.ps.apply.regions`). To that end pushes may be
+delayed until another one arrives (`group_commit`), and those admitted together proceed chunk by chunk in step.
 
 Threads: the thread that serves a call uses the call's member; any number may queue.
 """
@@ -13,16 +10,14 @@ Threads: the thread that serves a call uses the call's member; any number may qu
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-_SCHEDSTAT = "/proc/thread-self/schedstat"  # nanoseconds on a processor, and runnable without one
-_REMEMBERED = 7 / 8  # weight kept by earlier times when another push has ended
-_ARRIVALS = 8  # arrival times kept, from which the rate of calls is computed
+from downpour.ps.apply.group_commit import GroupCommit
 
 
 @dataclass(eq=False)
@@ -77,46 +72,22 @@ class Member:
                 self._group.changed.notify_all()
 
 
-class Processors:
-    """Measures whether threads wait for processors, by Linux's schedstat; elsewhere it reports no waiting."""
-
-    def __init__(self) -> None:
-        self._ran = self._waited = 0.0  # nanoseconds, exponentially decayed
-
-    @property
-    def are_short(self) -> bool:
-        """Whether threads watched recently waited for a processor longer than they ran on one."""
-        return self._waited > self._ran
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Measures the calling thread while the block lasts."""
-        ran, waited = _schedstat()
-        yield
-        ran_now, waited_now = _schedstat()
-        # Deliberately not locked: if two threads update at once, the times of one push may be lost.
-        self._ran = _REMEMBERED * self._ran + ran_now - ran
-        self._waited = _REMEMBERED * self._waited + waited_now - waited
-
-
 class Admission:
     """Admits a limited number of calls at a time, first come, first served.
 
     Args:
         most: Most calls admitted at a time.
-        processors: Measures whether processors are short; by default from the calls admitted here.
+        grouping: Decides which pushes are delayed; None: none is.
     """
 
-    def __init__(self, most: int, processors: Processors | None = None) -> None:
+    def __init__(self, most: int, grouping: GroupCommit | None = None) -> None:
         self._most = most
-        self._processors = processors or Processors()
+        self._grouping = grouping
         self._moved = threading.Condition()
         # Guarded by `_moved`.
         self._line = deque[Member]()
         self._num_inside = 0
         self._since: float | None = None  # when there were first both a free place and a queued call
-        self._last_two = deque[int](maxlen=2)  # workers of the last two pushes that ended
-        self._arrivals = deque[float](maxlen=_ARRIVALS)
 
     @contextlib.contextmanager
     def place(self, patience_s: float = 0.0) -> Iterator[Member]:
@@ -126,37 +97,33 @@ class Admission:
             patience_s: Longest delay of a push although there is a place (group commit), and longest time in all that
                 it waits for the pushes admitted with it.
         """
-        member = Member(patience_s)
+        grouping = self._grouping
+        member = Member(patience_s if grouping else 0.0)
         with self._moved:
             self._line.append(member)
-            self._arrivals.append(time.monotonic())
+            if grouping:
+                grouping.arrived(time.monotonic())
             self._look()
             while member._group is None:
-                left = None if self._since is None else self._since + self._gather_s(patience_s) - time.monotonic()
+                left = None if self._since is None else self._since + self._delay_s(patience_s) - time.monotonic()
                 if left is not None and left <= 0:
                     self._let_in()
                 else:
                     self._moved.wait(left)
-            is_watched = self._comes_company(patience_s)
+            watched = grouping.processors.watched if grouping and grouping.is_worthwhile(patience_s) else nullcontext
         try:
-            with self._processors.watched() if is_watched else contextlib.nullcontext():
+            with watched():
                 yield member
         finally:
             member.leave()
             with self._moved:
                 self._num_inside -= 1
-                if member.worker is not None:
-                    self._last_two.append(member.worker)
+                if grouping:
+                    grouping.ended(member.worker)
                 self._look()
 
-    def _comes_company(self, patience_s: float) -> bool:
-        """Whether pushes of several workers arrive often enough to wait for the next."""
-        if len(set(self._last_two)) < 2 or len(self._arrivals) < _ARRIVALS:
-            return False
-        return (self._arrivals[-1] - self._arrivals[0]) / (_ARRIVALS - 1) <= 2 * patience_s
-
-    def _gather_s(self, patience_s: float) -> float:
-        return patience_s if self._processors.are_short and self._comes_company(patience_s) else 0.0
+    def _delay_s(self, patience_s: float) -> float:
+        return self._grouping.delay_s(patience_s) if self._grouping else 0.0
 
     def _look(self) -> None:
         """Admits queued calls or starts their delay; called when a place becomes free or a call is queued."""
@@ -181,15 +148,3 @@ class Admission:
 
 def _behind(group: _Group, position: int) -> list[Member]:
     return [member for member in group.members if member._position < position]
-
-
-def _schedstat() -> tuple[int, int]:
-    try:
-        descriptor = os.open(_SCHEDSTAT, os.O_RDONLY)
-    except OSError:
-        return 0, 0
-    try:
-        ran, waited, _ = os.read(descriptor, 100).split()
-    finally:
-        os.close(descriptor)
-    return int(ran), int(waited)

@@ -25,6 +25,7 @@ class ShardServer:
         port: Port to listen on; 0 lets the kernel choose.
         arena: File of the arena; None for anonymous memory.
         security: Security of this process.
+        group_commit: Whether pushes may be delayed so that others are applied with them.
 
     Attributes:
         port: The port it listens on.
@@ -44,11 +45,13 @@ class ShardServer:
         port: int = 0,
         arena: Path | None = None,
         security: Security = PLAIN,
+        *,
+        group_commit: bool = True,
     ) -> None:
         # A queue, since the server's own wait wakes up ten times a second; this one is safe in a signal handler.
         self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
         gate = Gate(security)
-        self._servicer = Servicer(index, arena, self.stop_soon, gate)
+        self._servicer = Servicer(index, arena, self.stop_soon, gate, group_commit=group_commit)
         self._server = Server(self._servicer.handler(), host, port, _NUM_THREADS, security, gate)
         self.port = self._server.port
 

@@ -22,6 +22,8 @@ from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChu
 from downpour.proto.http2.connection import Message
 from downpour.proto.security.gate import Gate
 from downpour.ps.apply.admission import Admission
+from downpour.ps.apply.group_commit import GroupCommit
+from downpour.ps.apply.processors import Processors
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.shard_file import write_shard
@@ -61,6 +63,7 @@ class Servicer:
         arena_path: File of the arena; None for anonymous memory.
         stop_soon: Begins to stop the server and returns at once.
         gate: The server's gate; its counts are in the status.
+        group_commit: Whether pushes may be delayed so that others are applied with them.
 
     Raises:
         ValueError: The arena cannot be used.
@@ -72,13 +75,16 @@ class Servicer:
         arena_path: Path | None,
         stop_soon: Callable[[], None] = lambda: None,
         gate: Gate | None = None,
+        *,
+        group_commit: bool = True,
     ) -> None:
         self._index = index
         self._stop_soon = stop_soon
         self._gate = gate
         self._arena_path = arena_path
         self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
-        self._pushing, self._pulling = Admission(_MAX_PUSHES), Admission(_MAX_PULLS)
+        self._pushing = Admission(_MAX_PUSHES, GroupCommit(Processors()) if group_commit else None)
+        self._pulling = Admission(_MAX_PULLS)
         arena = Arena.open(arena_path, index) if arena_path else None
         self._shard = Shard(arena) if arena else None
         if self._shard:

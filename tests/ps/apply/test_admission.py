@@ -17,8 +17,11 @@ import pytest
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.apply import admission
-from downpour.ps.apply.admission import Admission, Member, Processors
+from downpour.ps.apply import group_commit
+from downpour.ps.apply import processors as processor_times
+from downpour.ps.apply.admission import Admission, Member
+from downpour.ps.apply.group_commit import GroupCommit
+from downpour.ps.apply.processors import Processors
 from downpour.ps.apply.regions import Region, Work
 from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.pace import Sync
@@ -49,8 +52,8 @@ class Given(Processors):
 def busy(short: bool = True, most: int = 3, workers: tuple[int, ...] = (0, 1)) -> Admission:
     """With pushes of some workers, which came one right after another, behind it."""
     processors = Given(False)
-    admitted = Admission(most, processors)
-    for i in range(admission._ARRIVALS):
+    admitted = Admission(most, GroupCommit(processors))
+    for i in range(group_commit.ARRIVALS):
         with admitted.place(LONG_S) as member:
             member.worker = workers[i % len(workers)]
     processors.short = short
@@ -75,7 +78,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.mark.parametrize(
     "admitted",
-    [busy(short=False), busy(workers=(5,)), Admission(3, Given(True))],
+    [busy(short=False), busy(workers=(5,)), Admission(3, GroupCommit(Given(True)))],
     ids=["processors are free", "one worker", "nobody has come before"],
 )
 def test_a_push_goes_in_alone(admitted: Admission, pool: ThreadPoolExecutor) -> None:
@@ -93,6 +96,14 @@ def test_a_push_waits_for_company(pool: ThreadPoolExecutor) -> None:
     with pytest.raises(TimeoutError):
         first.result(0.2)
     assert come(pool, admitted).result(LONG_S / 3)._group is first.result(LONG_S / 3)._group
+
+
+def test_without_group_commit_a_push_goes_in_alone_and_at_its_own_pace(pool: ThreadPoolExecutor) -> None:
+    admitted = Admission(3)
+    for i in range(group_commit.ARRIVALS):
+        with admitted.place(LONG_S) as member:
+            member.worker = i % 2
+    assert come(pool, admitted).result(LONG_S / 3).patience_s == 0.0
 
 
 def test_a_push_does_not_wait_for_ever(pool: ThreadPoolExecutor) -> None:
@@ -267,7 +278,7 @@ def test_small_shards_and_rounds_have_hardly_any_patience() -> None:
 
 def test_what_processors_did_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     processors, counts = Processors(), tmp_path / "schedstat"
-    monkeypatch.setattr(admission, "_SCHEDSTAT", str(counts))
+    monkeypatch.setattr(processor_times, "_SCHEDSTAT", str(counts))
     ran = waited = 0
 
     def push(more_ran: int, more_waited: int) -> bool:
