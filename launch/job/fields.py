@@ -100,7 +100,7 @@ def _check_model(model: Any) -> None:
             f"model is a {type(model).__name__} that is built already; every process builds its own: give {accepted}, "
             f"such as {_EXAMPLES['model']}"
         )
-    if isinstance(model, type) or not callable(model):
+    if isinstance(model, type) or not _takes_nothing(model):
         _check_instance("model", model, ("build",), accepted)
 
 
@@ -110,6 +110,15 @@ def _check_instance(name: str, given: Any, has: Iterable[str], accepted: str) ->
     if isinstance(given, type) or missing:
         lack = f" without {', '.join(missing)}" if missing and not isinstance(given, type) else ""
         _refuse(name, given, accepted, lack)
+
+
+def _takes_nothing(given: Any) -> bool:
+    """Whether something can be called without arguments."""
+    try:
+        inspect.signature(given).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _has(given: Any, attribute: str) -> bool:

@@ -9,8 +9,8 @@ RUN = "import sys; from downpour.launch.cli import main; main()"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no subcommand; the subcommands are local, ps, worker, chief, evaluator, layout, prepare"),
-        (("trian",), "unknown subcommand 'trian'; the subcommands are local,"),
+        ((), "no subcommand; the subcommands are train, local, recipes, ps, worker, chief, evaluator, layout, prepare"),
+        (("trian",), "unknown subcommand 'trian', did you mean 'train'?; the subcommands are train, local,"),
         (("local",), "no recipe; give --recipe=NAME, one of jft300m, paper_shape, quickstart"),
         (("local", "--recipe=nope"), "no recipe 'nope'"),
         (("local", "--recipe=quickstart", "--set=cluster.nump=3"), "did you mean cluster.num_ps=17"),

@@ -23,6 +23,7 @@ from downpour.launch.roles.initial import Source
 from downpour.model import weights
 from downpour.proto.errors import LayoutMismatch
 from downpour.worker.evaluator import evaluator
+from downpour.worker.step.forward import infer
 from downpour.worker.step.variables import initial_values
 from tests.launch import jobs
 
@@ -78,9 +79,9 @@ class Trained:
     def _logits(self, average: bool) -> np.ndarray:
         job = self.job("cluster.num_workers=1")
         model, layout = build(job)
-        scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, average=average)
+        scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, job.loss, average)
         scorer.score(str(max((self.run_dir / "checkpoints").iterdir())))
-        result: np.ndarray = scorer._predict(self.images).numpy()
+        result: np.ndarray = tf.function(lambda images: infer(model, images), autograph=False)(self.images).numpy()
         return result
 
 

@@ -45,7 +45,10 @@ def job() -> Job:
         ({"pace": None}, r"pace is None, nothing; .*, such as Bounded\(lead=4\)"),
         ({"clip": 1.0}, r"clip is 1.0, .* or None, such as Clip\(by_global_norm=1.0\)"),
         ({"model": ResNet}, r"model is the class ResNet, not an object of it; .*, such as ResNet\(depth=18\)"),
-        ({"model": lambda size, labels: None}, "model is .* without build; give an object whose build"),
+        (
+            {"model": lambda size, labels: None},
+            "model is .* without build; give a function that returns a new",
+        ),
         (
             {"loss": "categorical_crossentropy"},
             r"loss is 'categorical_crossentropy', a text; give a function loss\(labels,",

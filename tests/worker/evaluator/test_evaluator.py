@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from downpour.launch.job import recipe
+from downpour.model.vision.losses import per_label_logistic
 from downpour.model.vision.records import RecordCounts
 from downpour.proto.errors import LayoutMismatch
 from downpour.ps.layout import Slicing, Variable, lay_out
@@ -25,12 +26,22 @@ from tests.ps.checkpoint.saving import save
 class Batches:
     counts = RecordCounts()
 
+    def __init__(self) -> None:
+        self._left = [(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))]
+
     def __iter__(self) -> Iterator[Any]:
-        yield np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
+        return self
+
+    def __next__(self) -> Any:
+        if not self._left:
+            raise StopIteration
+        return self._left.pop()
 
 
 class Data:
     """Three images of three numbers; image i has label i."""
+
+    image_size, num_labels = 3, 3
 
     @contextmanager
     def heldout(self, *, batch_size: int) -> Iterator[Batches]:
@@ -44,7 +55,7 @@ def test_it_scores_the_parameters_or_the_average(tmp_path: Path, average: bool, 
     layout = lay_out(variables_of(model), 1)
     right = np.eye(3, dtype=np.float32).ravel()
     save(tmp_path, layout, [{"parameters": right, "slot.average": -right}])
-    metrics, _ = Evaluator(model, layout, Data(), 8, average=average).score(str(tmp_path))  # type: ignore[arg-type]
+    metrics, _ = Evaluator(model, layout, Data(), 8, per_label_logistic, average).score(str(tmp_path))  # type: ignore[arg-type]
     assert metrics["map_at_100_unweighted"] == pytest.approx(score)
 
 
@@ -55,7 +66,7 @@ def test_every_score_begins_with_the_states_of_a_fresh_recurrent_layer(tmp_path:
     model = keras.Model(images, keras.layers.Dense(3)(states))
     layout = lay_out(variables_of(model), 1)
     save(tmp_path, layout, [{"parameters": vector} for vector in layout.scatter(initial_values(model))])
-    evaluator = Evaluator(model, layout, Data(), 3)  # type: ignore[arg-type]
+    evaluator = Evaluator(model, layout, Data(), 3, per_label_logistic)  # type: ignore[arg-type]
     seen = []
     for _ in range(2):
         evaluator.score(str(tmp_path))
@@ -66,7 +77,7 @@ def test_every_score_begins_with_the_states_of_a_fresh_recurrent_layer(tmp_path:
 
 def test_it_scores_a_checkpoint_of_another_number_of_shards_and_refuses_another_model(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")], name="m")
-    scorer = Evaluator(model, lay_out(variables_of(model), 1), Data(), 8)  # type: ignore[arg-type]
+    scorer = Evaluator(model, lay_out(variables_of(model), 1), Data(), 8, per_label_logistic)  # type: ignore[arg-type]
     theirs = lay_out(variables_of(model), 3, [Slicing("*", 3)])
     vectors = theirs.scatter([np.eye(3, dtype=np.float32)])
     save(tmp_path / "three", theirs, [{"parameters": vector} for vector in vectors])

@@ -269,7 +269,10 @@ def test_a_model_that_is_not_built_is_built_by_a_call(kind: str, kernel: tuple[i
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("uncallable", r"model: Sequential 'net' is not built, and its call on images of zeros, \[4, 8, 8, 3\], fails"),
+        (
+            "uncallable",
+            r"model: Sequential 'net' is not built, and its call on zeros, value: \(4, 8, 8, 3\) float32",
+        ),
         ("masked", r"a mask reaches the output of Functional 'net': plain Keras leaves what is masked out of the loss"),
         ("own_loss", r"OwnLoss 'net' has its own compute_loss, which workers do not call"),
         ("same_names", r"two variables are named two/w, of shapes \[192, 16\] and \[16, 5\]; give .* its own name"),

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
@@ -117,8 +118,8 @@ def test_a_dense_layer_that_is_computed_in_another_way_is_pushed_dense(
     if not is_product:
         monkeypatch.setattr(keras.layers.Dense, "call", sum_of_products)
     net = model()
-    batch = np.empty((BATCH, 6, 6, 3), np.float32), np.empty((BATCH, LABELS), np.float32)
-    examined = examine(net, per_label_logistic, batch)
+    blank = np.empty((BATCH, 6, 6, 3), np.float32), np.empty((BATCH, LABELS), np.float32)
+    examined = examine(net, per_label_logistic, blank)
     assert [path.rpartition("/head")[0] for path in factored_names(net, BATCH, examined)] == ["net"] * is_product
     layout = lay_out(variables_of(net, factored=factored_names(net, BATCH, examined)), SHARDS, SLICING)
     result = TrainingStep(net, per_label_logistic, layout)(parameters_of(layout, initial_values(net)), *batch(1))
@@ -138,7 +139,7 @@ def test_shards_share_the_first_factor_and_no_gradient_is_computed_beside_the_fa
     assert factors is not None
     first = [x for of_shard in factors for x, _ in of_shard]
     assert len(first) == SHARDS and all(np.shares_memory(x, first[0]) for x in first)
-    graph = step._compiled.get_concrete_function(*step._arguments(parameters, *batch(1)))
+    graph = step._compiled.get_concrete_function(*step._arguments(parameters), *map(tf.constant, batch(1)), None)
     needed, waiting = set(), [output.op for output in graph.outputs]
     while waiting:
         op = waiting.pop()
