@@ -135,10 +135,8 @@ def _filled(job: Job, saved: Checkpoint, average: bool) -> Any:
     model, layout = build(job)
     restore.check(saved, layout.variables)
 
-    from downpour.worker.evaluator import evaluator
-
     try:
-        evaluator.fill(model, layout, saved, average)
+        weights.assign(model, weights.named(saved, average))
     except ValueError as error:
         if average:
             raise ValueError(f"--average: {error}; without --average the parameters themselves are written") from None

@@ -22,14 +22,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downpour import files
+from downpour.launch.job import recipe as recipes
 from downpour.launch.job.job import Cluster, Exchange, Job
-from downpour.launch.job.written import Writer, check_not_reading
+from downpour.launch.job.written import Writer
 from downpour.launch.local import LocalRun, RunConfig
 from downpour.launch.observe import report
 from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
 from downpour.model.data.batches import positions_in_batch
 from downpour.model.data.epochs import num_steps
+from downpour.model.data.streams import ENDLESS
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
 
@@ -87,11 +89,14 @@ class FitRun(LocalRun):
             ValueError: There is no checkpoint.
         """
         from downpour.launch.roles import initial
-        from downpour.model.weights import assign
+        from downpour.model import weights
 
-        assign(
-            self._trained, initial.load_checkpoint(str(self.config.folder)), average=self.config.job.average is not None
-        )
+        saved = initial.load_checkpoint(str(self.config.folder))
+        weights.assign(self._trained, weights.named(saved))
+        if self.config.job.average is not None:  # as Keras' `use_ema`: of trained variables only
+            trained = {variable.path for variable in self._trained.trainable_variables}
+            average = weights.named(saved, average=True)
+            weights.assign(self._trained, {name: value for name, value in average.items() if name in trained})
         return self._trained
 
 
@@ -129,7 +134,7 @@ def fit(
         name: Name of the job; the model's by default.
         run_dir: Folder of the run; `runs/NAME` by default.
         overwrite: Whether an earlier run in that folder is removed.
-        resume: Whether it is continued; model and data must be the same.
+        resume: Whether it is continued, with these arguments; model and data must be the same.
         dry_run: Whether only the recipe is written; the run that is returned is not started.
         **job_fields: Other fields of `downpour.launch.job.Job`. The exchange is float32 without overlap by default, as
             plain Keras computes.
@@ -137,43 +142,51 @@ def fit(
     Raises:
         ValueError: Something is refused; nothing has been started.
     """
-    from downpour.launch.job.compiled import from_compiled
-
-    check_not_reading()
+    if recipes.is_loading():
+        raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
     for what, given in (("workers", workers), ("shards", shards), ("batch_size", batch_size)):
         if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
             raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
-    name = name or model.name
-    folder = Path(run_dir) if run_dir is not None else Path("runs") / name
-    checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
+    unknown = set(job_fields) - ({field.name for field in dataclasses.fields(Job)} - {"model", "loss"})
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can")
     examples = _examples(data, validation_data, class_weight)
+    cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
+    steps_per_epoch, fields = _fields(model, examples, epochs, batch_size, {"cluster": cluster, **job_fields})
+    fields["name"] = name or model.name
+    Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
+    folder = (Path(run_dir) if run_dir is not None else Path("runs") / fields["name"]).absolute()
+    checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
+    owner.check_free(folder / owner.LOCK)  # before the files of a run that is going on are replaced
+    if not (overwrite or resume):
+        owner.check_new_run(folder, Folder(checkpoints.of(folder)))
+    recipe = _write(model, fields, folder / _JOB)
+    config = RunConfig(recipe, run_dir=folder, evaluator=examples.validation is not None, checkpoints=checkpoints)
+    run = FitRun(config, model, steps_per_epoch)
+    return run if dry_run else run.start()
+
+
+def _fields(
+    model: keras.Model, examples: Examples | Stream, epochs: float, batch_size: int, given: Mapping[str, Any]
+) -> tuple[int, dict[str, Any]]:
+    """Returns the steps of an epoch, and the fields of the job: those given, what the model says, and defaults."""
+    from downpour.launch.job.compiled import from_compiled
+
     examples.check()
-    in_batch = positions_in_batch(examples, batch_size)
-    steps = num_steps(epochs, examples.num_records, in_batch)
-    per_epoch = max(1, round(examples.num_records / in_batch))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    fields = {
+    in_batch, num_records = positions_in_batch(examples, batch_size), examples.num_records
+    if num_records >= ENDLESS and "num_steps" not in given:
+        raise ValueError("the stream has no num_examples, so an epoch has no length; give it that, or fit num_steps")
+    steps = num_steps(epochs, num_records, in_batch) if num_records < ENDLESS else int(given["num_steps"])
+    steps_per_epoch = max(1, round(num_records / in_batch)) if num_records < ENDLESS else steps
+    return steps_per_epoch, {
         **from_compiled(model).job_fields(),
-        "name": name,
         "data": examples,
         "num_steps": steps,
         "batch_size": batch_size,
-        "cluster": Cluster(num_ps=shards, num_workers=workers, threads_per_worker=threads),
         "exchange": _EXACT,
-        "checkpoint_every_steps": per_epoch,
-        **job_fields,
+        "checkpoint_every_steps": steps_per_epoch,
+        **given,
     }
-    unknown = set(job_fields) - {field.name for field in dataclasses.fields(Job)}
-    if unknown or {"model", "loss"} & set(job_fields):
-        raise ValueError(f"{', '.join(sorted(unknown)) or 'model, loss'} cannot be given; other fields of Job can")
-    Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
-    if not (overwrite or resume):
-        owner.check_new_run(folder, Folder(checkpoints.of(folder)))
-    recipe = _write(model, fields, folder / _JOB) if not resume else folder / _JOB / _RECIPE
-    has_validation = examples.validation is not None
-    config = RunConfig(recipe, run_dir=folder, evaluator=has_validation, checkpoints=checkpoints)
-    run = FitRun(config, model, per_epoch)
-    return run if dry_run else run.start()
 
 
 def _examples(data: Any, validation_data: Any, class_weight: Mapping[int, float] | None) -> Examples | Stream:
@@ -193,6 +206,7 @@ def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
     objects = ", ".join(f"{key!r}: {writer.reference(value, f'the model: {key}')}" for key, value in own.items())
     lines = [f"        {key}={writer.source(value, key)}," for key, value in fields.items()]
     folder.mkdir(parents=True, exist_ok=True)
+    writer.save()
     model.save(folder / _MODEL)
     imports = {
         "from pathlib import Path",

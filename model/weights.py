@@ -74,22 +74,19 @@ def own_objects(model: keras.Model) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value.__module__.partition(".")[0] != "keras"}
 
 
-def assign(model: keras.Model, saved: Any, *, average: bool = False) -> None:
-    """Assigns the values of a `ps.checkpoint.manifest.Checkpoint` to a model's variables, by name.
+def named(saved: Any, average: bool = False) -> dict[str, np.ndarray]:
+    """The values of a `ps.checkpoint.manifest.Checkpoint`, or their average, by the names of variables."""
+    values = saved.layout.gather(saved.parameters(average))
+    return {variable.name: value for variable, value in zip(saved.layout.variables, values, strict=True)}
 
-    Args:
-        model: Its variables are overwritten; those that are not in the checkpoint, local ones, stay as they are.
-        saved: The checkpoint.
-        average: Whether trained variables get the average.
-    """
-    names = [variable.name for variable in saved.layout.variables]
-    values = dict(zip(names, saved.layout.gather(saved.parameters(False)), strict=True))
-    averages = dict(zip(names, saved.layout.gather(saved.parameters(True)), strict=True)) if average else {}
-    trained = {variable.path for variable in model.trainable_variables}
+
+def assign(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
+    """Assigns values to a model's variables by name; variables without a value stay as they are."""
     for variable in model.variables:
         if variable.path in values:
-            chosen = averages if average and variable.path in trained else values
-            variable.assign(chosen[variable.path])
+            value = values[variable.path]
+            # The sum of stale differences can make a variance negative for a moment.
+            variable.assign(np.maximum(value, 0) if variable.path.endswith("/moving_variance") else value)
 
 
 def _leaves(nest: Any) -> Iterator[Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,8 @@ from downpour.launch import recipes
 from downpour.launch.job import mistakes
 from downpour.launch.job import overrides as typed_overrides
 from downpour.launch.job.job import Job
+
+_num_loading = 0
 
 
 def names() -> list[str]:
@@ -33,6 +36,26 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Job:
         ValueError: There is no such recipe, it has no `job()`, or an override is refused.
         Mistake: The recipe's own code raised something else.
     """
+    with _loading():
+        return _load(name_or_path, overrides)
+
+
+def is_loading() -> bool:
+    """Whether a recipe is being loaded: what it imports must not start a job."""
+    return _num_loading > 0
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    global _num_loading
+    _num_loading += 1
+    try:
+        yield
+    finally:
+        _num_loading -= 1
+
+
+def _load(name_or_path: str | Path, overrides: Sequence[str]) -> Job:
     module = _import(str(name_or_path))
     if not callable(getattr(module, "job", None)):
         raise ValueError(f"recipe {name_or_path} has no function job(); define `def job() -> Job`")

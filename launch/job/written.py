@@ -1,5 +1,7 @@
 """Writes Python objects into a recipe file, for other processes to read: values as source, arrays beside it as files.
 
+Nothing is written before all of a recipe's values have been turned into source: `Writer.save` writes the arrays.
+
 A function or class goes by module and name, or by the file of a script and name, so it must be at the top level of a
 file: what a notebook or a lambda defines exists in its own process alone. The recipe reads arrays back with `array`,
 functions with `imported`, and a saved model with `saved_model`.
@@ -21,14 +23,13 @@ if TYPE_CHECKING:
     import keras
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_reading = False  # whether this process is importing a script for one of its functions
 
 
 class Writer:
     """Writes values as source text, and their arrays into a folder.
 
     Args:
-        folder: Folder of the arrays, which is made when there is one to write.
+        folder: Folder of the arrays, beside the recipe.
 
     Attributes:
         imports: Lines that the source needs.
@@ -36,7 +37,7 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._num_arrays = 0
+        self._arrays: list[np.ndarray] = []
         self.imports: set[str] = set()
 
     def source(self, value: Any, name: str) -> str:
@@ -93,13 +94,16 @@ class Writer:
         self.imports.add(f"import {module}")
         return f"{module}.{qualified}"
 
+    def save(self) -> None:
+        """Writes the arrays of the values so far."""
+        for number, value in enumerate(self._arrays):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            np.save(self._folder / f"{number}.npy", value, allow_pickle=value.dtype == object)
+
     def _array(self, value: np.ndarray) -> str:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = f"{self._num_arrays}.npy"
-        self._num_arrays += 1
-        np.save(self._folder / file, value, allow_pickle=value.dtype == object)
+        self._arrays.append(value)
         self.imports.add("from downpour.launch.job.written import array")
-        return f"array(HERE / {self._folder.name!r} / {file!r})"
+        return f"array(HERE / {self._folder.name!r} / '{len(self._arrays) - 1}.npy')"
 
 
 def array(path: Path) -> np.ndarray:
@@ -116,35 +120,22 @@ def imported(path: str, name: str) -> Any:
     Raises:
         ValueError: The file or the name is missing.
     """
-    global _reading
-    module_name = f"downpour_script_{Path(path).stem}"
+    module_name = f"downpour_script:{path}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None or not Path(path).is_file():
             raise ValueError(f"{path} is missing; a process of the job needs {name} of it")
         sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
         sys.path.insert(0, str(Path(path).parent))  # as for a script that is run
-        _reading = True
         try:
             spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[module_name]
             raise
-        finally:
-            _reading = False
     found: Any = sys.modules[module_name]
     for part in name.split("."):
         found = getattr(found, part)
     return found
-
-
-def check_not_reading() -> None:
-    """Raises `ValueError` while a process of a job imports a script, which must not start another job."""
-    if _reading:
-        raise ValueError(
-            "downpour.fit is called while a process of its job imports the script; put the call under "
-            'if __name__ == "__main__":'
-        )
 
 
 def saved_model(path: Path, objects: Mapping[str, Any]) -> Callable[[], keras.Model]:

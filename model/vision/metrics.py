@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class MeanAveragePrecision:
+class MeanPrecision:
     """A mean of per-class average precision.
 
     Attributes:
@@ -72,14 +72,14 @@ class BestPredictions:
         rows = np.repeat(np.arange(len(scores)), keep)
         self._kept.append((columns.astype(np.int32), scores[rows, columns], truth[rows, columns]))
 
-    def mean(self) -> MeanAveragePrecision:
+    def mean(self) -> MeanPrecision:
         """mAP@cut of all images so far; raises `ValueError` if none carries any label."""
         precisions = np.zeros(len(self._popularity))
         for label, ranked, hits in self._by_class():
             precisions[label] = _average_precision(ranked, hits, int(self._popularity[label]))
         return _mean(precisions, self._popularity)
 
-    def chance(self) -> MeanAveragePrecision:
+    def chance(self) -> MeanPrecision:
         """`chance` of all images so far; raises `ValueError` if none carries any label."""
         return _mean(_expected_precision(self._popularity, self.num_images), self._popularity)
 
@@ -100,7 +100,7 @@ class BestPredictions:
             yield int(c), values[i:j], hits[i:j]
 
 
-def mean_average_precision_at(scores: NDArray, labels: NDArray, cut: int = 100) -> MeanAveragePrecision:
+def mean_average_precision_at(scores: NDArray, labels: NDArray, cut: int = 100) -> MeanPrecision:
     """mAP@cut: average precision per class over each image's `cut` best predictions.
 
     Of every image only the `cut` highest scores are kept (ties: the lower class index first). For each class
@@ -131,7 +131,7 @@ def check_labels(labels: NDArray) -> None:
         )
 
 
-def chance(labels: NDArray) -> MeanAveragePrecision:
+def chance(labels: NDArray) -> MeanPrecision:
     """Expected mAP of random scores if no prediction is cut.
 
     For a class on m of N images, all orders equally likely, E[AP] = (H_N + (N - H_N) (m - 1) / (N - 1)) / N, where
@@ -185,11 +185,11 @@ def _expected_precision(popularity: NDArray, num_images: int) -> NDArray:
     return np.where(m > 0, (harmonic + others * (n - harmonic)) / n, 0.0)
 
 
-def _mean(precisions: NDArray, popularity: NDArray) -> MeanAveragePrecision:
+def _mean(precisions: NDArray, popularity: NDArray) -> MeanPrecision:
     present = popularity > 0
     if not present.any():
         raise ValueError("no image carries any label; give at least one labelled image to score")
-    return MeanAveragePrecision(
+    return MeanPrecision(
         weighted=float(np.average(precisions[present], weights=popularity[present])),
         unweighted=float(np.mean(precisions[present])),
         num_classes=int(present.sum()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 
 import downpour
 from downpour.launch.job import recipe
-from downpour.model.data import Examples
+from downpour.launch.job.written import imported
+from downpour.model.data import Examples, Stream
+from downpour.worker.chief import owner
 from tests.parity.models import MODELS, data_of
 
 SCRIPT = """
@@ -64,6 +67,8 @@ if __name__ == "__main__":
         downpour.fit(model, examples(800, 0), epochs=3, run_dir=sys.argv[1])
     except ValueError as error:
         assert "holds another run" in str(error)
+    else:
+        raise AssertionError("an earlier run is replaced")
     print("all is well")
 """
 
@@ -116,6 +121,11 @@ def local_loss() -> Any:
 X = np.zeros((80, 6), np.float32)
 
 
+def batches(worker: int, num_workers: int) -> Iterator[Any]:
+    while True:
+        yield X[0], X[0, :1]
+
+
 @pytest.mark.parametrize(
     ("model", "data", "more", "message"),
     [
@@ -132,6 +142,9 @@ X = np.zeros((80, 6), np.float32)
         (compiled, Examples(lambda: X), {}, "data.train is"),
         (compiled, Examples((X, X)), {"validation_data": (X, X)}, "give validation and class_weight to it"),
         (compiled, None, {"codec": "int8"}, "codec cannot be given"),
+        (compiled, None, {"loss": "mse"}, "loss cannot be given"),
+        (compiled, Stream(batches), {}, "the stream has no num_examples, so an epoch has no length"),
+        (compiled, Examples((X, X[:, :1]), map=lambda item: item), {}, "a lambda or local function"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_starts(
@@ -139,4 +152,36 @@ def test_what_cannot_be_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         dry(tmp_path, model(), data, **more)
-    assert not (tmp_path / "run" / "job" / "recipe.py").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_is_not_touched(tmp_path: Path) -> None:
+    """Its workers map the arrays that another recipe would replace."""
+    before = dry(tmp_path, compiled()).recipe.read_text()
+    lock = owner.Lock(tmp_path / "run" / owner.LOCK, "chief")
+    try:
+        with pytest.raises(ValueError, match="belongs to the"):
+            dry(tmp_path, compiled(), epochs=7, overwrite=True)
+    finally:
+        lock.close()
+    assert (tmp_path / "run" / "job" / "recipe.py").read_text() == before
+
+
+def test_a_run_that_is_resumed_has_the_new_arguments(tmp_path: Path) -> None:
+    dry(tmp_path, compiled(), epochs=1)
+    assert recipe.load(dry(tmp_path, compiled(), epochs=3, resume=True).recipe).num_steps == 30
+
+
+def test_two_scripts_of_one_name_are_two_modules(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "script.py").write_text(f"def function():\n    return {number}\n")
+    assert [imported(str(tmp_path / name / "script.py"), "function")() for name in "12"] == [1, 2]
+
+
+def test_what_a_recipe_imports_starts_no_other_run(tmp_path: Path) -> None:
+    (tmp_path / "careless.py").write_text("import downpour\ndownpour.fit(None, None)\n")
+    (tmp_path / "recipe.py").write_text(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport careless\n")
+    with pytest.raises(ValueError, match="call it below if __name__"):
+        recipe.load(tmp_path / "recipe.py")
+    assert not recipe.is_loading()

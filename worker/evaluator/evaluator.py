@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from downpour.model import keras_private
+from downpour.model import keras_private, weights
 from downpour.model.data import Dataset
 from downpour.model.data.batches import Batch, has_labelled_images
 from downpour.model.data.nests import num_examples
@@ -28,13 +28,11 @@ from downpour.model.vision.records import RecordCounts
 from downpour.proto.chief_pb2 import Score
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
-from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.step.forward import Loss, in_float32, infer
 from downpour.worker.step.sharing import tensors_of
-from downpour.worker.step.variables import variables_in
 
 _ASK_EVERY_S = 0.5
 
@@ -84,7 +82,7 @@ class Evaluator:
         """
         saved = checkpoint.load(directory)
         restore.check(saved, self._layout.variables)
-        fill(self._model, self._layout, saved, self._average)
+        weights.assign(self._model, weights.named(saved, self._average))
         for layer in keras_private.layers_of(self._model):
             if isinstance(layer, keras.layers.RNN) and layer.stateful:  # its states stem from the last batch scored
                 layer.reset_state()
@@ -122,10 +120,11 @@ def _average_precision(model: keras.Model) -> Evaluate:
     predict = tf.function(lambda images: infer(model, images), reduce_retracing=True, autograph=False)
 
     def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
-        outputs, labels = zip(*((predict(images).numpy(), np.asarray(given)) for images, given in batches), strict=True)
-        scores, hot = np.concatenate(outputs), np.concatenate(labels)
-        metrics.check_labels(hot)
-        mean, chance = metrics.mean_average_precision_at(scores, hot), metrics.chance(hot)
+        best = metrics.BestPredictions()
+        for images, labels in batches:
+            metrics.check_labels(np.asarray(labels))
+            best.add(predict(images).numpy(), labels)
+        mean, chance = best.mean(), best.chance()
         return {
             "map_at_100": mean.weighted,
             "map_at_100_unweighted": mean.unweighted,
@@ -145,33 +144,15 @@ def _mean_loss(model: keras.Model, loss: Callable[[Any, Any], Any]) -> Evaluate:
     compute = tf.function(of_batch, reduce_retracing=True, autograph=False)
 
     def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
-        losses, sizes = zip(
-            *((float(compute(*tensors_of(batch[:2]))), num_examples(batch[0])) for batch in batches), strict=True
-        )
-        return {"val_loss": float(np.average(losses, weights=sizes))}
+        total, count = 0.0, 0
+        for inputs, labels, *rest in batches:
+            if rest and rest[0] is not None:
+                raise ValueError("the held-out examples have sample weights, which a job's own loss does not take")
+            size = num_examples(inputs)
+            total, count = total + size * float(compute(*tensors_of((inputs, labels)))), count + size
+        return {"val_loss": total / count}
 
     return evaluate
-
-
-def fill(model: keras.Model, mine: Layout, saved: Checkpoint, average: bool = False) -> None:
-    """Assigns the parameters of a checkpoint, or their average, to a model's variables by name.
-
-    Args:
-        model: Its variables are overwritten.
-        mine: The layout of its variables.
-        saved: A checkpoint of variables of these names and shapes, in any order and on any number of shards.
-        average: Whether the average is read in place of the parameters.
-
-    Raises:
-        ValueError: The checkpoint cannot be read, or has no average.
-    """
-    values = saved.layout.gather(saved.parameters(average))
-    found = {variable.name: value for variable, value in zip(saved.layout.variables, values, strict=True)}
-    for variable, known in zip(variables_in(model, mine), mine.variables, strict=True):
-        value = found[known.name]
-        # The sum of stale differences can make a variance negative for a moment.
-        is_variance = variable.path.endswith("/moving_variance")
-        variable.assign(np.maximum(value, 0) if is_variance else value)
 
 
 def run(evaluator: Evaluator, chief: ChiefClient) -> None:
