@@ -1,7 +1,7 @@
 """One drawn model through three real shards, beside plain Keras: the same values after two steps, or a refusal by name.
 
 The product's way is the public one: `launch.build.build`, `TrainingStep`, `Exchanger` over gRPC to three servers, a
-checkpoint written by the shards, `evaluator.fill`. Plain Keras is `compile` and `train_on_batch`.
+checkpoint written by the shards, `weights.assign`. Plain Keras is `compile` and `train_on_batch`.
 
 Tolerances, of each variable's largest difference:
 
@@ -31,13 +31,13 @@ import numpy as np
 import tensorflow as tf
 
 from downpour.launch.job.build import build
+from downpour.model import weights
 from downpour.proto import codec
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.shard_file import ShardFile
 from downpour.ps.layout import FACTORED, Layout
 from downpour.ps.policy import rules
 from downpour.ps.service.server import ShardServer
-from downpour.worker.evaluator import evaluator
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.exchange import Exchanger
 from downpour.worker.step.step import TrainingStep
@@ -263,7 +263,7 @@ def _fill(model: Any, layout: Layout, addresses: list[str], folder: str) -> None
     files = tuple(ShardFile.of(client.write_checkpoint(folder)) for client in clients)
     for client in clients:
         client.close()
-    evaluator.fill(model, layout, checkpoint.Checkpoint(folder, NUM_STEPS, layout, files))
+    weights.assign(model, weights.named(checkpoint.Checkpoint(folder, NUM_STEPS, layout, files)))
 
 
 def refusal(error: ValueError, names: frozenset[str]) -> Exception:
