@@ -21,10 +21,12 @@ from google.protobuf.message import DecodeError
 
 from downpour.launch import certs
 from downpour.proto.http2 import frames, headers
+from downpour.proto.http2.endpoint import Endpoint
 from downpour.proto.http2.frames import ErrorCode
 from downpour.proto.rpc import acceptor, credit, dispatcher, server, strangers
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.server import Server
+from downpour.proto.rpc.server_connection import ServerConnection
 from downpour.proto.security.certificates import Certificates
 from downpour.proto.security.config import TOKEN_KEY, Security
 from downpour.proto.security.gate import Gate
@@ -484,3 +486,24 @@ def test_members_for_whom_there_is_no_room_cost_a_part_of_a_processor(
                     pass
         assert 0 < gate.counts().connections_dropped < 200  # 378 where they are not charged
     assert ask(served) == b"x"
+
+
+@pytest.mark.parametrize("sent", [b"", GREETING, GREETING + call(1)], ids=["nothing", "preface", "call"])
+def test_a_closed_connection_is_freed_at_once(served: Server, sent: bytes) -> None:
+    """A cycle would keep it, with its TLS state, until a full collection, which is rare in a shard."""
+    freed = _num_connections()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            with connect(served, sent) as raw:
+                time.sleep(0.01)
+                raw.shutdown(socket.SHUT_WR)
+                rest(raw)
+        wait_until(lambda: _num_connections() <= freed + 1, "the connections' being freed")
+    finally:
+        gc.enable()
+
+
+def _num_connections() -> int:
+    return sum(isinstance(one, ServerConnection | Endpoint) for one in gc.get_objects())
