@@ -1,7 +1,9 @@
 """Accepts connections, and serves the unauthenticated ones: those from which no call has been admitted yet.
 
 One thread reads from all of them without waiting for any, so each costs a few kilobytes and no thread. Their number is
-limited: where there is no room, the oldest of the address with the most of them is closed, once it is a second old.
+limited: where there is no room, the oldest of the address with the most of them is closed, once it is a second old. A
+new one that has sent as much as a client begins with takes the place of one that has not, and one that has sent less is
+closed if others wait behind it in the kernel's queue: they may be thousands.
 After a burst all of them together get a part of one processor, reduced by the cost of admitted connections that were
 ended for what they sent: their peers may reconnect. `downpour.proto.rpc.strangers` has what each of them may do.
 
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterator
 from absl import logging
 
 from downpour.proto.http2.frames import ProtocolError
+from downpour.proto.rpc import strangers
 from downpour.proto.rpc.credit import Credit
 from downpour.proto.rpc.server_connection import ServerConnection
 from downpour.proto.rpc.strangers import Stranger, Strangers
@@ -67,6 +70,7 @@ class Acceptor:
         # Used by the thread only.
         self._strangers = Strangers()
         self._unfinished: set[Stranger] = set()  # that may have more to do even if no bytes arrive
+        self._held: socket.socket | None = None  # accepted where there was no room
         self._accepts_at: float | None = None  # when it resumes accepting; None if it accepts
 
     def start(self) -> None:
@@ -102,6 +106,8 @@ class Acceptor:
             self._rest()
         for stranger in list(self._strangers):
             self._end(stranger)
+        if self._held:
+            self._held.close()
         self._selector.close()
         self._listener.close()
 
@@ -109,12 +115,13 @@ class Acceptor:
         """Serves each connection that is ready once, the cheapest so far first, while there is credit."""
         wait_s = _TICK_S if self._strangers or self._accepts_at else _LOOK_AFTER_S
         ready, self._unfinished = self._unfinished, set()
-        for key, _ in self._selector.select(0.0 if ready else wait_s):
-            if key.fileobj is self._listener:
-                if self._credit.has_some():
-                    self._accept()
-            elif isinstance(key.data, Stranger):
+        comes = self._held is not None and self._accepts_at is None
+        for key, _ in self._selector.select(0.0 if ready or comes else wait_s):
+            comes |= key.fileobj is self._listener
+            if isinstance(key.data, Stranger):
                 ready.add(key.data)
+        if comes and self._credit.has_some():
+            self._accept()
         present = [stranger for stranger in ready if stranger in self._strangers]  # others were closed for room
         for stranger in sorted(present, key=lambda one: one.used_s):
             if not self._credit.has_some() or not self._go_on(stranger):
@@ -122,20 +129,26 @@ class Acceptor:
 
     def _accept(self) -> None:
         """Accepts waiting connections, a few at a time."""
-        for i in range(_ACCEPTED_AT_ONCE):
-            if len(self._strangers) >= self._most:
-                if i and not select.select([self._listener], [], [], 0)[0]:
-                    return
-                if not self._make_room(_GRACE_S):
-                    self._pause()
-                    return
+        began_s = time.thread_time()
+        for _ in range(_ACCEPTED_AT_ONCE):
             try:
-                raw, _ = self._listener.accept()
+                raw = self._held or self._listener.accept()[0]
             except OSError as error:
                 if error.errno in _NO_ROOM and not self._make_room(0.0):
                     self._pause()
-                return
-            self._take(raw)
+                break
+            self._held = None
+            if len(self._strangers) < self._most or self._make_room(_GRACE_S) or self._make_room_of_mute(raw):
+                self._take(raw)
+            elif not strangers.has_sent_enough(raw) and select.select([self._listener], [], [], 0)[0]:
+                self._gate.connection_began()
+                self._gate.connection_dropped()
+                raw.close()
+            else:
+                self._held = raw
+                self._pause()
+                break
+        self._credit.spend(time.thread_time() - began_s)
 
     def _take(self, raw: socket.socket) -> None:
         self._gate.connection_began()
@@ -148,7 +161,6 @@ class Acceptor:
             return
         finally:
             cost_s = time.thread_time() - began_s
-            self._credit.spend(cost_s)
         stranger = Stranger(connection, time.monotonic(), cost_s)
         self._strangers.add(stranger)
         self._selector.register(connection, selectors.EVENT_READ, stranger)
@@ -160,6 +172,14 @@ class Acceptor:
             return False
         self._gate.connection_dropped()
         self._end(oldest)
+        return True
+
+    def _make_room_of_mute(self, raw: socket.socket) -> bool:
+        """Closes a connection that has sent less than a client begins with for one that has sent that."""
+        if not strangers.has_sent_enough(raw) or (mute := self._strangers.mute()) is None:
+            return False
+        self._gate.connection_dropped()
+        self._end(mute)
         return True
 
     def _pause(self) -> None:

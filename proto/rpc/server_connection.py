@@ -46,6 +46,7 @@ class ServerConnection(Connection):
         address: Address of the peer, without its port.
         peer: Address with the port, as gRPC writes it.
         names: DNS names in the peer's certificate.
+        raw: The accepted socket.
         is_admitted: Whether a call has been admitted.
         cost_s: Processor seconds that it had used by then.
         failure: Why it must be ended instead of read; None if it can be read.
@@ -58,6 +59,7 @@ class ServerConnection(Connection):
         self.address, port = raw.getpeername()[:2]
         self.peer = f"{'ipv6' if ':' in self.address else 'ipv4'}:{host_and_port(self.address, port)}"
         self.names: list[str] = []
+        self.raw = raw
         self.is_admitted = False
         self.cost_s = 0.0
         self._host = host
@@ -78,6 +80,11 @@ class ServerConnection(Connection):
     def has_begun(self) -> bool:
         """Whether the peer has presented its certificate and begun HTTP/2."""
         return self._endpoint.settings.is_greeted
+
+    @property
+    def num_shaken(self) -> int:
+        """Bytes of the TLS handshake that were received."""
+        return self._tls.num_shaken if self._tls else 0
 
     def shake_hands(self) -> None:
         """Makes the TLS handshake, as much of it as is possible now; raises as `TlsSocket.shake_hands`."""

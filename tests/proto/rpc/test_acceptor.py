@@ -227,6 +227,33 @@ def test_the_oldest_stranger_of_the_busiest_address_makes_room(
     assert gate.counts().connections_dropped >= 40
 
 
+def test_one_that_speaks_takes_the_place_of_one_that_does_not(
+    served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However young that is: half prefaces came 2,500 times a second, and a new client gave up after 8 s."""
+    monkeypatch.setattr(served._acceptor, "_most", 20)
+    monkeypatch.setattr(acceptor, "_GRACE_S", 60.0)
+    with ExitStack() as stack:
+        many = [stack.enter_context(connect(served, frames.PREFACE[:12])) for _ in range(60)]
+        assert ask(served) == b"x"
+        for late in many[20:]:
+            rest(late)
+    assert gate.counts().connections_dropped >= 41
+
+
+def test_one_that_speaks_waits_where_all_have_spoken(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served._acceptor, "_most", 3)
+    monkeypatch.setattr(acceptor, "_GRACE_S", 0.5)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        first_flight = GREETING + 3 * frames.frame(frames.PING, 0, 0, bytes(8))
+        many = [stack.enter_context(connect(served, first_flight)) for _ in range(3)]
+        wait_until(lambda: len(served._acceptor._strangers) == 3, "the strangers")
+        assert ask(served) == b"x"
+        assert time.monotonic() - began >= 0.5
+        rest(many[0])
+
+
 def test_no_thread_is_no_end(served: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed start once made a shard deaf for good."""
     start = threading.Thread.start
