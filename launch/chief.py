@@ -1,6 +1,6 @@
 """Starts a job on its shards, monitors it, checkpoints it and ends it. Never computes.
 
-python -m downpour.launch.chief --recipe=quickstart --ps=HOST:PORT,... --port=2223 --run_dir=runs/quickstart
+    downpour chief --recipe=quickstart --ps=HOST:PORT,HOST:PORT --port=2223 --run_dir=runs/a
 
 A restarted chief continues from the state of the shards and its journal in --run_dir. It is refused by shards that hold
 another job's parameters, and while another chief owns the folder (`downpour.worker.chief.owner`). If the shards are
@@ -29,6 +29,7 @@ from downpour.launch.job.build import build, check_data
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
+from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import Topology
 from downpour.model.data.batches import positions_in_batch
@@ -37,6 +38,10 @@ from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
 from downpour.worker.chief.settings import JobSettings
 
+SYNTAX = Syntax(
+    shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
+    " stop_shards tls token_file health_port listen_in_plain_text_on_the_network",
+)
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
 
@@ -73,9 +78,14 @@ class ChiefConfig:
 
 def main() -> None:
     """Runs the job to its end."""
+    define()
+    entry.run(_main, role="chief", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     role_flags.define("chief")
-    entry.run(_main, role="chief")
 
 
 def _main() -> None:

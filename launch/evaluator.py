@@ -1,6 +1,6 @@
 """Scores every checkpoint of a job on its held-out images and reports to the chief.
 
-python -m downpour.launch.evaluator --recipe=quickstart --ps=HOST:PORT,... --chief=HOST:PORT
+downpour evaluator --recipe=quickstart --ps=HOST:PORT,HOST:PORT --chief=HOST:PORT
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.roles import ending, entry, role_flags, security
+from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access
 from downpour.worker.exchange.clients import ChiefClient
+
+SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port")
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,14 @@ class EvaluatorConfig:
 
 def main() -> None:
     """Scores until the last checkpoint."""
+    define()
+    entry.run(_main, role="evaluator", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     role_flags.define("evaluator")
-    entry.run(_main, role="evaluator")
 
 
 def _main() -> None:

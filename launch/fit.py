@@ -23,6 +23,7 @@ import numpy as np
 
 from downpour import files
 from downpour.launch.job import recipe as recipes
+from downpour.launch.job.epochs import batches_in_step, steps_of
 from downpour.launch.job.job import Cluster, Exchange, Job
 from downpour.launch.job.written import Writer
 from downpour.launch.local import LocalRun, RunConfig
@@ -30,7 +31,6 @@ from downpour.launch.observe import report
 from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
 from downpour.model.data.batches import positions_in_batch
-from downpour.model.data.epochs import num_steps
 from downpour.model.data.streams import ENDLESS
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
@@ -174,12 +174,13 @@ def _fields(
 
     examples.check()
     in_batch, num_records = positions_in_batch(examples, batch_size), examples.num_records
-    if num_records >= ENDLESS and "num_steps" not in given:
-        raise ValueError("the stream has no num_examples, so an epoch has no length; give it that, or fit num_steps")
-    steps = num_steps(epochs, num_records, in_batch) if num_records < ENDLESS else int(given["num_steps"])
-    steps_per_epoch = max(1, round(num_records / in_batch)) if num_records < ENDLESS else steps
+    fields = from_compiled(model).job_fields()
+    cadence, pace = ({**fields, **given}.get(name) for name in ("cadence", "pace"))
+    steps = int(given["num_steps"]) if "num_steps" in given else steps_of(epochs, examples, batch_size, cadence, pace)
+    in_step = in_batch * batches_in_step(cadence, pace)
+    steps_per_epoch = max(1, round(num_records / in_step)) if num_records < ENDLESS else steps
     return steps_per_epoch, {
-        **from_compiled(model).job_fields(),
+        **fields,
         "data": examples,
         "num_steps": steps,
         "batch_size": batch_size,

@@ -167,11 +167,13 @@ class ReportScoreReply(_message.Message):
     def __init__(self) -> None: ...
 
 class ProgressRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("detailed",)
+    DETAILED_FIELD_NUMBER: _ClassVar[int]
+    detailed: bool
+    def __init__(self, detailed: bool = ...) -> None: ...
 
 class ProgressReply(_message.Message):
-    __slots__ = ("state", "step", "num_steps", "loss", "images_per_second", "pushes_per_second", "staleness_mean", "seconds_left", "metrics", "failure")
+    __slots__ = ("state", "step", "num_steps", "loss", "images_per_second", "pushes_per_second", "staleness_mean", "seconds_left", "metrics", "failure", "details")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[ProgressReply.State]
@@ -193,6 +195,97 @@ class ProgressReply(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class Details(_message.Message):
+        __slots__ = ("recipe", "job_id", "epochs", "train_seconds", "seconds_per_step", "score_step", "checkpoint", "checkpoint_step", "faults", "workers", "shards")
+        class SecondsPerStepEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: float
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        class FaultsEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: int
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+        RECIPE_FIELD_NUMBER: _ClassVar[int]
+        JOB_ID_FIELD_NUMBER: _ClassVar[int]
+        EPOCHS_FIELD_NUMBER: _ClassVar[int]
+        TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        SECONDS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+        SCORE_STEP_FIELD_NUMBER: _ClassVar[int]
+        CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+        CHECKPOINT_STEP_FIELD_NUMBER: _ClassVar[int]
+        FAULTS_FIELD_NUMBER: _ClassVar[int]
+        WORKERS_FIELD_NUMBER: _ClassVar[int]
+        SHARDS_FIELD_NUMBER: _ClassVar[int]
+        recipe: str
+        job_id: str
+        epochs: float
+        train_seconds: float
+        seconds_per_step: _containers.ScalarMap[str, float]
+        score_step: int
+        checkpoint: str
+        checkpoint_step: int
+        faults: _containers.ScalarMap[str, int]
+        workers: _containers.RepeatedCompositeFieldContainer[ProgressReply.Worker]
+        shards: _containers.RepeatedCompositeFieldContainer[ProgressReply.Shard]
+        def __init__(self, recipe: _Optional[str] = ..., job_id: _Optional[str] = ..., epochs: _Optional[float] = ..., train_seconds: _Optional[float] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., score_step: _Optional[int] = ..., checkpoint: _Optional[str] = ..., checkpoint_step: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[ProgressReply.Worker, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ProgressReply.Shard, _Mapping]]] = ...) -> None: ...
+    class Worker(_message.Message):
+        __slots__ = ("index", "state", "host", "incarnation", "steps", "examples", "silent_seconds")
+        class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+            __slots__ = ()
+            STATE_UNSPECIFIED: _ClassVar[ProgressReply.Worker.State]
+            STATE_EXPECTED: _ClassVar[ProgressReply.Worker.State]
+            STATE_RUNNING: _ClassVar[ProgressReply.Worker.State]
+            STATE_LOST: _ClassVar[ProgressReply.Worker.State]
+            STATE_FINISHED: _ClassVar[ProgressReply.Worker.State]
+        STATE_UNSPECIFIED: ProgressReply.Worker.State
+        STATE_EXPECTED: ProgressReply.Worker.State
+        STATE_RUNNING: ProgressReply.Worker.State
+        STATE_LOST: ProgressReply.Worker.State
+        STATE_FINISHED: ProgressReply.Worker.State
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        STATE_FIELD_NUMBER: _ClassVar[int]
+        HOST_FIELD_NUMBER: _ClassVar[int]
+        INCARNATION_FIELD_NUMBER: _ClassVar[int]
+        STEPS_FIELD_NUMBER: _ClassVar[int]
+        EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+        SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        state: ProgressReply.Worker.State
+        host: str
+        incarnation: int
+        steps: int
+        examples: int
+        silent_seconds: float
+        def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ProgressReply.Worker.State, str]] = ..., host: _Optional[str] = ..., incarnation: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., silent_seconds: _Optional[float] = ...) -> None: ...
+    class Shard(_message.Message):
+        __slots__ = ("address", "state", "version", "pushes", "state_bytes")
+        class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+            __slots__ = ()
+            STATE_UNSPECIFIED: _ClassVar[ProgressReply.Shard.State]
+            STATE_SILENT: _ClassVar[ProgressReply.Shard.State]
+            STATE_EMPTY: _ClassVar[ProgressReply.Shard.State]
+            STATE_READY: _ClassVar[ProgressReply.Shard.State]
+        STATE_UNSPECIFIED: ProgressReply.Shard.State
+        STATE_SILENT: ProgressReply.Shard.State
+        STATE_EMPTY: ProgressReply.Shard.State
+        STATE_READY: ProgressReply.Shard.State
+        ADDRESS_FIELD_NUMBER: _ClassVar[int]
+        STATE_FIELD_NUMBER: _ClassVar[int]
+        VERSION_FIELD_NUMBER: _ClassVar[int]
+        PUSHES_FIELD_NUMBER: _ClassVar[int]
+        STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+        address: str
+        state: ProgressReply.Shard.State
+        version: int
+        pushes: int
+        state_bytes: int
+        def __init__(self, address: _Optional[str] = ..., state: _Optional[_Union[ProgressReply.Shard.State, str]] = ..., version: _Optional[int] = ..., pushes: _Optional[int] = ..., state_bytes: _Optional[int] = ...) -> None: ...
     STATE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +296,7 @@ class ProgressReply(_message.Message):
     SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
     state: ProgressReply.State
     step: int
     num_steps: int
@@ -213,7 +307,8 @@ class ProgressReply(_message.Message):
     seconds_left: float
     metrics: _containers.ScalarMap[str, float]
     failure: str
-    def __init__(self, state: _Optional[_Union[ProgressReply.State, str]] = ..., step: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., images_per_second: _Optional[float] = ..., pushes_per_second: _Optional[float] = ..., staleness_mean: _Optional[float] = ..., seconds_left: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., failure: _Optional[str] = ...) -> None: ...
+    details: ProgressReply.Details
+    def __init__(self, state: _Optional[_Union[ProgressReply.State, str]] = ..., step: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., images_per_second: _Optional[float] = ..., pushes_per_second: _Optional[float] = ..., staleness_mean: _Optional[float] = ..., seconds_left: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., failure: _Optional[str] = ..., details: _Optional[_Union[ProgressReply.Details, _Mapping]] = ...) -> None: ...
 
 class LeavingRequest(_message.Message):
     __slots__ = ("shard", "incarnation")

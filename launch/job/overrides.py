@@ -25,12 +25,13 @@ _SCALARS = (bool, int, float, str, Path)
 T = TypeVar("T")
 
 
-def apply(job: T, overrides: Sequence[str]) -> T:
+def apply(job: T, overrides: Sequence[str], more: Sequence[Leaf] = ()) -> T:
     """Returns the job with the overrides applied in order, in one pass, and checked by its `__post_init__`.
 
     Args:
         job: A frozen dataclass, which may hold others.
         overrides: Each `key=value`.
+        more: Keys that the caller has taken out of the overrides, for messages.
 
     Raises:
         ValueError: An override is not `key=value`, its key is unknown (the message names the nearest ones), its
@@ -44,7 +45,7 @@ def apply(job: T, overrides: Sequence[str]) -> T:
         if not equals:
             raise ValueError(f"override {override!r} is not of the form key=value, for example cluster.num_ps=11")
         if key not in known:
-            raise ValueError(_unknown(key, list(known.values())))
+            raise ValueError(_unknown(key, [*known.values(), *more]))
         values[key] = known[key].parse(text.strip())
         if isinstance(known[key].annotation, Choice):
             known |= {leaf.key: leaf for leaf in leaves(values[key], f"{key}.")}
@@ -96,13 +97,14 @@ class Choice:
 
     def _named(self, name: str, fields: dict[str, Any]) -> Any:
         if name not in self.known:
-            raise ValueError(f"{name!r} is not one of {', '.join(self.names)}")
+            raise ValueError(f"{name!r} is not one of {', '.join(self.names)}{_mean(name, self.names)}")
         kind = self.known[name]
         given = [field for field in dataclasses.fields(kind) if field.init]
         needed = [f.name for f in given if f.default is dataclasses.MISSING is f.default_factory]
         if unknown := sorted(fields.keys() - {field.name for field in given}):
-            names = ", ".join(field.name for field in given) or "no fields"
-            raise ValueError(f"{name} has no field {unknown[0]!r}; it has {names}")
+            names = [field.name for field in given]
+            has = ", ".join(names) or "no fields"
+            raise ValueError(f"{name} has no field {unknown[0]!r}; it has {has}{_mean(unknown[0], names)}")
         if missing := [field for field in needed if field not in fields]:
             raise ValueError(f"{name} needs {', '.join(f'{field}=' for field in missing)}")
         return kind(**fields)
@@ -274,9 +276,15 @@ def _unknown(key: str, known: list[Leaf]) -> str:
     return f"unknown key {key!r}; {hint}`--set=help` lists all {len(by_key)} keys with their types and values"
 
 
-def listing(job: Any) -> str:
-    """Every key that can be overridden, one a line, with its present value and type."""
-    return "\n".join(map(str, {leaf.key: leaf for leaf in (*_choices(job), *leaves(job))}.values()))
+def listing(job: Any, more: Sequence[Leaf] = ()) -> str:
+    """Every key that can be overridden, one a line, with its present value and type, and `more`."""
+    return "\n".join(map(str, {leaf.key: leaf for leaf in (*_choices(job), *leaves(job), *more)}.values()))
+
+
+def _mean(given: str, known: Sequence[str]) -> str:
+    """`; did you mean Bounded?`, or nothing if no known name is like the given one."""
+    near = difflib.get_close_matches(given, known, 1) or [name for name in known if name.lower() == given.lower()]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _nearest(key: str, known: list[str]) -> list[str]:

@@ -143,7 +143,7 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (compiled, Examples((X, X)), {"validation_data": (X, X)}, "give validation and class_weight to it"),
         (compiled, None, {"codec": "int8"}, "codec cannot be given"),
         (compiled, None, {"loss": "mse"}, "loss cannot be given"),
-        (compiled, Stream(batches), {}, "the stream has no num_examples, so an epoch has no length"),
+        (compiled, Stream(batches), {}, "an epoch of this stream has no length"),
         (compiled, Examples((X, X[:, :1]), map=lambda item: item), {}, "a lambda or local function"),
     ],
 )  # fmt: skip

@@ -29,6 +29,7 @@ from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.specification import specification_of
+from downpour.worker.chief import owner
 from downpour.worker.chief.beginning import begin
 from downpour.worker.chief.checkpoints import Checkpoints
 from downpour.worker.chief.healer import Healer
@@ -79,6 +80,7 @@ class Chief:
         handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
         self._server = Server(handler, host, port, _NUM_THREADS, security)
         self.port = self._server.port
+        owner.write_address(run_dir, host, self.port)
 
     def known_layout(self, shards: Sequence[str]) -> Layout | None:
         """Reads the layout from the shards if the journal is of this job, so that no model need be built; else None."""

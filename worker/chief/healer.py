@@ -76,6 +76,8 @@ class Healer:
             DownpourError: A shard failed again, or cannot read its checkpoint.
         """
         statuses = self._shards.look()
+        with self._state.changed:
+            self._state.shards = list(zip(self._shards.addresses, statuses, strict=True))
         with contextlib.ExitStack() as reading:
 
             def newest(check: Callable[[Checkpoint], None]) -> Checkpoint | None:

@@ -46,6 +46,10 @@ class Reports:
         report = self._newest.get((worker, incarnation))
         return report.records_done if report else 0
 
+    def of(self, worker: int, incarnation: int) -> pb.WorkerReport:
+        """The newest report of an incarnation; an empty one before its first."""
+        return self._newest.get((worker, incarnation), pb.WorkerReport())
+
     def state(self) -> list[dict[str, Any]]:
         """Returns all reports, as JSON values."""
         return [json_format.MessageToDict(report) for report in self._newest.values()]

@@ -72,6 +72,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Releases the folder's lock."""
+        owner.remove_address(self.path)
         self._lock.close()
 
     def _check_room(self) -> None:

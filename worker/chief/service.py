@@ -12,6 +12,7 @@ from absl import logging
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
+from downpour.worker.chief.details import details
 from downpour.worker.chief.run_folder import RunFolder
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.state import JobState
@@ -93,6 +94,9 @@ class Service(chief_pb2_grpc.ChiefServicer):
             reply.state = pb.ProgressReply.STATE_PREPARING if waits else state.phase
             if state.journal_state.score is not None:
                 reply.metrics.update(state.journal_state.score.metrics)
+            if request.detailed:
+                recipe, now = self._settings.recipe, time.monotonic()
+                reply.details.CopyFrom(details(recipe, state.job_id, state.journal_state, state.shards, now))
         return reply
 
     def Leaving(self, request: pb.LeavingRequest, context: grpc.ServicerContext) -> pb.LeavingReply:

@@ -48,6 +48,10 @@ class Shards:
         specification: Specification sent to every shard; `shard` and `job_id` are set here.
         give_up_after_s: See `ShardClient`.
         security: Security configuration of this process.
+
+    Attributes:
+        addresses: As given.
+        layout: As given.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Shards:
         give_up_after_s: float,
         security: Security = PLAIN,
     ) -> None:
-        self.layout = layout
+        self.addresses, self.layout = tuple(addresses), layout
         self._specification = pb.ShardSpecification()
         self._specification.CopyFrom(specification)
         self._clients = [

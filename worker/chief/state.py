@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from downpour.proto import chief_pb2 as pb
+from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.proto.errors import NotReady
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
@@ -43,6 +44,7 @@ class JobState:
         job_id: Id of the job, set before `layout`.
         phase: Phase of the job.
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
+        shards: Address of every shard and its newest answer, None while it does not answer; none before the first look.
     """
 
     def __init__(self, settings: JobSettings, journal: Journal) -> None:
@@ -61,6 +63,7 @@ class JobState:
         self.job_id = ""
         self.phase = pb.ProgressReply.STATE_PREPARING
         self.evaluator_heard_s: float | None = None
+        self.shards: Sequence[tuple[str, ps_pb.StatusReply | None]] = ()
         self._job = settings.description.get("job")
         self._journal = journal
 
