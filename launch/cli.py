@@ -48,10 +48,10 @@ def main() -> None:
         print(f"downpour {__version__}")
         sys.exit(entry.OK)
     if name not in COMMANDS:
-        near = "".join(f", did you mean {one!r}" for one in difflib.get_close_matches(name, COMMANDS, 1))
-        given = f"unknown command {name!r}{near}" if name else "no command"
+        near = "".join(f" did you mean {one!r}?" for one in difflib.get_close_matches(name, COMMANDS, 1))
+        given = f"unknown command {name!r};{near}" if name else "no command;"
         entry.set_role("downpour")
-        sys.exit(entry.refuse(ValueError(f"{given}? the commands are {', '.join(COMMANDS)} (see --help)")))
+        sys.exit(entry.refuse(ValueError(f"{given} the commands are {', '.join(COMMANDS)} (see --help)")))
     sys.argv = [f"downpour {name}", *sys.argv[2:]]
     importlib.import_module(COMMANDS[name][0]).main()
 
