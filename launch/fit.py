@@ -12,6 +12,7 @@ the compiled model are taken over, or refused by name.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ from downpour import files
 from downpour.launch.job import recipe as recipes
 from downpour.launch.job.epochs import batches_in_step, steps_of
 from downpour.launch.job.job import Cluster, Exchange, Job
+from downpour.launch.job.overrides import did_you_mean
 from downpour.launch.job.written import Writer
 from downpour.launch.local import LocalRun, RunConfig
 from downpour.launch.observe import report
@@ -149,7 +151,9 @@ def fit(
             raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
     unknown = set(job_fields) - ({field.name for field in dataclasses.fields(Job)} - {"model", "loss"})
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can")
+        names = [*inspect.signature(fit).parameters, *(field.name for field in dataclasses.fields(Job))]
+        nearest = did_you_mean(min(unknown), [name for name in names if name not in ("job_fields", "loss")])
+        raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can{nearest}")
     examples = _examples(data, validation_data, class_weight)
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
     steps_per_epoch, fields = _fields(model, examples, epochs, batch_size, {"cluster": cluster, **job_fields})

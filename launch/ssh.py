@@ -211,7 +211,8 @@ def run(config: SshConfig) -> int | None:
     try:
         _supervise(config, owner.new_job_id())
     except (Interrupted, ProcessFailed) as error:
-        print(f"[ssh] {'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+        words = f"{error}; continue with --resume" if isinstance(error, Interrupted) else f"error: {error}"
+        print(f"[ssh] {words}", file=sys.stderr)
         return error.code
     print(f"[ssh] done; see {config.run_dir}/summary.json", file=sys.stderr)
     return None

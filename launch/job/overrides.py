@@ -97,14 +97,14 @@ class Choice:
 
     def _named(self, name: str, fields: dict[str, Any]) -> Any:
         if name not in self.known:
-            raise ValueError(f"{name!r} is not one of {', '.join(self.names)}{_mean(name, self.names)}")
+            raise ValueError(f"{name!r} is not one of {', '.join(self.names)}{did_you_mean(name, self.names)}")
         kind = self.known[name]
         given = [field for field in dataclasses.fields(kind) if field.init]
         needed = [f.name for f in given if f.default is dataclasses.MISSING is f.default_factory]
         if unknown := sorted(fields.keys() - {field.name for field in given}):
             names = [field.name for field in given]
             has = ", ".join(names) or "no fields"
-            raise ValueError(f"{name} has no field {unknown[0]!r}; it has {has}{_mean(unknown[0], names)}")
+            raise ValueError(f"{name} has no field {unknown[0]!r}; it has {has}{did_you_mean(unknown[0], names)}")
         if missing := [field for field in needed if field not in fields]:
             raise ValueError(f"{name} needs {', '.join(f'{field}=' for field in missing)}")
         return kind(**fields)
@@ -281,7 +281,7 @@ def listing(job: Any, more: Sequence[Leaf] = ()) -> str:
     return "\n".join(map(str, {leaf.key: leaf for leaf in (*_choices(job), *leaves(job), *more)}.values()))
 
 
-def _mean(given: str, known: Sequence[str]) -> str:
+def did_you_mean(given: str, known: Sequence[str]) -> str:
     """`; did you mean Bounded?`, or nothing if no known name is like the given one."""
     near = difflib.get_close_matches(given, known, 1) or [name for name in known if name.lower() == given.lower()]
     return f"; did you mean {near[0]}?" if near else ""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from downpour.launch.job import Job, mistakes
-from downpour.launch.job.build import build, check_data, check_image_shape
+from downpour.launch.job.build import MORE_THAN_IMAGES, build, check_data, check_image_shape
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
 from downpour.model.data.batches import Batch, has_labelled_images, positions_in_batch
 from downpour.model.data.nests import flatten, num_examples
@@ -112,7 +112,9 @@ def predict(model: Any, images: np.ndarray) -> Any:
         number = (
             f"{len(outputs)} outputs" if isinstance(outputs, dict | list | tuple) else f"a {type(outputs).__name__}"
         )
-        raise ValueError(f"the model gives {number}; today a model gives one array [B, labels] (join them in it)")
+        raise ValueError(
+            f"the model gives {number}, and data of labelled images give one array [B, labels]; {MORE_THAN_IMAGES}"
+        )
     return outputs
 
 
@@ -129,14 +131,11 @@ def _checked(job: Job, batch: Any) -> Batch:
 def _pair(job: Job, batch: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         given = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
-        raise ValueError(
-            f"{_name(job)} gives {given} a batch; give a pair of images and labels (sample weights and more are not "
-            "taken today)"
-        )
+        raise ValueError(f"{_name(job)} gives {given} a batch; give a pair of images and labels; {MORE_THAN_IMAGES}")
     for what, value in zip(("images", "labels"), batch, strict=True):
         if isinstance(value, dict | tuple | list):
             raise ValueError(
-                f"{_name(job)} gives {what} as a {type(value).__name__}; today they are one array [B, ...]"
+                f"{_name(job)} gives {what} as a {type(value).__name__}, not as one array; {MORE_THAN_IMAGES}"
             )
     images, labels = (np.asarray(value) for value in batch)
     if images.dtype == object or labels.dtype == object or not images.ndim or not labels.ndim:

@@ -52,8 +52,8 @@ def of_folder(run_dir: Path, security: Security = PLAIN) -> dict[str, Any]:
         except DownpourError as error:
             problem = f"the run belongs to {chief}, and {error}"
             return found | _of_files(run_dir) | {"state": "unknown", "problem": problem}
-    if chief or launcher:
-        return found | {"state": "starting", "problem": ""}
+    if chief or (launcher and not _ended_since(run_dir)):
+        return found | {"state": "starting"}
     return found | _of_files(run_dir)
 
 
@@ -78,6 +78,14 @@ def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
     except grpc.RpcError as error:
         raise _refusal(address, error) from None
     return {"run": address, **_of_shard(status)}
+
+
+def _ended_since(run_dir: Path) -> bool:
+    """Whether the run's summary was written after its launcher began, which still ends its other processes."""
+    try:
+        return (run_dir / owner.SUMMARY).stat().st_mtime >= (run_dir / owner.LAUNCHER_LOCK).stat().st_mtime
+    except OSError:
+        return False
 
 
 def _progress(address: str, security: Security) -> pb.ProgressReply:

@@ -143,6 +143,8 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (compiled, Examples((X, X)), {"validation_data": (X, X)}, "give validation and class_weight to it"),
         (compiled, None, {"codec": "int8"}, "codec cannot be given"),
         (compiled, None, {"loss": "mse"}, "loss cannot be given"),
+        (compiled, None, {"epoch": 3}, "epoch cannot be given; other fields of Job can; did you mean epochs"),
+        (compiled, None, {"num_step": 3}, "num_step cannot be given; other fields of Job can; did you mean num_steps"),
         (compiled, Stream(batches), {}, "an epoch of this stream has no length"),
         (compiled, Examples((X, X[:, :1]), map=lambda item: item), {}, "a lambda or local function"),
     ],

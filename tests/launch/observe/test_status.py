@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -102,6 +103,17 @@ def test_a_run_that_was_killed_is_stopped_and_says_how_to_continue(
     assert "chief" not in found and not found["workers"]
     assert status.exit_code(found) == status.NOT_GOING_ON
     assert "--resume continues it" in status_text.text(found)
+
+
+def test_a_launcher_that_begins_is_told_from_one_that_ends(tmp_path: Path) -> None:
+    summary = tmp_path / "summary.json"
+    summary.write_text(json.dumps({"recipe": "a", "global_steps": 7}))
+    os.utime(summary, (1e9, 1e9))
+    lock = owner.Lock(tmp_path / owner.LAUNCHER_LOCK, "launcher")
+    assert of_folder(tmp_path)["state"] == "starting"
+    os.utime(summary)
+    assert of_folder(tmp_path)["state"] == "done"
+    lock.close()
 
 
 def test_a_chief_that_does_not_answer_is_a_problem(tmp_path: Path) -> None:
