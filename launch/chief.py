@@ -26,6 +26,7 @@ from absl import logging
 
 from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
+from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
@@ -175,6 +176,8 @@ def _plan(config: ChiefConfig) -> JobSettings:
         lease_s=job.cluster.lease_s,
         num_steps=job.num_steps,
         checkpoint_every_steps=job.checkpoint_every_steps,
+        checkpoint_every_epoch=job.checkpoint_every_epoch,
+        positions_in_step=epochs_of(job).positions_in_step,
         max_train_s=job.max_train_s,
         num_records=job.data.num_records,
         lease_records=lease_records(

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 
 from absl import logging
 
+from downpour.model.data.epochs import Epochs
 from downpour.model.data.order import Lease
 from downpour.model.vision.records import RecordCounts
-from downpour.proto.chief_pb2 import RegisterRequest, WorkerReport
+from downpour.proto.chief_pb2 import EpochSums, RegisterRequest, WorkerReport
 from downpour.proto.errors import DownpourError, Unreachable
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Answer
@@ -32,6 +33,7 @@ class Reporter:
         worker: Index of the worker.
         fingerprint: Fingerprint of the worker's layout.
         job: Fields of the worker's job and their values, compared with the chief's.
+        epochs: Which steps make an epoch; None: losses are not reported by epoch.
 
     Attributes:
         incarnation: Incarnation of this process, assigned by the chief.
@@ -44,11 +46,19 @@ class Reporter:
     """
 
     def __init__(
-        self, chief: ChiefClient, worker: int, fingerprint: bytes, job: Mapping[str, str] | None = None
+        self,
+        chief: ChiefClient,
+        worker: int,
+        fingerprint: bytes,
+        job: Mapping[str, str] | None = None,
+        epochs: Epochs | None = None,
     ) -> None:
         self.stop = threading.Event()
         self._chief = chief
         self._worker = worker
+        self._epochs = epochs
+        self._sums: dict[int, EpochSums] = {}
+        self._unsent: set[int] = set()  # epochs whose sums have changed since the last acknowledged report
         self._lock = threading.Lock()
         self._refusal: DownpourError | None = None
         self._ending = threading.Event()
@@ -73,6 +83,12 @@ class Reporter:
             totals.loss_sum += loss
             totals.compute_seconds += seconds
             totals.version = max(totals.version, version)
+            if self._epochs is not None:
+                epoch = self._epochs.of(version)
+                sums = self._sums.setdefault(epoch, EpochSums(epoch=epoch))
+                sums.steps += 1
+                sums.loss_sum += loss
+                self._unsent.add(epoch)
 
     def skipped(self) -> None:
         """Counts a step that was skipped because it overflowed under loss scaling."""
@@ -137,7 +153,7 @@ class Reporter:
         with self._lock:
             self._totals.finished = True
             self._totals.failure = failure
-        self._chief.report(self._totals)
+        self._chief.report(self._report())
 
     def leave(self, within_s: float) -> bool:
         """Sends the last report of a worker that stops early, once; returns whether it arrived.
@@ -148,16 +164,26 @@ class Reporter:
         self._thread.join(within_s)
         with self._lock:
             self._totals.finished = True
-        return self._chief.report_once(self._totals, within_s)
+        return self._chief.report_once(self._report(), within_s)
+
+    def _report(self) -> WorkerReport:
+        report = WorkerReport()
+        with self._lock:
+            report.CopyFrom(self._totals)
+            report.epochs.extend(self._sums[epoch] for epoch in sorted(self._unsent))
+        return report
+
+    def _sent(self, report: WorkerReport) -> None:
+        with self._lock:
+            self._unsent -= {sums.epoch for sums in report.epochs if sums.steps == self._sums[sums.epoch].steps}
 
     def _run(self) -> None:
         while not self._ending.wait(_EVERY_S):
-            with self._lock:
-                report = WorkerReport()
-                report.CopyFrom(self._totals)
+            report = self._report()
             try:
                 if self._chief.report(report):
                     self.stop.set()
+                self._sent(report)
             except DownpourError as error:
                 self._refusal = error  # raised by `finish`
                 self.stop.set()

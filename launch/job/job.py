@@ -168,6 +168,9 @@ class Job:
         cluster: Numbers of processes.
         exchange: Wire settings.
         checkpoint_every_steps: Global steps between checkpoints, each of which the evaluator scores.
+        checkpoint_every_epoch: Whether every epoch ends with a checkpoint, too. The evaluator then scores each, and
+            training waits, up to 30 s, before it is more than half an epoch ahead of its checkpoints, or two and a
+            half ahead of its scores.
         keep_checkpoints: Number of newest checkpoints that are kept.
         keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
         max_train_s: Seconds of training after which the job ends even if steps are left; when resumed, as many again.
@@ -199,6 +202,7 @@ class Job:
     cluster: Cluster = field(default_factory=Cluster)
     exchange: Exchange = field(default_factory=Exchange)
     checkpoint_every_steps: int = 1000
+    checkpoint_every_epoch: bool = False
     keep_checkpoints: int = 3
     keep_every_steps: int = 0
     max_train_s: float = math.inf

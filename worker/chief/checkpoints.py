@@ -19,6 +19,8 @@ from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
 
+_MOST_UNSCORED = 8  # checkpoints kept for the evaluator, where training has waited for it in vain
+
 
 class Checkpoints:
     """Writes the checkpoints of one job.
@@ -58,11 +60,17 @@ class Checkpoints:
             return
         self._newest = saved
         try:
-            self._folder.keep(self._settings.keep_checkpoints, self._settings.keep_every_steps)
+            with state.changed:
+                spared = [one.step for one in state.unscored]
+            self._folder.keep(self._settings.keep_checkpoints, self._settings.keep_every_steps, spared)
         except OSError as error:
             logging.warning("older checkpoints cannot be removed: %s", error)
         with state.journaled():
-            state.journal_state.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            reply = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            state.journal_state.checkpoint = reply
+            if self._settings.checkpoint_every_epoch and self._settings.expects_evaluator:
+                others = [one for one in state.unscored if one.step != step]
+                state.unscored = [*others, reply][-_MOST_UNSCORED:]
             state.departures.end()
 
     def write_last(self, within_s: float) -> None:

@@ -31,6 +31,7 @@ from downpour.ps.policy.pace import Async
 from downpour.ps.policy.specification import specification_of
 from downpour.worker.chief.beginning import begin
 from downpour.worker.chief.checkpoints import Checkpoints
+from downpour.worker.chief.epoch_ends import EpochEnds
 from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.run_folder import RunFolder, insist
 from downpour.worker.chief.service import Service
@@ -117,12 +118,13 @@ class Chief:
         healer = Healer(self._shards, self._folder, state, initial_values)
         checkpoints = Checkpoints(self._settings, state, self._folder, self._shards)
         begin(self._settings, state, self._folder, self._shards, healer, initial_values)
+        ends = EpochEnds(state, self._folder, self._shards)
         with state.changed:
             state.layout = layout
             state.phase = pb.ProgressReply.STATE_TRAINING
             state.coordinator.members.opened_s = time.monotonic()
         threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()
-        self._watch(self._shards, checkpoints)
+        self._watch(self._shards, checkpoints, ends)
         self._state.enter(pb.ProgressReply.STATE_SCORING)
         if healer.gave_up:  # there is nothing left to write
             self._end(self._shards, failed=True, stop_shards=stop_shards)
@@ -132,6 +134,7 @@ class Chief:
         failure = state.coordinator.failure
         if not failure:
             self._wait_for_last_score()
+        ends.end()
         found = self._summary(self._shards)
         unwritten = insist(lambda: self._folder.write_summary(found), "the summary", _INSIST_S)
         self._end(self._shards, failed=bool(failure), stop_shards=stop_shards)
@@ -176,13 +179,14 @@ class Chief:
                     return
                 state.changed.wait(_GATHER_S / 4)
 
-    def _watch(self, shards: Shards, checkpoints: Checkpoints) -> None:
+    def _watch(self, shards: Shards, checkpoints: Checkpoints, ends: EpochEnds) -> None:
         """Until training is over, records the loss about once a second and writes checkpoints when they are due."""
         state, coordinator = self._state, self._state.coordinator
         noted, said_s = -1, time.monotonic()
         while True:
+            hurry = ends.look()
             with state.journaled():
-                state.changed.wait(LOOK_EVERY_S)
+                state.changed.wait(0 if hurry else LOOK_EVERY_S)
                 now = time.monotonic()
                 rate = coordinator.progress(now).images_per_second
                 over = coordinator.should_stop(now)

@@ -15,6 +15,7 @@ from google.protobuf import json_format
 
 from downpour.model.data.order import Lease
 from downpour.proto import chief_pb2 as pb
+from downpour.worker.chief.epoch_log import EpochLog
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership, workers_from
 from downpour.worker.chief.reports import Reports
@@ -39,6 +40,7 @@ class Coordinator:
         failure: Why the job failed; empty while it has not.
         versions: Highest version of each shard that a worker has reported.
         reports: The workers' reports and their totals.
+        epochs: Losses and scores by epoch.
     """
 
     num_steps: int
@@ -50,6 +52,7 @@ class Coordinator:
     failure: str = ""
     versions: list[int] = field(default_factory=list)
     reports: Reports = field(default_factory=Reports)
+    epochs: EpochLog = field(default_factory=EpochLog)
     _checkpoint_step: int = 0
 
     def give_incarnation(self, request: pb.RegisterRequest, now_s: float) -> int:
@@ -85,6 +88,7 @@ class Coordinator:
         before = self.reports.records_done(report.worker, report.incarnation)
         self.leases.records_repeated += max(report.records_done - max(before, given), 0)
         self.reports.add(report)
+        self.epochs.report(report, now_s)
         self.leases.done(report.worker, report.incarnation, report.records_done)
         if report.finished:
             self.leases.release(report.worker, report.incarnation)
@@ -103,8 +107,10 @@ class Coordinator:
         """Records a version that a shard has reached."""
         self.step = max(self.step, version)
 
-    def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease:
+    def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease | None:
         """Grants a worker positions to train on, those that lost workers held first; see `LeaseTable.grant`.
+
+        None while training waits for the checkpoint or score of an epoch; see `EpochLog`.
 
         Raises:
             WorkerSuperseded: A newer incarnation of its index is known, or this chief has no record of its leases.
@@ -113,6 +119,9 @@ class Coordinator:
         self.members.heard(worker, now_s)
         for lost in self.members.gone(now_s):
             self.leases.release(*lost)
+        if not self.leases.has_returned and not self.should_stop(now_s):
+            if self.epochs.must_wait(self.leases.num_granted, self._checkpoint_step, now_s):
+                return None
         return self.leases.grant(worker, incarnation, number)
 
     def should_stop(self, now_s: float) -> bool:
@@ -129,7 +138,9 @@ class Coordinator:
         return "steps" if self.step >= self.num_steps else "max_train_s"
 
     def checkpoint_due(self) -> bool:
-        """Whether a multiple of `checkpoint_every_steps` has passed since the last checkpoint."""
+        """Whether a multiple of `checkpoint_every_steps`, or an epoch's end, has passed since the last checkpoint."""
+        if self.epochs.every and self.epochs.epochs.of(self.step) > self.epochs.epochs.of(self._checkpoint_step):
+            return True
         return self.step // self.checkpoint_every_steps > self._checkpoint_step // self.checkpoint_every_steps
 
     def checkpointed(self, step: int) -> None:
@@ -154,6 +165,7 @@ class Coordinator:
             "versions": self.versions,
             "incarnation": self.members.incarnation,
             "reports": self.reports.state(),
+            "epochs": self.epochs.state(),
             "leases": self.leases.state(with_holders=with_workers),
         }
         if with_workers:
@@ -178,6 +190,7 @@ class Coordinator:
             failure, started, ended = str(state["failure"]), bool(state["started"]), bool(state["ended"])
             resumed_s = float(state.get("resumed_s", 0.0)) if "workers" in state else train_s
             incarnation = int(state.get("incarnation", 0))
+            self.epochs.load(state.get("epochs", []))
         except (KeyError, TypeError, ValueError, AttributeError, json_format.ParseError) as error:
             raise KeyError(f"not the state of a job: {error!r}") from None
         if num_records != self.leases.num_records:
@@ -213,4 +226,5 @@ class Coordinator:
             staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
             seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
             failure=self.failure,
+            epoch_loss=self.epochs.newest_loss(),
         )

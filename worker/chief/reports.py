@@ -39,7 +39,9 @@ class Reports:
 
     def add(self, report: pb.WorkerReport) -> None:
         """Replaces the last report of the same incarnation."""
-        self._newest.setdefault((report.worker, report.incarnation), pb.WorkerReport()).CopyFrom(report)
+        newest = self._newest.setdefault((report.worker, report.incarnation), pb.WorkerReport())
+        newest.CopyFrom(report)
+        newest.ClearField("epochs")  # only those that have changed; see `EpochLog`
 
     def records_done(self, worker: int, incarnation: int) -> int:
         """Positions done, as an incarnation has last reported; 0 before its first report."""

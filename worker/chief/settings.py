@@ -40,6 +40,8 @@ class JobSettings:
         job_id: Id of a run that begins, the same for every start of its chief; empty for a random one. A run that is
             resumed keeps its own.
         job: Fields of the job and their values that must be the same in workers and evaluator.
+        positions_in_step: Positions of the leases that a global step takes.
+        checkpoint_every_epoch: Whether every epoch ends with a checkpoint, which the evaluator scores.
     """
 
     recipe: str
@@ -66,6 +68,8 @@ class JobSettings:
     overwrite: bool = False
     job_id: str = ""
     job: Mapping[str, str] = field(default_factory=dict)
+    positions_in_step: int = 1
+    checkpoint_every_epoch: bool = False
 
     def check_job(self, who: str, theirs: Mapping[str, str]) -> None:
         """Raises `LayoutMismatch` with the first field in which the job of another process differs from this job."""

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from downpour.model.data.epochs import Epochs
 from downpour.proto import chief_pb2 as pb
 from downpour.proto.errors import NotReady
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.departures import Departures
+from downpour.worker.chief.epoch_log import EpochLog
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
@@ -42,6 +44,8 @@ class JobState:
         fingerprint: Fingerprint of the layout, set before `layout`.
         job_id: Id of the job, set before `layout`.
         phase: Phase of the job.
+        unscored: Checkpoints of epochs that wait for the evaluator, by step.
+        lease_waits: Whether a worker waits for a lease until an epoch has its checkpoint; set by the service.
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
     """
 
@@ -53,7 +57,15 @@ class JobState:
             LeaseTable(settings.num_records, settings.lease_records),
             Membership(settings.num_workers, settings.lease_s),
             TrainingTime(settings.max_train_s),
+            epochs=EpochLog(
+                Epochs(settings.num_records, settings.positions_in_step),
+                settings.checkpoint_every_epoch,
+                settings.expects_evaluator,
+                settings.num_workers,
+            ),
         )
+        self.unscored: list[pb.NextCheckpointReply] = []
+        self.lease_waits = False
         self.journal_state = JournalState(self.coordinator)
         self.departures = Departures()
         self.layout: Layout | None = None

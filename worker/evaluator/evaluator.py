@@ -34,7 +34,7 @@ from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.step.forward import Loss, in_float32, infer
 from downpour.worker.step.sharing import tensors_of
 
-_ASK_EVERY_S = 0.5
+_ASK_EVERY_S = 0.05  # the chief waits for a checkpoint before it answers that there is none
 
 
 class Evaluator:
