@@ -21,6 +21,8 @@ from downpour.ps.policy.pace import Async, Mode
 from downpour.ps.policy.rules import Rule
 from downpour.ps.policy.schedules import Schedule
 from downpour.ps.policy.staleness import Compensate, Keep, Treatment
+from downpour.worker.chief import callbacks
+from downpour.worker.chief.callbacks import Callback
 from downpour.worker.exchange import cadence
 from downpour.worker.exchange.cadence import Cadence, EveryStep
 from downpour.worker.step.clip import Clip
@@ -174,6 +176,10 @@ class Job:
         keep_checkpoints: Number of newest checkpoints that are kept.
         keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
         max_train_s: Seconds of training after which the job ends even if steps are left; when resumed, as many again.
+        callbacks: What the chief does when checkpoints are written and scored: `EarlyStopping`, `KeepBest`,
+            `ReduceOnPlateau`, or objects of own subclasses of `Callback`.
+        steps_per_epoch: Global steps of an epoch, as callbacks count epochs; 0 for the batches of the training
+            examples, or `checkpoint_every_steps` where these have no end.
         seed: Seed of initial values, shuffling and augmentation.
     """
 
@@ -206,6 +212,8 @@ class Job:
     keep_checkpoints: int = 3
     keep_every_steps: int = 0
     max_train_s: float = math.inf
+    callbacks: tuple[Callback, ...] = ()
+    steps_per_epoch: int = 0
     seed: int = 0
 
     # Fields that an override may set to another dataclass by name, `--set=pace=Bounded(lead=4)`.
@@ -216,6 +224,7 @@ class Job:
         fields.check_objects(self, {**_CHOICES, "cluster": {"Cluster": Cluster}, "exchange": {"Exchange": Exchange}})
         pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.exchange.overlap)
         cadence.check(self.cadence, overlap=self.exchange.overlap)
+        callbacks.check(self.callbacks)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
             raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")
         _at_least("num_steps", self.num_steps, 1)
@@ -223,6 +232,7 @@ class Job:
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
         _at_least("keep_checkpoints", self.keep_checkpoints, 1)
         _at_least("keep_every_steps", self.keep_every_steps, 0)
+        _at_least("steps_per_epoch", self.steps_per_epoch, 0)
         for i, slicing in enumerate(self.slicing):
             _at_least(f"slicing.{i}.num_slices", slicing.num_slices, 1)
         if not self.weight_decay >= 0:
