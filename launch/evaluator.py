@@ -1,4 +1,4 @@
-"""Scores every checkpoint of a job on its held-out images and reports to the chief.
+"""Scores every checkpoint of a job on its held-out examples and reports to the chief.
 
 python -m downpour.launch.evaluator --recipe=quickstart --ps=HOST:PORT,... --chief=HOST:PORT
 """

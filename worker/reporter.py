@@ -74,12 +74,12 @@ class Reporter:
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
-    def computed(self, *, loss: float, num_images: int, seconds: float, version: int) -> None:
+    def computed(self, *, loss: float, num_examples: int, seconds: float, version: int) -> None:
         """Counts a computed step."""
         with self._lock:
             totals = self._totals
             totals.steps += 1
-            totals.images += num_images
+            totals.examples += num_examples
             totals.loss_sum += loss
             totals.compute_seconds += seconds
             totals.version = max(totals.version, version)

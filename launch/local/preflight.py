@@ -57,7 +57,7 @@ def batches_of(job: Job, *, evaluator: bool) -> list[Batch]:
             first: Any = next(iter(batches), None)
         if first is None and evaluator:
             raise ValueError(
-                f"{_name(job)} gives no held-out batch to score; give held-out images, or {_WITHOUT_SCORES}"
+                f"{_name(job)} gives no held-out batch to score; give held-out examples, or {_WITHOUT_SCORES}"
             )
         found += [] if first is None else [_checked(job, first)]
     if not ours:

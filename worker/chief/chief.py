@@ -188,7 +188,7 @@ class Chief:
             with state.journaled():
                 state.changed.wait(0 if hurry else LOOK_EVERY_S)
                 now = time.monotonic()
-                rate = coordinator.progress(now).images_per_second
+                rate = coordinator.progress(now).examples_per_second
                 over = coordinator.should_stop(now)
                 step, loss = coordinator.step, coordinator.reports.recent_loss()
                 seconds = coordinator.time.train_s(now)
@@ -200,7 +200,7 @@ class Chief:
                 noted = step
             if step and now >= said_s + _SAY_EVERY_S:
                 said_s = now
-                logging.info("step %d of %d, loss %.4g, %.1f images/s", step, self._settings.num_steps, loss, rate)
+                logging.info("step %d of %d, loss %.4g, %.1f examples/s", step, self._settings.num_steps, loss, rate)
             if over:
                 return
             if due:

@@ -221,7 +221,7 @@ class Coordinator:
             step=self.step,
             num_steps=self.num_steps,
             loss=self.reports.recent_loss(),
-            images_per_second=(last.images - first.images) / elapsed if elapsed else 0.0,
+            examples_per_second=(last.examples - first.examples) / elapsed if elapsed else 0.0,
             pushes_per_second=pushes_per_second,
             staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
             seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
