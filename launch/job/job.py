@@ -7,7 +7,7 @@ role calls them. So a recipe with a mistake is refused in milliseconds, before a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -144,6 +144,7 @@ class Job:
         name: Name of the recipe; also the folder under `runs/`.
         model: Builds the network: an object with `build`, for labelled images, or a function without parameters.
         data: Training and held-out examples, such as `ImageRecords`, `Examples` or `Stream`.
+        validation_sets: Further data sets by name, whose held-out examples the evaluator scores as `val_NAME_...`.
         loss: `loss(labels, outputs) -> scalar`; outputs are float32, labels as the data give them. None: the model is
             compiled, and its own loss is used, with its metrics by the evaluator.
         rule: Update rule that the shards apply.
@@ -214,6 +215,7 @@ class Job:
     max_train_s: float = math.inf
     callbacks: tuple[Callback, ...] = ()
     steps_per_epoch: int = 0
+    validation_sets: Mapping[str, Dataset] = field(default_factory=dict)
     seed: int = 0
 
     # Fields that an override may set to another dataclass by name, `--set=pace=Bounded(lead=4)`.
@@ -225,6 +227,7 @@ class Job:
         pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.exchange.overlap)
         cadence.check(self.cadence, overlap=self.exchange.overlap)
         callbacks.check(self.callbacks)
+        fields.check_sets("validation_sets", self.validation_sets)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
             raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")
         _at_least("num_steps", self.num_steps, 1)

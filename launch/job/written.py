@@ -101,9 +101,11 @@ class Writer:
             np.save(self._folder / f"{number}.npy", value, allow_pickle=value.dtype == object)
 
     def _array(self, value: np.ndarray) -> str:
-        self._arrays.append(value)
+        number = next((i for i, known in enumerate(self._arrays) if known is value), len(self._arrays))
+        if number == len(self._arrays):
+            self._arrays.append(value)
         self.imports.add("from downpour.launch.job.written import array")
-        return f"array(HERE / {self._folder.name!r} / '{len(self._arrays) - 1}.npy')"
+        return f"array(HERE / {self._folder.name!r} / '{number}.npy')"
 
 
 def array(path: Path) -> np.ndarray:

@@ -55,7 +55,7 @@ def batches_of(job: Job, *, evaluator: bool) -> list[Batch]:
     if evaluator or ours:
         with job.data.heldout(batch_size=job.batch_size) as batches:
             first: Any = next(iter(batches), None)
-        if first is None and evaluator:
+        if first is None and evaluator and not job.validation_sets:
             raise ValueError(
                 f"{_name(job)} gives no held-out batch to score; give held-out examples, or {_WITHOUT_SCORES}"
             )

@@ -119,9 +119,9 @@ class Coordinator:
         self.members.heard(worker, now_s)
         for lost in self.members.gone(now_s):
             self.leases.release(*lost)
-        if not self.leases.has_returned and not self.should_stop(now_s):
-            if self.epochs.must_wait(self.leases.num_granted, self._checkpoint_step, now_s):
-                return None
+        waits = self.epochs.must_wait(self.leases.num_granted, self._checkpoint_step, now_s)
+        if waits and not self.leases.has_returned and not self.should_stop(now_s):
+            return None
         return self.leases.grant(worker, incarnation, number)
 
     def should_stop(self, now_s: float) -> bool:
@@ -139,9 +139,8 @@ class Coordinator:
 
     def checkpoint_due(self) -> bool:
         """Whether a multiple of `checkpoint_every_steps`, or an epoch's end, has passed since the last checkpoint."""
-        if self.epochs.every and self.epochs.epochs.of(self.step) > self.epochs.epochs.of(self._checkpoint_step):
-            return True
-        return self.step // self.checkpoint_every_steps > self._checkpoint_step // self.checkpoint_every_steps
+        before, every = self._checkpoint_step, self.checkpoint_every_steps
+        return self.step // every > before // every or self.epochs.has_passed(before, self.step)
 
     def checkpointed(self, step: int) -> None:
         """Records that a checkpoint of this step was begun."""

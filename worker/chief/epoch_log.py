@@ -80,6 +80,10 @@ class EpochLog:
         """Mean loss of the newest epoch of which steps are reported; 0 without any."""
         return self.loss(max(self._sums)) if self._sums else 0.0
 
+    def has_passed(self, before: int, step: int) -> bool:
+        """Whether a checkpoint is due at a step, since an epoch has ended after the step `before`."""
+        return self.every and self.epochs.of(step) > self.epochs.of(before)
+
     def must_wait(self, granted: int, checkpoint_step: int, now_s: float) -> bool:
         """Whether no lease is granted at present; see the module.
 
