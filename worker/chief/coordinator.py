@@ -37,6 +37,7 @@ class Coordinator:
         time: Seconds of training, and their limit.
         step: Highest version of a shard that a worker or the chief has observed.
         failure: Why the job failed; empty while it has not.
+        stopped: What ended training early, `early stopping` or `callback`, and why; None while nothing has.
         versions: Highest version of each shard that a worker has reported.
         reports: The workers' reports and their totals.
     """
@@ -48,6 +49,7 @@ class Coordinator:
     time: TrainingTime = field(default_factory=TrainingTime)
     step: int = 0
     failure: str = ""
+    stopped: tuple[str, str] | None = None
     versions: list[int] = field(default_factory=list)
     reports: Reports = field(default_factory=Reports)
     _checkpoint_step: int = 0
@@ -116,16 +118,21 @@ class Coordinator:
         return self.leases.grant(worker, incarnation, number)
 
     def should_stop(self, now_s: float) -> bool:
-        """Whether training is over: enough steps, enough time, or a failure."""
-        stop = self.step >= self.num_steps or self.time.left_s(now_s) < 0 or bool(self.failure)
+        """Whether training is over: enough steps, enough time, a callback, or a failure."""
+        stop = self.step >= self.num_steps or self.time.left_s(now_s) < 0 or bool(self.failure or self.stopped)
         if stop:
             self.time.end(now_s)
         return stop
 
+    def stop(self, by: str, why: str) -> None:
+        """Ends training early, unless it is over already."""
+        if self.stopped is None and self.time.ended_s is None:
+            self.stopped = by, why
+
     def ended_by(self) -> str:
-        """Why training is over: `failure`, `steps` or `max_train_s`."""
-        if self.failure:
-            return "failure"
+        """Why training is over: `failure`, `early stopping`, `callback`, `steps` or `max_train_s`."""
+        if self.failure or self.stopped:
+            return "failure" if self.failure or self.stopped is None else self.stopped[0]
         return "steps" if self.step >= self.num_steps else "max_train_s"
 
     def checkpoint_due(self) -> bool:
@@ -150,6 +157,7 @@ class Coordinator:
             "started": self.time.started_s is not None or bool(self.time.seconds_before),
             "ended": self.time.ended_s is not None,
             "failure": self.failure,
+            "stopped": self.stopped,
             "checkpoint_step": self._checkpoint_step,
             "versions": self.versions,
             "incarnation": self.members.incarnation,
@@ -175,7 +183,10 @@ class Coordinator:
             # Restored shards begin at the checkpoint's versions, and their number may differ.
             versions = [int(version) for version in state["versions"]] if "workers" in state else []
             step, checkpoint_step, train_s = int(state["step"]), int(state["checkpoint_step"]), float(state["train_s"])
-            failure, started, ended = str(state["failure"]), bool(state["started"]), bool(state["ended"])
+            started, ended = bool(state["started"]), bool(state["ended"])
+            # A resumed run goes on: what ended the earlier one does not end it.
+            failure = str(state["failure"]) if "workers" in state else ""
+            by, why = (state.get("stopped") if "workers" in state else None) or ("", "")
             resumed_s = float(state.get("resumed_s", 0.0)) if "workers" in state else train_s
             incarnation = int(state.get("incarnation", 0))
         except (KeyError, TypeError, ValueError, AttributeError, json_format.ParseError) as error:
@@ -186,6 +197,7 @@ class Coordinator:
                 f"{self.leases.num_records}; give the data that it began with"
             )
         self.step, self.failure, self._checkpoint_step = step, failure, checkpoint_step
+        self.stopped = (str(by), str(why)) if by else None
         self.versions, self.leases = versions, leases
         self.time.seconds_before, self.time.resumed_s = train_s, resumed_s
         for report in reports:

@@ -20,7 +20,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,20 +153,20 @@ class RunFolder:
         """Returns the path or URL for the checkpoint of a step."""
         return f"{self.checkpoints.url}/step-{step:010d}"
 
-    def keep(self, keep_last: int, keep_every: int) -> None:
+    def keep(self, keep_last: int, keep_every: int, kept: Collection[int] = ()) -> None:
         """Removes the checkpoints that `checkpoint.superseded` names, and failed or damaged ones before the others.
 
         Damaged checkpoints do not count towards `keep_last` and `keep_every`. Nothing is removed during `kept`.
         """
         if self._reading.acquire(blocking=False):
             try:
-                self._remove_old(keep_last, keep_every)
+                self._remove_old(keep_last, keep_every, kept)
             finally:
                 self._reading.release()
 
-    def _remove_old(self, keep_last: int, keep_every: int) -> None:
+    def _remove_old(self, keep_last: int, keep_every: int, kept: Collection[int]) -> None:
         complete = checkpoint.complete(self.checkpoints)
-        superseded = checkpoint.superseded(complete, keep_last, keep_every)
+        superseded = checkpoint.superseded(complete, keep_last, keep_every, kept)
         for name in superseded:
             self.checkpoints.remove(name)
         left = [name for name in complete if name not in superseded]

@@ -12,7 +12,7 @@ from absl import logging
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
-from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.state import JobState
 
@@ -23,11 +23,11 @@ class Service(chief_pb2_grpc.ChiefServicer):
     Args:
         settings: The job's settings.
         state: The job's state.
-        folder: The run's folder; scores are added to its history.
+        scores: Takes scores.
     """
 
-    def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder) -> None:
-        self._settings, self._state, self._folder = settings, state, folder
+    def __init__(self, settings: JobSettings, state: JobState, scores: Scores) -> None:
+        self._settings, self._state, self._scores = settings, state, scores
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""
@@ -68,6 +68,7 @@ class Service(chief_pb2_grpc.ChiefServicer):
             state.evaluator_heard_s = time.monotonic()
             saved = state.journal_state.checkpoint
             if saved is not None and saved.step > request.after_step:
+                state.journal_state.offered = saved.step
                 return saved
             return pb.NextCheckpointReply(
                 stop=state.phase in (pb.ProgressReply.STATE_DONE, pb.ProgressReply.STATE_FAILED)
@@ -75,13 +76,7 @@ class Service(chief_pb2_grpc.ChiefServicer):
 
     def ReportScore(self, request: pb.Score, context: grpc.ServicerContext) -> pb.ReportScoreReply:
         """See `downpour/proto/chief.proto`."""
-        state, metrics = self._state, dict(request.metrics)
-        with state.journaled():
-            state.ready()
-            state.journal_state.score = request
-            seconds = state.coordinator.time.train_s(time.monotonic())
-            state.changed.notify_all()
-        self._folder.note({"kind": "score", "step": request.step, "seconds": round(seconds, 2), **metrics})
+        self._scores.take(request)
         return pb.ReportScoreReply()
 
     def Progress(self, request: pb.ProgressRequest, context: grpc.ServicerContext) -> pb.ProgressReply:

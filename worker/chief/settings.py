@@ -8,6 +8,7 @@ from typing import Any
 
 from downpour.proto import chief_pb2
 from downpour.proto.errors import LayoutMismatch, TooManyWorkers
+from downpour.worker.chief.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class JobSettings:
         job_id: Id of a run that begins, the same for every start of its chief; empty for a random one. A run that is
             resumed keeps its own.
         job: Fields of the job and their values that must be the same in workers and evaluator.
+        callbacks: What happens when checkpoints are written and scored.
+        steps_per_epoch: Global steps of an epoch, as callbacks count them.
     """
 
     recipe: str
@@ -66,6 +69,8 @@ class JobSettings:
     overwrite: bool = False
     job_id: str = ""
     job: Mapping[str, str] = field(default_factory=dict)
+    callbacks: tuple[Callback, ...] = ()
+    steps_per_epoch: int = 1
 
     def check_job(self, who: str, theirs: Mapping[str, str]) -> None:
         """Raises `LayoutMismatch` with the first field in which the job of another process differs from this job."""

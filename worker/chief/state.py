@@ -16,10 +16,12 @@ from downpour.proto.errors import NotReady
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.departures import Departures
+from downpour.worker.chief.epochs import Epochs
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership
+from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.training_time import TrainingTime
 
@@ -54,7 +56,8 @@ class JobState:
             Membership(settings.num_workers, settings.lease_s),
             TrainingTime(settings.max_train_s),
         )
-        self.journal_state = JournalState(self.coordinator)
+        epochs = Epochs(settings.steps_per_epoch, settings.num_steps)
+        self.journal_state = JournalState(self.coordinator, reactions=Reactions(settings.callbacks, epochs))
         self.departures = Departures()
         self.layout: Layout | None = None
         self.fingerprint = b""
