@@ -219,7 +219,7 @@ class Job:
     seed: int = 0
 
     # Fields that an override may set to another dataclass by name, `--set=pace=Bounded(lead=4)`.
-    CHOICES: ClassVar[dict[str, dict[str, type]]] = _CHOICES
+    CHOICES: ClassVar[dict[str, dict[str, type]]] = {**_CHOICES, "callbacks": dict(callbacks.BY_NAME)}
 
     def __post_init__(self) -> None:
         fields.check_numbers("", self)

@@ -28,6 +28,9 @@ class Epochs:
         return -(-(epoch + 1) * self.num_positions // self.positions_in_step)
 
 
+ENDLESS = Epochs(1 << 62, 1)
+
+
 def num_steps(epochs: float, num_positions: int, positions_in_batch: int) -> int:
     """Steps of all workers together until `epochs` passes over the data are done: their batches, rounded up.
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+OF_TRAINING = ("loss", "learning_rate")  # what is known without an evaluator
 MODES = ("auto", "min", "max")
 # Parts of a score's name, between underscores, that say whether lower or higher is better, as Keras' metrics do.
 _LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "msle", "crossentropy", "entropy", "divergence"}
@@ -63,7 +64,7 @@ class Callback:
 
 
 @dataclass(frozen=True)
-class _Monitoring(Callback):
+class Monitor(Callback):
     """A callback that follows one score.
 
     Attributes:
@@ -111,7 +112,7 @@ class _Monitoring(Callback):
 
 
 @dataclass(frozen=True)
-class EarlyStopping(_Monitoring):
+class EarlyStopping(Monitor):
     """Ends the job, as its last step does, when a score has stopped improving.
 
     Attributes:
@@ -136,7 +137,7 @@ class EarlyStopping(_Monitoring):
 
 
 @dataclass(frozen=True)
-class KeepBest(_Monitoring):
+class KeepBest(Monitor):
     """Keeps the checkpoint with the best score beside the newest ones.
 
     Its step and score are in the history and the summary of the run.
@@ -148,7 +149,7 @@ class KeepBest(_Monitoring):
 
 
 @dataclass(frozen=True)
-class ReduceOnPlateau(_Monitoring):
+class ReduceOnPlateau(Monitor):
     """Multiplies the learning rate by a factor when a score has stopped improving.
 
     The shards multiply what their schedule says, from then on. They do not all switch at the same push. The rate of a
@@ -177,7 +178,7 @@ class ReduceOnPlateau(_Monitoring):
         self._check_whole("patience", "cooldown")
 
 
-BY_NAME: dict[str, type[_Monitoring]] = {kind.__name__: kind for kind in (EarlyStopping, KeepBest, ReduceOnPlateau)}
+BY_NAME: dict[str, type[Monitor]] = {kind.__name__: kind for kind in (EarlyStopping, KeepBest, ReduceOnPlateau)}
 
 
 def check(callbacks: Any) -> None:
@@ -192,9 +193,20 @@ def check(callbacks: Any) -> None:
             raise ValueError(f"callbacks[{number}] is {what}; give {accepted}")
 
 
-def monitored(callbacks: tuple[Callback, ...]) -> Mapping[str, str]:
-    """Names of the scores that callbacks follow, each with the name of a callback that does."""
-    return {given.monitor: type(given).__name__ for given in callbacks if isinstance(given, _Monitoring)}
+def check_scores(callbacks: Iterable[Callback], scores: Collection[str]) -> None:
+    """Raises `ValueError` for a callback that follows a score which there is not, with those that there are.
+
+    Args:
+        callbacks: The callbacks of a job.
+        scores: Names of the evaluator's scores; none where there is no evaluator.
+    """
+    for given in callbacks:
+        if isinstance(given, Monitor) and given.monitor not in (*OF_TRAINING, *scores):
+            why = "" if scores else "; the others need an evaluator and held-out data"
+            raise ValueError(
+                f"{type(given).__name__}: monitor is {given.monitor!r}, and there is no such score; give one of "
+                f"{', '.join((*OF_TRAINING, *sorted(scores)))}{why}"
+            )
 
 
 def _direction(monitor: str) -> str | None:

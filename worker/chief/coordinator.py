@@ -38,6 +38,7 @@ class Coordinator:
         time: Seconds of training, and their limit.
         step: Highest version of a shard that a worker or the chief has observed.
         failure: Why the job failed; empty while it has not.
+        stopped: What ended training early, `early stopping` or `callback`, and why; None while nothing has.
         versions: Highest version of each shard that a worker has reported.
         reports: The workers' reports and their totals.
         epochs: Losses and scores by epoch.
@@ -50,6 +51,7 @@ class Coordinator:
     time: TrainingTime = field(default_factory=TrainingTime)
     step: int = 0
     failure: str = ""
+    stopped: tuple[str, str] | None = None
     versions: list[int] = field(default_factory=list)
     reports: Reports = field(default_factory=Reports)
     epochs: EpochLog = field(default_factory=EpochLog)
@@ -125,16 +127,21 @@ class Coordinator:
         return self.leases.grant(worker, incarnation, number)
 
     def should_stop(self, now_s: float) -> bool:
-        """Whether training is over: enough steps, enough time, or a failure."""
-        stop = self.step >= self.num_steps or self.time.left_s(now_s) < 0 or bool(self.failure)
+        """Whether training is over: enough steps, enough time, a callback, or a failure."""
+        stop = self.step >= self.num_steps or self.time.left_s(now_s) < 0 or bool(self.failure or self.stopped)
         if stop:
             self.time.end(now_s)
         return stop
 
+    def stop(self, by: str, why: str) -> None:
+        """Ends training early, unless it is over already."""
+        if self.stopped is None and self.time.ended_s is None:
+            self.stopped = by, why
+
     def ended_by(self) -> str:
-        """Why training is over: `failure`, `steps` or `max_train_s`."""
-        if self.failure:
-            return "failure"
+        """Why training is over: `failure`, `early stopping`, `callback`, `steps` or `max_train_s`."""
+        if self.failure or self.stopped:
+            return "failure" if self.failure or self.stopped is None else self.stopped[0]
         return "steps" if self.step >= self.num_steps else "max_train_s"
 
     def checkpoint_due(self) -> bool:
@@ -160,6 +167,7 @@ class Coordinator:
             "started": self.time.started_s is not None or bool(self.time.seconds_before),
             "ended": self.time.ended_s is not None,
             "failure": self.failure,
+            "stopped": self.stopped,
             "checkpoint_step": self._checkpoint_step,
             "versions": self.versions,
             "incarnation": self.members.incarnation,
@@ -186,7 +194,10 @@ class Coordinator:
             # Restored shards begin at the checkpoint's versions, and their number may differ.
             versions = [int(version) for version in state["versions"]] if "workers" in state else []
             step, checkpoint_step, train_s = int(state["step"]), int(state["checkpoint_step"]), float(state["train_s"])
-            failure, started, ended = str(state["failure"]), bool(state["started"]), bool(state["ended"])
+            started, ended = bool(state["started"]), bool(state["ended"])
+            # A resumed run goes on: what ended the earlier one does not end it.
+            failure = str(state["failure"]) if "workers" in state else ""
+            by, why = (state.get("stopped") if "workers" in state else None) or ("", "")
             resumed_s = float(state.get("resumed_s", 0.0)) if "workers" in state else train_s
             incarnation = int(state.get("incarnation", 0))
             self.epochs.load(state.get("epochs", []))
@@ -198,6 +209,7 @@ class Coordinator:
                 f"{self.leases.num_records}; give the data that it began with"
             )
         self.step, self.failure, self._checkpoint_step = step, failure, checkpoint_step
+        self.stopped = (str(by), str(why)) if by else None
         self.versions, self.leases = versions, leases
         self.time.seconds_before, self.time.resumed_s = train_s, resumed_s
         for report in reports:
@@ -210,20 +222,24 @@ class Coordinator:
 
     def progress(self, now_s: float) -> pb.ProgressReply:
         """Returns the step, rates over the last seconds, and the time left at this rate (-1 if unknown)."""
-        first, last = self.reports.window()
-        elapsed = last.at_s - first.at_s
-        steps = last.steps - first.steps
-        pushes_per_second = (last.pushes - first.pushes) / elapsed if elapsed else 0.0
-        left = (self.num_steps - self.step) / pushes_per_second if pushes_per_second else math.inf
-        left = min(left, self.time.left_s(now_s))
-        return pb.ProgressReply(
-            step=self.step,
-            num_steps=self.num_steps,
-            loss=self.reports.recent_loss(),
-            examples_per_second=(last.examples - first.examples) / elapsed if elapsed else 0.0,
-            pushes_per_second=pushes_per_second,
-            staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
-            seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
-            failure=self.failure,
-            epoch_loss=self.epochs.newest_loss(),
-        )
+        return _progress(self, now_s)
+
+
+def _progress(job: Coordinator, now_s: float) -> pb.ProgressReply:
+    first, last = job.reports.window()
+    elapsed = last.at_s - first.at_s
+    steps = last.steps - first.steps
+    pushes_per_second = (last.pushes - first.pushes) / elapsed if elapsed else 0.0
+    left = (job.num_steps - job.step) / pushes_per_second if pushes_per_second else math.inf
+    left = min(left, job.time.left_s(now_s))
+    return pb.ProgressReply(
+        step=job.step,
+        num_steps=job.num_steps,
+        loss=job.reports.recent_loss(),
+        examples_per_second=(last.examples - first.examples) / elapsed if elapsed else 0.0,
+        pushes_per_second=pushes_per_second,
+        staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
+        seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
+        failure=job.failure,
+        epoch_loss=job.epochs.newest_loss(),
+    )

@@ -20,13 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from downpour.model.data.epochs import Epochs
+from downpour.model.data.epochs import ENDLESS, Epochs
 from downpour.proto import chief_pb2 as pb
 
 _UNSCORED = 2  # epochs whose checkpoints may wait for the evaluator
 _HOLD_S = 30.0  # the start of an evaluator on a busy machine takes as long
 _REPORTS_WITHIN_S = 3.0  # workers report every second
-_ALL = Epochs(1 << 62, 1)
 
 
 @dataclass
@@ -41,7 +40,7 @@ class EpochLog:
         next: The first epoch that `take` has not returned.
     """
 
-    epochs: Epochs = _ALL
+    epochs: Epochs = ENDLESS
     every: bool = False
     scored: bool = False
     num_workers: int = 1
@@ -75,6 +74,10 @@ class EpochLog:
         sums = self._sums.get(epoch, {}).values()
         steps = sum(count for count, _ in sums)
         return sum(loss for _, loss in sums) / steps if steps else math.nan
+
+    def loss_before(self, step: int) -> float:
+        """Mean loss of the epoch that a step ends or, within the first, is in; NaN if no step of it is reported."""
+        return self.loss(max(self.epochs.of(step) - 1, 0))
 
     def newest_loss(self) -> float:
         """Mean loss of the newest epoch of which steps are reported; 0 without any."""

@@ -153,21 +153,20 @@ class RunFolder:
         """Returns the path or URL for the checkpoint of a step."""
         return f"{self.checkpoints.url}/step-{step:010d}"
 
-    def keep(self, keep_last: int, keep_every: int, spared: Collection[int] = ()) -> None:
+    def keep(self, keep_last: int, keep_every: int, kept: Collection[int] = ()) -> None:
         """Removes the checkpoints that `checkpoint.superseded` names, and failed or damaged ones before the others.
 
-        Those of the steps `spared` stay.
         Damaged checkpoints do not count towards `keep_last` and `keep_every`. Nothing is removed during `kept`.
         """
         if self._reading.acquire(blocking=False):
             try:
-                self._remove_old(keep_last, keep_every, {f"step-{step:010d}" for step in spared})
+                self._remove_old(keep_last, keep_every, kept)
             finally:
                 self._reading.release()
 
-    def _remove_old(self, keep_last: int, keep_every: int, spared: Collection[str]) -> None:
+    def _remove_old(self, keep_last: int, keep_every: int, kept: Collection[int]) -> None:
         complete = checkpoint.complete(self.checkpoints)
-        superseded = [n for n in checkpoint.superseded(complete, keep_last, keep_every) if n not in spared]
+        superseded = checkpoint.superseded(complete, keep_last, keep_every, kept)
         for name in superseded:
             self.checkpoints.remove(name)
         left = [name for name in complete if name not in superseded]

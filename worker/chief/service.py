@@ -13,7 +13,7 @@ from absl import logging
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
 from downpour.proto.errors import NotYet
-from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.state import JobState
 
@@ -27,11 +27,11 @@ class Service(chief_pb2_grpc.ChiefServicer):
     Args:
         settings: The job's settings.
         state: The job's state.
-        folder: The run's folder; scores are added to its history.
+        scores: Takes scores.
     """
 
-    def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder) -> None:
-        self._settings, self._state, self._folder = settings, state, folder
+    def __init__(self, settings: JobSettings, state: JobState, scores: Scores) -> None:
+        self._settings, self._state, self._scores = settings, state, scores
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""
@@ -86,19 +86,14 @@ class Service(chief_pb2_grpc.ChiefServicer):
         if not request.job:  # else it is asked for nothing but the comparison
             state.wait(lambda: found() is not None or state.phase in over, _CHECKPOINT_WITHIN_S)
         with state.changed:
-            return found() or pb.NextCheckpointReply(stop=state.phase in over)
+            saved = found()
+            if saved is not None:
+                state.journal_state.offered = saved.step
+            return saved or pb.NextCheckpointReply(stop=state.phase in over)
 
     def ReportScore(self, request: pb.Score, context: grpc.ServicerContext) -> pb.ReportScoreReply:
         """See `downpour/proto/chief.proto`."""
-        state, metrics = self._state, dict(request.metrics)
-        with state.journaled():
-            state.ready()
-            state.journal_state.score = request
-            state.coordinator.epochs.score(request.step, metrics)
-            state.unscored = [one for one in state.unscored if one.step > request.step]
-            seconds = state.coordinator.time.train_s(time.monotonic())
-            state.changed.notify_all()
-        self._folder.note({"kind": "score", "step": request.step, "seconds": round(seconds, 2), **metrics})
+        self._scores.take(request)
         return pb.ReportScoreReply()
 
     def Progress(self, request: pb.ProgressRequest, context: grpc.ServicerContext) -> pb.ProgressReply:

@@ -11,17 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from downpour.model.data.epochs import Epochs
 from downpour.proto import chief_pb2 as pb
 from downpour.proto.errors import NotReady
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.departures import Departures
 from downpour.worker.chief.epoch_log import EpochLog
+from downpour.worker.chief.epochs import Epochs
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership
+from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.training_time import TrainingTime
 
@@ -58,7 +59,7 @@ class JobState:
             Membership(settings.num_workers, settings.lease_s),
             TrainingTime(settings.max_train_s),
             epochs=EpochLog(
-                Epochs(settings.num_records, settings.positions_in_step),
+                settings.epochs,
                 settings.checkpoint_every_epoch,
                 settings.expects_evaluator,
                 settings.num_workers,
@@ -66,7 +67,8 @@ class JobState:
         )
         self.unscored: list[pb.NextCheckpointReply] = []
         self.lease_waits = False
-        self.journal_state = JournalState(self.coordinator)
+        epochs = Epochs(settings.steps_per_epoch, settings.num_steps)
+        self.journal_state = JournalState(self.coordinator, reactions=Reactions(settings.callbacks, epochs))
         self.departures = Departures()
         self.layout: Layout | None = None
         self.fingerprint = b""

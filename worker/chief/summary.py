@@ -46,6 +46,7 @@ def summary(
         "imbalance": round(layout.imbalance, 5),
         "global_steps": min(status.version for status in statuses),
         "ended_by": coordinator.ended_by(),
+        **({"ended_because": coordinator.stopped[1]} if coordinator.stopped else {}),
         "seconds": round(seconds, 2),
         "examples_per_second": round(examples / seconds, 1) if seconds else 0.0,
         "loss": coordinator.reports.recent_loss(),

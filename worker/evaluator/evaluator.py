@@ -116,6 +116,20 @@ class Evaluator:
 
 
 Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
+_AVERAGE_PRECISION = ("map_at_100", "map_at_100_unweighted", "chance", "chance_weighted")
+
+
+def score_names(model: keras.Model, data: Dataset, loss: Loss) -> list[str]:
+    """Names of the scores of a job.
+
+    Args:
+        model: A built model; a compiled one has computed its loss once, so that Keras has made its metrics.
+        data: As in `Evaluator`.
+        loss: As in `Evaluator`.
+    """
+    if loss is None:
+        return [f"val_{name}" for name in Evaluation(model).names]
+    return list(_AVERAGE_PRECISION) if has_labelled_images(data) else ["val_loss"]
 
 
 def _evaluation(model: keras.Model, data: Dataset, loss: Loss) -> Evaluate:
@@ -142,12 +156,8 @@ def _average_precision(model: keras.Model) -> Evaluate:
             metrics.check_labels(np.asarray(labels))
             best.add(predict(images).numpy(), labels)
         mean, chance = best.mean(), best.chance()
-        return {
-            "map_at_100": mean.weighted,
-            "map_at_100_unweighted": mean.unweighted,
-            "chance": chance.unweighted,
-            "chance_weighted": chance.weighted,
-        }
+        values = mean.weighted, mean.unweighted, chance.unweighted, chance.weighted
+        return dict(zip(_AVERAGE_PRECISION, values, strict=True))
 
     return evaluate
 
