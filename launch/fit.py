@@ -35,6 +35,7 @@ from downpour.model.data.epochs import num_steps
 from downpour.model.data.streams import ENDLESS
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
+from downpour.worker.chief.callbacks import check_scores
 
 if TYPE_CHECKING:
     import keras
@@ -112,6 +113,9 @@ def fit(
     more = {"cluster": cluster, "callbacks": given.chief, **_scored_sets(examples, validation_sets), **job_fields}
     fields = _fields(model, examples, epochs, batch_size, more)
     fields["name"] = name or model.name
+    is_scored = examples.validation is not None or bool(validation_sets)
+    if not is_scored:
+        check_scores(given.chief, ())
     Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
     folder = (Path(run_dir) if run_dir is not None else Path("runs") / fields["name"]).absolute()
     checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
@@ -119,7 +123,6 @@ def fit(
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
     recipe = _write(model, fields, folder / _JOB)
-    is_scored = examples.validation is not None or bool(validation_sets)
     config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
     copy = saved_model(folder / _JOB / _MODEL, own_objects(model))
     run = FitRun(config, model, given, verbose, copy)

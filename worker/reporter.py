@@ -1,4 +1,4 @@
-"""A worker's totals and the thread that reports them to the chief once a second.
+"""A worker's totals and the thread that reports them to the chief once a second, and when a lease does not come.
 
 Threads: the training loop calls the counting methods; the reporter's own thread sends. One lock guards the totals.
 """
@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 
 from absl import logging
@@ -23,6 +24,7 @@ from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Answer
 
 _EVERY_S = 1.0
+_LOOK_EVERY_S = 0.1
 
 
 class Reporter:
@@ -58,6 +60,7 @@ class Reporter:
         self._worker = worker
         self._epochs = epochs
         self._sums: dict[int, EpochSums] = {}
+        self._lease_since_s: float | None = None  # when a lease was requested that has not come; None: reported since
         self._unsent: set[int] = set()  # epochs whose sums have changed since the last acknowledged report
         self._lock = threading.Lock()
         self._refusal: DownpourError | None = None
@@ -137,7 +140,10 @@ class Reporter:
             Unreachable: The chief does not answer.
         """
         for number in itertools.count():
-            yield self._chief.lease(self._worker, self.incarnation, number)
+            self._lease_since_s = time.monotonic()
+            lease = self._chief.lease(self._worker, self.incarnation, number)
+            self._lease_since_s = None
+            yield lease
 
     def finish(self, failure: str = "") -> None:
         """Sends the last report. With a failure, the chief ends the job.
@@ -178,7 +184,16 @@ class Reporter:
             self._unsent -= {sums.epoch for sums in report.epochs if sums.steps == self._sums[sums.epoch].steps}
 
     def _run(self) -> None:
-        while not self._ending.wait(_EVERY_S):
+        sent_s = time.monotonic()
+        while not self._ending.wait(min(_LOOK_EVERY_S, _EVERY_S)):
+            now, since_s = time.monotonic(), self._lease_since_s
+            # A lease that does not come may wait for the end of an epoch, which this report may complete.
+            hurry = since_s is not None and now > since_s + _LOOK_EVERY_S
+            if now < sent_s + _EVERY_S and not hurry:
+                continue
+            if hurry:
+                self._lease_since_s = None
+            sent_s = now
             report = self._report()
             try:
                 if self._chief.report(report):

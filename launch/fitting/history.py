@@ -49,6 +49,13 @@ class EpochRows:
         return lines
 
 
+def best_step(path: Path, monitor: str) -> int | None:
+    """Step of the checkpoint with the best score of a name, as `KeepBest` has noted it; None without any."""
+    rows = [_parsed(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    steps = [int(row["step"]) for row in rows if row.get("kind") == "best" and row.get("monitor") == monitor]
+    return steps[-1] if steps else None
+
+
 def values(row: Mapping[str, Any]) -> dict[str, float]:
     """Loss, scores and what else an epoch has, by name."""
     return {name: value for name, value in row.items() if name not in _NO_VALUES}

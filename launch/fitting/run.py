@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from downpour.launch.fitting.callbacks import Callbacks, Calls
-from downpour.launch.fitting.history import EpochRows, by_name, values
+from downpour.launch.fitting.history import EpochRows, best_step, by_name, values
 from downpour.launch.fitting.progress import Bars, Latest, verbosity
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.local import LocalRun, RunConfig, saving
@@ -145,13 +145,12 @@ class FitRun(LocalRun):
         """
         from downpour.launch.roles import initial
 
-        directory, best = "", self._callbacks.best
-        if best is not None:
-            scored = [row for row in EpochRows(self._history_file).new() if best.monitor in row]
-            if scored:
-                choose = max if best.is_higher_better else min
-                directory = self._checkpoint_of(choose(scored, key=lambda row: float(row[best.monitor])))
-        saved = checkpoint.load(directory) if directory else initial.load_checkpoint(str(self.config.folder))
+        best, folder = self._callbacks.best, self.config.folder
+        step = None if best is None else best_step(self._history_file, best.monitor)
+        if step is None:
+            saved = initial.load_checkpoint(str(folder))
+        else:
+            saved = checkpoint.load(f"{self.config.checkpoints.of(folder)}/step-{step:010d}")
         self._assign(self._trained, saved)
         return self._trained
 

@@ -91,9 +91,7 @@ class Evaluator:
         counts = RecordCounts()
         for name, data in self._data.items():
             found, seen = self._scored(data, is_needed=bool(name) or len(self._data) == 1)
-            scores |= (
-                {f"val_{name}_{key.removeprefix('val_')}": value for key, value in found.items()} if name else found
-            )
+            scores |= {_name_in(name, key): value for key, value in found.items()}
             counts.read, counts.skipped = counts.read + seen.read, counts.skipped + seen.skipped
             counts.examples += seen.examples
         self.has_scored = True
@@ -119,17 +117,25 @@ Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
 _AVERAGE_PRECISION = ("map_at_100", "map_at_100_unweighted", "chance", "chance_weighted")
 
 
-def score_names(model: keras.Model, data: Dataset, loss: Loss) -> list[str]:
+def score_names(model: keras.Model, data: Dataset, loss: Loss, sets: Iterable[str] = ()) -> list[str]:
     """Names of the scores of a job.
 
     Args:
         model: A built model; a compiled one has computed its loss once, so that Keras has made its metrics.
         data: As in `Evaluator`.
         loss: As in `Evaluator`.
+        sets: Names of further sets.
     """
     if loss is None:
-        return [f"val_{name}" for name in Evaluation(model).names]
-    return list(_AVERAGE_PRECISION) if has_labelled_images(data) else ["val_loss"]
+        names = [f"val_{name}" for name in Evaluation(model).names]
+    else:
+        names = list(_AVERAGE_PRECISION) if has_labelled_images(data) else ["val_loss"]
+    return [*names, *(_name_in(one, name) for one in sets for name in names)]
+
+
+def _name_in(of_set: str, name: str) -> str:
+    """Name of a score of one of several sets."""
+    return f"val_{of_set}_{name.removeprefix('val_')}" if of_set else name
 
 
 def _evaluation(model: keras.Model, data: Dataset, loss: Loss) -> Evaluate:
