@@ -198,14 +198,16 @@ def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
         "from downpour.launch.job.written import saved_model",
         *writer.imports,
     }
-    script = Path(sys.path[0]).absolute()
+    folders = [Path(sys.path[0]).absolute()]
+    if not hasattr(sys.modules["__main__"], "__file__"):  # a notebook or a prompt
+        folders.append(Path.cwd())
     text = "\n".join(
         [
             '"""A job that `downpour.fit` has written; every process of it loads this file."""',
             "",
             "import sys",
             "",
-            f"sys.path.append({str(script)!r})  # of the script that called fit",
+            f"sys.path += {[str(folder) for folder in dict.fromkeys(folders)]}  # of what called fit",
             "",
             *sorted(imports),
             "",
