@@ -26,6 +26,7 @@ from absl import logging
 
 from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
+from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
@@ -33,7 +34,9 @@ from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import Topology
 from downpour.model.data.batches import positions_in_batch
+from downpour.model.data.streams import ENDLESS
 from downpour.ps.layout import Layout
+from downpour.worker.chief.callbacks import check_scores
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
 from downpour.worker.chief.settings import JobSettings
@@ -118,6 +121,8 @@ def from_flags() -> ChiefConfig:
 def run(config: ChiefConfig) -> None:
     """Runs the job to its end; called from the main thread of a process of its own."""
     job, shards, source = config.job, config.topology.ps, config.source
+    if not config.topology.evaluator:
+        check_scores(job.callbacks, ())
     check_data(job)
     security.prepare_server()
     host, port = config.listening.host, config.listening.port
@@ -185,6 +190,8 @@ def _plan(config: ChiefConfig) -> JobSettings:
         lease_s=job.cluster.lease_s,
         num_steps=job.num_steps,
         checkpoint_every_steps=job.checkpoint_every_steps,
+        checkpoint_every_epoch=job.checkpoint_every_epoch,
+        epochs=epochs_of(job),
         max_train_s=job.max_train_s,
         num_records=job.data.num_records,
         lease_records=lease_records(
@@ -194,6 +201,8 @@ def _plan(config: ChiefConfig) -> JobSettings:
         checkpoint_dir=checkpoints.of(config.run_dir),
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
+        callbacks=job.callbacks,
+        steps_per_epoch=_steps_per_epoch(job),
         resume=checkpoints.resume,
         overwrite=checkpoints.overwrite,
         job_id=config.job_id,
@@ -205,6 +214,14 @@ def _plan(config: ChiefConfig) -> JobSettings:
             "codec": job.exchange.codec,
         },
     )
+
+
+def _steps_per_epoch(job: Job) -> int:
+    """Global steps of an epoch, as callbacks count them."""
+    if job.steps_per_epoch or job.data.num_records >= ENDLESS:
+        return job.steps_per_epoch or job.checkpoint_every_steps
+    in_push = positions_in_batch(job.data, job.batch_size) * job.cadence.push_every
+    return max(1, round(job.data.num_records / in_push))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -23,19 +22,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downpour import files
+from downpour.launch.fitting.callbacks import converted
+from downpour.launch.fitting.progress import verbosity
+from downpour.launch.fitting.run import FitRun
 from downpour.launch.job import recipe as recipes
-from downpour.launch.job.epochs import batches_in_step, steps_of
+from downpour.launch.job.epochs import steps_of
 from downpour.launch.job.job import Cluster, Exchange, Job
 from downpour.launch.job.overrides import did_you_mean
-from downpour.launch.job.written import Writer
-from downpour.launch.local import LocalRun, RunConfig
-from downpour.launch.observe import report
+from downpour.launch.job.written import Writer, saved_model
+from downpour.launch.local import RunConfig
 from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
-from downpour.model.data.batches import positions_in_batch
-from downpour.model.data.streams import ENDLESS
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
+from downpour.worker.chief.callbacks import check_scores
 
 if TYPE_CHECKING:
     import keras
@@ -44,74 +44,19 @@ _JOB, _RECIPE, _MODEL, _ARRAYS = "job", "recipe.py", "model.keras", "arrays"
 _EXACT = Exchange(codec="float32", overlap=False)  # as plain Keras computes; on one machine bytes cost little
 
 
-class FitRun(LocalRun):
-    """A run of `fit`; see `LocalRun`.
-
-    Attributes:
-        recipe: Path of its recipe.
-    """
-
-    def __init__(self, config: RunConfig, model: keras.Model, steps_per_epoch: int) -> None:
-        super().__init__(config)
-        self.recipe = Path(config.recipe)
-        self._trained, self._steps_per_epoch = model, steps_per_epoch
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The summary of the run, as in `summary.json`; empty until it has ended."""
-        path = self.config.folder / report.SUMMARY_FILE
-        return dict(json.loads(path.read_text())) if not self.running and path.exists() else {}
-
-    @property
-    def history(self) -> dict[str, list[float]]:
-        """Loss and scores by name, one value an epoch, as `History.history` of Keras; so far.
-
-        `loss` is the mean of what workers reported, which they do once a second; checkpoints are made and scored as
-        often at most. An epoch shorter than that may have no value.
-        """
-        path = self.config.folder / report.HISTORY_FILE
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        losses: dict[int, list[float]] = {}
-        history: dict[str, list[float]] = {"loss": []}
-        for row in rows:
-            if row["kind"] == "loss":
-                losses.setdefault((row["step"] - 1) // self._steps_per_epoch, []).append(row["loss"])
-            elif row["kind"] == "score":
-                for name, value in row.items():
-                    if name not in ("kind", "step", "seconds"):
-                        history.setdefault(name, []).append(value)
-        history["loss"] = [float(np.mean(values)) for _, values in sorted(losses.items())]
-        return history
-
-    @property
-    def model(self) -> keras.Model:
-        """The model with the values of the newest checkpoint, which are assigned to the one that was given.
-
-        Raises:
-            ValueError: There is no checkpoint.
-        """
-        from downpour.launch.roles import initial
-        from downpour.model import weights
-
-        saved = initial.load_checkpoint(str(self.config.folder))
-        weights.assign(self._trained, weights.named(saved))
-        if self.config.job.average is not None:  # as Keras' `use_ema`: of trained variables only
-            trained = {variable.path for variable in self._trained.trainable_variables}
-            average = weights.named(saved, average=True)
-            weights.assign(self._trained, {name: value for name, value in average.items() if name in trained})
-        return self._trained
-
-
 def fit(
     model: keras.Model,
     data: Any,
     *,
     validation_data: Any = None,
+    validation_sets: Mapping[str, Any] | None = None,
     epochs: float = 1,
     batch_size: int = 32,
     workers: int = 2,
     shards: int = 2,
     class_weight: Mapping[int, float] | None = None,
+    callbacks: Any = None,
+    verbose: int | str = "auto",
     name: str = "",
     run_dir: str | Path | None = None,
     overwrite: bool = False,
@@ -128,11 +73,16 @@ def fit(
             `Stream` of `downpour.model.data`, whose sources are arrays or functions at the top level of a file.
         validation_data: Held-out examples likewise, scored after every epoch; with `Examples` and `Stream` they are
             part of `data`. None: nothing is scored.
+        validation_sets: Further held-out examples by name, scored as `val_NAME_...`.
         epochs: Passes over the training examples, of all workers together.
         batch_size: Examples in a batch of one worker.
         workers: Worker processes.
         shards: Parameter-server shards.
         class_weight: Weights of classes, as in Keras' `fit`.
+        callbacks: Keras' callbacks that use no event of single batches, or the job's own; see
+            `downpour.launch.fitting.callbacks`.
+        verbose: What `wait` shows: 0 for nothing, 1 for a bar an epoch, 2 for a line an epoch, `auto` for bars on a
+            terminal and in a notebook.
         name: Name of the job; the model's by default.
         run_dir: Folder of the run; `runs/NAME` by default.
         overwrite: Whether an earlier run in that folder is removed.
@@ -144,20 +94,30 @@ def fit(
     Raises:
         ValueError: Something is refused; nothing has been started.
     """
+    from downpour.model.weights import own_objects
+
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
     for what, given in (("workers", workers), ("shards", shards), ("batch_size", batch_size)):
         if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
             raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
-    unknown = set(job_fields) - ({field.name for field in dataclasses.fields(Job)} - {"model", "loss"})
+    verbosity(verbose)
+    given = converted(callbacks)
+    unknown = set(job_fields) - (
+        {field.name for field in dataclasses.fields(Job)} - {"model", "loss", "validation_sets"}
+    )
     if unknown:
         names = [*inspect.signature(fit).parameters, *(field.name for field in dataclasses.fields(Job))]
         nearest = did_you_mean(min(unknown), [name for name in names if name not in ("job_fields", "loss")])
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can{nearest}")
     examples = _examples(data, validation_data, class_weight)
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
-    steps_per_epoch, fields = _fields(model, examples, epochs, batch_size, {"cluster": cluster, **job_fields})
+    more = {"cluster": cluster, "callbacks": given.chief, **_scored_sets(examples, validation_sets), **job_fields}
+    fields = _fields(model, examples, epochs, batch_size, more)
     fields["name"] = name or model.name
+    is_scored = examples.validation is not None or bool(validation_sets)
+    if not is_scored:
+        check_scores(given.chief, ())
     Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
     folder = (Path(run_dir) if run_dir is not None else Path("runs") / fields["name"]).absolute()
     checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
@@ -165,33 +125,49 @@ def fit(
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
     recipe = _write(model, fields, folder / _JOB)
-    config = RunConfig(recipe, run_dir=folder, evaluator=examples.validation is not None, checkpoints=checkpoints)
-    run = FitRun(config, model, steps_per_epoch)
+    config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
+    copy = saved_model(folder / _JOB / _MODEL, own_objects(model))
+    run = FitRun(config, model, given, verbose, copy)
     return run if dry_run else run.start()
 
 
 def _fields(
     model: keras.Model, examples: Examples | Stream, epochs: float, batch_size: int, given: Mapping[str, Any]
-) -> tuple[int, dict[str, Any]]:
-    """Returns the steps of an epoch, and the fields of the job: those given, what the model says, and defaults."""
+) -> dict[str, Any]:
+    """Returns the fields of the job: those given, what the model says, and defaults."""
     from downpour.launch.job.compiled import from_compiled
 
     examples.check()
-    in_batch, num_records = positions_in_batch(examples, batch_size), examples.num_records
     fields = from_compiled(model).job_fields()
     cadence, pace = ({**fields, **given}.get(name) for name in ("cadence", "pace"))
-    steps = int(given["num_steps"]) if "num_steps" in given else steps_of(epochs, examples, batch_size, cadence, pace)
-    in_step = in_batch * batches_in_step(cadence, pace)
-    steps_per_epoch = max(1, round(num_records / in_step)) if num_records < ENDLESS else steps
-    return steps_per_epoch, {
+    steps = given.get("num_steps") or steps_of(
+        epochs, examples, batch_size, cadence, pace, given.get("steps_per_epoch", 0)
+    )
+    return {
         **fields,
         "data": examples,
         "num_steps": steps,
         "batch_size": batch_size,
         "exchange": _EXACT,
-        "checkpoint_every_steps": steps_per_epoch,
+        "checkpoint_every_steps": steps,
+        "checkpoint_every_epoch": "checkpoint_every_steps" not in given,
         **given,
     }
+
+
+def _scored_sets(examples: Examples | Stream, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the field `validation_sets` of the job, if there is any: the data set, with other held-out examples."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"validation_sets is a {type(given).__name__}; give a dict of held-out examples by name")
+    sets = {name: dataclasses.replace(examples, validation=one) for name, one in given.items()}
+    for name, one in sets.items():
+        try:
+            one.check()
+        except ValueError as error:
+            raise ValueError(f"validation_sets[{name!r}]: {error}") from None
+    return {"validation_sets": sets}
 
 
 def _examples(data: Any, validation_data: Any, class_weight: Mapping[int, float] | None) -> Examples | Stream:
@@ -219,14 +195,16 @@ def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
         "from downpour.launch.job.written import saved_model",
         *writer.imports,
     }
-    script = Path(sys.path[0]).absolute()
+    folders = [Path(sys.path[0]).absolute()]
+    if not hasattr(sys.modules["__main__"], "__file__"):  # a notebook or a prompt
+        folders.append(Path.cwd())
     text = "\n".join(
         [
             '"""A job that `downpour.fit` has written; every process of it loads this file."""',
             "",
             "import sys",
             "",
-            f"sys.path.append({str(script)!r})  # of the script that called fit",
+            f"sys.path += {[str(folder) for folder in dict.fromkeys(folders)]}  # of what called fit",
             "",
             *sorted(imports),
             "",

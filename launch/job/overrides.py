@@ -54,10 +54,14 @@ def apply(job: T, overrides: Sequence[str], more: Sequence[Leaf] = ()) -> T:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of several dataclasses, chosen by name. `known` also has those that its fields may hold."""
+    """One of several dataclasses, chosen by name; or `many` of them, a tuple.
+
+    `known` also has those that its fields may hold.
+    """
 
     names: tuple[str, ...]
     known: dict[str, type]
+    many: bool = False
 
     def parse(self, text: str) -> Any:
         """Parses `Name(field=value, ...)`, or only the name, into a dataclass.
@@ -70,9 +74,10 @@ class Choice:
         except SyntaxError:
             raise ValueError(f"{text!r} is not of the form Name(field=value)") from None
         value = self._construct(tree)
-        if type(value).__name__ not in self.names:
+        given = value if self.many and isinstance(value, tuple) else (value,)
+        if any(type(one).__name__ not in self.names for one in given):
             raise ValueError(f"{text!r} is not one of {', '.join(self.names)}")
-        return value
+        return given if self.many else value
 
     def _construct(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Name):
@@ -149,7 +154,8 @@ def leaves(value: Any, prefix: str = "") -> Iterator[Leaf]:
 def type_name(annotation: Any) -> str:
     """The type as a message shows it: `int`, `tuple of str`, `float or none`."""
     if isinstance(annotation, Choice):
-        return f"Name(field=value), one of {', '.join(annotation.names)}"
+        form = "(Name(field=value), ...), each" if annotation.many else "Name(field=value),"
+        return f"{form} one of {', '.join(annotation.names)}"
     options = _options(annotation)
     if len(options) > 1:
         return " or ".join("none" if option is types.NoneType else type_name(option) for option in options)
@@ -166,7 +172,8 @@ def _choices(job: Any) -> Iterator[Leaf]:
     choices: dict[str, dict[str, type]] = getattr(type(job), "CHOICES", {})
     known = {name: kind for kinds in choices.values() for name, kind in kinds.items()}
     for field, kinds in choices.items():
-        yield Leaf(field, Choice(tuple(kinds), known), getattr(job, field))
+        value = getattr(job, field)
+        yield Leaf(field, Choice(tuple(kinds), known, isinstance(value, tuple)), value)
 
 
 def _children(value: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:

@@ -86,7 +86,8 @@ def _overridden(job: Job, overrides: Sequence[str]) -> Job:
         raise ValueError("num_steps and epochs are given; give one of them")
     passes = MORE_KEYS[0].parse(epochs[-1])
     job.data.check()
-    return dataclasses.replace(job, num_steps=steps_of(passes, job.data, job.batch_size, job.cadence, job.pace))
+    steps = steps_of(passes, job.data, job.batch_size, job.cadence, job.pace, job.steps_per_epoch)
+    return dataclasses.replace(job, num_steps=steps)
 
 
 def _import(name: str) -> ModuleType:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from downpour.worker.chief.callbacks import Callback
+
 if TYPE_CHECKING:
     import keras
 
@@ -44,8 +46,8 @@ class Writer:
         """Returns the source of a value.
 
         Args:
-            value: Plain values, arrays, functions and classes at the top level of a file, dataclasses, and tuples,
-                lists and dicts of them.
+            value: Plain values, arrays, functions and classes at the top level of a file, dataclasses, callbacks
+                without attributes, and tuples, lists and dicts of them.
             name: What messages call it.
 
         Raises:
@@ -67,6 +69,13 @@ class Writer:
             fields = [f for f in dataclasses.fields(value) if f.init]
             inside = ", ".join(f"{f.name}={self.source(getattr(value, f.name), f'{name}.{f.name}')}" for f in fields)
             return f"{self.reference(type(value), name)}({inside})"
+        if isinstance(value, Callback):
+            if vars(value):
+                raise ValueError(
+                    f"{name} is a {type(value).__name__}, whose attributes live in this process only; make its class a "
+                    "dataclass (@dataclasses.dataclass), from whose fields the recipe makes it anew"
+                )
+            return f"{self.reference(type(value), name)}()"
         if callable(value) and hasattr(value, "__qualname__"):
             return self.reference(value, name)
         raise ValueError(
@@ -101,9 +110,11 @@ class Writer:
             np.save(self._folder / f"{number}.npy", value, allow_pickle=value.dtype == object)
 
     def _array(self, value: np.ndarray) -> str:
-        self._arrays.append(value)
+        number = next((i for i, known in enumerate(self._arrays) if known is value), len(self._arrays))
+        if number == len(self._arrays):
+            self._arrays.append(value)
         self.imports.add("from downpour.launch.job.written import array")
-        return f"array(HERE / {self._folder.name!r} / '{len(self._arrays) - 1}.npy')"
+        return f"array(HERE / {self._folder.name!r} / '{number}.npy')"
 
 
 def array(path: Path) -> np.ndarray:

@@ -31,7 +31,10 @@ from downpour.worker.chief.leases import LeaseTable
 _WITHIN_S = 5.0  # for an answer
 _SHARD_STATUS = "/downpour.v1.ParameterServer/Status"
 _FILES = (owner.SUMMARY, owner.JOURNAL, report.HISTORY_FILE, owner.LOCK, owner.LAUNCHER_LOCK)
-_SAME_IN_SUMMARY = ("recipe", "seconds", "loss", "staleness_mean", "seconds_per_step", "epochs", "ended_by", "failure")
+_SAME_IN_SUMMARY = (
+    *("recipe", "seconds", "loss", "staleness_mean", "seconds_per_step", "epochs"),
+    *("ended_by", "ended_because", "failure", "best"),
+)
 _FAULTS = ("records_repeated", "records_skipped", "steps_skipped", "pushes_dropped", "pushes_refused")
 
 
@@ -136,7 +139,7 @@ def _of_reply(reply: pb.ProgressReply) -> dict[str, Any]:
         "seconds": more.train_seconds,
         "seconds_left": reply.seconds_left if reply.seconds_left >= 0 else None,
         "loss": _finite(reply.loss) if reply.step else None,
-        "examples_per_second": reply.images_per_second,
+        "examples_per_second": reply.examples_per_second,
         "pushes_per_second": reply.pushes_per_second,
         "staleness_mean": reply.staleness_mean,
         "scores": {name: _finite(value) for name, value in sorted(reply.metrics.items())},

@@ -61,6 +61,8 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "memory", ", ".join(f"{role} {size:.0f} MB" for role, size in (status.get("peak_pss_mb") or {}).items())
     saved = status.get("checkpoint")
     yield "checkpoint", f"step {saved['step']}, {saved['directory']}" if saved else ""
+    best = (f"{name} {_number(one['score'])} (step {one['step']})" for name, one in status.get("best", {}).items())
+    yield "best", ", ".join(best)
     if "version" in status:
         yield (
             "version",
@@ -72,8 +74,11 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _ended(status: Mapping[str, Any]) -> str:
     if status["state"] == "stopped":
         return "a signal or a crash, before the end of training; --resume continues it"
+    if status.get("failure"):
+        return ""
     reason = {"steps": "its number of steps"}.get(status.get("ended_by", ""), status.get("ended_by", ""))
-    return "" if status.get("failure") else reason
+    because = status.get("ended_because")
+    return f"{reason}: {because}" if because else reason
 
 
 def _speed(status: Mapping[str, Any]) -> str:

@@ -362,7 +362,7 @@ def test_the_chief_logs_its_progress_now_and_then(
         chief = cluster.run_chief()
         cluster.work(0)
         chief.result(GIVE_UP_S)
-    assert re.search(r"step \d+ of 30, loss \d\S*, \d+\.\d images/s", caplog.text), caplog.text
+    assert re.search(r"step \d+ of 30, loss \d\S*, \d+\.\d examples/s", caplog.text), caplog.text
 
 
 def test_a_source_that_goes_beyond_its_leases_is_refused_by_name() -> None:

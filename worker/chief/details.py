@@ -71,7 +71,7 @@ def _workers(coordinator: Coordinator, now_s: float) -> Iterator[pb.ProgressRepl
             host=worker.host,
             incarnation=worker.incarnation,
             steps=report.steps,
-            examples=report.images,
+            examples=report.examples,
             silent_seconds=max(now_s - worker.last_heard_s, 0.0),
         )
 

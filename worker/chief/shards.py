@@ -177,6 +177,10 @@ class Shards:
                           loss.version, whence, loss.updates)  # fmt: skip
         return losses
 
+    def set_rate(self, number: int, factor: float, only: Sequence[int]) -> None:
+        """Has some shards multiply their schedule's rate by a factor; see `ShardClient.set_rate`."""
+        self._on_all(lambda client: client.set_rate(number, factor), only)
+
     def check_may_write(self, directory: str) -> None:
         """Raises `CheckpointFailed` if a shard may not write into a folder."""
         self._on_all(lambda client: client.write_checkpoint(directory, check_only=True))

@@ -17,10 +17,13 @@ from downpour.proto.errors import NotReady
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.departures import Departures
+from downpour.worker.chief.epoch_log import EpochLog
+from downpour.worker.chief.epochs import Epochs
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership
+from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.training_time import TrainingTime
 
@@ -43,6 +46,8 @@ class JobState:
         fingerprint: Fingerprint of the layout, set before `layout`.
         job_id: Id of the job, set before `layout`.
         phase: Phase of the job.
+        unscored: Checkpoints of epochs that wait for the evaluator, by step.
+        lease_waits: Whether a worker waits for a lease until an epoch has its checkpoint; set by the service.
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
         shards: Address of every shard and its newest answer, None while it does not answer; none before the first look.
     """
@@ -55,8 +60,17 @@ class JobState:
             LeaseTable(settings.num_records, settings.lease_records),
             Membership(settings.num_workers, settings.lease_s),
             TrainingTime(settings.max_train_s),
+            epochs=EpochLog(
+                settings.epochs,
+                settings.checkpoint_every_epoch,
+                settings.expects_evaluator,
+                settings.num_workers,
+            ),
         )
-        self.journal_state = JournalState(self.coordinator)
+        self.unscored: list[pb.NextCheckpointReply] = []
+        self.lease_waits = False
+        epochs = Epochs(settings.steps_per_epoch, settings.num_steps)
+        self.journal_state = JournalState(self.coordinator, reactions=Reactions(settings.callbacks, epochs))
         self.departures = Departures()
         self.layout: Layout | None = None
         self.fingerprint = b""

@@ -103,6 +103,7 @@ def test_an_arena_is_continued_bit_for_bit(tmp_path: Path, pace: str) -> None:
         assert bits(arena) == expected(folder, index)
         shard = Shard(arena)
         before = shard.status()
+        assert before.rate == pb.Rate(factor=1.0)
         layout = from_canonical(arena.specification.layout)
         push = shard.begin(pb.PushHeader(worker=1, incarnation=2, sequence=4, base_version=shard.version))
         for start, stop in layout.chunks(index):

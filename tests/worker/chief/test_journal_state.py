@@ -38,6 +38,16 @@ def test_all_of_it_is_handed_on() -> None:
     assert (after.losses, after.resumed_from) == (before.losses, 3)
 
 
+def test_journals_count_examples_as_they_did_when_they_called_them_images() -> None:
+    before = known()
+    before.coordinator.report(pb.WorkerReport(worker=1, incarnation=5, steps=9, examples=72), 1.0)
+    state = json.loads(json.dumps(before.state(10.0)))
+    assert state["coordinator"]["reports"][0]["images"] == "72"
+    after = known()
+    after.load(state | {"gap_s": 3.0}, 1000.0)
+    assert after.coordinator.reports.total(lambda report: report.examples) == 72
+
+
 def test_nothing_yet_is_handed_on_as_nothing() -> None:
     after = handed_on(known())
     assert (after.checkpoint, after.score, after.losses, after.resumed_from) == (None, None, [], None)

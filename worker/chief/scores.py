@@ -1,0 +1,120 @@
+"""Takes the evaluator's scores: callbacks decide, and the history and own callbacks are told.
+
+Threads: the service's threads call `take`, the chief's main thread the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+from absl import logging
+
+from downpour.proto import chief_pb2 as pb
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.worker.chief.events import Events
+from downpour.worker.chief.reactions import Observation
+from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.settings import JobSettings
+from downpour.worker.chief.state import JobState
+
+_SCORE_WITHIN_S = 600.0
+_COMES_WITHIN_S = 120.0  # for an expected evaluator to connect once training is over
+
+
+class Scores:
+    """The scores of one job.
+
+    Args:
+        settings: The job's settings.
+        state: The job's state.
+        folder: The run's folder; scores and what follows from them are added to its history.
+        events: Events of own callbacks.
+    """
+
+    def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder, events: Events) -> None:
+        self._settings, self._state, self._folder, self._events = settings, state, folder, events
+        self._logs: dict[str, float] = {}  # of the checkpoint observed last; guarded by `changed`
+
+    def take(self, score: pb.Score) -> None:
+        """Records a score that the evaluator reports.
+
+        Raises:
+            NotReady: See `JobState.ready`.
+        """
+        state, metrics = self._state, dict(score.metrics)
+        with state.journaled():
+            state.ready()
+            state.journal_state.score = score
+            state.coordinator.epochs.score(score.step, metrics)
+            state.unscored = [one for one in state.unscored if one.step > score.step]
+            seconds = round(state.coordinator.time.train_s(time.monotonic()), 2)
+            seen = self._observe(score.step, metrics)
+            state.changed.notify_all()
+        self._folder.note({"kind": "score", "step": score.step, "seconds": seconds, **metrics})
+        self._tell(score.step, seconds, seen)
+
+    def written(self, saved: Checkpoint) -> None:
+        """Has callbacks hear of a checkpoint; without an evaluator, loss and rate are all that they follow."""
+        state = self._state
+        self._events.checkpoint(saved.step, saved.directory)
+        if self._settings.expects_evaluator:
+            return
+        with state.journaled():
+            if state.evaluator_heard_s is not None:
+                return
+            seconds = round(state.coordinator.time.train_s(time.monotonic()), 2)
+            seen = self._observe(saved.step, {})
+            state.changed.notify_all()
+        self._tell(saved.step, seconds, seen)
+
+    def wait_for_last(self) -> None:
+        """Waits for the score of the last checkpoint, if an evaluator has ever asked for one or is expected."""
+        state, expected = self._state, self._settings.expects_evaluator
+
+        def heard() -> bool:
+            return state.evaluator_heard_s is not None
+
+        def scored() -> bool:
+            saved, score = state.journal_state.checkpoint, state.journal_state.score
+            return saved is None or (score is not None and score.step == saved.step)
+
+        if not state.wait(heard, _COMES_WITHIN_S if expected else 0.0):
+            if expected:
+                logging.warning(
+                    "no evaluator connected within %.0f s; start without one by --noevaluator", _COMES_WITHIN_S
+                )
+        elif not state.wait(scored, _SCORE_WITHIN_S):
+            logging.warning("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
+
+    def finish(self) -> None:
+        """Tells own callbacks that training is over, and waits for them."""
+        with self._state.changed:
+            score = self._state.journal_state.score
+            logs = self._logs or (dict(score.metrics) if score is not None else {})
+        self._events.finish(logs)
+
+    def _observe(self, step: int, metrics: Mapping[str, float]) -> Observation:
+        """Has callbacks count a checkpoint's scores; the lock is held."""
+        coordinator, known = self._state.coordinator, self._state.journal_state
+        over = coordinator.time.ended_s is not None
+        loss = coordinator.epochs.loss_before(step)
+        metrics = metrics if math.isnan(loss) else {"loss": loss, **metrics}
+        seen = known.reactions.scored(step, metrics, self._settings.schedule.rate(step), over=over)
+        self._logs = seen.logs
+        if seen.stop:
+            coordinator.stop("early stopping", seen.stop)
+        if seen.mistake and not over:
+            coordinator.failure = coordinator.failure or seen.mistake
+        return seen
+
+    def _tell(self, step: int, seconds: float, seen: Observation) -> None:
+        for note in seen.notes:
+            self._folder.note({"kind": note["kind"], "step": step, "seconds": seconds} | note)
+        if seen.mistake:
+            logging.error("%s", seen.mistake)
+        if seen.stop:
+            logging.info("training ends early at step %d: %s", step, seen.stop)
+        if seen.epoch is not None:
+            self._events.epoch(seen.epoch, seen.logs)
