@@ -102,7 +102,7 @@ def fit(
         if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
             raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
     verbosity(verbose)
-    given = converted(callbacks)
+    called = converted(callbacks)
     unknown = set(job_fields) - (
         {field.name for field in dataclasses.fields(Job)} - {"model", "loss", "validation_sets"}
     )
@@ -110,12 +110,14 @@ def fit(
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can")
     examples = _examples(data, validation_data, class_weight)
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
-    more = {"cluster": cluster, "callbacks": given.chief, **_scored_sets(examples, validation_sets), **job_fields}
-    fields = _fields(model, examples, epochs, batch_size, more)
-    fields["name"] = name or model.name
     is_scored = examples.validation is not None or bool(validation_sets)
     if not is_scored:
-        check_scores(given.chief, ())
+        check_scores(called.chief, ())
+    every_epoch = (is_scored or bool(called.chief or called.here)) and "checkpoint_every_steps" not in job_fields
+    more = {"cluster": cluster, "callbacks": called.chief, "checkpoint_every_epoch": every_epoch}
+    more |= _scored_sets(examples, validation_sets) | job_fields
+    fields = _fields(model, examples, epochs, batch_size, more)
+    fields["name"] = name or model.name
     Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
     folder = (Path(run_dir) if run_dir is not None else Path("runs") / fields["name"]).absolute()
     checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
@@ -125,7 +127,7 @@ def fit(
     recipe = _write(model, fields, folder / _JOB)
     config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
     copy = saved_model(folder / _JOB / _MODEL, own_objects(model))
-    run = FitRun(config, model, given, verbose, copy)
+    run = FitRun(config, model, called, verbose, copy)
     return run if dry_run else run.start()
 
 
@@ -146,14 +148,14 @@ def _fields(
         steps = int(given["num_steps"])
     else:
         steps = num_steps(epochs, per_epoch, 1) if per_epoch else num_steps(epochs, num_records, in_batch)
+    steps_per_epoch = per_epoch or max(1, min(steps, round(num_records / in_batch)))
     return {
         **from_compiled(model).job_fields(),
         "data": examples,
         "num_steps": steps,
         "batch_size": batch_size,
         "exchange": _EXACT,
-        "checkpoint_every_steps": steps,
-        "checkpoint_every_epoch": "checkpoint_every_steps" not in given,
+        "checkpoint_every_steps": steps if given["checkpoint_every_epoch"] else steps_per_epoch,
         **given,
     }
 
