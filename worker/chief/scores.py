@@ -107,6 +107,8 @@ class Scores:
     def _tell(self, step: int, seconds: float, seen: Observation) -> None:
         for note in seen.notes:
             self._folder.note({"kind": note["kind"], "step": step, "seconds": seconds} | note)
+            if "learning_rate" in note:
+                logging.info("the learning rate is reduced to %.4g after step %d", note["learning_rate"], step)
         if seen.mistake:
             logging.error("%s", seen.mistake)
         if seen.stop:
