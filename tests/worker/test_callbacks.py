@@ -233,7 +233,7 @@ def test_own_callbacks_hear_of_epochs_checkpoints_and_the_end(tmp_path: Path) ->
     assert all(later < earlier for earlier, later in itertools.pairwise(losses)), "mean losses of each epoch"
     assert [logs["val_loss"] for _, logs in notes.epochs[:4]] == [3.0, 2.0, 2.0, 2.0]
     assert notes.epochs[0][1]["learning_rate"] == SCHEDULE.rate(steps[0])
-    assert notes.end["val_loss"] == 2.0 == summary["val_loss"]
+    assert notes.end["val_loss"] == 2.0 == summary["val_loss"] and "loss" in notes.end
 
 
 def test_without_an_evaluator_they_hear_of_epochs_when_checkpoints_are_written(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class Observation:
         notes: Lines for the history, without step and time.
         stop: Why a callback ends training; empty if none does.
         mistake: Why the job fails: a callback follows a score that there is not.
+        repeated: Whether it, or a later one, was counted before; then only `logs` are set, to the scores.
     """
 
     logs: dict[str, float]
@@ -41,6 +42,7 @@ class Observation:
     notes: tuple[dict[str, Any], ...] = ()
     stop: str = ""
     mistake: str = ""
+    repeated: bool = False
 
 
 @dataclass
@@ -83,7 +85,9 @@ class Reactions:
     @property
     def kept(self) -> set[int]:
         """Steps of the checkpoints that are kept for their scores."""
-        return {counters.step for one, counters in self._followed if isinstance(one, KeepBest) and counters.step}
+        return {
+            counters.step for one, counters in self._followed if isinstance(one, KeepBest) and counters.best is not None
+        }
 
     def adopt(self, number: int, factor: float) -> None:
         """Takes over the factor of a shard, which its checkpoint may hold, if it is of a later change."""
@@ -100,7 +104,7 @@ class Reactions:
             over: Whether training is over, so that only the best checkpoint matters.
         """
         if step <= self._observed:
-            return Observation(dict(scores))
+            return Observation(dict(scores), repeated=True)
         epoch, logs = self.epochs.scored(step)
         logs |= scores
         try:
@@ -138,7 +142,7 @@ class Reactions:
         best = {
             one.monitor: {"step": counters.step, "score": counters.best}
             for one, counters in self._followed
-            if isinstance(one, KeepBest) and counters.step
+            if isinstance(one, KeepBest) and counters.best is not None
         }
         if best:
             found["best"] = best

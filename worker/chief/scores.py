@@ -97,7 +97,8 @@ class Scores:
         coordinator, known = self._state.coordinator, self._state.journal_state
         over = coordinator.time.ended_s is not None
         seen = known.reactions.scored(step, metrics, self._settings.schedule.rate(step), over=over)
-        self._logs = seen.logs
+        if not seen.repeated:
+            self._logs = seen.logs
         if seen.stop:
             coordinator.stop("early stopping", seen.stop)
         if seen.mistake and not over:
