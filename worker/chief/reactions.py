@@ -83,10 +83,12 @@ class Reactions:
         return any(isinstance(one, KeepBest) for one, _ in self._followed)
 
     @property
-    def kept(self) -> set[int]:
-        """Steps of the checkpoints that are kept for their scores."""
+    def best(self) -> dict[str, dict[str, Any]]:
+        """Step and score of the checkpoints that are kept for their scores, by the score's name."""
         return {
-            counters.step for one, counters in self._followed if isinstance(one, KeepBest) and counters.best is not None
+            one.monitor: {"step": counters.step, "score": counters.best}
+            for one, counters in self._followed
+            if isinstance(one, KeepBest) and counters.best is not None
         }
 
     def adopt(self, number: int, factor: float) -> None:
@@ -138,14 +140,7 @@ class Reactions:
 
     def summary(self) -> dict[str, Any]:
         """Returns the entries of the summary: the best checkpoints by score, and the factor of the rate, if any."""
-        found: dict[str, Any] = {}
-        best = {
-            one.monitor: {"step": counters.step, "score": counters.best}
-            for one, counters in self._followed
-            if isinstance(one, KeepBest) and counters.best is not None
-        }
-        if best:
-            found["best"] = best
+        found: dict[str, Any] = {"best": self.best} if self.best else {}
         if self.factor.number:
             found["learning_rate_factor"] = self.factor.factor
         return found
