@@ -38,6 +38,7 @@ def test_a_field_that_matters_is_compared(tmp_path: Path, override: str, key: st
 
 def test_spelling_and_what_may_differ_is_not_compared(tmp_path: Path) -> None:
     changes = ("cluster.threads_per_worker=7", "cluster.max_workers=9", "exchange.give_up_after_s=1")
+    changes += ("callbacks=(EarlyStopping(patience=3),)", "steps_per_epoch=7")
     assert fields(tmp_path, "seed=3", "batch_size=8", *changes) == fields(tmp_path, "batch_size=8", "seed=3")
     assert not set(MAY_DIFFER) & set(fields(tmp_path))
 
