@@ -31,6 +31,7 @@ from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
 from downpour.model.data.batches import positions_in_batch
 from downpour.model.data.epochs import num_steps
+from downpour.model.data.given import data_set
 from downpour.model.data.streams import ENDLESS
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
@@ -106,7 +107,7 @@ def fit(
     *,
     validation_data: Any = None,
     epochs: float = 1,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 2,
     shards: int = 2,
     class_weight: Mapping[int, float] | None = None,
@@ -122,12 +123,14 @@ def fit(
     Args:
         model: A built and compiled `keras.Model` that has not been trained since it was compiled. What it has of the
             user's own (layers, losses) must be at the top level of a file.
-        data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; or `Examples` or
-            `Stream` of `downpour.model.data`, whose sources are arrays or functions at the top level of a file.
+        data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; anything with length
+            and index that can be pickled, such as a Hugging Face or torch data set, a `keras.utils.PyDataset` or a
+            Grain `MapDataset`; a function at the top level of a file that returns one of these, or that gets (worker
+            index, number of workers) and returns an iterable over one part; or `Examples` or `Stream` of these.
         validation_data: Held-out examples likewise, scored after every epoch; with `Examples` and `Stream` they are
             part of `data`. None: nothing is scored.
         epochs: Passes over the training examples, of all workers together.
-        batch_size: Examples in a batch of one worker.
+        batch_size: Examples in a batch of one worker; None for 32, or those of an item where items are batches.
         workers: Worker processes.
         shards: Parameter-server shards.
         class_weight: Weights of classes, as in Keras' `fit`.
@@ -144,13 +147,15 @@ def fit(
     """
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
-    for what, given in (("workers", workers), ("shards", shards), ("batch_size", batch_size)):
+    numbers = {"workers": workers, "shards": shards, "batch_size": 1 if batch_size is None else batch_size}
+    for what, given in numbers.items():
         if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
             raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
     unknown = set(job_fields) - ({field.name for field in dataclasses.fields(Job)} - {"model", "loss"})
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can")
-    examples = _examples(data, validation_data, class_weight)
+    examples = data_set(data, validation_data, class_weight)
+    batch_size = batch_size or examples.batch_size_of_items() or 32
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
     steps_per_epoch, fields = _fields(model, examples, epochs, batch_size, {"cluster": cluster, **job_fields})
     fields["name"] = name or model.name
@@ -172,7 +177,7 @@ def _fields(
     """Returns the steps of an epoch, and the fields of the job: those given, what the model says, and defaults."""
     from downpour.launch.job.compiled import from_compiled
 
-    examples.check()
+    examples.check_all()
     in_batch, num_records = positions_in_batch(examples, batch_size), examples.num_records
     if num_records >= ENDLESS and "num_steps" not in given:
         raise ValueError("the stream has no num_examples, so an epoch has no length; give it that, or fit num_steps")
@@ -187,14 +192,6 @@ def _fields(
         "checkpoint_every_steps": steps_per_epoch,
         **given,
     }
-
-
-def _examples(data: Any, validation_data: Any, class_weight: Mapping[int, float] | None) -> Examples | Stream:
-    if isinstance(data, Examples | Stream):
-        if validation_data is not None or class_weight is not None:
-            raise ValueError(f"data is {type(data).__name__}; give validation and class_weight to it, not to fit")
-        return data
-    return Examples(data, validation_data, class_weight=class_weight)
 
 
 def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
