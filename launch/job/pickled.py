@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+Reduce = Callable[[Any], tuple[Any, ...] | None]
+
 _MAPPED_BYTES = 1 << 20  # of an array with a file of its own
 
 
@@ -50,33 +52,28 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def dumps(value: Any, locate: Callable[[Any], tuple[str, str] | None], add_array: Callable[[np.ndarray], int]) -> bytes:
+def dumps(value: Any, reduce: Reduce, add_array: Callable[[np.ndarray], int]) -> bytes:
     """Pickles a source.
 
     Args:
         value: The source.
-        locate: Returns file and name of a function or class of a script, None for one of an importable module; raises
-            `ValueError` for one that other processes cannot import.
+        reduce: Returns how a function or class of a script is found, as `__reduce__` does, and None for one of an
+            importable module; raises `ValueError` for one that other processes cannot import.
         add_array: Adds an array to the job's files; returns its number, under which `Pickled` finds it.
 
     Raises:
-        ValueError: See `locate`.
+        ValueError: See `reduce`.
         Exception: Something cannot be pickled; pickle and objects raise errors of many kinds.
     """
-    pickler = _Pickler(buffer := io.BytesIO(), locate, add_array)
+    pickler = _Pickler(buffer := io.BytesIO(), reduce, add_array)
     pickler.dump(value)
     return buffer.getvalue()
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(
-        self,
-        file: io.BytesIO,
-        locate: Callable[[Any], tuple[str, str] | None],
-        add_array: Callable[[np.ndarray], int],
-    ) -> None:
+    def __init__(self, file: io.BytesIO, reduce: Reduce, add_array: Callable[[np.ndarray], int]) -> None:
         super().__init__(file, protocol=5)
-        self._locate, self._add_array = locate, add_array
+        self._reduce, self._add_array = reduce, add_array
         self._numbers: dict[int, int] = {}  # by id: an array that is there twice has one file
 
     def persistent_id(self, value: Any) -> int | None:
@@ -87,12 +84,8 @@ class _Pickler(pickle.Pickler):
         return self._numbers[id(value)]
 
     def reducer_override(self, value: Any) -> Any:
-        found = self._locate(value) if isinstance(value, type | types.FunctionType) else None
-        if found is None:
-            return NotImplemented
-        from downpour.launch.job.written import imported
-
-        return imported, found
+        found = self._reduce(value) if isinstance(value, type | types.FunctionType) else None
+        return NotImplemented if found is None else found
 
 
 class _Unpickler(pickle.Unpickler):

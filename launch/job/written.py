@@ -125,8 +125,13 @@ class Writer:
 
     def _pickled(self, value: Any, name: str) -> str:
         what = f"{name} is a {type(value).__name__}"
+
+        def reduce(part: Any) -> tuple[Any, ...] | None:
+            place = _script_of(part, f"{what}, of which a part")
+            return None if place is None else (imported, place)
+
         try:
-            content = pickled.dumps(value, lambda part: _script_of(part, f"{what}, of which a part"), self._add)
+            content = pickled.dumps(value, reduce, self._add)
         except _NotImportable:
             raise
         except Exception as error:  # pickle raises AttributeError, TypeError, PicklingError and what objects raise
