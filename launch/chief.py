@@ -108,7 +108,8 @@ def from_flags() -> ChiefConfig:
 def run(config: ChiefConfig) -> None:
     """Runs the job to its end; called from the main thread of a process of its own."""
     job, shards, source = config.job, config.topology.ps, config.source
-    check_data(job)
+    if config.prepared is None:  # else the preflight has checked them
+        check_data(job)
     security.prepare_server()
     host, port = config.listening.host, config.listening.port
     chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)

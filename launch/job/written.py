@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downpour import files
-from downpour.launch.job import digests, pickled
+from downpour.launch.job import digests
+from downpour.model.data import pickled
+from downpour.model.data.indexed import is_batched
 
 if TYPE_CHECKING:
     import keras
@@ -136,9 +138,9 @@ class Writer:
             raise
         except Exception as error:  # pickle raises AttributeError, TypeError, PicklingError and what objects raise
             raise ValueError(f"{what}, which cannot be pickled ({error}); {_FUNCTION}") from error
-        self.imports.add("from downpour.launch.job.pickled import Pickled")
+        self.imports.add("from downpour.model.data.pickled import Pickled")
         path = f"HERE / {self._folder.name!r} / '{self._add(content)}.pickle'"
-        return f"Pickled({path}, {pickled.digest(content)!r})"
+        return f"Pickled({path}, {pickled.digest(content)!r}, num_items={len(value)}, batched={is_batched(value)})"
 
     def _add(self, content: np.ndarray | bytes) -> int:
         self._files.append(content)

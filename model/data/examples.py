@@ -69,11 +69,11 @@ class Examples(Preparation):
         Raises:
             ValueError: The source is refused; see `check`.
         """
-        return len(self._train.opened)
+        return len(self._train)
 
     def positions_in_batch(self, batch_size: int) -> int:
         """Positions of the leases that a batch takes: its examples, or 1 where items are batches."""
-        return 1 if self._train.opened.batched else batch_size
+        return 1 if self._train.has_batches else batch_size
 
     def for_worker(self, index: int, num_workers: int) -> Examples:
         """The examples of one worker: all, since leases divide them."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from downpour.model.data.nests import check_strings, describe, flatten, map_leaves, stack, to_array
 from downpour.model.data.order import Place
+from downpour.model.data.pickled import Pickled
 
 _PARTS = ("x", "y", "sample_weight")  # of a tuple
 _PIECE_BYTES = 1 << 25
@@ -143,6 +144,17 @@ class Source:
         """The fields, without the open source."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
+    def __len__(self) -> int:
+        """Number of items; a source in a file need not be opened for it. Raises as `opened` does."""
+        return self.given.num_items if isinstance(self.given, Pickled) else len(self.opened)
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether its items are batches; a source in a file need not be opened for it. Raises as `opened` does."""
+        if not isinstance(self.given, Pickled):
+            return self.opened.batched
+        return self.batched is not False if self.given.batched else bool(self.batched)
+
     @cached_property
     def value(self) -> Any:
         """The source itself: what the function returns, if one is given."""
@@ -169,6 +181,11 @@ class Source:
 def rows_directly(source: Opened) -> Columns | None:
     """The source if a batch of it can be read without making its examples, else None."""
     return source if isinstance(source, Columns) else None
+
+
+def is_batched(source: Any) -> bool:
+    """Whether the items of a source are batches by its kind: `keras.utils.PyDataset`."""
+    return is_a(source, "keras", "PyDataset")
 
 
 def is_a(value: Any, package: str, name: str) -> bool:
@@ -203,7 +220,7 @@ def _adapter(given: Any, name: str, batched: bool | None) -> Opened:
         raise ValueError(
             f"{name} is a {kind}; give its columns as arrays: {{name: table[name].to_numpy() for name in columns}}"
         )
-    if is_a(given, "keras", "PyDataset"):
+    if is_batched(given):
         _check_py_dataset(given, name)
         return Items(given, batched is not False)
     if is_a(given, "grain", "MapDataset"):

@@ -14,9 +14,11 @@ import pytest
 
 import downpour
 from downpour.launch.job import recipe
-from downpour.launch.job.pickled import Pickled
+from downpour.launch.job.same_job import same_fields
 from downpour.model.data import Examples, Stream
+from downpour.model.data.batches import positions_in_batch
 from downpour.model.data.order import forever
+from downpour.model.data.pickled import Pickled
 
 NUM = 48
 
@@ -129,12 +131,13 @@ def test_every_kind_is_read_from_the_recipe(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_process_that_reads_no_data_unpickles_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard imports neither Keras nor what else a source needs."""
+    """Shards and chief import neither Keras nor what else a source needs."""
     run = dry(tmp_path, Batches(), validation_data=Rows(same))
     monkeypatch.setattr(Pickled, "__call__", lambda self: pytest.fail("unpickled"))
     job = recipe.load(run.recipe)
     assert job.batch_size == 8 and isinstance(job.data.train, Pickled)  # type: ignore[attr-defined]
     assert isinstance(job.data.validation, Pickled)  # type: ignore[attr-defined]
+    assert (job.data.num_records, positions_in_batch(job.data, 8)) == (NUM // 8, 1) and same_fields(job)
 
 
 BAD = X.copy()

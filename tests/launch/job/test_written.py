@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from downpour.launch.job import digests
-from downpour.launch.job.pickled import Pickled
 from downpour.launch.job.written import Writer
 from downpour.model.data import Examples
 from downpour.model.data.order import Lease
+from downpour.model.data.pickled import Pickled
 
 
 class Rows:
@@ -129,7 +129,7 @@ def test_a_class_of_a_script_is_found_where_the_script_is(tmp_path: Path) -> Non
         "    source = writer.source(Own(), 'data')\n    writer.save()\n    print(source)\n"
     )
     reads = (
-        "import sys\nfrom pathlib import Path\nfrom downpour.launch.job.pickled import Pickled\n"
+        "import sys\nfrom pathlib import Path\nfrom downpour.model.data.pickled import Pickled\n"
         "HERE = Path(sys.argv[1])\nfound = eval(sys.argv[2])()\nprint(type(found).__module__, found[4])\n"
     )
     (tmp_path / "script.py").write_text(writes)

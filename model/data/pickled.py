@@ -2,7 +2,8 @@
 
 What it names must be importable: a class or function goes by module and name, or by the file of a script and name, and
 so must be at the top level of a file. Arrays of a megabyte and more are files of their own, which the processes of a
-machine map. Only a process that reads the data unpickles it, so that no other imports what it needs.
+machine map. Only a process that reads the data unpickles it, so that no other imports what it needs: a shard does not,
+nor does a chief that only counts its items.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ class Pickled:
     Attributes:
         path: The file.
         digest: First digits of the SHA-256 of its bytes.
+        num_items: Length of the source.
+        batched: Whether its items are batches.
     """
 
     path: Path
     digest: str
+    num_items: int
+    batched: bool
 
     def __call__(self) -> Any:
         """Unpickles the source.
