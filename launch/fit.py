@@ -32,6 +32,7 @@ from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
 from downpour.model.data.batches import positions_in_batch
 from downpour.model.data.epochs import num_steps
+from downpour.model.data.given import data_set
 from downpour.model.data.streams import ENDLESS
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
@@ -51,7 +52,7 @@ def fit(
     validation_data: Any = None,
     validation_sets: Mapping[str, Any] | None = None,
     epochs: float = 1,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 2,
     shards: int = 2,
     class_weight: Mapping[int, float] | None = None,
@@ -69,13 +70,15 @@ def fit(
     Args:
         model: A built and compiled `keras.Model` that has not been trained since it was compiled. What it has of the
             user's own (layers, losses) must be at the top level of a file.
-        data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; or `Examples` or
-            `Stream` of `downpour.model.data`, whose sources are arrays or functions at the top level of a file.
+        data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; anything with length
+            and index that can be pickled, such as a Hugging Face or torch data set, a `keras.utils.PyDataset` or a
+            Grain `MapDataset`; a function at the top level of a file that returns one of these, or that gets (worker
+            index, number of workers) and returns an iterable over one part; or `Examples` or `Stream` of these.
         validation_data: Held-out examples likewise, scored after every epoch; with `Examples` and `Stream` they are
             part of `data`. None: nothing is scored.
         validation_sets: Further held-out examples by name, scored as `val_NAME_...`.
         epochs: Passes over the training examples, of all workers together.
-        batch_size: Examples in a batch of one worker.
+        batch_size: Examples in a batch of one worker; None for 32, or those of an item where items are batches.
         workers: Worker processes.
         shards: Parameter-server shards.
         class_weight: Weights of classes, as in Keras' `fit`.
@@ -98,7 +101,8 @@ def fit(
 
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
-    for what, given in (("workers", workers), ("shards", shards), ("batch_size", batch_size)):
+    numbers = {"workers": workers, "shards": shards, "batch_size": 1 if batch_size is None else batch_size}
+    for what, given in numbers.items():
         if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
             raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
     verbosity(verbose)
@@ -108,7 +112,8 @@ def fit(
     )
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can")
-    examples = _examples(data, validation_data, class_weight)
+    examples = data_set(data, validation_data, class_weight)
+    batch_size = batch_size or examples.batch_size_of_items() or 32
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
     is_scored = examples.validation is not None or bool(validation_sets)
     if not is_scored:
@@ -137,7 +142,7 @@ def _fields(
     """Returns the fields of the job: those given, what the model says, and defaults."""
     from downpour.launch.job.compiled import from_compiled
 
-    examples.check()
+    examples.check_all()
     in_batch, num_records = positions_in_batch(examples, batch_size), examples.num_records
     per_epoch = given.get("steps_per_epoch", 0)
     if num_records >= ENDLESS and not per_epoch and "num_steps" not in given:
@@ -161,26 +166,21 @@ def _fields(
 
 
 def _scored_sets(examples: Examples | Stream, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the field `validation_sets` of the job, if there is any: the data set, with other held-out examples."""
+    """Returns the field `validation_sets` of the job, if there is any."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
         raise ValueError(f"validation_sets is a {type(given).__name__}; give a dict of held-out examples by name")
-    sets = {name: dataclasses.replace(examples, validation=one) for name, one in given.items()}
-    for name, one in sets.items():
+    found = {}
+    for name, source in given.items():
+        one = dataclasses.replace(examples, validation=source, class_weight=None)
         try:
             one.check()
         except ValueError as error:
             raise ValueError(f"validation_sets[{name!r}]: {error}") from None
-    return {"validation_sets": sets}
-
-
-def _examples(data: Any, validation_data: Any, class_weight: Mapping[int, float] | None) -> Examples | Stream:
-    if isinstance(data, Examples | Stream):
-        if validation_data is not None or class_weight is not None:
-            raise ValueError(f"data is {type(data).__name__}; give validation and class_weight to it, not to fit")
-        return data
-    return Examples(data, validation_data, class_weight=class_weight)
+        # Nobody trains on it: the training examples need not be written again.
+        found[name] = dataclasses.replace(one, train=source) if isinstance(one, Examples) else one
+    return {"validation_sets": found}
 
 
 def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
