@@ -123,7 +123,8 @@ def run(config: ChiefConfig) -> None:
     job, shards, source = config.job, config.topology.ps, config.source
     if not config.topology.evaluator:
         check_scores(job.callbacks, ())
-    check_data(job)
+    if config.prepared is None:  # else the preflight has checked them
+        check_data(job)
     security.prepare_server()
     host, port = config.listening.host, config.listening.port
     chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)

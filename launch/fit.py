@@ -33,6 +33,8 @@ from downpour.launch.job.written import Writer, saved_model
 from downpour.launch.local import RunConfig
 from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
+from downpour.model.data.given import data_set
+from downpour.model.data.streams import ENDLESS
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
 from downpour.worker.chief.callbacks import check_scores
@@ -51,7 +53,7 @@ def fit(
     validation_data: Any = None,
     validation_sets: Mapping[str, Any] | None = None,
     epochs: float = 1,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 2,
     shards: int = 2,
     class_weight: Mapping[int, float] | None = None,
@@ -69,13 +71,15 @@ def fit(
     Args:
         model: A built and compiled `keras.Model` that has not been trained since it was compiled. What it has of the
             user's own (layers, losses) must be at the top level of a file.
-        data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; or `Examples` or
-            `Stream` of `downpour.model.data`, whose sources are arrays or functions at the top level of a file.
+        data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; anything with length
+            and index that can be pickled, such as a Hugging Face or torch data set, a `keras.utils.PyDataset` or a
+            Grain `MapDataset`; a function at the top level of a file that returns one of these, or that gets (worker
+            index, number of workers) and returns an iterable over one part; or `Examples` or `Stream` of these.
         validation_data: Held-out examples likewise, scored after every epoch; with `Examples` and `Stream` they are
             part of `data`. None: nothing is scored.
         validation_sets: Further held-out examples by name, scored as `val_NAME_...`.
         epochs: Passes over the training examples, of all workers together.
-        batch_size: Examples in a batch of one worker.
+        batch_size: Examples in a batch of one worker; None for 32, or those of an item where items are batches.
         workers: Worker processes.
         shards: Parameter-server shards.
         class_weight: Weights of classes, as in Keras' `fit`.
@@ -98,11 +102,12 @@ def fit(
 
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
-    for what, given in (("workers", workers), ("shards", shards), ("batch_size", batch_size)):
+    numbers = {"workers": workers, "shards": shards, "batch_size": 1 if batch_size is None else batch_size}
+    for what, given in numbers.items():
         if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
             raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
     verbosity(verbose)
-    given = converted(callbacks)
+    called = converted(callbacks)
     unknown = set(job_fields) - (
         {field.name for field in dataclasses.fields(Job)} - {"model", "loss", "validation_sets"}
     )
@@ -110,14 +115,17 @@ def fit(
         names = [*inspect.signature(fit).parameters, *(field.name for field in dataclasses.fields(Job))]
         nearest = did_you_mean(min(unknown), [name for name in names if name not in ("job_fields", "loss")])
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can{nearest}")
-    examples = _examples(data, validation_data, class_weight)
+    examples = data_set(data, validation_data, class_weight)
+    batch_size = batch_size or examples.batch_size_of_items() or 32
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
-    more = {"cluster": cluster, "callbacks": given.chief, **_scored_sets(examples, validation_sets), **job_fields}
-    fields = _fields(model, examples, epochs, batch_size, more)
-    fields["name"] = name or model.name
     is_scored = examples.validation is not None or bool(validation_sets)
     if not is_scored:
-        check_scores(given.chief, ())
+        check_scores(called.chief, ())
+    every_epoch = (is_scored or bool(called.chief or called.here)) and "checkpoint_every_steps" not in job_fields
+    more = {"cluster": cluster, "callbacks": called.chief, "checkpoint_every_epoch": every_epoch}
+    more |= _scored_sets(examples, validation_sets) | job_fields
+    fields = _fields(model, examples, epochs, batch_size, more)
+    fields["name"] = name or model.name
     Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
     folder = (Path(run_dir) if run_dir is not None else Path("runs") / fields["name"]).absolute()
     checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
@@ -127,7 +135,7 @@ def fit(
     recipe = _write(model, fields, folder / _JOB)
     config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
     copy = saved_model(folder / _JOB / _MODEL, own_objects(model))
-    run = FitRun(config, model, given, verbose, copy)
+    run = FitRun(config, model, called, verbose, copy)
     return run if dry_run else run.start()
 
 
@@ -137,45 +145,40 @@ def _fields(
     """Returns the fields of the job: those given, what the model says, and defaults."""
     from downpour.launch.job.compiled import from_compiled
 
-    examples.check()
+    examples.check_all()
     fields = from_compiled(model).job_fields()
     cadence, pace = ({**fields, **given}.get(name) for name in ("cadence", "pace"))
-    steps = given.get("num_steps") or steps_of(
-        epochs, examples, batch_size, cadence, pace, given.get("steps_per_epoch", 0)
-    )
+    per_epoch = given.get("steps_per_epoch", 0)
+    steps = given.get("num_steps") or steps_of(epochs, examples, batch_size, cadence, pace, per_epoch)
+    a_pass = steps if examples.num_records >= ENDLESS else steps_of(1, examples, batch_size, cadence, pace)
+    steps_per_epoch = per_epoch or min(steps, a_pass)
     return {
         **fields,
         "data": examples,
         "num_steps": steps,
         "batch_size": batch_size,
         "exchange": _EXACT,
-        "checkpoint_every_steps": steps,
-        "checkpoint_every_epoch": "checkpoint_every_steps" not in given,
+        "checkpoint_every_steps": steps if given["checkpoint_every_epoch"] else steps_per_epoch,
         **given,
     }
 
 
 def _scored_sets(examples: Examples | Stream, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the field `validation_sets` of the job, if there is any: the data set, with other held-out examples."""
+    """Returns the field `validation_sets` of the job, if there is any."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
         raise ValueError(f"validation_sets is a {type(given).__name__}; give a dict of held-out examples by name")
-    sets = {name: dataclasses.replace(examples, validation=one) for name, one in given.items()}
-    for name, one in sets.items():
+    found = {}
+    for name, source in given.items():
+        one = dataclasses.replace(examples, validation=source, class_weight=None)
         try:
             one.check()
         except ValueError as error:
             raise ValueError(f"validation_sets[{name!r}]: {error}") from None
-    return {"validation_sets": sets}
-
-
-def _examples(data: Any, validation_data: Any, class_weight: Mapping[int, float] | None) -> Examples | Stream:
-    if isinstance(data, Examples | Stream):
-        if validation_data is not None or class_weight is not None:
-            raise ValueError(f"data is {type(data).__name__}; give validation and class_weight to it, not to fit")
-        return data
-    return Examples(data, validation_data, class_weight=class_weight)
+        # Nobody trains on it: the training examples need not be written again.
+        found[name] = dataclasses.replace(one, train=source) if isinstance(one, Examples) else one
+    return {"validation_sets": found}
 
 
 def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:

@@ -67,6 +67,7 @@ def converted(given: Any) -> Callbacks:
         return Callbacks()
     chief: list[Callback] = []
     here: list[Any] = []
+    kept: dict[str, KeepBest] = {}  # one a score
     best = None
     for callback in given if isinstance(given, list | tuple) else [given]:
         if isinstance(callback, Callback):
@@ -76,15 +77,16 @@ def converted(given: Any) -> Callbacks:
         if name == "EarlyStopping":
             chief.append(_early_stopping(callback))
             if callback.restore_best_weights:
-                best = KeepBest(callback.monitor, callback.mode)
-                chief.append(best)
+                best = kept.setdefault(callback.monitor, KeepBest(callback.monitor, callback.mode))
         elif name == "ReduceLROnPlateau":
             chief.append(_reduction(callback))
         elif name != "TerminateOnNaN":
             here.append(callback)
             if name == "ModelCheckpoint" and callback.save_best_only:
-                chief.append(KeepBest(callback.monitor, callback.mode))
-    return Callbacks(tuple(dict.fromkeys(chief)), tuple(here), best)
+                kept.setdefault(callback.monitor, KeepBest(callback.monitor, callback.mode))
+    given_too = {one.monitor for one in chief if isinstance(one, KeepBest)}
+    chief += [one for one in kept.values() if one.monitor not in given_too]
+    return Callbacks(tuple(chief), tuple(here), best)
 
 
 def _checked(callback: Any) -> str:

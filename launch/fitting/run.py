@@ -103,17 +103,17 @@ class FitRun(LocalRun):
                 while not self._ended.wait(_LOOK_EVERY_S):
                     self._show(bars, rows)
                     if deadline is not None and time.monotonic() > deadline:
-                        break
+                        raise self._too_late(timeout_s)
             except KeyboardInterrupt:
+                bars.line("interrupted: the run stops with a checkpoint; a second interrupt ends it at once")
                 self.stop()
                 raise
             self._show(bars, rows)
-        if self._ended.is_set():
-            self._called.wait()
-            if self._mistake is not None:
-                raise self._mistake
+        self._called.wait()
+        if self._mistake is not None:
+            raise self._mistake
         try:
-            return super().wait(timeout_s if timeout_s is None else 0)
+            return super().wait()
         except Stopped:
             if not self._calls.stopped_by:
                 raise

@@ -21,7 +21,7 @@ from downpour.ps.policy.pace import Async, Mode
 from downpour.ps.policy.rules import Rule
 from downpour.ps.policy.schedules import Schedule
 from downpour.ps.policy.staleness import Compensate, Keep, Treatment
-from downpour.worker.chief import callbacks
+from downpour.worker.chief import callbacks as kinds
 from downpour.worker.chief.callbacks import Callback
 from downpour.worker.exchange import cadence
 from downpour.worker.exchange.cadence import Cadence, EveryStep
@@ -219,14 +219,14 @@ class Job:
     seed: int = 0
 
     # Fields that an override may set to another dataclass by name, `--set=pace=Bounded(lead=4)`.
-    CHOICES: ClassVar[dict[str, dict[str, type]]] = {**_CHOICES, "callbacks": dict(callbacks.BY_NAME)}
+    CHOICES: ClassVar[dict[str, dict[str, type]]] = {**_CHOICES, "callbacks": dict(kinds.BY_NAME)}
 
     def __post_init__(self) -> None:
         fields.check_numbers("", self)
         fields.check_objects(self, {**_CHOICES, "cluster": {"Cluster": Cluster}, "exchange": {"Exchange": Exchange}})
         pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.exchange.overlap)
         cadence.check(self.cadence, overlap=self.exchange.overlap)
-        callbacks.check(self.callbacks)
+        kinds.check(self.callbacks)
         fields.check_sets("validation_sets", self.validation_sets)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
             raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")

@@ -80,6 +80,7 @@ class Checkpoints:
             if self._settings.checkpoint_every_epoch and self._settings.expects_evaluator:
                 others = [one for one in state.unscored if one.step != step]
                 state.unscored = [*others, reply][-_MOST_UNSCORED:]
+            state.changed.notify_all()
             state.departures.end()
         self._scores.written(saved)
 

@@ -67,7 +67,8 @@ class EpochLog:
 
     def score(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the scores of the checkpoint of a step."""
-        self._scores.append((step, dict(metrics)))
+        end = self.epochs.end(self.next)
+        self._scores = [*(score for score in self._scores if score[0] >= end), (step, dict(metrics))]
 
     def loss(self, epoch: int) -> float:
         """Mean loss over the steps of an epoch that are reported; NaN without any."""
@@ -163,8 +164,6 @@ class EpochLog:
         self.next += 1
         self._sums = {key: value for key, value in self._sums.items() if key >= self.next}
         self._ended.pop(epoch, None)
-        end = self.epochs.end(epoch)
-        self._scores = [*(score for score in self._scores[:-1] if score[0] >= end), *self._scores[-1:]]
         known = {**({} if math.isnan(loss) else {"loss": loss}), **(scores or {})}
         if known:
             yield {"epoch": epoch, "step": step, "seconds": round(train_s, 2), **known}

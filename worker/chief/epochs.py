@@ -36,7 +36,7 @@ class Epochs:
         return step // self.steps_per_epoch - 1
 
     def wrote(self, step: int, steps: int, loss_sum: float, rate: float) -> None:
-        """Records that a checkpoint is written.
+        """Records that a checkpoint is written; of one step, the first counts.
 
         Args:
             step: Its global step.
@@ -44,6 +44,8 @@ class Epochs:
             loss_sum: The sum of their losses.
             rate: The learning rate.
         """
+        if step in self._logs:
+            return
         if steps < self._steps:  # reports were lost with a journal
             self._steps, self._loss_sum = 0, 0.0
         logs = {"learning_rate": rate}

@@ -45,7 +45,8 @@ class JournalState:
         """Steps of checkpoints that must stay: the best, and those that may become it, since they are being scored."""
         if not self.reactions.keeps_best:
             return set()
-        return self.reactions.kept | {self.offered} | ({self.checkpoint.step} if self.checkpoint else set())
+        scored = {self.offered} if self.checkpoint is None else {self.offered, self.checkpoint.step}
+        return scored.union(best["step"] for best in self.reactions.best.values())
 
     def progress(self, now_s: float) -> dict[str, Any]:
         """Returns what a checkpoint holds of the chief's state, as JSON values."""

@@ -34,6 +34,7 @@ class Observation:
         notes: Lines for the history, without step and time.
         stop: Why a callback ends training; empty if none does.
         mistake: Why the job fails: a callback follows a score that there is not.
+        repeated: Whether it, or a later one, was counted before; then only `logs` are set, to the scores.
     """
 
     logs: dict[str, float]
@@ -41,6 +42,7 @@ class Observation:
     notes: tuple[dict[str, Any], ...] = ()
     stop: str = ""
     mistake: str = ""
+    repeated: bool = False
 
 
 @dataclass
@@ -81,9 +83,13 @@ class Reactions:
         return any(isinstance(one, KeepBest) for one, _ in self._followed)
 
     @property
-    def kept(self) -> set[int]:
-        """Steps of the checkpoints that are kept for their scores."""
-        return {counters.step for one, counters in self._followed if isinstance(one, KeepBest) and counters.step}
+    def best(self) -> dict[str, dict[str, Any]]:
+        """Step and score of the checkpoints that are kept for their scores, by the score's name."""
+        return {
+            one.monitor: {"step": counters.step, "score": counters.best}
+            for one, counters in self._followed
+            if isinstance(one, KeepBest) and counters.best is not None
+        }
 
     def adopt(self, number: int, factor: float) -> None:
         """Takes over the factor of a shard, which its checkpoint may hold, if it is of a later change."""
@@ -100,7 +106,7 @@ class Reactions:
             over: Whether training is over, so that only the best checkpoint matters.
         """
         if step <= self._observed:
-            return Observation(dict(scores))
+            return Observation(dict(scores), repeated=True)
         epoch, logs = self.epochs.scored(step)
         logs |= scores
         try:
@@ -134,14 +140,7 @@ class Reactions:
 
     def summary(self) -> dict[str, Any]:
         """Returns the entries of the summary: the best checkpoints by score, and the factor of the rate, if any."""
-        found: dict[str, Any] = {}
-        best = {
-            one.monitor: {"step": counters.step, "score": counters.best}
-            for one, counters in self._followed
-            if isinstance(one, KeepBest) and counters.step
-        }
-        if best:
-            found["best"] = best
+        found: dict[str, Any] = {"best": self.best} if self.best else {}
         if self.factor.number:
             found["learning_rate_factor"] = self.factor.factor
         return found

@@ -102,7 +102,8 @@ class Scores:
         loss = coordinator.epochs.loss_before(step)
         metrics = metrics if math.isnan(loss) else {"loss": loss, **metrics}
         seen = known.reactions.scored(step, metrics, self._settings.schedule.rate(step), over=over)
-        self._logs = seen.logs
+        if not seen.repeated:
+            self._logs = seen.logs
         if seen.stop:
             coordinator.stop("early stopping", seen.stop)
         if seen.mistake and not over:
@@ -112,6 +113,8 @@ class Scores:
     def _tell(self, step: int, seconds: float, seen: Observation) -> None:
         for note in seen.notes:
             self._folder.note({"kind": note["kind"], "step": step, "seconds": seconds} | note)
+            if "learning_rate" in note:
+                logging.info("the learning rate is reduced to %.4g after step %d", note["learning_rate"], step)
         if seen.mistake:
             logging.error("%s", seen.mistake)
         if seen.stop:

@@ -109,6 +109,7 @@ class JobState:
         """Begins a phase."""
         with self.changed:
             self.phase = phase
+            self.changed.notify_all()
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Waits up to `seconds` for a condition over this state or the time; returns whether it holds."""
