@@ -1,6 +1,6 @@
 """Starts a job on its shards, monitors it, checkpoints it and ends it. Never computes.
 
-    downpour chief --recipe=quickstart --ps=HOST:PORT,HOST:PORT --port=2223 --run_dir=runs/a
+    downpour chief --recipe=mine.py --ps=A:2222,B:2222 --port=2223
 
 A restarted chief continues from the state of the shards and its journal in --run_dir. It is refused by shards that hold
 another job's parameters, and while another chief owns the folder (`downpour.worker.chief.owner`). If the shards are

@@ -1,7 +1,7 @@
 """Prints the script that completes commands, their flags, recipes and folders of runs in a shell.
 
-    source <(downpour completion bash)              # in ~/.bashrc
-    downpour completion zsh > ~/.zfunc/_downpour    # fpath+=~/.zfunc before compinit
+    source <(downpour completion bash)            # in ~/.bashrc
+    downpour completion zsh > ~/.zfunc/_downpour  # and fpath+=~/.zfunc
     downpour completion fish > ~/.config/fish/completions/downpour.fish
 
 It is made of the flags that the commands define, so print it anew after an update. Names of recipes and of folders

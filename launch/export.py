@@ -1,6 +1,6 @@
 """Writes a checkpoint's parameters as a file that Keras loads without Downpour.
 
-    downpour export quickstart --checkpoint=runs/quickstart --out=quickstart.keras
+    downpour export mine.py --checkpoint=runs/mine --out=mine.keras
 
 `--checkpoint` is a checkpoint's folder, or a run's folder for its newest complete checkpoint. The recipe, with the
 overrides it was trained with, defines the network; how it was trained and on how many shards does not matter here.

@@ -1,8 +1,8 @@
 """Starts a job on hosts that a file lists, over ssh, and supervises it until it is done.
 
-    downpour ssh quickstart --hosts=hosts.txt --run_dir=/shared/run --tls=/shared/certificates
+    downpour ssh mine.py --hosts=hosts.txt --run_dir=/shared/run --tls=certs
 
-    # hosts.txt: a host, or user@host, and its roles, repeated for more than one of a kind
+    # hosts.txt: host or user@host, and its roles, repeated for several of a kind
     cpu1  chief evaluator
     cpu2  ps ps
     gpu1  worker

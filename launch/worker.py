@@ -1,6 +1,6 @@
 """Trains as one worker: pulls parameters, computes gradients on its own batches, pushes them.
 
-    downpour worker --recipe=quickstart --index=0 --ps=HOST:PORT,HOST:PORT --chief=HOST:PORT
+    downpour worker --recipe=mine.py --index=0 --ps=A:2222,B:2222 --chief=C:2223
 
 At SIGTERM it drops its batch, waits briefly for a push in flight, returns its leases and ends with 143. A worker that
 starts after training has ended exits with 0.

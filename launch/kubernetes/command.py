@@ -1,7 +1,7 @@
 r"""Writes a recipe's job as Kubernetes manifests.
 
-    downpour kubernetes quickstart --image=registry.example/downpour-worker:1.0 \
-        --shard_image=registry.example/downpour-shard:1.0 --out=deploy
+    downpour kubernetes quickstart --image=registry.example/worker:1.0 \
+        --shard_image=registry.example/shard:1.0 --out=deploy
     downpour certs --job=quickstart --out=deploy/base/certs
     openssl rand -hex 32 > deploy/base/certs/token
     kubectl apply -k deploy/base

@@ -56,7 +56,7 @@ def parse(doc: str, syntax: Syntax) -> None:
         print("\n".join([doc.strip(), flags.FLAGS.get_help()]))
         sys.exit(0)
     if _HELP & set(sys.argv[1:]):
-        print(screen(doc, syntax))
+        print(screen(doc, syntax, {name: flags.FLAGS[name] for name in _ours()}))
         sys.exit(0)
     for argument in sys.argv[1:]:
         if any("\udc80" <= character <= "\udcff" for character in argument):  # as Python keeps other bytes
@@ -83,16 +83,17 @@ def flags_of(define: Callable[[], None]) -> Mapping[str, flags.Flag[object]]:
     return found
 
 
-def screen(doc: str, syntax: Syntax, width: int = 0) -> str:
+def screen(doc: str, syntax: Syntax, defined: Mapping[str, flags.Flag[object]], width: int = 0) -> str:
     """What `--help` shows.
 
     Args:
         doc: Docstring of the command's module.
         syntax: The command's syntax.
+        defined: Its flags, by name.
         width: Columns; 0 for those of the terminal, at least 80 and at most 100.
     """
     width = width or min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
-    shown = [flags.FLAGS[name] for name in syntax.shown.split() or _ours()]
+    shown = [defined[name] for name in syntax.shown.split() or sorted(defined)]
     rows = [(form_of(flag, syntax), text_of(flag)) for flag in shown]
     column = 4 + max((len(form) for form, _ in rows if len(form) + 4 <= _MOST_INDENTED), default=0)
     lines = [*_to_first_example(doc, width), ""]
@@ -137,7 +138,7 @@ def _ours() -> list[str]:
     """Names of the flags that modules of Downpour, or the program, have defined."""
     by_module = flags.FLAGS.flags_by_module_dict()
     modules = [name for name in by_module if name.startswith("downpour.") or name == sys.argv[0]]
-    return sorted({flag.name for name in modules for flag in by_module[name]} - set(_OWN))
+    return list({flag.name for name in modules for flag in by_module[name]} - set(_OWN))
 
 
 def _unknown(name: str) -> str:

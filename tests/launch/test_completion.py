@@ -29,7 +29,7 @@ _LINES = {
     "downpour nonsense ": {"--help", "--helpfull"},
 }
 _ASK = """
-source script
+source ./script
 while IFS= read -r line; do
     read -ra COMP_WORDS <<< "$line"
     [[ $line == *' ' ]] && COMP_WORDS+=('')

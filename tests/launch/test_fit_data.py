@@ -154,7 +154,7 @@ BAD[31, 2] = np.nan
         (lambda: (X, Y), {"class_weight": {"cat": 1.0}}, "class_weight has class 'cat'"),
         (lambda: Rows(lambda value: value), {}, "data.train is a Rows, of which a part is .*<lambda>, a lambda"),
         (lambda: tf_part(0, 1), {}, "which has no length and index; .* give Stream"),
-        (lambda: part, {}, "the stream has no num_examples"),
+        (lambda: part, {}, "an epoch of this stream has no length; give Stream its num_examples"),
         (lambda: Batches(), {"batch_size": 16}, "batch 0 has 8 examples and batch_size is 16"),
     ],
 )  # fmt: skip

@@ -6,7 +6,6 @@ import importlib
 import re
 
 import pytest
-from absl import flags
 
 from downpour.launch import cli
 from downpour.launch.roles import command_line
@@ -14,12 +13,10 @@ from downpour.launch.roles import command_line
 
 @pytest.mark.parametrize("columns", [80, 100])
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_fits_a_screen_and_has_an_example(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_fits_a_screen_and_has_an_example(name: str, columns: int) -> None:
     module = importlib.import_module(cli.COMMANDS[name][0])
-    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
-    for flag in command_line.flags_of(module.define).values():
-        flags.FLAGS[flag.name] = flag
-    text = command_line.screen(module.__doc__ or "", module.SYNTAX, columns)
+    defined = command_line.flags_of(module.define)
+    text = command_line.screen(module.__doc__ or "", module.SYNTAX, defined, columns)
     lines = text.splitlines()
     assert len(lines) <= 40, text
     assert max(map(len, lines)) <= columns, max(lines, key=len)
