@@ -1,6 +1,6 @@
 """Scores every checkpoint of a job on its held-out examples and reports to the chief.
 
-    downpour evaluator --recipe=mine.py --ps=A:2222,B:2222 --chief=C:2223
+downpour evaluator --recipe=mine.py --ps=A:2222,B:2222 --chief=C:2223
 """
 
 from __future__ import annotations
