@@ -1,6 +1,8 @@
 """Scores every checkpoint of a job on its held-out examples and reports to the chief.
 
-downpour evaluator --recipe=mine.py --ps=A:2222,B:2222 --chief=C:2223
+    downpour evaluator --recipe=mine.py --ps=A:2222,B:2222 --chief=C:2223
+
+It has no state: one that is started again scores the newest checkpoint.
 """
 
 from __future__ import annotations

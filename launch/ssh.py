@@ -2,7 +2,7 @@
 
     downpour ssh mine.py --hosts=hosts.txt --run_dir=/shared/run --tls=certs
 
-    # hosts.txt: host or user@host, and its roles, each as often as it runs there
+    # hosts.txt: host or user@host, and its roles, as often as they run there
     cpu1  chief evaluator
     cpu2  ps ps
     gpu1  worker

@@ -51,7 +51,7 @@ def of_folder(run_dir: Path, security: Security = PLAIN) -> dict[str, Any]:
     address = owner.read_address(run_dir)
     if chief and address:
         try:
-            return found | of_address(address, security)
+            return of_address(address, security) | found
         except DownpourError as error:
             problem = f"the run belongs to {chief}, and {error}"
             return found | _of_files(run_dir) | {"state": "unknown", "problem": problem}

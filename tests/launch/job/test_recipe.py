@@ -131,9 +131,8 @@ def test_epochs_are_steps_by_the_length_of_the_data(tmp_path, overrides, steps):
 
 def test_epochs_of_data_without_a_length_are_refused(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text(
-        EPOCHS.replace("data=Examples((rows, rows))", "data=Stream(lambda worker, workers: [(rows[0], rows[0])] * 20)")
-    )
+    stream = "data=Stream(lambda worker, workers: [(rows[0], rows[0])] * 20)"
+    path.write_text(EPOCHS.replace("data=Examples((rows, rows))", stream))
     with pytest.raises(ValueError, match="epochs is 3, and an epoch of this stream has no length"):
         recipe.load(path, ["epochs=3"])
     with pytest.raises(ValueError, match="unknown key 'epoch'; did you mean epochs="):

@@ -60,12 +60,12 @@ def test_a_run_that_goes_on_is_described_by_its_chief_and_one_that_is_done_by_it
     halfway: tuple[Cluster, Any],
 ) -> None:
     cluster, go_on = halfway
-    found = looked(cluster.run_dir, lambda found: found["step"] >= 15 and found["shards"])
+    found = looked(cluster.run_dir, lambda found: found["step"] >= 15 and found["shards"] and found["checkpoint"])
     assert found["chief"] == f"127.0.0.1:{cluster.chief.port}"
     assert (found["state"], found["recipe"], found["num_steps"]) == ("training", "test", 30)
     assert found["job_id"] == cluster.chief._state.job_id
     assert found["epochs"] == pytest.approx(15 * 8 / 160, abs=8 / 160)
-    assert found["loss"] > 0 and found["checkpoint"]["step"] == 10
+    assert found["loss"] > 0 and found["checkpoint"]["step"] >= 10
     assert [(worker["worker"], worker["state"]) for worker in found["workers"]] == [(0, "running"), (1, "expected")]
     assert found["workers"][0]["steps"] >= 14
     assert [(shard["address"], shard["state"]) for shard in found["shards"]] == [
@@ -94,12 +94,12 @@ def test_a_run_that_was_killed_is_stopped_and_says_how_to_continue(
     halfway: tuple[Cluster, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cluster, _ = halfway
-    looked(cluster.run_dir, lambda found: found["step"] >= 15)
+    looked(cluster.run_dir, lambda found: found["step"] >= 15 and found["checkpoint"])
     left = tmp_path_factory.mktemp("left") / "run"
     shutil.copytree(cluster.run_dir, left)  # as SIGKILL leaves it, with the address of its chief
     found = of_folder(left)
     assert (found["state"], found["num_steps"]) == ("stopped", None)
-    assert found["step"] >= 10 and found["checkpoint"]["step"] == 10
+    assert found["step"] >= 10 and found["checkpoint"]["step"] >= 10
     assert "chief" not in found and not found["workers"]
     assert status.exit_code(found) == status.NOT_GOING_ON
     assert "--resume continues it" in status_text.text(found)
