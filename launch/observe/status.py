@@ -200,7 +200,7 @@ def _of_files(run_dir: Path) -> dict[str, Any]:
     journal = Journal(run_dir / owner.JOURNAL).read()
     known = _journaled(journal) if journal else None
     if journal and known:
-        num_steps = journal.get("job", {}).get("num_steps")
+        num_steps = (journal.get("job") or {}).get("num_steps")
         reply = known.coordinator.progress(0.0)
         reply.num_steps = int(num_steps or 0)
         reply.details.CopyFrom(details("", str(journal.get("job_id", "")), known, (), 0.0))

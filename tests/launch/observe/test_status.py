@@ -37,7 +37,7 @@ def halfway(tmp_path: Path) -> Iterator[tuple[Cluster, Any]]:
         return toward_one(parameters, images, labels)
 
     halted = threading.Event()
-    with serving(tmp_path) as cluster:
+    with serving(tmp_path, description={"job": {"num_steps": "30"}}) as cluster:
         cluster.run_chief()
         worker = cluster.pool.submit(cluster.work, 0, step=step, overlap=False)
         assert halted.wait(GIVE_UP_S)
@@ -98,7 +98,7 @@ def test_a_run_that_was_killed_is_stopped_and_says_how_to_continue(
     left = tmp_path_factory.mktemp("left") / "run"
     shutil.copytree(cluster.run_dir, left)  # as SIGKILL leaves it, with the address of its chief
     found = of_folder(left)
-    assert (found["state"], found["num_steps"]) == ("stopped", None)
+    assert (found["state"], found["num_steps"]) == ("stopped", 30)
     assert found["step"] >= 10 and found["checkpoint"]["step"] >= 10
     assert "chief" not in found and not found["workers"]
     assert status.exit_code(found) == status.NOT_GOING_ON
