@@ -185,6 +185,11 @@ def test_a_run_that_goes_on_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "job" / "recipe.py").read_text() == before
 
 
+def test_batches_that_are_accumulated_are_one_step_of_an_epoch(tmp_path: Path) -> None:
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    assert recipe.load(dry(tmp_path, compiled(optimizer=optimizer), epochs=2).recipe).num_steps == 80 * 2 / 8 / 4
+
+
 def test_a_run_that_is_resumed_has_the_new_arguments(tmp_path: Path) -> None:
     dry(tmp_path, compiled(), epochs=1)
     assert recipe.load(dry(tmp_path, compiled(), epochs=3, resume=True).recipe).num_steps == 30
