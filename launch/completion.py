@@ -278,7 +278,7 @@ function __downpour_run
     __fish_complete_directories
 end"""
 
-SHELLS: dict[str, Callable[[Mapping[str, list[Option]]], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
+SHELLS: dict[str, Callable[[Mapping[str, Command]], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
 
 
 if __name__ == "__main__":
