@@ -182,7 +182,11 @@ BY_NAME: dict[str, type[Monitor]] = {kind.__name__: kind for kind in (EarlyStopp
 
 
 def check(callbacks: Any) -> None:
-    """Raises `ValueError` unless all entries of a tuple are callbacks; the message names the first that is not."""
+    """Checks the callbacks of a job.
+
+    Raises:
+        ValueError: An entry is no callback, or a second `KeepBest` of one score; the message names the first.
+    """
     accepted = f"{', '.join(BY_NAME)}, or an object of an own subclass of {Callback.__module__}.Callback"
     if not isinstance(callbacks, tuple):
         raise ValueError(f"callbacks is a {type(callbacks).__name__}; give a tuple of {accepted}")
@@ -191,6 +195,10 @@ def check(callbacks: Any) -> None:
             kind = given if isinstance(given, type) else type(given)
             what = f"the class {kind.__name__}, not an object of it" if given is kind else f"a {_named(kind)}"
             raise ValueError(f"callbacks[{number}] is {what}; give {accepted}")
+        if isinstance(given, KeepBest) and any(
+            isinstance(one, KeepBest) and one.monitor == given.monitor for one in callbacks[:number]
+        ):
+            raise ValueError(f"callbacks[{number}] is a second KeepBest of {given.monitor!r}; give one for each score")
 
 
 def check_scores(callbacks: Iterable[Callback], scores: Collection[str]) -> None:
