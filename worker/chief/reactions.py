@@ -68,6 +68,11 @@ class Reactions:
     Args:
         callbacks: All callbacks of the job.
         epochs: Its epochs.
+
+    Attributes:
+        epochs: As given.
+        factor: What the shards multiply their schedule's rate by.
+        observed: Step of the newest checkpoint whose score was counted; -1 before the first.
     """
 
     def __init__(self, callbacks: Sequence[Callback] = (), epochs: Epochs | None = None) -> None:
@@ -75,7 +80,7 @@ class Reactions:
         self.factor = Factor()
         self._callbacks = callbacks
         self._followed = [(one, Counters()) for one in callbacks if isinstance(one, Monitor)]
-        self._observed = -1  # step of the newest checkpoint whose score was counted
+        self.observed = -1
 
     @property
     def keeps_best(self) -> bool:
@@ -105,7 +110,7 @@ class Reactions:
             rate: What the schedule says at that step.
             over: Whether training is over, so that only the best checkpoint matters.
         """
-        if step <= self._observed:
+        if step <= self.observed:
             return Observation(dict(scores), repeated=True)
         epoch, logs = self.epochs.scored(step)
         logs |= scores
@@ -113,7 +118,7 @@ class Reactions:
             kinds.check_scores(self._callbacks, scores)
         except ValueError as error:
             return Observation(logs, epoch, mistake=str(error))
-        is_first, self._observed = self._observed < 0, step
+        is_first, self.observed = self.observed < 0, step
         notes, stop = [], ""
         for one, counters in self._followed:
             value = logs.get(one.monitor)
@@ -150,7 +155,7 @@ class Reactions:
         return {
             "epochs": self.epochs.state(),
             "factor": asdict(self.factor),
-            "observed": self._observed,
+            "observed": self.observed,
             "counters": {key: asdict(counters) for key, (_, counters) in self._by_key().items()},
         }
 
@@ -165,7 +170,7 @@ class Reactions:
         made = Reactions(self._callbacks, self.epochs.continued(state.get("epochs", {})))
         if state:
             made.factor = Factor(int(state["factor"]["number"]), float(state["factor"]["factor"]))
-            made._observed = int(state["observed"])
+            made.observed = int(state["observed"])
             for key, (_, counters) in made._by_key().items():
                 if key in state["counters"]:
                     theirs = state["counters"][key]

@@ -59,7 +59,9 @@ def test_what_callbacks_have_counted_is_handed_on_and_is_in_checkpoints() -> Non
     resumed = known()
     resumed.reactions = reactions.continued({})
     resumed.resume(saved, 1000.0)
-    assert resumed.reactions.state() == reactions.state() and resumed.kept == {0, 10, 40}
+    assert resumed.reactions.state() == reactions.state() and resumed.kept == {10, 40}
+    resumed.reactions.scored(40, {"val_loss": 3.0}, 0.1, over=False)
+    assert resumed.kept == {10}
 
 
 def test_nothing_yet_is_handed_on_as_nothing() -> None:
