@@ -95,7 +95,7 @@ class Scores:
     def _observe(self, step: int, metrics: Mapping[str, float]) -> Observation:
         """Has callbacks count a checkpoint's scores; the lock is held."""
         coordinator, known = self._state.coordinator, self._state.journal_state
-        over = coordinator.time.ended_s is not None
+        over = coordinator.should_stop(time.monotonic())
         seen = known.reactions.scored(step, metrics, self._settings.schedule.rate(step), over=over)
         if not seen.repeated:
             self._logs = seen.logs
