@@ -14,6 +14,8 @@ from downpour.worker.chief.run_folder import RunFolder
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
 
+_LOOK_EVERY_S = 0.03  # at the shards, at most
+
 
 class EpochEnds:
     """Watches the epochs of one job.
@@ -26,6 +28,7 @@ class EpochEnds:
 
     def __init__(self, state: JobState, folder: RunFolder, shards: Shards) -> None:
         self._state, self._folder, self._shards = state, folder, shards
+        self._looked_s = 0.0
         with state.changed:
             state.coordinator.epochs.begin(folder.num_epochs(), state.coordinator.step)
 
@@ -38,6 +41,8 @@ class EpochEnds:
         with state.changed:
             waits, state.lease_waits = state.lease_waits, False
         if waits:
+            time.sleep(max(0.0, self._looked_s + _LOOK_EVERY_S - time.monotonic()))
+            self._looked_s = time.monotonic()
             version = max((status.version for status in self._shards.look() if status is not None), default=0)
         with state.changed:
             coordinator, now = state.coordinator, time.monotonic()
