@@ -26,13 +26,13 @@ from absl import logging
 
 from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
+from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import Topology
 from downpour.model.data.batches import positions_in_batch
-from downpour.model.data.streams import ENDLESS
 from downpour.ps.layout import Layout
 from downpour.worker.chief.callbacks import check_scores
 from downpour.worker.chief.chief import Chief
@@ -112,7 +112,8 @@ def run(config: ChiefConfig) -> None:
     job, shards, source = config.job, config.topology.ps, config.source
     if not config.topology.evaluator:
         check_scores(job.callbacks, ())
-    check_data(job)
+    if config.prepared is None:  # else the preflight has checked them
+        check_data(job)
     security.prepare_server()
     host, port = config.listening.host, config.listening.port
     chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)
@@ -179,6 +180,8 @@ def _plan(config: ChiefConfig) -> JobSettings:
         lease_s=job.cluster.lease_s,
         num_steps=job.num_steps,
         checkpoint_every_steps=job.checkpoint_every_steps,
+        checkpoint_every_epoch=job.checkpoint_every_epoch,
+        epochs=epochs_of(job),
         max_train_s=job.max_train_s,
         num_records=job.data.num_records,
         lease_records=lease_records(
@@ -189,7 +192,6 @@ def _plan(config: ChiefConfig) -> JobSettings:
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
         callbacks=job.callbacks,
-        steps_per_epoch=_steps_per_epoch(job),
         resume=checkpoints.resume,
         overwrite=checkpoints.overwrite,
         job_id=config.job_id,
@@ -201,14 +203,6 @@ def _plan(config: ChiefConfig) -> JobSettings:
             "codec": job.exchange.codec,
         },
     )
-
-
-def _steps_per_epoch(job: Job) -> int:
-    """Global steps of an epoch, as callbacks count them."""
-    if job.steps_per_epoch or job.data.num_records >= ENDLESS:
-        return job.steps_per_epoch or job.checkpoint_every_steps
-    in_push = positions_in_batch(job.data, job.batch_size) * job.cadence.push_every
-    return max(1, round(job.data.num_records / in_push))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scores every checkpoint of a job on its held-out images and reports to the chief.
+"""Scores every checkpoint of a job on its held-out examples and reports to the chief.
 
 python -m downpour.launch.evaluator --recipe=quickstart --ps=HOST:PORT,... --chief=HOST:PORT
 """
@@ -68,7 +68,9 @@ def _score(config: EvaluatorConfig, ready: threading.Event) -> None:
     chief = ChiefClient(config.chief, job.exchange.give_up_after_s, config.access.security)
     try:
         chief.check_job(same_fields(job))
-        scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, job.loss, job.evaluate_average)
+        scorer = evaluator.Evaluator(
+            model, layout, job.data, job.batch_size, job.loss, job.evaluate_average, job.validation_sets
+        )
         # An error of the network or the data before the first score would recur after a restart.
         with mistakes.final(lambda: not scorer.has_scored):
             evaluator.run(scorer, chief)

@@ -19,6 +19,7 @@ from absl import logging
 
 from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
+from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.roles import ending, entry, role_flags, security
 from downpour.launch.roles.config import Access
@@ -89,7 +90,7 @@ def run(config: WorkerConfig) -> None:
             return
         model, layout = build(job, job.cluster.threads_per_worker)
         # First: the chief assigns incarnations and checks that this is its job.
-        reporter = Reporter(chief, config.index, layout.fingerprint, same_fields(job))
+        reporter = Reporter(chief, config.index, layout.fingerprint, same_fields(job), epochs_of(job))
         if reporter.stop.is_set():  # the shards may have stopped
             reporter.finish()
             return

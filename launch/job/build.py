@@ -242,6 +242,8 @@ def check_data(job: Job) -> None:
     """Raises `ValueError` when the data cannot be read, or are fewer than one batch."""
     with mistakes.final():
         job.data.check()
+        for scored in job.validation_sets.values():
+            scored.check()
         if job.data.num_records < positions_in_batch(job.data, job.batch_size):
             raise ValueError(
                 f"batch_size is {job.batch_size}, but there are only {job.data.num_records} training records; give "

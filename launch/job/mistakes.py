@@ -66,7 +66,8 @@ def describe(error: BaseException) -> str:
     """An error as one line, such as `TypeError: unsupported operand type (mine.py:12)`.
 
     The file and line are those of the innermost frame that belongs neither to Downpour nor to Python, Keras,
-    TensorFlow or numpy; without such a frame they are left out. The type is left out of Downpour's own messages.
+    TensorFlow or numpy; without such a frame they are left out. The type is left out of Downpour's own messages. Notes
+    of the error follow, such as the number of the example that could not be read.
     """
     if isinstance(error, Mistake):
         return str(error)
@@ -77,7 +78,8 @@ def describe(error: BaseException) -> str:
     if not _is_ours(error):
         message = f"{name}: {message}" if message else name
     place = "" if _NAMES_A_PLACE.search(message) else _place(error)
-    return f"{message} ({place})" if place else message
+    details = "; ".join(" ".join(text.split()) for text in (place, *getattr(error, "__notes__", ())) if text)
+    return f"{message} ({details})" if details else message
 
 
 def defined(function: Any) -> str:

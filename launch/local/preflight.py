@@ -59,9 +59,9 @@ def batches_of(job: Job, *, evaluator: bool) -> list[Batch]:
     if evaluator or ours:
         with job.data.heldout(batch_size=job.batch_size) as batches:
             first: Any = next(iter(batches), None)
-        if first is None and evaluator:
+        if first is None and evaluator and not job.validation_sets:
             raise ValueError(
-                f"{_name(job)} gives no held-out batch to score; give held-out images, or {_WITHOUT_SCORES}"
+                f"{_name(job)} gives no held-out batch to score; give held-out examples, or {_WITHOUT_SCORES}"
             )
         found += [] if first is None else [_checked(job, first)]
     if not ours:
@@ -167,7 +167,7 @@ def _check_labels(labels: np.ndarray, outputs: Any, *, evaluator: bool) -> None:
 def _score_names(job: Job, model: Any) -> list[str]:
     from downpour.worker.evaluator.evaluator import score_names
 
-    return score_names(model, job.data, job.loss)
+    return score_names(model, job.data, job.loss, job.validation_sets)
 
 
 def _trace_step(job: Job, model: Any, layout: Layout, batch: Batch) -> None:

@@ -156,7 +156,7 @@ def summary(reply: chief_pb2.ProgressReply) -> str:
     if reply.step:
         parts += [
             f"loss {reply.loss:.4g}",
-            f"{reply.images_per_second:.1f} images/s",
+            f"{reply.examples_per_second:.1f} examples/s",
             f"{reply.pushes_per_second:.2f} pushes/s",
             f"staleness {reply.staleness_mean:.2f}",
         ]

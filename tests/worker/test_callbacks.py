@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from downpour.model.data.epochs import Epochs
 from downpour.proto.chief_pb2 import Score
 from downpour.proto.errors import JobFailed
 from downpour.ps.checkpoint import manifest as checkpoint
@@ -62,7 +63,7 @@ def job(*callbacks: Callback, **more: Any) -> dict[str, Any]:
     """Changes of the plan: checkpoints are scored a few times a second, and only the newest is kept."""
     return {
         "callbacks": callbacks, "rule": SGD(), "schedule": SCHEDULE, "num_workers": 1, "num_steps": MANY,
-        "checkpoint_every_steps": 20, "steps_per_epoch": 20, "keep_checkpoints": 1, "expects_evaluator": True, **more
+        "checkpoint_every_steps": 20, "epochs": Epochs(160, 8), "keep_checkpoints": 1, "expects_evaluator": True, **more
     }  # fmt: skip
 
 
@@ -235,41 +236,47 @@ class Notes(Callback):
 
 def test_own_callbacks_hear_of_epochs_checkpoints_and_the_end(tmp_path: Path) -> None:
     notes = Notes()
-    with serving(tmp_path, **job(notes, EarlyStopping(patience=2), keep_checkpoints=99)) as cluster:
+    every = {"checkpoint_every_epoch": True, "checkpoint_every_steps": MANY, "keep_checkpoints": 99}
+    with serving(tmp_path, **job(notes, EarlyStopping(patience=2), **every)) as cluster:
         chief, worker = cluster.run_chief(), work(cluster)
         steps = evaluate(cluster, [3.0, 2.0, 2.0, 2.0]).result(GIVE_UP_S)
         worker.result(GIVE_UP_S)
         summary = chief.result(GIVE_UP_S)
     assert [step for step, _ in notes.checkpoints] == steps
-    epochs = list(dict.fromkeys(step // 20 - 1 for step in steps))
-    assert [epoch for epoch, _ in notes.epochs] == epochs and len(epochs) >= 4
+    assert [epoch for epoch, _ in notes.epochs] == list(range(len(notes.epochs))) and len(notes.epochs) >= 4
     losses = [logs["loss"] for _, logs in notes.epochs]
     assert all(later < earlier for earlier, later in itertools.pairwise(losses)), "mean losses of each epoch"
     assert [logs["val_loss"] for _, logs in notes.epochs[:4]] == [3.0, 2.0, 2.0, 2.0]
-    assert notes.epochs[0][1]["learning_rate"] == SCHEDULE.rate(steps[0])
+    assert [logs["learning_rate"] for _, logs in notes.epochs[:3]] == [SCHEDULE.rate(step) for step in (20, 40, 60)]
     assert notes.end["val_loss"] == 2.0 == summary["val_loss"] and "loss" in notes.end
 
 
-def test_without_an_evaluator_they_hear_of_epochs_when_checkpoints_are_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [True, False])
+def test_without_an_evaluator_the_loss_is_followed(tmp_path: Path, every: bool) -> None:
     notes = Notes()
-    more: dict[str, Any] = {"num_steps": 130, "expects_evaluator": False}
-    with serving(tmp_path, **job(notes, EarlyStopping("loss", patience=1, mode="max"), **more)) as cluster:
+    more: dict[str, Any] = {"num_steps": 200, "expects_evaluator": False, "checkpoint_every_epoch": every}
+    with serving(tmp_path, **job(notes, KeepBest("loss"), EarlyStopping("loss", "max", patience=2), **more)) as cluster:
         chief, worker = cluster.run_chief(), work(cluster)
         worker.result(GIVE_UP_S)
         summary = chief.result(GIVE_UP_S)
-    assert summary["ended_by"] == "early stopping" and summary["global_steps"] < 130, "the loss does not rise"
-    assert set(notes.epochs[0][1]) == {"loss", "learning_rate"} == set(notes.end)
+    assert summary["ended_by"] == "early stopping" and summary["global_steps"] < 200, "the loss does not rise"
+    assert [set(logs) for _, logs in notes.epochs] == [{"loss", "learning_rate"}] * len(notes.epochs)
+    assert set(notes.end) == {"loss", "learning_rate"}
+    best = summary["best"]["loss"]
+    assert best["step"] in steps_of(tmp_path)
+    if every:
+        assert best["score"] in [logs["loss"] for _, logs in notes.epochs], "each epoch's own"
 
 
 def test_an_exception_of_a_callback_ends_the_job_with_a_last_checkpoint(tmp_path: Path) -> None:
     notes = Notes(breaks_at=1)
-    with serving(tmp_path, **job(notes, steps_per_epoch=10)) as cluster:
+    with serving(tmp_path, **job(notes)) as cluster:
         chief, worker, _ = cluster.run_chief(), work(cluster), evaluate(cluster, [1.0])
         with pytest.raises(JobFailed, match=r"Notes.on_epoch_end raised OSError: the disk of the callback is full "
                            r"\(test_callbacks.py:\d+\); the parameters before it are in"):  # fmt: skip
             chief.result(GIVE_UP_S)
         worker.result(GIVE_UP_S)
-    assert len(notes.epochs) == 1 and notes.end is None
+    assert [epoch for epoch, _ in notes.epochs] == [0, 1] and notes.end is None
     with serving(tmp_path, **job(EarlyStopping(), resume="yes", num_steps=1)) as cluster:
         chief = cluster.run_chief()
         evaluate(cluster, [1.0]).result(GIVE_UP_S)

@@ -40,11 +40,11 @@ class Callback:
     stop_training: bool = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """An epoch's checkpoint has been scored, or written where there is no evaluator.
+        """An epoch has ended, and its checkpoint is scored if the job has `checkpoint_every_epoch` and an evaluator.
 
         Args:
-            epoch: Number of the epoch, from 0. An epoch whose checkpoint was not scored is left out.
-            logs: `loss`, the mean that workers reported in this epoch; `learning_rate`; and the scores, `val_loss`...
+            epoch: Number of the epoch, from 0.
+            logs: `loss`, the mean over the steps of this epoch; `learning_rate`; and the scores, `val_loss` and so on.
         """
 
     def on_checkpoint(self, step: int, path: str) -> None:
@@ -208,12 +208,13 @@ def check_scores(callbacks: Iterable[Callback], scores: Collection[str]) -> None
         callbacks: The callbacks of a job.
         scores: Names of the evaluator's scores; none where there is no evaluator.
     """
+    others = sorted(set(scores).difference(OF_TRAINING))
     for given in callbacks:
-        if isinstance(given, Monitor) and given.monitor not in (*OF_TRAINING, *scores):
-            why = "" if scores else "; the others need an evaluator and held-out data"
+        if isinstance(given, Monitor) and given.monitor not in (*OF_TRAINING, *others):
+            why = "" if others else "; the others need an evaluator and held-out data"
             raise ValueError(
                 f"{type(given).__name__}: monitor is {given.monitor!r}, and there is no such score; give one of "
-                f"{', '.join((*OF_TRAINING, *sorted(scores)))}{why}"
+                f"{', '.join((*OF_TRAINING, *others))}{why}"
             )
 
 

@@ -20,6 +20,8 @@ from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
 
+_MOST_UNSCORED = 8  # checkpoints kept for the evaluator, where training has waited for it in vain
+
 
 class Checkpoints:
     """Writes the checkpoints of one job.
@@ -51,11 +53,6 @@ class Checkpoints:
             step = state.coordinator.step
             state.coordinator.checkpointed(step)
             state.departures.begin(time.monotonic())
-            reactions, reports = state.journal_state.reactions, state.coordinator.reports
-            rate = self._settings.schedule.rate(step) * reactions.factor.factor
-            reactions.epochs.wrote(
-                step, int(reports.total(lambda r: r.steps)), reports.total(lambda r: r.loss_sum), rate
-            )
             # Captured before the shards write, so that whatever counts as done here is in their files.
             progress = state.journal_state.progress(time.monotonic()) | {"job": dict(self._settings.description)}
         try:
@@ -67,13 +64,18 @@ class Checkpoints:
             return
         self._newest = saved
         with state.changed:
-            kept = state.journal_state.kept
+            kept = state.journal_state.kept.union(self._scores.waiting, (one.step for one in state.unscored))
         try:
             self._folder.keep(self._settings.keep_checkpoints, self._settings.keep_every_steps, kept)
         except OSError as error:
             logging.warning("older checkpoints cannot be removed: %s", error)
         with state.journaled():
-            state.journal_state.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            reply = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            state.journal_state.checkpoint = reply
+            if self._settings.checkpoint_every_epoch and self._settings.expects_evaluator:
+                others = [one for one in state.unscored if one.step != step]
+                state.unscored = [*others, reply][-_MOST_UNSCORED:]
+            state.changed.notify_all()
             state.departures.end()
         self._scores.written(saved)
 

@@ -31,6 +31,7 @@ from downpour.ps.policy.pace import Async
 from downpour.ps.policy.specification import specification_of
 from downpour.worker.chief.beginning import begin
 from downpour.worker.chief.checkpoints import Checkpoints
+from downpour.worker.chief.epoch_ends import EpochEnds
 from downpour.worker.chief.events import Events
 from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.run_folder import RunFolder, insist
@@ -119,12 +120,13 @@ class Chief:
         healer = Healer(self._shards, self._folder, state, initial_values)
         checkpoints = Checkpoints(self._settings, state, self._folder, self._shards, self._scores)
         begin(self._settings, state, self._folder, self._shards, healer, initial_values)
+        ends = EpochEnds(state, self._folder, self._shards, self._scores)
         with state.changed:
             state.layout = layout
             state.phase = pb.ProgressReply.STATE_TRAINING
             state.coordinator.members.opened_s = time.monotonic()
         threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()
-        self._watch(self._shards, checkpoints)
+        self._watch(self._shards, checkpoints, ends)
         self._state.enter(pb.ProgressReply.STATE_SCORING)
         if healer.gave_up:  # there is nothing left to write
             self._end(self._shards, failed=True, stop_shards=stop_shards)
@@ -133,6 +135,8 @@ class Chief:
         checkpoints.write_last(_INSIST_S)
         if not state.coordinator.failure:
             self._scores.wait_for_last()
+        ends.end()
+        if not state.coordinator.failure:
             self._scores.finish()
         failure = state.coordinator.failure  # of a worker or a callback
         found = self._summary(self._shards)
@@ -180,15 +184,16 @@ class Chief:
                     return
                 state.changed.wait(_GATHER_S / 4)
 
-    def _watch(self, shards: Shards, checkpoints: Checkpoints) -> None:
+    def _watch(self, shards: Shards, checkpoints: Checkpoints, ends: EpochEnds) -> None:
         """Until training is over, records the loss about once a second and writes checkpoints when they are due."""
         state, coordinator = self._state, self._state.coordinator
         noted, said_s = -1, time.monotonic()
         while True:
+            hurry = ends.look()
             with state.journaled():
-                state.changed.wait(LOOK_EVERY_S)
+                state.changed.wait(0 if hurry else LOOK_EVERY_S)
                 now = time.monotonic()
-                rate = coordinator.progress(now).images_per_second
+                rate = coordinator.progress(now).examples_per_second
                 over = coordinator.should_stop(now)
                 step, loss = coordinator.step, coordinator.reports.recent_loss()
                 seconds = coordinator.time.train_s(now)
@@ -200,7 +205,7 @@ class Chief:
                 noted = step
             if step and now >= said_s + _SAY_EVERY_S:
                 said_s = now
-                logging.info("step %d of %d, loss %.4g, %.1f images/s", step, self._settings.num_steps, loss, rate)
+                logging.info("step %d of %d, loss %.4g, %.1f examples/s", step, self._settings.num_steps, loss, rate)
             if over:
                 return
             if due:

@@ -15,6 +15,7 @@ from google.protobuf import json_format
 
 from downpour.model.data.order import Lease
 from downpour.proto import chief_pb2 as pb
+from downpour.worker.chief.epoch_log import EpochLog
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership, workers_from
 from downpour.worker.chief.reports import Reports
@@ -40,6 +41,7 @@ class Coordinator:
         stopped: What ended training early, `early stopping` or `callback`, and why; None while nothing has.
         versions: Highest version of each shard that a worker has reported.
         reports: The workers' reports and their totals.
+        epochs: Losses and scores by epoch.
     """
 
     num_steps: int
@@ -52,6 +54,7 @@ class Coordinator:
     stopped: tuple[str, str] | None = None
     versions: list[int] = field(default_factory=list)
     reports: Reports = field(default_factory=Reports)
+    epochs: EpochLog = field(default_factory=EpochLog)
     _checkpoint_step: int = 0
 
     def give_incarnation(self, request: pb.RegisterRequest, now_s: float) -> int:
@@ -87,6 +90,7 @@ class Coordinator:
         before = self.reports.records_done(report.worker, report.incarnation)
         self.leases.records_repeated += max(report.records_done - max(before, given), 0)
         self.reports.add(report)
+        self.epochs.report(report, now_s)
         self.leases.done(report.worker, report.incarnation, report.records_done)
         if report.finished:
             self.leases.release(report.worker, report.incarnation)
@@ -105,8 +109,10 @@ class Coordinator:
         """Records a version that a shard has reached."""
         self.step = max(self.step, version)
 
-    def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease:
+    def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease | None:
         """Grants a worker positions to train on, those that lost workers held first; see `LeaseTable.grant`.
+
+        None while training waits for the checkpoint or score of an epoch; see `EpochLog`.
 
         Raises:
             WorkerSuperseded: A newer incarnation of its index is known, or this chief has no record of its leases.
@@ -115,6 +121,9 @@ class Coordinator:
         self.members.heard(worker, now_s)
         for lost in self.members.gone(now_s):
             self.leases.release(*lost)
+        waits = self.epochs.must_wait(self.leases.num_granted, self._checkpoint_step, now_s)
+        if waits and not self.leases.has_returned and not self.should_stop(now_s):
+            return None
         return self.leases.grant(worker, incarnation, number)
 
     def should_stop(self, now_s: float) -> bool:
@@ -136,8 +145,9 @@ class Coordinator:
         return "steps" if self.step >= self.num_steps else "max_train_s"
 
     def checkpoint_due(self) -> bool:
-        """Whether a multiple of `checkpoint_every_steps` has passed since the last checkpoint."""
-        return self.step // self.checkpoint_every_steps > self._checkpoint_step // self.checkpoint_every_steps
+        """Whether a multiple of `checkpoint_every_steps`, or an epoch's end, has passed since the last checkpoint."""
+        before, every = self._checkpoint_step, self.checkpoint_every_steps
+        return self.step // every > before // every or self.epochs.has_passed(before, self.step)
 
     def checkpointed(self, step: int) -> None:
         """Records that a checkpoint of this step was begun."""
@@ -162,6 +172,7 @@ class Coordinator:
             "versions": self.versions,
             "incarnation": self.members.incarnation,
             "reports": self.reports.state(),
+            "epochs": self.epochs.state(),
             "leases": self.leases.state(with_holders=with_workers),
         }
         if with_workers:
@@ -189,6 +200,7 @@ class Coordinator:
             by, why = (state.get("stopped") if "workers" in state else None) or ("", "")
             resumed_s = float(state.get("resumed_s", 0.0)) if "workers" in state else train_s
             incarnation = int(state.get("incarnation", 0))
+            self.epochs.load(state.get("epochs", []))
         except (KeyError, TypeError, ValueError, AttributeError, json_format.ParseError) as error:
             raise KeyError(f"not the state of a job: {error!r}") from None
         if num_records != self.leases.num_records:
@@ -210,19 +222,24 @@ class Coordinator:
 
     def progress(self, now_s: float) -> pb.ProgressReply:
         """Returns the step, rates over the last seconds, and the time left at this rate (-1 if unknown)."""
-        first, last = self.reports.window()
-        elapsed = last.at_s - first.at_s
-        steps = last.steps - first.steps
-        pushes_per_second = (last.pushes - first.pushes) / elapsed if elapsed else 0.0
-        left = (self.num_steps - self.step) / pushes_per_second if pushes_per_second else math.inf
-        left = min(left, self.time.left_s(now_s))
-        return pb.ProgressReply(
-            step=self.step,
-            num_steps=self.num_steps,
-            loss=self.reports.recent_loss(),
-            images_per_second=(last.images - first.images) / elapsed if elapsed else 0.0,
-            pushes_per_second=pushes_per_second,
-            staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
-            seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
-            failure=self.failure,
-        )
+        return _progress(self, now_s)
+
+
+def _progress(job: Coordinator, now_s: float) -> pb.ProgressReply:
+    first, last = job.reports.window()
+    elapsed = last.at_s - first.at_s
+    steps = last.steps - first.steps
+    pushes_per_second = (last.pushes - first.pushes) / elapsed if elapsed else 0.0
+    left = (job.num_steps - job.step) / pushes_per_second if pushes_per_second else math.inf
+    left = min(left, job.time.left_s(now_s))
+    return pb.ProgressReply(
+        step=job.step,
+        num_steps=job.num_steps,
+        loss=job.reports.recent_loss(),
+        examples_per_second=(last.examples - first.examples) / elapsed if elapsed else 0.0,
+        pushes_per_second=pushes_per_second,
+        staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
+        seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
+        failure=job.failure,
+        epoch_loss=job.epochs.newest_loss(),
+    )

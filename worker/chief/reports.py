@@ -24,7 +24,7 @@ class Mark:
 
     at_s: float = 0.0
     steps: int = 0
-    images: int = 0
+    examples: int = 0
     pushes: int = 0
     loss_sum: float = 0.0
     staleness_sum: float = 0.0
@@ -39,7 +39,9 @@ class Reports:
 
     def add(self, report: pb.WorkerReport) -> None:
         """Replaces the last report of the same incarnation."""
-        self._newest.setdefault((report.worker, report.incarnation), pb.WorkerReport()).CopyFrom(report)
+        newest = self._newest.setdefault((report.worker, report.incarnation), pb.WorkerReport())
+        newest.CopyFrom(report)
+        newest.ClearField("epochs")  # only those that have changed; see `EpochLog`
 
     def records_done(self, worker: int, incarnation: int) -> int:
         """Positions done, as an incarnation has last reported; 0 before its first report."""
@@ -68,7 +70,7 @@ class Reports:
             Mark(
                 now_s,
                 int(self.total(lambda r: r.steps)),
-                int(self.total(lambda r: r.images)),
+                int(self.total(lambda r: r.examples)),
                 int(self.total(lambda r: r.pushes_acknowledged)),
                 self.total(lambda r: r.loss_sum),
                 self.total(lambda r: r.staleness_sum),

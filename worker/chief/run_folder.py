@@ -192,6 +192,12 @@ class RunFolder:
             if self._history.attempt(lambda: _append(self.path / _HISTORY, "".join(self._unwritten))):
                 self._unwritten.clear()
 
+    def num_epochs(self) -> int:
+        """Number of epochs in the history."""
+        path = self.path / _HISTORY
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return max((_epoch(line) for line in lines), default=-1) + 1
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary.
 
@@ -230,6 +236,14 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def _epoch(line: str) -> int:
+    """Returns the epoch of a line of the history; -1 for others."""
+    try:
+        return int(json.loads(line).get("epoch", -1))
+    except (ValueError, TypeError, AttributeError):
+        return -1
 
 
 def _append(path: Path, text: str) -> None:

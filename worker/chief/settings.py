@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from downpour.model.data.epochs import ENDLESS, Epochs
 from downpour.proto import chief_pb2
 from downpour.proto.errors import LayoutMismatch, TooManyWorkers
 from downpour.worker.chief.callbacks import Callback
@@ -42,7 +43,8 @@ class JobSettings:
             resumed keeps its own.
         job: Fields of the job and their values that must be the same in workers and evaluator.
         callbacks: What happens when checkpoints are written and scored.
-        steps_per_epoch: Global steps of an epoch, as callbacks count them.
+        epochs: Which steps make an epoch; by default there is one that never ends.
+        checkpoint_every_epoch: Whether every epoch ends with a checkpoint, which the evaluator scores.
     """
 
     recipe: str
@@ -70,7 +72,8 @@ class JobSettings:
     job_id: str = ""
     job: Mapping[str, str] = field(default_factory=dict)
     callbacks: tuple[Callback, ...] = ()
-    steps_per_epoch: int = 1
+    epochs: Epochs = ENDLESS
+    checkpoint_every_epoch: bool = False
 
     def check_job(self, who: str, theirs: Mapping[str, str]) -> None:
         """Raises `LayoutMismatch` with the first field in which the job of another process differs from this job."""

@@ -16,7 +16,7 @@ from downpour.proto.errors import NotReady
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.departures import Departures
-from downpour.worker.chief.epochs import Epochs
+from downpour.worker.chief.epoch_log import EpochLog
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
@@ -44,6 +44,8 @@ class JobState:
         fingerprint: Fingerprint of the layout, set before `layout`.
         job_id: Id of the job, set before `layout`.
         phase: Phase of the job.
+        unscored: Checkpoints of epochs that wait for the evaluator, by step.
+        lease_waits: Whether a worker waits for a lease until an epoch has its checkpoint; set by the service.
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
     """
 
@@ -55,9 +57,17 @@ class JobState:
             LeaseTable(settings.num_records, settings.lease_records),
             Membership(settings.num_workers, settings.lease_s),
             TrainingTime(settings.max_train_s),
+            epochs=EpochLog(
+                settings.epochs,
+                settings.checkpoint_every_epoch,
+                settings.expects_evaluator,
+                settings.num_workers,
+            ),
         )
-        epochs = Epochs(settings.steps_per_epoch, settings.num_steps)
-        self.journal_state = JournalState(self.coordinator, reactions=Reactions(settings.callbacks, epochs))
+        self.unscored: list[pb.NextCheckpointReply] = []
+        self.lease_waits = False
+        reactions = Reactions(settings.callbacks, settings.epochs)
+        self.journal_state = JournalState(self.coordinator, reactions=reactions)
         self.departures = Departures()
         self.layout: Layout | None = None
         self.fingerprint = b""
@@ -95,6 +105,7 @@ class JobState:
         """Begins a phase."""
         with self.changed:
             self.phase = phase
+            self.changed.notify_all()
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Waits up to `seconds` for a condition over this state or the time; returns whether it holds."""

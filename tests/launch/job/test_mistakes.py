@@ -49,6 +49,15 @@ def test_our_own_words_have_no_type_and_the_line_that_they_are_about(mine: Any, 
     assert describe(Unreachable("nobody there")) == "nobody there"
 
 
+def test_notes_of_an_error_are_shown_behind_its_place(mine: Any, tmp_path: Path) -> None:
+    error = raised(mine("def f():\n    return {}['a']\n").f)
+    error.add_note("while reading train, item 37")
+    assert describe(error) == f"KeyError: 'a' ({tmp_path}/mine.py:2; while reading train, item 37)"
+    ours = Unreachable("nobody there")
+    ours.add_note("while reading train, item 37")
+    assert describe(ours) == "nobody there (while reading train, item 37)"
+
+
 def test_what_autograph_puts_around_an_error_is_left_out(mine: Any, tmp_path: Path) -> None:
     import tensorflow as tf
 

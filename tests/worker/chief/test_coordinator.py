@@ -25,7 +25,7 @@ def coordinator(max_train_s: float = math.inf) -> Coordinator:
 def report(worker: int = 0, incarnation: int = 1, steps: int = 0, version: int = 0, **more: object) -> WorkerReport:
     return WorkerReport(
         worker=worker, incarnation=incarnation, steps=steps, version=version, pushes_acknowledged=steps,
-        images=8 * steps, loss_sum=2.0 * steps, staleness_sum=3.0 * steps, **more,  # type: ignore[arg-type]
+        examples=8 * steps, loss_sum=2.0 * steps, staleness_sum=3.0 * steps, **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_a_report_that_comes_twice_changes_nothing() -> None:
     c = coordinator()
     for _ in range(2):
         c.report(report(steps=10, version=10), 1.0)
-    assert c.reports.total(lambda r: r.images) == 80
+    assert c.reports.total(lambda r: r.examples) == 80
 
 
 def test_workers_have_ended_when_finished_or_lost() -> None:
@@ -137,7 +137,7 @@ def test_progress_gives_rates_over_the_last_seconds() -> None:
     for second in range(11):
         c.report(report(steps=second * 4, version=second * 4), float(second))
     progress = c.progress(10.0)
-    assert progress.images_per_second == pytest.approx(32)
+    assert progress.examples_per_second == pytest.approx(32)
     assert progress.pushes_per_second == pytest.approx(4)
     assert progress.staleness_mean == pytest.approx(3)
     assert progress.loss == pytest.approx(2)

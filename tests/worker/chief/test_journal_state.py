@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from downpour.model.data.epochs import Epochs
 from downpour.proto import chief_pb2 as pb
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.layout import Layout
 from downpour.worker.chief.callbacks import KeepBest, ReduceOnPlateau
 from downpour.worker.chief.coordinator import Coordinator, OtherRecords
-from downpour.worker.chief.epochs import Epochs
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.reactions import Reactions
@@ -43,12 +43,22 @@ def test_all_of_it_is_handed_on() -> None:
     assert (after.losses, after.resumed_from) == (before.losses, 3)
 
 
+def test_journals_count_examples_as_they_did_when_they_called_them_images() -> None:
+    before = known()
+    before.coordinator.report(pb.WorkerReport(worker=1, incarnation=5, steps=9, examples=72), 1.0)
+    state = json.loads(json.dumps(before.state(10.0)))
+    assert state["coordinator"]["reports"][0]["images"] == "72"
+    after = known()
+    after.load(state | {"gap_s": 3.0}, 1000.0)
+    assert after.coordinator.reports.total(lambda report: report.examples) == 72
+
+
 def test_what_callbacks_have_counted_is_handed_on_and_is_in_checkpoints() -> None:
-    reactions = Reactions((KeepBest(), ReduceOnPlateau(patience=1)), Epochs(10))
+    reactions = Reactions((KeepBest(), ReduceOnPlateau(patience=1)), Epochs(10, 1))
     before = known()
     before.reactions, before.offered = reactions, 30
     for step, value in ((10, 1.0), (20, 2.0)):
-        reactions.scored(step, {"val_loss": value}, 0.1, over=False)
+        reactions.scored(step, {"val_loss": value}, 0.1, (0, 0.0), over=False)
     before.checkpoint = pb.NextCheckpointReply(directory="/runs/step-40", step=40)
     assert before.kept == {10, 30, 40}, "the best, the one that is being scored, and the one that will be"
     after = known()
@@ -60,7 +70,7 @@ def test_what_callbacks_have_counted_is_handed_on_and_is_in_checkpoints() -> Non
     resumed.reactions = reactions.continued({})
     resumed.resume(saved, 1000.0)
     assert resumed.reactions.state() == reactions.state() and resumed.kept == {10, 40}
-    resumed.reactions.scored(40, {"val_loss": 3.0}, 0.1, over=False)
+    resumed.reactions.scored(40, {"val_loss": 3.0}, 0.1, (0, 0.0), over=False)
     assert resumed.kept == {10}
 
 
