@@ -34,7 +34,6 @@ from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import Topology
 from downpour.model.data.batches import positions_in_batch
-from downpour.model.data.streams import ENDLESS
 from downpour.ps.layout import Layout
 from downpour.worker.chief.callbacks import check_scores
 from downpour.worker.chief.chief import Chief
@@ -203,7 +202,6 @@ def _plan(config: ChiefConfig) -> JobSettings:
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
         callbacks=job.callbacks,
-        steps_per_epoch=_steps_per_epoch(job),
         resume=checkpoints.resume,
         overwrite=checkpoints.overwrite,
         job_id=config.job_id,
@@ -215,14 +213,6 @@ def _plan(config: ChiefConfig) -> JobSettings:
             "codec": job.exchange.codec,
         },
     )
-
-
-def _steps_per_epoch(job: Job) -> int:
-    """Global steps of an epoch, as callbacks count them."""
-    if job.steps_per_epoch or job.data.num_records >= ENDLESS:
-        return job.steps_per_epoch or job.checkpoint_every_steps
-    in_push = positions_in_batch(job.data, job.batch_size) * job.cadence.push_every
-    return max(1, round(job.data.num_records / in_push))
 
 
 if __name__ == "__main__":

@@ -179,8 +179,7 @@ class Job:
         max_train_s: Seconds of training after which the job ends even if steps are left; when resumed, as many again.
         callbacks: What the chief does when checkpoints are written and scored: `EarlyStopping`, `KeepBest`,
             `ReduceOnPlateau`, or objects of own subclasses of `Callback`.
-        steps_per_epoch: Global steps of an epoch, as callbacks count epochs; 0 for the batches of the training
-            examples, or `checkpoint_every_steps` where these have no end.
+        steps_per_epoch: Global steps of an epoch; 0 for the batches of the training examples, which may have no end.
         seed: Seed of initial values, shuffling and augmentation.
     """
 

@@ -41,7 +41,7 @@ class Tells(Callback):
 def job():
     score = {"monitor": "map_at_100", "min_delta": 1.0}
     return tiny(
-        num_steps=1_000_000, checkpoint_every_steps=10, steps_per_epoch=5, keep_checkpoints=1,
+        num_steps=1_000_000, checkpoint_every_epoch=True, steps_per_epoch=20, keep_checkpoints=1,
         callbacks=(EarlyStopping(patience=2, **score), KeepBest("map_at_100"),
                    ReduceOnPlateau(patience=1, factor=0.5, **score), Tells()),
     )
@@ -64,7 +64,7 @@ def test_a_job_ends_early_and_a_resumed_one_counts_on(tmp_path: Path) -> None:
         assert names[0] == f"step-{best['step']:010d}" and len(names) <= 2
         told = (tmp_path / "told").read_text().splitlines()
         scored = "['chance', 'chance_weighted', 'learning_rate', 'loss', 'map_at_100', 'map_at_100_unweighted']"
-        assert told[-1] == "end" and len(told) >= 4 and all(line.endswith(scored) for line in told[1:-1]), told
+        assert told == [*(f"{epoch} {scored}" for epoch in range(len(told) - 1)), "end"] and len(told) >= 4, told
         job = jobs.LocalJob(tmp_path / "tiny.py", tmp_path, "--resume", "--set=callbacks=EarlyStopping(patience=3, "
                             "monitor='map_at_100', min_delta=1)")  # fmt: skip
         assert job.end() == 0, job.stderr

@@ -103,7 +103,7 @@ class Cluster:
         overlap: bool = True, num_steps: int = 30, job: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         client = ChiefClient(f"127.0.0.1:{self.chief.port}", GIVE_UP_S)
-        reporter = Reporter(client, index, layout.fingerprint, job)
+        reporter = Reporter(client, index, layout.fingerprint, job, self.chief._settings.epochs)
         exchange = Exchanger(
             self.addresses,
             layout,

@@ -40,11 +40,11 @@ class Callback:
     stop_training: bool = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """An epoch's checkpoint has been scored, or written where there is no evaluator.
+        """An epoch has ended, and its checkpoint is scored if the job has `checkpoint_every_epoch` and an evaluator.
 
         Args:
-            epoch: Number of the epoch, from 0. An epoch whose checkpoint was not scored is left out.
-            logs: `loss`, the mean that workers reported in this epoch; `learning_rate`; and the scores, `val_loss`...
+            epoch: Number of the epoch, from 0.
+            logs: `loss`, the mean over the steps of this epoch; `learning_rate`; and the scores, `val_loss` and so on.
         """
 
     def on_checkpoint(self, step: int, path: str) -> None:
@@ -182,7 +182,11 @@ BY_NAME: dict[str, type[Monitor]] = {kind.__name__: kind for kind in (EarlyStopp
 
 
 def check(callbacks: Any) -> None:
-    """Raises `ValueError` unless all entries of a tuple are callbacks; the message names the first that is not."""
+    """Checks the callbacks of a job.
+
+    Raises:
+        ValueError: An entry is no callback, or a second `KeepBest` of one score; the message names the first.
+    """
     accepted = f"{', '.join(BY_NAME)}, or an object of an own subclass of {Callback.__module__}.Callback"
     if not isinstance(callbacks, tuple):
         raise ValueError(f"callbacks is a {type(callbacks).__name__}; give a tuple of {accepted}")
@@ -191,6 +195,10 @@ def check(callbacks: Any) -> None:
             kind = given if isinstance(given, type) else type(given)
             what = f"the class {kind.__name__}, not an object of it" if given is kind else f"a {_named(kind)}"
             raise ValueError(f"callbacks[{number}] is {what}; give {accepted}")
+        if isinstance(given, KeepBest) and any(
+            isinstance(one, KeepBest) and one.monitor == given.monitor for one in callbacks[:number]
+        ):
+            raise ValueError(f"callbacks[{number}] is a second KeepBest of {given.monitor!r}; give one for each score")
 
 
 def check_scores(callbacks: Iterable[Callback], scores: Collection[str]) -> None:
@@ -200,12 +208,13 @@ def check_scores(callbacks: Iterable[Callback], scores: Collection[str]) -> None
         callbacks: The callbacks of a job.
         scores: Names of the evaluator's scores; none where there is no evaluator.
     """
+    others = sorted(set(scores).difference(OF_TRAINING))
     for given in callbacks:
-        if isinstance(given, Monitor) and given.monitor not in (*OF_TRAINING, *scores):
-            why = "" if scores else "; the others need an evaluator and held-out data"
+        if isinstance(given, Monitor) and given.monitor not in (*OF_TRAINING, *others):
+            why = "" if others else "; the others need an evaluator and held-out data"
             raise ValueError(
                 f"{type(given).__name__}: monitor is {given.monitor!r}, and there is no such score; give one of "
-                f"{', '.join((*OF_TRAINING, *sorted(scores)))}{why}"
+                f"{', '.join((*OF_TRAINING, *others))}{why}"
             )
 
 

@@ -53,11 +53,6 @@ class Checkpoints:
             step = state.coordinator.step
             state.coordinator.checkpointed(step)
             state.departures.begin(time.monotonic())
-            reactions, reports = state.journal_state.reactions, state.coordinator.reports
-            rate = self._settings.schedule.rate(step) * reactions.factor.factor
-            reactions.epochs.wrote(
-                step, int(reports.total(lambda r: r.steps)), reports.total(lambda r: r.loss_sum), rate
-            )
             # Captured before the shards write, so that whatever counts as done here is in their files.
             progress = state.journal_state.progress(time.monotonic()) | {"job": dict(self._settings.description)}
         try:
@@ -69,7 +64,7 @@ class Checkpoints:
             return
         self._newest = saved
         with state.changed:
-            kept = state.journal_state.kept.union(one.step for one in state.unscored)
+            kept = state.journal_state.kept.union(self._scores.waiting, (one.step for one in state.unscored))
         try:
             self._folder.keep(self._settings.keep_checkpoints, self._settings.keep_every_steps, kept)
         except OSError as error:

@@ -122,7 +122,7 @@ class Chief:
         healer = Healer(self._shards, self._folder, state, initial_values)
         checkpoints = Checkpoints(self._settings, state, self._folder, self._shards, self._scores)
         begin(self._settings, state, self._folder, self._shards, healer, initial_values)
-        ends = EpochEnds(state, self._folder, self._shards)
+        ends = EpochEnds(state, self._folder, self._shards, self._scores)
         with state.changed:
             state.layout = layout
             state.phase = pb.ProgressReply.STATE_TRAINING

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
+
+_LOOK_EVERY_S = 0.03  # at the shards, at most
 
 
 class EpochEnds:
@@ -22,10 +23,12 @@ class EpochEnds:
         state: The job's state, which has begun.
         folder: The run's folder.
         shards: The job's shards.
+        scores: Hears of every epoch that is complete.
     """
 
-    def __init__(self, state: JobState, folder: RunFolder, shards: Shards) -> None:
-        self._state, self._folder, self._shards = state, folder, shards
+    def __init__(self, state: JobState, folder: RunFolder, shards: Shards, scores: Scores) -> None:
+        self._state, self._shards, self._scores = state, shards, scores
+        self._looked_s = 0.0
         with state.changed:
             state.coordinator.epochs.begin(folder.num_epochs(), state.coordinator.step)
 
@@ -38,6 +41,8 @@ class EpochEnds:
         with state.changed:
             waits, state.lease_waits = state.lease_waits, False
         if waits:
+            time.sleep(max(0.0, self._looked_s + _LOOK_EVERY_S - time.monotonic()))
+            self._looked_s = time.monotonic()
             version = max((status.version for status in self._shards.look() if status is not None), default=0)
         with state.changed:
             coordinator, now = state.coordinator, time.monotonic()
@@ -45,7 +50,8 @@ class EpochEnds:
             coordinator.epochs.saw(min(coordinator.step, coordinator.num_steps), now, coordinator.time.train_s(now))
             complete = list(coordinator.epochs.take(now))
             due = waits and coordinator.checkpoint_due()
-        self._note(complete)
+        if complete:
+            self._scores.ended(complete)
         return due
 
     def end(self) -> None:
@@ -58,8 +64,5 @@ class EpochEnds:
             rest = list(coordinator.epochs.take(math.inf))
             if coordinator.ended_by() == "steps":
                 rest += coordinator.epochs.take_rest(coordinator.num_steps, train_s)
-        self._note(rest)
-
-    def _note(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        for entry in entries:
-            self._folder.note({"kind": "epoch", **entry})
+        if rest:
+            self._scores.ended(rest)

@@ -45,8 +45,9 @@ class JournalState:
         """Steps of checkpoints that must stay: the best, and those that may become it, since they are being scored."""
         if not self.reactions.keeps_best:
             return set()
-        scored = {self.offered} if self.checkpoint is None else {self.offered, self.checkpoint.step}
-        return scored.union(best["step"] for best in self.reactions.best.values())
+        waiting = {self.offered, self.checkpoint.step if self.checkpoint else 0}
+        best = {found["step"] for found in self.reactions.best.values()}
+        return best | {step for step in waiting if step > self.reactions.observed}
 
     def progress(self, now_s: float) -> dict[str, Any]:
         """Returns what a checkpoint holds of the chief's state, as JSON values."""

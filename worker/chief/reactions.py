@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from downpour.model.data.epochs import ENDLESS, Epochs
 from downpour.worker.chief import callbacks as kinds
 from downpour.worker.chief.callbacks import Callback, EarlyStopping, KeepBest, Monitor, ReduceOnPlateau
-from downpour.worker.chief.epochs import Epochs
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Observation:
 
     Attributes:
         logs: Loss, learning rate and scores.
-        epoch: The epoch, from 0, that has ended with it; None if none has.
         notes: Lines for the history, without step and time.
         stop: Why a callback ends training; empty if none does.
         mistake: Why the job fails: a callback follows a score that there is not.
@@ -38,7 +37,6 @@ class Observation:
     """
 
     logs: dict[str, float]
-    epoch: int | None = None
     notes: tuple[dict[str, Any], ...] = ()
     stop: str = ""
     mistake: str = ""
@@ -68,14 +66,18 @@ class Reactions:
     Args:
         callbacks: All callbacks of the job.
         epochs: Its epochs.
+
+    Attributes:
+        factor: What the shards multiply their schedule's rate by.
+        observed: Step of the newest checkpoint whose score was counted; -1 before the first.
     """
 
-    def __init__(self, callbacks: Sequence[Callback] = (), epochs: Epochs | None = None) -> None:
-        self.epochs = epochs or Epochs()
+    def __init__(self, callbacks: Sequence[Callback] = (), epochs: Epochs = ENDLESS) -> None:
         self.factor = Factor()
-        self._callbacks = callbacks
+        self._callbacks, self._epochs = callbacks, epochs
         self._followed = [(one, Counters()) for one in callbacks if isinstance(one, Monitor)]
-        self._observed = -1  # step of the newest checkpoint whose score was counted
+        self.observed = -1
+        self._reported = 0, 0.0  # steps, and the sum of their losses, when that was
 
     @property
     def keeps_best(self) -> bool:
@@ -96,24 +98,27 @@ class Reactions:
         if number > self.factor.number:
             self.factor = Factor(number, factor)
 
-    def scored(self, step: int, scores: Mapping[str, float], rate: float, *, over: bool) -> Observation:
+    def scored(
+        self, step: int, scores: Mapping[str, float], rate: float, reported: tuple[int, float], *, over: bool
+    ) -> Observation:
         """Counts the scores of a checkpoint; those that have been counted, or are older, change nothing.
 
         Args:
             step: Its global step.
-            scores: The evaluator's scores; none where there is no evaluator.
+            scores: The evaluator's scores, none where there is no evaluator; and `loss`, if it is that of an epoch.
             rate: What the schedule says at that step.
+            reported: Number of steps that workers have reported, and the sum of their losses. Where `loss` is not among
+                the scores, it is the mean over the steps reported since the last checkpoint that was counted.
             over: Whether training is over, so that only the best checkpoint matters.
         """
-        if step <= self._observed:
+        if step <= self.observed:
             return Observation(dict(scores), repeated=True)
-        epoch, logs = self.epochs.scored(step)
-        logs |= scores
+        logs = {"learning_rate": rate * self.factor.factor, **self._loss_since(*reported), **scores}
         try:
             kinds.check_scores(self._callbacks, scores)
         except ValueError as error:
-            return Observation(logs, epoch, mistake=str(error))
-        is_first, self._observed = self._observed < 0, step
+            return Observation(logs, mistake=str(error))
+        is_first, self.observed, self._reported = self.observed < 0, step, reported
         notes, stop = [], ""
         for one, counters in self._followed:
             value = logs.get(one.monitor)
@@ -124,10 +129,20 @@ class Reactions:
                 notes.append({"kind": "best", "monitor": one.monitor, "score": value})
             elif isinstance(one, ReduceOnPlateau) and not over and _has_plateau(one, counters, value):
                 notes += self._reduced(one, counters, rate)
-            elif isinstance(one, EarlyStopping) and not over and self.epochs.of(step) >= one.start_from_epoch:
+            elif isinstance(one, EarlyStopping) and not over and self._epoch(step) >= one.start_from_epoch:
                 if _has_stopped(one, counters, value) and not is_first:
                     stop = stop or f"{one.monitor} has not improved for {counters.wait} scored checkpoints"
-        return Observation(logs, epoch, tuple(notes), stop)
+        return Observation(logs, tuple(notes), stop)
+
+    def _epoch(self, step: int) -> int:
+        """The last epoch that has ended at a step, or the first."""
+        return max(self._epochs.of(step) - 1, 0)
+
+    def _loss_since(self, steps: int, loss_sum: float) -> dict[str, float]:
+        before, sum_before = self._reported
+        if steps < before:  # reports were lost with a journal
+            before, sum_before = 0, 0.0
+        return {"loss": (loss_sum - sum_before) / (steps - before)} if steps > before else {}
 
     def _reduced(self, one: ReduceOnPlateau, counters: Counters, rate: float) -> list[dict[str, Any]]:
         """Reduces the rate, unless it is at its limit; returns the lines for the history."""
@@ -148,9 +163,9 @@ class Reactions:
     def state(self) -> dict[str, Any]:
         """Returns everything that a later chief needs, as JSON values."""
         return {
-            "epochs": self.epochs.state(),
             "factor": asdict(self.factor),
-            "observed": self._observed,
+            "observed": self.observed,
+            "reported": list(self._reported),
             "counters": {key: asdict(counters) for key, (_, counters) in self._by_key().items()},
         }
 
@@ -162,10 +177,11 @@ class Reactions:
         Raises:
             KeyError, TypeError, ValueError, AttributeError: It is not a state of reactions.
         """
-        made = Reactions(self._callbacks, self.epochs.continued(state.get("epochs", {})))
+        made = Reactions(self._callbacks, self._epochs)
         if state:
             made.factor = Factor(int(state["factor"]["number"]), float(state["factor"]["factor"]))
-            made._observed = int(state["observed"])
+            made.observed = int(state["observed"])
+            made._reported = int(state["reported"][0]), float(state["reported"][1])
             for key, (_, counters) in made._by_key().items():
                 if key in state["counters"]:
                     theirs = state["counters"][key]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
@@ -35,7 +36,10 @@ class Scores:
 
     def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder, events: Events) -> None:
         self._settings, self._state, self._folder, self._events = settings, state, folder, events
-        self._logs: dict[str, float] = {}  # of the checkpoint observed last; guarded by `changed`
+        # Guarded by `changed`:
+        self._logs: dict[str, float] = {}  # of the checkpoint observed last
+        self._written: list[int] = []  # steps of checkpoints that wait for the loss of their epoch
+        self._losses: list[tuple[int, float]] = []  # ends of epochs, and their losses, that wait for a checkpoint
 
     def take(self, score: pb.Score) -> None:
         """Records a score that the evaluator reports.
@@ -57,17 +61,23 @@ class Scores:
 
     def written(self, saved: Checkpoint) -> None:
         """Has callbacks hear of a checkpoint; without an evaluator, loss and rate are all that they follow."""
-        state = self._state
         self._events.checkpoint(saved.step, saved.directory)
-        if self._settings.expects_evaluator:
-            return
-        with state.journaled():
-            if state.evaluator_heard_s is not None:
-                return
-            seconds = round(state.coordinator.time.train_s(time.monotonic()), 2)
-            seen = self._observe(saved.step, {})
-            state.changed.notify_all()
-        self._tell(saved.step, seconds, seen)
+        self._observe_unscored(written=[saved.step])
+
+    def ended(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Adds epochs that are complete, entries of `EpochLog`, to the history, and has callbacks hear of them."""
+        for entry in entries:
+            self._folder.note({"kind": "epoch", **entry})
+            factor = self._state.journal_state.reactions.factor.factor
+            logs = {name: value for name, value in entry.items() if name not in ("epoch", "step", "seconds")}
+            logs["learning_rate"] = self._settings.schedule.rate(entry["step"]) * factor
+            self._events.epoch(entry["epoch"], logs)
+        self._observe_unscored(losses=[(entry["step"], entry["loss"]) for entry in entries if "loss" in entry])
+
+    @property
+    def waiting(self) -> set[int]:
+        """Steps of checkpoints whose epoch's loss is not complete; the lock is held."""
+        return set(self._written)
 
     def wait_for_last(self) -> None:
         """Waits for the score of the last checkpoint, if an evaluator has ever asked for one or is expected."""
@@ -95,13 +105,40 @@ class Scores:
             logs = self._logs or (dict(score.metrics) if score is not None else {})
         self._events.finish(logs)
 
+    def _observe_unscored(self, written: Sequence[int] = (), losses: Sequence[tuple[int, float]] = ()) -> None:
+        """Has callbacks count checkpoints where there is no evaluator; those of epochs once the epoch's loss is known.
+
+        Args:
+            written: Steps of new checkpoints.
+            losses: Number of steps at the end of an epoch, and its loss.
+        """
+        state, counted = self._state, []
+        if self._settings.expects_evaluator or not self._settings.callbacks:
+            return
+        with state.journaled():
+            if state.evaluator_heard_s is not None:
+                return
+            self._written += written
+            self._losses += losses
+            seconds = round(state.coordinator.time.train_s(time.monotonic()), 2)
+            if not self._settings.checkpoint_every_epoch:
+                counted = [(step, self._observe(step, {})) for step in self._written]
+                self._written, self._losses = [], []
+            while self._losses and (at := [step for step in self._written if step >= self._losses[0][0]]):
+                counted.append((at[0], self._observe(at[0], {"loss": self._losses.pop(0)[1]})))
+                self._written = at if self._losses else at[1:]
+            state.changed.notify_all()
+        for step, seen in counted:
+            self._tell(step, seconds, seen)
+
     def _observe(self, step: int, metrics: Mapping[str, float]) -> Observation:
         """Has callbacks count a checkpoint's scores; the lock is held."""
         coordinator, known = self._state.coordinator, self._state.journal_state
-        over = coordinator.time.ended_s is not None
-        loss = coordinator.epochs.loss_before(step)
-        metrics = metrics if math.isnan(loss) else {"loss": loss, **metrics}
-        seen = known.reactions.scored(step, metrics, self._settings.schedule.rate(step), over=over)
+        over = coordinator.should_stop(time.monotonic())
+        loss = coordinator.epochs.loss_before(step) if self._settings.checkpoint_every_epoch else math.nan
+        scores = metrics if math.isnan(loss) else {"loss": loss, **metrics}
+        reported = int(coordinator.reports.total(lambda r: r.steps)), coordinator.reports.total(lambda r: r.loss_sum)
+        seen = known.reactions.scored(step, scores, self._settings.schedule.rate(step), reported, over=over)
         if not seen.repeated:
             self._logs = seen.logs
         if seen.stop:
@@ -119,5 +156,3 @@ class Scores:
             logging.error("%s", seen.mistake)
         if seen.stop:
             logging.info("training ends early at step %d: %s", step, seen.stop)
-        if seen.epoch is not None:
-            self._events.epoch(seen.epoch, seen.logs)

@@ -63,8 +63,9 @@ class Service(chief_pb2_grpc.ChiefServicer):
             while (lease := state.coordinator.lease(*who, time.monotonic())) is None:
                 if time.monotonic() > begin + _LEASE_WITHIN_S:
                     raise NotYet("an epoch has no checkpoint or score yet")
-                state.lease_waits = True
-                state.changed.notify_all()
+                if not state.lease_waits:
+                    state.lease_waits = True
+                    state.changed.notify_all()
                 state.changed.wait(_LOOK_AGAIN_S)
         return pb.LeaseReply(epoch=lease.epoch, start=lease.start, stop=lease.stop)
 

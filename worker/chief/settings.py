@@ -43,7 +43,6 @@ class JobSettings:
             resumed keeps its own.
         job: Fields of the job and their values that must be the same in workers and evaluator.
         callbacks: What happens when checkpoints are written and scored.
-        steps_per_epoch: Global steps of an epoch, as callbacks count them.
         epochs: Which steps make an epoch; by default there is one that never ends.
         checkpoint_every_epoch: Whether every epoch ends with a checkpoint, which the evaluator scores.
     """
@@ -73,7 +72,6 @@ class JobSettings:
     job_id: str = ""
     job: Mapping[str, str] = field(default_factory=dict)
     callbacks: tuple[Callback, ...] = ()
-    steps_per_epoch: int = 1
     epochs: Epochs = ENDLESS
     checkpoint_every_epoch: bool = False
 

@@ -18,7 +18,6 @@ from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.departures import Departures
 from downpour.worker.chief.epoch_log import EpochLog
-from downpour.worker.chief.epochs import Epochs
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
@@ -69,8 +68,8 @@ class JobState:
         )
         self.unscored: list[pb.NextCheckpointReply] = []
         self.lease_waits = False
-        epochs = Epochs(settings.steps_per_epoch, settings.num_steps)
-        self.journal_state = JournalState(self.coordinator, reactions=Reactions(settings.callbacks, epochs))
+        reactions = Reactions(settings.callbacks, settings.epochs)
+        self.journal_state = JournalState(self.coordinator, reactions=reactions)
         self.departures = Departures()
         self.layout: Layout | None = None
         self.fingerprint = b""

@@ -56,6 +56,7 @@ def test_whether_higher_is_better_is_told_by_the_name(name: str, higher: bool) -
     [
         ([EarlyStopping()], r"callbacks is a list; give a tuple of EarlyStopping, KeepBest, ReduceOnPlateau, or an"),
         ((EarlyStopping(), 3), r"callbacks\[1\] is a int; give EarlyStopping, KeepBest, ReduceOnPlateau, or an object"),
+        ((KeepBest(), Own(), KeepBest(mode="max")), r"callbacks\[2\] is a second KeepBest of 'val_loss'; give one"),
         ((Own,), r"callbacks\[0\] is the class Own, not an object of it; give"),
         ((pytest.Item,), r"callbacks\[0\] is the class Item"),
         ((pytest.Session.__new__(pytest.Session),), r"callbacks\[0\] is a _pytest.Session; give EarlyStopping"),

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from downpour.model.data.epochs import Epochs
 from downpour.proto import chief_pb2 as pb
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.layout import Layout
 from downpour.worker.chief.callbacks import KeepBest, ReduceOnPlateau
 from downpour.worker.chief.coordinator import Coordinator, OtherRecords
-from downpour.worker.chief.epochs import Epochs
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.reactions import Reactions
@@ -54,11 +54,11 @@ def test_journals_count_examples_as_they_did_when_they_called_them_images() -> N
 
 
 def test_what_callbacks_have_counted_is_handed_on_and_is_in_checkpoints() -> None:
-    reactions = Reactions((KeepBest(), ReduceOnPlateau(patience=1)), Epochs(10))
+    reactions = Reactions((KeepBest(), ReduceOnPlateau(patience=1)), Epochs(10, 1))
     before = known()
     before.reactions, before.offered = reactions, 30
     for step, value in ((10, 1.0), (20, 2.0)):
-        reactions.scored(step, {"val_loss": value}, 0.1, over=False)
+        reactions.scored(step, {"val_loss": value}, 0.1, (0, 0.0), over=False)
     before.checkpoint = pb.NextCheckpointReply(directory="/runs/step-40", step=40)
     assert before.kept == {10, 30, 40}, "the best, the one that is being scored, and the one that will be"
     after = known()
@@ -69,7 +69,9 @@ def test_what_callbacks_have_counted_is_handed_on_and_is_in_checkpoints() -> Non
     resumed = known()
     resumed.reactions = reactions.continued({})
     resumed.resume(saved, 1000.0)
-    assert resumed.reactions.state() == reactions.state() and resumed.kept == {0, 10, 40}
+    assert resumed.reactions.state() == reactions.state() and resumed.kept == {10, 40}
+    resumed.reactions.scored(40, {"val_loss": 3.0}, 0.1, (0, 0.0), over=False)
+    assert resumed.kept == {10}
 
 
 def test_nothing_yet_is_handed_on_as_nothing() -> None:

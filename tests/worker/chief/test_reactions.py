@@ -11,19 +11,19 @@ import keras
 import numpy as np
 import pytest
 
+from downpour.model.data.epochs import Epochs
 from downpour.worker.chief.callbacks import Callback, EarlyStopping, KeepBest, ReduceOnPlateau
-from downpour.worker.chief.epochs import Epochs
 from downpour.worker.chief.reactions import Factor, Observation, Reactions
 
 RATE = 0.5
 
 
-def reactions(*callbacks: Callback, steps_per_epoch: int = 10, num_steps: int = 0) -> Reactions:
-    return Reactions(callbacks, Epochs(steps_per_epoch, num_steps))
+def reactions(*callbacks: Callback) -> Reactions:
+    return Reactions(callbacks, Epochs(10, 1))
 
 
 def score(given: Reactions, epoch: int, value: float, *, over: bool = False, **more: float) -> Observation:
-    return given.scored(10 * (epoch + 1), {"val_loss": value, **more}, RATE, over=over)
+    return given.scored(10 * (epoch + 1), {"val_loss": value, **more}, RATE, (0, 0.0), over=over)
 
 
 def restarted(given: Reactions) -> Reactions:
@@ -126,11 +126,8 @@ def test_the_best_checkpoint_is_known_by_step_and_score() -> None:
     )  # fmt: skip
     assert not notes[1] and not notes[3] and not notes[4], "an equal score is not better, as in Keras"
     mine = restarted(mine)
-    assert (
-        mine.best
-        == mine.summary()["best"]
-        == {"val_loss": {"step": 30, "score": 2.0}, "val_mae": {"step": 30, "score": -1.0}}
-    )
+    assert mine.best == {"val_loss": {"step": 30, "score": 2.0}, "val_mae": {"step": 30, "score": -1.0}}
+    assert mine.summary() == {"best": mine.best}
     score(mine, 5, 1.0, over=True, val_mae=0.0)
     assert mine.best["val_loss"]["step"] == 60, "the last checkpoint may be the best"
 
@@ -156,7 +153,7 @@ def test_a_callback_counts_on_when_its_other_arguments_differ() -> None:
     for epoch in range(3):
         seen = score(mine, epoch, 1.0, val_mae=1.0)
     assert seen.stop == "val_loss has not improved for 2 scored checkpoints"
-    longer = Reactions((KeepBest(), EarlyStopping(patience=4)), Epochs(10)).continued(mine.state())
+    longer = Reactions((KeepBest(), EarlyStopping(patience=4)), Epochs(10, 1)).continued(mine.state())
     assert not score(longer, 3, 1.0).stop and score(longer, 4, 1.0).stop
     assert mine.state()["counters"].keys() == {
         "EarlyStopping val_loss", "EarlyStopping val_mae", "EarlyStopping val_loss #2"
@@ -182,24 +179,23 @@ def test_a_job_without_callbacks_has_a_state_too() -> None:
         reactions().continued({"observed": 3})
 
 
-def test_epochs_end_with_their_checkpoints_and_have_their_mean_loss() -> None:
-    mine = Epochs(steps_per_epoch=10, num_steps=25)
-    for _ in range(2):  # a shard that leaves may want another of the same step
-        mine.wrote(11, 11, 22.0, 0.1)  # the first checkpoint at or after 10
-    mine.wrote(15, 15, 26.0, 0.1)  # within the second epoch
-    assert mine.scored(11) == (0, {"learning_rate": 0.1, "loss": 2.0})
-    mine = mine.continued(json.loads(json.dumps(mine.state())))
-    assert mine.scored(15) == (None, {"learning_rate": 0.1, "loss": 1.0})
-    mine.wrote(26, 26, 32.0, 0.05)
-    assert mine.of(26) == 2 == mine.of(25), "the last one may be cut off"
-    assert mine.scored(26) == (2, {"learning_rate": 0.05, "loss": pytest.approx(10 / 15)})
-    assert mine.scored(26) == (None, {})
+def test_the_loss_is_that_of_an_epoch_or_since_the_last_count() -> None:
+    mine = reactions(KeepBest("loss"))
+    assert "loss" not in mine.scored(10, {}, RATE, (0, 0.0), over=False).logs, "no worker has reported"
+    assert mine.scored(20, {}, RATE, (4, 8.0), over=False).logs == {"loss": 2.0, "learning_rate": RATE}
+    assert mine.scored(20, {}, RATE, (8, 9.0), over=False).logs == {}, "it was counted"
+    mine = restarted(mine)
+    assert mine.scored(30, {"val_loss": 1.0}, RATE, (6, 9.0), over=False).logs["loss"] == 0.5
+    assert mine.scored(40, {"loss": 7.0}, RATE, (9, 9.0), over=False).logs["loss"] == 7.0
+    assert mine.scored(50, {}, RATE, (2, 6.0), over=False).logs["loss"] == 3.0, "reports were lost with a journal"
+    assert mine.best == {"loss": {"step": 30, "score": 0.5}}
 
 
-def test_an_epoch_that_was_not_scored_is_left_out_and_its_loss_counts_for_it_alone() -> None:
-    mine = Epochs(steps_per_epoch=10)
-    for step, total in ((10, 10.0), (20, 30.0), (30, 60.0)):
-        mine.wrote(step, step, total, 0.1)
-    assert mine.scored(30) == (2, {"learning_rate": 0.1, "loss": 3.0})
-    mine.wrote(40, 30, 60.0, 0.1)
-    assert mine.scored(40) == (3, {"learning_rate": 0.1}), "no step was reported in it"
+@pytest.mark.parametrize("steps", [(5, 12, 25, 30), (5, 8, 21, 24)])
+def test_epochs_before_the_first_to_count_are_ignored_also_where_checkpoints_are_within_them(
+    steps: tuple[int, ...],
+) -> None:
+    mine = reactions(EarlyStopping("val_loss", start_from_epoch=1), EarlyStopping("val_mae", patience=9))
+    seen = [mine.scored(step, {"val_loss": 1.0, "val_mae": 1.0}, RATE, (0, 0.0), over=False) for step in steps]
+    assert [bool(one.stop) for one in seen] == [False, False, False, True]
+    assert mine.state()["counters"]["EarlyStopping val_mae"]["wait"] == 3, "all of them count from the first on"
