@@ -37,10 +37,13 @@ DEV = [
     "grpcio-tools==1.75.1",  # its generated code loads beside any protobuf from 6.31.1 on
     "hyperframe>=6.1",  # frames of `make conformance`
     "hypothesis>=6.100",
+    "ipykernel>=7.0",  # with nbclient: `fit` in a notebook
     "jsonschema>=4.26",
     "kubernetes-validate==1.37.0",  # brings the schemas of the Kubernetes versions that manifests are checked against
     "moto[s3]>=5.2",  # with flask a real S3 server on loopback
     "mypy>=1.18",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "pytest>=8.4",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",

@@ -64,6 +64,11 @@ class ParameterServerStub(object):
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.SerializeToString,
                 response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentReply.FromString,
                 _registered_method=True)
+        self.SetRate = channel.unary_unary(
+                '/downpour.v1.ParameterServer/SetRate',
+                request_serializer=downpour_dot_proto_dot_parameter__server__pb2.SetRateRequest.SerializeToString,
+                response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.SetRateReply.FromString,
+                _registered_method=True)
         self.WriteCheckpoint = channel.unary_unary(
                 '/downpour.v1.ParameterServer/WriteCheckpoint',
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.WriteCheckpointRequest.SerializeToString,
@@ -132,6 +137,15 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRate(self, request, context):
+        """From the next push that begins, the shard multiplies what its schedule says by a factor, which is part of its state.
+        A number that is not above the shard's own changes nothing, so the call may be repeated, late, or overtaken. Shards
+        are told one by one, and need not change at the same push.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WriteCheckpoint(self, request, context):
         """Writes the shard's state to a file in `directory`, complete or not at all. Pushes go on meanwhile.
         """
@@ -178,6 +192,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.Absent,
                     request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.FromString,
                     response_serializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentReply.SerializeToString,
+            ),
+            'SetRate': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRate,
+                    request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.SetRateRequest.FromString,
+                    response_serializer=downpour_dot_proto_dot_parameter__server__pb2.SetRateReply.SerializeToString,
             ),
             'WriteCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.WriteCheckpoint,
@@ -352,6 +371,33 @@ class ParameterServer(object):
             '/downpour.v1.ParameterServer/Absent',
             downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.SerializeToString,
             downpour_dot_proto_dot_parameter__server__pb2.AbsentReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/downpour.v1.ParameterServer/SetRate',
+            downpour_dot_proto_dot_parameter__server__pb2.SetRateRequest.SerializeToString,
+            downpour_dot_proto_dot_parameter__server__pb2.SetRateReply.FromString,
             options,
             channel_credentials,
             insecure,

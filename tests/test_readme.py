@@ -48,7 +48,7 @@ COVERED = {
 SHORT = [
     (r"local --recipe=quickstart$", "--steps=4 --batch_size=16 --set=cluster.num_ps=5"),
     (r"local --recipe=quickstart --resume", "--steps=8 --batch_size=16"),
-    (r"local --recipe=(quickstart|mine)", "--steps=4 --batch_size=16 --set=cluster.num_ps=3"),
+    (r"(local --recipe=|train )(quickstart|mine)", "--steps=4 --batch_size=16 --set=cluster.num_ps=3"),
     (r"local --recipe=paper_shape", "--steps=2 --batch_size=2 --set=cluster.num_ps=3 --set=model.depth=18 "
                                     "--set=model.width=8 --set=data.image_size=32 --set=data.num_heldout=2"),
     (r"plan ", "--measure_s=0.1"),
@@ -138,12 +138,14 @@ def look(newcomer: Newcomer, command: str, output: str) -> None:
     out = Path(str(newcomer.folder / given["out"].removeprefix("/"))) if "out" in given else newcomer.folder
     if name == "prepare":
         assert recipe.load("quickstart").data.num_labels == json.loads((out / "dataset.json").read_text())["num_labels"]
-    elif name == "local":
+    elif name in ("local", "train"):
         assert output.splitlines()[-1].startswith("RESULT {")
-        run_dir = given.get("run_dir", Path("runs", given["recipe"]).stem).removeprefix("runs/")
+        run_dir = given.get("run_dir", Path("runs", given.get("recipe", words[2])).stem).removeprefix("runs/")
         steps = newcomer.result(run_dir)["global_steps"]
         assert isinstance(steps, int) and steps >= (8 if "--resume" in words else 2)
         assert "--set=cluster.num_ps=24" not in words or newcomer.result(run_dir)["num_ps"] == 24
+    elif name == "status":
+        assert output.startswith(f"{words[2]}: done, step"), output
     elif name == "layout":
         shards = re.findall(r"^ *(\d+) ", output, re.MULTILINE)
         assert shards == [str(i) for i in range(17)], output
@@ -195,7 +197,7 @@ def test_targets_of_make_exist_and_their_programs_take_what_they_are_given(targe
     for line in made(target):
         program, *arguments = shlex.split(line)
         if program == "downpour":
-            assert arguments[0] in cli._SUBCOMMANDS
+            assert arguments[0] in cli.COMMANDS
         elif arguments[:2] != ["-m", "pytest"]:
             assert program == "python" and arguments[0] == "-m", line
             if arguments[1] == "mkdocs":

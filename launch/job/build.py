@@ -23,6 +23,12 @@ from downpour.ps.policy.pace import Sync
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.cadence import Accumulate, EveryStep
 
+# The way out for data sets with `image_size` and `num_labels`.
+MORE_THAN_IMAGES = (
+    "for several inputs or outputs, or sample weights, give the data as downpour.model.data.Examples, and a compiled "
+    "model without a loss of the job (docs/data.md, docs/fit.md)"
+)
+
 
 @mistakes.final()
 def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
@@ -196,12 +202,13 @@ def _check_ends(model: Any, batch_size: int, image_size: int, num_labels: int) -
     inputs, outputs = getattr(model, "inputs", None) or [None], getattr(model, "outputs", None) or [None]
     if len(inputs) != 1:
         raise ValueError(
-            f"the model has {len(inputs)} inputs; today a model takes one array [B, ...] (join them in it)"
+            f"the model has {len(inputs)} inputs, and data of labelled images give one array; {MORE_THAN_IMAGES}"
         )
     check_image_shape(model, (image_size, image_size, 3))
     if len(outputs) != 1:
         raise ValueError(
-            f"the model gives {len(outputs)} outputs; today a model gives one array [B, labels] (join them in it)"
+            f"the model gives {len(outputs)} outputs, and data of labelled images give one array [B, labels]; "
+            f"{MORE_THAN_IMAGES}"
         )
     if outputs[0] is not None and tuple(outputs[0].shape[1:]) != (num_labels,):
         raise ValueError(
@@ -242,6 +249,8 @@ def check_data(job: Job) -> None:
     """Raises `ValueError` when the data cannot be read, or are fewer than one batch."""
     with mistakes.final():
         job.data.check()
+        for scored in job.validation_sets.values():
+            scored.check()
         if job.data.num_records < positions_in_batch(job.data, job.batch_size):
             raise ValueError(
                 f"batch_size is {job.batch_size}, but there are only {job.data.num_records} training records; give "

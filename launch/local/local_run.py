@@ -29,7 +29,6 @@ from downpour.launch.local.progress import Display
 from downpour.launch.local.supervisor import Interrupted, Stopped, Supervisor
 from downpour.worker.chief import owner
 
-_LOCK = "launcher.lock"  # protects a run before its chief holds the chief's own lock
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1"}
 
 
@@ -81,7 +80,7 @@ class LocalRun:
         if self._lock is not None:
             raise ValueError(f"the run in {self.config.folder} was started before; make a new one")
         check(self.config)
-        self._lock = owner.Lock(self.config.folder / _LOCK, "launcher")
+        self._lock = owner.Lock(self.config.folder / owner.LAUNCHER_LOCK, "launcher")
         self._process = os.getpid()
         atexit.register(self.stop)
         self._thread.start()
@@ -104,7 +103,7 @@ class LocalRun:
             ProcessFailed: A process failed; the message has name and reason. Notes of the last two say how to continue.
         """
         if not self._ended.wait(timeout_s):
-            raise TimeoutError(f"the run in {self.config.folder} has not ended within {timeout_s:g} s")
+            raise self._too_late(timeout_s)
         if self._error is not None:
             raise self._error
         return self._summary
@@ -147,6 +146,9 @@ class LocalRun:
             self.stop()
         elif self.running:  # a signal was passed on to it
             self._ended.wait()
+
+    def _too_late(self, timeout_s: float | None) -> TimeoutError:
+        return TimeoutError(f"the run in {self.config.folder} has not ended within {timeout_s:g} s")
 
     def _run(self) -> None:
         try:

@@ -18,6 +18,7 @@ from downpour.model.data.batches import Batch, Batches, check_batch_size
 from downpour.model.data.collation import ExampleBatch
 from downpour.model.data.epochs import check_fits
 from downpour.model.data.indexed import Source, is_a, rows_directly
+from downpour.model.data.nests import num_examples
 from downpour.model.data.order import Lease, Order, Place
 from downpour.model.data.preparation import Preparation, blank_like, check_alike
 from downpour.model.data.reading import Reader, check_picklable, items_read
@@ -68,11 +69,11 @@ class Examples(Preparation):
         Raises:
             ValueError: The source is refused; see `check`.
         """
-        return len(self._train.opened)
+        return len(self._train)
 
     def positions_in_batch(self, batch_size: int) -> int:
         """Positions of the leases that a batch takes: its examples, or 1 where items are batches."""
-        return 1 if self._train.opened.batched else batch_size
+        return 1 if self._train.has_batches else batch_size
 
     def for_worker(self, index: int, num_workers: int) -> Examples:
         """The examples of one worker: all, since leases divide them."""
@@ -85,10 +86,44 @@ class Examples(Preparation):
             ValueError: A source is empty or none, its arrays differ in length, an item cannot be made an example, the
                 two items differ, held-out examples have other inputs or targets, or cannot be read by other processes.
         """
-        sources = [self._train] if self.validation is None else [self._train, self._validation]
         if self._num_at_once("processes", self.num_processes, 0):
-            check_picklable(map=self.map, **{source.name: source.given for source in sources})
-        check_alike([self._ends(source) for source in sources])
+            check_picklable(map=self.map, **{source.name: source.given for source in self._sources()})
+        check_alike([self._ends(source) for source in self._sources()])
+
+    def check_all(self) -> None:
+        """Checks as `check` does, and every example of arrays in memory that no function changes.
+
+        Raises:
+            ValueError: See `check`; or an example is refused, or a key of `class_weight` is no label of those arrays.
+        """
+        self.check()
+        if self.map is not None or self.collate is not None:
+            return
+        for source in self._sources():
+            columns = rows_directly(source.opened)
+            if columns is not None:
+                batcher = self.batcher(source.name, is_training=source is self._train)
+                batcher.check_all(columns.pieces())
+
+    def first_heldout(self) -> ExampleBatch | None:
+        """The first held-out item, as a batch; None if there is no source of them, or it is left out.
+
+        Raises:
+            ValueError: See `check`.
+        """
+        return None if self.validation is None else self._ends(self._validation)
+
+    def batch_size_of_items(self) -> int | None:
+        """Examples of the first item, where items are batches; else None.
+
+        Raises:
+            ValueError: The source is refused; see `check`.
+        """
+        first = self._ends(self._train) if self._train.opened.batched else None
+        return None if first is None else num_examples(first[0])
+
+    def _sources(self) -> list[Source]:
+        return [self._train] if self.validation is None else [self._train, self._validation]
 
     def blank(self, batch_size: int) -> Batch:
         """Zeros like a training batch; see `batches.blank_batch`. Reads and maps the first item, if none is left out.
@@ -147,9 +182,9 @@ class Examples(Preparation):
 
     def _num_at_once(self, how: str, given: int | None, otherwise: int) -> int:
         """Threads or processes to read with."""
-        if given is None and is_a(self.train, "keras", "PyDataset"):
-            wanted = "processes" if self.train.use_multiprocessing else "threads"
-            return int(self.train.workers) if how == wanted else otherwise
+        if given is None and is_a(value := self._train.value, "keras", "PyDataset"):
+            wanted = "processes" if value.use_multiprocessing else "threads"
+            return int(value.workers) if how == wanted else otherwise
         return otherwise if given is None else given
 
     def _ends(self, source: Source) -> ExampleBatch | None:

@@ -20,6 +20,7 @@ MAY_CALL: dict[str, frozenset[str]] = {
     "ParameterServer/Restore": frozenset({"chief"}),
     "ParameterServer/WriteCheckpoint": frozenset({"chief"}),
     "ParameterServer/Absent": frozenset({"chief"}),
+    "ParameterServer/SetRate": frozenset({"chief"}),
     "ParameterServer/Stop": frozenset({"chief"}),
     "Chief/Register": frozenset({"worker"}),
     "Chief/Report": frozenset({"worker"}),

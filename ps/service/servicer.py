@@ -7,6 +7,7 @@ reads and writes them.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -41,6 +42,7 @@ _Call = (
     | pb.PullRequest
     | pb.PushHeader
     | pb.AbsentRequest
+    | pb.SetRateRequest
     | pb.WriteCheckpointRequest
     | pb.StopRequest
 )
@@ -108,6 +110,7 @@ class Servicer:
             "Pull": pull,
             "Push": push,
             "Absent": _unary(self.absent, pb.AbsentRequest, pb.AbsentReply),
+            "SetRate": _unary(self.set_rate, pb.SetRateRequest, pb.SetRateReply),
             "WriteCheckpoint": _unary(self.write_checkpoint, pb.WriteCheckpointRequest, pb.WriteCheckpointReply),
             "Stop": _unary(self.stop, pb.StopRequest, pb.StopReply),
         }
@@ -203,6 +206,15 @@ class Servicer:
         self._check(request).absent([(worker.index, worker.incarnation) for worker in request.workers])
         return pb.AbsentReply()
 
+    def set_rate(self, request: pb.SetRateRequest, context: grpc.ServicerContext) -> pb.SetRateReply:
+        """Changes the factor of the learning rate; see `ParameterServer.SetRate`."""
+        shard = self._check(request)
+        if not 0 < request.factor < math.inf:
+            raise MalformedChunk(f"the factor of the learning rate is {request.factor}, not a number above 0")
+        rate = shard.set_rate(request.number, request.factor)
+        logging.info("the learning rate is multiplied by %g since version %d", rate.factor, rate.version)
+        return pb.SetRateReply(rate=rate)
+
     def write_checkpoint(
         self, request: pb.WriteCheckpointRequest, context: grpc.ServicerContext
     ) -> pb.WriteCheckpointReply:
@@ -242,19 +254,23 @@ class Servicer:
             raise NotReady(f"shard {self._index} holds no parameters yet; the chief has not initialised it")
         if isinstance(call, pb.ShardSpecification) or call.HasField("shard"):
             self._check_index(call.shard)
-        mine = self._shard.arena.specification
         another = f", or give another --arena than {self._arena_path}" if self._arena_path else ""
-        if call.fingerprint != mine.fingerprint:
-            raise LayoutMismatch(
-                f"shard {self._index} holds layout {mine.fingerprint.hex()[:16]}, the call is for "
-                f"{call.fingerprint.hex()[:16]}; start every role with the same recipe and overrides{another}"
-            )
-        if call.job_id and call.job_id != mine.job_id:
-            raise LayoutMismatch(
-                f"shard {self._index} holds parameters of job {mine.job_id or 'without an id'}, the call is of job "
-                f"{call.job_id}; give every job its own shards{another}"
-            )
+        _check_same(self._shard.arena.specification, call, another)
         return self._shard
+
+
+def _check_same(mine: pb.ShardSpecification, call: _Call, another: str) -> None:
+    """Raises `LayoutMismatch` for a call of another layout or job than the shard's; `another` ends the message."""
+    if call.fingerprint != mine.fingerprint:
+        raise LayoutMismatch(
+            f"shard {mine.shard} holds layout {mine.fingerprint.hex()[:16]}, the call is for "
+            f"{call.fingerprint.hex()[:16]}; start every role with the same recipe and overrides{another}"
+        )
+    if call.job_id and call.job_id != mine.job_id:
+        raise LayoutMismatch(
+            f"shard {mine.shard} holds parameters of job {mine.job_id or 'without an id'}, the call is of job "
+            f"{call.job_id}; give every job its own shards{another}"
+        )
 
 
 def _check_job(request: pb.RestoreRequest, saved: checkpoint.Checkpoint) -> None:

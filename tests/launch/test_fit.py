@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,18 +52,26 @@ if __name__ == "__main__":
         loss={"sum": own_loss, "kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
         metrics={"kind": ["accuracy"]},
     )
+    recorded, seen = keras.callbacks.History(), []
+    best = keras.callbacks.ModelCheckpoint(sys.argv[1] + "/{epoch}.keras", save_best_only=True)
+    own = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append((epoch, logs["loss"])))
+    stopping = keras.callbacks.EarlyStopping(patience=50, restore_best_weights=True)
     run = downpour.fit(
-        model, examples(800, 0), validation_data=examples(100, 1), epochs=3, batch_size=40, workers=2, shards=2,
-        run_dir=sys.argv[1],
+        model, examples(800, 0), validation_data=examples(100, 1), validation_sets={"more": examples(60, 2)}, epochs=6,
+        batch_size=40, workers=2, shards=2, run_dir=sys.argv[1], callbacks=[recorded, best, own, stopping],
     )
     summary = run.wait(240)
-    assert summary["global_steps"] >= 60, summary
+    assert summary["global_steps"] >= 120, summary
     history = run.history
-    assert 1 <= len(history["loss"]) <= 3, history  # as far as workers have reported: once a second
-    assert history["val_kind_accuracy"][-1] > 0.9, history
+    assert {len(values) for values in history.values()} == {6}, history  # though an epoch takes a tenth of a second
+    assert np.isfinite(list(history.values())).all() and len(set(history["val_loss"])) >= 5, history
+    assert history["val_kind_accuracy"][-1] > 0.9 and history["val_more_kind_accuracy"][-1] > 0.8, history
+    assert recorded.history == history and seen == list(enumerate(history["loss"])), (recorded.history, history)
     x, y = examples(100, 1)
     scores = run.model.evaluate(x, y, verbose=0, return_dict=True)
-    assert abs(scores["loss"] - history["val_loss"][-1]) < 1e-4 * abs(scores["loss"]) + 1e-5, (scores, history)
+    assert abs(scores["loss"] - min(history["val_loss"])) < 1e-4 * abs(scores["loss"]) + 1e-5, (scores, history)
+    saved = keras.saving.load_model(sys.argv[1] + f"/{1 + int(np.argmin(history['val_loss']))}.keras")
+    assert all((a == b).all() for a, b in zip(saved.get_weights(), run.model.get_weights(), strict=True))
     try:
         downpour.fit(model, examples(800, 0), epochs=3, run_dir=sys.argv[1])
     except ValueError as error:
@@ -80,6 +89,7 @@ def test_a_script_trains_a_model_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, str(script), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.endswith("all is well\n"), done.stderr[-3000:]
+    assert re.findall(r"Epoch (\d)/6  20/20 .*- loss: [\d.]+ - .*val_more_loss: [\d.]+", done.stdout) == list("123456")
 
 
 def dry(tmp_path: Path, model: Any, data: Any = None, **more: Any) -> Any:
@@ -143,7 +153,15 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (compiled, Examples((X, X)), {"validation_data": (X, X)}, "give validation and class_weight to it"),
         (compiled, None, {"codec": "int8"}, "codec cannot be given"),
         (compiled, None, {"loss": "mse"}, "loss cannot be given"),
-        (compiled, Stream(batches), {}, "the stream has no num_examples, so an epoch has no length"),
+        (compiled, None, {"epoch": 3}, "epoch cannot be given; other fields of Job can; did you mean epochs"),
+        (compiled, None, {"num_step": 3}, "num_step cannot be given; other fields of Job can; did you mean num_steps"),
+        (compiled, None, {"callbacks": keras.callbacks.TensorBoard("x")}, "TensorBoard is not supported"),
+        (compiled, None, {"callbacks": keras.callbacks.EarlyStopping()}, "monitor is 'val_loss', and there is no"),
+        (compiled, None, {"verbose": 3}, "verbose is 3; accepted are 'auto', 0"),
+        (compiled, None, {"validation_sets": [(X, X)]}, "validation_sets is a list; give a dict of held-out examples"),
+        (compiled, None, {"validation_sets": {"b": X[:0]}}, r"validation_sets\['b'\]: "),
+        (compiled, None, {"validation_sets": {"a b": (X, X[:, :1])}}, "validation_sets has the name 'a b'; give"),
+        (compiled, Stream(batches), {}, "an epoch of this stream has no length"),
         (compiled, Examples((X, X[:, :1]), map=lambda item: item), {}, "a lambda or local function"),
     ],
 )  # fmt: skip
@@ -167,6 +185,11 @@ def test_a_run_that_goes_on_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "job" / "recipe.py").read_text() == before
 
 
+def test_batches_that_are_accumulated_are_one_step_of_an_epoch(tmp_path: Path) -> None:
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    assert recipe.load(dry(tmp_path, compiled(optimizer=optimizer), epochs=2).recipe).num_steps == 80 * 2 / 8 / 4
+
+
 def test_a_run_that_is_resumed_has_the_new_arguments(tmp_path: Path) -> None:
     dry(tmp_path, compiled(), epochs=1)
     assert recipe.load(dry(tmp_path, compiled(), epochs=3, resume=True).recipe).num_steps == 30
@@ -185,3 +208,20 @@ def test_what_a_recipe_imports_starts_no_other_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="call it below if __name__"):
         recipe.load(tmp_path / "recipe.py")
     assert not recipe.is_loading()
+
+
+@pytest.mark.slow
+def test_the_losses_of_one_worker_are_those_of_keras(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 6)).astype("f")
+    y = x.sum(1, keepdims=True)
+    keras.utils.set_random_seed(0)
+    model = compiled(keras.layers.Dense(8, activation="relu"))
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    twin.compile(loss="mse", optimizer="sgd")
+    expected = twin.fit(x, y, batch_size=20, epochs=4, shuffle=False, verbose=0).history["loss"]
+    data = Examples((x, y), shuffle=False)
+    run = downpour.fit(model, data, batch_size=20, epochs=4, workers=1, shards=1, run_dir=tmp_path / "run")
+    run.wait(240)
+    np.testing.assert_allclose(run.history["loss"], expected, rtol=1e-5)

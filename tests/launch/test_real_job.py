@@ -21,7 +21,7 @@ from tests.launch import jobs
 pytestmark = pytest.mark.process
 
 RESULT_KEYS = {
-    *("recipe", "num_ps", "num_workers", "head_slices", "global_steps", "seconds", "images_per_second"),
+    *("recipe", "num_ps", "num_workers", "head_slices", "global_steps", "seconds", "examples_per_second"),
     *("map_at_100", "map_at_100_unweighted", "chance", "staleness_mean", "peak_rss_mb"),
     *("pushes_acknowledged", "pushes_applied_min", "pushes_applied_max"),
 }

@@ -198,6 +198,16 @@ class LeaseTable:
         holder.done, holder.released = holder.given, True
 
     @property
+    def num_granted(self) -> int:
+        """Positions granted so far, over all epochs, each once."""
+        return self.epoch * self.num_records + self._next
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether positions were given back that are not granted again."""
+        return bool(self._returned)
+
+    @property
     def finished_in_epoch(self) -> int:
         """Positions of `epoch` that are finished."""
         return self._next - self._num_open(self.epoch)
@@ -205,8 +215,7 @@ class LeaseTable:
     @property
     def epochs(self) -> float:
         """Positions finished, over all epochs, in epochs."""
-        granted = self.epoch * self.num_records + self._next
-        return (granted - self._num_open()) / self.num_records
+        return (self.num_granted - self._num_open()) / self.num_records
 
     def _holder(self, worker: int, incarnation: int) -> _Holder:
         """Returns the entry of an incarnation, which replaces that of an older one."""

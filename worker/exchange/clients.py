@@ -75,6 +75,9 @@ class ShardClient:
         self._absent = self._channel.unary_unary(
             _PATH + "Absent", pb.AbsentRequest.SerializeToString, pb.AbsentReply.FromString
         )
+        self._set_rate = self._channel.unary_unary(
+            _PATH + "SetRate", pb.SetRateRequest.SerializeToString, pb.SetRateReply.FromString
+        )
         self._write_checkpoint = self._channel.unary_unary(
             _PATH + "WriteCheckpoint",
             pb.WriteCheckpointRequest.SerializeToString,
@@ -194,6 +197,12 @@ class ShardClient:
         for index, incarnation in workers:
             request.workers.add(index=index, incarnation=incarnation)
         self._call(lambda: self._absent(request, timeout=self._give_up_after_s))
+
+    def set_rate(self, number: int, factor: float) -> pb.Rate:
+        """Has the shard multiply its schedule's rate by a factor, unless it knows a later change; returns the last."""
+        request = pb.SetRateRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
+        request.number, request.factor = number, factor
+        return self._call(lambda: self._set_rate(request, timeout=self._give_up_after_s)).rate
 
     def write_checkpoint(self, directory: str, *, check_only: bool = False) -> pb.WriteCheckpointReply:
         """Has the shard write its file into a directory, or only check that it may.

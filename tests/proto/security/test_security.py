@@ -43,7 +43,7 @@ def test_a_role_may_do_its_own_work_and_nothing_else() -> None:
     assert may["evaluator"] == {"Status", "Progress", "NextCheckpoint", "ReportScore"}
     assert may["ps"] == {"Status", "Progress", "Leaving"}
     assert may["chief"] == {
-        *("Status", "Progress", "Initialize", "Restore", "WriteCheckpoint", "Absent", "Stop"),
+        *("Status", "Progress", "Initialize", "Restore", "WriteCheckpoint", "Absent", "SetRate", "Stop"),
     }
 
 
