@@ -118,7 +118,7 @@ def from_flags() -> ManifestsConfig:
 
 def run(config: ManifestsConfig) -> None:
     """Writes the manifests and prints what was written."""
-    out, deployment = config.out, plan(config)
+    out, deployment = config.out, deployment_of(config)
     write(out, files(deployment))
     size = deployment.sizes
     print(
@@ -127,7 +127,7 @@ def run(config: ManifestsConfig) -> None:
     )
 
 
-def plan(config: ManifestsConfig) -> Deployment:
+def deployment_of(config: ManifestsConfig) -> Deployment:
     """Checks the configuration and returns the deployment; the model is built last, since that takes seconds.
 
     Raises:

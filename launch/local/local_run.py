@@ -29,7 +29,6 @@ from downpour.launch.local.progress import Display
 from downpour.launch.local.supervisor import Interrupted, Stopped, Supervisor
 from downpour.worker.chief import owner
 
-_LOCK = "launcher.lock"  # protects a run before its chief holds the chief's own lock
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1"}
 
 
@@ -81,7 +80,7 @@ class LocalRun:
         if self._lock is not None:
             raise ValueError(f"the run in {self.config.folder} was started before; make a new one")
         check(self.config)
-        self._lock = owner.Lock(self.config.folder / _LOCK, "launcher")
+        self._lock = owner.Lock(self.config.folder / owner.LAUNCHER_LOCK, "launcher")
         self._process = os.getpid()
         atexit.register(self.stop)
         self._thread.start()

@@ -1,7 +1,8 @@
 """Ownership of a run folder: a lock that its chief holds until its process ends, and the job that began in it.
 
-    owner.lock   locked by the chief (flock); names its job, host, process and since when
-    job.json     the job's id, replaced whole before the first shard is initialised
+    owner.lock      locked by the chief (flock); names its job, host, process and since when
+    launcher.lock   locked by the launcher of a local run, from before the chief's start on
+    job.json        the job's id, replaced whole before the first shard is initialised
 
 The lock of a process that ends is released, whatever ended it; a suspended one (SIGSTOP) keeps it. On a file system
 without locks a warning is logged, and a second chief is not refused. On NFS locks reach other hosts from Linux 2.6.12
@@ -30,7 +31,7 @@ from absl import logging
 from downpour import files
 from downpour.ps.checkpoint.storage import Folder
 
-LOCK = "owner.lock"
+LOCK, LAUNCHER_LOCK = "owner.lock", "launcher.lock"
 JOURNAL, SUMMARY = "journal.json", "summary.json"
 _JOB = "job.json"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -74,14 +75,15 @@ class Lock:
             self._descriptor = -1
 
 
-def check_free(path: Path) -> None:
-    """Raises `ValueError` if a process holds the lock on a file; a file that does not exist is free."""
-    if path.exists():
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            _lock(descriptor, path)
-        finally:
-            os.close(descriptor)
+def check_free(run_dir: Path) -> None:
+    """Raises `ValueError` if a chief or launcher owns a run folder, which need not exist."""
+    for path in (run_dir / LAUNCHER_LOCK, run_dir / LOCK):
+        if path.exists():
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                _lock(descriptor, path)
+            finally:
+                os.close(descriptor)
 
 
 @dataclass(frozen=True)
