@@ -118,7 +118,7 @@ def from_flags() -> ManifestsConfig:
 
 def run(config: ManifestsConfig) -> None:
     """Writes the manifests and prints what was written."""
-    out, deployment = config.out, deployment_of(config)
+    out, deployment = config.out, checked_deployment(config)
     write(out, files(deployment))
     size = deployment.sizes
     print(
@@ -127,7 +127,7 @@ def run(config: ManifestsConfig) -> None:
     )
 
 
-def deployment_of(config: ManifestsConfig) -> Deployment:
+def checked_deployment(config: ManifestsConfig) -> Deployment:
     """Checks the configuration and returns the deployment; the model is built last, since that takes seconds.
 
     Raises:
