@@ -129,7 +129,7 @@ def fit(
     Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
     folder = (Path(run_dir) if run_dir is not None else Path("runs") / fields["name"]).absolute()
     checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
-    owner.check_free(folder / owner.LOCK)  # before the files of a run that is going on are replaced
+    owner.check_free(folder)  # before the files of a run that is going on are replaced
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
     recipe = _write(model, fields, folder / _JOB)

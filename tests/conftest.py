@@ -22,6 +22,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 DEADLINE_S = 60.0
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of real processes come first: a long one that began last would leave the other pytest processes idle."""
+    items.sort(key=lambda item: item.get_closest_marker("process") is None)
+
+
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
     """Polls until a condition holds; fails the test when it does not in time."""
     end = time.monotonic() + deadline_s

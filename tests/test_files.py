@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,21 @@ def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", fsync)
     files.write(tmp_path / "a", "x", durable=True)
     assert len(refused) == 1 and (tmp_path / "a").read_text() == "x"
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    """What may still be written, or is of another file, stays."""
+    old = time.time() - 3700
+    for name in (".a.0123abcd.part", ".a.x.0123abcd.part", ".a.0123abcd.part.x", ".a.0123abcde.part", "a.part"):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (old, old))
+    (tmp_path / ".a.01234567.part").write_text("half")
+    (tmp_path / ".a.ffffffff.part").mkdir()
+    (tmp_path / ".a.ffffffff.part" / "inside").touch()
+    os.utime(tmp_path / ".a.ffffffff.part", (old, old))
+    files.write(tmp_path / "a", "whole")
+    kept = {".a.x.0123abcd.part", ".a.0123abcd.part.x", ".a.0123abcde.part", "a.part", ".a.01234567.part", "a"}
+    assert set(os.listdir(tmp_path)) == kept
 
 
 def test_a_folder_appears_whole_or_is_removed(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def from_flags() -> ManifestsConfig:
 
 def run(config: ManifestsConfig) -> None:
     """Writes the manifests and prints what was written."""
-    out, deployment = config.out, plan(config)
+    out, deployment = config.out, checked_deployment(config)
     write(out, files(deployment))
     size = deployment.sizes
     print(
@@ -140,7 +140,7 @@ def run(config: ManifestsConfig) -> None:
     )
 
 
-def plan(config: ManifestsConfig) -> Deployment:
+def checked_deployment(config: ManifestsConfig) -> Deployment:
     """Checks the configuration and returns the deployment; the model is built last, since that takes seconds.
 
     Raises:

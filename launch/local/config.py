@@ -85,7 +85,7 @@ def check(config: RunConfig) -> None:
     check_data(job)
     if source:
         initial.check(source)
-    owner.check_free(run_dir / owner.LOCK)
+    owner.check_free(run_dir)
     checkpoints = Folder(config.checkpoints.of(run_dir))
     kept = find_kept(config.arena_parent, run_dir) if resume != "no" else None
     if kept:

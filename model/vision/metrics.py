@@ -30,7 +30,12 @@ class MeanPrecision:
 class BestPredictions:
     """The best predictions of every image, batch by batch, from which mAP@cut follows: K = min(cut, C) of an image.
 
-    They take 9 bytes each in float32, so 900 bytes an image at K = 100, whatever C is.
+    Of every image only the `cut` highest scores are kept (ties: the lower class index first). For each class
+    the kept predictions are ranked over all images, and AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores,
+    as in scikit-learn's `average_precision_score`. An image that carries the class but whose prediction of it was not
+    kept is never found, so recall stays below 1. Sun et al. 2017, section 4.2; classes weighted by popularity there.
+
+    Kept predictions take 9 bytes each in float32, so 900 bytes an image at K = 100, whatever C is.
 
     Args:
         cut: Predictions kept per image.
@@ -51,10 +56,10 @@ class BestPredictions:
         self._kept: list[tuple[NDArray, NDArray, NDArray]] = []  # of each batch: classes, scores, hits, [B * K] each
 
     def add(self, scores: NDArray, labels: NDArray) -> None:
-        """Adds a batch; see `mean_average_precision_at`.
+        """Adds a batch.
 
         Args:
-            scores: [B, C] float.
+            scores: [B, C] float, higher is more likely; any monotone scale common to all images (logits will do).
             labels: [B, C], above 0.5 where the label holds.
 
         Raises:
@@ -80,7 +85,15 @@ class BestPredictions:
         return _mean(precisions, self._popularity)
 
     def chance(self) -> MeanPrecision:
-        """`chance` of all images so far; raises `ValueError` if none carries any label."""
+        """Expected mAP of random scores on all images so far, if no prediction is cut.
+
+        For a class on m of N images, all orders equally likely, E[AP] = (H_N + (N - H_N) (m - 1) / (N - 1)) / N, where
+        H_N = 1 + 1/2 + ... + 1/N (Bestgen 2015): close to m / N for large N. With fewer predictions kept than there are
+        classes chance is lower still, so a comparison with this value is conservative.
+
+        Raises:
+            ValueError: No image carries any label.
+        """
         return _mean(_expected_precision(self._popularity, self.num_images), self._popularity)
 
     def has_labels(self) -> bool:
@@ -100,27 +113,6 @@ class BestPredictions:
             yield int(c), values[i:j], hits[i:j]
 
 
-def mean_average_precision_at(scores: NDArray, labels: NDArray, cut: int = 100) -> MeanPrecision:
-    """mAP@cut: average precision per class over each image's `cut` best predictions.
-
-    Of every image only the `cut` highest scores are kept (ties: the lower class index first). For each class
-    the kept predictions are ranked over all images, and AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores,
-    as in scikit-learn's `average_precision_score`. An image that carries the class but whose prediction of it was not
-    kept is never found, so recall stays below 1. Sun et al. 2017, section 4.2; classes weighted by popularity there.
-
-    Args:
-        scores: [N, C] float, higher is more likely; any monotone scale common to all images (logits will do).
-        labels: [N, C], above 0.5 where the label holds.
-        cut: Predictions kept per image; at least 1.
-
-    Raises:
-        ValueError: Shapes differ, a score is not finite, no image carries any label, or `cut` is below 1.
-    """
-    best = BestPredictions(cut)
-    best.add(scores, labels)
-    return best.mean()
-
-
 def check_labels(labels: NDArray) -> None:
     """Raises `ValueError` unless every label is 0 or 1, which is what mAP@100 is defined for."""
     wrong = labels[(labels != 0) & (labels != 1)]
@@ -129,24 +121,6 @@ def check_labels(labels: NDArray) -> None:
             f"labels hold {wrong.flat[0]:.4g}, but scores (mAP@100) are of labels that are 0 or 1, [images, labels]; "
             "for a regression or soft labels start with --noevaluator, which trains without scores"
         )
-
-
-def chance(labels: NDArray) -> MeanPrecision:
-    """Expected mAP of random scores if no prediction is cut.
-
-    For a class on m of N images, all orders equally likely, E[AP] = (H_N + (N - H_N) (m - 1) / (N - 1)) / N, where
-    H_N = 1 + 1/2 + ... + 1/N (Bestgen 2015): close to m / N for large N. With fewer predictions kept than there are
-    classes chance is lower still, so a comparison with this value is conservative.
-
-    Args:
-        labels: [N, C], above 0.5 where the label holds.
-
-    Raises:
-        ValueError: No image carries any label.
-    """
-    truth = np.asarray(labels) > 0.5
-    popularity = truth.sum(axis=0)
-    return _mean(_expected_precision(popularity, truth.shape[0]), popularity)
 
 
 def _check(scores: NDArray, truth: NDArray) -> None:

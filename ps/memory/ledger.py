@@ -48,7 +48,7 @@ _ENTRY_WORDS = LEDGER_ENTRY.itemsize // 8
 _INCARNATION, _SEQUENCE, _APPLIED, _STALENESS, _COMPLETE, _DROPPED, _PUSHES = range(_ENTRY_WORDS)
 
 
-class Known(enum.Enum):
+class PushState(enum.Enum):
     """The state in the ledger of a push that begins."""
 
     NEW = enum.auto()
@@ -64,7 +64,7 @@ class Ledger:
         # The same memory as integers: numpy's records are slow, and some of this is done for every piece.
         self._words = entries.view("<u8").data
 
-    def known(self, push: pb.PushHeader) -> Known:
+    def state(self, push: pb.PushHeader) -> PushState:
         """Returns the recorded state of a push that arrives.
 
         Raises:
@@ -81,8 +81,8 @@ class Ledger:
                 "of the same index did; give every running worker its own --index"
             )
         if (push.incarnation, push.sequence) > (incarnation, sequence):
-            return Known.NEW
-        return Known.COMPLETE if push.sequence < sequence or self._words[at + _COMPLETE] else Known.BROKEN
+            return PushState.NEW
+        return PushState.COMPLETE if push.sequence < sequence or self._words[at + _COMPLETE] else PushState.BROKEN
 
     def begin(self, push: pb.PushHeader) -> None:
         """Replaces the worker's last push by a new one."""

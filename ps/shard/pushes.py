@@ -12,7 +12,7 @@ from downpour.ps.apply.admission import Member
 from downpour.ps.apply.regions import Push, Work
 from downpour.ps.apply.sources import Source, source_of
 from downpour.ps.memory.arena import Arena
-from downpour.ps.memory.ledger import Known
+from downpour.ps.memory.ledger import PushState
 from downpour.ps.policy import staleness
 from downpour.ps.policy.staleness import Compensate, Treatment
 from downpour.ps.shard.books import Books
@@ -40,12 +40,12 @@ class Pushes:
         """See `Shard.begin`."""
         books, arena = self._books, self._arena
         with books.lock:
-            known = books.ledger.known(header)
-            if known is Known.COMPLETE:
+            state = books.ledger.state(header)
+            if state is PushState.COMPLETE:
                 arena.counters["repeated"] += 1
             version = self._vector.version
             stale = max(0, version - header.base_version)
-            if known is Known.NEW:
+            if state is PushState.NEW:
                 with arena.undo.bookkeeping(header.worker):
                     books.ledger.begin(header)
                     reach("ledger.begun")
@@ -54,7 +54,7 @@ class Pushes:
                         reach("ledger.dropped")
             rate = books.rate(version) * staleness.rate_factor(self._treatment, stale)
             dropped = not books.is_sync and books.ledger.is_dropped(header)
-            push = Push(header, rate, version + 1, known is Known.COMPLETE, dropped)
+            push = Push(header, rate, version + 1, state is PushState.COMPLETE, dropped)
         if member:
             member.worker = header.worker
             if push.repeated or dropped:

@@ -1,7 +1,7 @@
 """Replaces files atomically: a file has its old content or all of its new content, whatever ends the process.
 
 A new file is written beside the old one under a temporary name, then renamed. A process that is killed while it writes
-may leave the temporary file, whose name begins with a dot and is never used again.
+may leave the temporary file, whose name begins with a dot; whoever replaces the same file an hour later removes it.
 
 Imports no other module of the package, so that each of its folders may use this one. Threads: any; if two replace the
 same file at the same time, the file is one of theirs.
@@ -12,10 +12,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+_ABANDONED_S = 3600.0  # a temporary file that was last written to so long ago is not being written by any process
 
 
 @contextlib.contextmanager
@@ -33,6 +37,7 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False, ending: st
         OSError: The file cannot be renamed or synced.
     """
     path = Path(path)
+    _remove_abandoned(path, ending)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part{ending}")
     try:
         yield temporary
@@ -71,6 +76,16 @@ def remove(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path, ending: str) -> None:
+    """Removes what killed processes have left of replacing `path`; what may still be written is kept."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.part{re.escape(ending)}")
+    before = time.time() - _ABANDONED_S
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if name.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < before:
+                remove(Path(entry.path))
 
 
 def _sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from downpour.launch.local import RunConfig, start
 from downpour.launch.roles import topology
 from downpour.model.vision.labels import LABELS_FILE
 from downpour.proto.chief_pb2 import ProgressReply
@@ -42,26 +43,48 @@ def run_refused(tmp_path: Path) -> Iterator[Callable[..., tuple[jobs.LocalJob, s
         job.kill()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--recipe=tinny"], "no recipe 'tinny'; the recipes are jft300m, paper_shape, quickstart, or give the path"),
-        (["--set=cluster.num_p=3"], "unknown key 'cluster.num_p'; did you mean cluster.num_ps=2 (a whole number)"),
-        (["--set=nonsense=3"], "unknown key 'nonsense'; `--set=help` lists all "),
-        (["--set=average=Polyak(0.9)"], "'Polyak(0.9)' does not name its fields; give Polyak(decay=0.9)"),
-        (["--set=num_steps"], "override 'num_steps' is not of the form key=value"),
-        (["--set=num_steps=many"], "num_steps=many: 'many' is not a whole number; it is now num_steps=40"),
-        (["--set=cluster.num_workers=0"], "cluster.num_workers is 0; give a whole number of at least 1"),
-        (["--set=cluster.num_ps=0"], "cluster.num_ps is 0; give a whole number of at least 1"),
-        (["--set=slicing.0.num_slices=0"], "slicing.0.num_slices is 0; give a whole number of at least 1"),
-        (["--arena_parent=/missing"], "folder /missing is missing or not writable; give another --arena_parent"),
-    ],
-)
-def test_a_wrong_argument_is_refused_before_any_process_starts(run_refused: Any, arguments: Any, message: str) -> None:
-    job, error = run_refused("", *arguments)
-    assert message in error
+def test_a_wrong_argument_is_refused_before_any_process_starts(run_refused: Any) -> None:
+    job, error = run_refused("", "--set=cluster.num_p=3")
+    assert "unknown key 'cluster.num_p'; did you mean cluster.num_ps=2 (a whole number)" in error
     assert job.stderr == error + "\n"
     assert not job.run_dir.exists()
+
+
+def check_refused(tmp_path: Path, message: str, **settings: Any) -> None:
+    """A run is refused, with nothing written."""
+    values = {"recipe": tmp_path / "tiny.py", "run_dir": tmp_path / "run"} | settings
+    with pytest.raises(ValueError, match=re.escape(message)):
+        start(RunConfig(**values))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nonsense=3", "unknown key 'nonsense'; `--set=help` lists all "),
+        ("average=Polyak(0.9)", "'Polyak(0.9)' does not name its fields; give Polyak(decay=0.9)"),
+        ("num_steps", "override 'num_steps' is not of the form key=value"),
+        ("num_steps=many", "num_steps=many: 'many' is not a whole number; it is now num_steps=40"),
+        ("cluster.num_workers=0", "cluster.num_workers is 0; give a whole number of at least 1"),
+        ("cluster.num_ps=0", "cluster.num_ps is 0; give a whole number of at least 1"),
+        ("slicing.0.num_slices=0", "slicing.0.num_slices is 0; give a whole number of at least 1"),
+    ],
+)
+def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    jobs.write_recipe(tmp_path)
+    check_refused(tmp_path, message, overrides=(override,))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("recipe", "tinny", "no recipe 'tinny'; the recipes are jft300m, paper_shape, quickstart, or give the path"),
+        ("arena_parent", Path("/missing"), "folder /missing is missing or not writable; give another --arena_parent"),
+    ],
+)
+def test_a_wrong_setting_is_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:
+    jobs.write_recipe(tmp_path)
+    check_refused(tmp_path, message, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -72,9 +95,7 @@ def test_a_wrong_argument_is_refused_before_any_process_starts(run_refused: Any,
         (["train-00000.tfrecord"], "no records in {folder}/train-*.tfrecord; it should hold"),
     ],
 )
-def test_data_that_are_not_there_are_refused_before_any_process_starts(
-    run_refused: Any, tmp_path: Path, files: list[str] | None, message: str
-) -> None:
+def test_data_that_are_not_there_are_refused(tmp_path: Path, files: list[str] | None, message: str) -> None:
     folder = tmp_path / "images"
     if files is not None:
         folder.mkdir()
@@ -82,18 +103,15 @@ def test_data_that_are_not_there_are_refused_before_any_process_starts(
         for name in files:
             (folder / name).touch()
     data = f"ImageRecords({str(folder)!r}, num_labels=5, resize=8, crop=8)"
-    job, error = run_refused(f"\n\ndef job():\n    return tiny(data={data})\n")
-    assert message.format(folder=folder) in error
-    assert job.stderr == error + "\n"
-    assert not job.run_dir.exists()
+    jobs.write_recipe(tmp_path, f"\n\ndef job():\n    return tiny(data={data})\n")
+    check_refused(tmp_path, message.format(folder=folder))
 
 
-def test_data_with_another_number_of_labels_are_refused_with_both_numbers(run_refused: Any, tmp_path: Path) -> None:
+def test_data_with_another_number_of_labels_are_refused_with_both_numbers(tmp_path: Path) -> None:
     folder = jobs.write_images(tmp_path / "images", num_train=4, num_heldout=4)
     data = f"ImageRecords({str(folder)!r}, num_labels=9, resize=8, crop=8)"
-    job, error = run_refused(f"\n\ndef job():\n    return tiny(data={data})\n")
-    assert f"{folder}/labels.json has 5 labels, but the recipe's data.num_labels is 9; give" in error
-    assert not job.run_dir.exists()
+    jobs.write_recipe(tmp_path, f"\n\ndef job():\n    return tiny(data={data})\n")
+    check_refused(tmp_path, f"{folder}/labels.json has 5 labels, but the recipe's data.num_labels is 9; give")
 
 
 def test_too_many_bad_records_end_the_job_with_their_number_and_the_first(run_refused: Any, tmp_path: Path) -> None:

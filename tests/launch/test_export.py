@@ -34,7 +34,8 @@ from downpour.ps.policy.averages import Polyak
 
 
 def job():
-    return tiny(num_steps=12, checkpoint_every_steps=5, average=Polyak(0.5), weight_decay=1e-4)
+    schedule = Constant(0.05)
+    return tiny(num_steps=12, checkpoint_every_steps=5, average=Polyak(0.5), weight_decay=1e-4, schedule=schedule)
 """
 
 # What somebody does who has never heard of Downpour: arguments are the file, the images and where the logits go.
@@ -171,7 +172,7 @@ def test_another_number_of_labels_begins_with_the_exported_backbone(trained: Tra
     fresh = initial_values(model)
     newest = max((trained.run_dir / "checkpoints").glob("step-00*"))
     for path in (out, trained.run_dir, newest):
-        got = initial.values(model, layout, Source(str(path), ("stem_*", "stage*")))
+        got = initial.values(model, layout, Source(str(path), ("stem_*",)))
         for variable, value, before in zip(layout.variables, got, fresh, strict=True):
             is_head = variable.name.startswith("head/")
             np.testing.assert_array_equal(value, before if is_head else source[variable.name], variable.name)
@@ -182,7 +183,7 @@ def second(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job with other labels and no average, whose backbone begins as the first and hardly moves."""
     folder = tmp_path_factory.mktemp("second")
     arguments = ["--noevaluator", "--set=cluster.num_workers=1", "--set=data.num_labels=9", "--steps=2"]
-    arguments += ["--set=schedule.learning_rate=1e-30", f"--init_from={trained.run_dir}", "--init_only=stem_*,stage*"]
+    arguments += ["--set=schedule.learning_rate=1e-30", f"--init_from={trained.run_dir}", "--init_only=stem_*"]
     job = jobs.LocalJob(jobs.write_recipe(folder), folder, *arguments)
     try:
         assert job.end() == 0, job.stderr
@@ -200,8 +201,8 @@ def test_a_job_begins_with_the_values_of_a_checkpoint(trained: Trained, second: 
         if variable.is_trained and not variable.name.startswith("head/"):
             np.testing.assert_array_equal(value, expected[variable.name], variable.name)
             compared += 1
-    assert compared == 60
-    assert f"100 of 102 variables begin as in {trained.run_dir}" in (second / "logs" / "chief.log").read_text()
+    assert compared == 3
+    assert f"5 of 7 variables begin as in {trained.run_dir}" in (second / "logs" / "chief.log").read_text()
 
 
 def test_a_missing_average_is_refused(trained: Trained, second: Path, tmp_path: Path) -> None:

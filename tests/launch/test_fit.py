@@ -173,12 +173,16 @@ def test_what_cannot_be_is_refused_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_goes_on_is_not_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "role"), [(owner.LOCK, "chief"), (owner.LAUNCHER_LOCK, "launcher")])
+def test_a_run_that_goes_on_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, role: str
+) -> None:
     """Its workers map the arrays that another recipe would replace."""
+    monkeypatch.setattr(owner, "_WAIT_S", 0.2)
     before = dry(tmp_path, compiled()).recipe.read_text()
-    lock = owner.Lock(tmp_path / "run" / owner.LOCK, "chief")
+    lock = owner.Lock(tmp_path / "run" / name, role)
     try:
-        with pytest.raises(ValueError, match="belongs to the"):
+        with pytest.raises(ValueError, match=f"belongs to the {role}"):
             dry(tmp_path, compiled(), epochs=7, overwrite=True)
     finally:
         lock.close()

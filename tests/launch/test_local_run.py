@@ -193,11 +193,11 @@ def test_a_run_that_is_stopped_without_a_checkpoint_ends_at_once(
 @pytest.mark.parametrize(
     ("how", "number", "code"),
     [
-        ("exit", None, 0),
         ("error", None, 1),
-        ("block", None, 1),
         ("wait", signal.SIGINT, -signal.SIGINT),
-        ("wait", signal.SIGKILL, -signal.SIGKILL),
+        pytest.param("exit", None, 0, marks=pytest.mark.slow),
+        pytest.param("block", None, 1, marks=pytest.mark.slow),
+        pytest.param("wait", signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
 def test_however_a_script_ends_no_process_is_left(

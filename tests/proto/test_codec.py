@@ -110,7 +110,7 @@ def test_the_payload_is_a_view_of_the_message() -> None:
     assert codec.decode_chunk(message).payload.obj is message
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(cut=st.integers(0, 100), flips=st.lists(st.tuples(st.integers(0, 99), st.integers(1, 255)), max_size=4))
 def test_mutated_messages_decode_as_protobuf_says_or_are_refused(cut: int, flips: list[tuple[int, int]]) -> None:
     header = pb.PushHeader(fingerprint=b"f" * 8, worker=3, incarnation=9, sequence=1)

@@ -1,8 +1,9 @@
 """Ownership of a run folder: a lock that its chief holds until its process ends, and the job that began in it.
 
-    owner.lock     locked by the chief (flock); names its job, host, process and since when
-    chief.address  host:port of that chief, while it serves
-    job.json       the job's id, replaced whole before the first shard is initialised
+    owner.lock      locked by the chief (flock); names its job, host, process and since when
+    launcher.lock   locked by the launcher of a local run, from before the chief's start on
+    chief.address   host:port of that chief, while it serves
+    job.json        the job's id, replaced whole before the first shard is initialised
 
 The lock of a process that ends is released, whatever ended it; a suspended one (SIGSTOP) keeps it. On a file system
 without locks a warning is logged, and a second chief is not refused. On NFS locks reach other hosts from Linux 2.6.12
@@ -32,8 +33,7 @@ from downpour import files
 from downpour.proto.http2.sockets import host_and_port
 from downpour.ps.checkpoint.storage import Folder
 
-LOCK, ADDRESS = "owner.lock", "chief.address"
-LAUNCHER_LOCK = "launcher.lock"  # protects a run before its chief holds the chief's own lock
+LOCK, LAUNCHER_LOCK, ADDRESS = "owner.lock", "launcher.lock", "chief.address"
 JOURNAL, SUMMARY = "journal.json", "summary.json"
 _JOB = "job.json"
 _ANY_HOST = ("", "0.0.0.0", "::", "[::]")
@@ -78,14 +78,15 @@ class Lock:
             self._descriptor = -1
 
 
-def check_free(path: Path) -> None:
-    """Raises `ValueError` if a process holds the lock on a file; a file that does not exist is free."""
-    if path.exists():
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            _lock(descriptor, path)
-        finally:
-            os.close(descriptor)
+def check_free(run_dir: Path) -> None:
+    """Raises `ValueError` if a chief or launcher owns a run folder, which need not exist."""
+    for path in (run_dir / LAUNCHER_LOCK, run_dir / LOCK):
+        if path.exists():
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                _lock(descriptor, path)
+            finally:
+                os.close(descriptor)
 
 
 def holder(path: Path) -> str:

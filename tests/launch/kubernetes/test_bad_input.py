@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,27 +26,39 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([IMAGE, "--set=cluster.num_workers=0"], "cluster.num_workers is 0; give a whole number of at least 1"),
-        ([IMAGE, "--set=cluster.num_ps=0"], "cluster.num_ps is 0"),
-        (["--image=registry.example:5000/worker"], "has no tag"),
-        ([IMAGE, "--shard_image=shard"], "--shard_image=shard has no tag"),
         ([], "no --image"),
-        ([IMAGE, "--name=Not_A_Label"], "must be a DNS label that begins with a letter"),
-        ([IMAGE, f"--name={'a' * 41}"], "at most 40 characters"),
-        ([IMAGE, "--namespace=team_a"], "--namespace=team_a is no DNS label"),
-        ([IMAGE, "--storage=10 GB"], "--storage=10 GB is no size"),
-        ([IMAGE, "--checkpoint_dir=/mnt/run"], "is no URL"),
+        ([IMAGE, "--set=cluster.num_workers=0"], "cluster.num_workers is 0; give a whole number of at least 1"),
         ([IMAGE, "--gpus_per_worker=-1"], "gpus_per_worker"),
-        ([IMAGE, "--data_claim=pictures"], "data is read from no folder"),
-        ([IMAGE, "--set=cluster.max_workers=1"], "cluster.max_workers"),
     ],
 )
-def test_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_the_command_refuses(tmp_path: Path, arguments: list[str], message: str) -> None:
     recipe = write_recipe(tmp_path)
     done = run(tmp_path, f"--recipe={recipe}", "--out=deploy", *arguments)
     assert done.returncode == 2, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
     assert message in line and "Traceback" not in done.stderr
+    assert not (tmp_path / "deploy").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"overrides": ("cluster.num_ps=0",)}, "cluster.num_ps is 0"),
+        ({"overrides": ("cluster.max_workers=1",)}, "cluster.max_workers"),
+        ({"image": "registry.example:5000/worker"}, "has no tag"),
+        ({"shard_image": "shard"}, "--shard_image=shard has no tag"),
+        ({"name": "Not_A_Label"}, "must be a DNS label that begins with a letter"),
+        ({"name": "a" * 41}, "at most 40 characters"),
+        ({"namespace": "team_a"}, "--namespace=team_a is no DNS label"),
+        ({"storage": "10 GB"}, "--storage=10 GB is no size"),
+        ({"checkpoint_dir": "/mnt/run"}, "is no URL"),
+        ({"data_claim": "pictures"}, "data is read from no folder"),
+    ],
+)
+def test_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    values = {"recipe": str(write_recipe(tmp_path)), "out": tmp_path / "deploy", "image": "registry.example/worker:1.0"}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        command.run(command.ManifestsConfig(**values | settings))  # type: ignore[arg-type]
     assert not (tmp_path / "deploy").exists()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from downpour.launch.kubernetes import sizes
+from downpour.launch.kubernetes import command, sizes
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Variable, lay_out
@@ -48,8 +48,8 @@ def test_a_small_job(tmp_path: Path) -> None:
     assert find(documents, "ConfigMap", "tiny-recipe")["data"] == {"tiny.py": recipe.read_text()}
     worker = find(documents, "Job", "tiny-worker")["spec"]["template"]["spec"]["containers"][0]
     assert "--set=cluster.max_workers=4" in worker["command"]  # room for twice the workers
-    sync = ("--set=pace=Sync(num_gradients=2)", "--set=exchange.overlap=False")
-    generate(tmp_path, f"--recipe={recipe}", "--set=cluster.num_ps=3", *sync)
+    sync = ("cluster.num_ps=3", "pace=Sync(num_gradients=2)", "exchange.overlap=False")
+    command.run(command.ManifestsConfig(str(recipe), out, "registry.example/downpour-worker:1.0", overrides=sync))
     jobs = build(out / "base/jobs")
     assert find(jobs, "Job", "tiny-ps")["spec"]["completions"] == 3
     worker = find(jobs, "Job", "tiny-worker")["spec"]["template"]["spec"]["containers"][0]

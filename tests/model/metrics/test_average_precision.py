@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downpour.model.metrics import Evaluation, MeanAveragePrecision
-from downpour.model.vision.metrics import BestPredictions, chance, mean_average_precision_at
+from downpour.model.vision.metrics import BestPredictions
+from tests.model.vision.test_metrics import chance, mean_average_precision_at
 
 
 def drawn(seed: int, num: int, num_classes: int, decimals: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,21 @@ import time
 import numpy as np
 import pytest
 
-from downpour.model.vision.metrics import chance, mean_average_precision_at
+from downpour.model.vision.metrics import BestPredictions, MeanPrecision
+
+
+def mean_average_precision_at(scores: np.ndarray, labels: np.ndarray, cut: int = 100) -> MeanPrecision:
+    """Of all images in one batch."""
+    best = BestPredictions(cut)
+    best.add(scores, labels)
+    return best.mean()
+
+
+def chance(labels: np.ndarray) -> MeanPrecision:
+    """Of images with these labels; scores do not matter."""
+    best = BestPredictions(1)
+    best.add(np.zeros(labels.shape), labels)
+    return best.chance()
 
 
 def some(rng, num_images: int, num_classes: int, density: float = 0.1):

@@ -96,7 +96,7 @@ def test_call_repeats_what_may_pass_and_gives_up_in_time() -> None:
         reply: bytes = channel.unary_unary("/Echo/Unary", bytes, bytes)(b"", timeout=1)
         return reply
 
-    with pytest.raises(Unreachable, match=f"shard 3 at {address} did not answer for [12] s"):
+    with pytest.raises(Unreachable, match=f"shard 3 at {address} did not answer for [1-9] s"):
         retry.call(f"shard 3 at {address}", 1.0, attempt)
     assert len(attempts) > 2
     channel.close()

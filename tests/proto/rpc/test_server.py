@@ -124,7 +124,7 @@ def test_a_caller_that_stops_sending_in_the_middle_is_given_up(
         raw.sendall(frames.frame(frames.DATA, 0, 1, message(b"")))
         raw.sendall(frames.head(100, frames.DATA, 0, 1) + b"\0" + (1000).to_bytes(4, "big"))
         wait_until(lambda: num_calls(served) == 1, "the call")
-        for _ in range(15):  # slow it may be
+        for _ in range(9):  # slow it may be
             time.sleep(0.1)
             raw.sendall(b"x")
         assert num_calls(served) == 1
@@ -330,14 +330,15 @@ def test_it_ends_in_time_though_a_caller_does_not_read(service: Service) -> None
 def test_a_connection_is_idle_from_the_end_of_its_last_call(
     served: Server, service: Service, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "IDLE_S", 1.5)
+    monkeypatch.setattr(dispatcher, "IDLE_S", 1.0)
+    monkeypatch.setattr(acceptor, "_LOOK_AFTER_S", 0.05)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(channel.unary_unary("/Service/Hold", bytes, bytes), b"", timeout=30)
         wait_until(lambda: service.holding == 1, "the call that is held")
-        time.sleep(3.0)
+        time.sleep(1.2)
         service.let_go.set()
         assert held.result() == b"held"
-    time.sleep(1.1)  # in which the connection is looked at
+    time.sleep(0.2)  # in which the connection is looked at
     assert num_connections(served) == 1
     wait_until(lambda: num_connections(served) == 0, "its end")
 

@@ -66,12 +66,12 @@ def test_a_held_folder_is_refused_with_its_owner_until_that_has_died(
         with pytest.raises(ValueError, match=who):
             Lock(tmp_path / owner.LOCK, "chief")
         with pytest.raises(ValueError, match=who):
-            owner.check_free(tmp_path / owner.LOCK)
+            owner.check_free(tmp_path)
         with pytest.raises(ValueError, match=who):
             RunFolder(tmp_path, str(tmp_path / "checkpoints"))
     holder.kill()
     holder.wait()
-    owner.check_free(tmp_path / owner.LOCK)
+    owner.check_free(tmp_path)
     Lock(tmp_path / owner.LOCK, "chief").close()
 
 
