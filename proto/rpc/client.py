@@ -96,6 +96,16 @@ class Channel:
 
         return call
 
+    def stream_stream(self, path: str) -> Callable[..., Iterator[memoryview | None]]:
+        """Returns a method whose answers follow its requests; both as those of the two methods above."""
+
+        def call(
+            requests: Iterable[Message], timeout: float | None = None, place: PlaceMessage | None = None
+        ) -> Iterator[memoryview | None]:
+            return self._call(path, requests, timeout, lambda view: view, place=place)
+
+        return call
+
     def close(self) -> None:
         """Ends the connections, and with them the open calls."""
         with self._lock:

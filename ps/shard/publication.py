@@ -189,7 +189,7 @@ def live(vector: Vector, wire: int, start: int, stop: int, header: pb.PullHeader
             yield codec.chunk_parts(a, part_wire, vector.encoded(a, b, part_wire), header)
             header = None
     if header:
-        yield _only(header)
+        yield only(header)
 
 
 def _encoded(chunks: Iterable[codec.Outgoing], header: pb.PullHeader) -> Iterator[Message]:
@@ -199,8 +199,9 @@ def _encoded(chunks: Iterable[codec.Outgoing], header: pb.PullHeader) -> Iterato
         yield chunk.encode(first)
         first = None
     if first:
-        yield _only(first)
+        yield only(first)
 
 
-def _only(header: pb.PullHeader) -> Message:
+def only(header: pb.PullHeader) -> Message:
+    """A message without elements."""
     return codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)

@@ -5,6 +5,8 @@ Threads: a client may be used from several threads; it keeps no state but its ch
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -72,6 +74,7 @@ class ShardClient:
         )
         self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString)
         self._push = self._channel.stream_unary(_PATH + "Push", pb.PushReply.FromString)
+        self._push_pull = self._channel.stream_stream(_PATH + "PushPull")
         self._absent = self._channel.unary_unary(
             _PATH + "Absent", pb.AbsentRequest.SerializeToString, pb.AbsentReply.FromString
         )
@@ -163,13 +166,8 @@ class ShardClient:
 
         def attempt() -> None:
             request.publication = into.begin()
-            try:
-                for message in self._pull(request, timeout=self._give_up_after_s, place=into.place):
-                    if message is not None:
-                        into.receive(codec.decode_chunk(message))
-                into.end()
-            except MalformedChunk as error:
-                raise MalformedChunk(f"pulling from {self.peer}: {error}") from None
+            with _naming(self.peer):
+                _receive(self._pull(request, timeout=self._give_up_after_s, place=into.place), into)
 
         self._call(attempt)
 
@@ -179,14 +177,27 @@ class ShardClient:
         Sets the shard and the job in `header`.
         """
         header.shard, header.job_id = self.shard, self.job_id
+        return self._call(lambda: self._push(_messages(header, chunks), timeout=self._give_up_after_s))
 
-        def messages() -> Iterator[Message]:
-            if not chunks:
-                yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)
-            for chunk in chunks:
-                yield chunk.encode(header if chunk is chunks[0] else None)
+    def push_pull(
+        self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing], into: Pulled
+    ) -> tuple[pb.PushReply, float]:
+        """Pushes and pulls in one call: `push`, then `pull` by the request in the header.
 
-        return self._call(lambda: self._push(messages(), timeout=self._give_up_after_s))
+        Where either breaks, both are repeated.
+
+        Returns:
+            The answer to the push, and when it was received, a moment of `time.monotonic()`.
+        """
+        header.shard, header.job_id = self.shard, self.job_id
+
+        def attempt() -> tuple[pb.PushReply, float]:
+            header.pull.publication = into.begin()
+            with _naming(self.peer):
+                messages = _messages(header, chunks)
+                return _received(self._push_pull(messages, timeout=self._give_up_after_s, place=into.place), into)
+
+        return self._call(attempt)
 
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:
         """Removes workers (index, incarnation) from the pace, so that no pull blocks on them."""
@@ -295,6 +306,42 @@ class ChiefClient:
 
     def _call(self, method: Callable[..., Reply], request: object) -> Reply:
         return call(self.peer, self._give_up_after_s, lambda: method(request, timeout=self._give_up_after_s))
+
+
+def _messages(header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> Iterator[Message]:
+    """The messages of a push."""
+    if not chunks:
+        yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)
+    for chunk in chunks:
+        yield chunk.encode(header if chunk is chunks[0] else None)
+
+
+def _receive(answers: Iterator[memoryview | None], into: Pulled) -> None:
+    """Receives a pull to its end."""
+    for message in answers:
+        if message is not None:
+            into.receive(codec.decode_chunk(message))
+    into.end()
+
+
+def _received(answers: Iterator[memoryview | None], into: Pulled) -> tuple[pb.PushReply, float]:
+    """Receives the answer to a push and when it came, then a pull to its end."""
+    first = next(answers, None)
+    header = None if first is None else codec.decode_chunk(first).header
+    if not isinstance(header, pb.PullHeader) or not header.HasField("pushed"):
+        raise MalformedChunk("the first chunk has no answer to the push")
+    received_s = time.monotonic()
+    _receive(answers, into)
+    return header.pushed, received_s
+
+
+@contextlib.contextmanager
+def _naming(peer: str) -> Iterator[None]:
+    """Names the shard whose chunks are malformed."""
+    try:
+        yield
+    except MalformedChunk as error:
+        raise MalformedChunk(f"pulling from {peer}: {error}") from None
 
 
 def _once(method: Callable[..., Reply], request: object, within_s: float) -> Reply | None:

@@ -8,10 +8,12 @@ No TensorFlow here.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -102,12 +104,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Pushed:
-    """One shard's part of a push."""
+    """One shard's part of a push, and when the pull in the same call ended, if there was one."""
 
     shard: int
     reply: pb.PushReply
     ended: float
     num_bytes: int
+    pull_ended: float | None = None
 
 
 class Exchanger:
@@ -125,6 +128,7 @@ class Exchanger:
         differences: Codec of these differences, INT8 or INT4.
         overlap: Whether parameters are in use while the next pull is in flight, which takes twice the memory.
         send_base: Whether pushes carry `Gradients.base`.
+        joined: Whether a push and the pull after it are one call: for jobs in which no pull waits for other workers.
         give_up_after_s: See `ShardClient`.
         security: Security configuration of this process.
         job_id: See `ShardClient`.
@@ -148,6 +152,7 @@ class Exchanger:
         differences: pb.Codec | None = None,
         overlap: bool = True,
         send_base: bool = False,
+        joined: bool = False,
         security: Security = PLAIN,
         job_id: str = "",
     ) -> None:
@@ -157,14 +162,14 @@ class Exchanger:
         self._publish_every = publish_every
         self._differences = differences
         self._uses_blocks = push == codec.INT8 or differences is not None
-        self._send_base = send_base
+        self._send_base, self._joined = send_base, joined
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [
             ShardClient(i, address, layout, give_up_after_s, security, job_id) for i, address in enumerate(addresses)
         ]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._row_packers = [RowPacker(layout, i, packer) for i, packer in enumerate(self._packers)]
-        self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
+        self._pool = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="exchange")
         # Workers begin with different shards, so that their calls do not all queue at the same one.
         self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
         self._begun_s, self._pushes = 0.0, list[Future[_Pushed]]()  # of the exchange that was begun last
@@ -209,13 +214,19 @@ class Exchanger:
             self._name.sequence += 1
         name = pb.PushHeader()
         name.CopyFrom(self._name)
-        # All pushes are queued first: they do not depend on other workers; a pull may block on others' pushes.
+        submit, order = self._pool.submit, self._order
         pushes: dict[int, Future[_Pushed]] = {}
-        if gradients is not None:
-            pushes = {shard: self._pool.submit(self._push, shard, name, gradients) for shard in self._order}
-        pulls = [self._pool.submit(self._pull, shard, name, pushes.get(shard), ahead) for shard in self._order if pull]
+        pulls = list[Future[float]]()
+        if gradients is not None and pull and self._joined:
+            pushes = {shard: submit(self._push_pull, shard, name, gradients, ahead) for shard in order}
+        else:
+            # All pushes are queued first: they do not depend on other workers; a pull may block on others' pushes.
+            if gradients is not None:
+                pushes = {shard: submit(self._push, shard, name, gradients) for shard in order}
+            if pull:
+                pulls = [submit(self._pull, shard, name, pushes.get(shard), ahead) for shard in order]
         self._begun_s, self._pushes = time.monotonic(), list(pushes.values())
-        return self._pool.submit(self._collect, self._begun_s, self._pushes, pulls)
+        return _after([*self._pushes, *pulls], lambda: self._collect(pulls))
 
     def acknowledged(self, within_s: float) -> Answer | None:
         """Returns the answer of the push started last, without the pull that follows it.
@@ -225,28 +236,45 @@ class Exchanger:
         wait(self._pushes, within_s)
         if not self._pushes or any(not push.done() or push.exception() for push in self._pushes):
             return None
-        return self._collect(self._begun_s, self._pushes, [])
+        return self._collect([])
 
     def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> _Pushed:
         """Pushes to one shard."""
+        header, chunks = self._packed(shard, name, gradients)
+        reply = self._clients[shard].push(header, chunks)
+        return _Pushed(shard, reply, time.monotonic(), sum(chunk.num_bytes for chunk in chunks))
+
+    def _push_pull(self, shard: int, name: pb.PushHeader, gradients: Gradients, ahead: bool) -> _Pushed:
+        """Pushes to one shard and pulls from it."""
+        header, chunks = self._packed(shard, name, gradients)
+        header.pull.CopyFrom(self._request(name, ahead))
+        reply, ended = self._clients[shard].push_pull(header, chunks, self._pulled[shard])
+        return _Pushed(shard, reply, ended, sum(chunk.num_bytes for chunk in chunks), time.monotonic())
+
+    def _packed(
+        self, shard: int, name: pb.PushHeader, gradients: Gradients
+    ) -> tuple[pb.PushHeader, list[codec.Outgoing]]:
+        """Returns the header and the chunks of one shard's part of a push."""
         header = pb.PushHeader(base_version=gradients.versions[shard])
         header.MergeFrom(name)
         base = gradients.base[shard] if self._send_base and gradients.base is not None else None
         factors = gradients.factors[shard] if gradients.factors else []
         mine = gradients.trained[shard], gradients.statistics[shard], factors
         if gradients.rows:
-            chunks = self._row_packers[shard].pack(*mine, gradients.rows, base)
-        else:
-            chunks = self._packers[shard].pack(*mine, base)
-        reply = self._clients[shard].push(header, chunks)
-        return _Pushed(shard, reply, time.monotonic(), sum(chunk.num_bytes for chunk in chunks))
+            return header, self._row_packers[shard].pack(*mine, gradients.rows, base)
+        return header, self._packers[shard].pack(*mine, base)
 
     def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[_Pushed] | None, ahead: bool) -> float:
         """Pulls from one shard, after the push to it; returns the time at which the pull ended."""
         if pushed:
             pushed.result()
-        request = pb.PullRequest(
-            fingerprint=name.fingerprint,
+        request = self._request(name, ahead)
+        request.fingerprint = name.fingerprint
+        self._clients[shard].pull(request, self._pulled[shard])
+        return time.monotonic()
+
+    def _request(self, name: pb.PushHeader, ahead: bool) -> pb.PullRequest:
+        return pb.PullRequest(
             codec=self.wire,
             worker=name.worker,
             incarnation=name.incarnation,
@@ -254,19 +282,16 @@ class Exchanger:
             publish_every=self._publish_every,
             differences=self._differences,
         )
-        self._clients[shard].pull(request, self._pulled[shard])
-        return time.monotonic()
 
-    def _collect(self, begin: float, pushes: list[Future[_Pushed]], pulls: list[Future[float]]) -> Answer:
-        """Waits for all calls and returns the answer; raises what the first failed call raised."""
-        wait(pushes)
-        wait(pulls)
-        pushed = [push.result() for push in pushes]
-        pushed_at = max((push.ended for push in pushed), default=begin)
-        pulled_at = max((pull.result() for pull in pulls), default=pushed_at)
+    def _collect(self, pulls: list[Future[float]]) -> Answer:
+        """Returns the answer of the pushes and of pulls, all of which are done; raises what the first failed raised."""
+        pushed = [push.result() for push in self._pushes]
+        pushed_at = max((push.ended for push in pushed), default=self._begun_s)
+        ended = [*(pull.result() for pull in pulls), *(p.pull_ended for p in pushed if p.pull_ended is not None)]
+        pulled_at = max(ended, default=pushed_at)
         versions = [0] * len(self._clients)
         parameters = None
-        if pulls:
+        if ended:
             latest = [shard.latest for shard in self._pulled]
             parameters = Parameters(
                 [vectors.trained for vectors in latest],
@@ -283,8 +308,25 @@ class Exchanger:
             bool(pushed),
             any(push.reply.dropped for push in pushed),
             sum(push.reply.staleness for push in pushed) / len(self._clients),
-            pushed_at - begin,
+            pushed_at - self._begun_s,
             max(0.0, pulled_at - pushed_at),
             sum(push.num_bytes for push in pushed),
-            sum(shard.num_bytes for shard in self._pulled) if pulls else 0,
+            sum(shard.num_bytes for shard in self._pulled) if ended else 0,
         )
+
+
+def _after(calls: Sequence[Future[Any]], collect: Callable[[], Answer]) -> Future[Answer]:
+    """Returns a future of what `collect` returns or raises, called by the thread that ends the last of some calls."""
+    answer: Future[Answer] = Future()
+    left = itertools.count(len(calls) - 1, -1)  # taking one is atomic
+
+    def done(_: Future[Any]) -> None:
+        if next(left) == 0:
+            try:
+                answer.set_result(collect())
+            except BaseException as error:  # the caller raises it
+                answer.set_exception(error)
+
+    for call in calls:
+        call.add_done_callback(done)
+    return answer
