@@ -37,7 +37,7 @@ def test_groups_are_the_places_in_a_row(num_records, seed, block, cuts, size, sh
     leases = [Lease(epoch, start, stop) for epoch in (0, 1) for start, stop in itertools.pairwise(ends)]
     groups = [group.tolist() for group in order.groups(leases, size)]
     assert [len(group) for group in groups[:-1]] == [size] * (len(groups) - 1) and 0 < len(groups[-1]) <= size
-    assert sum(groups, []) == [place.record for place in order.places(leases)]
+    assert list(itertools.chain(*groups)) == [place.record for place in order.places(leases)]
 
 
 def test_groups_take_a_lease_when_they_need_it():
