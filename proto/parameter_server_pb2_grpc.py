@@ -131,9 +131,9 @@ class ParameterServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PushPull(self, request_iterator, context):
-        """A push, then the pull that its header names, in one call: small models spend less on one than on two. The first
-        chunk of the answer has the push's reply and no elements; those that follow are as in Pull. Where the pull waits or
-        breaks, both are asked for again: the push is applied once.
+        """A push, then the pull that its header names, in one call: one costs less than two. The header of the first chunk of
+        the answer has the push's reply. With `publish_every` that chunk has nothing else, and those after it are as in
+        Pull. Where the pull waits or breaks, both are asked for again: the push is applied once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -175,8 +175,7 @@ class Servicer:
     def push_pull(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
         """Applies a push, then streams the vector; see `ParameterServer.PushPull`."""
         header, reply = self._push(messages)
-        yield only(pb.PullHeader(pushed=reply))
-        yield from self._pull(header.pull, self._check(header), context)
+        yield from self._pull(header.pull, self._check(header), context, reply)
 
     def absent(self, request: pb.AbsentRequest, context: grpc.ServicerContext) -> pb.AbsentReply:
         """Removes some workers from the pace; see `ParameterServer.Absent`."""
@@ -224,11 +223,13 @@ class Servicer:
         _log_push(push.header, reply)
         return push.header, reply
 
-    def _pull(self, request: pb.PullRequest, shard: Shard, context: grpc.ServicerContext) -> Iterator[Message]:
+    def _pull(
+        self, request: pb.PullRequest, shard: Shard, context: grpc.ServicerContext, pushed: pb.PushReply | None = None
+    ) -> Iterator[Message]:
         _check_codecs(request, shard)
         shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
         with self._pulling.place():
-            yield from _vector(request, shard)
+            yield from _vector(request, shard, pushed)
 
     def _check_index(self, shard: int) -> None:
         if shard != self._index:
@@ -268,12 +269,15 @@ def _check_codecs(request: pb.PullRequest, shard: Shard) -> None:
         )
 
 
-def _vector(request: pb.PullRequest, shard: Shard) -> Iterator[Message]:
-    """The messages of a pull."""
+def _vector(request: pb.PullRequest, shard: Shard, pushed: pb.PushReply | None) -> Iterator[Message]:
+    """The messages of a pull, with the answer to the push before it if there was one."""
     if request.publish_every:
-        return shard.publishers[request.differences].pull(request.publish_every, request.publication)
-    vector = shard.vector
-    return live(vector, request.codec, 0, vector.size, pb.PullHeader(version=vector.version))
+        if pushed:
+            yield only(pb.PullHeader(pushed=pushed))
+        yield from shard.publishers[request.differences].pull(request.publish_every, request.publication)
+    else:
+        header = pb.PullHeader(version=shard.version, pushed=pushed)
+        yield from live(shard.vector, request.codec, 0, shard.vector.size, header)
 
 
 def _check_job(request: pb.RestoreRequest, saved: checkpoint.Checkpoint) -> None:

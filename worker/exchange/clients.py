@@ -6,7 +6,6 @@ Threads: a client may be used from several threads; it keeps no state but its ch
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -195,7 +194,10 @@ class ShardClient:
             header.pull.publication = into.begin()
             with _naming(self.peer):
                 messages = _messages(header, chunks)
-                return _received(self._push_pull(messages, timeout=self._give_up_after_s, place=into.place), into)
+                _receive(self._push_pull(messages, timeout=self._give_up_after_s, place=into.place), into)
+                if into.pushed is None:
+                    raise MalformedChunk("there is no answer to the push")
+            return into.pushed
 
         return self._call(attempt)
 
@@ -322,17 +324,6 @@ def _receive(answers: Iterator[memoryview | None], into: Pulled) -> None:
         if message is not None:
             into.receive(codec.decode_chunk(message))
     into.end()
-
-
-def _received(answers: Iterator[memoryview | None], into: Pulled) -> tuple[pb.PushReply, float]:
-    """Receives the answer to a push and when it came, then a pull to its end."""
-    first = next(answers, None)
-    header = None if first is None else codec.decode_chunk(first).header
-    if not isinstance(header, pb.PullHeader) or not header.HasField("pushed"):
-        raise MalformedChunk("the first chunk has no answer to the push")
-    received_s = time.monotonic()
-    _receive(answers, into)
-    return header.pushed, received_s
 
 
 @contextlib.contextmanager

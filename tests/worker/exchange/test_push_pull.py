@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from downpour.proto import codec
-from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import MalformedChunk, NotReady
 from downpour.ps.layout import FROZEN, STATISTIC, Variable, lay_out
 from downpour.ps.policy.pace import Async, Mode, Sync
@@ -62,7 +61,7 @@ def five_steps(exchange: Exchanger) -> Answer:
     answer = exchange.start().result()
     for seed in range(5):
         answer = exchange.start(gradients(seed, answer.versions)).result()
-        assert answer.acknowledged and answer.staleness == 0 and answer.push_s > 0 and answer.pull_s >= 0
+        assert answer.acknowledged and answer.staleness in (0, 1) and answer.push_s > 0 and answer.pull_s >= 0
     return answer
 
 
@@ -105,8 +104,8 @@ def test_a_pull_that_breaks_behind_its_push_has_it_applied_once() -> None:
 
 def test_an_answer_without_that_to_the_push_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as servers, exchanging(servers, joined=True) as exchange:
-        only = servicer.only
-        monkeypatch.setattr(servicer, "only", lambda header: only(pb.PullHeader()))
+        vector = servicer._vector
+        monkeypatch.setattr(servicer, "_vector", lambda request, shard, pushed: vector(request, shard, None))
         answer = exchange.start().result()
-        with pytest.raises(MalformedChunk, match=r"pulling from shard \d at .*: the first chunk has no answer"):
+        with pytest.raises(MalformedChunk, match=r"pulling from shard \d at .*: there is no answer to the push"):
             exchange.start(gradients(0, answer.versions)).result()
