@@ -119,9 +119,7 @@ class Servicer:
         reply = pb.StatusReply(shard=self._index) if self._shard is None else self._shard.status()
         if self._gate:
             reply.guests.MergeFrom(pb.StatusReply.Guests(**asdict(self._gate.counts())))
-        if self._shard is None:
-            return reply
-        if request.with_layout:
+        if self._shard is not None and request.with_layout:
             specification = self._shard.arena.specification
             reply.layout = specification.layout
             reply.specification.CopyFrom(specification)

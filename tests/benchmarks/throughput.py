@@ -9,12 +9,12 @@
 | mlp       | three hidden layers of 256 for 54 columns and 7 classes; Adam    | 256   | 400,000 rows             |
 | small_mlp | two hidden layers of 64 and 32 for the same                      | 256   | 400,000 rows             |
 
-Data are arrays of made-up numbers in memory. Keras trains with its default threads, downpour with two workers of one
-TensorFlow thread each and two shards, everything else by default: float32, no overlap, a checkpoint an epoch. Both have
-two processor cores. The parts of a round run one after the other, each in a process of its own, and swap places from
-round to round. Rates are of the steady state: whole epochs of Keras after the first; for downpour what the shards have
-counted from `--warmup` seconds after the first push on. Start-up, from the start of the process to the first trained
-step, is given apart.
+Data are arrays of made-up numbers in memory. No metric is computed, since workers compute none. Keras trains with its
+default threads, downpour with two workers of one TensorFlow thread each and two shards, everything else by default:
+float32, no overlap, a checkpoint an epoch. Both have two processor cores. The parts of a round run one after the other,
+each in a process of its own, and swap places from round to round. Rates are of the steady state: whole epochs of Keras
+after the first; for downpour what the shards have counted from `--warmup` seconds after the first push on. Start-up,
+from the start of the process to the first trained step, is given apart.
 
 The last line is `RESULT {json}`: for each model the ratio of every round and its median, the rates, the parts of a
 worker's step, and the processor time of a step by role.
@@ -85,7 +85,7 @@ def lstm() -> Any:
         layers.Dense(1, activation="sigmoid", name="head"),
     ]
     model = keras.Sequential(parts, name="lstm")
-    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    model.compile("adam", "binary_crossentropy")
     return model
 
 
@@ -99,7 +99,7 @@ def mlp(*widths: int) -> Callable[[], Any]:
         hidden = [layers.Dense(width, activation="relu", name=f"hidden{i}") for i, width in enumerate(widths)]
         made = keras.Sequential([keras.Input((54,)), *hidden, layers.Dense(7, name="head")], name="mlp")
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        made.compile("adam", loss, metrics=["accuracy"])
+        made.compile("adam", loss)
         return made
 
     return model

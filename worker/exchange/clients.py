@@ -5,7 +5,6 @@ Threads: a client may be used from several threads; it keeps no state but its ch
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -165,8 +164,7 @@ class ShardClient:
 
         def attempt() -> None:
             request.publication = into.begin()
-            with _naming(self.peer):
-                _receive(self._pull(request, timeout=self._give_up_after_s, place=into.place), into)
+            _receive(self._pull(request, timeout=self._give_up_after_s, place=into.place), into, self.peer)
 
         self._call(attempt)
 
@@ -180,26 +178,26 @@ class ShardClient:
 
     def push_pull(
         self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing], into: Pulled
-    ) -> tuple[pb.PushReply, float]:
-        """Pushes and pulls in one call: `push`, then `pull` by the request in the header.
+    ) -> Callable[[], tuple[pb.PushReply, float]]:
+        """Sends a push and, in its header, the request of the pull after it; returns what receives the answers.
 
-        Where either breaks, both are repeated.
-
-        Returns:
-            The answer to the push, and when it was received, a moment of `time.monotonic()`.
+        That returns the one to the push, and when it came, a moment of `time.monotonic()`. Where either breaks, both
+        are repeated.
         """
         header.shard, header.job_id = self.shard, self.job_id
 
-        def attempt() -> tuple[pb.PushReply, float]:
+        def begin() -> Iterator[memoryview | None]:
             header.pull.publication = into.begin()
-            with _naming(self.peer):
-                messages = _messages(header, chunks)
-                _receive(self._push_pull(messages, timeout=self._give_up_after_s, place=into.place), into)
-                if into.pushed is None:
-                    raise MalformedChunk("there is no answer to the push")
+            return self._push_pull(_messages(header, chunks), timeout=self._give_up_after_s, place=into.place)
+
+        begun = [self._call(begin)]
+
+        def attempt() -> tuple[pb.PushReply, float]:
+            _receive(begun.pop() if begun else begin(), into, self.peer, is_after_push=True)
+            assert into.pushed is not None
             return into.pushed
 
-        return self._call(attempt)
+        return lambda: self._call(attempt)
 
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:
         """Removes workers (index, incarnation) from the pace, so that no pull blocks on them."""
@@ -318,19 +316,15 @@ def _messages(header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> Iterat
         yield chunk.encode(header if chunk is chunks[0] else None)
 
 
-def _receive(answers: Iterator[memoryview | None], into: Pulled) -> None:
-    """Receives a pull to its end."""
-    for message in answers:
-        if message is not None:
-            into.receive(codec.decode_chunk(message))
-    into.end()
-
-
-@contextlib.contextmanager
-def _naming(peer: str) -> Iterator[None]:
-    """Names the shard whose chunks are malformed."""
+def _receive(answers: Iterator[memoryview | None], into: Pulled, peer: str, *, is_after_push: bool = False) -> None:
+    """Receives a pull to its end, and the answer to the push in the same call."""
     try:
-        yield
+        for message in answers:
+            if message is not None:
+                into.receive(codec.decode_chunk(message))
+        into.end()
+        if is_after_push and into.pushed is None:
+            raise MalformedChunk("there is no answer to the push")
     except MalformedChunk as error:
         raise MalformedChunk(f"pulling from {peer}: {error}") from None
 

@@ -31,6 +31,10 @@ from downpour.worker.exchange.rows import RowPacker, Rows
 # wait for the processor, more were not faster; over slow networks to many hosts that was not measured.
 _MAX_CALLS = 4
 
+# Elements of the largest shard up to which one thread makes all calls of a step at a time, a push and a pull in each:
+# what was sent and is not read yet fits the sockets' buffers, and threads would cost more than they gain.
+_MOST_JOINED = 1 << 18
+
 
 # Of one factored variable: x [rows, inputs] and a shard's columns of d [rows, outputs], both in the wire dtype.
 Factors = tuple[np.ndarray, np.ndarray]
@@ -128,7 +132,7 @@ class Exchanger:
         differences: Codec of these differences, INT8 or INT4.
         overlap: Whether parameters are in use while the next pull is in flight, which takes twice the memory.
         send_base: Whether pushes carry `Gradients.base`.
-        joined: Whether a push and the pull after it are one call: for jobs in which no pull waits for other workers.
+        joined: Whether a push and the pull after it may be one call: where no pull waits for other workers.
         give_up_after_s: See `ShardClient`.
         security: Security configuration of this process.
         job_id: See `ShardClient`.
@@ -162,7 +166,8 @@ class Exchanger:
         self._publish_every = publish_every
         self._differences = differences
         self._uses_blocks = push == codec.INT8 or differences is not None
-        self._send_base, self._joined = send_base, joined
+        self._send_base = send_base
+        self._joined = joined and max(map(layout.size, range(layout.num_shards))) <= _MOST_JOINED
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [
             ShardClient(i, address, layout, give_up_after_s, security, job_id) for i, address in enumerate(addresses)
@@ -172,7 +177,7 @@ class Exchanger:
         self._pool = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="exchange")
         # Workers begin with different shards, so that their calls do not all queue at the same one.
         self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
-        self._begun_s, self._pushes = 0.0, list[Future[_Pushed]]()  # of the exchange that was begun last
+        self._begun_s, self._pushes = 0.0, list[Future[list[_Pushed]]]()  # of the exchange that was begun last
         self._pulled = [
             Pulled(layout, i, wire, keep=overlap, differences=bool(publish_every)) for i in range(len(addresses))
         ]
@@ -215,18 +220,18 @@ class Exchanger:
         name = pb.PushHeader()
         name.CopyFrom(self._name)
         submit, order = self._pool.submit, self._order
-        pushes: dict[int, Future[_Pushed]] = {}
-        pulls = list[Future[float]]()
+        pushes: list[Future[list[_Pushed]]] = []
+        pulls: list[Future[float]] = []
         if gradients is not None and pull and self._joined:
-            pushes = {shard: submit(self._push_pull, shard, name, gradients, ahead) for shard in order}
+            pushes = [submit(self._push_pull, name, gradients, ahead)]
         else:
             # All pushes are queued first: they do not depend on other workers; a pull may block on others' pushes.
-            if gradients is not None:
-                pushes = {shard: submit(self._push, shard, name, gradients) for shard in order}
+            of_shards = {} if gradients is None else {s: submit(self._push, s, name, gradients) for s in order}
+            pushes = list(of_shards.values())
             if pull:
-                pulls = [submit(self._pull, shard, name, pushes.get(shard), ahead) for shard in order]
-        self._begun_s, self._pushes = time.monotonic(), list(pushes.values())
-        return _after([*self._pushes, *pulls], lambda: self._collect(pulls))
+                pulls = [submit(self._pull, shard, name, of_shards.get(shard), ahead) for shard in order]
+        self._begun_s, self._pushes = time.monotonic(), pushes
+        return _after([*pushes, *pulls], lambda: self._collect(pulls))
 
     def acknowledged(self, within_s: float) -> Answer | None:
         """Returns the answer of the push started last, without the pull that follows it.
@@ -238,18 +243,21 @@ class Exchanger:
             return None
         return self._collect([])
 
-    def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> _Pushed:
+    def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> list[_Pushed]:
         """Pushes to one shard."""
         header, chunks = self._packed(shard, name, gradients)
         reply = self._clients[shard].push(header, chunks)
-        return _Pushed(shard, reply, time.monotonic(), sum(chunk.num_bytes for chunk in chunks))
+        return [_Pushed(shard, reply, time.monotonic(), _num_bytes(chunks))]
 
-    def _push_pull(self, shard: int, name: pb.PushHeader, gradients: Gradients, ahead: bool) -> _Pushed:
-        """Pushes to one shard and pulls from it."""
-        header, chunks = self._packed(shard, name, gradients)
-        header.pull.CopyFrom(self._request(name, ahead))
-        reply, ended = self._clients[shard].push_pull(header, chunks, self._pulled[shard])
-        return _Pushed(shard, reply, ended, sum(chunk.num_bytes for chunk in chunks), time.monotonic())
+    def _push_pull(self, name: pb.PushHeader, gradients: Gradients, ahead: bool) -> list[_Pushed]:
+        """Pushes to all shards and pulls from them, in one call each: sends to all, then receives."""
+        begun = []
+        for shard in self._order:
+            header, chunks = self._packed(shard, name, gradients)
+            header.pull.CopyFrom(self._request(name, ahead))
+            receive = self._clients[shard].push_pull(header, chunks, self._pulled[shard])
+            begun.append((shard, receive, _num_bytes(chunks)))
+        return [_Pushed(shard, *receive(), num_bytes, time.monotonic()) for shard, receive, num_bytes in begun]
 
     def _packed(
         self, shard: int, name: pb.PushHeader, gradients: Gradients
@@ -264,7 +272,7 @@ class Exchanger:
             return header, self._row_packers[shard].pack(*mine, gradients.rows, base)
         return header, self._packers[shard].pack(*mine, base)
 
-    def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[_Pushed] | None, ahead: bool) -> float:
+    def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[Any] | None, ahead: bool) -> float:
         """Pulls from one shard, after the push to it; returns the time at which the pull ended."""
         if pushed:
             pushed.result()
@@ -285,20 +293,14 @@ class Exchanger:
 
     def _collect(self, pulls: list[Future[float]]) -> Answer:
         """Returns the answer of the pushes and of pulls, all of which are done; raises what the first failed raised."""
-        pushed = [push.result() for push in self._pushes]
+        pushed = [one for push in self._pushes for one in push.result()]
         pushed_at = max((push.ended for push in pushed), default=self._begun_s)
         ended = [*(pull.result() for pull in pulls), *(p.pull_ended for p in pushed if p.pull_ended is not None)]
         pulled_at = max(ended, default=pushed_at)
         versions = [0] * len(self._clients)
         parameters = None
         if ended:
-            latest = [shard.latest for shard in self._pulled]
-            parameters = Parameters(
-                [vectors.trained for vectors in latest],
-                [vectors.statistics for vectors in latest],
-                [shard.version for shard in self._pulled],
-                [vectors.frozen for vectors in latest],
-            )
+            parameters = _parameters(self._pulled)
             versions = list(parameters.versions)
         for push in pushed:
             versions[push.shard] = max(versions[push.shard], push.reply.version)
@@ -313,6 +315,20 @@ class Exchanger:
             sum(push.num_bytes for push in pushed),
             sum(shard.num_bytes for shard in self._pulled) if ended else 0,
         )
+
+
+def _parameters(pulled: Sequence[Pulled]) -> Parameters:
+    latest = [shard.latest for shard in pulled]
+    return Parameters(
+        [vectors.trained for vectors in latest],
+        [vectors.statistics for vectors in latest],
+        [shard.version for shard in pulled],
+        [vectors.frozen for vectors in latest],
+    )
+
+
+def _num_bytes(chunks: Sequence[codec.Outgoing]) -> int:
+    return sum(chunk.num_bytes for chunk in chunks)
 
 
 def _after(calls: Sequence[Future[Any]], collect: Callable[[], Answer]) -> Future[Answer]:
