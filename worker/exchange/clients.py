@@ -169,10 +169,7 @@ class ShardClient:
         self._call(attempt)
 
     def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
-        """Sends a push, as cut by `worker.packing`; without chunks only its header, which the shard counts.
-
-        Sets the shard and the job in `header`.
-        """
+        """Sends a push, as cut by `worker.packing`; without chunks only its header. Sets shard and job in that."""
         header.shard, header.job_id = self.shard, self.job_id
         return self._call(lambda: self._push(_messages(header, chunks), timeout=self._give_up_after_s))
 
