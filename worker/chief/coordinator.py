@@ -16,6 +16,7 @@ from google.protobuf import json_format
 from downpour.model.data.order import Lease
 from downpour.proto import chief_pb2 as pb
 from downpour.worker.chief.epoch_log import EpochLog
+from downpour.worker.chief.lease_sizes import LeaseSizes
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership, workers_from
 from downpour.worker.chief.reports import Reports
@@ -56,6 +57,7 @@ class Coordinator:
     reports: Reports = field(default_factory=Reports)
     epochs: EpochLog = field(default_factory=EpochLog)
     _checkpoint_step: int = 0
+    _sizes: LeaseSizes = field(default_factory=LeaseSizes)
 
     def give_incarnation(self, request: pb.RegisterRequest, now_s: float) -> int:
         """Registers a process of a worker and returns its incarnation; the newest of an index wins.
@@ -124,7 +126,11 @@ class Coordinator:
         waits = self.epochs.must_wait(self.leases.num_granted, self._checkpoint_step, now_s)
         if waits and not self.leases.has_returned and not self.should_stop(now_s):
             return None
-        return self.leases.grant(worker, incarnation, number)
+        fair = self.leases.left_in_epoch // (2 * self.members.num_workers)
+        wanted = min(self._sizes.wanted(worker, number, now_s), fair)
+        lease = self.leases.grant(worker, incarnation, number, wanted)
+        self._sizes.granted(worker, number, lease.num_records, now_s)
+        return lease
 
     def should_stop(self, now_s: float) -> bool:
         """Whether training is over: enough steps, enough time, a callback, or a failure."""
