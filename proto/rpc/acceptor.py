@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import selectors
 import socket
 import threading
@@ -26,6 +25,7 @@ from absl import logging
 from downpour.proto.http2.frames import ProtocolError
 from downpour.proto.rpc import strangers
 from downpour.proto.rpc.credit import Credit
+from downpour.proto.rpc.entrance import Entrance
 from downpour.proto.rpc.server_connection import ServerConnection
 from downpour.proto.rpc.strangers import Stranger, Strangers
 from downpour.proto.security.gate import Gate
@@ -34,7 +34,6 @@ _GRACE_S = 1.0  # minimum age of a connection that is closed to make room for an
 
 _TICK_S = 0.25  # between checks of deadlines
 _LOOK_AFTER_S = 1.0  # between checks of admitted connections
-_PAUSE_S = 0.1  # without accepting, where there is no room
 _ACCEPTED_AT_ONCE = 64
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -60,9 +59,10 @@ class Acceptor:
         gate: Gate,
         most: int,
     ) -> None:
-        self._listener, self._connect, self._admit, self._look_after = listener, connect, admit, look_after
+        self._connect, self._admit, self._look_after = connect, admit, look_after
         self._gate, self._most = gate, most
         self._selector = selectors.DefaultSelector()
+        self._entrance = Entrance(listener, self._selector)
         self._wake, self._woken = socket.socketpair()
         self._is_stopping = False
         self._credit = Credit()
@@ -70,13 +70,9 @@ class Acceptor:
         # Used by the thread only.
         self._strangers = Strangers()
         self._unfinished: set[Stranger] = set()  # that may have more to do even if no bytes arrive
-        self._held: socket.socket | None = None  # accepted where there was no room
-        self._accepts_at: float | None = None  # when it resumes accepting; None if it accepts
 
     def start(self) -> None:
         """Starts the thread."""
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread.start()
 
@@ -106,18 +102,16 @@ class Acceptor:
             self._rest()
         for stranger in list(self._strangers):
             self._end(stranger)
-        if self._held:
-            self._held.close()
         self._selector.close()
-        self._listener.close()
+        self._entrance.close()
 
     def _serve(self) -> None:
         """Serves each connection that is ready once, the cheapest so far first, while there is credit."""
-        wait_s = _TICK_S if self._strangers or self._accepts_at else _LOOK_AFTER_S
+        wait_s = _TICK_S if self._strangers or self._entrance.is_paused else _LOOK_AFTER_S
         ready, self._unfinished = self._unfinished, set()
-        comes = self._held is not None and self._accepts_at is None
+        comes = self._entrance.has_kept_one
         for key, _ in self._selector.select(0.0 if ready or comes else wait_s):
-            comes |= key.fileobj is self._listener
+            comes |= key.data is self._entrance
             if isinstance(key.data, Stranger):
                 ready.add(key.data)
         if comes and self._credit.has_some():
@@ -132,21 +126,19 @@ class Acceptor:
         began_s = time.thread_time()
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
-                raw = self._held or self._listener.accept()[0]
+                raw = self._entrance.accept()
             except OSError as error:
                 if error.errno in _NO_ROOM and not self._make_room(0.0):
-                    self._pause()
+                    self._entrance.pause()
                 break
-            self._held = None
             if len(self._strangers) < self._most or self._make_room(_GRACE_S) or self._make_room_of_mute(raw):
                 self._take(raw)
-            elif not strangers.has_sent_enough(raw) and select.select([self._listener], [], [], 0)[0]:
+            elif not strangers.has_sent_enough(raw) and self._entrance.has_more():
                 self._gate.connection_began()
                 self._gate.connection_dropped()
                 raw.close()
             else:
-                self._held = raw
-                self._pause()
+                self._entrance.pause(raw)
                 break
         self._credit.spend(time.thread_time() - began_s)
 
@@ -182,11 +174,6 @@ class Acceptor:
         self._end(mute)
         return True
 
-    def _pause(self) -> None:
-        if self._accepts_at is None:
-            self._selector.unregister(self._listener)
-        self._accepts_at = time.monotonic() + _PAUSE_S
-
     def _go_on(self, stranger: Stranger) -> bool:
         """Handles bytes from an unauthenticated connection; returns whether all is done that can be done now."""
         connection = stranger.connection
@@ -218,9 +205,7 @@ class Acceptor:
 
     def _tick(self, now: float) -> None:
         """Closes connections whose deadline has passed; resumes accepting."""
-        if self._accepts_at is not None and now >= self._accepts_at:
-            self._accepts_at = None
-            self._selector.register(self._listener, selectors.EVENT_READ)
+        self._entrance.resume(now)
         for stranger in self._strangers.overdue(now):
             if not stranger.is_leaving:
                 self._gate.connection_dropped()

@@ -94,8 +94,9 @@ class Stranger:
     @property
     def is_mute(self) -> bool:
         """Whether it has sent less than a client begins with."""
-        num_bytes = self._num_bytes + self.connection.num_shaken
-        return num_bytes < _FIRST_FLIGHT_BYTES and not has_sent_enough(self.connection.raw)
+        connection = self.connection
+        num_bytes = self._num_bytes + (connection.tls.num_shaken if connection.tls else 0)
+        return num_bytes < _FIRST_FLIGHT_BYTES and not has_sent_enough(connection.raw)
 
     def is_overdue(self, now: float) -> bool:
         """Whether one of its deadlines has passed."""

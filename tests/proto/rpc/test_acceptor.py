@@ -287,11 +287,11 @@ def test_no_descriptor_is_no_end(served: Server, monkeypatch: pytest.MonkeyPatch
                 raise OSError(errno.EMFILE, "Too many open files")
             return self._real.accept()
 
-    listener = Full(served._acceptor._listener)
-    served._acceptor._selector.modify(served._acceptor._listener, 1)
-    monkeypatch.setattr(served._acceptor, "_listener", listener)
-    served._acceptor._selector.unregister(listener._real)
-    served._acceptor._selector.register(listener, 1)  # type: ignore[arg-type]
+    entrance, selector = served._acceptor._entrance, served._acceptor._selector
+    listener = Full(entrance._listener)
+    monkeypatch.setattr(entrance, "_listener", listener)
+    selector.unregister(listener._real)
+    selector.register(listener, 1, entrance)  # type: ignore[arg-type]
     assert ask(served) == b"x"
     assert used[5] - used[0] > 0.3, "it went round and round"
 
@@ -368,7 +368,7 @@ def test_who_makes_room_for_another_is_not_looked_at_any_more(served: Server, mo
         looked.set()
         assert go_on.wait(20)
         found = list({one[0].fd: one for one in found + select(0)}.values())
-        return sorted(found, key=lambda one: one[0].fileobj is not served._acceptor._listener)
+        return sorted(found, key=lambda one: one[0].fileobj is not served._acceptor._entrance._listener)
 
     with connect(served) as stranger, monkeypatch.context() as patch:
         wait_until(lambda: len(served._acceptor._strangers) == 1, "the stranger")
