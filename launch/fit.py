@@ -155,7 +155,10 @@ def fit(
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can")
     examples = data_set(data, validation_data, class_weight)
-    batch_size = batch_size or examples.batch_size_of_items() or 32
+    of_items = examples.batch_size_of_items()
+    if batch_size and of_items and batch_size != of_items:
+        raise ValueError(f"batch_size is {batch_size}, and items of the data are batches of {of_items}; leave it out")
+    batch_size = batch_size or of_items or 32
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
     steps_per_epoch, fields = _fields(model, examples, epochs, batch_size, {"cluster": cluster, **job_fields})
     fields["name"] = name or model.name
