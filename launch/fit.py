@@ -116,7 +116,10 @@ def fit(
         nearest = did_you_mean(min(unknown), [name for name in names if name not in ("job_fields", "loss")])
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can{nearest}")
     examples = data_set(data, validation_data, class_weight)
-    batch_size = batch_size or examples.batch_size_of_items() or 32
+    of_items = examples.batch_size_of_items()
+    if batch_size and of_items and batch_size != of_items:
+        raise ValueError(f"batch_size is {batch_size}, and items of the data are batches of {of_items}; leave it out")
+    batch_size = batch_size or of_items or 32
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
     is_scored = examples.validation is not None or bool(validation_sets)
     if not is_scored:

@@ -58,5 +58,5 @@ def _of_samples(value: np.ndarray) -> str:
     flat = value.ravel(order="K").view(np.uint8)
     found = hashlib.sha256()
     for start in np.linspace(0, max(len(flat) - _SAMPLE_BYTES, 0), _NUM_SAMPLES).astype(np.int64):
-        found.update(flat[start : start + _SAMPLE_BYTES])
+        found.update(flat[start : start + _SAMPLE_BYTES].data)
     return found.hexdigest()

@@ -126,18 +126,21 @@ class Batcher:
         return self._finished(_joined(parts, arrays), records)
 
     def _finished(self, batch: ExampleBatch, records: Sequence[int]) -> ExampleBatch:
-        for path, array in _flat(batch).items():
+        given = _flat(batch)
+        for path, array in given.items():
             if array.dtype == object:
                 self._check_objects(path, array, records)
             elif array.dtype.kind in "mM" or array.dtype.type is np.void:
                 raise ValueError(
                     f"{self._example(records[0])}: {path} has dtype {array.dtype}; give numbers, booleans or strings"
                 )
-            elif self.finite and array.dtype.kind in "fc" and not np.isfinite(array).all():
-                raise self._not_finite(path, array, records)
-        x, y = map_leaves(lambda _, a: a.astype(np.float32) if _is_float64(a) else a, batch[:2])
-        self._check_weights(y, batch[2], records)
-        weights = map_leaves(lambda _, a: None if a is None else a.astype(np.float32), batch[2])
+        self._check_weights(batch[1], batch[2], records)
+        with np.errstate(over="ignore"):  # of float64 beyond float32, which is refused
+            x, y = map_leaves(lambda _, a: a.astype(np.float32) if _is_float64(a) else a, batch[:2])
+            weights = map_leaves(lambda _, a: None if a is None else a.astype(np.float32), batch[2])
+        for path, array in _flat((x, y, weights)).items() if self.finite else ():
+            if array.dtype.kind in "fc" and not np.isfinite(array).all():
+                raise self._not_finite(path, given[path], ~np.isfinite(array), records)
         if self.class_weight is not None:
             weights = class_weighted(y, weights, self.class_weight)
         return x, y, weights
@@ -170,15 +173,15 @@ class Batcher:
         for path, array in flatten(weights, "sample_weight").items():
             if array is None:
                 continue
-            where = f"{self._example(records[0])}: {path} is {describe(array)}".replace("value: ", "")
+            what = f"{self._example(records[0])}: {path} is {array.shape} {array.dtype}"
             if array.dtype.kind in "cSUO":
-                raise ValueError(f"{where}; give numbers")
+                raise ValueError(f"{what}; give numbers")
             shape = array.shape
             while len(shape) > 1 and shape[-1] == 1:
                 shape = shape[:-1]
             if len(shape) > 1 and targets and not any(target.shape[: len(shape)] == shape for target in targets):
                 raise ValueError(
-                    f"{where}, and the targets are {describe(y, 'y')}; give one weight an example, [{len(array)}], or "
+                    f"{what}, and the targets are {describe(y, 'y')}; give one weight an example, [{len(array)}], or "
                     "the first axes of the targets"
                 )
 
@@ -190,8 +193,7 @@ class Batcher:
                 where = self._row(records, row, len(array))
                 raise ValueError(f"{where}: {path} has dtype object: {error}") from error
 
-    def _not_finite(self, path: str, array: NDArray[Any], records: Sequence[int]) -> ValueError:
-        bad = ~np.isfinite(array)
+    def _not_finite(self, path: str, array: NDArray[Any], bad: NDArray[np.bool_], records: Sequence[int]) -> ValueError:
         row = int(np.flatnonzero(bad.reshape(len(array), -1).any(axis=1))[0])
         return ValueError(
             f"{self._row(records, row, len(array))}: {path} has {array[bad][0]}; replace what is missing or leave the "

@@ -8,7 +8,9 @@ nor does a chief that only counts its items.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import io
 import pickle
 import types
@@ -89,8 +91,25 @@ class _Pickler(pickle.Pickler):
         return self._numbers[id(value)]
 
     def reducer_override(self, value: Any) -> Any:
-        found = self._reduce(value) if isinstance(value, type | types.FunctionType) else None
+        found = self._reduce(value) if isinstance(value, type | types.FunctionType) else _without_cached(value)
         return NotImplemented if found is None else found
+
+
+def _without_cached(value: Any) -> tuple[Any, ...] | None:
+    """How an object is made again without its cached properties, which it computes anew; None if it has none.
+
+    A source that has been read may hold there what cannot be pickled, as Grain's data sets do.
+    """
+    names = [
+        name
+        for name in getattr(value, "__dict__", ())
+        if isinstance(inspect.getattr_static(type(value), name, None), functools.cached_property)
+    ]
+    reduced = value.__reduce_ex__(5) if names else ()
+    if len(reduced) < 3 or not isinstance(reduced[2], dict):
+        return None
+    state = {key: part for key, part in reduced[2].items() if key not in names}
+    return (*reduced[:2], state, *reduced[3:])
 
 
 class _Unpickler(pickle.Unpickler):

@@ -155,7 +155,7 @@ BAD[31, 2] = np.nan
         (lambda: Rows(lambda value: value), {}, "data.train is a Rows, of which a part is .*<lambda>, a lambda"),
         (lambda: tf_part(0, 1), {}, "which has no length and index; .* give Stream"),
         (lambda: part, {}, "an epoch of this stream has no length; give Stream its num_examples"),
-        (lambda: Batches(), {"batch_size": 16}, "batch 0 has 8 examples and batch_size is 16"),
+        (lambda: Batches(), {"batch_size": 16}, "batch_size is 16, and items of the data are batches of 8"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_named_before_anything_is_written(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import threading
@@ -81,6 +82,21 @@ def test_a_column_may_be_a_long_list(tmp_path: Path) -> None:
     data = Examples(written((words, np.arange(200)), tmp_path), shuffle=False)
     with data.training(batch_size=200, seed=0, leases=iter([Lease(0, 0, 200)])) as batches:
         assert next(batches)[0].tolist() == words
+
+
+class Cached(Rows):
+    @functools.cached_property
+    def read(self) -> Any:
+        return lambda index: self.values[index]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.read(index), index
+
+
+def test_a_source_that_has_been_read_is_as_before(tmp_path: Path) -> None:
+    source = Cached([np.full(3, i) for i in range(50)])
+    before = examples_of(source)
+    assert "read" in vars(source) and examples_of(written(source, tmp_path)) == before
 
 
 def test_large_arrays_of_a_source_are_files_that_are_mapped_once(tmp_path: Path) -> None:

@@ -400,8 +400,8 @@ def test_no_source(source):
 def test_streams_are_sent_to_stream():
     import tensorflow as tf
 
-    assert "use Stream" in refusal(Examples(tf.data.Dataset.range(3)))
-    assert "use Stream" in refusal(Examples(x for x in range(3)))
+    assert "give Stream(function)" in refusal(Examples(tf.data.Dataset.range(3)))
+    assert "give Stream(function)" in refusal(Examples(x for x in range(3)))
 
 
 def test_a_batch_larger_than_the_data():
@@ -429,6 +429,13 @@ def test_values_that_are_not_finite(kind, value):
     source = ({"a": x}, np.arange(50)) if kind == "arrays" else [({"a": a}, i) for i, a in enumerate(x)]
     assert f"train, example 37: x['a'] has {value}" in refusal(Examples(source))
     first(Examples(source, finite=False), 50)
+
+
+def test_values_that_float32_has_not():
+    x = np.ones((50, 2))
+    x[37, 1] = 1e300
+    assert "train, example 37: x has 1e+300" in refusal(Examples(x))
+    assert "train, example 37: sample_weight has 1e+300" in refusal(Examples((x[:, :1], x[:, 0], x[:, 1])))
 
 
 def test_large_finite_values_pass():
@@ -572,7 +579,7 @@ def test_sample_weights_that_cannot_be():
     first(Examples((x, {"a": x, "b": pixels}, {"a": np.ones(9), "b": np.ones((9, 5))})), 9)
     first(Examples((x, None, np.ones((9, 7)))), 9)  # the model's own loss takes them
     message = refusal(Examples((x, pixels, np.ones((9, 4)))))
-    assert "train, example 0: sample_weight is (1, 4) float64, and the targets are y: (1, 5, 5, 1) float32" in message
+    assert "train, example 0: sample_weight is (1, 4) float64, and the targets are y: (1, 5, 5, 1) float64" in message
     assert "sample_weight['b'] is (1, 4)" in refusal(
         Examples((x, {"a": pixels, "b": pixels}, {"a": np.ones(9), "b": np.ones((9, 4))}))
     )
