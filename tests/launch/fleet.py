@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -35,7 +36,8 @@ class Fleet:
     def __init__(self, folder: Path, recipe: Path, num_ps: int, *overrides: str) -> None:
         self._folder, self._num_ps = folder, num_ps
         self.run_dir = folder / "run"
-        self._ports = {name: _free_port() for name in (*(f"ps/{i}" for i in range(num_ps)), "chief")}
+        names = [*(f"ps/{i}" for i in range(num_ps)), "chief"]
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
         self._job = {"recipe": recipe, "set": [f"cluster.num_ps={num_ps}", *overrides], "run_dir": self.run_dir}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._client: ChiefClient | None = None
@@ -139,9 +141,10 @@ class Fleet:
         return f"{_HOST}:{self._ports[name]}"
 
 
-def _free_port() -> int:
-    """One that is free now; shards and chief must know each other's before either listens."""
-    with socket.socket() as found:
-        found.bind((_HOST, 0))
-        port: int = found.getsockname()[1]
-        return port
+def free_ports(number: int) -> list[int]:
+    """Different ones that are free now; shards and chief must know each other's before either listens."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind((_HOST, 0))
+        return [one.getsockname()[1] for one in sockets]

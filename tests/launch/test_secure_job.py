@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -18,11 +17,14 @@ from downpour.launch import certs
 from downpour.launch.roles import topology
 from downpour.proto.chief_pb2 import RegisterRequest, Score
 from downpour.proto.errors import Forbidden, Unauthenticated
+from downpour.proto.security.certificates import Certificates
+from downpour.proto.security.config import Security
 from downpour.worker.exchange.clients import ChiefClient
 from tests.certificates import JOB, TOKEN, forge, security
 from tests.channels import plain
 from tests.conftest import wait_until
 from tests.launch import jobs
+from tests.launch.fleet import free_ports
 
 pytestmark = pytest.mark.process
 
@@ -39,7 +41,7 @@ class SecureJob:
         self.token_file.write_text(TOKEN + "\n")
         certs.make(JOB, self.certificates)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.health_ports = dict(zip(("ps/0", "chief", "worker/0", "evaluator"), _free_ports(4), strict=True))
+        self.health_ports = dict(zip(("ps/0", "chief", "worker/0", "evaluator"), free_ports(4), strict=True))
         self._flags: dict[str, topology.FlagValue] = {
             "recipe": jobs.write_recipe(folder, jobs.PACED),
             "set": ["cluster.num_workers=1"],
@@ -103,16 +105,6 @@ class SecureJob:
         return f"127.0.0.1:{(self.folder / name).read_text().strip()}"
 
 
-def _free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[SecureJob]:
     before = os.umask(0o022)  # what most systems have
@@ -139,13 +131,8 @@ def test_a_job_with_certificates_and_token(job: SecureJob) -> None:
     _the_chief_refuses_other_roles(job)
     no_token = job.folder / "no-token"
     no_token.write_text("another-token-of-another-job")
-    forge(job.certificates, job.folder / "other", ["worker.other.downpour"])
     expectations = {
         "wrong token": ({"token_file": no_token}, "no token or not this job's"),
-        "other job": (
-            {"tls": job.folder / "other", "set": ["cluster.num_workers=1", "exchange.give_up_after_s=5"]},
-            "is not one of this job: its certificate names another job",
-        ),
         "wrong role": (
             {"tls": job.certificates / "evaluator"},
             "is that of role 'evaluator' of job 'fashion', but",
@@ -183,6 +170,11 @@ def _the_chief_refuses_other_roles(job: SecureJob) -> None:
         client.close()
     stranger = ChiefClient(job.chief, 5.0, security(job.certificates, "worker"))
     with pytest.raises(Unauthenticated, match="carries no token"):
+        stranger.progress()
+    stranger.close()
+    other = Certificates(forge(job.certificates, job.folder / "other", ["worker.other.downpour"]), "worker")
+    stranger = ChiefClient(job.chief, 5.0, Security(other, TOKEN))
+    with pytest.raises(Unauthenticated, match="is not one of this job: its certificate names another job"):
         stranger.progress()
     stranger.close()
 
