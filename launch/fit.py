@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from downpour import files
 from downpour.launch.job import recipe as recipes
+from downpour.launch.job.given_model import GivenModel
 from downpour.launch.job.job import Cluster, Exchange, Job
 from downpour.launch.job.written import Writer
 from downpour.launch.local import LocalRun, RunConfig
@@ -90,18 +91,19 @@ class FitRun(LocalRun):
         """
         from downpour.launch.roles import initial
         from downpour.model import weights
+        from downpour.worker.step.variables import values_in
 
         saved = initial.load_checkpoint(str(self.config.folder))
-        weights.assign(self._trained, weights.named(saved))
+        weights.assign(self._trained, values_in(self._trained, saved))
         if self.config.job.average is not None:  # as Keras' `use_ema`: of trained variables only
             trained = {variable.path for variable in self._trained.trainable_variables}
-            average = weights.named(saved, average=True)
+            average = values_in(self._trained, saved, average=True)
             weights.assign(self._trained, {name: value for name, value in average.items() if name in trained})
         return self._trained
 
 
 def fit(
-    model: keras.Model,
+    model: keras.Model | Callable[[], keras.Model],
     data: Any,
     *,
     validation_data: Any = None,
@@ -120,8 +122,9 @@ def fit(
     """Starts to train a model; returns at once.
 
     Args:
-        model: A built and compiled `keras.Model` that has not been trained since it was compiled. What it has of the
-            user's own (layers, losses) must be at the top level of a file.
+        model: A built and compiled `keras.Model` that has not been trained since it was compiled, or a function that
+            returns one, which every process calls. The function, and what a model has of the user's own (layers,
+            losses, functions within layers), must be at the top level of a file.
         data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; or `Examples` or
             `Stream` of `downpour.model.data`, whose sources are arrays or functions at the top level of a file.
         validation_data: Held-out examples likewise, scored after every epoch; with `Examples` and `Stream` they are
@@ -151,6 +154,8 @@ def fit(
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can")
     examples = _examples(data, validation_data, class_weight)
+    given_model = GivenModel.of(model)
+    model = given_model.model
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
     steps_per_epoch, fields = _fields(model, examples, epochs, batch_size, {"cluster": cluster, **job_fields})
     fields["name"] = name or model.name
@@ -160,7 +165,7 @@ def fit(
     owner.check_free(folder / owner.LOCK)  # before the files of a run that is going on are replaced
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
-    recipe = _write(model, fields, folder / _JOB)
+    recipe = _write(given_model, fields, folder / _JOB)
     config = RunConfig(recipe, run_dir=folder, evaluator=examples.validation is not None, checkpoints=checkpoints)
     run = FitRun(config, model, steps_per_epoch)
     return run if dry_run else run.start()
@@ -197,13 +202,10 @@ def _examples(data: Any, validation_data: Any, class_weight: Mapping[int, float]
     return Examples(data, validation_data, class_weight=class_weight)
 
 
-def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
+def _write(model: GivenModel, fields: Mapping[str, Any], folder: Path) -> Path:
     """Writes the recipe with the model and arrays beside it; returns its path."""
-    from downpour.model.weights import own_objects
-
     writer = Writer(folder / _ARRAYS)
-    own = own_objects(model)
-    objects = ", ".join(f"{key!r}: {writer.reference(value, f'the model: {key}')}" for key, value in own.items())
+    source = model.source(writer, _MODEL)
     lines = [f"        {key}={writer.source(value, key)}," for key, value in fields.items()]
     folder.mkdir(parents=True, exist_ok=True)
     writer.save()
@@ -211,7 +213,6 @@ def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
     imports = {
         "from pathlib import Path",
         "from downpour.launch.job import Job",
-        "from downpour.launch.job.written import saved_model",
         *writer.imports,
     }
     script = Path(sys.path[0]).absolute()
@@ -230,7 +231,7 @@ def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
             "",
             "def job() -> Job:",
             "    return Job(",
-            f"        model=saved_model(HERE / {_MODEL!r}, {{{objects}}}),",
+            f"        model={source},",
             "        loss=None,",
             *lines,
             "    )",

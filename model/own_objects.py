@@ -1,0 +1,188 @@
+"""Classes and functions of the user's own that a saved model only names: a process that loads it must import them.
+
+Keras keeps of an own layer, loss, activation, initializer and so on its name in a `.keras` file and no code. They are
+found in what layers, losses and metrics were made with.
+
+Keras is imported in the functions. Nothing here runs an operation or builds anything.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from downpour.model import keras_private
+
+if TYPE_CHECKING:
+    import keras
+
+# Where Keras looks for functions by their plain names when it loads a model.
+_NAMESPACES = ("activations", "constraints", "initializers", "losses", "metrics", "regularizers")
+
+
+@dataclass(frozen=True)
+class OwnObject:
+    """A class or function that Keras does not have itself.
+
+    Attributes:
+        name: What a saved model calls it: the name it is registered by, or its own.
+        value: The class or function.
+        place: What uses it, such as "activation of Dense 'hidden'".
+    """
+
+    name: str
+    value: Any
+    place: str
+
+
+def own_classes(model: keras.Model) -> list[str]:
+    """The classes of layers, `module.Class`, without which Keras alone cannot load a `.keras` or `.h5` file."""
+    kinds = {type(layer) for layer in keras_private.layers_of(model)}
+    return sorted(f"{k.__module__}.{k.__qualname__}" for k in kinds if _is_own(k))
+
+
+def own_objects(model: keras.Model) -> list[OwnObject]:
+    """Everything of the user's own in a compiled model's layers, losses and metrics, each name once.
+
+    Raises:
+        ValueError: Other processes could not load it: it is a lambda or defined in a function, two objects have one
+            name, a function has a name of Keras' own, or a layer has no `get_config` for its arguments.
+    """
+    found: dict[str, OwnObject] = {}
+    for layer in reversed(keras_private.layers_of(model)):  # inner ones first: they name the place
+        _look(layer, _called(layer), found)
+    for argument, given in keras_private.compile_arguments(model).items():
+        for value in _leaves(given):
+            _look(value, f"{argument} of compile()", found)
+    return list(found.values())
+
+
+def _look(value: Any, place: str, found: dict[str, OwnObject]) -> None:
+    """Adds a value and what it was made with to `found`."""
+    if isinstance(value, type | types.FunctionType):
+        _add(value, place, found)
+    elif hasattr(value, "get_config"):
+        _add(type(value), place, found)
+        for argument, inner in _arguments(value, place):
+            _look(inner, f"{argument} of {place}", found)
+    elif callable(value):
+        _add(value if hasattr(value, "__qualname__") else type(value), place, found)
+
+
+def _arguments(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Names and values of what an object of Keras' kind was made with: its functions, and objects of that kind."""
+    import keras
+
+    is_own = _is_own(type(value))
+    if not is_own and isinstance(value, keras.Model):
+        return  # its arguments are layers, which are looked at one by one
+    for argument in {**inspect.signature(type(value).__init__).parameters, "activity_regularizer": None}:
+        for inner in _leaves(getattr(value, argument, getattr(value, f"_{argument}", None))):
+            if _is_object(inner):
+                yield argument, inner
+    for argument, described in _config(value, place).items() if is_own else ():
+        for inner in _leaves(described):
+            if _is_object(inner):
+                yield argument, inner
+        for name, module in _functions_in(described):
+            inner = getattr(sys.modules.get(module), name.rpartition(">")[2], None)
+            if isinstance(inner, types.FunctionType):
+                yield argument, inner
+
+
+def _is_object(value: Any) -> bool:
+    """Whether it is a function, or an object that Keras saves by its class and config and that is no layer."""
+    import keras
+
+    is_layer = isinstance(value, keras.layers.Layer | keras.DTypePolicy)
+    return isinstance(value, types.FunctionType) or (hasattr(value, "get_config") and not is_layer)
+
+
+def _config(value: Any, place: str) -> Mapping[str, Any]:
+    """What an object of the user's own class is saved as."""
+    try:
+        config: Mapping[str, Any] = value.get_config()
+    except NotImplementedError:
+        raise ValueError(
+            f"{place}: its class {type(value).__name__} has no get_config for the arguments that it was made with, so "
+            "it cannot be saved for other processes; add one that returns them, as Keras' guide to custom layers "
+            "shows, or give fit a function at the top level of a file that builds and compiles the model"
+        ) from None
+    return config
+
+
+def _functions_in(described: Any) -> Iterator[tuple[str, str]]:
+    """Names and modules of the functions in a config that an own class has serialised itself."""
+    if isinstance(described, Mapping):
+        if described.get("class_name") == "function":
+            yield str(described.get("config")), str(described.get("module") or "__main__")
+        for inner in described.values():
+            yield from _functions_in(inner)
+    elif isinstance(described, list | tuple):
+        for inner in described:
+            yield from _functions_in(inner)
+
+
+def _add(value: Any, place: str, found: dict[str, OwnObject]) -> None:
+    """Adds a class or function, if it is the user's own.
+
+    Raises:
+        ValueError: As `own_objects`.
+    """
+    import keras
+
+    if not _is_own(value) and not _is_unknown_to_keras(value):
+        return
+    if "<" in value.__qualname__:
+        raise ValueError(
+            f"{place} is {value.__qualname__}, a lambda or local function or class, which other processes cannot "
+            "import; define it at the top level of a file, under a name of its own, and import it from there"
+        )
+    name = keras.saving.get_registered_name(value)
+    other = found.setdefault(name, OwnObject(name, value, place))
+    rename = 'rename one, or decorate it with @keras.saving.register_keras_serializable(package="...", name="...")'
+    if other.value is not value:
+        raise ValueError(
+            f"{place} and {other.place} are two objects that are both named {name}, of {value.__module__} and "
+            f"{other.value.__module__}, and a saved model knows them by name only; {rename}"
+        )
+    if isinstance(value, types.FunctionType) and _is_own(value) and _of_keras(name) is not None:
+        raise ValueError(
+            f"{place} is a function {name} of {value.__module__}, and Keras has one of that name, which a saved model "
+            f"would mean; {rename}"
+        )
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a class or function is not Keras'."""
+    return bool(value.__module__.partition(".")[0] != "keras")
+
+
+def _is_unknown_to_keras(value: Any) -> bool:
+    """Whether it is one of Keras' functions that Keras does not find again by its name, such as `keras.ops.sin`."""
+    return isinstance(value, types.FunctionType) and _of_keras(value.__name__) is None
+
+
+def _of_keras(name: str) -> Any:
+    """The function or class that Keras takes a plain name for; None if there is none."""
+    import keras
+
+    return next((found for space in _NAMESPACES if (found := getattr(getattr(keras, space), name, None))), None)
+
+
+def _called(layer: Any) -> str:
+    return f"{type(layer).__name__} {layer.name!r}"
+
+
+def _leaves(nest: Any) -> Iterator[Any]:
+    if isinstance(nest, Mapping):
+        nest = list(nest.values())
+    if isinstance(nest, list | tuple):
+        for inner in nest:
+            yield from _leaves(inner)
+    else:
+        yield nest
