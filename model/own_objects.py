@@ -20,6 +20,10 @@ from downpour.model import keras_private
 if TYPE_CHECKING:
     import keras
 
+_OTHERWISE = (
+    ", as Keras' guide to custom layers shows, or give fit a function at the top level of a file that builds and "
+    "compiles the model"
+)
 # Where Keras looks for functions by their plain names when it loads a model.
 _NAMESPACES = ("activations", "constraints", "initializers", "losses", "metrics", "regularizers")
 
@@ -50,7 +54,7 @@ def own_objects(model: keras.Model) -> list[OwnObject]:
 
     Raises:
         ValueError: Other processes could not load it: it is a lambda or defined in a function, two objects have one
-            name, a function has a name of Keras' own, or a layer has no `get_config` for its arguments.
+            name, a function has a name of Keras' own, or `get_config` of a class does not return its arguments.
     """
     found: dict[str, OwnObject] = {}
     for layer in reversed(keras_private.layers_of(model)):  # inner ones first: they name the place
@@ -80,7 +84,7 @@ def _arguments(value: Any, place: str) -> Iterator[tuple[str, Any]]:
     is_own = _is_own(type(value))
     if not is_own and isinstance(value, keras.Model):
         return  # its arguments are layers, which are looked at one by one
-    for argument in {**inspect.signature(type(value).__init__).parameters, "activity_regularizer": None}:
+    for argument in {**inspect.signature(value.__init__).parameters, "activity_regularizer": None}:
         for inner in _leaves(getattr(value, argument, getattr(value, f"_{argument}", None))):
             if _is_object(inner):
                 yield argument, inner
@@ -109,10 +113,41 @@ def _config(value: Any, place: str) -> Mapping[str, Any]:
     except NotImplementedError:
         raise ValueError(
             f"{place}: its class {type(value).__name__} has no get_config for the arguments that it was made with, so "
-            "it cannot be saved for other processes; add one that returns them, as Keras' guide to custom layers "
-            "shows, or give fit a function at the top level of a file that builds and compiles the model"
+            f"it cannot be saved for other processes; add one that returns them{_OTHERWISE}"
         ) from None
+    _check_arguments(value, config, place)
     return config
+
+
+def _check_arguments(value: Any, config: Mapping[str, Any], place: str) -> None:
+    """Raises `ValueError` if an object of its config would be another one; classes may read their config themselves."""
+    import keras
+
+    kind = type(value)
+    reads = next(base for base in kind.__mro__ if "from_config" in vars(base))
+    if isinstance(value, keras.Model) or _is_own(reads):
+        return
+    parameters = inspect.signature(value.__init__).parameters
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if surplus := [name for name in config if name not in parameters and not takes_more]:
+        raise ValueError(
+            f"{place}: {kind.__name__}.__init__ does not take {', '.join(surplus)}, which its get_config returns; let "
+            f"it take **more and pass that to super().__init__{_OTHERWISE}"
+        )
+    for name, parameter in parameters.items():
+        is_fixed = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in config
+        if not is_fixed and not _is_default(value, name, parameter.default):
+            raise ValueError(
+                f"{place}: get_config of {kind.__name__} leaves out the argument {name}, so other processes would make "
+                f"it without; return it there{_OTHERWISE}"
+            )
+
+
+def _is_default(value: Any, argument: str, default: Any) -> bool:
+    """Whether an object is known to have an argument's default."""
+    missing = object()
+    given = getattr(value, argument, getattr(value, f"_{argument}", missing))
+    return given is default or (isinstance(default, bool | int | float | str) and bool(given == default))
 
 
 def _functions_in(described: Any) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from downpour.launch.job.written import Writer, saved_model
+from downpour.launch.job.written import UNSAVED, Writer, saved_model
+from downpour.model import unsaved
 
 if TYPE_CHECKING:
     import keras
@@ -59,6 +60,7 @@ class GivenModel:
         """Writes the model, unless a function builds it."""
         if self.builder is None:
             self.model.save(path)
+            unsaved.write(self.model, path.with_suffix(UNSAVED))
 
     def copy(self, path: Path) -> Callable[[], keras.Model]:
         """Returns a function that makes another model like it, from the file that was saved."""

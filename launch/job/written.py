@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from downpour.model import unsaved
+
 if TYPE_CHECKING:
     import keras
+
+UNSAVED = ".npz"  # ends the name of the file beside a saved model, for `model.unsaved`
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -144,7 +148,9 @@ def saved_model(path: Path, objects: Mapping[str, Any]) -> Callable[[], keras.Mo
     def model() -> keras.Model:
         import keras
 
-        return keras.saving.load_model(path, custom_objects=dict(objects))
+        loaded = keras.saving.load_model(path, custom_objects=dict(objects))
+        unsaved.restore(loaded, path.with_suffix(UNSAVED))
+        return loaded
 
     return model
 

@@ -137,8 +137,35 @@ def adapted() -> keras.Model:
     return model
 
 
-def build_adapted() -> keras.Model:
-    """A function that a recipe can name; without layers that are adapted, since every process calls it."""
+def test_lora_and_what_is_trained_are_as_they_were_given(tmp_path: Path) -> None:
+    """Keras loads LoRA's matrices as zeros, with which nothing would be trained."""
+    model = MODELS["lora"]()
+    model.layers[1].lora_kernel_b.assign(np.ones_like(model.layers[1].lora_kernel_b))
+    model.layers[2].kernel.trainable = False
+    model.compile(optimizer="sgd", loss="mse")
+    loaded, layout = build(recipe.load(dry(tmp_path, model, data_of("lora")).recipe))
+    for mine, theirs in zip(loaded.variables, model.variables, strict=True):
+        assert (mine.path, mine.trainable) == (theirs.path, theirs.trainable)
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy(), err_msg=mine.path)
+    assert [v.name for v in layout.variables if v.is_trained] == [v.path for v in model.trainable_variables]
+
+
+class Widened(keras.layers.Layer):
+    """Forgets its width when it is saved."""
+
+    def __init__(self, width: int = 2, **more: Any) -> None:
+        super().__init__(**more)
+        self.dense = keras.layers.Dense(width)
+        self.width = 2
+
+    def call(self, inputs: Any) -> Any:
+        return self.dense(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()
+
+
+def build_plain() -> keras.Model:
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2), keras.layers.Dense(1)], name="built")
     model.compile(optimizer=keras.optimizers.AdamW(weight_decay=0.1), loss="mse")
     model.optimizer.exclude_from_weight_decay(var_names=["bias"])
@@ -159,11 +186,17 @@ def test_what_layers_have_learned_before_travels_with_the_model(tmp_path: Path) 
     assert [v.name for v in layout.variables] == [v.path for v in model.trainable_variables], "it is not exchanged"
 
 
+def test_a_class_that_is_made_again_otherwise_is_noticed(tmp_path: Path) -> None:
+    run = dry(tmp_path, compiled(Widened(5)))
+    with pytest.raises(ValueError, match=r"saved with variables of shapes 6 x 5; 5; .* is loaded with 6 x 2; 2; "):
+        build(recipe.load(run.recipe))
+
+
 def test_a_function_may_build_the_model_in_every_process(tmp_path: Path) -> None:
     keras.layers.Dense(3)  # makes Keras number layers otherwise than in a new process
-    run = dry(tmp_path, build_adapted)
+    run = dry(tmp_path, build_plain)
     job = recipe.load(run.recipe)
-    assert job.model is build_adapted and not (tmp_path / "run" / "job" / "model.keras").exists()
+    assert job.model is build_plain and not (tmp_path / "run" / "job" / "model.keras").exists()
     assert [v.name for v in build(job)[1].variables if not v.decoupled_decay] == [
         "built/dense/bias",
         "built/dense_1/bias",

@@ -75,6 +75,24 @@ class Unsaved(layers.Layer):
         self.values = values
 
 
+class NoMore(layers.Layer):
+    def __init__(self, name: str = "nomore") -> None:
+        super().__init__(name=name)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()
+
+
+class Off(Near):
+    """Has an argument that Near's `get_config` does not return."""
+
+    def __init__(self, by: float = 1.0) -> None:
+        self.by = by
+
+
 class OwnLoss(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         return keras.ops.mean((y_true - y_pred) ** 2, axis=-1)
@@ -130,6 +148,11 @@ def _elsewhere() -> Any:
     return module.wave
 
 
+def test_an_argument_that_has_its_default_may_be_left_out() -> None:
+    found = own_objects(model_of(layers.Dense(3, kernel_regularizer=Off())))
+    assert [own.name for own in found] == ["Off"]
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -138,6 +161,8 @@ def _elsewhere() -> Any:
         (lambda: layers.LSTM(3, activation=lambda x: x, name="rnn"), "activation of LSTM.* is .*<lambda>"),
         (lambda: layers.Dense(3, activation=relu, name="hidden"), "'hidden' is a function relu of .* Keras has one of"),
         (lambda: Unsaved(np.zeros(3)), "Unsaved 'unsaved': its class Unsaved has no get_config"),
+        (lambda: NoMore(), "NoMore 'nomore': NoMore.__init__ does not take trainable, dtype, which its get_config"),
+        (lambda: layers.Dense(3, kernel_regularizer=Off(3.0), name="hidden"), "Off leaves out the argument by"),
         (lambda: [layers.Dense(3, wave), layers.Dense(3, _elsewhere())], "two objects that are both named wave, of"),
     ],
 )
