@@ -74,7 +74,10 @@ def _look(value: Any, place: str, found: dict[str, OwnObject]) -> None:
         for argument, inner in _arguments(value, place):
             _look(inner, f"{argument} of {place}", found)
     elif callable(value):
-        _add(value if hasattr(value, "__qualname__") else type(value), place, found)
+        raise ValueError(
+            f"{place} is a {type(value).__name__}, which Keras does not save; give a function at the top level of a "
+            "file, or an object of one of Keras' classes, or of your own class of that kind with a get_config"
+        )
 
 
 def _arguments(value: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -84,16 +87,24 @@ def _arguments(value: Any, place: str) -> Iterator[tuple[str, Any]]:
     is_own = _is_own(type(value))
     if not is_own and isinstance(value, keras.Model):
         return  # its arguments are layers, which are looked at one by one
+    config = _config(value, place) if is_own else {}
     for argument in {**inspect.signature(value.__init__).parameters, "activity_regularizer": None}:
+        if is_own and argument not in config:
+            continue
         for inner in _leaves(getattr(value, argument, getattr(value, f"_{argument}", None))):
             if _is_object(inner):
                 yield argument, inner
-    for argument, described in _config(value, place).items() if is_own else ():
+    for argument, described in config.items():
         for inner in _leaves(described):
             if _is_object(inner):
                 yield argument, inner
         for name, module in _functions_in(described):
-            inner = getattr(sys.modules.get(module), name.rpartition(">")[2], None)
+            inner = keras.saving.get_registered_object(name) or getattr(sys.modules.get(module), name, None)
+            if inner is None and module.partition(".")[0] not in ("builtins", "keras"):
+                raise ValueError(
+                    f"{argument} of {place} is a function {name} that is not at the top level of {module}, so that "
+                    "other processes cannot import it; define it there"
+                )
             if isinstance(inner, types.FunctionType):
                 yield argument, inner
 
@@ -103,7 +114,7 @@ def _is_object(value: Any) -> bool:
     import keras
 
     is_layer = isinstance(value, keras.layers.Layer | keras.DTypePolicy)
-    return isinstance(value, types.FunctionType) or (hasattr(value, "get_config") and not is_layer)
+    return not is_layer and (callable(value) or hasattr(value, "get_config"))
 
 
 def _config(value: Any, place: str) -> Mapping[str, Any]:
