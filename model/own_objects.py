@@ -98,15 +98,25 @@ def _arguments(value: Any, place: str) -> Iterator[tuple[str, Any]]:
         for inner in _leaves(described):
             if _is_object(inner):
                 yield argument, inner
-        for name, module in _functions_in(described):
-            inner = keras.saving.get_registered_object(name) or getattr(sys.modules.get(module), name, None)
-            if inner is None and module.partition(".")[0] not in ("builtins", "keras"):
+        for name in _functions_in(described):
+            function = _function(value, name)
+            if function is None and _of_keras(name) is None:
                 raise ValueError(
-                    f"{argument} of {place} is a function {name} that is not at the top level of {module}, so that "
-                    "other processes cannot import it; define it there"
+                    f"{argument} of {place} is a function {name}, which is found neither in {type(value).__name__} nor "
+                    "in its file; define it at the top level of that file"
                 )
-            if isinstance(inner, types.FunctionType):
-                yield argument, inner
+            if function is not None:
+                yield argument, function
+
+
+def _function(value: Any, name: str) -> Any:
+    """The function that an object has described by its name: one that it holds, or of its file; None if none is."""
+    import keras
+
+    held = [one for one in _leaves(vars(value)) if isinstance(one, types.FunctionType)]
+    module = sys.modules.get(type(value).__module__)
+    found = [one for one in held if keras.saving.get_registered_name(one) == name]
+    return next(iter(found), None) or keras.saving.get_registered_object(name) or getattr(module, name, None)
 
 
 def _is_object(value: Any) -> bool:
@@ -145,8 +155,10 @@ def _check_arguments(value: Any, config: Mapping[str, Any], place: str) -> None:
             f"{place}: {kind.__name__}.__init__ does not take {', '.join(surplus)}, which its get_config returns; let "
             f"it take **more and pass that to super().__init__{_OTHERWISE}"
         )
+    if not _is_own(next(base for base in kind.__mro__ if "__init__" in vars(base))):
+        return
     for name, parameter in parameters.items():
-        is_fixed = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in config
+        is_fixed = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in {"dtype", *config}
         if not is_fixed and not _is_default(value, name, parameter.default):
             raise ValueError(
                 f"{place}: get_config of {kind.__name__} leaves out the argument {name}, so other processes would make "
@@ -161,11 +173,12 @@ def _is_default(value: Any, argument: str, default: Any) -> bool:
     return given is default or (isinstance(default, bool | int | float | str) and bool(given == default))
 
 
-def _functions_in(described: Any) -> Iterator[tuple[str, str]]:
-    """Names and modules of the functions in a config that an own class has serialised itself."""
-    if isinstance(described, Mapping):
-        if described.get("class_name") == "function":
-            yield str(described.get("config")), str(described.get("module") or "__main__")
+def _functions_in(described: Any) -> Iterator[str]:
+    """Names of the functions in a config that an own class has serialised itself, but for those of layers in it."""
+    if isinstance(described, Mapping) and "class_name" in described:
+        if described["class_name"] == "function":
+            yield str(described.get("config"))
+    elif isinstance(described, Mapping):
         for inner in described.values():
             yield from _functions_in(inner)
     elif isinstance(described, list | tuple):

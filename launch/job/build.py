@@ -293,7 +293,8 @@ def check_compiled(model: Any, job: Job, batch: Batch) -> None:
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, tf.errors.OpError) as error:
         raise ValueError(
             f"the loss of the compiled model {model.name!r} fails on a batch of zeros: targets are "
-            f"{nests.describe(few[1], 'y')}; outputs are {_outputs(model, few[0])}: {mistakes.describe(error)}"
+            f"{nests.describe(few[1], 'y')}; outputs are {_outputs(model, few[0])}{_unpaired(model, few[1])}: "
+            f"{mistakes.describe(error)}"
         ) from error
     model.reset_metrics()
     for variable, value in state:  # seeds advance in inference, too
@@ -309,6 +310,14 @@ def _outputs(model: Any, inputs: Any) -> str:
     except (ValueError, TypeError, AttributeError, NotImplementedError):
         return "unknown: the model's call fails, too"
     return nests.describe(found, "output")
+
+
+def _unpaired(model: Any, targets: Any) -> str:
+    """Names that only targets or only outputs have, for messages; "" unless both have names."""
+    outputs = getattr(model, "output", None)
+    if not isinstance(outputs, Mapping) or not isinstance(targets, Mapping) or outputs.keys() == targets.keys():
+        return ""
+    return f"; only one of them has {', '.join(sorted(map(str, outputs.keys() ^ targets.keys())))}"
 
 
 def _may_factor(job: Job) -> bool:

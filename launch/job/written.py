@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import keras
 
 UNSAVED = ".npz"  # ends the name of the file beside a saved model, for `model.unsaved`
+
+# Warnings of loading: the optimizer's state is not used, and `unsaved.restore` notices layers that are not built.
+_EXPECTED = ("Skipping variable loading for optimizer", r"`build\(\)` was called on layer")
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -148,7 +152,10 @@ def saved_model(path: Path, objects: Mapping[str, Any]) -> Callable[[], keras.Mo
     def model() -> keras.Model:
         import keras
 
-        loaded = keras.saving.load_model(path, custom_objects=dict(objects))
+        with warnings.catch_warnings():
+            for expected in _EXPECTED:
+                warnings.filterwarnings("ignore", expected)
+            loaded = keras.saving.load_model(path, custom_objects=dict(objects))
         unsaved.restore(loaded, path.with_suffix(UNSAVED))
         return loaded
 

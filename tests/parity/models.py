@@ -351,7 +351,9 @@ def spectral_normalization() -> keras.Model:
 def spectral_normalization_called_twice() -> keras.Model:
     left, right = keras.Input((6,)), keras.Input((6,))
     critic = layers.SpectralNormalization(layers.Dense(4))
-    frozen = layers.SpectralNormalization(layers.Dense(4), trainable=False)
+    frozen = layers.SpectralNormalization(layers.Dense(4))
+    frozen.build((None, 6))
+    frozen.trainable = False
     x = layers.Subtract()([critic(left), critic(right)])
     return _compiled(keras.Model((left, right), layers.Dense(1)(layers.Concatenate()([x, frozen(left)]))))
 

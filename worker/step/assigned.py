@@ -38,8 +38,9 @@ def assigned_kernels(model: keras.Model) -> list[keras.Variable]:
 
 def assigned_statistics(model: keras.Model) -> set[str]:
     """Returns the paths of the variables of such layers that are not trained, and whose differences add up."""
-    kernels = [layer.kernel for layer in _layers(model) if not layer.kernel.trainable]
-    return {variable.path for variable in [*kernels, *(layer.vector_u for layer in _layers(model))]}
+    trained = {id(variable) for variable in model.trainable_variables}
+    variables = [variable for layer in _layers(model) for variable in (layer.kernel, layer.vector_u)]
+    return {variable.path for variable in variables if id(variable) not in trained}
 
 
 def beside(layout: Layout) -> dict[int, int]:

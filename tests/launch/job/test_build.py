@@ -110,8 +110,8 @@ def test_a_loss_that_does_not_fit_is_refused_with_names_and_shapes_of_both(
     with pytest.raises(ValueError) as refusal:
         build(job)
     for name, shape in targets.items():
-        assert f"y['{name}']: {[4, *shape]} float32" in str(refusal.value), refusal.value
-    for part in ("output['kind']: [4, 3] float32", "output['size']: [4, 1] float32"):
+        assert f"y['{name}']: {(1, *shape)} float32" in str(refusal.value), refusal.value
+    for part in ("output['kind']: (1, 3) float32", "output['size']: (1, 1) float32"):
         assert part in str(refusal.value), refusal.value
 
 
