@@ -28,6 +28,7 @@ from downpour.launch.job.build import build
 from downpour.launch.roles import entry, initial
 from downpour.launch.roles.command_line import Syntax
 from downpour.model import weights
+from downpour.model.own_objects import own_classes
 from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.manifest import Checkpoint
 
@@ -82,7 +83,7 @@ def export(job: Job, checkpoint: str, out: str, average: bool = False, overwrite
     _check_free(Path(out), ending, overwrite)
     saved = initial.load_checkpoint(checkpoint)
     model = _filled(job, saved, average)
-    if ending in (weights.KERAS, weights.LEGACY) and (classes := weights.own_classes(model)):
+    if ending in (weights.KERAS, weights.LEGACY) and (classes := own_classes(model)):
         logging.warning("Keras needs %s to load %s; a SavedModel needs no classes", ", ".join(classes), out)
     try:
         with _replacing(Path(out), ending) as temporary:

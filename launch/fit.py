@@ -15,7 +15,7 @@ import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,10 @@ from downpour.launch.fitting.progress import verbosity
 from downpour.launch.fitting.run import FitRun
 from downpour.launch.job import recipe as recipes
 from downpour.launch.job.epochs import steps_of
+from downpour.launch.job.given_model import GivenModel
 from downpour.launch.job.job import Cluster, Exchange, Job
 from downpour.launch.job.overrides import did_you_mean
-from downpour.launch.job.written import Writer, saved_model
+from downpour.launch.job.written import Writer
 from downpour.launch.local import RunConfig
 from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
@@ -47,7 +48,7 @@ _EXACT = Exchange(codec="float32", overlap=False)  # as plain Keras computes; on
 
 
 def fit(
-    model: keras.Model,
+    model: keras.Model | Callable[[], keras.Model],
     data: Any,
     *,
     validation_data: Any = None,
@@ -69,8 +70,9 @@ def fit(
     """Starts to train a model; returns at once.
 
     Args:
-        model: A built and compiled `keras.Model` that has not been trained since it was compiled. What it has of the
-            user's own (layers, losses) must be at the top level of a file.
+        model: A built and compiled `keras.Model` that has not been trained since it was compiled, or a function that
+            returns one, which every process calls. The function, and what a model has of the user's own (layers,
+            losses, functions within layers), must be at the top level of a file.
         data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; anything with length
             and index that can be pickled, such as a Hugging Face or torch data set, a `keras.utils.PyDataset` or a
             Grain `MapDataset`; a function at the top level of a file that returns one of these, or that gets (worker
@@ -98,8 +100,6 @@ def fit(
     Raises:
         ValueError: Something is refused; nothing has been started.
     """
-    from downpour.model.weights import own_objects
-
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
     numbers = {"workers": workers, "shards": shards, "batch_size": 1 if batch_size is None else batch_size}
@@ -120,6 +120,8 @@ def fit(
     if batch_size and of_items and batch_size != of_items:
         raise ValueError(f"batch_size is {batch_size}, and items of the data are batches of {of_items}; leave it out")
     batch_size = batch_size or of_items or 32
+    given_model = GivenModel.of(model)
+    model = given_model.model
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
     is_scored = examples.validation is not None or bool(validation_sets)
     if not is_scored:
@@ -135,10 +137,9 @@ def fit(
     owner.check_free(folder)  # before the files of a run that is going on are replaced
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
-    recipe = _write(model, fields, folder / _JOB)
+    recipe = _write(given_model, fields, folder / _JOB)
     config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
-    copy = saved_model(folder / _JOB / _MODEL, own_objects(model))
-    run = FitRun(config, model, called, verbose, copy)
+    run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))
     return run if dry_run else run.start()
 
 
@@ -184,13 +185,10 @@ def _scored_sets(examples: Examples | Stream, given: Mapping[str, Any] | None) -
     return {"validation_sets": found}
 
 
-def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
+def _write(model: GivenModel, fields: Mapping[str, Any], folder: Path) -> Path:
     """Writes the recipe with the model and arrays beside it; returns its path."""
-    from downpour.model.weights import own_objects
-
     writer = Writer(folder / _ARRAYS)
-    own = own_objects(model)
-    objects = ", ".join(f"{key!r}: {writer.reference(value, f'the model: {key}')}" for key, value in own.items())
+    source = model.source(writer, _MODEL)
     lines = [f"        {key}={writer.source(value, key)}," for key, value in fields.items()]
     folder.mkdir(parents=True, exist_ok=True)
     writer.save()
@@ -198,7 +196,6 @@ def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
     imports = {
         "from pathlib import Path",
         "from downpour.launch.job import Job",
-        "from downpour.launch.job.written import saved_model",
         *writer.imports,
     }
     folders = [Path(sys.path[0]).absolute()]
@@ -219,7 +216,7 @@ def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
             "",
             "def job() -> Job:",
             "    return Job(",
-            f"        model=saved_model(HERE / {_MODEL!r}, {{{objects}}}),",
+            f"        model={source},",
             "        loss=None,",
             *lines,
             "    )",

@@ -188,11 +188,13 @@ class _Worker:
 
 
 def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _Worker) -> None:
+    from downpour.worker.step.assigned import share
     from downpour.worker.step.step import StepResult, TrainingStep
 
     sparse = isinstance(job.cadence, EveryStep) and not isinstance(job.staleness, Compensate)
     wire = step_codec(job.cadence, exchange.wire)
-    compiled = TrainingStep(model, job.loss, layout, wire, job.clip, sparse=sparse)
+    part = share(job.cluster.most_workers, overlap=job.exchange.overlap)
+    compiled = TrainingStep(model, job.loss, layout, wire, job.clip, sparse=sparse, share=part)
     reporter = worker.reporter
 
     has_trained = False

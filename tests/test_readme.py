@@ -6,6 +6,7 @@ has what `make quickstart` installs. Training is shortened by flags at the end o
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -162,6 +163,13 @@ def look(newcomer: Newcomer, command: str, output: str) -> None:
         assert newcomer.load_with_keras(given["out"]).strip() == "(2, 130)"
     elif name == "certs":
         assert (out / "worker" / "tls.key").exists()
+    elif command == "python shapes.py":
+        assert len(list((newcomer.folder / "shapes").glob("*.png"))) == 1000
+    elif name == "python" and words[1] == "train.py":
+        epochs = 8 if "--resume" in words else 4
+        assert newcomer.result("shapes")["global_steps"] == pytest.approx(25 * epochs, abs=5)
+        scores = ast.literal_eval(output[output.index("{") : output.index("}") + 1])
+        assert scores["val_kind_accuracy"][-1] > 0.7 and scores["val_size_near"][-1] > 0.4, output
     elif name == "kubernetes":
         assert (out / "base" / "jobs" / "shards.yaml").exists()
     else:

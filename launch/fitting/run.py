@@ -156,11 +156,12 @@ class FitRun(LocalRun):
 
     def _assign(self, model: keras.Model, saved: Checkpoint) -> None:
         from downpour.model import weights
+        from downpour.worker.step.variables import values_in
 
-        weights.assign(model, weights.named(saved))
+        weights.assign(model, values_in(model, saved))
         if self.config.job.average is not None:  # as Keras' `use_ema`: of trained variables only
             trained = {variable.path for variable in model.trainable_variables}
-            average = weights.named(saved, average=True)
+            average = values_in(model, saved, average=True)
             weights.assign(model, {name: value for name, value in average.items() if name in trained})
 
     @property

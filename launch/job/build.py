@@ -16,6 +16,7 @@ from downpour.launch.job.job import Job
 from downpour.model import keras_private
 from downpour.model.data import nests
 from downpour.model.data.batches import Batch, blank_batch, has_labelled_images, positions_in_batch
+from downpour.model.weights import ASSIGNED
 from downpour.proto.codec import CODECS, WIRE_DTYPES
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
 from downpour.ps.layout import Layout, Slicing, lay_out
@@ -158,7 +159,18 @@ def _call_once(model: Any, inputs: Any) -> None:
 
 
 def _check_cadence(job: Job, layout: Layout) -> None:
-    """Raises `ValueError` if variables have constraints and workers step on their own copy, which applies none."""
+    """Raises `ValueError` for variables that need what cadence or average do not do.
+
+    Constraints are not applied to a worker's own copy; nor are the differences of assigned kernels added to it, or
+    to an average.
+    """
+    assigned = [v.name.removesuffix(ASSIGNED) for v in layout.variables if v.name.endswith(ASSIGNED)]
+    if assigned and (job.average is not None or not isinstance(job.cadence, EveryStep)):
+        what = "average" if job.average is not None else f"cadence: {type(job.cadence).__name__}"
+        raise ValueError(
+            f"{what}: {assigned[0]} is assigned by its layer in each step (SpectralNormalization), which works with "
+            "EveryStep and without an average; change that, or take the layer out"
+        )
     constrained = [v for v in layout.variables if v.constraint]
     if constrained and not isinstance(job.cadence, EveryStep | Accumulate):
         raise ValueError(
@@ -287,15 +299,34 @@ def check_compiled(model: Any, job: Job, batch: Batch) -> None:
     state = [(variable, keras.ops.copy(variable.value)) for variable in model.non_trainable_variables]
     try:
         model.test_on_batch(*few)
-    except (ValueError, TypeError, AttributeError, NotImplementedError, tf.errors.OpError) as error:
-        outputs = getattr(model, "output_shape", "unknown")
+    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, tf.errors.OpError) as error:
         raise ValueError(
-            f"the loss of the compiled model {model.name!r} fails on a batch of zeros with y "
-            f"{nests.describe(batch[1])} and outputs of shape {outputs}: {mistakes.describe(error)}"
+            f"the loss of the compiled model {model.name!r} fails on a batch of zeros: targets are "
+            f"{nests.describe(few[1], 'y')}; outputs are {_outputs(model, few[0])}{_unpaired(model, few[1])}: "
+            f"{mistakes.describe(error)}"
         ) from error
     model.reset_metrics()
     for variable, value in state:  # seeds advance in inference, too
         variable.assign(value)
+
+
+def _outputs(model: Any, inputs: Any) -> str:
+    """Names, shapes and dtypes of a model's outputs, for messages."""
+    import keras
+
+    try:
+        found = keras.tree.map_structure(lambda output: output.numpy(), model(inputs))
+    except (ValueError, TypeError, AttributeError, NotImplementedError):
+        return "unknown: the model's call fails, too"
+    return nests.describe(found, "output")
+
+
+def _unpaired(model: Any, targets: Any) -> str:
+    """Names that only targets or only outputs have, for messages; "" unless both have names."""
+    outputs = getattr(model, "output", None)
+    if not isinstance(outputs, Mapping) or not isinstance(targets, Mapping) or outputs.keys() == targets.keys():
+        return ""
+    return f"; only one of them has {', '.join(sorted(map(str, outputs.keys() ^ targets.keys())))}"
 
 
 def _may_factor(job: Job) -> bool:

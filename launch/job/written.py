@@ -14,6 +14,7 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,18 @@ import numpy as np
 
 from downpour import files
 from downpour.launch.job import digests
+from downpour.model import unsaved
 from downpour.model.data import pickled
 from downpour.model.data.indexed import is_batched
 from downpour.worker.chief.callbacks import Callback
 
 if TYPE_CHECKING:
     import keras
+
+UNSAVED = ".npz"  # ends the name of the file beside a saved model, for `model.unsaved`
+
+# Warnings of loading: the optimizer's state is not used, and `unsaved.restore` notices layers that are not built.
+_EXPECTED = ("Skipping variable loading for optimizer", r"`build\(\)` was called on layer")
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LONG = 100  # entries of a list that is a data source
@@ -197,7 +204,12 @@ def saved_model(path: Path, objects: Mapping[str, Any]) -> Callable[[], keras.Mo
     def model() -> keras.Model:
         import keras
 
-        return keras.saving.load_model(path, custom_objects=dict(objects))
+        with warnings.catch_warnings():
+            for expected in _EXPECTED:
+                warnings.filterwarnings("ignore", expected)
+            loaded = keras.saving.load_model(path, custom_objects=dict(objects))
+        unsaved.restore(loaded, path.with_suffix(UNSAVED))
+        return loaded
 
     return model
 

@@ -12,9 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import downpour
 from downpour.launch.job import recipe
+from downpour.launch.job.build import build
 from downpour.launch.job.written import imported
 from downpour.model.data import Examples, Stream
 from downpour.worker.chief import owner
@@ -30,9 +32,22 @@ def own_loss(labels, outputs):
     return keras.ops.mean(keras.ops.square(labels - outputs), axis=-1)
 
 
-class Doubled(keras.layers.Layer):
+def slope(x):
+    return keras.ops.where(x > 0, x, 0.1 * x)
+
+
+class Block(keras.layers.Layer):
+    # Keras numbers the layers in it otherwise here than in the processes of the job, which have made no others.
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.first, self.second = keras.layers.Dense(8, activation=slope), keras.layers.Dense(4)
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build((*shape[:-1], 8))
+
     def call(self, inputs):
-        return 2 * inputs
+        return 2 * inputs + self.second(self.first(inputs))
 
 
 def examples(number, seed):
@@ -43,8 +58,9 @@ def examples(number, seed):
 
 if __name__ == "__main__":
     a, b = keras.Input((4,), name="a"), keras.Input((1,), dtype="int32", name="b")
-    x = keras.layers.Concatenate()([Doubled()(a), keras.layers.Flatten()(keras.layers.Embedding(9, 4)(b))])
-    x = keras.layers.Dense(16, activation="relu")(x)
+    unused = keras.layers.Dense(3), keras.layers.Dense(4)
+    x = keras.layers.Concatenate()([Block()(a), keras.layers.Flatten()(keras.layers.Embedding(9, 4)(b))])
+    x = keras.layers.Dense(16, activation=slope)(x)
     outputs = {"sum": keras.layers.Dense(1, name="sum")(x), "kind": keras.layers.Dense(3, name="kind")(x)}
     model = keras.Model({"a": a, "b": b}, outputs, name="two")
     model.compile(
@@ -112,6 +128,101 @@ def test_the_recipe_says_what_the_compiled_model_says(tmp_path: Path, name: str)
     assert loaded.compiled and [v.path for v in loaded.variables] == [v.path for v in model.variables]
 
 
+def adapted() -> keras.Model:
+    """Layers that have learned from data before training: vocabularies, a mean."""
+    text = keras.layers.TextVectorization(output_sequence_length=3)
+    text.adapt(["red green", "green blue", "blue white"])
+    colour, number = keras.layers.StringLookup(), keras.layers.IntegerLookup(output_mode="one_hot")
+    colour.adapt(["red", "green", "blue"])
+    number.adapt(np.array([[7], [70], [700]]))
+    scale = keras.layers.Normalization()
+    scale.adapt(np.array([[1.0, 10.0], [3.0, 90.0]]))
+    inputs = {
+        "text": keras.Input((), dtype="string", name="text"),
+        "colour": keras.Input((1,), dtype="string", name="colour"),
+        "number": keras.Input((1,), dtype="int64", name="number"),
+        "scale": keras.Input((2,), name="scale"),
+    }
+    embed = keras.layers.Embedding(12, 2)
+    parts = [embed(text(inputs["text"])), embed(colour(inputs["colour"]))]
+    flat = [keras.layers.Flatten()(part) for part in parts]
+    x = keras.layers.Concatenate()([*flat, number(inputs["number"]), scale(inputs["scale"])])
+    model = keras.Model(inputs, keras.layers.Dense(1)(x), name="adapted")
+    model.compile(optimizer="sgd", loss="mse")
+    return model
+
+
+def test_lora_and_what_is_trained_are_as_they_were_given(tmp_path: Path) -> None:
+    """Keras loads LoRA's matrices as zeros, with which nothing would be trained."""
+    model = MODELS["lora"]()
+    model.layers[1].lora_kernel_b.assign(np.ones_like(model.layers[1].lora_kernel_b))
+    model.layers[2].kernel.trainable = False
+    model.compile(optimizer="sgd", loss="mse")
+    loaded, layout = build(recipe.load(dry(tmp_path, model, data_of("lora")).recipe))
+    for mine, theirs in zip(loaded.variables, model.variables, strict=True):
+        assert (mine.path, mine.trainable) == (theirs.path, theirs.trainable)
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy(), err_msg=mine.path)
+    assert [v.name for v in layout.variables if v.is_trained] == [v.path for v in model.trainable_variables]
+
+
+class Widened(keras.layers.Layer):
+    """Forgets its width when it is saved."""
+
+    def __init__(self, width: int = 2, **more: Any) -> None:
+        super().__init__(**more)
+        self.hidden, self.out = keras.layers.Dense(width), keras.layers.Dense(3)
+        self.width = 2
+
+    def build(self, shape: Any) -> None:
+        self.hidden.build(shape)
+        self.out.build((*shape[:-1], self.hidden.units))
+
+    def call(self, inputs: Any) -> Any:
+        return self.out(self.hidden(inputs))
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()
+
+
+def build_plain() -> keras.Model:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2), keras.layers.Dense(1)], name="built")
+    model.compile(optimizer=keras.optimizers.AdamW(weight_decay=0.1), loss="mse")
+    model.optimizer.exclude_from_weight_decay(var_names=["bias"])
+    return model
+
+
+def test_what_layers_have_learned_before_travels_with_the_model(tmp_path: Path) -> None:
+    model = adapted()
+    x = {
+        "text": np.array(["white red", "blue blue green"] * 8, object),
+        "colour": np.array([["green"], ["black"]] * 8, object),
+        "number": np.array([[700], [8]] * 8),
+        "scale": np.array([[2.0, 50.0], [9.0, 9.0]] * 8, np.float32),
+    }
+    job = recipe.load(dry(tmp_path, model, (x, np.zeros((16, 1), np.float32))).recipe)
+    loaded, layout = build(job)
+    tensors = {name: tf.convert_to_tensor(value) for name, value in x.items()}
+    np.testing.assert_array_equal(loaded(tensors), model(tensors))
+    assert [v.name for v in layout.variables] == [v.path for v in model.trainable_variables], "it is not exchanged"
+
+
+def test_a_class_that_is_made_again_otherwise_is_noticed(tmp_path: Path) -> None:
+    run = dry(tmp_path, compiled(Widened(5)))
+    with pytest.raises(ValueError, match=r"saved with variables of shapes 6 x 5; 5; .* is loaded with 6 x 2; 2; "):
+        build(recipe.load(run.recipe))
+
+
+def test_a_function_may_build_the_model_in_every_process(tmp_path: Path) -> None:
+    keras.layers.Dense(3)  # makes Keras number layers otherwise than in a new process
+    run = dry(tmp_path, build_plain)
+    job = recipe.load(run.recipe)
+    assert job.model is build_plain and not (tmp_path / "run" / "job" / "model.keras").exists()
+    assert [v.name for v in build(job)[1].variables if not v.decoupled_decay] == [
+        "built/dense/bias",
+        "built/dense_1/bias",
+    ]
+
+
 def compiled(layer: Any = None, **more: Any) -> keras.Model:
     model = keras.Sequential([keras.Input((6,)), *([layer] if layer else []), keras.layers.Dense(1)])
     model.compile(**({"loss": "mse", "optimizer": "sgd"} | more))
@@ -143,7 +254,9 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (lambda: keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)]), None, {}, "call model.compile"),
         (trained, None, {}, "optimizer"),
         (lambda: compiled(optimizer="nadam"), None, {}, "Nadam"),
-        (lambda: compiled(loss=local_loss()), None, {}, "a lambda or local function, which other processes cannot"),
+        (lambda: compiled(loss=local_loss()), None, {}, "loss of compile.* is .*a lambda or local function"),
+        (lambda: compiled(keras.layers.Lambda(lambda x: x)), None, {}, "function of Lambda 'lambda.*' is .*<lambda>"),
+        (lambda: lambda: compiled(), None, {}, "model is .*<lambda>, a lambda or local function"),
         (compiled, None, {"workers": 0}, "workers is 0; give a whole number of at least 1"),
         (compiled, None, {"shards": 1.5}, "shards is 1.5; give a whole number"),
         (compiled, (X, X[:7]), {}, "80"),

@@ -17,6 +17,7 @@ from keras.src.utils.naming import reset_uids
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.launch.job.build import build
 from downpour.launch.job.compiled import from_compiled
+from downpour.model import weights
 from downpour.model.data import Examples
 from downpour.model.data.order import forever
 from downpour.proto import codec
@@ -83,7 +84,8 @@ def through_shards(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
         assert parameters is not None
         parts = zip(parameters.trained, parameters.statistics, parameters.frozen, strict=True)
         values = layout.gather([np.concatenate(of_shard) for of_shard in parts])
-    return recorder.losses, {v.name: value for v, value in zip(layout.variables, values, strict=True)}
+    named = {v.name: value for v, value in zip(layout.variables, values, strict=True)}
+    return recorder.losses, weights.added(named)
 
 
 def of_keras(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
