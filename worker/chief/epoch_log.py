@@ -126,7 +126,8 @@ class EpochLog:
         """
         while self.next in self._ended:
             at_s, train_s = self._ended[self.next]
-            heard = min(self._reported_s.values(), default=math.inf) >= at_s
+            reported_s = self._reported_s.values()
+            heard = len(reported_s) >= self.num_workers and min(reported_s) >= at_s
             if not heard and now_s < at_s + _REPORTS_WITHIN_S:
                 return
             if self.every and self.scored and self._of(self.next) is None:
