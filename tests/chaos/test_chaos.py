@@ -13,7 +13,7 @@ from tests.chaos.attacks import may_fill_disks
 from tests.chaos.schedule import FILL, KINDS
 from tests.launch.jobs import write_recipe
 
-NUM_FAULTS, SEED = 9, 296
+NUM_FAULTS, SEED = 9, 297
 SETTINGS = (
     "exchange.give_up_after_s=120",  # on a busy machine a chief takes its time to load TensorFlow
     "checkpoint_every_steps=300",
