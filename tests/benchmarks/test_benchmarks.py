@@ -90,6 +90,7 @@ def test_scaling(small: Path, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_tensorflow(small: Path, run: Run) -> None:
     result = run("peers.tensorflow_ps", "--wire=bfloat16", *load(small, "--shards=1", "--workers=1"))
     assert result["steps_per_second"] > 0 and result["mb_per_step"] > 0
@@ -120,6 +121,7 @@ def test_kernels(run: Run) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.xdist_group("hosts")
 def test_thin_network(small: Path, run: Run) -> None:
     reason = hosts.obstacle()
