@@ -104,7 +104,7 @@ class Batcher:
         """A batch of one item, which is an example or itself a batch. Raises as `stacked` and `checked` do."""
         return self.checked(item, [record]) if batched else self.stacked([item], [record])
 
-    def checked(self, batch: Any, records: Sequence[int]) -> ExampleBatch:
+    def checked(self, batch: Any, records: Sequence[int] | NDArray[np.int64]) -> ExampleBatch:
         """A batch that the source or a collate function made, as `(x, y, sample_weight)`.
 
         Args:

@@ -105,7 +105,7 @@ def _without_cached(value: Any) -> tuple[Any, ...] | None:
         for name in getattr(value, "__dict__", ())
         if isinstance(inspect.getattr_static(type(value), name, None), functools.cached_property)
     ]
-    reduced = value.__reduce_ex__(5) if names else ()
+    reduced: Any = value.__reduce_ex__(5) if names else ()
     if len(reduced) < 3 or not isinstance(reduced[2], dict):
         return None
     state = {key: part for key, part in reduced[2].items() if key not in names}

@@ -127,8 +127,7 @@ class Coordinator:
         if waits and not self.leases.has_returned and not self.should_stop(now_s):
             return None
         fair = self.leases.left_in_epoch // (2 * self.members.num_workers)
-        wanted = min(self._sizes.wanted(worker, number, now_s), fair)
-        lease = self.leases.grant(worker, incarnation, number, wanted)
+        lease = self.leases.grant(worker, incarnation, number, min(self._sizes.wanted(worker, number, now_s), fair))
         self._sizes.granted(worker, number, lease.num_records, now_s)
         return lease
 

@@ -208,6 +208,7 @@ class LeaseTable:
         """Whether positions were given back that are not granted again."""
         return bool(self._returned)
 
+    @property
     def left_in_epoch(self) -> int:
         """Positions of the epoch that the next lease begins in, that were not granted yet."""
         return self.num_records - self._next or self.num_records

@@ -6,7 +6,7 @@ Threads: a client may be used from several threads; it keeps no state but its ch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -63,30 +63,16 @@ class ShardClient:
         self._give_up_after_s = give_up_after_s
         self._channel = Channel(address, security, "ps")
         # Chunk streams carry raw bytes: `codec` encodes and decodes them.
-        self._status = self._channel.unary_unary(
-            _PATH + "Status", pb.StatusRequest.SerializeToString, pb.StatusReply.FromString
-        )
         self._initialize = self._channel.stream_unary(_PATH + "Initialize", pb.InitializeReply.FromString)
-        self._restore = self._channel.unary_unary(
-            _PATH + "Restore", pb.RestoreRequest.SerializeToString, pb.InitializeReply.FromString
-        )
         self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString)
         self._push = self._channel.stream_unary(_PATH + "Push", pb.PushReply.FromString)
         self._push_pull = self._channel.stream_stream(_PATH + "PushPull")
-        self._absent = self._channel.unary_unary(
-            _PATH + "Absent", pb.AbsentRequest.SerializeToString, pb.AbsentReply.FromString
-        )
-        self._set_rate = self._channel.unary_unary(
-            _PATH + "SetRate", pb.SetRateRequest.SerializeToString, pb.SetRateReply.FromString
-        )
-        self._write_checkpoint = self._channel.unary_unary(
-            _PATH + "WriteCheckpoint",
-            pb.WriteCheckpointRequest.SerializeToString,
-            pb.WriteCheckpointReply.FromString,
-        )
-        self._stop = self._channel.unary_unary(
-            _PATH + "Stop", pb.StopRequest.SerializeToString, pb.StopReply.FromString
-        )
+        self._status = self._unary("Status", pb.StatusRequest, pb.StatusReply)
+        self._restore = self._unary("Restore", pb.RestoreRequest, pb.InitializeReply)
+        self._absent = self._unary("Absent", pb.AbsentRequest, pb.AbsentReply)
+        self._set_rate = self._unary("SetRate", pb.SetRateRequest, pb.SetRateReply)
+        self._write_checkpoint = self._unary("WriteCheckpoint", pb.WriteCheckpointRequest, pb.WriteCheckpointReply)
+        self._stop = self._unary("Stop", pb.StopRequest, pb.StopReply)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -218,19 +204,17 @@ class ShardClient:
         Raises:
             CheckpointFailed: The shard cannot write there.
         """
-        request = pb.WriteCheckpointRequest(
-            fingerprint=self._layout.fingerprint,
-            directory=directory,
-            check_only=check_only,
-            shard=self.shard,
-            job_id=self.job_id,
-        )
+        request = pb.WriteCheckpointRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
+        request.directory, request.check_only = directory, check_only
         return self._call(lambda: self._write_checkpoint(request, timeout=self._give_up_after_s))
 
     def stop(self, within_s: float) -> None:
         """Has the shard stop, since the job is over; retries for up to `within_s` seconds."""
         request = pb.StopRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
         call(self.peer, within_s, lambda: self._stop(request, timeout=within_s))
+
+    def _unary(self, name: str, request: Any, reply: Any) -> Callable[..., Any]:
+        return self._channel.unary_unary(_PATH + name, request.SerializeToString, reply.FromString)
 
     def _call(self, attempt: Callable[[], Reply]) -> Reply:
         try:
