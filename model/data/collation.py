@@ -125,7 +125,7 @@ class Batcher:
                 )
         return self._finished(_joined(parts, arrays), records)
 
-    def _finished(self, batch: ExampleBatch, records: Sequence[int]) -> ExampleBatch:
+    def _finished(self, batch: ExampleBatch, records: Sequence[int] | NDArray[np.int64]) -> ExampleBatch:
         given = _flat(batch)
         for path, array in given.items():
             if array.dtype == object:
