@@ -79,7 +79,7 @@ class Batcher:
     class_weight: Mapping[int, float] | None = None
     _first: dict[str, NDArray[Any]] = field(default_factory=dict, init=False)  # leaves of the first batch, empty
 
-    def stacked(self, items: Sequence[Any], records: Sequence[int]) -> ExampleBatch:
+    def stacked(self, items: Sequence[Any], records: Sequence[int] | NDArray[np.int64]) -> ExampleBatch:
         """A batch out of items, of which `records` has the numbers.
 
         Raises:
@@ -167,7 +167,7 @@ class Batcher:
                 "of labels that there are"
             )
 
-    def _check_weights(self, y: Any, weights: Any, records: Sequence[int]) -> None:
+    def _check_weights(self, y: Any, weights: Any, records: Sequence[int] | NDArray[np.int64]) -> None:
         """Raises `ValueError` for weights that are no numbers [B] or [B, ...] like the first axes of the targets."""
         targets = [target for target in flatten(y).values() if target is not None]
         for path, array in flatten(weights, "sample_weight").items():
@@ -185,7 +185,7 @@ class Batcher:
                     "the first axes of the targets"
                 )
 
-    def _check_objects(self, path: str, array: NDArray[Any], records: Sequence[int]) -> None:
+    def _check_objects(self, path: str, array: NDArray[Any], records: Sequence[int] | NDArray[np.int64]) -> None:
         for row in range(len(array)):
             try:
                 check_strings(np.asarray(array[row], object))
@@ -193,14 +193,18 @@ class Batcher:
                 where = self._row(records, row, len(array))
                 raise ValueError(f"{where}: {path} has dtype object: {error}") from error
 
-    def _not_finite(self, path: str, array: NDArray[Any], bad: NDArray[np.bool_], records: Sequence[int]) -> ValueError:
+    def _not_finite(
+        self, path: str, array: NDArray[Any], bad: NDArray[np.bool_], records: Sequence[int] | NDArray[np.int64]
+    ) -> ValueError:
         row = int(np.flatnonzero(bad.reshape(len(array), -1).any(axis=1))[0])
         return ValueError(
             f"{self._row(records, row, len(array))}: {path} has {array[bad][0]}; replace what is missing or leave the "
             "example out, or give finite=False if the model takes it"
         )
 
-    def _as_before(self, leaves: dict[str, NDArray[Any]], records: Sequence[int]) -> dict[str, NDArray[Any]]:
+    def _as_before(
+        self, leaves: dict[str, NDArray[Any]], records: Sequence[int] | NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
         """The leaves of a batch in the dtypes of the first batch: integers become floats where those were floats."""
         first = self._first = self._first or {path: array[:0] for path, array in leaves.items()}
         if first.keys() != leaves.keys() or any(a.shape[1:] != first[path].shape[1:] for path, a in leaves.items()):
@@ -226,7 +230,7 @@ class Batcher:
     def _example(self, record: int) -> str:
         return f"{self.name}, example {record}"
 
-    def _row(self, records: Sequence[int], row: int, num_rows: int) -> str:
+    def _row(self, records: Sequence[int] | NDArray[np.int64], row: int, num_rows: int) -> str:
         """Names an example: by its number if there is one for each row, else by its row in a batch."""
         if len(records) == num_rows:
             return self._example(records[row])
