@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,8 @@ def _overrides(callback: Callback, method: str) -> bool:
 def _described(callback: Callback, method: str, error: BaseException) -> str:
     """Names a callback's method, its exception, and the line that raised it: in the callback's own file, if any."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # without our own
-    code: Callable[..., Any] = getattr(type(callback), method)
-    own = [frame for frame in frames if frame.filename == getattr(code, "__code__", code).co_filename]  # type: ignore[attr-defined]
+    code: Any = getattr(getattr(type(callback), method), "__code__", None)
+    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
     place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
     said = " ".join(str(error).split())
     return f"{type(callback).__name__}.{method} raised {type(error).__name__}{f': {said}' if said else ''}{place}"
