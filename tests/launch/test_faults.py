@@ -140,7 +140,7 @@ def vectors(job: jobs.LocalJob) -> dict[str, list[np.ndarray]]:
 def test_resume_equals_continue(started: list[jobs.LocalJob], tmp_path: Path) -> None:
     """Everything is killed after a checkpoint; the same numbers come out. Then it goes on with other shards."""
     jobs.write_images(tmp_path / "images", num_train=90, num_heldout=10)
-    straight = start(started, tmp_path / "straight", GATED)
+    straight = start(started, tmp_path / "straight", GATED, "--noevaluator")
     (tmp_path / "straight" / "gate").touch()
     killed = start(started, tmp_path / "killed", GATED)
     folder = Folder(killed.run_dir / "checkpoints")

@@ -179,6 +179,7 @@ def test_a_block_that_ends_after_a_signal_was_passed_on_keeps_the_checkpoint(
         run.start()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_without_a_checkpoint_ends_at_once(
     paced: Callable[..., tuple[LocalRun, Seen]], tmp_path: Path, left_behind: Callable[[], list[object]]
 ) -> None:
