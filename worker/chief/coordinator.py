@@ -15,6 +15,7 @@ from google.protobuf import json_format
 
 from downpour.model.data.order import Lease
 from downpour.proto import chief_pb2 as pb
+from downpour.worker.chief.lease_sizes import LeaseSizes
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership, workers_from
 from downpour.worker.chief.reports import Reports
@@ -51,6 +52,7 @@ class Coordinator:
     versions: list[int] = field(default_factory=list)
     reports: Reports = field(default_factory=Reports)
     _checkpoint_step: int = 0
+    _sizes: LeaseSizes = field(default_factory=LeaseSizes)
 
     def give_incarnation(self, request: pb.RegisterRequest, now_s: float) -> int:
         """Registers a process of a worker and returns its incarnation; the newest of an index wins.
@@ -113,7 +115,11 @@ class Coordinator:
         self.members.heard(worker, now_s)
         for lost in self.members.gone(now_s):
             self.leases.release(*lost)
-        return self.leases.grant(worker, incarnation, number)
+        fair = self.leases.left_in_epoch // (2 * self.members.num_workers)
+        wanted = min(self._sizes.wanted(worker, number, now_s), fair)
+        lease = self.leases.grant(worker, incarnation, number, wanted)
+        self._sizes.granted(worker, number, lease.num_records, now_s)
+        return lease
 
     def should_stop(self, now_s: float) -> bool:
         """Whether training is over: enough steps, enough time, or a failure."""
