@@ -121,8 +121,7 @@ class Examples(Preparation):
             next(whole(first, batcher, batch_size, counts, by_examples=False), None)  # refuses another size
         else:
             check_fits(batch_size, self.num_records)
-        places = Order(self.num_records, seed, shuffle=self.shuffle).places(leases)
-        return self._load(reader, places, batch_size, is_training=True)
+        return self._load(reader, Order(self.num_records, seed, shuffle=self.shuffle), leases, batch_size)
 
     def heldout(self, *, batch_size: int) -> Batches:
         """One pass over the held-out examples in the order of the source; the last batch may be short.
@@ -133,9 +132,9 @@ class Examples(Preparation):
         if self.validation is None:
             return Batches((_ for _ in ()), RecordCounts())
         num_items = len(self._validation.opened)
-        places = (Place(0, position, position) for position in range(num_items))
         reader = Reader(self._validation, self.map, None, num_items)
-        return self._load(reader, places, batch_size, is_training=False)
+        once = iter([Lease(0, 0, num_items)])
+        return self._load(reader, Order(num_items, 0, shuffle=False), once, batch_size, is_training=False)
 
     @cached_property
     def _train(self) -> Source:
@@ -166,17 +165,19 @@ class Examples(Preparation):
                 found.append(batcher.alone(item, record, batched=source.opened.batched))
         return found[0] if found else None
 
-    def _load(self, reader: Reader, places: Iterable[Place], batch_size: int, *, is_training: bool) -> Batches:
+    def _load(
+        self, reader: Reader, order: Order, leases: Iterator[Lease], batch_size: int, *, is_training: bool = True
+    ) -> Batches:
         counts, source = RecordCounts(judge_after=None), reader.source.opened
         batcher = self.batcher(reader.source.name, is_training=is_training)
         columns = rows_directly(source) if self.map is None and self.collate is None else None
         if columns is not None:
-            made = rows(columns, reader, places, batcher, batch_size, counts)
+            made = rows(columns, reader, order.groups(leases, batch_size), batcher, counts)
         elif source.batched:
             most = batch_size if is_training else None
-            made = whole(self._items(reader, places, 1), batcher, most, counts, by_examples=False)
+            made = whole(self._items(reader, order.places(leases), 1), batcher, most, counts, by_examples=False)
         else:
-            items = self._items(reader, places, batch_size)
+            items = self._items(reader, order.places(leases), batch_size)
             made = gathered(items, len(source), batcher, batch_size, counts)
         if is_training and not source.batched:
             made = of_size(made, batch_size)

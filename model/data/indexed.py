@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downpour.model.data.nests import check_strings, describe, flatten, map_leaves, stack, to_array
 from downpour.model.data.order import Place
@@ -63,9 +64,9 @@ class Columns:
         """See `Opened.read`."""
         return [self._rows(place.record) for place in places]
 
-    def take(self, places: Sequence[Place]) -> Any:
-        """The nest of arrays [B, ...] of some places: all rows of an array in one call."""
-        return self._rows(np.array([place.record for place in places], np.int64))
+    def take(self, records: NDArray[np.int64]) -> Any:
+        """The nest of arrays [B, ...] of some rows [B]: all rows of an array in one call."""
+        return self._rows(records)
 
     def _rows(self, index: Any) -> Any:
         return map_leaves(lambda _, leaf: _rows_of(leaf, index), self._nest)
