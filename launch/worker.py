@@ -29,6 +29,7 @@ from downpour.proto.chief_pb2 import ProgressReply
 from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
 from downpour.ps.layout import Layout
+from downpour.ps.policy.pace import Async
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.cadence import EveryStep
 from downpour.worker.exchange.clients import ChiefClient
@@ -134,6 +135,7 @@ def _exchange(config: WorkerConfig, layout: Layout, reporter: Reporter) -> Excha
         incarnation=reporter.incarnation,
         give_up_after_s=job.exchange.give_up_after_s,
         send_base=isinstance(job.staleness, Compensate),
+        joined=isinstance(job.pace, Async),
         security=config.access.security,
         job_id=reporter.job_id,
     )

@@ -134,17 +134,19 @@ class PullRequest(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ..., differences: _Optional[_Union[Codec, str]] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class PullHeader(_message.Message):
-    __slots__ = ("version", "publication", "live")
+    __slots__ = ("version", "publication", "live", "pushed")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLICATION_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
+    PUSHED_FIELD_NUMBER: _ClassVar[int]
     version: int
     publication: int
     live: bool
-    def __init__(self, version: _Optional[int] = ..., publication: _Optional[int] = ..., live: bool = ...) -> None: ...
+    pushed: PushReply
+    def __init__(self, version: _Optional[int] = ..., publication: _Optional[int] = ..., live: bool = ..., pushed: _Optional[_Union[PushReply, _Mapping]] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version", "shard", "job_id")
+    __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version", "shard", "job_id", "pull")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +154,7 @@ class PushHeader(_message.Message):
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     worker: int
     incarnation: int
@@ -159,7 +162,8 @@ class PushHeader(_message.Message):
     base_version: int
     shard: int
     job_id: str
-    def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
+    pull: PullRequest
+    def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ..., pull: _Optional[_Union[PullRequest, _Mapping]] = ...) -> None: ...
 
 class PushReply(_message.Message):
     __slots__ = ("version", "staleness", "repeated", "dropped")

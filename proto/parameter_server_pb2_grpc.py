@@ -59,6 +59,11 @@ class ParameterServerStub(object):
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
                 response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.PushReply.FromString,
                 _registered_method=True)
+        self.PushPull = channel.stream_stream(
+                '/downpour.v1.ParameterServer/PushPull',
+                request_serializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
+                response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
+                _registered_method=True)
         self.Absent = channel.unary_unary(
                 '/downpour.v1.ParameterServer/Absent',
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.SerializeToString,
@@ -125,6 +130,15 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushPull(self, request_iterator, context):
+        """A push, then the pull that its header names, in one call: one costs less than two. The header of the first chunk of
+        the answer has the push's reply. With `publish_every` that chunk has nothing else, and those after it are as in
+        Pull. Where the pull waits or breaks, both are asked for again: the push is applied once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Absent(self, request, context):
         """Workers that have finished or are lost: nobody waits for them any longer.
         """
@@ -173,6 +187,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.Push,
                     request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
                     response_serializer=downpour_dot_proto_dot_parameter__server__pb2.PushReply.SerializeToString,
+            ),
+            'PushPull': grpc.stream_stream_rpc_method_handler(
+                    servicer.PushPull,
+                    request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
+                    response_serializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
             ),
             'Absent': grpc.unary_unary_rpc_method_handler(
                     servicer.Absent,
@@ -325,6 +344,33 @@ class ParameterServer(object):
             '/downpour.v1.ParameterServer/Push',
             downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
             downpour_dot_proto_dot_parameter__server__pb2.PushReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushPull(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/downpour.v1.ParameterServer/PushPull',
+            downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
+            downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
             options,
             channel_credentials,
             insecure,

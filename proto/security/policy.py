@@ -16,6 +16,7 @@ MAY_CALL: dict[str, frozenset[str]] = {
     "ParameterServer/Status": _ANY,
     "ParameterServer/Push": frozenset({"worker"}),
     "ParameterServer/Pull": frozenset({"worker"}),
+    "ParameterServer/PushPull": frozenset({"worker"}),
     "ParameterServer/Initialize": frozenset({"chief"}),
     "ParameterServer/Restore": frozenset({"chief"}),
     "ParameterServer/WriteCheckpoint": frozenset({"chief"}),

@@ -71,7 +71,7 @@ def through_shards(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
         addresses = [f"127.0.0.1:{server.port}" for server in servers]
         initialize(addresses, layout, initial_values(model), job.rule, job.schedule, average=job.average)
         exchange = exchanges.Exchanger(
-            addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20
+            addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20, joined=True
         )
         stack.callback(exchange.close)
         exchange.connect()

@@ -72,6 +72,7 @@ class ShardClient:
         )
         self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString)
         self._push = self._channel.stream_unary(_PATH + "Push", pb.PushReply.FromString)
+        self._push_pull = self._channel.stream_stream(_PATH + "PushPull")
         self._absent = self._channel.unary_unary(
             _PATH + "Absent", pb.AbsentRequest.SerializeToString, pb.AbsentReply.FromString
         )
@@ -163,30 +164,37 @@ class ShardClient:
 
         def attempt() -> None:
             request.publication = into.begin()
-            try:
-                for message in self._pull(request, timeout=self._give_up_after_s, place=into.place):
-                    if message is not None:
-                        into.receive(codec.decode_chunk(message))
-                into.end()
-            except MalformedChunk as error:
-                raise MalformedChunk(f"pulling from {self.peer}: {error}") from None
+            _receive(self._pull(request, timeout=self._give_up_after_s, place=into.place), into, self.peer)
 
         self._call(attempt)
 
     def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
-        """Sends a push, as cut by `worker.packing`; without chunks only its header, which the shard counts.
+        """Sends a push, as cut by `worker.packing`; without chunks only its header. Sets shard and job in that."""
+        header.shard, header.job_id = self.shard, self.job_id
+        return self._call(lambda: self._push(_messages(header, chunks), timeout=self._give_up_after_s))
 
-        Sets the shard and the job in `header`.
+    def push_pull(
+        self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing], into: Pulled
+    ) -> Callable[[], tuple[pb.PushReply, float]]:
+        """Sends a push and, in its header, the request of the pull after it; returns what receives the answers.
+
+        That returns the one to the push, and when it came, a moment of `time.monotonic()`. Where either breaks, both
+        are repeated.
         """
         header.shard, header.job_id = self.shard, self.job_id
 
-        def messages() -> Iterator[Message]:
-            if not chunks:
-                yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)
-            for chunk in chunks:
-                yield chunk.encode(header if chunk is chunks[0] else None)
+        def begin() -> Iterator[memoryview | None]:
+            header.pull.publication = into.begin()
+            return self._push_pull(_messages(header, chunks), timeout=self._give_up_after_s, place=into.place)
 
-        return self._call(lambda: self._push(messages(), timeout=self._give_up_after_s))
+        begun = [self._call(begin)]
+
+        def attempt() -> tuple[pb.PushReply, float]:
+            _receive(begun.pop() if begun else begin(), into, self.peer, is_after_push=True)
+            assert into.pushed is not None
+            return into.pushed
+
+        return lambda: self._call(attempt)
 
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:
         """Removes workers (index, incarnation) from the pace, so that no pull blocks on them."""
@@ -295,6 +303,27 @@ class ChiefClient:
 
     def _call(self, method: Callable[..., Reply], request: object) -> Reply:
         return call(self.peer, self._give_up_after_s, lambda: method(request, timeout=self._give_up_after_s))
+
+
+def _messages(header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> Iterator[Message]:
+    """The messages of a push."""
+    if not chunks:
+        yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)
+    for chunk in chunks:
+        yield chunk.encode(header if chunk is chunks[0] else None)
+
+
+def _receive(answers: Iterator[memoryview | None], into: Pulled, peer: str, *, is_after_push: bool = False) -> None:
+    """Receives a pull to its end, and the answer to the push in the same call."""
+    try:
+        for message in answers:
+            if message is not None:
+                into.receive(codec.decode_chunk(message))
+        into.end()
+        if is_after_push and into.pushed is None:
+            raise MalformedChunk("there is no answer to the push")
+    except MalformedChunk as error:
+        raise MalformedChunk(f"pulling from {peer}: {error}") from None
 
 
 def _once(method: Callable[..., Reply], request: object, within_s: float) -> Reply | None:
