@@ -52,6 +52,7 @@ from downpour.worker.step.flat import FlatVectors, rows_once
 from downpour.worker.step.forward import Loss, Scope, forward, refuse_assigned
 from downpour.worker.step.loss_scale import LossScale
 from downpour.worker.step.sharing import array_of, specs_of, tensors_of
+from downpour.worker.step.traced import Traced
 from downpour.worker.step.variables import variables_in
 
 Tensors = list[tf.Tensor]
@@ -134,6 +135,8 @@ class TrainingStep:
         computes_in_float16 = any(layer.compute_dtype == "float16" for layer in keras_private.layers_of(model))
         self._scale = LossScale() if computes_in_float16 else None
         self._compiled = tf.function(self._step, reduce_retracing=True, autograph=False)
+        self._traced = Traced(self._compiled)
+        self._no_scale = tf.constant(1.0)
 
     def __call__(self, parameters: Parameters, inputs: Any, labels: Any, sample_weight: Any = None) -> StepResult:
         """Computes loss and gradients.
@@ -149,8 +152,8 @@ class TrainingStep:
                 first batch is traced.
         """
         scale = self._scale.value if self._scale else None
-        loss, norm, gradients, rows, inputs, outputs, differences, local = self._compiled(
-            *self._arguments(parameters), *tensors_of((inputs, labels, sample_weight))
+        loss, norm, gradients, rows, inputs, outputs, differences, local = self._traced(
+            self._arguments(parameters), tensors_of((inputs, labels, sample_weight))
         )
         result = StepResult(
             float(loss),
@@ -190,7 +193,7 @@ class TrainingStep:
         trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
         frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
-        scale = tf.constant(self._scale.value if self._scale else 1.0)
+        scale = tf.constant(self._scale.value) if self._scale else self._no_scale
         return trained, statistics, frozen, self._local, scale
 
     def _sent(self, tensor: tf.Tensor) -> np.ndarray:
