@@ -17,7 +17,7 @@ from downpour.ps.schedules import Constant
 
 LETTERS = "0123456789+ "
 BELOW, QUESTION, ANSWER = 200, 7, 3
-NUM_TRAIN, BATCH, EPOCHS = 18_000, 128, 30
+NUM_TRAIN, BATCH, EPOCHS = 18_000, 128, 20
 
 
 def _one_hot(texts: list[str]) -> np.ndarray:

@@ -15,7 +15,7 @@ from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
 from downpour.ps.schedules import Constant
 
-NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 60
+NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 40
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

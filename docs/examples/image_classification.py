@@ -24,7 +24,7 @@ CLASSES = (
     "Symbols", "Travel & Places",
 )  # fmt: skip
 SIDE = 40
-NUM_TRAIN, BATCH, EPOCHS = 1531, 32, 20
+NUM_TRAIN, BATCH, EPOCHS = 1531, 32, 15
 
 
 class Pictures:

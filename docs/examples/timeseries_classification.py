@@ -1,7 +1,7 @@
 """Sensor readings, after "Timeseries classification from scratch" of keras.io.
 
 Convolutions with batch norm tell three shapes in noise apart. Data: generated, Saito's cylinders, bells and funnels
-(1994), with three times his noise.
+(1994), with twice his noise.
 
     downpour local --recipe=docs/examples/timeseries_classification.py
 """
@@ -15,7 +15,7 @@ from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
 from downpour.ps.schedules import Constant
 
-LENGTH, NOISE = 128, 3.0
+LENGTH, NOISE = 128, 2.0
 NUM_TRAIN, BATCH, EPOCHS = 3000, 32, 8
 
 

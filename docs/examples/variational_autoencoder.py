@@ -17,7 +17,7 @@ from downpour.ps.rules import KerasAdam
 from downpour.ps.schedules import Constant
 
 CODE = 2
-NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 60
+NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 40
 
 
 def _digits(part: slice) -> tuple[np.ndarray, np.ndarray]:

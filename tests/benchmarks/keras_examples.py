@@ -15,6 +15,7 @@ and, as the last line, `RESULT {json}`.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import hashlib
 import json
@@ -99,6 +100,7 @@ def recipe_of(example: str) -> Path:
 def plain(example: str, overrides: Sequence[str]) -> tuple[dict[str, float], float]:
     """Trains a recipe's model in plain Keras; returns the scores and the seconds of training."""
     import keras
+    import tensorflow as tf
 
     job = recipe.load(recipe_of(example), overrides)
     keras.utils.set_random_seed(job.seed)
@@ -106,7 +108,7 @@ def plain(example: str, overrides: Sequence[str]) -> tuple[dict[str, float], flo
     weights = job.data.class_weight
     passes, rest = divmod(job.num_steps * job.batch_size, job.data.num_records)
     begin = time.monotonic()
-    for part, epochs in ((data, passes), (keras.tree.map_structure(lambda a: a[:rest], data), 1 if rest else 0)):
+    for part, epochs in ((data, passes), (tf.nest.map_structure(lambda a: a[:rest], data), 1 if rest else 0)):
         model.fit(*part, batch_size=job.batch_size, epochs=epochs, class_weight=weights, verbose=0)
     seconds = time.monotonic() - begin
     scores = model.evaluate(*_arrays(job.data.validation), batch_size=job.batch_size, verbose=0, return_dict=True)
@@ -114,11 +116,13 @@ def plain(example: str, overrides: Sequence[str]) -> tuple[dict[str, float], flo
 
 
 def _arrays(source: Any) -> Any:
-    """Arrays (x, y) of a recipe's source: those it returns, or its items stacked."""
+    """Arrays (x, y) of a recipe's source: those it returns, or its items stacked; texts as tensors."""
+    import tensorflow as tf
+
     given = source()
-    if isinstance(given, tuple):
-        return given
-    return tuple(np.stack(column) for column in zip(*(given[i] for i in range(len(given))), strict=True))
+    if not isinstance(given, tuple):
+        given = tuple(np.stack(column) for column in zip(*(given[i] for i in range(len(given))), strict=True))
+    return tf.nest.map_structure(lambda array: tf.constant(array) if array.dtype == object else array, given)
 
 
 def through_shards(example: str, overrides: Sequence[str], folder: Path) -> tuple[dict[str, float], float, float]:
@@ -205,11 +209,15 @@ def _in_a_process(function: Any, *arguments: Any) -> Any:
 def _main() -> None:
     if unknown := [name for name in _EXAMPLES.value if name not in EXAMPLES]:
         raise ValueError(f"example {unknown[0]!r} is not known; the examples are {', '.join(EXAMPLES)}")
-    runs, rows = _Runs(Path(_OUT.value)), {}
-    for name in _EXAMPLES.value:
-        found = [runs.of(name, how, seed) for seed in range(_SEEDS.value) for how in ("keras", "downpour")]
-        rows[name] = row(name, found)
-        print(f"{name}: {json.dumps(rows[name])}", flush=True)
+    runs, found = _Runs(Path(_OUT.value)), collections.defaultdict(list)
+    for seed in range(_SEEDS.value):  # seed by seed, so that what else the machine does hits all examples
+        for name in _EXAMPLES.value:
+            for how in ("keras", "downpour"):
+                run = runs.of(name, how, seed)
+                found[name].append(run)
+                score = run.scores[EXAMPLES[name].metric]
+                print(f"seed {seed}  {name:<26} {how:<8} {score:.4f}  {run.seconds:.0f} s", flush=True)
+    rows = {name: row(name, of_name) for name, of_name in found.items()}
     print(table(rows), flush=True)
     print(f"RESULT {json.dumps(rows)}", flush=True)
 
