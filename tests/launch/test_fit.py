@@ -86,7 +86,8 @@ if __name__ == "__main__":
     x, y = examples(100, 1)
     scores = run.model.evaluate(x, y, verbose=0, return_dict=True)
     assert abs(scores["loss"] - min(history["val_loss"])) < 1e-4 * abs(scores["loss"]) + 1e-5, (scores, history)
-    saved = keras.saving.load_model(sys.argv[1] + f"/{1 + int(np.argmin(history['val_loss']))}.keras")
+    objects = {"Block": Block, "slope": slope, "own_loss": own_loss}
+    saved = keras.saving.load_model(sys.argv[1] + f"/{1 + int(np.argmin(history['val_loss']))}.keras", objects)
     assert all((a == b).all() for a, b in zip(saved.get_weights(), run.model.get_weights(), strict=True))
     try:
         downpour.fit(model, examples(800, 0), epochs=3, run_dir=sys.argv[1])
