@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import psutil
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from tests.conftest import wait_until
 from tests.launch.jobs import START_S
+
+nbclient = pytest.importorskip("nbclient", reason="the extra `dev` installs it, with ipykernel")
+nbformat = pytest.importorskip("nbformat")
 
 pytestmark = pytest.mark.process
 
@@ -102,7 +102,7 @@ class Notebook:
         (folder / "own.py").write_text(OWN)
         self.node = nbformat.v4.new_notebook()
         resources = {"metadata": {"path": str(folder)}}
-        self.client = NotebookClient(self.node, timeout=240, kernel_name="python3", resources=resources)
+        self.client = nbclient.NotebookClient(self.node, timeout=240, kernel_name="python3", resources=resources)
 
     def run(self, source: str) -> list[Any]:
         """Runs a cell; returns its outputs."""
@@ -164,12 +164,12 @@ def test_an_interrupt_stops_the_run_and_a_dead_kernel_leaves_none(
     notebook.run(PREPARE)
     notebook.run(SLOWLY)
     notebook.run("import signal, threading; threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()")
-    with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="KeyboardInterrupt"):
         notebook.run("run.wait()")
     assert notebook.text("print(run.running, run.history['loss'][:1] != [])") == "False True\n" and not left_behind()
     notebook.run(SLOWLY.replace('"stopped"', '"killed"'))
     assert left_behind()
     os.kill(notebook.pid, signal.SIGKILL)
     wait_until(lambda: not left_behind(), "the end of all processes", START_S)
-    with contextlib.suppress(DeadKernelError, CellExecutionError):
+    with contextlib.suppress(nbclient.exceptions.DeadKernelError, nbclient.exceptions.CellExecutionError):
         notebook.run("1")
