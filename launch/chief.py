@@ -1,6 +1,6 @@
 """Starts a job on its shards, monitors it, checkpoints it and ends it. Never computes.
 
-python -m downpour.launch.chief --recipe=quickstart --ps=HOST:PORT,... --port=2223 --run_dir=runs/quickstart
+    downpour chief --recipe=mine.py --ps=A:2222,B:2222 --port=2223
 
 A restarted chief continues from the state of the shards and its journal in --run_dir. It is refused by shards that hold
 another job's parameters, and while another chief owns the folder (`downpour.worker.chief.owner`). If the shards are
@@ -26,17 +26,24 @@ from absl import logging
 
 from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
+from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
+from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import Topology
 from downpour.model.data.batches import positions_in_batch
 from downpour.ps.layout import Layout
+from downpour.worker.chief.callbacks import check_scores
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
 from downpour.worker.chief.settings import JobSettings
 
+SYNTAX = Syntax(
+    shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
+    " stop_shards tls token_file health_port listen_in_plain_text_on_the_network",
+)
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
 
@@ -73,9 +80,14 @@ class ChiefConfig:
 
 def main() -> None:
     """Runs the job to its end."""
+    define()
+    entry.run(_main, role="chief", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     role_flags.define("chief")
-    entry.run(_main, role="chief")
 
 
 def _main() -> None:
@@ -108,7 +120,10 @@ def from_flags() -> ChiefConfig:
 def run(config: ChiefConfig) -> None:
     """Runs the job to its end; called from the main thread of a process of its own."""
     job, shards, source = config.job, config.topology.ps, config.source
-    check_data(job)
+    if not config.topology.evaluator:
+        check_scores(job.callbacks, ())
+    if config.prepared is None:  # else the preflight has checked them
+        check_data(job)
     security.prepare_server()
     host, port = config.listening.host, config.listening.port
     chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)
@@ -175,6 +190,8 @@ def _plan(config: ChiefConfig) -> JobSettings:
         lease_s=job.cluster.lease_s,
         num_steps=job.num_steps,
         checkpoint_every_steps=job.checkpoint_every_steps,
+        checkpoint_every_epoch=job.checkpoint_every_epoch,
+        epochs=epochs_of(job),
         max_train_s=job.max_train_s,
         num_records=job.data.num_records,
         lease_records=lease_records(
@@ -184,6 +201,7 @@ def _plan(config: ChiefConfig) -> JobSettings:
         checkpoint_dir=checkpoints.of(config.run_dir),
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
+        callbacks=job.callbacks,
         resume=checkpoints.resume,
         overwrite=checkpoints.overwrite,
         job_id=config.job_id,

@@ -1,6 +1,6 @@
-"""The console script: `downpour SUBCOMMAND --flags`; `python -m downpour.launch.cli` is the same.
+"""The console script: `downpour COMMAND --flags`; `python -m downpour.launch.cli` is the same.
 
-Imports only the module of the subcommand, so that `downpour ps` needs no TensorFlow.
+Imports only the module of the command, so that `downpour ps` needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -8,84 +8,60 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from pathlib import Path
-
-from absl import flags
 
 from downpour import __version__
 from downpour.launch.roles import entry
 
-_SUBCOMMANDS = {
+# Command -> its module, which has `define`, of its flags, and `main`; and what it does, for --help.
+COMMANDS = {
     "train": ("downpour.launch.local.run", "train on this machine, every role as a process of its own"),
     "local": ("downpour.launch.local.run", "the same"),
-    "recipes": ("downpour.launch.cli", "list the recipes that come with Downpour"),
-    "ps": ("downpour.launch.ps", "one parameter-server shard"),
-    "worker": ("downpour.launch.worker", "one worker"),
-    "chief": ("downpour.launch.chief", "the chief"),
-    "evaluator": ("downpour.launch.evaluator", "the evaluator"),
+    "status": ("downpour.launch.status", "show what a run does, or how it ended"),
+    "recipes": ("downpour.launch.list_recipes", "list the recipes that come with Downpour"),
+    "prepare": ("downpour.launch.prepare", "write a data set's files"),
     "layout": ("downpour.launch.layout_table", "print where a recipe's parameters are placed"),
-    "prepare": ("downpour.launch.cli", "write a data set's files: prepare openmoji --out=data/openmoji"),
-    "certs": ("downpour.launch.certs", "make a job's certificates: certs --job=NAME --out=FOLDER"),
-    "kubernetes": ("downpour.launch.kubernetes.command", "write Kubernetes manifests of a recipe's job"),
+    "plan": ("downpour.launch.plan", "predict steps a second, bottleneck, staleness, number of shards"),
     "export": ("downpour.launch.export", "write a checkpoint as a file that Keras loads"),
-    "plan": ("downpour.launch.plan", "predict steps a second, bottleneck, staleness and the number of shards"),
     "ssh": ("downpour.launch.ssh", "train on the hosts that a file lists"),
+    "kubernetes": ("downpour.launch.kubernetes.command", "write Kubernetes manifests of a recipe's job"),
+    "certs": ("downpour.launch.certs", "make a job's certificates"),
+    "ps": ("downpour.launch.ps", "run one parameter-server shard"),
+    "worker": ("downpour.launch.worker", "run one worker"),
+    "chief": ("downpour.launch.chief", "run the chief"),
+    "evaluator": ("downpour.launch.evaluator", "run the evaluator"),
+    "completion": ("downpour.launch.completion", "print the completion script of bash, zsh or fish"),
 }
-_DATASETS = ("openmoji",)
+_EXAMPLES = """
+    downpour train mine.py --epochs=3 --set=cluster.num_workers=4
+    downpour status runs/mine
+    downpour export mine.py --checkpoint=runs/mine --out=mine.keras
+"""
 
 
 def main() -> None:
-    """Runs the subcommand that is the first argument."""
+    """Runs the command that is the first argument."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in ("--help", "-h", "help"):
+    if name in ("--help", "--helpfull", "-h", "help"):
         print(usage())
         sys.exit(entry.OK)
     if name == "--version":
         print(f"downpour {__version__}")
         sys.exit(entry.OK)
-    if name not in _SUBCOMMANDS:
-        near = "".join(f", did you mean {one!r}?" for one in difflib.get_close_matches(name, _SUBCOMMANDS, 1))
-        given = f"unknown subcommand {name!r}{near}" if name else "no subcommand"
+    if name not in COMMANDS:
+        near = "".join(f" did you mean {one!r}?" for one in difflib.get_close_matches(name, COMMANDS, 1))
+        given = f"unknown command {name!r};{near}" if name else "no command;"
         entry.set_role("downpour")
-        sys.exit(entry.refuse(ValueError(f"{given}; the subcommands are {', '.join(_SUBCOMMANDS)} (see --help)")))
+        sys.exit(entry.refuse(ValueError(f"{given} the commands are {', '.join(COMMANDS)} (see --help)")))
     sys.argv = [f"downpour {name}", *sys.argv[2:]]
-    if name == "prepare":
-        prepare_main()
-    if name == "recipes":
-        entry.run(_recipes, role="recipes")
-    importlib.import_module(_SUBCOMMANDS[name][0]).main()
-
-
-def _recipes() -> None:
-    """Prints each recipe's name and the first line of its docstring."""
-    from downpour.launch import recipes
-    from downpour.launch.job import recipe
-
-    for name in recipe.names():
-        first = (importlib.import_module(f"{recipes.__name__}.{name}").__doc__ or "").partition("\n")[0]
-        print(f"{name:<14} {first}")
+    importlib.import_module(COMMANDS[name][0]).main()
 
 
 def usage() -> str:
-    """The subcommands, one a line."""
-    lines = [f"  {name:<10} {text}" for name, (_, text) in _SUBCOMMANDS.items()]
-    return "\n".join(["downpour SUBCOMMAND --flags   (downpour SUBCOMMAND --help lists its flags)", "", *lines])
-
-
-def prepare_main() -> None:
-    """`downpour prepare DATASET --out=FOLDER`."""
-    is_named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
-    dataset = sys.argv.pop(1) if is_named else ""
-    flags.DEFINE_string("out", None, "Folder to write to; data/DATASET by default.")
-    entry.run(lambda: _prepare(dataset, flags.FLAGS["out"].value), role="prepare")
-
-
-def _prepare(dataset: str, out: str | None) -> None:
-    if dataset not in _DATASETS:
-        raise ValueError(f"data set {dataset!r} is not known; accepted are {', '.join(_DATASETS)}")
-    from downpour.model.vision import openmoji
-
-    print(openmoji.prepare(Path(out or f"data/{dataset}")))
+    """What `downpour --help` shows: the commands, one a line."""
+    lines = [f"  {name:<10}  {text}" for name, (_, text) in COMMANDS.items()]
+    head = "Trains Keras models asynchronously, with parameter servers."
+    rest = "downpour COMMAND --help describes a command and its flags; downpour --version."
+    return "\n".join([head, _EXAMPLES, *lines, "", rest])
 
 
 if __name__ == "__main__":

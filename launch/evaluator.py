@@ -1,6 +1,8 @@
-"""Scores every checkpoint of a job on its held-out images and reports to the chief.
+"""Scores every checkpoint of a job on its held-out examples and reports to the chief.
 
-python -m downpour.launch.evaluator --recipe=quickstart --ps=HOST:PORT,... --chief=HOST:PORT
+    downpour evaluator --recipe=mine.py --ps=A:2222,B:2222 --chief=C:2223
+
+It has no state: one that is started again scores the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.roles import ending, entry, role_flags, security
+from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access
 from downpour.worker.exchange.clients import ChiefClient
+
+SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port")
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,14 @@ class EvaluatorConfig:
 
 def main() -> None:
     """Scores until the last checkpoint."""
+    define()
+    entry.run(_main, role="evaluator", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     role_flags.define("evaluator")
-    entry.run(_main, role="evaluator")
 
 
 def _main() -> None:
@@ -68,7 +78,9 @@ def _score(config: EvaluatorConfig, ready: threading.Event) -> None:
     chief = ChiefClient(config.chief, job.exchange.give_up_after_s, config.access.security)
     try:
         chief.check_job(same_fields(job))
-        scorer = evaluator.Evaluator(model, layout, job.data, job.batch_size, job.loss, job.evaluate_average)
+        scorer = evaluator.Evaluator(
+            model, layout, job.data, job.batch_size, job.loss, job.evaluate_average, job.validation_sets
+        )
         # An error of the network or the data before the first score would recur after a restart.
         with mistakes.final(lambda: not scorer.has_scored):
             evaluator.run(scorer, chief)

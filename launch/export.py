@@ -1,6 +1,6 @@
-"""`downpour export`: writes a checkpoint's parameters as a file that Keras loads without Downpour.
+"""Writes a checkpoint's parameters as a file that Keras loads without Downpour.
 
-    downpour export --checkpoint=runs/quickstart --recipe=quickstart --out=quickstart.keras
+    downpour export mine.py --checkpoint=runs/mine --out=mine.keras
 
 `--checkpoint` is a checkpoint's folder, or a run's folder for its newest complete checkpoint. The recipe, with the
 overrides it was trained with, defines the network; how it was trained and on how many shards does not matter here.
@@ -26,10 +26,13 @@ from downpour import files
 from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import build
 from downpour.launch.roles import entry, initial
+from downpour.launch.roles.command_line import Syntax
 from downpour.model import weights
+from downpour.model.own_objects import own_classes
 from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.manifest import Checkpoint
 
+SYNTAX = Syntax("recipe set checkpoint out average overwrite", positional="recipe")
 _SAVED_MODEL_FILE = "saved_model.pb"
 _KERAS_CONFIG = "config.json"
 # One of these is in every file of weights: those of Keras 3 (its names have changed), and of Keras 2.
@@ -38,12 +41,17 @@ _HDF5_GROUPS = ("layers", "_layer_checkpoint_dependencies", "vars", "model_weigh
 
 def main() -> None:
     """Writes the file."""
+    define()
+    entry.run(_run, role="export", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run: its newest complete checkpoint.")
     flags.DEFINE_string("out", None, "What to write: FILE.keras, FILE.weights.h5, FILE.h5, or a folder (SavedModel).")
     flags.DEFINE_boolean("average", False, "Whether the average of the parameters is written in their place.")
     flags.DEFINE_boolean("overwrite", False, "Whether something that is already there may be replaced.")
-    entry.run(_run, role="export")
 
 
 def _run() -> None:
@@ -75,7 +83,7 @@ def export(job: Job, checkpoint: str, out: str, average: bool = False, overwrite
     _check_free(Path(out), ending, overwrite)
     saved = initial.load_checkpoint(checkpoint)
     model = _filled(job, saved, average)
-    if ending in (weights.KERAS, weights.LEGACY) and (classes := weights.own_classes(model)):
+    if ending in (weights.KERAS, weights.LEGACY) and (classes := own_classes(model)):
         logging.warning("Keras needs %s to load %s; a SavedModel needs no classes", ", ".join(classes), out)
     try:
         with _replacing(Path(out), ending) as temporary:

@@ -12,28 +12,33 @@ the compiled model are taken over, or refused by name.
 from __future__ import annotations
 
 import dataclasses
-import json
+import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from downpour import files
+from downpour.launch.fitting.callbacks import converted
+from downpour.launch.fitting.progress import verbosity
+from downpour.launch.fitting.run import FitRun
 from downpour.launch.job import recipe as recipes
+from downpour.launch.job.epochs import steps_of
+from downpour.launch.job.given_model import GivenModel
 from downpour.launch.job.job import Cluster, Exchange, Job
+from downpour.launch.job.overrides import did_you_mean
 from downpour.launch.job.written import Writer
-from downpour.launch.local import LocalRun, RunConfig
-from downpour.launch.observe import report
+from downpour.launch.local import RunConfig
 from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
-from downpour.model.data.batches import positions_in_batch
-from downpour.model.data.epochs import num_steps
+from downpour.model.data.given import data_set
 from downpour.model.data.streams import ENDLESS
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
+from downpour.worker.chief.callbacks import check_scores
 
 if TYPE_CHECKING:
     import keras
@@ -42,74 +47,19 @@ _JOB, _RECIPE, _MODEL, _ARRAYS = "job", "recipe.py", "model.keras", "arrays"
 _EXACT = Exchange(codec="float32", overlap=False)  # as plain Keras computes; on one machine bytes cost little
 
 
-class FitRun(LocalRun):
-    """A run of `fit`; see `LocalRun`.
-
-    Attributes:
-        recipe: Path of its recipe.
-    """
-
-    def __init__(self, config: RunConfig, model: keras.Model, steps_per_epoch: int) -> None:
-        super().__init__(config)
-        self.recipe = Path(config.recipe)
-        self._trained, self._steps_per_epoch = model, steps_per_epoch
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The summary of the run, as in `summary.json`; empty until it has ended."""
-        path = self.config.folder / report.SUMMARY_FILE
-        return dict(json.loads(path.read_text())) if not self.running and path.exists() else {}
-
-    @property
-    def history(self) -> dict[str, list[float]]:
-        """Loss and scores by name, one value an epoch, as `History.history` of Keras; so far.
-
-        `loss` is the mean of what workers reported, which they do once a second; checkpoints are made and scored as
-        often at most. An epoch shorter than that may have no value.
-        """
-        path = self.config.folder / report.HISTORY_FILE
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        losses: dict[int, list[float]] = {}
-        history: dict[str, list[float]] = {"loss": []}
-        for row in rows:
-            if row["kind"] == "loss":
-                losses.setdefault((row["step"] - 1) // self._steps_per_epoch, []).append(row["loss"])
-            elif row["kind"] == "score":
-                for name, value in row.items():
-                    if name not in ("kind", "step", "seconds"):
-                        history.setdefault(name, []).append(value)
-        history["loss"] = [float(np.mean(values)) for _, values in sorted(losses.items())]
-        return history
-
-    @property
-    def model(self) -> keras.Model:
-        """The model with the values of the newest checkpoint, which are assigned to the one that was given.
-
-        Raises:
-            ValueError: There is no checkpoint.
-        """
-        from downpour.launch.roles import initial
-        from downpour.model import weights
-
-        saved = initial.load_checkpoint(str(self.config.folder))
-        weights.assign(self._trained, weights.named(saved))
-        if self.config.job.average is not None:  # as Keras' `use_ema`: of trained variables only
-            trained = {variable.path for variable in self._trained.trainable_variables}
-            average = weights.named(saved, average=True)
-            weights.assign(self._trained, {name: value for name, value in average.items() if name in trained})
-        return self._trained
-
-
 def fit(
-    model: keras.Model,
+    model: keras.Model | Callable[[], keras.Model],
     data: Any,
     *,
     validation_data: Any = None,
+    validation_sets: Mapping[str, Any] | None = None,
     epochs: float = 1,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 2,
     shards: int = 2,
     class_weight: Mapping[int, float] | None = None,
+    callbacks: Any = None,
+    verbose: int | str = "auto",
     name: str = "",
     run_dir: str | Path | None = None,
     overwrite: bool = False,
@@ -120,17 +70,25 @@ def fit(
     """Starts to train a model; returns at once.
 
     Args:
-        model: A built and compiled `keras.Model` that has not been trained since it was compiled. What it has of the
-            user's own (layers, losses) must be at the top level of a file.
-        data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; or `Examples` or
-            `Stream` of `downpour.model.data`, whose sources are arrays or functions at the top level of a file.
+        model: A built and compiled `keras.Model` that has not been trained since it was compiled, or a function that
+            returns one, which every process calls. The function, and what a model has of the user's own (layers,
+            losses, functions within layers), must be at the top level of a file.
+        data: Training examples: an array, `(x, y)` or `(x, y, sample_weight)`, nests of arrays; anything with length
+            and index that can be pickled, such as a Hugging Face or torch data set, a `keras.utils.PyDataset` or a
+            Grain `MapDataset`; a function at the top level of a file that returns one of these, or that gets (worker
+            index, number of workers) and returns an iterable over one part; or `Examples` or `Stream` of these.
         validation_data: Held-out examples likewise, scored after every epoch; with `Examples` and `Stream` they are
             part of `data`. None: nothing is scored.
+        validation_sets: Further held-out examples by name, scored as `val_NAME_...`.
         epochs: Passes over the training examples, of all workers together.
-        batch_size: Examples in a batch of one worker.
+        batch_size: Examples in a batch of one worker; None for 32, or those of an item where items are batches.
         workers: Worker processes.
         shards: Parameter-server shards.
         class_weight: Weights of classes, as in Keras' `fit`.
+        callbacks: Keras' callbacks that use no event of single batches, or the job's own; see
+            `downpour.launch.fitting.callbacks`.
+        verbose: What `wait` shows: 0 for nothing, 1 for a bar an epoch, 2 for a line an epoch, `auto` for bars on a
+            terminal and in a notebook.
         name: Name of the job; the model's by default.
         run_dir: Folder of the run; `runs/NAME` by default.
         overwrite: Whether an earlier run in that folder is removed.
@@ -144,15 +102,34 @@ def fit(
     """
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
-    for what, given in (("workers", workers), ("shards", shards), ("batch_size", batch_size)):
+    numbers = {"workers": workers, "shards": shards, "batch_size": 1 if batch_size is None else batch_size}
+    for what, given in numbers.items():
         if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
             raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
-    unknown = set(job_fields) - ({field.name for field in dataclasses.fields(Job)} - {"model", "loss"})
+    verbosity(verbose)
+    called = converted(callbacks)
+    unknown = set(job_fields) - (
+        {field.name for field in dataclasses.fields(Job)} - {"model", "loss", "validation_sets"}
+    )
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can")
-    examples = _examples(data, validation_data, class_weight)
+        names = [*inspect.signature(fit).parameters, *(field.name for field in dataclasses.fields(Job))]
+        nearest = did_you_mean(min(unknown), [name for name in names if name not in ("job_fields", "loss")])
+        raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can{nearest}")
+    examples = data_set(data, validation_data, class_weight)
+    of_items = examples.batch_size_of_items()
+    if batch_size and of_items and batch_size != of_items:
+        raise ValueError(f"batch_size is {batch_size}, and items of the data are batches of {of_items}; leave it out")
+    batch_size = batch_size or of_items or 32
+    given_model = GivenModel.of(model)
+    model = given_model.model
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
-    steps_per_epoch, fields = _fields(model, examples, epochs, batch_size, {"cluster": cluster, **job_fields})
+    is_scored = examples.validation is not None or bool(validation_sets)
+    if not is_scored:
+        check_scores(called.chief, ())
+    every_epoch = (is_scored or bool(called.chief or called.here)) and "checkpoint_every_steps" not in job_fields
+    more = {"cluster": cluster, "callbacks": called.chief, "checkpoint_every_epoch": every_epoch}
+    more |= _scored_sets(examples, validation_sets) | job_fields
+    fields = _fields(model, examples, epochs, batch_size, more)
     fields["name"] = name or model.name
     Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
     folder = (Path(run_dir) if run_dir is not None else Path("runs") / fields["name"]).absolute()
@@ -160,50 +137,58 @@ def fit(
     owner.check_free(folder)  # before the files of a run that is going on are replaced
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
-    recipe = _write(model, fields, folder / _JOB)
-    config = RunConfig(recipe, run_dir=folder, evaluator=examples.validation is not None, checkpoints=checkpoints)
-    run = FitRun(config, model, steps_per_epoch)
+    recipe = _write(given_model, fields, folder / _JOB)
+    config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
+    run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))
     return run if dry_run else run.start()
 
 
 def _fields(
     model: keras.Model, examples: Examples | Stream, epochs: float, batch_size: int, given: Mapping[str, Any]
-) -> tuple[int, dict[str, Any]]:
-    """Returns the steps of an epoch, and the fields of the job: those given, what the model says, and defaults."""
+) -> dict[str, Any]:
+    """Returns the fields of the job: those given, what the model says, and defaults."""
     from downpour.launch.job.compiled import from_compiled
 
-    examples.check()
-    in_batch, num_records = positions_in_batch(examples, batch_size), examples.num_records
-    if num_records >= ENDLESS and "num_steps" not in given:
-        raise ValueError("the stream has no num_examples, so an epoch has no length; give it that, or fit num_steps")
-    steps = num_steps(epochs, num_records, in_batch) if num_records < ENDLESS else int(given["num_steps"])
-    steps_per_epoch = max(1, round(num_records / in_batch)) if num_records < ENDLESS else steps
-    return steps_per_epoch, {
-        **from_compiled(model).job_fields(),
+    examples.check_all()
+    fields = from_compiled(model).job_fields()
+    cadence, pace = ({**fields, **given}.get(name) for name in ("cadence", "pace"))
+    per_epoch = given.get("steps_per_epoch", 0)
+    steps = given.get("num_steps") or steps_of(epochs, examples, batch_size, cadence, pace, per_epoch)
+    a_pass = steps if examples.num_records >= ENDLESS else steps_of(1, examples, batch_size, cadence, pace)
+    steps_per_epoch = per_epoch or min(steps, a_pass)
+    return {
+        **fields,
         "data": examples,
         "num_steps": steps,
         "batch_size": batch_size,
         "exchange": _EXACT,
-        "checkpoint_every_steps": steps_per_epoch,
+        "checkpoint_every_steps": steps if given["checkpoint_every_epoch"] else steps_per_epoch,
         **given,
     }
 
 
-def _examples(data: Any, validation_data: Any, class_weight: Mapping[int, float] | None) -> Examples | Stream:
-    if isinstance(data, Examples | Stream):
-        if validation_data is not None or class_weight is not None:
-            raise ValueError(f"data is {type(data).__name__}; give validation and class_weight to it, not to fit")
-        return data
-    return Examples(data, validation_data, class_weight=class_weight)
+def _scored_sets(examples: Examples | Stream, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the field `validation_sets` of the job, if there is any."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"validation_sets is a {type(given).__name__}; give a dict of held-out examples by name")
+    found = {}
+    for name, source in given.items():
+        one = dataclasses.replace(examples, validation=source, class_weight=None)
+        try:
+            one.check()
+        except ValueError as error:
+            raise ValueError(f"validation_sets[{name!r}]: {error}") from None
+        # Nobody trains on it: the training examples need not be written again.
+        found[name] = dataclasses.replace(one, train=source) if isinstance(one, Examples) else one
+    return {"validation_sets": found}
 
 
-def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
+def _write(model: GivenModel, fields: Mapping[str, Any], folder: Path) -> Path:
     """Writes the recipe with the model and arrays beside it; returns its path."""
-    from downpour.model.weights import own_objects
-
     writer = Writer(folder / _ARRAYS)
-    own = own_objects(model)
-    objects = ", ".join(f"{key!r}: {writer.reference(value, f'the model: {key}')}" for key, value in own.items())
+    source = model.source(writer, _MODEL)
     lines = [f"        {key}={writer.source(value, key)}," for key, value in fields.items()]
     folder.mkdir(parents=True, exist_ok=True)
     writer.save()
@@ -211,17 +196,18 @@ def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
     imports = {
         "from pathlib import Path",
         "from downpour.launch.job import Job",
-        "from downpour.launch.job.written import saved_model",
         *writer.imports,
     }
-    script = Path(sys.path[0]).absolute()
+    folders = [Path(sys.path[0]).absolute()]
+    if not hasattr(sys.modules["__main__"], "__file__"):  # a notebook or a prompt
+        folders.append(Path.cwd())
     text = "\n".join(
         [
             '"""A job that `downpour.fit` has written; every process of it loads this file."""',
             "",
             "import sys",
             "",
-            f"sys.path.append({str(script)!r})  # of the script that called fit",
+            f"sys.path += {[str(folder) for folder in dict.fromkeys(folders)]}  # of what called fit",
             "",
             *sorted(imports),
             "",
@@ -230,7 +216,7 @@ def _write(model: keras.Model, fields: Mapping[str, Any], folder: Path) -> Path:
             "",
             "def job() -> Job:",
             "    return Job(",
-            f"        model=saved_model(HERE / {_MODEL!r}, {{{objects}}}),",
+            f"        model={source},",
             "        loss=None,",
             *lines,
             "    )",

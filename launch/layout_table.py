@@ -1,4 +1,6 @@
-"""`downpour layout --recipe=NAME`: where a recipe's parameters are placed, as a table, and its variables by name.
+"""Prints where a recipe's parameters are placed, as a table, and its variables by name, shape, kind and shards.
+
+    downpour layout quickstart --set=cluster.num_ps=4
 
 Builds the model to get its variables, so it imports TensorFlow when it runs. With --preflight it is the process that
 launchers run before all others: it checks the whole job (`downpour.launch.local.preflight`).
@@ -15,8 +17,10 @@ from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import build
 from downpour.launch.local import prepared
 from downpour.launch.roles import entry, initial, role_flags
+from downpour.launch.roles.command_line import Syntax
 from downpour.ps.layout import Layout
 
+SYNTAX = Syntax("recipe set variables out preflight", positional="recipe")
 _MOST_LISTED = 100
 
 
@@ -61,6 +65,12 @@ def _numbers(shards: list[int]) -> str:
 
 def main() -> None:
     """Prints the table."""
+    define()
+    entry.run(lambda: run(from_flags()), role="layout", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     flags.DEFINE_string("out", None, "File to write the table to instead of stdout.")
     text = "Whether to list every variable; by default up to 100 of them are listed."
@@ -69,7 +79,6 @@ def main() -> None:
     flags.DEFINE_boolean("preflight", False, text)
     flags.DEFINE_string("prepared_out", None, "File for the chief's --prepared, written by --preflight.")
     role_flags.define_evaluator("Whether --preflight also checks what an evaluator needs.")
-    entry.run(lambda: run(from_flags()), role="layout")
 
 
 def from_flags() -> LayoutConfig:

@@ -1,6 +1,6 @@
 """Predicts a cluster's performance before it exists: steps a second, what limits them, staleness, how many shards.
 
-    downpour plan --recipe=jft300m --workers=50 --gbit=10 --seconds_per_step=7.2
+    downpour plan jft300m --workers=50 --gbit=10 --seconds_per_step=7.2
 
 Bytes come from the layout, costs from measuring one shard process on this machine for some seconds (or from
 --core_ms_per_step), and steps and staleness from simulating workers, lines and shards as queues
@@ -26,9 +26,14 @@ from downpour.launch.planning import demand, queueing
 from downpour.launch.planning.demand import Cost, Costs
 from downpour.launch.planning.queueing import Fleet, Prediction
 from downpour.launch.roles import entry
+from downpour.launch.roles.command_line import Syntax
 from downpour.proto.security import tls
 from downpour.ps.layout import Layout, lay_out
 
+SYNTAX = Syntax(
+    shown="recipe set seconds_per_step workers gbit spread cores_per_shard core_ms_per_step measure_s mutual_tls",
+    positional="recipe",
+)
 # Shards are not a bottleneck up to this utilisation; above it, queues grow fast.
 _BUSY = 0.8
 _MAX_SHARDS = 100
@@ -278,6 +283,12 @@ def run(config: PlanConfig) -> None:
 
 def main() -> None:
     """Prints the prediction."""
+    define()
+    entry.run(lambda: run(from_flags()), role="plan", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     flags.DEFINE_integer("workers", None, "Number of workers; the recipe's by default.")
     flags.DEFINE_float("gbit", 10.0, "Line rate of a host, each way, in 10^9 bits a second.")
@@ -288,7 +299,6 @@ def main() -> None:
     flags.DEFINE_float("core_ms_per_step", None, text)
     flags.DEFINE_float("measure_s", 1.0, "Seconds of each of the four measurements.")
     flags.DEFINE_boolean("mutual_tls", True, "Whether the measurements use mutual TLS, as on a cluster.")
-    entry.run(lambda: run(from_flags()), role="plan")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Serves one parameter-server shard. Needs no TensorFlow.
 
-python -m downpour.launch.ps --index=0 --port=2222 --arena=/dev/shm/shard-0.arena
+    downpour ps --index=0 --port=2222 --arena=/dev/shm/shard-0.arena
 
 It ends with exit code 0 when the chief stops it at the end of the job. At SIGTERM it ends with 0, too, unless `--chief`
 or TF_CONFIG names the chief: then it first requests a checkpoint from the chief, serves until that is written or
@@ -20,11 +20,16 @@ from pathlib import Path
 from absl import logging
 
 from downpour.launch.roles import ending, entry, role_flags, security, topology
+from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Listening
 from downpour.proto.http2.sockets import host_and_port
 from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange.clients import ChiefClient
 
+SYNTAX = Syntax(
+    shown="index host port arena chief grace_s group_commit tls token_file health_port "
+    "listen_in_plain_text_on_the_network",
+)
 _ASK_EVERY_S, _ANSWER_WITHIN_S = 0.25, 2.0
 
 
@@ -53,8 +58,13 @@ class ShardConfig:
 
 def main() -> None:
     """Serves until the job is over, or until SIGTERM or SIGINT."""
+    define()
+    entry.run(lambda: run(from_flags()), role="ps", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     role_flags.define("ps")
-    entry.run(lambda: run(from_flags()), role="ps")
 
 
 def from_flags() -> ShardConfig:

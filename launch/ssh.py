@@ -1,9 +1,8 @@
 """Starts a job on hosts that a file lists, over ssh, and supervises it until it is done.
 
-    downpour ssh --hosts=hosts.txt --recipe=quickstart --run_dir=/shared/run --tls=/shared/certificates
+    downpour ssh mine.py --hosts=hosts.txt --run_dir=/shared/run --tls=certs
 
-A line of the file is a host, or user@host, and the roles that run there, repeated for more than one of a kind:
-
+    # hosts.txt: host or user@host, and its roles, as often as they run there
     cpu1  chief evaluator
     cpu2  ps ps
     gpu1  worker
@@ -29,6 +28,7 @@ from absl import flags
 from downpour.launch.job import recipe, recipe_flags
 from downpour.launch.local.supervisor import Interrupted, ProcessFailed, Program, Supervisor
 from downpour.launch.roles import entry, role_flags, topology
+from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Checkpoints
 from downpour.launch.roles.topology import FlagValue, Topology
 from downpour.proto.http2.sockets import host_and_port
@@ -211,7 +211,8 @@ def run(config: SshConfig) -> int | None:
     try:
         _supervise(config, owner.new_job_id())
     except (Interrupted, ProcessFailed) as error:
-        print(f"[ssh] {'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+        words = f"{error}; continue with --resume" if isinstance(error, Interrupted) else f"error: {error}"
+        print(f"[ssh] {words}", file=sys.stderr)
         return error.code
     print(f"[ssh] done; see {config.run_dir}/summary.json", file=sys.stderr)
     return None
@@ -236,8 +237,20 @@ def _supervise(config: SshConfig, job_id: str) -> None:
             show("ssh", f"{name} did not end {_END_GRACE_S:.0f} s after the chief; stopping it")
 
 
+SYNTAX = Syntax(
+    shown="recipe set hosts run_dir tls token_file directory python via port arena_dir checkpoint_dir resume overwrite",
+    positional="recipe",
+)
+
+
 def main() -> None:
     """Runs the job of the flags on the hosts."""
+    define()
+    entry.run(lambda: run(from_flags()), role="ssh", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     role_flags.define_checkpoints()
     flags.DEFINE_string("hosts", None, "File that lists hosts and their roles.")
@@ -252,7 +265,6 @@ def main() -> None:
     flags.DEFINE_boolean(
         "listen_in_plain_text_on_the_network", False, "Serve every peer that can reach the hosts, unencrypted."
     )
-    entry.run(lambda: run(from_flags()), role="ssh")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains as one worker: pulls parameters, computes gradients on its own batches, pushes them.
 
-python -m downpour.launch.worker --recipe=quickstart --index=0 --ps=HOST:PORT,... --chief=HOST:PORT
+    downpour worker --recipe=mine.py --index=0 --ps=A:2222,B:2222 --chief=C:2223
 
 At SIGTERM it drops its batch, waits briefly for a push in flight, returns its leases and ends with 143. A worker that
 starts after training has ended exits with 0.
@@ -19,8 +19,10 @@ from absl import logging
 
 from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
+from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.roles import ending, entry, role_flags, security
+from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access
 from downpour.launch.roles.topology import Topology
 from downpour.model.data.batches import part_of
@@ -29,6 +31,7 @@ from downpour.proto.chief_pb2 import ProgressReply
 from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.proto.errors import DownpourError, JobFailed, NonFinite
 from downpour.ps.layout import Layout
+from downpour.ps.policy.pace import Async
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.cadence import EveryStep
 from downpour.worker.exchange.clients import ChiefClient
@@ -37,6 +40,7 @@ from downpour.worker.exchange.replica import step_codec
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 
+SYNTAX = Syntax("recipe set index ps chief run_dir tls token_file health_port")
 _OVER = (ProgressReply.STATE_SCORING, ProgressReply.STATE_DONE, ProgressReply.STATE_FAILED)
 _LEAVE_WITHIN_S = 6.0  # from SIGTERM to the last report
 _LOOK_S, _LOOK_AGAIN_S = 2.0, 0.5  # deadline of the chief's answer; pause between two requests
@@ -61,9 +65,14 @@ class WorkerConfig:
 
 def main() -> None:
     """Trains until the job has done its steps."""
+    define()
+    entry.run(_main, role="worker", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     role_flags.define("worker")
-    entry.run(_main, role="worker")
 
 
 def _main() -> None:
@@ -89,7 +98,7 @@ def run(config: WorkerConfig) -> None:
             return
         model, layout = build(job, job.cluster.threads_per_worker)
         # First: the chief assigns incarnations and checks that this is its job.
-        reporter = Reporter(chief, config.index, layout.fingerprint, same_fields(job))
+        reporter = Reporter(chief, config.index, layout.fingerprint, same_fields(job), epochs_of(job))
         if reporter.stop.is_set():  # the shards may have stopped
             reporter.finish()
             return
@@ -134,6 +143,7 @@ def _exchange(config: WorkerConfig, layout: Layout, reporter: Reporter) -> Excha
         incarnation=reporter.incarnation,
         give_up_after_s=job.exchange.give_up_after_s,
         send_base=isinstance(job.staleness, Compensate),
+        joined=isinstance(job.pace, Async),
         security=config.access.security,
         job_id=reporter.job_id,
     )
@@ -178,11 +188,13 @@ class _Worker:
 
 
 def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _Worker) -> None:
+    from downpour.worker.step.assigned import share
     from downpour.worker.step.step import StepResult, TrainingStep
 
     sparse = isinstance(job.cadence, EveryStep) and not isinstance(job.staleness, Compensate)
     wire = step_codec(job.cadence, exchange.wire)
-    compiled = TrainingStep(model, job.loss, layout, wire, job.clip, sparse=sparse)
+    part = share(job.cluster.most_workers, overlap=job.exchange.overlap)
+    compiled = TrainingStep(model, job.loss, layout, wire, job.clip, sparse=sparse, share=part)
     reporter = worker.reporter
 
     has_trained = False

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 KERAS, WEIGHTS, LEGACY, SAVED_MODEL = ".keras", ".weights.h5", ".h5", ""
 
+ASSIGNED = ":assigned"  # ends the name of what is added to a kernel that its layer assigns (`worker.step.assigned`)
+
 Pairs = Iterator[tuple[str, Any]]  # names of variables and their values
 Numbered = Mapping[str, Any]  # the variables of one layer, by number
 
@@ -55,29 +57,19 @@ def save(model: keras.Model, path: Path, ending: str) -> None:
         model.save(path, include_optimizer=False)
 
 
-def own_classes(model: keras.Model) -> list[str]:
-    """The classes of layers, `module.Class`, without which Keras alone cannot load a `.keras` or `.h5` file."""
-    kinds = {type(layer) for layer in keras_private.layers_of(model)}
-    return sorted(f"{k.__module__}.{k.__qualname__}" for k in kinds if k.__module__.partition(".")[0] != "keras")
-
-
-def own_objects(model: keras.Model) -> dict[str, Any]:
-    """The classes of layers, losses and metrics, and the functions, that Keras does not have itself, by name."""
-    found: dict[str, Any] = {}
-    for layer in keras_private.layers_of(model):
-        found[type(layer).__name__] = type(layer)
-    for value in _leaves(keras_private.compile_arguments(model)):
-        if isinstance(value, type) or hasattr(value, "__qualname__"):
-            found[value.__name__] = value
-        elif callable(value):
-            found[type(value).__name__] = type(value)
-    return {name: value for name, value in found.items() if value.__module__.partition(".")[0] != "keras"}
-
-
 def named(saved: Any, average: bool = False) -> dict[str, np.ndarray]:
     """The values of a `ps.checkpoint.manifest.Checkpoint`, or their average, by the names of variables."""
     values = saved.layout.gather(saved.parameters(average))
-    return {variable.name: value for variable, value in zip(saved.layout.variables, values, strict=True)}
+    return added({variable.name: value for variable, value in zip(saved.layout.variables, values, strict=True)})
+
+
+def added(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The values of a layout's variables with those that end with `ASSIGNED` added to the kernels they belong to."""
+    return {
+        name: value + values[name + ASSIGNED] if name + ASSIGNED in values else value
+        for name, value in values.items()
+        if not name.endswith(ASSIGNED)
+    }
 
 
 def assign(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
@@ -87,16 +79,6 @@ def assign(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
             value = values[variable.path]
             # The sum of stale differences can make a variance negative for a moment.
             variable.assign(np.maximum(value, 0) if variable.path.endswith("/moving_variance") else value)
-
-
-def _leaves(nest: Any) -> Iterator[Any]:
-    if isinstance(nest, Mapping):
-        nest = list(nest.values())
-    if isinstance(nest, list | tuple):
-        for inner in nest:
-            yield from _leaves(inner)
-    else:
-        yield nest
 
 
 def read(path: str | Path, model: keras.Model, names: Collection[str]) -> dict[str, np.ndarray]:

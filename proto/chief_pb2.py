@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64ownpour/proto/chief.proto\x12\x0b\x64ownpour.v1\"\xbb\x01\n\x0fRegisterRequest\x12\x0e\n\x06worker\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0f\n\x07process\x18\x05 \x01(\t\x12\x32\n\x03job\x18\x06 \x03(\x0b\x32%.downpour.v1.RegisterRequest.JobEntry\x1a*\n\x08JobEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x02\x10\x03\"B\n\rRegisterReply\x12\x0c\n\x04stop\x18\x01 \x01(\x08\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06job_id\x18\x03 \x01(\t\"\xf4\x03\n\x0cWorkerReport\x12\x0e\n\x06worker\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\x04\x12\x0e\n\x06images\x18\x05 \x01(\x04\x12\x1b\n\x13pushes_acknowledged\x18\x06 \x01(\x04\x12\x10\n\x08loss_sum\x18\x07 \x01(\x01\x12\x15\n\rstaleness_sum\x18\x08 \x01(\x01\x12\x14\n\x0cpull_seconds\x18\t \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\n \x01(\x01\x12\x14\n\x0cpush_seconds\x18\x0b \x01(\x01\x12\x14\n\x0c\x62ytes_pulled\x18\x0c \x01(\x04\x12\x14\n\x0c\x62ytes_pushed\x18\r \x01(\x04\x12\x14\n\x0crecords_read\x18\x0e \x01(\x04\x12\x17\n\x0frecords_skipped\x18\x0f \x01(\x04\x12\x18\n\x10skipped_examples\x18\x10 \x03(\t\x12\x10\n\x08\x66inished\x18\x11 \x01(\x08\x12\x16\n\x0epushes_dropped\x18\x13 \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x12 \x01(\t\x12\x14\n\x0crecords_done\x18\x14 \x01(\x04\x12\x10\n\x08versions\x18\x15 \x03(\x04\x12\x15\n\rsteps_skipped\x18\x16 \x01(\x04\x12\x15\n\rinput_seconds\x18\x17 \x01(\x01\"\x1b\n\x0bReportReply\x12\x0c\n\x04stop\x18\x01 \x01(\x08\"C\n\x0cLeaseRequest\x12\x0e\n\x06worker\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\"8\n\nLeaseReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0c\n\x04stop\x18\x03 \x01(\x04\"\x91\x01\n\x15NextCheckpointRequest\x12\x12\n\nafter_step\x18\x01 \x01(\x03\x12\x38\n\x03job\x18\x02 \x03(\x0b\x32+.downpour.v1.NextCheckpointRequest.JobEntry\x1a*\n\x08JobEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"R\n\x13NextCheckpointReply\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x0c\n\x04stop\x18\x04 \x01(\x08\"\xc0\x01\n\x05Score\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x30\n\x07metrics\x18\x02 \x03(\x0b\x32\x1f.downpour.v1.Score.MetricsEntry\x12\x14\n\x0crecords_read\x18\x03 \x01(\x04\x12\x17\n\x0frecords_skipped\x18\x04 \x01(\x04\x12\x18\n\x10skipped_examples\x18\x05 \x03(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x12\n\x10ReportScoreReply\"\x11\n\x0fProgressRequest\"\xcc\x03\n\rProgressReply\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .downpour.v1.ProgressReply.State\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x11\n\tnum_steps\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x19\n\x11images_per_second\x18\x05 \x01(\x01\x12\x19\n\x11pushes_per_second\x18\x06 \x01(\x01\x12\x16\n\x0estaleness_mean\x18\x07 \x01(\x01\x12\x14\n\x0cseconds_left\x18\x08 \x01(\x01\x12\x38\n\x07metrics\x18\t \x03(\x0b\x32\'.downpour.v1.ProgressReply.MetricsEntry\x12\x0f\n\x07\x66\x61ilure\x18\n \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"|\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_PREPARING\x10\x01\x12\x12\n\x0eSTATE_TRAINING\x10\x02\x12\x11\n\rSTATE_SCORING\x10\x03\x12\x0e\n\nSTATE_DONE\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\"4\n\x0eLeavingRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x1e\n\x0cLeavingReply\x12\x0e\n\x06may_go\x18\x01 \x01(\x08\x32\xec\x03\n\x05\x43hief\x12\x44\n\x08Register\x12\x1c.downpour.v1.RegisterRequest\x1a\x1a.downpour.v1.RegisterReply\x12=\n\x06Report\x12\x19.downpour.v1.WorkerReport\x1a\x18.downpour.v1.ReportReply\x12;\n\x05Lease\x12\x19.downpour.v1.LeaseRequest\x1a\x17.downpour.v1.LeaseReply\x12V\n\x0eNextCheckpoint\x12\".downpour.v1.NextCheckpointRequest\x1a .downpour.v1.NextCheckpointReply\x12@\n\x0bReportScore\x12\x12.downpour.v1.Score\x1a\x1d.downpour.v1.ReportScoreReply\x12\x44\n\x08Progress\x12\x1c.downpour.v1.ProgressRequest\x1a\x1a.downpour.v1.ProgressReply\x12\x41\n\x07Leaving\x12\x1b.downpour.v1.LeavingRequest\x1a\x19.downpour.v1.LeavingReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64ownpour/proto/chief.proto\x12\x0b\x64ownpour.v1\"\xbb\x01\n\x0fRegisterRequest\x12\x0e\n\x06worker\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0f\n\x07process\x18\x05 \x01(\t\x12\x32\n\x03job\x18\x06 \x03(\x0b\x32%.downpour.v1.RegisterRequest.JobEntry\x1a*\n\x08JobEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x02\x10\x03\"B\n\rRegisterReply\x12\x0c\n\x04stop\x18\x01 \x01(\x08\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06job_id\x18\x03 \x01(\t\"\xa6\x04\n\x0cWorkerReport\x12\x0e\n\x06worker\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\x04\x12\x18\n\x08\x65xamples\x18\x05 \x01(\x04R\x06images\x12\x1b\n\x13pushes_acknowledged\x18\x06 \x01(\x04\x12\x10\n\x08loss_sum\x18\x07 \x01(\x01\x12\x15\n\rstaleness_sum\x18\x08 \x01(\x01\x12\x14\n\x0cpull_seconds\x18\t \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\n \x01(\x01\x12\x14\n\x0cpush_seconds\x18\x0b \x01(\x01\x12\x14\n\x0c\x62ytes_pulled\x18\x0c \x01(\x04\x12\x14\n\x0c\x62ytes_pushed\x18\r \x01(\x04\x12\x14\n\x0crecords_read\x18\x0e \x01(\x04\x12\x17\n\x0frecords_skipped\x18\x0f \x01(\x04\x12\x18\n\x10skipped_examples\x18\x10 \x03(\t\x12\x10\n\x08\x66inished\x18\x11 \x01(\x08\x12\x16\n\x0epushes_dropped\x18\x13 \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x12 \x01(\t\x12\x14\n\x0crecords_done\x18\x14 \x01(\x04\x12\x10\n\x08versions\x18\x15 \x03(\x04\x12\x15\n\rsteps_skipped\x18\x16 \x01(\x04\x12\x15\n\rinput_seconds\x18\x17 \x01(\x01\x12&\n\x06\x65pochs\x18\x18 \x03(\x0b\x32\x16.downpour.v1.EpochSums\";\n\tEpochSums\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x10\n\x08loss_sum\x18\x03 \x01(\x01\"\x1b\n\x0bReportReply\x12\x0c\n\x04stop\x18\x01 \x01(\x08\"C\n\x0cLeaseRequest\x12\x0e\n\x06worker\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\"8\n\nLeaseReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x04\x12\x0c\n\x04stop\x18\x03 \x01(\x04\"\x91\x01\n\x15NextCheckpointRequest\x12\x12\n\nafter_step\x18\x01 \x01(\x03\x12\x38\n\x03job\x18\x02 \x03(\x0b\x32+.downpour.v1.NextCheckpointRequest.JobEntry\x1a*\n\x08JobEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"R\n\x13NextCheckpointReply\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x0c\n\x04stop\x18\x04 \x01(\x08\"\xc0\x01\n\x05Score\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x30\n\x07metrics\x18\x02 \x03(\x0b\x32\x1f.downpour.v1.Score.MetricsEntry\x12\x14\n\x0crecords_read\x18\x03 \x01(\x04\x12\x17\n\x0frecords_skipped\x18\x04 \x01(\x04\x12\x18\n\x10skipped_examples\x18\x05 \x03(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x12\n\x10ReportScoreReply\"#\n\x0fProgressRequest\x12\x10\n\x08\x64\x65tailed\x18\x01 \x01(\x08\"\xfe\x0b\n\rProgressReply\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .downpour.v1.ProgressReply.State\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x11\n\tnum_steps\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x1b\n\x13\x65xamples_per_second\x18\x05 \x01(\x01\x12\x19\n\x11pushes_per_second\x18\x06 \x01(\x01\x12\x16\n\x0estaleness_mean\x18\x07 \x01(\x01\x12\x14\n\x0cseconds_left\x18\x08 \x01(\x01\x12\x38\n\x07metrics\x18\t \x03(\x0b\x32\'.downpour.v1.ProgressReply.MetricsEntry\x12\x0f\n\x07\x66\x61ilure\x18\n \x01(\t\x12\x12\n\nepoch_loss\x18\x0b \x01(\x01\x12\x33\n\x07\x64\x65tails\x18\x0c \x01(\x0b\x32\".downpour.v1.ProgressReply.Details\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\xef\x03\n\x07\x44\x65tails\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x03 \x01(\x01\x12\x15\n\rtrain_seconds\x18\x04 \x01(\x01\x12P\n\x10seconds_per_step\x18\x05 \x03(\x0b\x32\x36.downpour.v1.ProgressReply.Details.SecondsPerStepEntry\x12\x12\n\nscore_step\x18\x06 \x01(\x04\x12\x12\n\ncheckpoint\x18\x07 \x01(\t\x12\x17\n\x0f\x63heckpoint_step\x18\x08 \x01(\x04\x12>\n\x06\x66\x61ults\x18\t \x03(\x0b\x32..downpour.v1.ProgressReply.Details.FaultsEntry\x12\x32\n\x07workers\x18\n \x03(\x0b\x32!.downpour.v1.ProgressReply.Worker\x12\x30\n\x06shards\x18\x0b \x03(\x0b\x32 .downpour.v1.ProgressReply.Shard\x1a\x35\n\x13SecondsPerStepEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0b\x46\x61ultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x96\x02\n\x06Worker\x12\r\n\x05index\x18\x01 \x01(\r\x12\x36\n\x05state\x18\x02 \x01(\x0e\x32\'.downpour.v1.ProgressReply.Worker.State\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x04\x12\x16\n\x0esilent_seconds\x18\x07 \x01(\x01\"i\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_EXPECTED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x0e\n\nSTATE_LOST\x10\x03\x12\x12\n\x0eSTATE_FINISHED\x10\x04\x1a\xd9\x01\n\x05Shard\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.downpour.v1.ProgressReply.Shard.State\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0e\n\x06pushes\x18\x04 \x01(\x04\x12\x13\n\x0bstate_bytes\x18\x05 \x01(\x04\"R\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_SILENT\x10\x01\x12\x0f\n\x0bSTATE_EMPTY\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\"|\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_PREPARING\x10\x01\x12\x12\n\x0eSTATE_TRAINING\x10\x02\x12\x11\n\rSTATE_SCORING\x10\x03\x12\x0e\n\nSTATE_DONE\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\"4\n\x0eLeavingRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x1e\n\x0cLeavingReply\x12\x0e\n\x06may_go\x18\x01 \x01(\x08\x32\xec\x03\n\x05\x43hief\x12\x44\n\x08Register\x12\x1c.downpour.v1.RegisterRequest\x1a\x1a.downpour.v1.RegisterReply\x12=\n\x06Report\x12\x19.downpour.v1.WorkerReport\x1a\x18.downpour.v1.ReportReply\x12;\n\x05Lease\x12\x19.downpour.v1.LeaseRequest\x1a\x17.downpour.v1.LeaseReply\x12V\n\x0eNextCheckpoint\x12\".downpour.v1.NextCheckpointRequest\x1a .downpour.v1.NextCheckpointReply\x12@\n\x0bReportScore\x12\x12.downpour.v1.Score\x1a\x1d.downpour.v1.ReportScoreReply\x12\x44\n\x08Progress\x12\x1c.downpour.v1.ProgressRequest\x1a\x1a.downpour.v1.ProgressReply\x12\x41\n\x07Leaving\x12\x1b.downpour.v1.LeavingRequest\x1a\x19.downpour.v1.LeavingReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCORE_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_PROGRESSREPLY_METRICSENTRY']._loaded_options = None
   _globals['_PROGRESSREPLY_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_PROGRESSREPLY_DETAILS_SECONDSPERSTEPENTRY']._loaded_options = None
+  _globals['_PROGRESSREPLY_DETAILS_SECONDSPERSTEPENTRY']._serialized_options = b'8\001'
+  _globals['_PROGRESSREPLY_DETAILS_FAULTSENTRY']._loaded_options = None
+  _globals['_PROGRESSREPLY_DETAILS_FAULTSENTRY']._serialized_options = b'8\001'
   _globals['_REGISTERREQUEST']._serialized_start=44
   _globals['_REGISTERREQUEST']._serialized_end=231
   _globals['_REGISTERREQUEST_JOBENTRY']._serialized_start=183
@@ -46,37 +50,53 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERREPLY']._serialized_start=233
   _globals['_REGISTERREPLY']._serialized_end=299
   _globals['_WORKERREPORT']._serialized_start=302
-  _globals['_WORKERREPORT']._serialized_end=802
-  _globals['_REPORTREPLY']._serialized_start=804
-  _globals['_REPORTREPLY']._serialized_end=831
-  _globals['_LEASEREQUEST']._serialized_start=833
-  _globals['_LEASEREQUEST']._serialized_end=900
-  _globals['_LEASEREPLY']._serialized_start=902
-  _globals['_LEASEREPLY']._serialized_end=958
-  _globals['_NEXTCHECKPOINTREQUEST']._serialized_start=961
-  _globals['_NEXTCHECKPOINTREQUEST']._serialized_end=1106
+  _globals['_WORKERREPORT']._serialized_end=852
+  _globals['_EPOCHSUMS']._serialized_start=854
+  _globals['_EPOCHSUMS']._serialized_end=913
+  _globals['_REPORTREPLY']._serialized_start=915
+  _globals['_REPORTREPLY']._serialized_end=942
+  _globals['_LEASEREQUEST']._serialized_start=944
+  _globals['_LEASEREQUEST']._serialized_end=1011
+  _globals['_LEASEREPLY']._serialized_start=1013
+  _globals['_LEASEREPLY']._serialized_end=1069
+  _globals['_NEXTCHECKPOINTREQUEST']._serialized_start=1072
+  _globals['_NEXTCHECKPOINTREQUEST']._serialized_end=1217
   _globals['_NEXTCHECKPOINTREQUEST_JOBENTRY']._serialized_start=183
   _globals['_NEXTCHECKPOINTREQUEST_JOBENTRY']._serialized_end=225
-  _globals['_NEXTCHECKPOINTREPLY']._serialized_start=1108
-  _globals['_NEXTCHECKPOINTREPLY']._serialized_end=1190
-  _globals['_SCORE']._serialized_start=1193
-  _globals['_SCORE']._serialized_end=1385
-  _globals['_SCORE_METRICSENTRY']._serialized_start=1339
-  _globals['_SCORE_METRICSENTRY']._serialized_end=1385
-  _globals['_REPORTSCOREREPLY']._serialized_start=1387
-  _globals['_REPORTSCOREREPLY']._serialized_end=1405
-  _globals['_PROGRESSREQUEST']._serialized_start=1407
-  _globals['_PROGRESSREQUEST']._serialized_end=1424
-  _globals['_PROGRESSREPLY']._serialized_start=1427
-  _globals['_PROGRESSREPLY']._serialized_end=1887
-  _globals['_PROGRESSREPLY_METRICSENTRY']._serialized_start=1339
-  _globals['_PROGRESSREPLY_METRICSENTRY']._serialized_end=1385
-  _globals['_PROGRESSREPLY_STATE']._serialized_start=1763
-  _globals['_PROGRESSREPLY_STATE']._serialized_end=1887
-  _globals['_LEAVINGREQUEST']._serialized_start=1889
-  _globals['_LEAVINGREQUEST']._serialized_end=1941
-  _globals['_LEAVINGREPLY']._serialized_start=1943
-  _globals['_LEAVINGREPLY']._serialized_end=1973
-  _globals['_CHIEF']._serialized_start=1976
-  _globals['_CHIEF']._serialized_end=2468
+  _globals['_NEXTCHECKPOINTREPLY']._serialized_start=1219
+  _globals['_NEXTCHECKPOINTREPLY']._serialized_end=1301
+  _globals['_SCORE']._serialized_start=1304
+  _globals['_SCORE']._serialized_end=1496
+  _globals['_SCORE_METRICSENTRY']._serialized_start=1450
+  _globals['_SCORE_METRICSENTRY']._serialized_end=1496
+  _globals['_REPORTSCOREREPLY']._serialized_start=1498
+  _globals['_REPORTSCOREREPLY']._serialized_end=1516
+  _globals['_PROGRESSREQUEST']._serialized_start=1518
+  _globals['_PROGRESSREQUEST']._serialized_end=1553
+  _globals['_PROGRESSREPLY']._serialized_start=1556
+  _globals['_PROGRESSREPLY']._serialized_end=3090
+  _globals['_PROGRESSREPLY_METRICSENTRY']._serialized_start=1450
+  _globals['_PROGRESSREPLY_METRICSENTRY']._serialized_end=1496
+  _globals['_PROGRESSREPLY_DETAILS']._serialized_start=1968
+  _globals['_PROGRESSREPLY_DETAILS']._serialized_end=2463
+  _globals['_PROGRESSREPLY_DETAILS_SECONDSPERSTEPENTRY']._serialized_start=2363
+  _globals['_PROGRESSREPLY_DETAILS_SECONDSPERSTEPENTRY']._serialized_end=2416
+  _globals['_PROGRESSREPLY_DETAILS_FAULTSENTRY']._serialized_start=2418
+  _globals['_PROGRESSREPLY_DETAILS_FAULTSENTRY']._serialized_end=2463
+  _globals['_PROGRESSREPLY_WORKER']._serialized_start=2466
+  _globals['_PROGRESSREPLY_WORKER']._serialized_end=2744
+  _globals['_PROGRESSREPLY_WORKER_STATE']._serialized_start=2639
+  _globals['_PROGRESSREPLY_WORKER_STATE']._serialized_end=2744
+  _globals['_PROGRESSREPLY_SHARD']._serialized_start=2747
+  _globals['_PROGRESSREPLY_SHARD']._serialized_end=2964
+  _globals['_PROGRESSREPLY_SHARD_STATE']._serialized_start=2882
+  _globals['_PROGRESSREPLY_SHARD_STATE']._serialized_end=2964
+  _globals['_PROGRESSREPLY_STATE']._serialized_start=2966
+  _globals['_PROGRESSREPLY_STATE']._serialized_end=3090
+  _globals['_LEAVINGREQUEST']._serialized_start=3092
+  _globals['_LEAVINGREQUEST']._serialized_end=3144
+  _globals['_LEAVINGREPLY']._serialized_start=3146
+  _globals['_LEAVINGREPLY']._serialized_end=3176
+  _globals['_CHIEF']._serialized_start=3179
+  _globals['_CHIEF']._serialized_end=3671
 # @@protoc_insertion_point(module_scope)

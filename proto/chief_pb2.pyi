@@ -39,12 +39,12 @@ class RegisterReply(_message.Message):
     def __init__(self, stop: bool = ..., incarnation: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("worker", "incarnation", "version", "steps", "images", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds")
+    __slots__ = ("worker", "incarnation", "version", "steps", "examples", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds", "epochs")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
-    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     PUSHES_ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
     STALENESS_SUM_FIELD_NUMBER: _ClassVar[int]
@@ -63,11 +63,12 @@ class WorkerReport(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     STEPS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     INPUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
     worker: int
     incarnation: int
     version: int
     steps: int
-    images: int
+    examples: int
     pushes_acknowledged: int
     loss_sum: float
     staleness_sum: float
@@ -86,7 +87,18 @@ class WorkerReport(_message.Message):
     versions: _containers.RepeatedScalarFieldContainer[int]
     steps_skipped: int
     input_seconds: float
-    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., images: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ...) -> None: ...
+    epochs: _containers.RepeatedCompositeFieldContainer[EpochSums]
+    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ..., epochs: _Optional[_Iterable[_Union[EpochSums, _Mapping]]] = ...) -> None: ...
+
+class EpochSums(_message.Message):
+    __slots__ = ("epoch", "steps", "loss_sum")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    steps: int
+    loss_sum: float
+    def __init__(self, epoch: _Optional[int] = ..., steps: _Optional[int] = ..., loss_sum: _Optional[float] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ("stop",)
@@ -167,11 +179,13 @@ class ReportScoreReply(_message.Message):
     def __init__(self) -> None: ...
 
 class ProgressRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("detailed",)
+    DETAILED_FIELD_NUMBER: _ClassVar[int]
+    detailed: bool
+    def __init__(self, detailed: bool = ...) -> None: ...
 
 class ProgressReply(_message.Message):
-    __slots__ = ("state", "step", "num_steps", "loss", "images_per_second", "pushes_per_second", "staleness_mean", "seconds_left", "metrics", "failure")
+    __slots__ = ("state", "step", "num_steps", "loss", "examples_per_second", "pushes_per_second", "staleness_mean", "seconds_left", "metrics", "failure", "epoch_loss", "details")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[ProgressReply.State]
@@ -193,27 +207,122 @@ class ProgressReply(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class Details(_message.Message):
+        __slots__ = ("recipe", "job_id", "epochs", "train_seconds", "seconds_per_step", "score_step", "checkpoint", "checkpoint_step", "faults", "workers", "shards")
+        class SecondsPerStepEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: float
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        class FaultsEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: int
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+        RECIPE_FIELD_NUMBER: _ClassVar[int]
+        JOB_ID_FIELD_NUMBER: _ClassVar[int]
+        EPOCHS_FIELD_NUMBER: _ClassVar[int]
+        TRAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        SECONDS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+        SCORE_STEP_FIELD_NUMBER: _ClassVar[int]
+        CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+        CHECKPOINT_STEP_FIELD_NUMBER: _ClassVar[int]
+        FAULTS_FIELD_NUMBER: _ClassVar[int]
+        WORKERS_FIELD_NUMBER: _ClassVar[int]
+        SHARDS_FIELD_NUMBER: _ClassVar[int]
+        recipe: str
+        job_id: str
+        epochs: float
+        train_seconds: float
+        seconds_per_step: _containers.ScalarMap[str, float]
+        score_step: int
+        checkpoint: str
+        checkpoint_step: int
+        faults: _containers.ScalarMap[str, int]
+        workers: _containers.RepeatedCompositeFieldContainer[ProgressReply.Worker]
+        shards: _containers.RepeatedCompositeFieldContainer[ProgressReply.Shard]
+        def __init__(self, recipe: _Optional[str] = ..., job_id: _Optional[str] = ..., epochs: _Optional[float] = ..., train_seconds: _Optional[float] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., score_step: _Optional[int] = ..., checkpoint: _Optional[str] = ..., checkpoint_step: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[ProgressReply.Worker, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ProgressReply.Shard, _Mapping]]] = ...) -> None: ...
+    class Worker(_message.Message):
+        __slots__ = ("index", "state", "host", "incarnation", "steps", "examples", "silent_seconds")
+        class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+            __slots__ = ()
+            STATE_UNSPECIFIED: _ClassVar[ProgressReply.Worker.State]
+            STATE_EXPECTED: _ClassVar[ProgressReply.Worker.State]
+            STATE_RUNNING: _ClassVar[ProgressReply.Worker.State]
+            STATE_LOST: _ClassVar[ProgressReply.Worker.State]
+            STATE_FINISHED: _ClassVar[ProgressReply.Worker.State]
+        STATE_UNSPECIFIED: ProgressReply.Worker.State
+        STATE_EXPECTED: ProgressReply.Worker.State
+        STATE_RUNNING: ProgressReply.Worker.State
+        STATE_LOST: ProgressReply.Worker.State
+        STATE_FINISHED: ProgressReply.Worker.State
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        STATE_FIELD_NUMBER: _ClassVar[int]
+        HOST_FIELD_NUMBER: _ClassVar[int]
+        INCARNATION_FIELD_NUMBER: _ClassVar[int]
+        STEPS_FIELD_NUMBER: _ClassVar[int]
+        EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+        SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        state: ProgressReply.Worker.State
+        host: str
+        incarnation: int
+        steps: int
+        examples: int
+        silent_seconds: float
+        def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ProgressReply.Worker.State, str]] = ..., host: _Optional[str] = ..., incarnation: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., silent_seconds: _Optional[float] = ...) -> None: ...
+    class Shard(_message.Message):
+        __slots__ = ("address", "state", "version", "pushes", "state_bytes")
+        class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+            __slots__ = ()
+            STATE_UNSPECIFIED: _ClassVar[ProgressReply.Shard.State]
+            STATE_SILENT: _ClassVar[ProgressReply.Shard.State]
+            STATE_EMPTY: _ClassVar[ProgressReply.Shard.State]
+            STATE_READY: _ClassVar[ProgressReply.Shard.State]
+        STATE_UNSPECIFIED: ProgressReply.Shard.State
+        STATE_SILENT: ProgressReply.Shard.State
+        STATE_EMPTY: ProgressReply.Shard.State
+        STATE_READY: ProgressReply.Shard.State
+        ADDRESS_FIELD_NUMBER: _ClassVar[int]
+        STATE_FIELD_NUMBER: _ClassVar[int]
+        VERSION_FIELD_NUMBER: _ClassVar[int]
+        PUSHES_FIELD_NUMBER: _ClassVar[int]
+        STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+        address: str
+        state: ProgressReply.Shard.State
+        version: int
+        pushes: int
+        state_bytes: int
+        def __init__(self, address: _Optional[str] = ..., state: _Optional[_Union[ProgressReply.Shard.State, str]] = ..., version: _Optional[int] = ..., pushes: _Optional[int] = ..., state_bytes: _Optional[int] = ...) -> None: ...
     STATE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
-    IMAGES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     PUSHES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     STALENESS_MEAN_FIELD_NUMBER: _ClassVar[int]
     SECONDS_LEFT_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_LOSS_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
     state: ProgressReply.State
     step: int
     num_steps: int
     loss: float
-    images_per_second: float
+    examples_per_second: float
     pushes_per_second: float
     staleness_mean: float
     seconds_left: float
     metrics: _containers.ScalarMap[str, float]
     failure: str
-    def __init__(self, state: _Optional[_Union[ProgressReply.State, str]] = ..., step: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., images_per_second: _Optional[float] = ..., pushes_per_second: _Optional[float] = ..., staleness_mean: _Optional[float] = ..., seconds_left: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., failure: _Optional[str] = ...) -> None: ...
+    epoch_loss: float
+    details: ProgressReply.Details
+    def __init__(self, state: _Optional[_Union[ProgressReply.State, str]] = ..., step: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., examples_per_second: _Optional[float] = ..., pushes_per_second: _Optional[float] = ..., staleness_mean: _Optional[float] = ..., seconds_left: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., failure: _Optional[str] = ..., epoch_loss: _Optional[float] = ..., details: _Optional[_Union[ProgressReply.Details, _Mapping]] = ...) -> None: ...
 
 class LeavingRequest(_message.Message):
     __slots__ = ("shard", "incarnation")

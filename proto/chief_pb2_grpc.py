@@ -93,14 +93,16 @@ class ChiefServicer(object):
     def Lease(self, request, context):
         """Records for a worker to train on: positions of the order that all workers make of an epoch by the job's seed.
         What others left unfinished comes first, then what follows in the epoch. Asked again with the same number, since a
-        reply may be lost, it gives the same lease. Answered once the chief knows the layout.
+        reply may be lost, it gives the same lease. Answered once the chief knows the layout, and once the epochs before
+        have the checkpoints and scores that the job asks for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def NextCheckpoint(self, request, context):
-        """The newest complete checkpoint after a step, if there is one.
+        """A complete checkpoint after a step: the oldest of those that are to be scored, or else the newest. If there is none,
+        it is waited for, for half a second.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,7 +3,7 @@
 | error               | gRPC status           | sent by        | try again?                                   |
 |---------------------|-----------------------|----------------|----------------------------------------------|
 | NotReady            | UNAVAILABLE           | shard, chief   | yes: the job is still being set up           |
-| NotYet              | UNAVAILABLE           | shard          | yes, without limit: other workers are slower |
+| NotYet              | UNAVAILABLE           | shard, chief   | yes, without limit: others are behind        |
 | LayoutMismatch      | FAILED_PRECONDITION   | shard, chief   | no: the two sides run different jobs         |
 | WorkerSuperseded    | ABORTED               | shard, chief   | no: a newer incarnation has this index       |
 | NonFinite           | OUT_OF_RANGE          | shard          | no: the gradient has NaN or infinity         |
@@ -43,7 +43,7 @@ class NotReady(DownpourError):
 
 
 class NotYet(DownpourError):
-    """The job's pace holds this worker back."""
+    """The job's pace holds this worker back, or the checkpoint or score of an epoch does."""
 
     status = grpc.StatusCode.UNAVAILABLE
 

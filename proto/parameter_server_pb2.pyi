@@ -134,17 +134,19 @@ class PullRequest(_message.Message):
     def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ..., differences: _Optional[_Union[Codec, str]] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class PullHeader(_message.Message):
-    __slots__ = ("version", "publication", "live")
+    __slots__ = ("version", "publication", "live", "pushed")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLICATION_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
+    PUSHED_FIELD_NUMBER: _ClassVar[int]
     version: int
     publication: int
     live: bool
-    def __init__(self, version: _Optional[int] = ..., publication: _Optional[int] = ..., live: bool = ...) -> None: ...
+    pushed: PushReply
+    def __init__(self, version: _Optional[int] = ..., publication: _Optional[int] = ..., live: bool = ..., pushed: _Optional[_Union[PushReply, _Mapping]] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version", "shard", "job_id")
+    __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version", "shard", "job_id", "pull")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +154,7 @@ class PushHeader(_message.Message):
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     worker: int
     incarnation: int
@@ -159,7 +162,8 @@ class PushHeader(_message.Message):
     base_version: int
     shard: int
     job_id: str
-    def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
+    pull: PullRequest
+    def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ..., pull: _Optional[_Union[PullRequest, _Mapping]] = ...) -> None: ...
 
 class PushReply(_message.Message):
     __slots__ = ("version", "staleness", "repeated", "dropped")
@@ -196,6 +200,36 @@ class AbsentReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Rate(_message.Message):
+    __slots__ = ("number", "factor", "version")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    factor: float
+    version: int
+    def __init__(self, number: _Optional[int] = ..., factor: _Optional[float] = ..., version: _Optional[int] = ...) -> None: ...
+
+class SetRateRequest(_message.Message):
+    __slots__ = ("fingerprint", "number", "factor", "shard", "job_id")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    number: int
+    factor: float
+    shard: int
+    job_id: str
+    def __init__(self, fingerprint: _Optional[bytes] = ..., number: _Optional[int] = ..., factor: _Optional[float] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
+
+class SetRateReply(_message.Message):
+    __slots__ = ("rate",)
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    rate: Rate
+    def __init__(self, rate: _Optional[_Union[Rate, _Mapping]] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ("with_layout",)
     WITH_LAYOUT_FIELD_NUMBER: _ClassVar[int]
@@ -203,7 +237,7 @@ class StatusRequest(_message.Message):
     def __init__(self, with_layout: bool = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests", "job_id", "incarnation")
+    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests", "job_id", "incarnation", "rate")
     class Guests(_message.Message):
         __slots__ = ("connections", "connections_admitted", "refused_role", "refused_token", "refused_malformed", "broken_off", "connections_malformed", "connections_dropped")
         CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +272,7 @@ class StatusReply(_message.Message):
     GUESTS_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     shard: int
     fingerprint: bytes
@@ -253,7 +288,8 @@ class StatusReply(_message.Message):
     guests: StatusReply.Guests
     job_id: str
     incarnation: int
-    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., guests: _Optional[_Union[StatusReply.Guests, _Mapping]] = ..., job_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    rate: Rate
+    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., guests: _Optional[_Union[StatusReply.Guests, _Mapping]] = ..., job_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., rate: _Optional[_Union[Rate, _Mapping]] = ...) -> None: ...
 
 class WriteCheckpointRequest(_message.Message):
     __slots__ = ("fingerprint", "directory", "check_only", "shard", "job_id")

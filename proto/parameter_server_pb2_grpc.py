@@ -59,10 +59,20 @@ class ParameterServerStub(object):
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
                 response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.PushReply.FromString,
                 _registered_method=True)
+        self.PushPull = channel.stream_stream(
+                '/downpour.v1.ParameterServer/PushPull',
+                request_serializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
+                response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
+                _registered_method=True)
         self.Absent = channel.unary_unary(
                 '/downpour.v1.ParameterServer/Absent',
                 request_serializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.SerializeToString,
                 response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentReply.FromString,
+                _registered_method=True)
+        self.SetRate = channel.unary_unary(
+                '/downpour.v1.ParameterServer/SetRate',
+                request_serializer=downpour_dot_proto_dot_parameter__server__pb2.SetRateRequest.SerializeToString,
+                response_deserializer=downpour_dot_proto_dot_parameter__server__pb2.SetRateReply.FromString,
                 _registered_method=True)
         self.WriteCheckpoint = channel.unary_unary(
                 '/downpour.v1.ParameterServer/WriteCheckpoint',
@@ -125,8 +135,26 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushPull(self, request_iterator, context):
+        """A push, then the pull that its header names, in one call: one costs less than two. The header of the first chunk of
+        the answer has the push's reply. With `publish_every` that chunk has nothing else, and those after it are as in
+        Pull. Where the pull waits or breaks, both are asked for again: the push is applied once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Absent(self, request, context):
         """Workers that have finished or are lost: nobody waits for them any longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRate(self, request, context):
+        """From the next push that begins, the shard multiplies what its schedule says by a factor, which is part of its state.
+        A number that is not above the shard's own changes nothing, so the call may be repeated, late, or overtaken. Shards
+        are told one by one, and need not change at the same push.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,10 +202,20 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
                     response_serializer=downpour_dot_proto_dot_parameter__server__pb2.PushReply.SerializeToString,
             ),
+            'PushPull': grpc.stream_stream_rpc_method_handler(
+                    servicer.PushPull,
+                    request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
+                    response_serializer=downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
+            ),
             'Absent': grpc.unary_unary_rpc_method_handler(
                     servicer.Absent,
                     request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.FromString,
                     response_serializer=downpour_dot_proto_dot_parameter__server__pb2.AbsentReply.SerializeToString,
+            ),
+            'SetRate': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRate,
+                    request_deserializer=downpour_dot_proto_dot_parameter__server__pb2.SetRateRequest.FromString,
+                    response_serializer=downpour_dot_proto_dot_parameter__server__pb2.SetRateReply.SerializeToString,
             ),
             'WriteCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.WriteCheckpoint,
@@ -336,6 +374,33 @@ class ParameterServer(object):
             _registered_method=True)
 
     @staticmethod
+    def PushPull(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/downpour.v1.ParameterServer/PushPull',
+            downpour_dot_proto_dot_parameter__server__pb2.Chunk.SerializeToString,
+            downpour_dot_proto_dot_parameter__server__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Absent(request,
             target,
             options=(),
@@ -352,6 +417,33 @@ class ParameterServer(object):
             '/downpour.v1.ParameterServer/Absent',
             downpour_dot_proto_dot_parameter__server__pb2.AbsentRequest.SerializeToString,
             downpour_dot_proto_dot_parameter__server__pb2.AbsentReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/downpour.v1.ParameterServer/SetRate',
+            downpour_dot_proto_dot_parameter__server__pb2.SetRateRequest.SerializeToString,
+            downpour_dot_proto_dot_parameter__server__pb2.SetRateReply.FromString,
             options,
             channel_credentials,
             insecure,

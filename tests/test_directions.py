@@ -23,6 +23,7 @@ ALLOWED = {
     "launch": {"proto", "ps", "model", "worker", "launch"},
 }
 WITH_TENSORFLOW = {
+    "worker/step/assigned.py",
     "worker/step/clipping.py",
     "worker/step/constraints.py",
     "worker/evaluator/evaluator.py",
@@ -38,6 +39,7 @@ WITH_TENSORFLOW = {
     "launch/job/compiled/learning_rate.py",
     "launch/job/compiled/model.py",
     "launch/job/compiled/optimizer.py",
+    "launch/job/given_model.py",
     "launch/job/written.py",
     "launch/local/preflight.py",
 }

@@ -6,6 +6,7 @@ has what `make quickstart` installs. Training is shortened by flags at the end o
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -50,8 +51,8 @@ _NARROW, _ONE = "--set=model.width=4", "--noevaluator --set=cluster.num_workers=
 SHORT = [
     (r"local --recipe=quickstart --overwrite", f"--steps=4 --batch_size=16 --set=cluster.num_ps=4 {_NARROW}"),
     (r"local --recipe=quickstart --resume", f"--steps=8 --batch_size=16 {_NARROW} {_ONE} --set=cluster.num_ps=6"),
-    (r"local --recipe=quickstart", f"--steps=4 --batch_size=16 {_NARROW} {_ONE}"),
-    (r"local --recipe=mine", f"--steps=4 --batch_size=16 {_ONE}"),
+    (r"(local --recipe=|train )quickstart", f"--steps=4 --batch_size=16 {_NARROW} {_ONE}"),
+    (r"(local --recipe=|train )mine", f"--steps=4 --batch_size=16 {_ONE}"),
     (r"local --recipe=paper_shape", f"--steps=2 --batch_size=2 {_ONE} --set=model.depth=18 --set=model.width=8 "
                                     "--set=data.image_size=32 --set=data.num_heldout=2"),
     (r"export .*--recipe=quickstart", _NARROW),
@@ -143,13 +144,15 @@ def look(newcomer: Newcomer, command: str, output: str) -> None:
     out = Path(str(newcomer.folder / given["out"].removeprefix("/"))) if "out" in given else newcomer.folder
     if name == "prepare":
         assert recipe.load("quickstart").data.num_labels == json.loads((out / "dataset.json").read_text())["num_labels"]
-    elif name == "local":
+    elif name in ("local", "train"):
         assert output.splitlines()[-1].startswith("RESULT {")
-        run_dir = given.get("run_dir", Path("runs", given["recipe"]).stem).removeprefix("runs/")
+        run_dir = given.get("run_dir", Path("runs", given.get("recipe", words[2])).stem).removeprefix("runs/")
         steps = newcomer.result(run_dir)["global_steps"]
         assert isinstance(steps, int) and steps >= (8 if "--resume" in words else 2)
         if "--set=cluster.num_ps=24" in words:  # and more shards than before, too, when it is shortened
             assert newcomer.result(run_dir)["num_ps"] == (6 if newcomer.shortens else 24)
+    elif name == "status":
+        assert output.startswith(f"{words[2]}: done, step"), output
     elif name == "layout":
         shards = re.findall(r"^ *(\d+) ", output, re.MULTILINE)
         assert shards == [str(i) for i in range(17)], output
@@ -160,6 +163,13 @@ def look(newcomer: Newcomer, command: str, output: str) -> None:
         assert newcomer.load_with_keras(given["out"]).strip() == "(2, 130)"
     elif name == "certs":
         assert (out / "worker" / "tls.key").exists()
+    elif command == "python shapes.py":
+        assert len(list((newcomer.folder / "shapes").glob("*.png"))) == 1000
+    elif name == "python" and words[1] == "train.py":
+        epochs = 8 if "--resume" in words else 4
+        assert newcomer.result("shapes")["global_steps"] == pytest.approx(25 * epochs, abs=5)
+        scores = ast.literal_eval(output[output.index("{") : output.index("}") + 1])
+        assert scores["val_kind_accuracy"][-1] > 0.7 and scores["val_size_near"][-1] > 0.4, output
     elif name == "kubernetes":
         assert (out / "base" / "jobs" / "shards.yaml").exists()
     else:
@@ -201,7 +211,7 @@ def test_targets_of_make_exist_and_their_programs_take_what_they_are_given(targe
     for line in made(target):
         program, *arguments = shlex.split(line)
         if program == "downpour":
-            assert arguments[0] in cli._SUBCOMMANDS
+            assert arguments[0] in cli.COMMANDS
         elif arguments[:2] != ["-m", "pytest"]:
             assert program == "python" and arguments[0] == "-m", line
             if arguments[1] == "mkdocs":

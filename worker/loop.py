@@ -181,5 +181,5 @@ def _compute(step: Step, parameters: Parameters, batch: Batch, reporter: Reporte
         reporter.skipped()
         return None
     seconds = time.monotonic() - begin
-    reporter.computed(loss=result.loss, num_images=num_examples(batch[0]), seconds=seconds, version=version)
+    reporter.computed(loss=result.loss, num_examples=num_examples(batch[0]), seconds=seconds, version=version)
     return result.gradients

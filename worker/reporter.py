@@ -1,4 +1,4 @@
-"""A worker's totals and the thread that reports them to the chief once a second.
+"""A worker's totals and the thread that reports them to the chief once a second, and when a lease does not come.
 
 Threads: the training loop calls the counting methods; the reporter's own thread sends. One lock guards the totals.
 """
@@ -10,18 +10,21 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 
 from absl import logging
 
+from downpour.model.data.epochs import Epochs
 from downpour.model.data.order import Lease
 from downpour.model.vision.records import RecordCounts
-from downpour.proto.chief_pb2 import RegisterRequest, WorkerReport
+from downpour.proto.chief_pb2 import EpochSums, RegisterRequest, WorkerReport
 from downpour.proto.errors import DownpourError, Unreachable
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Answer
 
 _EVERY_S = 1.0
+_LOOK_EVERY_S = 0.1
 
 
 class Reporter:
@@ -32,6 +35,7 @@ class Reporter:
         worker: Index of the worker.
         fingerprint: Fingerprint of the worker's layout.
         job: Fields of the worker's job and their values, compared with the chief's.
+        epochs: Which steps make an epoch; None: losses are not reported by epoch.
 
     Attributes:
         incarnation: Incarnation of this process, assigned by the chief.
@@ -44,11 +48,20 @@ class Reporter:
     """
 
     def __init__(
-        self, chief: ChiefClient, worker: int, fingerprint: bytes, job: Mapping[str, str] | None = None
+        self,
+        chief: ChiefClient,
+        worker: int,
+        fingerprint: bytes,
+        job: Mapping[str, str] | None = None,
+        epochs: Epochs | None = None,
     ) -> None:
         self.stop = threading.Event()
         self._chief = chief
         self._worker = worker
+        self._epochs = epochs
+        self._sums: dict[int, EpochSums] = {}
+        self._lease_since_s: float | None = None  # when a lease was requested that has not come; None: reported since
+        self._unsent: set[int] = set()  # epochs whose sums have changed since the last acknowledged report
         self._lock = threading.Lock()
         self._refusal: DownpourError | None = None
         self._ending = threading.Event()
@@ -64,15 +77,21 @@ class Reporter:
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
-    def computed(self, *, loss: float, num_images: int, seconds: float, version: int) -> None:
+    def computed(self, *, loss: float, num_examples: int, seconds: float, version: int) -> None:
         """Counts a computed step."""
         with self._lock:
             totals = self._totals
             totals.steps += 1
-            totals.images += num_images
+            totals.examples += num_examples
             totals.loss_sum += loss
             totals.compute_seconds += seconds
             totals.version = max(totals.version, version)
+            if self._epochs is not None:
+                epoch = self._epochs.of(version)
+                sums = self._sums.setdefault(epoch, EpochSums(epoch=epoch))
+                sums.steps += 1
+                sums.loss_sum += loss
+                self._unsent.add(epoch)
 
     def skipped(self) -> None:
         """Counts a step that was skipped because it overflowed under loss scaling."""
@@ -121,7 +140,10 @@ class Reporter:
             Unreachable: The chief does not answer.
         """
         for number in itertools.count():
-            yield self._chief.lease(self._worker, self.incarnation, number)
+            self._lease_since_s = time.monotonic()
+            lease = self._chief.lease(self._worker, self.incarnation, number)
+            self._lease_since_s = None
+            yield lease
 
     def finish(self, failure: str = "") -> None:
         """Sends the last report. With a failure, the chief ends the job.
@@ -137,7 +159,7 @@ class Reporter:
         with self._lock:
             self._totals.finished = True
             self._totals.failure = failure
-        self._chief.report(self._totals)
+        self._chief.report(self._report())
 
     def leave(self, within_s: float) -> bool:
         """Sends the last report of a worker that stops early, once; returns whether it arrived.
@@ -148,16 +170,35 @@ class Reporter:
         self._thread.join(within_s)
         with self._lock:
             self._totals.finished = True
-        return self._chief.report_once(self._totals, within_s)
+        return self._chief.report_once(self._report(), within_s)
+
+    def _report(self) -> WorkerReport:
+        report = WorkerReport()
+        with self._lock:
+            report.CopyFrom(self._totals)
+            report.epochs.extend(self._sums[epoch] for epoch in sorted(self._unsent))
+        return report
+
+    def _sent(self, report: WorkerReport) -> None:
+        with self._lock:
+            self._unsent -= {sums.epoch for sums in report.epochs if sums.steps == self._sums[sums.epoch].steps}
 
     def _run(self) -> None:
-        while not self._ending.wait(_EVERY_S):
-            with self._lock:
-                report = WorkerReport()
-                report.CopyFrom(self._totals)
+        sent_s = time.monotonic()
+        while not self._ending.wait(min(_LOOK_EVERY_S, _EVERY_S)):
+            now, since_s = time.monotonic(), self._lease_since_s
+            # A lease that does not come may wait for the end of an epoch, which this report may complete.
+            hurry = since_s is not None and now > since_s + _LOOK_EVERY_S
+            if now < sent_s + _EVERY_S and not hurry:
+                continue
+            if hurry:
+                self._lease_since_s = None
+            sent_s = now
+            report = self._report()
             try:
                 if self._chief.report(report):
                     self.stop.set()
+                self._sent(report)
             except DownpourError as error:
                 self._refusal = error  # raised by `finish`
                 self.stop.set()

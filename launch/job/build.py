@@ -16,12 +16,19 @@ from downpour.launch.job.job import Job
 from downpour.model import keras_private
 from downpour.model.data import nests
 from downpour.model.data.batches import Batch, blank_batch, has_labelled_images, positions_in_batch
+from downpour.model.weights import ASSIGNED
 from downpour.proto.codec import CODECS, WIRE_DTYPES
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
 from downpour.ps.layout import Layout, Slicing, lay_out
 from downpour.ps.policy.pace import Sync
 from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.cadence import Accumulate, EveryStep
+
+# The way out for data sets with `image_size` and `num_labels`.
+MORE_THAN_IMAGES = (
+    "for several inputs or outputs, or sample weights, give the data as downpour.model.data.Examples, and a compiled "
+    "model without a loss of the job (docs/data.md, docs/fit.md)"
+)
 
 
 @mistakes.final()
@@ -152,7 +159,18 @@ def _call_once(model: Any, inputs: Any) -> None:
 
 
 def _check_cadence(job: Job, layout: Layout) -> None:
-    """Raises `ValueError` if variables have constraints and workers step on their own copy, which applies none."""
+    """Raises `ValueError` for variables that need what cadence or average do not do.
+
+    Constraints are not applied to a worker's own copy; nor are the differences of assigned kernels added to it, or
+    to an average.
+    """
+    assigned = [v.name.removesuffix(ASSIGNED) for v in layout.variables if v.name.endswith(ASSIGNED)]
+    if assigned and (job.average is not None or not isinstance(job.cadence, EveryStep)):
+        what = "average" if job.average is not None else f"cadence: {type(job.cadence).__name__}"
+        raise ValueError(
+            f"{what}: {assigned[0]} is assigned by its layer in each step (SpectralNormalization), which works with "
+            "EveryStep and without an average; change that, or take the layer out"
+        )
     constrained = [v for v in layout.variables if v.constraint]
     if constrained and not isinstance(job.cadence, EveryStep | Accumulate):
         raise ValueError(
@@ -196,12 +214,13 @@ def _check_ends(model: Any, batch_size: int, image_size: int, num_labels: int) -
     inputs, outputs = getattr(model, "inputs", None) or [None], getattr(model, "outputs", None) or [None]
     if len(inputs) != 1:
         raise ValueError(
-            f"the model has {len(inputs)} inputs; today a model takes one array [B, ...] (join them in it)"
+            f"the model has {len(inputs)} inputs, and data of labelled images give one array; {MORE_THAN_IMAGES}"
         )
     check_image_shape(model, (image_size, image_size, 3))
     if len(outputs) != 1:
         raise ValueError(
-            f"the model gives {len(outputs)} outputs; today a model gives one array [B, labels] (join them in it)"
+            f"the model gives {len(outputs)} outputs, and data of labelled images give one array [B, labels]; "
+            f"{MORE_THAN_IMAGES}"
         )
     if outputs[0] is not None and tuple(outputs[0].shape[1:]) != (num_labels,):
         raise ValueError(
@@ -242,6 +261,8 @@ def check_data(job: Job) -> None:
     """Raises `ValueError` when the data cannot be read, or are fewer than one batch."""
     with mistakes.final():
         job.data.check()
+        for scored in job.validation_sets.values():
+            scored.check()
         if job.data.num_records < positions_in_batch(job.data, job.batch_size):
             raise ValueError(
                 f"batch_size is {job.batch_size}, but there are only {job.data.num_records} training records; give "
@@ -278,15 +299,34 @@ def check_compiled(model: Any, job: Job, batch: Batch) -> None:
     state = [(variable, keras.ops.copy(variable.value)) for variable in model.non_trainable_variables]
     try:
         model.test_on_batch(*few)
-    except (ValueError, TypeError, AttributeError, NotImplementedError, tf.errors.OpError) as error:
-        outputs = getattr(model, "output_shape", "unknown")
+    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, tf.errors.OpError) as error:
         raise ValueError(
-            f"the loss of the compiled model {model.name!r} fails on a batch of zeros with y "
-            f"{nests.describe(batch[1])} and outputs of shape {outputs}: {mistakes.describe(error)}"
+            f"the loss of the compiled model {model.name!r} fails on a batch of zeros: targets are "
+            f"{nests.describe(few[1], 'y')}; outputs are {_outputs(model, few[0])}{_unpaired(model, few[1])}: "
+            f"{mistakes.describe(error)}"
         ) from error
     model.reset_metrics()
     for variable, value in state:  # seeds advance in inference, too
         variable.assign(value)
+
+
+def _outputs(model: Any, inputs: Any) -> str:
+    """Names, shapes and dtypes of a model's outputs, for messages."""
+    import keras
+
+    try:
+        found = keras.tree.map_structure(lambda output: output.numpy(), model(inputs))
+    except (ValueError, TypeError, AttributeError, NotImplementedError):
+        return "unknown: the model's call fails, too"
+    return nests.describe(found, "output")
+
+
+def _unpaired(model: Any, targets: Any) -> str:
+    """Names that only targets or only outputs have, for messages; "" unless both have names."""
+    outputs = getattr(model, "output", None)
+    if not isinstance(outputs, Mapping) or not isinstance(targets, Mapping) or outputs.keys() == targets.keys():
+        return ""
+    return f"; only one of them has {', '.join(sorted(map(str, outputs.keys() ^ targets.keys())))}"
 
 
 def _may_factor(job: Job) -> bool:

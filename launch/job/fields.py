@@ -81,6 +81,20 @@ def check_objects(job: Any, choices: Mapping[str, Mapping[str, type]]) -> None:
             check_numbers(f"{name}.{i}.", value)
 
 
+def check_sets(name: str, given: Any) -> None:
+    """Refuses what is no mapping of names to data sets.
+
+    Raises:
+        ValueError: A name is no word, or its value no data set.
+    """
+    if not isinstance(given, Mapping):
+        _refuse(name, given, "a dict of data sets by name")
+    for key, value in given.items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise ValueError(f"{name} has the name {key!r}; give one of letters, digits and underscores")
+        _check_instance(f"{name}[{key!r}]", value, _DATASET, "a data source")
+
+
 def _check_choice(name: str, given: Any, kinds: Mapping[str, type]) -> None:
     if type(given) in kinds.values() or (given is None and name in _OPTIONAL):
         return

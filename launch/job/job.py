@@ -7,7 +7,7 @@ role calls them. So a recipe with a mistake is refused in milliseconds, before a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -21,6 +21,8 @@ from downpour.ps.policy.pace import Async, Mode
 from downpour.ps.policy.rules import Rule
 from downpour.ps.policy.schedules import Schedule
 from downpour.ps.policy.staleness import Compensate, Keep, Treatment
+from downpour.worker.chief import callbacks as kinds
+from downpour.worker.chief.callbacks import Callback
 from downpour.worker.exchange import cadence
 from downpour.worker.exchange.cadence import Cadence, EveryStep
 from downpour.worker.step.clip import Clip
@@ -142,6 +144,7 @@ class Job:
         name: Name of the recipe; also the folder under `runs/`.
         model: Builds the network: an object with `build`, for labelled images, or a function without parameters.
         data: Training and held-out examples, such as `ImageRecords`, `Examples` or `Stream`.
+        validation_sets: Further data sets by name, whose held-out examples the evaluator scores as `val_NAME_...`.
         loss: `loss(labels, outputs) -> scalar`; outputs are float32, labels as the data give them. None: the model is
             compiled, and its own loss is used, with its metrics by the evaluator.
         rule: Update rule that the shards apply.
@@ -168,9 +171,15 @@ class Job:
         cluster: Numbers of processes.
         exchange: Wire settings.
         checkpoint_every_steps: Global steps between checkpoints, each of which the evaluator scores.
+        checkpoint_every_epoch: Whether every epoch ends with a checkpoint, too. The evaluator then scores each, and
+            training waits, up to 30 s, before it is more than half an epoch ahead of its checkpoints, or two and a
+            half ahead of its scores.
         keep_checkpoints: Number of newest checkpoints that are kept.
         keep_every_steps: The first checkpoint at or after each multiple of so many steps is kept, too; 0 for none.
         max_train_s: Seconds of training after which the job ends even if steps are left; when resumed, as many again.
+        callbacks: What the chief does when checkpoints are written and scored: `EarlyStopping`, `KeepBest`,
+            `ReduceOnPlateau`, or objects of own subclasses of `Callback`.
+        steps_per_epoch: Global steps of an epoch; 0 for the batches of the training examples, which may have no end.
         seed: Seed of initial values, shuffling and augmentation.
     """
 
@@ -199,19 +208,25 @@ class Job:
     cluster: Cluster = field(default_factory=Cluster)
     exchange: Exchange = field(default_factory=Exchange)
     checkpoint_every_steps: int = 1000
+    checkpoint_every_epoch: bool = False
     keep_checkpoints: int = 3
     keep_every_steps: int = 0
     max_train_s: float = math.inf
+    callbacks: tuple[Callback, ...] = ()
+    steps_per_epoch: int = 0
+    validation_sets: Mapping[str, Dataset] = field(default_factory=dict)
     seed: int = 0
 
     # Fields that an override may set to another dataclass by name, `--set=pace=Bounded(lead=4)`.
-    CHOICES: ClassVar[dict[str, dict[str, type]]] = _CHOICES
+    CHOICES: ClassVar[dict[str, dict[str, type]]] = {**_CHOICES, "callbacks": dict(kinds.BY_NAME)}
 
     def __post_init__(self) -> None:
         fields.check_numbers("", self)
         fields.check_objects(self, {**_CHOICES, "cluster": {"Cluster": Cluster}, "exchange": {"Exchange": Exchange}})
         pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.exchange.overlap)
         cadence.check(self.cadence, overlap=self.exchange.overlap)
+        kinds.check(self.callbacks)
+        fields.check_sets("validation_sets", self.validation_sets)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
             raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")
         _at_least("num_steps", self.num_steps, 1)
@@ -219,6 +234,7 @@ class Job:
         _at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1)
         _at_least("keep_checkpoints", self.keep_checkpoints, 1)
         _at_least("keep_every_steps", self.keep_every_steps, 0)
+        _at_least("steps_per_epoch", self.steps_per_epoch, 0)
         for i, slicing in enumerate(self.slicing):
             _at_least(f"slicing.{i}.num_slices", slicing.num_slices, 1)
         if not self.weight_decay >= 0:

@@ -8,7 +8,9 @@ Imports no framework.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
+import linecache
 import os
 import re
 import sysconfig
@@ -20,10 +22,11 @@ from typing import Any
 from downpour.proto.errors import DownpourError
 
 _MAX_CHARACTERS = 600  # Keras puts whole arrays into some messages
+_MOST_FRAMES = 5
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # AutoGraph puts a traceback of the original code into the message, and the cause at its end.
 _IN_USER_CODE = "in user code:"
-_CALL_SITE = re.compile(r'^ *File "([^"]+)", line (\d+), in .*\n(?: {8,}.*\n?)*', re.MULTILINE)
+_CALL_SITE = re.compile(r'^ *File "([^"]+)", line (\d+), in (\S+).*\n(?: {8,}.*\n?)*', re.MULTILINE)
 _RAISED = re.compile(r"([\w.]*[A-Za-z]\w*(?:Error|Exception|Stop\w+|Exit|Interrupt)): ?(.*)", re.DOTALL)
 _NAMES_A_PLACE = re.compile(r"\(\S.*:\d+\)$")
 # Keras prefixes messages with what it was doing.
@@ -31,6 +34,8 @@ _CALLING = re.compile(
     r"^(Exception encountered when calling .*?\n\n|Could not automatically infer .*?Error encountered:\s*)+", re.DOTALL
 )
 _ARGUMENTS = re.compile(r"\n\n *(Arguments received by|Call arguments received) .*", re.DOTALL)
+
+_UNKNOWN_ARGUMENT = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'$")
 
 # Downpour's folders, with the links of a checkout resolved.
 _OURS = tuple(
@@ -66,7 +71,8 @@ def describe(error: BaseException) -> str:
     """An error as one line, such as `TypeError: unsupported operand type (mine.py:12)`.
 
     The file and line are those of the innermost frame that belongs neither to Downpour nor to Python, Keras,
-    TensorFlow or numpy; without such a frame they are left out. The type is left out of Downpour's own messages.
+    TensorFlow or numpy; without such a frame they are left out. The type is left out of Downpour's own messages. Notes
+    of the error follow, such as the number of the example that could not be read.
     """
     if isinstance(error, Mistake):
         return str(error)
@@ -77,7 +83,25 @@ def describe(error: BaseException) -> str:
     if not _is_ours(error):
         message = f"{name}: {message}" if message else name
     place = "" if _NAMES_A_PLACE.search(message) else _place(error)
-    return f"{message} ({place})" if place else message
+    details = "; ".join(" ".join(text.split()) for text in (place, *getattr(error, "__notes__", ())) if text)
+    return f"{message} ({details})" if details else message
+
+
+def frames(error: BaseException) -> list[str]:
+    """The last calls in the user's own code that an error came out of, as Python's tracebacks show them; often none.
+
+    An error that was raised from another one has the frames of that one.
+    """
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for one in reversed(chain):
+        mine = [(file, line, name) for file, line, name in _frames(one) if _is_users(file)]
+        if isinstance(one, SyntaxError) and one.filename and _is_users(one.filename):
+            return "".join(traceback.format_exception_only(one)[:-1]).splitlines()
+        if mine:
+            return [text for frame in mine[-_MOST_FRAMES:] for text in _frame_lines(*frame)]
+    return []
 
 
 def defined(function: Any) -> str:
@@ -95,7 +119,7 @@ def _said(error: BaseException) -> tuple[str, str]:
         if raised := _RAISED.match(cause.strip()):
             name, text = raised[1], raised[2]
     text = _CALLING.sub("", text.strip())
-    return name, _ARGUMENTS.sub("", text)
+    return name, _ARGUMENTS.sub("", text) + _nearest_argument(error)
 
 
 def _text(error: BaseException) -> str:
@@ -118,15 +142,47 @@ def _place(error: BaseException) -> str:
     """File and line of the user's own code that an error came out of, `mine.py:12`; "" if there is none."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return _shown(error.filename, error.lineno)
-    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
-    frames += [(file, int(line)) for file, line in _CALL_SITE.findall(_ANSI.sub("", _text(error)))]
-    mine = [_shown(file, line) for file, line in frames if _is_users(file)]
+    mine = [_shown(file, line) for file, line, _ in _frames(error) if _is_users(file)]
     return mine[-1] if mine else ""
 
 
+def _frames(error: BaseException) -> list[tuple[str, int, str]]:
+    """File, line and function of the calls that an error came out of, AutoGraph's among them."""
+    found = [(frame.filename, frame.lineno or 0, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    sites = _CALL_SITE.findall(_ANSI.sub("", _text(error)))
+    return [*found, *((file, int(line), name) for file, line, name in sites)]
+
+
+def _frame_lines(file: str, line: int, name: str) -> Iterator[str]:
+    yield f'  File "{_relative(file)}", line {line}, in {name}'
+    if text := linecache.getline(file, line).strip():
+        yield f"    {text}"
+
+
+def _nearest_argument(error: BaseException) -> str:
+    """`; did you mean num_steps?` for an argument that a function or class called by name does not take."""
+    unknown, trace = _UNKNOWN_ARGUMENT.search(str(error)), error.__traceback__
+    if not isinstance(error, TypeError) or unknown is None or trace is None:
+        return ""
+    while trace.tb_next:
+        trace = trace.tb_next
+    called = (trace.tb_frame.f_globals | trace.tb_frame.f_locals).get(unknown[1])
+    try:
+        taken = [*inspect.signature(called).parameters] if callable(called) else []
+    except (TypeError, ValueError):
+        return ""
+    near = difflib.get_close_matches(unknown[2], taken, 1)
+    return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(taken)}" if taken else ""
+
+
 def _shown(file: str, line: int) -> str:
+    return f"{_relative(file)}:{line}"
+
+
+def _relative(file: str) -> str:
+    """The path as seen from the working directory, if the file is in it."""
     path, here = os.path.abspath(file), os.path.abspath(os.curdir)
-    return f"{os.path.relpath(path) if path.startswith(here + os.sep) else file}:{line}"
+    return os.path.relpath(path) if path.startswith(here + os.sep) else file
 
 
 def _is_users(file: str) -> bool:

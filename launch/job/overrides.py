@@ -25,12 +25,13 @@ _SCALARS = (bool, int, float, str, Path)
 T = TypeVar("T")
 
 
-def apply(job: T, overrides: Sequence[str]) -> T:
+def apply(job: T, overrides: Sequence[str], more: Sequence[Leaf] = ()) -> T:
     """Returns the job with the overrides applied in order, in one pass, and checked by its `__post_init__`.
 
     Args:
         job: A frozen dataclass, which may hold others.
         overrides: Each `key=value`.
+        more: Keys that the caller has taken out of the overrides, for messages.
 
     Raises:
         ValueError: An override is not `key=value`, its key is unknown (the message names the nearest ones), its
@@ -44,7 +45,7 @@ def apply(job: T, overrides: Sequence[str]) -> T:
         if not equals:
             raise ValueError(f"override {override!r} is not of the form key=value, for example cluster.num_ps=11")
         if key not in known:
-            raise ValueError(_unknown(key, list(known.values())))
+            raise ValueError(_unknown(key, [*known.values(), *more]))
         values[key] = known[key].parse(text.strip())
         if isinstance(known[key].annotation, Choice):
             known |= {leaf.key: leaf for leaf in leaves(values[key], f"{key}.")}
@@ -53,10 +54,14 @@ def apply(job: T, overrides: Sequence[str]) -> T:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of several dataclasses, chosen by name. `known` also has those that its fields may hold."""
+    """One of several dataclasses, chosen by name; or `many` of them, a tuple.
+
+    `known` also has those that its fields may hold.
+    """
 
     names: tuple[str, ...]
     known: dict[str, type]
+    many: bool = False
 
     def parse(self, text: str) -> Any:
         """Parses `Name(field=value, ...)`, or only the name, into a dataclass.
@@ -69,9 +74,10 @@ class Choice:
         except SyntaxError:
             raise ValueError(f"{text!r} is not of the form Name(field=value)") from None
         value = self._construct(tree)
-        if type(value).__name__ not in self.names:
+        given = value if self.many and isinstance(value, tuple) else (value,)
+        if any(type(one).__name__ not in self.names for one in given):
             raise ValueError(f"{text!r} is not one of {', '.join(self.names)}")
-        return value
+        return given if self.many else value
 
     def _construct(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Name):
@@ -96,13 +102,14 @@ class Choice:
 
     def _named(self, name: str, fields: dict[str, Any]) -> Any:
         if name not in self.known:
-            raise ValueError(f"{name!r} is not one of {', '.join(self.names)}")
+            raise ValueError(f"{name!r} is not one of {', '.join(self.names)}{did_you_mean(name, self.names)}")
         kind = self.known[name]
         given = [field for field in dataclasses.fields(kind) if field.init]
         needed = [f.name for f in given if f.default is dataclasses.MISSING is f.default_factory]
         if unknown := sorted(fields.keys() - {field.name for field in given}):
-            names = ", ".join(field.name for field in given) or "no fields"
-            raise ValueError(f"{name} has no field {unknown[0]!r}; it has {names}")
+            names = [field.name for field in given]
+            has = ", ".join(names) or "no fields"
+            raise ValueError(f"{name} has no field {unknown[0]!r}; it has {has}{did_you_mean(unknown[0], names)}")
         if missing := [field for field in needed if field not in fields]:
             raise ValueError(f"{name} needs {', '.join(f'{field}=' for field in missing)}")
         return kind(**fields)
@@ -147,7 +154,8 @@ def leaves(value: Any, prefix: str = "") -> Iterator[Leaf]:
 def type_name(annotation: Any) -> str:
     """The type as a message shows it: `int`, `tuple of str`, `float or none`."""
     if isinstance(annotation, Choice):
-        return f"Name(field=value), one of {', '.join(annotation.names)}"
+        form = "(Name(field=value), ...), each" if annotation.many else "Name(field=value),"
+        return f"{form} one of {', '.join(annotation.names)}"
     options = _options(annotation)
     if len(options) > 1:
         return " or ".join("none" if option is types.NoneType else type_name(option) for option in options)
@@ -164,7 +172,8 @@ def _choices(job: Any) -> Iterator[Leaf]:
     choices: dict[str, dict[str, type]] = getattr(type(job), "CHOICES", {})
     known = {name: kind for kinds in choices.values() for name, kind in kinds.items()}
     for field, kinds in choices.items():
-        yield Leaf(field, Choice(tuple(kinds), known), getattr(job, field))
+        value = getattr(job, field)
+        yield Leaf(field, Choice(tuple(kinds), known, isinstance(value, tuple)), value)
 
 
 def _children(value: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
@@ -274,9 +283,15 @@ def _unknown(key: str, known: list[Leaf]) -> str:
     return f"unknown key {key!r}; {hint}`--set=help` lists all {len(by_key)} keys with their types and values"
 
 
-def listing(job: Any) -> str:
-    """Every key that can be overridden, one a line, with its present value and type."""
-    return "\n".join(map(str, {leaf.key: leaf for leaf in (*_choices(job), *leaves(job))}.values()))
+def listing(job: Any, more: Sequence[Leaf] = ()) -> str:
+    """Every key that can be overridden, one a line, with its present value and type, and `more`."""
+    return "\n".join(map(str, {leaf.key: leaf for leaf in (*_choices(job), *leaves(job), *more)}.values()))
+
+
+def did_you_mean(given: str, known: Sequence[str]) -> str:
+    """`; did you mean Bounded?`, or nothing if no known name is like the given one."""
+    near = difflib.get_close_matches(given, known, 1) or [name for name in known if name.lower() == given.lower()]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _nearest(key: str, known: list[str]) -> list[str]:

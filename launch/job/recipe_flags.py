@@ -28,6 +28,6 @@ def read() -> tuple[str, tuple[str, ...]]:
         known = ", ".join(recipe.names())
         raise ValueError(f"no recipe; give --recipe=NAME, one of {known}, or the path of a .py file")
     if "help" in given:
-        print(overrides.listing(recipe.load(name)))
+        print(overrides.listing(recipe.load(name), recipe.MORE_KEYS))
         raise SystemExit(0)
     return str(name), tuple(given)

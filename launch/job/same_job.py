@@ -9,6 +9,7 @@ between processes and are left out:
 | `cluster.max_workers` | the chief's value decides; it may be raised while others run |
 | `exchange.give_up_after_s` | how long this process tries |
 | `data.folder`, and any value that is a path | where a machine has the data |
+| `callbacks` | only the chief calls them |
 
 How many records and labels the data have is compared. Functions and classes are compared by their names, not by what
 they do.
@@ -27,10 +28,13 @@ from typing import Any
 
 import numpy as np
 
+from downpour.launch.job import digests
 from downpour.launch.job.job import Job
 from downpour.model.data.batches import has_labelled_images
 
 MAY_DIFFER = ("cluster.threads_per_worker", "cluster.max_workers", "exchange.give_up_after_s", "data.folder")
+_CHIEFS_OWN = "callbacks"
+_LONG = 100  # entries of a list that is compared as a whole
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -43,7 +47,7 @@ def same_fields(job: Job) -> dict[str, str]:
     found = dict(_fields("", job))
     counts = ("num_records", "num_labels") if has_labelled_images(job.data) else ("num_records",)
     found |= {f"data.{name}": repr(getattr(job.data, name)) for name in counts}
-    return {key: text for key, text in found.items() if key not in MAY_DIFFER}
+    return {key: text for key, text in found.items() if key not in MAY_DIFFER and key.partition(".")[0] != _CHIEFS_OWN}
 
 
 def _fields(key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -54,6 +58,11 @@ def _fields(key: str, value: Any) -> Iterator[tuple[str, str]]:
         text, inside = type(value).__qualname__, {f.name: getattr(value, f.name) for f in fields(value)}
     elif isinstance(value, Mapping):
         text, inside = "mapping", {str(name): value[name] for name in sorted(value, key=str)}
+    elif isinstance(value, list) and len(value) > _LONG:  # of examples
+        texts = hashlib.sha256()
+        for pair in (pair for one in value for pair in _fields("entry", one)):
+            texts.update(repr(pair).encode())
+        text = f"{len(value)} entries of SHA-256 {texts.hexdigest()[:16]}"
     elif isinstance(value, tuple | list):
         text, inside = f"{len(value)} entries", {str(number): one for number, one in enumerate(value)}
     elif isinstance(value, functools.partial):
@@ -72,8 +81,7 @@ def _text(value: Any) -> str:
     if isinstance(value, set | frozenset):
         return str(sorted(map(_text, value)))
     if isinstance(value, np.ndarray):
-        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
-        return f"{value.dtype}{list(value.shape)} of SHA-256 {digest}"
+        return f"{value.dtype}{list(value.shape)} of {digests.of_array(value)}"
     if hasattr(value, "__qualname__"):
         return f"{getattr(value, '__module__', '')}.{value.__qualname__}"
     if hasattr(value, "get_config"):  # of Keras

@@ -1,10 +1,11 @@
-"""Writes Python objects into a recipe file, for other processes to read: values as source, arrays beside it as files.
+"""Writes Python objects into a recipe file, for other processes to read: values as source, data beside it as files.
 
-Nothing is written before all of a recipe's values have been turned into source: `Writer.save` writes the arrays.
+Nothing is written before all of a recipe's values have been turned into source: `Writer.save` writes the files, of
+arrays and pickled data sources.
 
 A function or class goes by module and name, or by the file of a script and name, so it must be at the top level of a
 file: what a notebook or a lambda defines exists in its own process alone. The recipe reads arrays back with `array`,
-functions with `imported`, and a saved model with `saved_model`.
+functions with `imported`, data sources with `Pickled`, and a saved model with `saved_model`.
 """
 
 from __future__ import annotations
@@ -13,23 +14,44 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from downpour import files
+from downpour.launch.job import digests
+from downpour.model import unsaved
+from downpour.model.data import pickled
+from downpour.model.data.indexed import is_batched
+from downpour.worker.chief.callbacks import Callback
+
 if TYPE_CHECKING:
     import keras
 
+UNSAVED = ".npz"  # ends the name of the file beside a saved model, for `model.unsaved`
+
+# Warnings of loading: the optimizer's state is not used, and `unsaved.restore` notices layers that are not built.
+_EXPECTED = ("Skipping variable loading for optimizer", r"`build\(\)` was called on layer")
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_LONG = 100  # entries of a list that is a data source
+_FUNCTION = (
+    "give arrays, or a function at the top level of a file that returns it: every process that reads the data calls it"
+)
+
+
+class _NotImportable(ValueError):
+    """A function or class that other processes cannot import."""
 
 
 class Writer:
-    """Writes values as source text, and their arrays into a folder.
+    """Writes values as source text, and their arrays and data sources into a folder.
 
     Args:
-        folder: Folder of the arrays, beside the recipe.
+        folder: Folder of these files, beside the recipe.
 
     Attributes:
         imports: Lines that the source needs.
@@ -37,15 +59,16 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._arrays: list[np.ndarray] = []
+        self._files: list[np.ndarray | bytes] = []  # the number of a file is its place
         self.imports: set[str] = set()
 
     def source(self, value: Any, name: str) -> str:
         """Returns the source of a value.
 
         Args:
-            value: Plain values, arrays, functions and classes at the top level of a file, dataclasses, and tuples,
-                lists and dicts of them.
+            value: Plain values, arrays, functions and classes at the top level of a file, dataclasses, callbacks
+                without attributes, and tuples, lists and dicts of them; long lists and objects with length and index,
+                which are data sources.
             name: What messages call it.
 
         Raises:
@@ -57,22 +80,32 @@ class Writer:
             return repr(value.item())
         if isinstance(value, np.ndarray):
             return self._array(value)
+        if hasattr(value, "__dlpack__"):  # an array of TensorFlow, torch or JAX
+            return self._array(np.asarray(value))
+        if isinstance(value, list) and len(value) > _LONG:
+            return self._pickled(value, name)
         if isinstance(value, tuple | list):
             inside = ", ".join(self.source(one, f"{name}[{i}]") for i, one in enumerate(value))
             return f"[{inside}]" if isinstance(value, list) else f"({inside},)" if value else "()"
         if isinstance(value, Mapping):
-            pairs = [f"{key!r}: {self.source(one, f'{name}[{key!r}]')}" for key, one in value.items()]
+            pairs = [f"{self.source(key, name)}: {self.source(one, f'{name}[{key!r}]')}" for key, one in value.items()]
             return f"{{{', '.join(pairs)}}}"
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = [f for f in dataclasses.fields(value) if f.init]
             inside = ", ".join(f"{f.name}={self.source(getattr(value, f.name), f'{name}.{f.name}')}" for f in fields)
             return f"{self.reference(type(value), name)}({inside})"
+        if isinstance(value, Callback):
+            if vars(value):
+                raise ValueError(
+                    f"{name} is a {type(value).__name__}, whose attributes live in this process only; make its class a "
+                    "dataclass (@dataclasses.dataclass), from whose fields the recipe makes it anew"
+                )
+            return f"{self.reference(type(value), name)}()"
         if callable(value) and hasattr(value, "__qualname__"):
             return self.reference(value, name)
-        raise ValueError(
-            f"{name} is a {type(value).__name__}, which lives in this process only; give arrays, or a function at the "
-            "top level of a file that returns it: every process of the job calls it"
-        )
+        if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
+            return self._pickled(value, name)
+        raise ValueError(f"{name} is a {type(value).__name__}, which lives in this process only; {_FUNCTION}")
 
     def reference(self, value: Any, name: str) -> str:
         """Returns the source that imports a function or class.
@@ -80,30 +113,57 @@ class Writer:
         Raises:
             ValueError: It is not at the top level of a file.
         """
-        module, qualified = value.__module__, value.__qualname__
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if "<" in qualified or (module == "__main__" and file is None):
-            what = "a lambda or local function" if "<" in qualified else "defined in a notebook or at a prompt"
-            raise ValueError(
-                f"{name} is {qualified}, {what}, which other processes cannot import; define it at the top level of a "
-                "file and import it from there"
-            )
-        if module == "__main__" or not _is_importable(module):
+        place = _script_of(value, name)
+        if place is not None:
             self.imports.add("from downpour.launch.job.written import imported")
-            return f"imported({str(Path(str(file)).absolute())!r}, {qualified!r})"
-        self.imports.add(f"import {module}")
-        return f"{module}.{qualified}"
+            return f"imported({place[0]!r}, {place[1]!r})"
+        self.imports.add(f"import {value.__module__}")
+        return f"{value.__module__}.{value.__qualname__}"
 
     def save(self) -> None:
-        """Writes the arrays of the values so far."""
-        for number, value in enumerate(self._arrays):
+        """Writes the files of the values so far, with their digests, and removes those of an earlier recipe."""
+        written = []
+        for number, content in enumerate(self._files):
             self._folder.mkdir(parents=True, exist_ok=True)
-            np.save(self._folder / f"{number}.npy", value, allow_pickle=value.dtype == object)
+            path = self._folder / f"{number}{'.pickle' if isinstance(content, bytes) else '.npy'}"
+            with files.replacing(path, ending=path.suffix) as new:
+                if isinstance(content, bytes):
+                    new.write_bytes(content)
+                else:
+                    np.save(new, content, allow_pickle=content.dtype == object)
+            written.append(path)
+        for path in {*self._folder.glob("[0-9]*.npy"), *self._folder.glob("[0-9]*.pickle")} - {*written}:
+            path.unlink()
+        if written:
+            digests.record(self._folder, written)
 
     def _array(self, value: np.ndarray) -> str:
-        self._arrays.append(value)
         self.imports.add("from downpour.launch.job.written import array")
-        return f"array(HERE / {self._folder.name!r} / '{len(self._arrays) - 1}.npy')"
+        return f"array(HERE / {self._folder.name!r} / '{self._add(value)}.npy')"
+
+    def _pickled(self, value: Any, name: str) -> str:
+        what = f"{name} is a {type(value).__name__}"
+
+        def reduce(part: Any) -> tuple[Any, ...] | None:
+            place = _script_of(part, f"{what}, of which a part")
+            return None if place is None else (imported, place)
+
+        try:
+            content = pickled.dumps(value, reduce, self._add)
+        except _NotImportable:
+            raise
+        except Exception as error:  # pickle raises AttributeError, TypeError, PicklingError and what objects raise
+            raise ValueError(f"{what}, which cannot be pickled ({error}); {_FUNCTION}") from error
+        self.imports.add("from downpour.model.data.pickled import Pickled")
+        path = f"HERE / {self._folder.name!r} / '{self._add(content)}.pickle'"
+        return f"Pickled({path}, {pickled.digest(content)!r}, num_items={len(value)}, batched={is_batched(value)})"
+
+    def _add(self, content: np.ndarray | bytes) -> int:
+        known = (number for number, one in enumerate(self._files) if one is content)
+        number = next(known, len(self._files))
+        if number == len(self._files):
+            self._files.append(content)
+        return number
 
 
 def array(path: Path) -> np.ndarray:
@@ -144,9 +204,33 @@ def saved_model(path: Path, objects: Mapping[str, Any]) -> Callable[[], keras.Mo
     def model() -> keras.Model:
         import keras
 
-        return keras.saving.load_model(path, custom_objects=dict(objects))
+        with warnings.catch_warnings():
+            for expected in _EXPECTED:
+                warnings.filterwarnings("ignore", expected)
+            loaded = keras.saving.load_model(path, custom_objects=dict(objects))
+        unsaved.restore(loaded, path.with_suffix(UNSAVED))
+        return loaded
 
     return model
+
+
+def _script_of(value: Any, name: str) -> tuple[str, str] | None:
+    """Path and name of a function or class of a script; None for one of a module that can be imported.
+
+    Raises:
+        _NotImportable: It is not at the top level of a file.
+    """
+    module, qualified = value.__module__, value.__qualname__
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if "<" in qualified or (module == "__main__" and file is None):
+        what = "a lambda or local function" if "<" in qualified else "defined in a notebook or at a prompt"
+        raise _NotImportable(
+            f"{name} is {qualified}, {what}, which other processes cannot import; define it at the top level of a "
+            "file and import it from there"
+        )
+    if module == "__main__" or not _is_importable(module):
+        return str(Path(str(file)).absolute()), qualified
+    return None
 
 
 def _is_importable(module: str) -> bool:

@@ -1,7 +1,7 @@
-"""`downpour kubernetes`: writes a recipe's job as Kubernetes manifests.
+r"""Writes a recipe's job as Kubernetes manifests.
 
-    downpour kubernetes --recipe=quickstart --image=registry.example/downpour-worker:1.0 \
-        --shard_image=registry.example/downpour-shard:1.0 --out=deploy
+    downpour kubernetes quickstart --image=registry.example/worker:1.0 \
+        --shard_image=registry.example/shard:1.0 --out=deploy
     downpour certs --job=quickstart --out=deploy/base/certs
     openssl rand -hex 32 > deploy/base/certs/token
     kubectl apply -k deploy/base
@@ -28,6 +28,7 @@ from downpour.launch.kubernetes.deployment import Deployment
 from downpour.launch.kubernetes.sizes import measure
 from downpour.launch.kubernetes.text import render
 from downpour.launch.roles import entry
+from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.topology import ROLES
 from downpour.ps.memory.ledger import NUM_WORKERS
 from downpour.ps.policy.pace import Sync
@@ -70,8 +71,21 @@ class ManifestsConfig:
     data_claim: str | None = None
 
 
+SYNTAX = Syntax(
+    shown="recipe set image shard_image out name namespace gpus_per_worker checkpoint_dir storage "
+    "storage_class data_claim",
+    positional="recipe",
+)
+
+
 def main() -> None:
     """Runs `downpour kubernetes`."""
+    define()
+    entry.run(lambda: run(from_flags()), role="kubernetes", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     flags.DEFINE_string("image", None, "Image of worker, chief and evaluator, REPO:TAG.")
     flags.DEFINE_string("shard_image", None, "Image of the shards, REPO:TAG; --image by default.")
@@ -85,7 +99,6 @@ def main() -> None:
         "data_claim", None, "Claim with the contents of the recipe's data.folder; NAME-data by default, '' for none."
     )
     flags.DEFINE_string("out", None, "Folder to write to.")
-    entry.run(lambda: run(from_flags()), role="kubernetes")
 
 
 def from_flags() -> ManifestsConfig:

@@ -103,7 +103,7 @@ class LocalRun:
             ProcessFailed: A process failed; the message has name and reason. Notes of the last two say how to continue.
         """
         if not self._ended.wait(timeout_s):
-            raise TimeoutError(f"the run in {self.config.folder} has not ended within {timeout_s:g} s")
+            raise self._too_late(timeout_s)
         if self._error is not None:
             raise self._error
         return self._summary
@@ -146,6 +146,9 @@ class LocalRun:
             self.stop()
         elif self.running:  # a signal was passed on to it
             self._ended.wait()
+
+    def _too_late(self, timeout_s: float | None) -> TimeoutError:
+        return TimeoutError(f"the run in {self.config.folder} has not ended within {timeout_s:g} s")
 
     def _run(self) -> None:
         try:

@@ -1,8 +1,9 @@
 """Builds a job and traces its whole training step once, so that a mistake is reported before any role starts.
 
 Checks, in this order: the model and the loss (`downpour.launch.job.build` documents what it refuses); the first batch
-of the data (shapes, kinds of numbers, leases); the evaluator's prediction; and the step as workers compile it. Trains
-and writes nothing. Used by `downpour.launch.layout_table`, the process that launchers start first.
+of the data (shapes, kinds of numbers, leases); the evaluator's prediction; the step as workers compile it; and the
+scores that callbacks follow. Trains and writes nothing. Used by `downpour.launch.layout_table`, the process that
+launchers start first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from downpour.launch.job import Job, mistakes
-from downpour.launch.job.build import build, check_data, check_image_shape
+from downpour.launch.job.build import MORE_THAN_IMAGES, build, check_data, check_image_shape
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
 from downpour.model.data.batches import Batch, has_labelled_images, positions_in_batch
 from downpour.model.data.nests import flatten, num_examples
@@ -20,6 +21,7 @@ from downpour.model.data.order import Counted, forever
 from downpour.model.vision import metrics
 from downpour.proto.codec import CODECS
 from downpour.ps.layout import Layout
+from downpour.worker.chief.callbacks import check_scores
 from downpour.worker.exchange.replica import step_codec
 
 _WITHOUT_SCORES = "start with --noevaluator to train without scores"
@@ -41,6 +43,8 @@ def check(job: Job, *, evaluator: bool) -> tuple[Any, Layout]:
             if job.loss is not None:
                 _check_labels(batch[1], predict(model, batch[0]), evaluator=evaluator)
         _trace_step(job, model, layout, batch)
+    if job.callbacks:
+        check_scores(job.callbacks, _score_names(job, model) if evaluator else ())
     return model, layout
 
 
@@ -55,9 +59,9 @@ def batches_of(job: Job, *, evaluator: bool) -> list[Batch]:
     if evaluator or ours:
         with job.data.heldout(batch_size=job.batch_size) as batches:
             first: Any = next(iter(batches), None)
-        if first is None and evaluator:
+        if first is None and evaluator and not job.validation_sets:
             raise ValueError(
-                f"{_name(job)} gives no held-out batch to score; give held-out images, or {_WITHOUT_SCORES}"
+                f"{_name(job)} gives no held-out batch to score; give held-out examples, or {_WITHOUT_SCORES}"
             )
         found += [] if first is None else [_checked(job, first)]
     if not ours:
@@ -112,7 +116,9 @@ def predict(model: Any, images: np.ndarray) -> Any:
         number = (
             f"{len(outputs)} outputs" if isinstance(outputs, dict | list | tuple) else f"a {type(outputs).__name__}"
         )
-        raise ValueError(f"the model gives {number}; today a model gives one array [B, labels] (join them in it)")
+        raise ValueError(
+            f"the model gives {number}, and data of labelled images give one array [B, labels]; {MORE_THAN_IMAGES}"
+        )
     return outputs
 
 
@@ -129,14 +135,11 @@ def _checked(job: Job, batch: Any) -> Batch:
 def _pair(job: Job, batch: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         given = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
-        raise ValueError(
-            f"{_name(job)} gives {given} a batch; give a pair of images and labels (sample weights and more are not "
-            "taken today)"
-        )
+        raise ValueError(f"{_name(job)} gives {given} a batch; give a pair of images and labels; {MORE_THAN_IMAGES}")
     for what, value in zip(("images", "labels"), batch, strict=True):
         if isinstance(value, dict | tuple | list):
             raise ValueError(
-                f"{_name(job)} gives {what} as a {type(value).__name__}; today they are one array [B, ...]"
+                f"{_name(job)} gives {what} as a {type(value).__name__}, not as one array; {MORE_THAN_IMAGES}"
             )
     images, labels = (np.asarray(value) for value in batch)
     if images.dtype == object or labels.dtype == object or not images.ndim or not labels.ndim:
@@ -158,6 +161,12 @@ def _check_labels(labels: np.ndarray, outputs: Any, *, evaluator: bool) -> None:
         )
     if evaluator:
         metrics.check_labels(labels)
+
+
+def _score_names(job: Job, model: Any) -> list[str]:
+    from downpour.worker.evaluator.evaluator import score_names
+
+    return score_names(model, job.data, job.loss, job.validation_sets)
 
 
 def _trace_step(job: Job, model: Any, layout: Layout, batch: Batch) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from downpour.launch.observe.status_text import duration as duration
 from downpour.proto import chief_pb2, chief_pb2_grpc
 from downpour.proto.rpc.client import Channel
 
@@ -156,7 +157,7 @@ def summary(reply: chief_pb2.ProgressReply) -> str:
     if reply.step:
         parts += [
             f"loss {reply.loss:.4g}",
-            f"{reply.images_per_second:.1f} images/s",
+            f"{reply.examples_per_second:.1f} examples/s",
             f"{reply.pushes_per_second:.2f} pushes/s",
             f"staleness {reply.staleness_mean:.2f}",
         ]
@@ -167,12 +168,3 @@ def summary(reply: chief_pb2.ProgressReply) -> str:
     if reply.state == chief_pb2.ProgressReply.STATE_TRAINING and reply.step and reply.seconds_left >= 0:
         parts.append(f"{duration(reply.seconds_left)} left")
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`0:42`, `12:05`, `3:07:00` or `61 days`."""
-    if seconds >= 2 * 86400:
-        return f"{seconds / 86400:.0f} days"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,6 +1,7 @@
-"""Trains on this machine: every role is a process, started by the same command as in production.
+"""Trains on this machine: shards, chief, workers and evaluator are processes, as in production.
 
-    python -m downpour.launch.local --recipe=quickstart [--set=cluster.num_ps=3] [--run_dir=runs/mine]
+    downpour train mine.py --epochs=3 --set=cluster.num_workers=4
+    downpour train quickstart --run_dir=runs/mine --resume
 
 A folder that already holds a run is refused unless `--resume` continues that run or `--overwrite` removes it. A folder
 in which another job is running is refused.
@@ -34,14 +35,27 @@ from downpour.launch.local.local_run import LocalRun
 from downpour.launch.local.supervisor import ProcessFailed, Stopped
 from downpour.launch.observe import report
 from downpour.launch.roles import entry, role_flags
+from downpour.launch.roles.command_line import Syntax
 
 _FULL_BYTES = 1 << 20  # with less free space a disk counts as full
 _CONTRADICT_WITH_VALUE = ("init_from", "init_only")  # flags that --resume contradicts
 _CONTRADICT = (*_CONTRADICT_WITH_VALUE, "resume", "noresume", "resume_if_any", "noresume_if_any", "overwrite")
 
 
+SYNTAX = Syntax(
+    shown="recipe set epochs steps batch_size run_dir resume overwrite evaluator checkpoint_dir init_from init_only",
+    positional="recipe",
+)
+
+
 def main() -> None:
     """Runs the recipe of the flags."""
+    define()
+    entry.run(lambda: run(from_flags(sys.argv)), role="local", syntax=SYNTAX)
+
+
+def define() -> None:
+    """Defines the flags."""
     recipe_flags.define()
     role_flags.define_run_dir()
     role_flags.define_checkpoints()
@@ -49,16 +63,16 @@ def main() -> None:
     role_flags.define_evaluator("Whether to score checkpoints on held-out data.")
     flags.DEFINE_integer("batch_size", None, "Short for --set=batch_size=N.")
     flags.DEFINE_integer("steps", None, "Short for --set=num_steps=N.")
+    flags.DEFINE_float("epochs", None, "Passes over the data, in place of a number of steps: --set=epochs=N.")
     flags.DEFINE_boolean("print_layout", None, "Print the layout first; paper_shape does by default.")
     flags.DEFINE_string("arena_parent", None, "Where the shards' memory is kept; /dev/shm if it has room.")
-    entry.run(lambda: run(from_flags(sys.argv)), role="local")
 
 
 def from_flags(argv: Sequence[str]) -> RunConfig:
     """Returns the configuration of the command line, which `argv` is."""
     values = flags.FLAGS.flag_values_dict()
     name, overrides = recipe_flags.read()
-    shortcuts = (("batch_size", values["batch_size"]), ("num_steps", values["steps"]))
+    shortcuts = (("batch_size", values["batch_size"]), ("num_steps", values["steps"]), ("epochs", values["epochs"]))
     return RunConfig(
         name,
         (*overrides, *(f"{key}={value}" for key, value in shortcuts if value is not None)),

@@ -89,6 +89,8 @@ def early_end(summary: Mapping[str, Any], job: Job) -> str:
     """Why training ended before its steps and how to continue, as one line; "" after all steps."""
     if summary.get("ended_by", "steps") == "steps":
         return ""
+    if because := summary.get("ended_because"):
+        return f"ended by {summary['ended_by']} at step {summary['global_steps']} of {job.num_steps}: {because}"
     why = {"max_train_s": f"after max_train_s, {job.max_train_s:g} s of training,"}.get(summary["ended_by"], "early")
     return f"ended {why} at step {summary['global_steps']} of {job.num_steps}; the same command with --resume trains on"
 

@@ -10,10 +10,10 @@ the flags into a configuration and does the work:
     def run(config: WorkerConfig) -> int | None: ...
 
 Exit codes: 0 done, 1 a crash (its traceback and, last, one line with its cause), 2 the user or the cluster must mend
-something (one line on stderr, never a traceback unless `--verbosity=1`), 69 a peer did not answer within the configured
-time, or the chief has no record of a worker's lease (one line, too; restarting the process may help), 74 the last
-checkpoint cannot be written and the shards still hold the parameters (a restarted chief writes it), 130 interrupted,
-143 ended by SIGTERM (`downpour.launch.roles.ending`).
+something (one line on stderr, after the last calls in the user's own code if the error came out of that), 69 a peer did
+not answer within the configured time, or the chief has no record of a worker's lease (one line, too; restarting the
+process may help), 74 the last checkpoint cannot be written and the shards still hold the parameters (a restarted chief
+writes it), 130 interrupted, 143 ended by SIGTERM (`downpour.launch.roles.ending`).
 
 Log lines read `[worker/3 step=120 version=118] message`. `set_role` sets the part before the first blank,
 `set_context(step=120, version=118)` the rest; the context belongs to the process, not to a thread, and a value of None
@@ -36,6 +36,8 @@ from typing import NoReturn
 from absl import flags, logging
 
 from downpour.launch.job import mistakes
+from downpour.launch.roles import command_line
+from downpour.launch.roles.command_line import Syntax
 from downpour.proto.errors import DownpourError, LeaseUnknown, NotSaved, Unreachable
 
 OK, BUG, REFUSED, UNREACHABLE, NOT_SAVED, INTERRUPTED, TERMINATED = 0, 1, 2, 69, 74, 130, 143
@@ -55,17 +57,18 @@ _parent = 0  # process id of --die_with_parent; 0 for none
 _context: dict[str, object] = {}  # read by any thread that logs; replaced as a whole, so never half-written
 
 
-def run(main: Callable[[], int | None], role: str) -> NoReturn:
+def run(main: Callable[[], int | None], role: str, syntax: Syntax = command_line.PLAIN) -> NoReturn:
     """Parses the command line, runs `main`, and ends the process with its exit code.
 
     Args:
-        main: Does the work. Its integer, if any, is the exit code.
+        main: Does the work. Its integer, if any, is the exit code. `--help` shows the docstring of its module.
         role: Prefix of log lines and errors until `set_role` is called, for example `worker`.
+        syntax: What the command line may hold, and which flags `--help` shows.
     """
     set_role(role)
     _define_flags()
     try:
-        _parse_flags(main)
+        command_line.parse(sys.modules[main.__module__].__doc__ or "", syntax)
         _start_logging()
         _set_allocator()
         _die_with_parent(int(flags.FLAGS["die_with_parent"].value or 0))
@@ -106,10 +109,15 @@ def prefix() -> str:
 
 
 def refuse(error: BaseException) -> int:
-    """Prints an error as one line on stderr, with its traceback when `--verbosity=1`; returns exit code 2."""
+    """Prints an error as one line on stderr and returns exit code 2.
+
+    Before it come the last calls in the user's own code that it came out of; with `--verbosity=1` the whole traceback.
+    """
     if logging.get_verbosity() >= logging.DEBUG:
         traceback.print_exception(error, file=sys.stderr)
     with contextlib.suppress(OSError):  # its disk may be full
+        for line in mistakes.frames(error):
+            print(line, file=sys.stderr)
         print(f"[{_role}] error: {mistakes.describe(error)}", file=sys.stderr, flush=True)
     return REFUSED
 
@@ -127,26 +135,6 @@ def _define_flags() -> None:
     if "die_with_parent" not in flags.FLAGS:
         text = "Process id of the parent; this process ends when its parent has ended. 0: never."
         flags.DEFINE_integer("die_with_parent", 0, text, lower_bound=0)
-
-
-def _parse_flags(main: Callable[[], int | None]) -> None:
-    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(_help(main))
-        sys.exit(OK)
-    for argument in sys.argv[1:]:
-        if any("\udc80" <= character <= "\udcff" for character in argument):  # as Python keeps other bytes
-            raise ValueError(f"argument {argument!a} is not UTF-8; rename what it names, or give something else")
-    rest = flags.FLAGS(sys.argv)[1:]
-    if rest:
-        raise ValueError(f"unexpected argument {rest[0]!r}; every argument is a flag, --name=value (see --help)")
-
-
-def _help(main: Callable[[], int | None]) -> str:
-    """The docstring of the module of `main`, then the flags of Downpour's modules that are loaded."""
-    doc = sys.modules[main.__module__].__doc__ or ""
-    modules = flags.FLAGS.flags_by_module_dict()
-    ours = [name for name in modules if name.startswith("downpour.") or name == sys.argv[0]]
-    return "\n".join([doc, *(flags.FLAGS.module_help(name) for name in sorted(ours))])
 
 
 def _start_logging() -> None:

@@ -131,7 +131,8 @@ def _with_source(model: Any, layout: Layout, source: Source, fresh: list[np.ndar
     if not _is_folder(source.path):
         check(source)
     names = [variable.name for variable in layout.variables]
-    wanted = set().union(*(matching("--init_only", pattern, names) for pattern in source.only))
+    of_model = [name for name in names if not name.endswith(weights.ASSIGNED)]
+    wanted = set().union(*(matching("--init_only", pattern, of_model) for pattern in source.only))
     found = _read(source.path, model, wanted)
     _check_found([variable for variable in layout.variables if variable.name in wanted], found, source)
     logging.info("%d of %d variables begin as in %s", len(wanted), len(names), source.path)
@@ -159,9 +160,8 @@ def _is_folder(path: str) -> bool:
 def _read(path: str, model: Any, wanted: Collection[str]) -> dict[str, np.ndarray]:
     if not _is_folder(path):
         return weights.read(path, model, wanted)
-    saved = load_checkpoint(path)
-    pairs = zip(saved.layout.variables, saved.layout.gather(saved.parameters()), strict=True)
-    return {variable.name: value for variable, value in pairs if variable.name in wanted}
+    saved = weights.named(load_checkpoint(path))
+    return {name: value for name, value in saved.items() if name in wanted}
 
 
 def _check_found(wanted: list[Variable], found: Mapping[str, np.ndarray], source: Source) -> None:

@@ -82,9 +82,14 @@ def define(role: str) -> None:
         _define(flags.DEFINE_string, "prepared", None, text)
 
 
-def _define_access(role: str) -> None:
-    _define(flags.DEFINE_string, "tls", None, "Folder with tls.crt, tls.key and ca.crt of this role (downpour certs).")
+def define_credentials() -> None:
+    """Defines `--tls` and `--token_file`."""
+    _define(flags.DEFINE_string, "tls", None, "Folder with tls.crt, tls.key and ca.crt of a role (downpour certs).")
     _define(flags.DEFINE_string, "token_file", None, "File with the job's token, asked for and sent with every call.")
+
+
+def _define_access(role: str) -> None:
+    define_credentials()
     _define(flags.DEFINE_integer, "health_port", None, "Port of the gRPC health service, in plain text.", **_PORT)
     if role in SERVERS:
         text = "Serve every peer that can reach this machine, unencrypted. Use --tls instead."
@@ -155,7 +160,7 @@ def listening(role: str, where: Topology, index: int) -> Listening:
 
 
 def access(role: str) -> Access:
-    """Returns a role's identity, access and health port.
+    """Returns a role's identity, access and health port; "" is any role that only calls.
 
     Raises:
         ValueError: The certificate or the token cannot be used by this role.

@@ -22,7 +22,7 @@ def load(role: str, folder: Path | None, token_file: Path | None, plain_text_on_
     """Returns a role's security settings.
 
     Args:
-        role: The role.
+        role: The role; "" for a command that only calls, with the certificate of any role.
         folder: Folder with its certificate and key; None for plain text.
         token_file: File with the job's token; None for none.
         plain_text_on_the_network: Whether a server may listen in plain text on other interfaces than loopback.

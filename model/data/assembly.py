@@ -8,25 +8,28 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from downpour.model.data.batches import PlacedBatch
 from downpour.model.data.collation import Batcher
 from downpour.model.data.indexed import Columns
 from downpour.model.data.nests import num_examples
-from downpour.model.data.order import Lease, Place
-from downpour.model.data.reading import Reader, cut
+from downpour.model.data.order import Lease
+from downpour.model.data.reading import Reader
 from downpour.model.vision.records import RecordCounts
 
 Placed = Generator[PlacedBatch, None, None]
 
 
 def rows(
-    columns: Columns, reader: Reader, places: Iterable[Place], batcher: Batcher, batch_size: int, counts: RecordCounts
+    columns: Columns, reader: Reader, groups: Iterable[NDArray[np.int64]], batcher: Batcher, counts: RecordCounts
 ) -> Placed:
-    """Yields batches of rows of arrays; the last one may be short."""
+    """Yields batches of rows of arrays, one for each group of their numbers."""
     position = 0
-    for group in cut(places, batch_size):
+    for group in groups:
         reader.check_length()
-        batch = batcher.checked(columns.take(group), [place.record for place in group])
+        batch = batcher.checked(columns.take(group), group)
         position += len(group)
         counts.read += len(group)
         yield batch, position

@@ -1,6 +1,6 @@
 """Batches of training data, the interface of data sets, and multi-hot targets.
 
-Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes.
+Shapes: `B` examples in a batch, `S` side of an image in pixels, `C` classes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Dataset(Protocol):
         Records at the end that do not fill a batch are dropped.
 
         Args:
-            batch_size: Images in a batch, B.
+            batch_size: Examples in a batch, B.
             seed: Seed of order and augmentation; the same for all workers, so that leases name the same records.
             leases: Positions to train on; consumed ahead of the batches by the prefetch.
 
@@ -96,7 +96,7 @@ class Dataset(Protocol):
         ...
 
     def heldout(self, *, batch_size: int) -> Batches:
-        """One pass over the held-out images in a fixed order, unaugmented; the last batch may be short.
+        """One pass over the held-out examples in a fixed order, unaugmented; the last batch may be short.
 
         Raises (while iterating):
             TooManyBadRecords: More than 1 % of the records read are damaged.

@@ -11,7 +11,7 @@ Shapes: `B` examples of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class Batcher:
     class_weight: Mapping[int, float] | None = None
     _first: dict[str, NDArray[Any]] = field(default_factory=dict, init=False)  # leaves of the first batch, empty
 
-    def stacked(self, items: Sequence[Any], records: Sequence[int]) -> ExampleBatch:
+    def stacked(self, items: Sequence[Any], records: Sequence[int] | NDArray[np.int64]) -> ExampleBatch:
         """A batch out of items, of which `records` has the numbers.
 
         Raises:
@@ -104,7 +104,7 @@ class Batcher:
         """A batch of one item, which is an example or itself a batch. Raises as `stacked` and `checked` do."""
         return self.checked(item, [record]) if batched else self.stacked([item], [record])
 
-    def checked(self, batch: Any, records: Sequence[int]) -> ExampleBatch:
+    def checked(self, batch: Any, records: Sequence[int] | NDArray[np.int64]) -> ExampleBatch:
         """A batch that the source or a collate function made, as `(x, y, sample_weight)`.
 
         Args:
@@ -125,19 +125,67 @@ class Batcher:
                 )
         return self._finished(_joined(parts, arrays), records)
 
-    def _finished(self, batch: ExampleBatch, records: Sequence[int]) -> ExampleBatch:
-        for path, array in _flat(batch).items():
+    def _finished(self, batch: ExampleBatch, records: Sequence[int] | NDArray[np.int64]) -> ExampleBatch:
+        given = _flat(batch)
+        for path, array in given.items():
             if array.dtype == object:
                 self._check_objects(path, array, records)
-            elif self.finite and array.dtype.kind in "fc" and not np.isfinite(array).all():
-                raise self._not_finite(path, array, records)
-        x, y = map_leaves(lambda _, a: a.astype(np.float32) if _is_float64(a) else a, batch[:2])
-        weights = map_leaves(lambda _, a: None if a is None else a.astype(np.float32), batch[2])
+            elif array.dtype.kind in "mM" or array.dtype.type is np.void:
+                raise ValueError(
+                    f"{self._example(records[0])}: {path} has dtype {array.dtype}; give numbers, booleans or strings"
+                )
+        self._check_weights(batch[1], batch[2], records)
+        with np.errstate(over="ignore"):  # of float64 beyond float32, which is refused
+            x, y = map_leaves(lambda _, a: a.astype(np.float32) if _is_float64(a) else a, batch[:2])
+            weights = map_leaves(lambda _, a: None if a is None else a.astype(np.float32), batch[2])
+        for path, array in _flat((x, y, weights)).items() if self.finite else ():
+            if array.dtype.kind in "fc" and not np.isfinite(array).all():
+                raise self._not_finite(path, given[path], ~np.isfinite(array), records)
         if self.class_weight is not None:
             weights = class_weighted(y, weights, self.class_weight)
         return x, y, weights
 
-    def _check_objects(self, path: str, array: NDArray[Any], records: Sequence[int]) -> None:
+    def check_all(self, pieces: Iterable[tuple[Sequence[int], Any]]) -> None:
+        """Checks all examples of a source.
+
+        Args:
+            pieces: Numbers of some examples, and their batch.
+
+        Raises:
+            ValueError: See `checked`; or no example has a label that `class_weight` names.
+        """
+        unseen = set(self.class_weight or ())
+        num_pieces = 0
+        for records, piece in pieces:
+            y = self.checked(piece, records)[1]
+            num_pieces += 1
+            if unseen:
+                unseen -= set(np.unique(class_numbers(y)).tolist())
+        if num_pieces and unseen:
+            raise ValueError(
+                f"class_weight has {sorted(unseen)}, and no example of {self.name} has such a label; give the weights "
+                "of labels that there are"
+            )
+
+    def _check_weights(self, y: Any, weights: Any, records: Sequence[int] | NDArray[np.int64]) -> None:
+        """Raises `ValueError` for weights that are no numbers [B] or [B, ...] like the first axes of the targets."""
+        targets = [target for target in flatten(y).values() if target is not None]
+        for path, array in flatten(weights, "sample_weight").items():
+            if array is None:
+                continue
+            what = f"{self._example(records[0])}: {path} is {array.shape} {array.dtype}"
+            if array.dtype.kind in "cSUO":
+                raise ValueError(f"{what}; give numbers")
+            shape = array.shape
+            while len(shape) > 1 and shape[-1] == 1:
+                shape = shape[:-1]
+            if len(shape) > 1 and targets and not any(target.shape[: len(shape)] == shape for target in targets):
+                raise ValueError(
+                    f"{what}, and the targets are {describe(y, 'y')}; give one weight an example, [{len(array)}], or "
+                    "the first axes of the targets"
+                )
+
+    def _check_objects(self, path: str, array: NDArray[Any], records: Sequence[int] | NDArray[np.int64]) -> None:
         for row in range(len(array)):
             try:
                 check_strings(np.asarray(array[row], object))
@@ -145,15 +193,18 @@ class Batcher:
                 where = self._row(records, row, len(array))
                 raise ValueError(f"{where}: {path} has dtype object: {error}") from error
 
-    def _not_finite(self, path: str, array: NDArray[Any], records: Sequence[int]) -> ValueError:
-        bad = ~np.isfinite(array)
+    def _not_finite(
+        self, path: str, array: NDArray[Any], bad: NDArray[np.bool_], records: Sequence[int] | NDArray[np.int64]
+    ) -> ValueError:
         row = int(np.flatnonzero(bad.reshape(len(array), -1).any(axis=1))[0])
         return ValueError(
             f"{self._row(records, row, len(array))}: {path} has {array[bad][0]}; replace what is missing or leave the "
             "example out, or give finite=False if the model takes it"
         )
 
-    def _as_before(self, leaves: dict[str, NDArray[Any]], records: Sequence[int]) -> dict[str, NDArray[Any]]:
+    def _as_before(
+        self, leaves: dict[str, NDArray[Any]], records: Sequence[int] | NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
         """The leaves of a batch in the dtypes of the first batch: integers become floats where those were floats."""
         first = self._first = self._first or {path: array[:0] for path, array in leaves.items()}
         if first.keys() != leaves.keys() or any(a.shape[1:] != first[path].shape[1:] for path, a in leaves.items()):
@@ -179,7 +230,7 @@ class Batcher:
     def _example(self, record: int) -> str:
         return f"{self.name}, example {record}"
 
-    def _row(self, records: Sequence[int], row: int, num_rows: int) -> str:
+    def _row(self, records: Sequence[int] | NDArray[np.int64], row: int, num_rows: int) -> str:
         """Names an example: by its number if there is one for each row, else by its row in a batch."""
         if len(records) == num_rows:
             return self._example(records[row])
@@ -195,10 +246,26 @@ def class_weighted(y: Any, sample_weight: Any, class_weight: Mapping[int, float]
         class_weight: Weight by class number.
 
     Raises:
-        ValueError: There are sample weights as well, or `y` is not one array.
+        ValueError: There are sample weights as well, `y` is not one array, or a class is beyond C.
     """
     if sample_weight is not None:
         raise ValueError("class_weight and sample weights cannot both be given; multiply the sample weights instead")
+    numbers = class_numbers(y)
+    num_classes = y.shape[-1] if y.ndim > 1 and y.shape[-1] != 1 else None
+    if num_classes is not None and max(class_weight, default=0) >= num_classes:
+        raise ValueError(
+            f"class_weight has class {max(class_weight)}, and targets {describe(y, 'y')} have {num_classes} classes; "
+            f"give numbers from 0 to {num_classes - 1}"
+        )
+    return np.array([class_weight.get(int(label), 1.0) for label in numbers], np.float32)
+
+
+def class_numbers(y: Any) -> NDArray[np.int64]:
+    """[B]: the class of each example; see `class_weighted`.
+
+    Raises:
+        ValueError: `y` is not one array, or has no one label an example.
+    """
     if y is None or isinstance(y, dict | tuple | list):
         raise ValueError(f"class_weight needs targets that are one array and got {describe(y)}; give sample weights")
     labels = np.asarray(y)
@@ -206,8 +273,19 @@ def class_weighted(y: Any, sample_weight: Any, class_weight: Mapping[int, float]
         labels = labels.argmax(-1) if labels.shape[-1] != 1 else labels[..., 0]
     if labels.ndim != 1:
         raise ValueError(f"class_weight needs one label an example and got {labels.shape}; give sample weights")
-    numbers = np.round(labels).astype(np.int64)
-    return np.array([class_weight.get(int(label), 1.0) for label in numbers], np.float32)
+    if labels.dtype.kind not in "buif":
+        raise ValueError(f"class_weight needs targets that are class numbers and got {describe(y)}; encode them")
+    numbers: NDArray[np.int64] = np.round(labels).astype(np.int64)
+    return numbers
+
+
+def check_class_weight(class_weight: Mapping[int, float]) -> None:
+    """Raises `ValueError` for a class that is no whole number of at least 0, or a weight that is no finite number."""
+    for label, weight in class_weight.items():
+        if isinstance(label, bool) or not isinstance(label, int | np.integer) or label < 0:
+            raise ValueError(f"class_weight has class {label!r}; give the number of a class, from 0")
+        if not isinstance(weight, int | float | np.number) or not 0 <= weight < np.inf:
+            raise ValueError(f"class_weight has {weight!r} for class {label}; give a finite number of at least 0")
 
 
 def describe_row(leaves: Mapping[str, NDArray[Any]]) -> str:
@@ -281,4 +359,5 @@ def _rows(leaves: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _is_float64(array: Any) -> bool:
-    return array is not None and array.dtype == np.float64
+    """Whether an array has floats of 64 bits or more."""
+    return array is not None and array.dtype.kind == "f" and array.dtype.itemsize >= 8

@@ -3,7 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Which global steps make an epoch. Steps and epochs count from 0.
+
+    Attributes:
+        num_positions: Positions of an epoch (`num_records` of the data).
+        positions_in_step: Positions that a global step takes: those of a batch, times the batches of a step.
+    """
+
+    num_positions: int
+    positions_in_step: int
+
+    def of(self, step: int) -> int:
+        """The epoch in which a step begins."""
+        return step * self.positions_in_step // self.num_positions
+
+    def end(self, epoch: int) -> int:
+        """Number of steps that are done when an epoch ends: the first step of the next one."""
+        return -(-(epoch + 1) * self.num_positions // self.positions_in_step)
+
+
+ENDLESS = Epochs(1 << 62, 1)
 
 
 def num_steps(epochs: float, num_positions: int, positions_in_batch: int) -> int:

@@ -18,6 +18,7 @@ from downpour.model.data.batches import Batch, Batches, check_batch_size
 from downpour.model.data.collation import ExampleBatch
 from downpour.model.data.epochs import check_fits
 from downpour.model.data.indexed import Source, is_a, rows_directly
+from downpour.model.data.nests import num_examples
 from downpour.model.data.order import Lease, Order, Place
 from downpour.model.data.preparation import Preparation, blank_like, check_alike
 from downpour.model.data.reading import Reader, check_picklable, items_read
@@ -68,11 +69,11 @@ class Examples(Preparation):
         Raises:
             ValueError: The source is refused; see `check`.
         """
-        return len(self._train.opened)
+        return len(self._train)
 
     def positions_in_batch(self, batch_size: int) -> int:
         """Positions of the leases that a batch takes: its examples, or 1 where items are batches."""
-        return 1 if self._train.opened.batched else batch_size
+        return 1 if self._train.has_batches else batch_size
 
     def for_worker(self, index: int, num_workers: int) -> Examples:
         """The examples of one worker: all, since leases divide them."""
@@ -85,10 +86,44 @@ class Examples(Preparation):
             ValueError: A source is empty or none, its arrays differ in length, an item cannot be made an example, the
                 two items differ, held-out examples have other inputs or targets, or cannot be read by other processes.
         """
-        sources = [self._train] if self.validation is None else [self._train, self._validation]
         if self._num_at_once("processes", self.num_processes, 0):
-            check_picklable(map=self.map, **{source.name: source.given for source in sources})
-        check_alike([self._ends(source) for source in sources])
+            check_picklable(map=self.map, **{source.name: source.given for source in self._sources()})
+        check_alike([self._ends(source) for source in self._sources()])
+
+    def check_all(self) -> None:
+        """Checks as `check` does, and every example of arrays in memory that no function changes.
+
+        Raises:
+            ValueError: See `check`; or an example is refused, or a key of `class_weight` is no label of those arrays.
+        """
+        self.check()
+        if self.map is not None or self.collate is not None:
+            return
+        for source in self._sources():
+            columns = rows_directly(source.opened)
+            if columns is not None:
+                batcher = self.batcher(source.name, is_training=source is self._train)
+                batcher.check_all(columns.pieces())
+
+    def first_heldout(self) -> ExampleBatch | None:
+        """The first held-out item, as a batch; None if there is no source of them, or it is left out.
+
+        Raises:
+            ValueError: See `check`.
+        """
+        return None if self.validation is None else self._ends(self._validation)
+
+    def batch_size_of_items(self) -> int | None:
+        """Examples of the first item, where items are batches; else None.
+
+        Raises:
+            ValueError: The source is refused; see `check`.
+        """
+        first = self._ends(self._train) if self._train.opened.batched else None
+        return None if first is None else num_examples(first[0])
+
+    def _sources(self) -> list[Source]:
+        return [self._train] if self.validation is None else [self._train, self._validation]
 
     def blank(self, batch_size: int) -> Batch:
         """Zeros like a training batch; see `batches.blank_batch`. Reads and maps the first item, if none is left out.
@@ -121,8 +156,7 @@ class Examples(Preparation):
             next(whole(first, batcher, batch_size, counts, by_examples=False), None)  # refuses another size
         else:
             check_fits(batch_size, self.num_records)
-        places = Order(self.num_records, seed, shuffle=self.shuffle).places(leases)
-        return self._load(reader, places, batch_size, is_training=True)
+        return self._load(reader, Order(self.num_records, seed, shuffle=self.shuffle), leases, batch_size)
 
     def heldout(self, *, batch_size: int) -> Batches:
         """One pass over the held-out examples in the order of the source; the last batch may be short.
@@ -133,9 +167,9 @@ class Examples(Preparation):
         if self.validation is None:
             return Batches((_ for _ in ()), RecordCounts())
         num_items = len(self._validation.opened)
-        places = (Place(0, position, position) for position in range(num_items))
         reader = Reader(self._validation, self.map, None, num_items)
-        return self._load(reader, places, batch_size, is_training=False)
+        once = iter([Lease(0, 0, num_items)])
+        return self._load(reader, Order(num_items, 0, shuffle=False), once, batch_size, is_training=False)
 
     @cached_property
     def _train(self) -> Source:
@@ -147,9 +181,9 @@ class Examples(Preparation):
 
     def _num_at_once(self, how: str, given: int | None, otherwise: int) -> int:
         """Threads or processes to read with."""
-        if given is None and is_a(self.train, "keras", "PyDataset"):
-            wanted = "processes" if self.train.use_multiprocessing else "threads"
-            return int(self.train.workers) if how == wanted else otherwise
+        if given is None and is_a(value := self._train.value, "keras", "PyDataset"):
+            wanted = "processes" if value.use_multiprocessing else "threads"
+            return int(value.workers) if how == wanted else otherwise
         return otherwise if given is None else given
 
     def _ends(self, source: Source) -> ExampleBatch | None:
@@ -166,17 +200,19 @@ class Examples(Preparation):
                 found.append(batcher.alone(item, record, batched=source.opened.batched))
         return found[0] if found else None
 
-    def _load(self, reader: Reader, places: Iterable[Place], batch_size: int, *, is_training: bool) -> Batches:
+    def _load(
+        self, reader: Reader, order: Order, leases: Iterator[Lease], batch_size: int, *, is_training: bool = True
+    ) -> Batches:
         counts, source = RecordCounts(judge_after=None), reader.source.opened
         batcher = self.batcher(reader.source.name, is_training=is_training)
         columns = rows_directly(source) if self.map is None and self.collate is None else None
         if columns is not None:
-            made = rows(columns, reader, places, batcher, batch_size, counts)
+            made = rows(columns, reader, order.groups(leases, batch_size), batcher, counts)
         elif source.batched:
             most = batch_size if is_training else None
-            made = whole(self._items(reader, places, 1), batcher, most, counts, by_examples=False)
+            made = whole(self._items(reader, order.places(leases), 1), batcher, most, counts, by_examples=False)
         else:
-            items = self._items(reader, places, batch_size)
+            items = self._items(reader, order.places(leases), batch_size)
             made = gathered(items, len(source), batcher, batch_size, counts)
         if is_training and not source.batched:
             made = of_size(made, batch_size)

@@ -9,15 +9,20 @@ nor Grain is imported.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from downpour.model.data.nests import check_strings, describe, flatten, map_leaves, stack, to_array
 from downpour.model.data.order import Place
+from downpour.model.data.pickled import Pickled
+
+_PARTS = ("x", "y", "sample_weight")  # of a tuple
+_PIECE_BYTES = 1 << 25
 
 
 class Opened(Protocol):
@@ -33,8 +38,11 @@ class Opened(Protocol):
         """Number of items."""
         ...
 
-    def read(self, places: Sequence[Place]) -> list[Any]:
-        """The items at some places of an epoch; None for one that a filter of the source leaves out."""
+    def read(self, places: Sequence[Place]) -> Iterable[Any]:
+        """The items at some places of an epoch; None for one that a filter of the source leaves out.
+
+        One that cannot be read is named by how many were given before it, unless the source reads all in one call.
+        """
         ...
 
 
@@ -48,24 +56,40 @@ class Columns:
     batched = False
 
     def __init__(self, nest: Any, name: str) -> None:
-        self._nest = map_leaves(lambda path, leaf: _column(f"{name}{path}", leaf), nest)
-        self._lengths = {path: len(leaf) for path, leaf in flatten(self._nest, name).items() if leaf is not None}
-        if not self._lengths:
+        self._nest = map_leaves(lambda path, leaf: _column(f"{name}: {_part(nest, path)}", leaf), nest)
+        leaves = {_part(nest, path): leaf for path, leaf in flatten(self._nest).items() if leaf is not None}
+        if not leaves:
             raise ValueError(f"{name} has no arrays; give arrays that are indexed along axis 0")
-        if len(set(self._lengths.values())) > 1:
-            lengths = ", ".join(f"{path} has {length}" for path, length in self._lengths.items())
-            raise ValueError(f"arrays differ in length: {lengths} examples; give as many of each")
+        if len({len(leaf) for leaf in leaves.values()}) > 1:
+            lengths = ", ".join(f"{path} has {len(leaf)}" for path, leaf in leaves.items())
+            raise ValueError(f"{name}: arrays differ in length: {lengths} examples; give as many of each")
 
     def __len__(self) -> int:
-        return next(len(leaf) for leaf in flatten(self._nest).values() if leaf is not None)
+        return len(next(self._arrays()))
 
     def read(self, places: Sequence[Place]) -> list[Any]:
         """See `Opened.read`."""
         return [self._rows(place.record) for place in places]
 
-    def take(self, places: Sequence[Place]) -> Any:
-        """The nest of arrays [B, ...] of some places: all rows of an array in one call."""
-        return self._rows(np.array([place.record for place in places], np.int64))
+    def take(self, records: NDArray[np.int64]) -> Any:
+        """The nest of arrays [B, ...] of some rows [B]: all rows of an array in one call."""
+        return self._rows(records)
+
+    def pieces(self) -> Iterator[tuple[range, Any]]:
+        """Yields all rows in order, some at a time: their numbers and the nest of arrays, which are views.
+
+        Nothing is yielded where an array is not numpy's: reading all of it may take hours.
+        """
+        if not all(isinstance(leaf, np.ndarray) for leaf in self._arrays()):
+            return
+        row_bytes = sum(leaf.nbytes // max(len(leaf), 1) for leaf in self._arrays())
+        size = max(1, _PIECE_BYTES // max(row_bytes, 1))
+        for start in range(0, len(self), size):
+            rows = range(start, min(start + size, len(self)))
+            yield rows, self._rows(slice(rows.start, rows.stop))
+
+    def _arrays(self) -> Iterator[Any]:
+        return (leaf for leaf in flatten(self._nest).values() if leaf is not None)
 
     def _rows(self, index: Any) -> Any:
         return map_leaves(lambda _, leaf: _rows_of(leaf, index), self._nest)
@@ -86,20 +110,21 @@ class Items:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, places: Sequence[Place]) -> list[Any]:
+    def read(self, places: Sequence[Place]) -> Iterable[Any]:
         """See `Opened.read`."""
         if hasattr(self._source, "__getitems__"):
-            return list(self._source.__getitems__([place.record for place in places]))
-        return [self._source[place.record] for place in places]
+            together: Iterable[Any] = self._source.__getitems__([place.record for place in places])
+            return together
+        return (self._source[place.record] for place in places)
 
 
 class GrainItems(Items):
     """A Grain `MapDataset`, indexed by epoch and record, so that its `shuffle` and `random_map` differ by epoch."""
 
-    def read(self, places: Sequence[Place]) -> list[Any]:
+    def read(self, places: Sequence[Place]) -> Iterable[Any]:
         """See `Opened.read`."""
         length = len(self)
-        return [self._source[place.epoch * length + place.record] for place in places]
+        return (self._source[place.epoch * length + place.record] for place in places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +145,23 @@ class Source:
         """The fields, without the open source."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
+    def __len__(self) -> int:
+        """Number of items; a source in a file need not be opened for it. Raises as `opened` does."""
+        return self.given.num_items if isinstance(self.given, Pickled) else len(self.opened)
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether its items are batches; a source in a file need not be opened for it. Raises as `opened` does."""
+        if not isinstance(self.given, Pickled):
+            return self.opened.batched
+        return self.batched is not False if self.given.batched else bool(self.batched)
+
+    @cached_property
+    def value(self) -> Any:
+        """The source itself: what the function returns, if one is given."""
+        given = self.given
+        return given() if callable(given) and (isinstance(given, type) or not hasattr(given, "__getitem__")) else given
+
     @cached_property
     def opened(self) -> Opened:
         """The open source.
@@ -127,10 +169,7 @@ class Source:
         Raises:
             ValueError: It is no indexed source, its arrays differ in length, or it has no or endless items.
         """
-        given = self.given
-        if callable(given) and (isinstance(given, type) or not hasattr(given, "__getitem__")):
-            given = given()
-        found = _adapter(given, self.name, self.batched)
+        found = _adapter(self.value, self.name, self.batched)
         if not len(found):
             raise ValueError(f"{self.name} is empty; give at least one example")
         if len(found) > sys.maxsize // 2:
@@ -145,12 +184,29 @@ def rows_directly(source: Opened) -> Columns | None:
     return source if isinstance(source, Columns) else None
 
 
+def is_batched(source: Any) -> bool:
+    """Whether the items of a source are batches by its kind: `keras.utils.PyDataset`."""
+    return is_a(source, "keras", "PyDataset")
+
+
 def is_a(value: Any, package: str, name: str) -> bool:
     """Whether a value is an instance of a package's class, without importing the package."""
     return any(c.__name__ == name and c.__module__.split(".")[0] == package for c in type(value).__mro__)
 
 
+_STREAMS = (
+    "for tf.data, generators and other iterables give Stream(function), whose function of (worker_index, num_workers) "
+    "returns the part of one worker"
+)
+_TABLES = (("polars", "DataFrame"), ("pyarrow", "Table"))
+_SPLITS = (("datasets", "DatasetDict"), ("datasets", "IterableDatasetDict"))
+
+
 def _adapter(given: Any, name: str, batched: bool | None) -> Opened:
+    if any(is_a(given, *splits) for splits in _SPLITS):
+        raise ValueError(f"{name} is a {type(given).__name__}; give one of its splits: {', '.join(given)}")
+    if is_a(given, "torch", "DataLoader"):
+        raise ValueError(f"{name} is a DataLoader; give its dataset, which is batched and shuffled here")
     if isinstance(given, Mapping | tuple | np.ndarray) or (hasattr(given, "shape") and hasattr(given, "dtype")):
         if batched:
             raise ValueError(f"{name} is arrays and batched=True; leave batched out, arrays are cut into batches here")
@@ -159,13 +215,13 @@ def _adapter(given: Any, name: str, batched: bool | None) -> Opened:
     if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")) or isinstance(given, str | bytes):
         raise ValueError(
             f"{name} is a {kind}, which has no length and index; give arrays, or an object with __len__ and "
-            "__getitem__; for tf.data, generators and other iterables use Stream"
+            f"__getitem__; {_STREAMS}"
         )
-    if hasattr(given, "iloc"):
+    if hasattr(given, "iloc") or any(is_a(given, *table) for table in _TABLES):
         raise ValueError(
-            f"{name} is a {kind}; give its columns as arrays: {{name: frame[name].to_numpy() for name in frame}}"
+            f"{name} is a {kind}; give its columns as arrays: {{name: table[name].to_numpy() for name in columns}}"
         )
-    if is_a(given, "keras", "PyDataset"):
+    if is_batched(given):
         _check_py_dataset(given, name)
         return Items(given, batched is not False)
     if is_a(given, "grain", "MapDataset"):
@@ -184,6 +240,14 @@ def _check_py_dataset(given: Any, name: str) -> None:
             )
 
 
+def _part(nest: Any, path: str) -> str:
+    """What messages call a leaf of a nest: `x`, `y` and `sample_weight` for the parts of a tuple of these."""
+    if type(nest) is not tuple or len(nest) > len(_PARTS):
+        return path or "x"
+    number, _, rest = path[1:].partition("]")
+    return f"{_PARTS[int(number)]}{rest}"
+
+
 def _rows_of(leaf: Any, index: Any) -> Any:
     """A row, or rows [B, ...]; one by one of what is not numpy's, since h5py takes no unordered indices."""
     if leaf is None:
@@ -199,7 +263,10 @@ def _column(path: str, leaf: Any) -> Any:
         raise ValueError(f"{path} is a {type(leaf).__name__}, indexed by labels; give an array, its .to_numpy()")
     if leaf is None:
         return None
-    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype") and hasattr(leaf, "__getitem__")):
+    if callable(leaf) and not hasattr(leaf, "__getitem__"):
+        leaf = leaf()
+    is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype") and hasattr(leaf, "__getitem__")
+    if not is_array or hasattr(leaf, "__dlpack__"):  # in memory: of TensorFlow, torch, JAX, numpy
         try:
             leaf = to_array(leaf)
         except ValueError as error:

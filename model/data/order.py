@@ -90,6 +90,24 @@ class Order:
             for position, number in zip(range(lease.start, lease.stop), numbers, strict=True):
                 yield Place(lease.epoch, position, number)
 
+    def groups(self, leases: Iterable[Lease], size: int) -> Iterator[NDArray[np.int64]]:
+        """Yields the numbers of the records at every position of the leases, in order, in groups of `size`.
+
+        The last group may be short. A lease is taken when a group needs it.
+        """
+        parts = list[NDArray[np.int64]]()
+        missing = size  # of the group that `parts` begins
+        for lease in leases:
+            numbers = self.records(lease)
+            while len(numbers) >= missing:
+                yield np.concatenate([*parts, numbers[:missing]])
+                numbers, parts, missing = numbers[missing:], [], size
+            if len(numbers):
+                parts.append(numbers)
+                missing -= len(numbers)
+        if parts:
+            yield np.concatenate(parts)
+
     def _within_windows(self, lease: Lease) -> NDArray[np.int64]:
         """[stop - start] int64: the positions in the permuted blocks of a lease, after every window is shuffled."""
         length = self._block * _WINDOW_BLOCKS

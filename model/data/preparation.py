@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from downpour.model.data.batches import Batch
-from downpour.model.data.collation import Batcher, Collate, ExampleBatch, Parts
+from downpour.model.data.collation import Batcher, Collate, ExampleBatch, Parts, check_class_weight
 from downpour.model.data.nests import describe, flatten, map_leaves
 from downpour.model.data.reading import Map
 
@@ -45,6 +45,7 @@ class Preparation:
         Parts(self.inputs, self.targets, self.weights)  # raises
         if self.batched and self.collate is not None:
             raise ValueError("batched=True and a collate function are given; items that are batches are not collated")
+        check_class_weight(self.class_weight or {})
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields, without open sources."""
@@ -65,10 +66,15 @@ def check_alike(batches: Sequence[ExampleBatch | None]) -> None:
     """Raises `ValueError` when held-out batches have another structure of inputs and targets than training ones."""
     train, *others = batches
     for other in others:
-        if train and other and flatten(other[:2]).keys() != flatten(train[:2]).keys():
+        if train and other and _structure(other) != _structure(train):
             raise ValueError(
                 f"train has {describe_pair(train)}, and validation {describe_pair(other)}; give both the same structure"
             )
+
+
+def _structure(batch: ExampleBatch) -> dict[str, bool]:
+    """Whether there is an array, by path, of inputs and targets."""
+    return {path: leaf is not None for path, leaf in flatten(batch[:2]).items()}
 
 
 def blank_like(batch: ExampleBatch | None, batch_size: int, name: str) -> Batch:

@@ -57,11 +57,13 @@ class Reader:
             ValueError: The length of the source has changed.
         """
         self.check_length()
+        items: list[Any] = []
         try:
-            items = self.source.opened.read(places)
+            for item in self.source.opened.read(places):
+                items.append(item)
         except Exception as error:
             self.check_length()
-            error.add_note(f"while reading {self.source.name}, {_named(places)}")
+            error.add_note(f"while reading {self.source.name}, {self._culprit(places, len(items))}")
             raise
         if len(items) != len(places):
             raise ValueError(
@@ -77,6 +79,18 @@ class Reader:
                 f"{self.source.name} has {num_items} items now and had {self.num_items}; leases name its items by "
                 "number, so a source must not change while it is trained on"
             )
+
+    def _culprit(self, places: Sequence[Place], num_read: int) -> str:
+        """Names the item that cannot be read: what follows those that were, or the first that fails by itself."""
+        value = self.source.value
+        if not hasattr(value, "__getitems__"):
+            return f"item {places[num_read].record}"
+        for place in places:
+            try:
+                value.__getitems__([place.record])
+            except Exception:
+                return f"item {place.record}"
+        return f"one of items {', '.join(str(place.record) for place in places)}"
 
     def _mapped(self, item: Any, place: Place) -> Any:
         if self.map is None or item is None:
@@ -169,11 +183,6 @@ def _ahead(
             yield done, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _named(places: Sequence[Place]) -> str:
-    records = ", ".join(str(place.record) for place in places[:8])
-    return f"items {records}{', ...' if len(places) > 8 else ''}"
 
 
 def _takes_rng(function: Map) -> bool:

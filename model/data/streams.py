@@ -9,16 +9,20 @@ Shapes: `B` examples of a batch.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from downpour.model.data.assembly import gathered, whole, within
 from downpour.model.data.batches import Batch, Batches, check_batch_size
 from downpour.model.data.collation import ExampleBatch
 from downpour.model.data.epochs import check_fits
+from downpour.model.data.examples import Examples
+from downpour.model.data.nests import num_examples
 from downpour.model.data.order import Lease, Place
 from downpour.model.data.preparation import Preparation, blank_like, check_alike
 from downpour.model.data.reading import with_random_numbers
@@ -29,6 +33,17 @@ ENDLESS = 1 << 62  # positions of an epoch that never ends
 Opens = Callable[[int, int], Iterable[Any]]
 
 
+def takes_worker(given: Any) -> bool:
+    """Whether something is a function of (worker index, number of workers)."""
+    if not callable(given) or isinstance(given, type):
+        return False
+    try:
+        inspect.signature(given).bind(0, 1)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 @dataclass(frozen=True, eq=False)
 class Stream(Preparation):
     """Examples out of streams; batches are `(x, y, sample_weight)`.
@@ -36,7 +51,8 @@ class Stream(Preparation):
     Attributes:
         train: A function of (worker index, number of workers) that returns a new iterable over this worker's part:
             examples, or batches with `batched=True`. When it ends, the function is called again. It may never end.
-        validation: Such a function for the held-out examples, called with (0, 1); None for none. It must end.
+        validation: Such a function for the held-out examples, called with (0, 1), whose iterable ends; or an indexed
+            source of them, as `Examples` takes it; None for none.
         num_examples: Examples of an epoch in all parts together; None where that is not known or has no end: there
             is one epoch then, that never ends.
         worker_index: Number of this worker; see `for_worker`.
@@ -44,7 +60,7 @@ class Stream(Preparation):
     """
 
     train: Opens = field(repr=False)
-    validation: Opens | None = field(default=None, repr=False)
+    validation: Any = field(default=None, repr=False)
     _: KW_ONLY
     num_examples: int | None = None
     worker_index: int = 0
@@ -52,13 +68,11 @@ class Stream(Preparation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("train", "validation"):
-            given = getattr(self, name)
-            if not callable(given) and not (given is None and name == "validation"):
-                raise ValueError(
-                    f"{name} is a {type(given).__name__}; give a function of (worker_index, num_workers) that returns "
-                    "a new iterable, since every epoch and every process opens it anew"
-                )
+        if not callable(self.train):
+            raise ValueError(
+                f"train is a {type(self.train).__name__}; give a function of (worker_index, num_workers) that returns "
+                "a new iterable, since every epoch and every process opens it anew"
+            )
         if self.num_examples is not None and self.num_examples < 1:
             raise ValueError(f"num_examples is {self.num_examples}; give at least 1, or None if it is not known")
         if not 0 <= self.worker_index < self.num_workers:
@@ -84,7 +98,18 @@ class Stream(Preparation):
             ValueError: A stream gives nothing or no iterable, an item cannot be made an example, or held-out examples
                 have other inputs or targets.
         """
-        check_alike([self._first(name) for name in ("train", "validation") if getattr(self, name) is not None])
+        firsts: list[ExampleBatch | None] = [self._first("train")]
+        if self._indexed is not None:
+            firsts.append(self._indexed.first_heldout())
+        elif self.validation is not None:
+            firsts.append(self._first("validation"))
+        check_alike(firsts)
+
+    check_all = check  # examples of a stream are checked when they are read
+
+    def batch_size_of_items(self) -> int | None:
+        """Examples of the first item, where items are batches; else None. Opens the stream."""
+        return num_examples(self._first("train")[0]) if self.batched else None
 
     def blank(self, batch_size: int) -> Batch:
         """Zeros like a training batch; see `batches.blank_batch`. Opens the stream for its first item."""
@@ -119,6 +144,8 @@ class Stream(Preparation):
     def heldout(self, *, batch_size: int) -> Batches:
         """One pass over the held-out examples; the last batch may be short. None without such a stream."""
         check_batch_size(batch_size)
+        if self._indexed is not None:
+            return self._indexed.heldout(batch_size=batch_size)
         counts = RecordCounts(judge_after=None)
         batcher = self.batcher("validation", is_training=False)
         items = self._items("validation", 0, None) if self.validation is not None else iter(())
@@ -127,6 +154,14 @@ class Stream(Preparation):
         else:
             made = gathered(items, ENDLESS, batcher, batch_size, counts)
         return Batches(made, counts)
+
+    @cached_property
+    def _indexed(self) -> Examples | None:
+        """The held-out examples, if they are an indexed source."""
+        if self.validation is None or takes_worker(self.validation):
+            return None
+        names = ("inputs", "targets", "weights", "map", "collate", "finite")
+        return Examples((), self.validation, **{name: getattr(self, name) for name in names})
 
     def _passes(self, least: int, seed: int) -> Iterator[tuple[int, Any]]:
         """Yields numbers and items of one pass after the other.
@@ -157,14 +192,20 @@ class Stream(Preparation):
     def _items(self, name: str, epoch: int, seed: int | None) -> Generator[tuple[int, Any], None, None]:
         """Yields numbers and mapped items of a pass."""
         call = None if self.map is None else with_random_numbers(self.map, seed)
+        doing, number = "reading", -1
         with closing(self._opened(name)) as stream:
-            for number, item in enumerate(stream):
-                place = Place(epoch, number * self.num_workers + self.worker_index, number)
-                yield number, item if call is None else call(item, place)
+            try:
+                for number, item in enumerate(stream):
+                    place, doing = Place(epoch, number * self.num_workers + self.worker_index, number), "mapping"
+                    mapped, doing = item if call is None else call(item, place), "reading"
+                    yield number, mapped
+            except Exception as error:
+                error.add_note(f"while {doing} {name}{self._where(name)}, item {number + (doing == 'reading')}")
+                raise
 
     def _opened(self, name: str) -> Generator[Any, None, None]:
         """Yields the items of a stream and closes it, if it can be closed."""
-        where = (self.worker_index, self.num_workers) if name == "train" else (0, 1)
+        where = self._where(name)
         stream = getattr(self, name)(*where)
         # tf.data's own iterator gives tensors.
         iterable = stream.as_numpy_iterator() if hasattr(stream, "as_numpy_iterator") else stream
@@ -178,6 +219,10 @@ class Stream(Preparation):
             close = getattr(iterator, "close", None)
             if close is not None:
                 close()
+
+    def _where(self, name: str) -> tuple[int, int]:
+        """Worker index and number of workers that a stream is opened with."""
+        return (self.worker_index, self.num_workers) if name == "train" else (0, 1)
 
     def _first(self, name: str) -> ExampleBatch:
         batcher = self.batcher(name, is_training=name == "train")

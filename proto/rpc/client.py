@@ -96,6 +96,21 @@ class Channel:
 
         return call
 
+    def stream_stream(self, path: str) -> Callable[..., Iterator[memoryview | None]]:
+        """Returns a method whose answers follow its requests; both as those of the two methods above.
+
+        It returns when all requests have been sent: one thread may then send others to other servers.
+        """
+
+        def call(
+            requests: Iterable[Message], timeout: float | None = None, place: PlaceMessage | None = None
+        ) -> Iterator[memoryview | None]:
+            answers = self._call(path, requests, timeout, lambda view: view, place=place, announces=True)
+            next(answers)
+            return answers
+
+        return call
+
     def close(self) -> None:
         """Ends the connections, and with them the open calls."""
         with self._lock:
@@ -114,8 +129,9 @@ class Channel:
         read: Serializer,
         wait: bool = False,
         place: PlaceMessage | None = None,
+        announces: bool = False,
     ) -> Iterator[Any]:
-        """Makes one call. Its connection is reused if the call was completed."""
+        """Makes one call; its connection is reused if the call was completed. `announces`: yields None first."""
         end = time.monotonic() + min(_LONGEST_S if timeout is None else timeout, _LONGEST_S)
         connection = self._take(end, wait)
         is_over = False
@@ -123,6 +139,8 @@ class Channel:
             with mapped():
                 connection.set_deadline(end)
                 stream = connection.begin(self._headers(path, timeout), _carried(requests), place)
+                if announces:
+                    yield None
                 while got := connection.next_message(stream):
                     buffer, view = got
                     if buffer is None:

@@ -10,6 +10,7 @@ Threads: the thread that reads the connection; pool threads when a call ends; th
 from __future__ import annotations
 
 import time
+import weakref
 
 import grpc
 
@@ -42,7 +43,9 @@ class Dispatcher:
     """
 
     def __init__(self, host: Host, connection: Connection, caller: Caller) -> None:
-        self._host, self._connection, self._caller = host, connection, caller
+        self._host = host
+        # They have this dispatcher: with a cycle only the garbage collector would free a connection, much later.
+        self._weak_connection, self._weak_caller = weakref.ref(connection), weakref.ref(caller)
         # Guarded by the connection's lock.
         self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream
         self.running: set[int] = set()
@@ -51,14 +54,21 @@ class Dispatcher:
         self.makes_sense = False
         self._used_at = time.monotonic()
 
+    @property
+    def _connection(self) -> Connection:
+        connection = self._weak_connection()
+        assert connection is not None  # it calls the methods here
+        return connection
+
     def begin(self, stream: Stream) -> bool:
         """Admits or refuses a call by its header fields; returns whether it is admitted.
 
         Raises:
             ProtocolError: Too many calls were refused.
         """
-        host, connection = self._host, self._connection
-        call = calls.Call(host.find, host.gate, connection, stream, self._caller, host.buffers)
+        host, connection, caller = self._host, self._connection, self._weak_caller()
+        assert caller is not None
+        call = calls.Call(host.find, host.gate, connection, stream, caller, host.buffers)
         if host.is_stopping:
             self._end(stream, b"", ErrorCode.REFUSED_STREAM)
         elif (refusal := call.refusal()) is not None:
@@ -79,7 +89,8 @@ class Dispatcher:
         """
         if stream.number not in self._waiting:  # unlocked, as every received message leads here; checked below
             return
-        with self._connection.lock:
+        connection = self._connection
+        with connection.lock:
             may_run = self.makes_sense or not self.running - self.ending
             is_due = stream.reset is not None or (may_run and _is_due(stream))
             if not self.is_open or not is_due:
@@ -90,7 +101,7 @@ class Dispatcher:
             self.running.add(stream.number)
         if stream.reset is not None:
             self._host.gate.broke_off()
-            self._connection.forget(stream)
+            connection.forget(stream)
         elif not self._host.run(call.run):
             words = "too many calls are open"
             last = calls.answer(stream.number, grpc.StatusCode.RESOURCE_EXHAUSTED, words)

@@ -46,6 +46,8 @@ class ServerConnection(Connection):
         address: Address of the peer, without its port.
         peer: Address with the port, as gRPC writes it.
         names: DNS names in the peer's certificate.
+        raw: The accepted socket.
+        tls: TLS over it; None in plain text.
         is_admitted: Whether a call has been admitted.
         cost_s: Processor seconds that it had used by then.
         failure: Why it must be ended instead of read; None if it can be read.
@@ -58,13 +60,13 @@ class ServerConnection(Connection):
         self.address, port = raw.getpeername()[:2]
         self.peer = f"{'ipv6' if ':' in self.address else 'ipv4'}:{host_and_port(self.address, port)}"
         self.names: list[str] = []
-        self.is_admitted = False
-        self.cost_s = 0.0
+        self.raw = raw
+        self.is_admitted, self.cost_s = False, 0.0
         self._host = host
         self._plain = PlainSocket(raw, stall_s=STALL_S)
         self._plain.set_blocking(False)
-        self._tls = security.certificates.over_tls(self._plain, None) if security.certificates else None
-        super().__init__(self._tls or self._plain, host.buffers, _LIMITS, is_server=True)
+        self.tls = security.certificates.over_tls(self._plain, None) if security.certificates else None
+        super().__init__(self.tls or self._plain, host.buffers, _LIMITS, is_server=True)
         self.failure: OSError | None = None
         # Guarded by `lock`.
         self._calls = Dispatcher(host, self, self)
@@ -81,9 +83,9 @@ class ServerConnection(Connection):
 
     def shake_hands(self) -> None:
         """Makes the TLS handshake, as much of it as is possible now; raises as `TlsSocket.shake_hands`."""
-        if self._tls:
-            self._tls.shake_hands()
-            self.names = self._tls.names
+        if self.tls:
+            self.tls.shake_hands()
+            self.names = self.tls.names
 
     def turn_away(self, error: Exception) -> bool:
         """Sends an unauthenticated peer the reason why it is refused; returns whether it needs time to read that."""

@@ -9,6 +9,8 @@ Threads: the acceptor's.
 from __future__ import annotations
 
 import collections
+import itertools
+import socket
 from collections.abc import Iterator
 
 from downpour.proto.http2.frames import ErrorCode, ProtocolError
@@ -19,6 +21,17 @@ FIRST_CALL_S = 10.0  # until a connection must have made a call that is admitted
 STRANGER_BYTES = 1 << 14  # of HTTP/2, before a call is admitted
 _STEPS = 64  # parts of frames that are read at a time
 _FAREWELL_S = 1.0  # for a peer to read why its connection ends
+_FIRST_FLIGHT_BYTES = 64  # a client begins with more: a TLS handshake, or preface, SETTINGS and WINDOW_UPDATE
+_LOOKED_AT = 16  # for one that makes room
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+
+
+def has_sent_enough(raw: socket.socket) -> bool:
+    """Whether the unread bytes of an accepted connection can be what a client begins with."""
+    try:
+        return len(raw.recv(_FIRST_FLIGHT_BYTES, _PEEK)) >= _FIRST_FLIGHT_BYTES
+    except OSError:
+        return False
 
 
 class Stranger:
@@ -78,6 +91,13 @@ class Stranger:
         self._until = now + _FAREWELL_S
         return True
 
+    @property
+    def is_mute(self) -> bool:
+        """Whether it has sent less than a client begins with."""
+        connection = self.connection
+        num_bytes = self._num_bytes + (connection.tls.num_shaken if connection.tls else 0)
+        return num_bytes < _FIRST_FLIGHT_BYTES and not has_sent_enough(connection.raw)
+
     def is_overdue(self, now: float) -> bool:
         """Whether one of its deadlines has passed."""
         is_mute = not self.connection.has_begun and now >= self.came_at + HANDSHAKE_S
@@ -115,10 +135,16 @@ class Strangers:
 
     def in_the_way(self) -> Stranger | None:
         """Returns the oldest of the address with the most, which is the first to make room; None if there is none."""
-        if not self._all:
-            return None
-        [(address, _)] = self._per_address.most_common(1)
-        return next(stranger for stranger in self._all if stranger.connection.address == address)
+        return next(self._of_busiest_address(), None)
+
+    def mute(self) -> Stranger | None:
+        """Returns one of the oldest of that address that has sent less than a client begins with; None if none has."""
+        oldest = itertools.islice(self._of_busiest_address(), _LOOKED_AT)
+        return next((stranger for stranger in oldest if stranger.is_mute), None)
+
+    def _of_busiest_address(self) -> Iterator[Stranger]:
+        for address, _ in self._per_address.most_common(1):
+            yield from (stranger for stranger in self._all if stranger.connection.address == address)
 
     def overdue(self, now: float) -> list[Stranger]:
         """Returns those whose deadline has passed."""

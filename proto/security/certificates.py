@@ -28,7 +28,7 @@ class Certificates:
 
     Args:
         folder: Folder of the files; see `downpour.proto.security.tls`.
-        role: Role of this process.
+        role: Role of this process; "" for that of the certificate, of a process that only calls.
 
     Attributes:
         job: Job that the certificate names.

@@ -105,6 +105,11 @@ def read(folder: Path) -> Files:
 def check(folder: Path, files: Files, role: str) -> Identity:
     """Checks the certificate of a folder; returns the role and job that it names.
 
+    Args:
+        folder: The folder, for messages.
+        files: Its files.
+        role: Role of this process; "" if the certificate of any will do.
+
     Raises:
         ValueError: It cannot be used by a process of this role now: unreadable, not signed by this CA, expired or not
             yet valid, not fitting the key, or naming another role.
@@ -145,7 +150,7 @@ def check(folder: Path, files: Files, role: str) -> Identity:
     else:
         raise ValueError(f"--tls={folder}: {CERTIFICATE} is not signed by the CA in {CA}; take both from the same job")
     identity = _identity(folder, dns_names(leaf), leaf.not_valid_after_utc)
-    if identity.role != role:
+    if role and identity.role != role:
         raise ValueError(
             f"--tls={folder}: {CERTIFICATE} is that of role {identity.role!r} of job {identity.job!r}, but this "
             f"process is a {role}; give the folder with the certificate of {server_name(role, identity.job)}"

@@ -81,6 +81,7 @@ class TlsSocket:
 
     Attributes:
         names: DNS names in the peer's certificate, after the handshake.
+        num_shaken: Bytes of the handshake that were received.
     """
 
     def __init__(self, plain: PlainSocket, context: SSL.Context, server_name: str | None) -> None:
@@ -94,7 +95,7 @@ class TlsSocket:
         self._lock = threading.Lock()  # guards `_tls`
         self._ahead = b""  # a byte that `is_quiet` has read
         self._server_name = server_name
-        self._num_shaken = 0  # bytes of the handshake that were received
+        self.num_shaken = 0
         self.names: list[str] = []
 
     def shake_hands(self) -> None:
@@ -110,8 +111,8 @@ class TlsSocket:
                 self._tls.do_handshake()
             except SSL.WantReadError:
                 self._flush()
-                self._num_shaken += self._receive()
-                if self._num_shaken > _HANDSHAKE_BYTES:
+                self.num_shaken += self._receive()
+                if self.num_shaken > _HANDSHAKE_BYTES:
                     raise tls.TlsError("HANDSHAKE_TOO_LONG") from None
             except SSL.Error as error:
                 with contextlib.suppress(OSError):  # the alert with the reason

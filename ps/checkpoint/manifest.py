@@ -250,19 +250,21 @@ def to_resume(folder: Folder) -> str:
     return f"{folder.url}/{names[-1]}"
 
 
-def superseded(names: Sequence[str], keep_last: int, keep_every: int) -> list[str]:
+def superseded(names: Sequence[str], keep_last: int, keep_every: int, kept: Collection[int] = ()) -> list[str]:
     """Returns the checkpoints that need not be kept.
 
     Args:
         names: All checkpoints `step-N`, oldest first.
         keep_last: Number of the newest that are kept.
         keep_every: The first checkpoint at or after each multiple of this many steps is kept, too; 0 for none.
+        kept: Steps of others that are kept.
     """
-    periods = [int(name.removeprefix("step-")) // keep_every if keep_every else 0 for name in names]
+    steps = [int(name.removeprefix("step-")) for name in names]
+    periods = [step // keep_every if keep_every else 0 for step in steps]
     return [
         name
         for i, name in enumerate(names[: max(0, len(names) - keep_last)])
-        if periods[i] == 0 or (i > 0 and periods[i] == periods[i - 1])
+        if steps[i] not in kept and (periods[i] == 0 or (i > 0 and periods[i] == periods[i - 1]))
     ]
 
 

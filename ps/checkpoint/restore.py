@@ -1,9 +1,10 @@
 """Restores a shard's arena from a checkpoint, whatever number of shards wrote it.
 
-With the same layout, vectors, counters, ledger and rounds are copied unchanged. With another one, every element of
-parameters and slots is copied to its new place; the version is the highest of the shards that wrote the checkpoint, and
-the ledger records as complete the last push of every worker that any of them recorded, so that no push still in flight
-is applied again. Pure but for the files; no locks, since the arena is not served yet.
+With the same layout, vectors, counters, rate, ledger and rounds are copied unchanged. With another one, every element
+of parameters and slots is copied to its new place; the version is the highest of the shards that wrote the checkpoint,
+the rate that of the last change, and the ledger records as complete the last push of every worker that any of them
+recorded, so that no push still in flight is applied again. Pure but for the files; no locks, since the arena is not
+served yet.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import TensorFile
 from downpour.ps.layout import Layout, Range, Variable, from_canonical
 from downpour.ps.memory.arena import Arena
-from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY
+from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, RATE
 from downpour.ps.policy.pace import ROUND, Async
 
 _Box = list[tuple[int, int]]  # along each axis of a variable, [begin, stop)
@@ -51,7 +52,7 @@ def arena_of(
         path: Path of its file; None for anonymous memory.
         specification: The shard's specification.
         checkpoint: The checkpoint to read.
-        with_slots: Whether slots, average, counters and ledger are restored as well.
+        with_slots: Whether slots, average, counters, rate and ledger are restored as well.
 
     Raises:
         LayoutMismatch: The checkpoint is of other variables.
@@ -75,7 +76,7 @@ def arena_of(
 
 
 def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
-    """Copies vectors, counters, ledger and rounds unchanged."""
+    """Copies vectors, counters, rate, ledger and rounds unchanged."""
     file = checkpoint.open(arena.specification.shard)
     for name in arena.vectors:
         _check_has(file, name, checkpoint)
@@ -84,6 +85,7 @@ def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
             arena.write(name, at, piece)
             at += piece.size
     arena.counters_record[:] = file.record("counters").view(COUNTERS)
+    _take_rate(arena, file)
     arena.ledger[:] = file.record("ledger").view(LEDGER_ENTRY)
     arena.rounds[:] = file.record("rounds").view(ROUND)
 
@@ -124,6 +126,7 @@ def _merge_records(arena: Arena, checkpoint: Checkpoint) -> None:
         counters = file.record("counters").view(COUNTERS)[0]
         for key in ("version", "pushes", "dropped"):
             arena.counters[key] = max(arena.counters[key], counters[key])
+        _take_rate(arena, file)
         theirs = file.record("ledger").view(LEDGER_ENTRY)
         for worker in np.flatnonzero(theirs["incarnation"]):
             entry, other = arena.ledger[worker], theirs[worker]
@@ -132,6 +135,14 @@ def _merge_records(arena: Arena, checkpoint: Checkpoint) -> None:
                 arena.ledger[worker] = other
             entry["complete"], entry["pushes"] = 1, pushes
     arena.rounds["round"] = arena.counters["version"]
+
+
+def _take_rate(arena: Arena, file: TensorFile) -> None:
+    """Copies the rate of a file, if it is of a later change; files of older versions have none."""
+    if "rate" in file.names:
+        theirs = file.record("rate").view(RATE)
+        if theirs[0]["number"] > arena.rate_record[0]["number"]:
+            arena.rate_record[:] = theirs
 
 
 def _check_has(file: TensorFile, name: str, checkpoint: Checkpoint) -> None:

@@ -1,8 +1,9 @@
 """A shard's file of a checkpoint: its tensors as safetensors, written by the shard, read piece by piece.
 
 Vectors (`parameters`, `slot.NAME` for each optimizer slot, `slot.average` and `sum` where the job has them) are
-float32; `counters`, `ledger` and `rounds` are unsigned integers (`downpour.ps.memory.ledger`,
-`downpour.ps.policy.pace`). The manifest has a checksum of every 4 MB of every tensor.
+float32; `counters`, `rate`, `ledger` and `rounds` are written as unsigned integers (`downpour.ps.memory.ledger`,
+`downpour.ps.policy.pace`); files of older versions have no `rate`. The manifest has a checksum of every 4 MB of every
+tensor.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ is refused. Without a path the memory is anonymous.
 
     offset 0     header    magic, size and checksum of it and the specification, marks "complete" and "closed"; 1 page
     4096         the ShardSpecification as protobuf
-    ...          counters  one record
+    ...          counters  one record, and that of the rate behind it; zeros before this version
     ...          rounds    one record a chunk
     ...          ledger    one record a worker
     ...          undo log  a few records
@@ -35,7 +35,7 @@ from absl import logging
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import Layout, from_canonical
 from downpour.ps.layout.chunks import PIECE_ELEMENTS
-from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS
+from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS, RATE
 from downpour.ps.memory.mapping import lock_and_map, reserve, unlock, use_huge_pages
 from downpour.ps.memory.undo import RECORD, UndoLog
 from downpour.ps.policy import rules
@@ -70,6 +70,7 @@ class Arena:
         layout: The layout inside the specification.
         counters_record: [1] COUNTERS.
         counters: The record in it.
+        rate_record: [1] RATE.
         ledger: [NUM_WORKERS] LEDGER_ENTRY, indexed by worker.
         vectors: [n] float32 each, by name: `parameters`, `slot.NAME` for each slot of the rule, `slot.average` if the
             job keeps an average, `sum` of the gradients of a round under the pace `Sync`.
@@ -79,6 +80,7 @@ class Arena:
         sum: The vector of the sum; empty under paces other than `Sync`.
         chunks: (start, stop) of the chunks that a push is cut into.
         rounds: One `downpour.ps.policy.pace.ROUND` a chunk.
+        records: The four records that a checkpoint holds beside the vectors, by name.
         undo: The undo log.
     """
 
@@ -92,8 +94,11 @@ class Arena:
         offsets = _Offsets(specification, self.layout, len(names))
         self.counters_record = np.frombuffer(memory, COUNTERS, 1, offsets.counters)
         self.counters = self.counters_record[0]
+        self.rate_record = np.frombuffer(memory, RATE, 1, offsets.counters + COUNTERS.itemsize)
         self.ledger = np.frombuffer(memory, LEDGER_ENTRY, NUM_WORKERS, offsets.ledger)
         self.rounds = np.frombuffer(memory, ROUND, len(self.chunks), offsets.rounds)
+        self.records = {"counters": self.counters_record, "rate": self.rate_record, "ledger": self.ledger}
+        self.records["rounds"] = self.rounds
         size = self.layout.size(specification.shard)
         vectors = np.ndarray((len(names), size), "<f4", memory, offsets.vectors[0], (offsets.stride, 4))
         self.vectors = dict(zip(names, vectors, strict=True))
@@ -285,7 +290,7 @@ class _Offsets:
         if _is_sync(specification):
             self.num_steps, self.longest_step = 1, max((stop - start for start, stop in chunks), default=0)
         self.counters = _page_up(_PAGE + specification.ByteSize())
-        self.rounds = self.counters + _page_up(COUNTERS.itemsize)
+        self.rounds = self.counters + _page_up(COUNTERS.itemsize + RATE.itemsize)
         self.ledger = self.rounds + _page_up(ROUND.itemsize * len(chunks))
         self.undo = self.ledger + _page_up(LEDGER_ENTRY.itemsize * NUM_WORKERS)
         first = self.undo + _page_up(RECORD.itemsize * (1 + self.num_steps))

@@ -30,6 +30,8 @@ COUNTERS = np.dtype(
         ("staleness", "<u8", (STALENESS_BUCKETS,)),  # histogram; the last bucket holds all above
     ]
 )
+# What the schedule's rate is multiplied by, written whole before its number, which counts changes; 0 before the first.
+RATE = np.dtype([("factor", "<f8"), ("version", "<u8"), ("number", "<u8")])
 # The last push of each worker. `applied` elements of it are in the parameters; it counts once `complete` is set.
 LEDGER_ENTRY = np.dtype(
     [

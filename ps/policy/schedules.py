@@ -8,6 +8,7 @@ Every schedule may be preceded by a linear warm-up, after which it starts at ste
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class Piecewise(_Warmed):
             raise self._refusal("rates", "numbers above 0")
 
     def _after_warmup(self, step: int) -> float:
-        return self.rates[sum(boundary <= step for boundary in self.boundaries)]
+        return self.rates[bisect.bisect_right(self.boundaries, step)]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ reads and writes them.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -30,7 +31,7 @@ from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.specification import policies_of
-from downpour.ps.shard.publication import live
+from downpour.ps.shard.publication import live, only
 from downpour.ps.shard.shard import Shard
 
 SERVICE = "downpour.v1.ParameterServer"
@@ -41,6 +42,7 @@ _Call = (
     | pb.PullRequest
     | pb.PushHeader
     | pb.AbsentRequest
+    | pb.SetRateRequest
     | pb.WriteCheckpointRequest
     | pb.StopRequest
 )
@@ -107,7 +109,9 @@ class Servicer:
             "Restore": _unary(self.restore, pb.RestoreRequest, pb.InitializeReply),
             "Pull": pull,
             "Push": push,
+            "PushPull": grpc.stream_stream_rpc_method_handler(self.push_pull, None, None),
             "Absent": _unary(self.absent, pb.AbsentRequest, pb.AbsentReply),
+            "SetRate": _unary(self.set_rate, pb.SetRateRequest, pb.SetRateReply),
             "WriteCheckpoint": _unary(self.write_checkpoint, pb.WriteCheckpointRequest, pb.WriteCheckpointReply),
             "Stop": _unary(self.stop, pb.StopRequest, pb.StopReply),
         }
@@ -118,9 +122,7 @@ class Servicer:
         reply = pb.StatusReply(shard=self._index) if self._shard is None else self._shard.status()
         if self._gate:
             reply.guests.MergeFrom(pb.StatusReply.Guests(**asdict(self._gate.counts())))
-        if self._shard is None:
-            return reply
-        if request.with_layout:
+        if self._shard is not None and request.with_layout:
             specification = self._shard.arena.specification
             reply.layout = specification.layout
             reply.specification.CopyFrom(specification)
@@ -165,43 +167,30 @@ class Servicer:
 
     def pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[Message]:
         """Streams the vector; see `ParameterServer.Pull`."""
-        shard = self._check(request)
-        if request.codec not in codec.WIRE_DTYPES:
-            raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
-        if request.publish_every and (request.codec != codec.BFLOAT16 or request.differences not in shard.publishers):
-            raise MalformedChunk(
-                f"publications are bfloat16 with differences in one of {sorted(shard.publishers)}; "
-                f"codec {request.codec} with {request.differences} was asked for"
-            )
-        shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
-        with self._pulling.place():
-            if request.publish_every:
-                publisher = shard.publishers[request.differences]
-                yield from publisher.pull(request.publish_every, request.publication)
-            else:
-                yield from live(shard.vector, request.codec, 0, shard.vector.size, pb.PullHeader(version=shard.version))
+        yield from self._pull(request, self._check(request), context)
 
     def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.PushReply:
         """Applies each chunk as it arrives; see `ParameterServer.Push`."""
-        with self._pushing.place(self._shard.patience_s if self._shard else 0.0) as member:
-            chunks = map(codec.decode_chunk, messages)
-            first = next(chunks, None)
-            if first is None or not isinstance(first.header, pb.PushHeader):
-                raise MalformedChunk("the first chunk does not name a push")
-            shard = self._check(first.header)
-            push = shard.begin(first.header, member)
-            for chunk in itertools.chain((first,) if first.count else (), chunks):
-                shard.apply(push, chunk)
-            reply = shard.finish(push)
-            # Before the reply: every acknowledged push is in this log.
-            what = "repeated" if reply.repeated else "counted"
-            logging.debug("push %d/%d/%d %s", push.header.worker, push.header.incarnation, push.header.sequence, what)
-            return reply
+        return self._push(messages)[1]
+
+    def push_pull(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
+        """Applies a push, then streams the vector; see `ParameterServer.PushPull`."""
+        header, reply = self._push(messages)
+        yield from self._pull(header.pull, self._check(header), context, reply)
 
     def absent(self, request: pb.AbsentRequest, context: grpc.ServicerContext) -> pb.AbsentReply:
         """Removes some workers from the pace; see `ParameterServer.Absent`."""
         self._check(request).absent([(worker.index, worker.incarnation) for worker in request.workers])
         return pb.AbsentReply()
+
+    def set_rate(self, request: pb.SetRateRequest, context: grpc.ServicerContext) -> pb.SetRateReply:
+        """Changes the factor of the learning rate; see `ParameterServer.SetRate`."""
+        shard = self._check(request)
+        if not 0 < request.factor < math.inf:
+            raise MalformedChunk(f"the factor of the learning rate is {request.factor}, not a number above 0")
+        rate = shard.set_rate(request.number, request.factor)
+        logging.info("the learning rate is multiplied by %g since version %d", rate.factor, rate.version)
+        return pb.SetRateReply(rate=rate)
 
     def write_checkpoint(
         self, request: pb.WriteCheckpointRequest, context: grpc.ServicerContext
@@ -230,6 +219,28 @@ class Servicer:
         if self._shard is not None:
             self._shard.close()
 
+    def _push(self, messages: Iterator[bytes]) -> tuple[pb.PushHeader, pb.PushReply]:
+        with self._pushing.place(self._shard.patience_s if self._shard else 0.0) as member:
+            chunks = map(codec.decode_chunk, messages)
+            first = next(chunks, None)
+            if first is None or not isinstance(first.header, pb.PushHeader):
+                raise MalformedChunk("the first chunk does not name a push")
+            shard = self._check(first.header)
+            push = shard.begin(first.header, member)
+            for chunk in itertools.chain((first,) if first.count else (), chunks):
+                shard.apply(push, chunk)
+            reply = shard.finish(push)
+        _log_push(push.header, reply)
+        return push.header, reply
+
+    def _pull(
+        self, request: pb.PullRequest, shard: Shard, context: grpc.ServicerContext, pushed: pb.PushReply | None = None
+    ) -> Iterator[Message]:
+        _check_codecs(request, shard)
+        shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
+        with self._pulling.place():
+            yield from _vector(request, shard, pushed)
+
     def _check_index(self, shard: int) -> None:
         if shard != self._index:
             raise LayoutMismatch(
@@ -242,19 +253,45 @@ class Servicer:
             raise NotReady(f"shard {self._index} holds no parameters yet; the chief has not initialised it")
         if isinstance(call, pb.ShardSpecification) or call.HasField("shard"):
             self._check_index(call.shard)
-        mine = self._shard.arena.specification
         another = f", or give another --arena than {self._arena_path}" if self._arena_path else ""
-        if call.fingerprint != mine.fingerprint:
-            raise LayoutMismatch(
-                f"shard {self._index} holds layout {mine.fingerprint.hex()[:16]}, the call is for "
-                f"{call.fingerprint.hex()[:16]}; start every role with the same recipe and overrides{another}"
-            )
-        if call.job_id and call.job_id != mine.job_id:
-            raise LayoutMismatch(
-                f"shard {self._index} holds parameters of job {mine.job_id or 'without an id'}, the call is of job "
-                f"{call.job_id}; give every job its own shards{another}"
-            )
+        _check_same(self._shard.arena.specification, call, another)
         return self._shard
+
+
+def _check_same(mine: pb.ShardSpecification, call: _Call, another: str) -> None:
+    """Raises `LayoutMismatch` for a call of another layout or job than the shard's; `another` ends the message."""
+    if call.fingerprint != mine.fingerprint:
+        raise LayoutMismatch(
+            f"shard {mine.shard} holds layout {mine.fingerprint.hex()[:16]}, the call is for "
+            f"{call.fingerprint.hex()[:16]}; start every role with the same recipe and overrides{another}"
+        )
+    if call.job_id and call.job_id != mine.job_id:
+        raise LayoutMismatch(
+            f"shard {mine.shard} holds parameters of job {mine.job_id or 'without an id'}, the call is of job "
+            f"{call.job_id}; give every job its own shards{another}"
+        )
+
+
+def _check_codecs(request: pb.PullRequest, shard: Shard) -> None:
+    """Raises `MalformedChunk` for a pull in codecs that are not known."""
+    if request.codec not in codec.WIRE_DTYPES:
+        raise MalformedChunk(f"codec {request.codec} is not known; known are {sorted(codec.WIRE_DTYPES)}")
+    if request.publish_every and (request.codec != codec.BFLOAT16 or request.differences not in shard.publishers):
+        raise MalformedChunk(
+            f"publications are bfloat16 with differences in one of {sorted(shard.publishers)}; "
+            f"codec {request.codec} with {request.differences} was asked for"
+        )
+
+
+def _vector(request: pb.PullRequest, shard: Shard, pushed: pb.PushReply | None) -> Iterator[Message]:
+    """The messages of a pull, with the answer to the push before it if there was one."""
+    if request.publish_every:
+        if pushed:
+            yield only(pb.PullHeader(pushed=pushed))
+        yield from shard.publishers[request.differences].pull(request.publish_every, request.publication)
+    else:
+        header = pb.PullHeader(version=shard.version, pushed=pushed)
+        yield from live(shard.vector, request.codec, 0, shard.vector.size, header)
 
 
 def _check_job(request: pb.RestoreRequest, saved: checkpoint.Checkpoint) -> None:
@@ -302,6 +339,12 @@ def _receive(arena: Arena, chunks: Iterable[codec.Chunk]) -> None:
         position = stop
     if position != size:
         raise MalformedChunk(f"initial values end after {position} of {size} elements")
+
+
+def _log_push(header: pb.PushHeader, reply: pb.PushReply) -> None:
+    """Logs a push before its reply is sent, so that every acknowledged push is in the log."""
+    what = "repeated" if reply.repeated else "counted"
+    logging.debug("push %d/%d/%d %s", header.worker, header.incarnation, header.sequence, what)
 
 
 def _log_ledger(arena: Arena) -> None:

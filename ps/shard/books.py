@@ -1,4 +1,4 @@
-"""A shard's records of its pushes: ledger, counters, pace and open snapshots, guarded by one lock.
+"""A shard's records of its pushes: ledger, counters, rate, pace and open snapshots, guarded by one lock.
 
 Threads: any. A region's lock is taken before this one, which is never held while numbers are computed.
 """
@@ -30,7 +30,6 @@ class Books:
         ledger: Which pushes have been applied, and how far.
         pace: Which workers may pull, and which rounds are complete.
         is_sync: Whether gradients are summed in rounds.
-        schedule: Schedule of the learning rate.
         snapshots: Open snapshots; each must preserve a region before it changes.
     """
 
@@ -41,9 +40,30 @@ class Books:
         self.ledger = Ledger(arena.ledger)
         self.pace = Pace(policies.pace, specification.num_workers, arena.rounds)
         self.is_sync = isinstance(policies.pace, Sync)
-        self.schedule = policies.schedule
         self.snapshots: list[Snapshot] = []
         self._arena = arena
+        self._schedule = policies.schedule
+        record = arena.rate_record[0]
+        self._factor = float(record["factor"]) if record["number"] else 1.0
+
+    def rate(self, version: int) -> float:
+        """The learning rate of the push that turns `version` into `version + 1`."""
+        return self._schedule.rate(version) * self._factor
+
+    def set_rate(self, number: int, factor: float) -> pb.Rate:
+        """Multiplies the schedule by a factor from now on, unless the change is not newer than the last; returns that.
+
+        Args:
+            number: Number of the change, counted by the chief.
+            factor: Above 0.
+        """
+        with self.lock:
+            record = self._arena.rate_record[0]
+            if number > record["number"]:
+                record["factor"], record["version"] = factor, self._arena.counters["version"]
+                record["number"] = number
+                self._factor = factor
+            return self._rate()
 
     def preserve(self, region: Region) -> None:
         """Has open snapshots copy a region that is about to change; the lock is held."""
@@ -89,4 +109,9 @@ class Books:
                 state_bytes=arena.num_bytes,
                 job_id=arena.specification.job_id,
                 incarnation=int(arena.ledger["incarnation"].max()),
+                rate=self._rate(),
             )
+
+    def _rate(self) -> pb.Rate:
+        record = self._arena.rate_record[0]
+        return pb.Rate(number=int(record["number"]), factor=self._factor, version=int(record["version"]))

@@ -34,9 +34,11 @@ from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.http2.connection import Message
 from downpour.proto.numerics import convert
+from downpour.proto.rpc.calls import Last
 from downpour.ps.layout.chunks import DIFFERENCE_ELEMENTS, chunks_of_differences, chunks_of_values
 from downpour.ps.shard.vector import Vector
 
+_WITH_STATUS = 1 << 18  # elements of a last chunk, at most, that is sent with the status, when others may pull already
 _PIECE = 1 << 16  # elements encoded at a time, which fit a core's cache; whole blocks
 
 
@@ -186,10 +188,11 @@ def live(vector: Vector, wire: int, start: int, stop: int, header: pb.PullHeader
     trained, pushed = vector.num_trained, vector.num_pushed
     for part_wire, begin, end in ((wire, 0, trained), (codec.FLOAT32, trained, pushed), (wire, pushed, vector.size)):
         for a, b in vector.cut(max(begin, start), min(end, stop)):
-            yield codec.chunk_parts(a, part_wire, vector.encoded(a, b, part_wire), header)
+            parts = codec.chunk_parts(a, part_wire, vector.encoded(a, b, part_wire), header)
+            yield Last(parts) if b == stop and b - a <= _WITH_STATUS else parts
             header = None
     if header:
-        yield _only(header)
+        yield only(header)
 
 
 def _encoded(chunks: Iterable[codec.Outgoing], header: pb.PullHeader) -> Iterator[Message]:
@@ -199,8 +202,9 @@ def _encoded(chunks: Iterable[codec.Outgoing], header: pb.PullHeader) -> Iterato
         yield chunk.encode(first)
         first = None
     if first:
-        yield _only(first)
+        yield only(first)
 
 
-def _only(header: pb.PullHeader) -> Message:
+def only(header: pb.PullHeader) -> Message:
+    """A message without elements."""
     return codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)

@@ -97,6 +97,6 @@ class Rounds:
             for start, stop in region.pieces:
                 mean = arena.sum[start:stop]
                 mean /= np.float32(count)
-                self._updater.update_saved(start, mean, books.schedule.rate(version), version + 1)
+                self._updater.update_saved(start, mean, books.rate(version), version + 1)
                 reach("sync.updated")
             steps.end()

@@ -103,6 +103,10 @@ class Shard:
             with books.lock:
                 books.moved.notify_all()
 
+    def set_rate(self, number: int, factor: float) -> pb.Rate:
+        """Changes the factor of the learning rate; see `Books.set_rate`."""
+        return self._books.set_rate(number, factor)
+
     def begin(self, header: pb.PushHeader, member: Member | None = None) -> Push:
         """Opens a push; the present version decides its rate, its number and whether it is too stale.
 
@@ -144,8 +148,7 @@ class Shard:
         """A consistent snapshot of vectors, counters, ledger and rounds, open while the block lasts."""
         arena, books = self.arena, self._books
         with self.vector.all_unchanged(), books.lock:
-            records = {"counters": arena.counters_record, "ledger": arena.ledger, "rounds": arena.rounds}
-            snapshot = Snapshot(arena.vectors, records, books.lock)
+            snapshot = Snapshot(arena.vectors, arena.records, books.lock)
             books.snapshots.append(snapshot)
         try:
             yield snapshot

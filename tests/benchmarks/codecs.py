@@ -59,7 +59,7 @@ _STEPS = flags.DEFINE_integer("steps", 700, "Steps of a run of quickstart.", 1)
 _OUT = flags.DEFINE_string("out", "runs/codecs", "Folder of the plot.")
 _QUICKSTART = "runs/codecs_quickstart"  # of one run after the other
 
-Curve = list[tuple[float, float]]  # (images or steps, score)
+Curve = list[tuple[float, float]]  # (examples or steps, score)
 Run = Callable[[str, int], Curve]
 
 
@@ -77,7 +77,7 @@ def fashion_mnist(closing: ExitStack) -> Run:
         schedule = Cosine(1.5e-3, math.ceil(NUM_WORKERS * _SECONDS.value / max(_STEP_S.value, 1e-3)))
         method = Method(Async(), Keep(), EveryStep(), KerasAdam(), schedule, exchange)
         outcome = fleet.run(method, target=2.0, max_s=_SECONDS.value, seed=seed)
-        return [(float(images), accuracy) for _, _, images, accuracy in outcome.curve]
+        return [(float(examples), accuracy) for _, _, examples, accuracy in outcome.curve]
 
     return run
 
@@ -120,7 +120,7 @@ def plot(curves: dict[str, list[Curve]], path: Path) -> None:
             x, y = zip(*curve, strict=True)
             color = colormaps["tab10"](number % 10)
             axes.plot(x, y, color=color, linewidth=1.1, label=None if seed else mode)
-    axes.set(xlabel="images" if _DATA.value == "fashion_mnist" else "steps", ylabel="score")
+    axes.set(xlabel="examples" if _DATA.value == "fashion_mnist" else "steps", ylabel="score")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,8 +62,8 @@ _RATE_FACTORS = flags.DEFINE_list("rate_factors", ["1"], "Multiplies every rate:
 _OUT = flags.DEFINE_string("out", "runs/consistency", "Folder of the plot.")
 
 _HEADING = (
-    f"{'mode':<20} {'seconds':>8} {'images':>9} {'steps':>7} {'reached':>7} {'staleness':>9} {'p99':>4} {'dropped':>8} "
-    f"{'MB':>7}"
+    f"{'mode':<20} {'seconds':>8} {'examples':>9} {'steps':>7} {'reached':>7} {'staleness':>9} {'p99':>4} "
+    f"{'dropped':>8} {'MB':>7}"
 )
 
 
@@ -77,14 +77,14 @@ def row(name: str, runs: list[Outcome]) -> str:
     """One line under the heading: medians over the seeds."""
     s = summary(runs)
     return (
-        f"{name:<20} {s['seconds']:>8.1f} {s['images']:>9,.0f} {s['steps']:>7,.0f} {s['reached']:>7} "
+        f"{name:<20} {s['seconds']:>8.1f} {s['examples']:>9,.0f} {s['steps']:>7,.0f} {s['reached']:>7} "
         f"{s['staleness_mean']:>9.2f} {s['staleness_p99']:>4.0f} {s['dropped']:>8.0f} {s['mb']:>7.0f}"
     )
 
 
 def summary(runs: list[Outcome]) -> dict[str, Any]:
     """Medians over the seeds, how many of them reached the target, and the least and most seconds."""
-    keys = ("seconds", "images", "steps", "staleness_mean", "staleness_p99", "dropped", "pushes", "mb")
+    keys = ("seconds", "examples", "steps", "staleness_mean", "staleness_p99", "dropped", "pushes", "mb")
     result: dict[str, Any] = {key: round(float(np.median([asdict(run)[key] for run in runs])), 3) for key in keys}
     result["reached"] = f"{sum(run.reached for run in runs)}/{len(runs)}"
     result["seconds_range"] = [round(min(run.seconds for run in runs), 1), round(max(run.seconds for run in runs), 1)]
@@ -92,12 +92,12 @@ def summary(runs: list[Outcome]) -> dict[str, Any]:
 
 
 def plot(outcomes: dict[str, list[Outcome]], target: float, path: Path) -> None:
-    """Accuracy over seconds and over images, the first seed of every mode."""
+    """Accuracy over seconds and over examples, the first seed of every mode."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")
-    for axes, column, label in zip(figure.subplots(1, 2, sharey=True), (0, 2), ("seconds", "images"), strict=True):
+    for axes, column, label in zip(figure.subplots(1, 2, sharey=True), (0, 2), ("seconds", "examples"), strict=True):
         for number, (name, runs) in enumerate(outcomes.items()):
             x, y = [p[column] for p in runs[0].curve], [p[3] for p in runs[0].curve]
             axes.plot(x, y, label=name, linewidth=1.4, color=colormaps["tab20"](number % 20))

@@ -69,10 +69,10 @@ class Outcome:
 
     Attributes:
         seconds: From the first step to the target, or to the end if it was not reached.
-        images: Computed by then, dropped gradients included.
+        examples: Computed by then, dropped gradients included.
         steps: Version of the slowest shard by then.
         reached: Whether the target was reached.
-        curve: (seconds, version, images, accuracy) of every look at the parameters.
+        curve: (seconds, version, examples, accuracy) of every look at the parameters.
         staleness_mean: Of every push, in updates.
         staleness_p99: The 99th percentile.
         dropped: Pushes that a shard left out in part or whole, the most of any shard.
@@ -81,7 +81,7 @@ class Outcome:
     """
 
     seconds: float = 0.0
-    images: int = 0
+    examples: int = 0
     steps: int = 0
     reached: bool = False
     curve: list[tuple[float, int, int, float]] = field(default_factory=list)
@@ -118,12 +118,12 @@ class _Totals:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self.images = self.pushes = self.num_bytes = 0
+        self.examples = self.pushes = self.num_bytes = 0
         self._lock = threading.Lock()
 
-    def computed(self, *, loss: float, num_images: int, seconds: float, version: int) -> None:
+    def computed(self, *, loss: float, num_examples: int, seconds: float, version: int) -> None:
         with self._lock:
-            self.images += num_images
+            self.examples += num_examples
 
     def read(self, counts: RecordCounts, input_s: float) -> None: ...
 
@@ -226,13 +226,13 @@ class Fleet:
         try:
             while not outcome.reached and outcome.seconds < max_s:
                 totals.stop.wait(0.5)
-                images = totals.images
+                examples = totals.examples
                 pulled = observer.start().result().parameters
                 assert pulled is not None
                 outcome.seconds = time.monotonic() - start
-                outcome.images, outcome.steps = images, min(pulled.versions)
+                outcome.examples, outcome.steps = examples, min(pulled.versions)
                 accuracy = self._accuracy(pulled)
-                outcome.curve.append((outcome.seconds, outcome.steps, images, accuracy))
+                outcome.curve.append((outcome.seconds, outcome.steps, examples, accuracy))
                 outcome.reached = accuracy >= target
         finally:
             observer.close()

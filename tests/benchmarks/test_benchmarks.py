@@ -109,6 +109,16 @@ def test_codecs(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.process
+def test_keras_examples(run: Run, tmp_path: Path) -> None:
+    flags = ("--examples=convolutional_autoencoder", "--seeds=2", "--steps=4", f"--out={tmp_path}")
+    found = run("keras_examples", *flags)["convolutional_autoencoder"]
+    assert len(found["keras"]) == len(found["downpour"]) == 2 and all(0 < loss < 1 for loss in found["keras"])
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 4
+    assert run("keras_examples", *flags)["convolutional_autoencoder"] == found, "trained again"
+
+
+@pytest.mark.slow
+@pytest.mark.process
 def test_whole_step(run: Run) -> None:
     result = run("whole_step", "--depth=18", "--image_size=32", "--labels=50", "--batch_size=2", "--steps=1")
     assert result["plain"] > 0 and result["downpour"] > 0

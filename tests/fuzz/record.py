@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -147,7 +147,7 @@ def _record(
     paths = {number: pairs.get(":path", "") for number, pairs in blocks_of(frames).items()}
     statuses = {number: pairs.get("grpc-status", "") for number, pairs in blocks_of(answered).items()}
     assert set(statuses) == set(paths), f"{name}: streams {sorted(paths)} were answered as {statuses}"
-    pushes = tuple(number for number, path in paths.items() if path.endswith("/Push"))
+    pushes = tuple(number for number, path in paths.items() if path.endswith(("/Push", "/PushPull")))
     return Session(name, role, bool(security.token), tuple(frames), tuple(answered), statuses, pushes)
 
 
@@ -205,6 +205,12 @@ class _Ours:
         with contextlib.suppress(DownpourError):
             self._client.pull(pull_request(wire, differences), into)
 
+    def push_pull(self, sequence: int) -> None:
+        header = push_header(sequence)
+        header.pull.CopyFrom(pull_request(codec.FLOAT32, None))
+        with contextlib.suppress(DownpourError):
+            self._client.push_pull(header, chunks_of(codec.FLOAT32), Pulled(LAYOUT, 0, codec.FLOAT32))()
+
     def initialize(self) -> None:
         with contextlib.suppress(DownpourError):
             self._client.initialize(specification(), np.zeros(LAYOUT.size(0), np.float32))
@@ -236,11 +242,13 @@ class _Grpcio:
         self._call(self._stub.Status, pb.StatusRequest(with_layout=with_layout))
 
     def push(self, sequence: int, wire: pb.Codec) -> None:
-        chunks = chunks_of(wire)
-        bodies = [b"".join(map(bytes, chunk.encode(None))) for chunk in chunks]
-        messages = [pb.Chunk.FromString(body) for body in bodies]
-        messages[0].push.CopyFrom(push_header(sequence))
-        self._call(self._stub.Push, iter(messages))
+        self._call(self._stub.Push, _messages_of(push_header(sequence), wire))
+
+    def push_pull(self, sequence: int) -> None:
+        header = push_header(sequence)
+        header.pull.CopyFrom(pull_request(codec.FLOAT32, None))
+        with contextlib.suppress(grpc.RpcError):
+            list(self._stub.PushPull(_messages_of(header, codec.FLOAT32), **self._more))
 
     def pull(self, wire: pb.Codec, differences: pb.Codec | None) -> None:
         with contextlib.suppress(grpc.RpcError):
@@ -261,6 +269,13 @@ class _Grpcio:
     def _call(self, method: Callable[..., Any], request: Any) -> None:
         with contextlib.suppress(grpc.RpcError):
             method(request, **self._more)
+
+
+def _messages_of(header: pb.PushHeader, wire: pb.Codec) -> Iterator[pb.Chunk]:
+    bodies = [b"".join(map(bytes, chunk.encode(None))) for chunk in chunks_of(wire)]
+    messages = [pb.Chunk.FromString(body) for body in bodies]
+    messages[0].push.CopyFrom(header)
+    return iter(messages)
 
 
 def push_header(sequence: int) -> pb.PushHeader:
@@ -322,6 +337,7 @@ def _talk_of_steps(client: Any) -> None:
         client.pull(codec.FLOAT32, None)
         client.push(sequence, codec.FLOAT32)
         client.status(False)
+    client.push_pull(3)
 
 
 def _talk_of_the_chief(client: Any) -> None:

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.process, pytest.mark.xdist_group("fuzz")]
 
 SEED = 17
 NUMBERS = range(400)
-MAY_BE_CALLED = {"Status", "Pull", "Push", "Initialize", "Restore", "Absent"}
+MAY_BE_CALLED = {"Status", "Pull", "Push", "PushPull", "Initialize", "Restore", "Absent"}
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ SLIPS = {
             "i = keras.Input((size, size, 3)); x = keras.layers.Flatten()(i); d = keras.layers.Dense\n"
             "    return keras.Model(i, [d(labels)(x), d(1)(x)])"
         ),
-        "the model gives 2 outputs; today",
+        "the model gives 2 outputs, and data of labelled images give one array [B, labels]; for several inputs",
         False,
     ),
     "two inputs": Slip(
@@ -191,7 +191,7 @@ SLIPS = {
             "i = [keras.Input((size, size, 3)), keras.Input((2,))]\n"
             "    return keras.Model(i, keras.layers.Dense(labels)(i[1]))"
         ),
-        "the model has 2 inputs; today",
+        "the model has 2 inputs, and data of labelled images give one array; for several inputs or outputs",
         False,
     ),
     "sample weights": Slip(

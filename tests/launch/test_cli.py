@@ -9,16 +9,22 @@ RUN = "import sys; from downpour.launch.cli import main; main()"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no subcommand; the subcommands are train, local, recipes, ps, worker, chief, evaluator, layout, prepare"),
-        (("trian",), "unknown subcommand 'trian', did you mean 'train'?; the subcommands are train, local,"),
+        ((), "no command; the commands are train, local, status, recipes, prepare, layout"),
+        (("trian",), "unknown command 'trian'; did you mean 'train'? the commands are train, local,"),
         (("local",), "no recipe; give --recipe=NAME, one of jft300m, paper_shape, quickstart"),
         (("local", "--recipe=nope"), "no recipe 'nope'"),
         (("local", "--recipe=quickstart", "--set=cluster.nump=3"), "did you mean cluster.num_ps=17"),
         (("local", "--recipe=quickstart", "--steps=0"), "num_steps is 0"),
         (("local", "--recipe=quickstart", "--set=data.folder=/missing"), "/missing is missing"),
         (("layout", "--recipe=nope"), "no recipe 'nope'"),
-        (("prepare", "imagenet"), "'imagenet' is not known; accepted are openmoji"),
-        (("prepare", "--out=x"), "'' is not known"),
+        (("local", "quickstrat"), "no recipe 'quickstrat'; did you mean quickstart? the recipes are jft300m,"),
+        (("local", "quickstart", "other"), "unexpected argument 'other'"),
+        (("local", "--num_steps=3"), "unknown flag --num_steps; did you mean --steps? --help lists"),
+        (("local", "quickstart", "--set=epochs=3", "--steps=3"), "num_steps and epochs are given; give one of them"),
+        (("prepare", "imagenet"), "--dataset=imagenet: value should be one of <openmoji>"),
+        (("prepare", "--out=x"), "no data set; give one of openmoji"),
+        (("completion", "tcsh"), "--shell=tcsh: value should be one of <bash|zsh|fish>"),
+        (("status",), "no run; give the folder of a run, or host:port"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run_python, arguments, message, tmp_path):
@@ -33,8 +39,9 @@ def test_bad_input_is_one_line_and_exit_code_2(run_python, arguments, message, t
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (("--help",), ["prepare openmoji", "layout", "evaluator"]),
-        (("local", "--help"), ["RESULT", "--recipe", "--set", "--steps"]),
+        (("--help",), ["downpour train mine.py", "prepare", "layout", "evaluator"]),
+        (("local", "--help"), ["[--recipe=]...", "--set", "--steps=N", "--helpfull"]),
+        (("local", "--helpfull"), ["RESULT", "--recipe", "--steps", "--arena_parent", "--verbosity", "--undefok"]),
     ],
 )
 def test_help(run_python, arguments, texts):

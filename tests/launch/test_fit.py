@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import downpour
 from downpour.launch.job import recipe
+from downpour.launch.job.build import build
 from downpour.launch.job.written import imported
 from downpour.model.data import Examples, Stream
 from downpour.worker.chief import owner
@@ -29,9 +32,22 @@ def own_loss(labels, outputs):
     return keras.ops.mean(keras.ops.square(labels - outputs), axis=-1)
 
 
-class Doubled(keras.layers.Layer):
+def slope(x):
+    return keras.ops.where(x > 0, x, 0.1 * x)
+
+
+class Block(keras.layers.Layer):
+    # Keras numbers the layers in it otherwise here than in the processes of the job, which have made no others.
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.first, self.second = keras.layers.Dense(8, activation=slope), keras.layers.Dense(4)
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build((*shape[:-1], 8))
+
     def call(self, inputs):
-        return 2 * inputs
+        return 2 * inputs + self.second(self.first(inputs))
 
 
 def examples(number, seed):
@@ -42,8 +58,9 @@ def examples(number, seed):
 
 if __name__ == "__main__":
     a, b = keras.Input((4,), name="a"), keras.Input((1,), dtype="int32", name="b")
-    x = keras.layers.Concatenate()([Doubled()(a), keras.layers.Flatten()(keras.layers.Embedding(9, 4)(b))])
-    x = keras.layers.Dense(16, activation="relu")(x)
+    unused = keras.layers.Dense(3), keras.layers.Dense(4)
+    x = keras.layers.Concatenate()([Block()(a), keras.layers.Flatten()(keras.layers.Embedding(9, 4)(b))])
+    x = keras.layers.Dense(16, activation=slope)(x)
     outputs = {"sum": keras.layers.Dense(1, name="sum")(x), "kind": keras.layers.Dense(3, name="kind")(x)}
     model = keras.Model({"a": a, "b": b}, outputs, name="two")
     model.compile(
@@ -51,18 +68,26 @@ if __name__ == "__main__":
         loss={"sum": own_loss, "kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
         metrics={"kind": ["accuracy"]},
     )
+    recorded, seen = keras.callbacks.History(), []
+    best = keras.callbacks.ModelCheckpoint(sys.argv[1] + "/{epoch}.keras", save_best_only=True)
+    own = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append((epoch, logs["loss"])))
+    stopping = keras.callbacks.EarlyStopping(patience=50, restore_best_weights=True)
     run = downpour.fit(
-        model, examples(800, 0), validation_data=examples(100, 1), epochs=3, batch_size=40, workers=2, shards=2,
-        run_dir=sys.argv[1],
+        model, examples(800, 0), validation_data=examples(100, 1), validation_sets={"more": examples(60, 2)}, epochs=6,
+        batch_size=40, workers=2, shards=2, run_dir=sys.argv[1], callbacks=[recorded, best, own, stopping],
     )
     summary = run.wait(240)
-    assert summary["global_steps"] >= 60, summary
+    assert summary["global_steps"] >= 120, summary
     history = run.history
-    assert 1 <= len(history["loss"]) <= 3, history  # as far as workers have reported: once a second
-    assert history["val_kind_accuracy"][-1] > 0.9, history
+    assert {len(values) for values in history.values()} == {6}, history  # though an epoch takes a tenth of a second
+    assert np.isfinite(list(history.values())).all() and len(set(history["val_loss"])) >= 5, history
+    assert history["val_kind_accuracy"][-1] > 0.9 and history["val_more_kind_accuracy"][-1] > 0.8, history
+    assert recorded.history == history and seen == list(enumerate(history["loss"])), (recorded.history, history)
     x, y = examples(100, 1)
     scores = run.model.evaluate(x, y, verbose=0, return_dict=True)
-    assert abs(scores["loss"] - history["val_loss"][-1]) < 1e-4 * abs(scores["loss"]) + 1e-5, (scores, history)
+    assert abs(scores["loss"] - min(history["val_loss"])) < 1e-4 * abs(scores["loss"]) + 1e-5, (scores, history)
+    saved = keras.saving.load_model(sys.argv[1] + f"/{1 + int(np.argmin(history['val_loss']))}.keras")
+    assert all((a == b).all() for a, b in zip(saved.get_weights(), run.model.get_weights(), strict=True))
     try:
         downpour.fit(model, examples(800, 0), epochs=3, run_dir=sys.argv[1])
     except ValueError as error:
@@ -80,6 +105,7 @@ def test_a_script_trains_a_model_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, str(script), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.endswith("all is well\n"), done.stderr[-3000:]
+    assert re.findall(r"Epoch (\d)/6  20/20 .*- loss: [\d.]+ - .*val_more_loss: [\d.]+", done.stdout) == list("123456")
 
 
 def dry(tmp_path: Path, model: Any, data: Any = None, **more: Any) -> Any:
@@ -100,6 +126,101 @@ def test_the_recipe_says_what_the_compiled_model_says(tmp_path: Path, name: str)
     assert isinstance(given, Examples) and given.num_records == 80
     loaded = job.model()  # type: ignore[operator]
     assert loaded.compiled and [v.path for v in loaded.variables] == [v.path for v in model.variables]
+
+
+def adapted() -> keras.Model:
+    """Layers that have learned from data before training: vocabularies, a mean."""
+    text = keras.layers.TextVectorization(output_sequence_length=3)
+    text.adapt(["red green", "green blue", "blue white"])
+    colour, number = keras.layers.StringLookup(), keras.layers.IntegerLookup(output_mode="one_hot")
+    colour.adapt(["red", "green", "blue"])
+    number.adapt(np.array([[7], [70], [700]]))
+    scale = keras.layers.Normalization()
+    scale.adapt(np.array([[1.0, 10.0], [3.0, 90.0]]))
+    inputs = {
+        "text": keras.Input((), dtype="string", name="text"),
+        "colour": keras.Input((1,), dtype="string", name="colour"),
+        "number": keras.Input((1,), dtype="int64", name="number"),
+        "scale": keras.Input((2,), name="scale"),
+    }
+    embed = keras.layers.Embedding(12, 2)
+    parts = [embed(text(inputs["text"])), embed(colour(inputs["colour"]))]
+    flat = [keras.layers.Flatten()(part) for part in parts]
+    x = keras.layers.Concatenate()([*flat, number(inputs["number"]), scale(inputs["scale"])])
+    model = keras.Model(inputs, keras.layers.Dense(1)(x), name="adapted")
+    model.compile(optimizer="sgd", loss="mse")
+    return model
+
+
+def test_lora_and_what_is_trained_are_as_they_were_given(tmp_path: Path) -> None:
+    """Keras loads LoRA's matrices as zeros, with which nothing would be trained."""
+    model = MODELS["lora"]()
+    model.layers[1].lora_kernel_b.assign(np.ones_like(model.layers[1].lora_kernel_b))
+    model.layers[2].kernel.trainable = False
+    model.compile(optimizer="sgd", loss="mse")
+    loaded, layout = build(recipe.load(dry(tmp_path, model, data_of("lora")).recipe))
+    for mine, theirs in zip(loaded.variables, model.variables, strict=True):
+        assert (mine.path, mine.trainable) == (theirs.path, theirs.trainable)
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy(), err_msg=mine.path)
+    assert [v.name for v in layout.variables if v.is_trained] == [v.path for v in model.trainable_variables]
+
+
+class Widened(keras.layers.Layer):
+    """Forgets its width when it is saved."""
+
+    def __init__(self, width: int = 2, **more: Any) -> None:
+        super().__init__(**more)
+        self.hidden, self.out = keras.layers.Dense(width), keras.layers.Dense(3)
+        self.width = 2
+
+    def build(self, shape: Any) -> None:
+        self.hidden.build(shape)
+        self.out.build((*shape[:-1], self.hidden.units))
+
+    def call(self, inputs: Any) -> Any:
+        return self.out(self.hidden(inputs))
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()
+
+
+def build_plain() -> keras.Model:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2), keras.layers.Dense(1)], name="built")
+    model.compile(optimizer=keras.optimizers.AdamW(weight_decay=0.1), loss="mse")
+    model.optimizer.exclude_from_weight_decay(var_names=["bias"])
+    return model
+
+
+def test_what_layers_have_learned_before_travels_with_the_model(tmp_path: Path) -> None:
+    model = adapted()
+    x = {
+        "text": np.array(["white red", "blue blue green"] * 8, object),
+        "colour": np.array([["green"], ["black"]] * 8, object),
+        "number": np.array([[700], [8]] * 8),
+        "scale": np.array([[2.0, 50.0], [9.0, 9.0]] * 8, np.float32),
+    }
+    job = recipe.load(dry(tmp_path, model, (x, np.zeros((16, 1), np.float32))).recipe)
+    loaded, layout = build(job)
+    tensors = {name: tf.convert_to_tensor(value) for name, value in x.items()}
+    np.testing.assert_array_equal(loaded(tensors), model(tensors))
+    assert [v.name for v in layout.variables] == [v.path for v in model.trainable_variables], "it is not exchanged"
+
+
+def test_a_class_that_is_made_again_otherwise_is_noticed(tmp_path: Path) -> None:
+    run = dry(tmp_path, compiled(Widened(5)))
+    with pytest.raises(ValueError, match=r"saved with variables of shapes 6 x 5; 5; .* is loaded with 6 x 2; 2; "):
+        build(recipe.load(run.recipe))
+
+
+def test_a_function_may_build_the_model_in_every_process(tmp_path: Path) -> None:
+    keras.layers.Dense(3)  # makes Keras number layers otherwise than in a new process
+    run = dry(tmp_path, build_plain)
+    job = recipe.load(run.recipe)
+    assert job.model is build_plain and not (tmp_path / "run" / "job" / "model.keras").exists()
+    assert [v.name for v in build(job)[1].variables if not v.decoupled_decay] == [
+        "built/dense/bias",
+        "built/dense_1/bias",
+    ]
 
 
 def compiled(layer: Any = None, **more: Any) -> keras.Model:
@@ -133,7 +254,9 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (lambda: keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)]), None, {}, "call model.compile"),
         (trained, None, {}, "optimizer"),
         (lambda: compiled(optimizer="nadam"), None, {}, "Nadam"),
-        (lambda: compiled(loss=local_loss()), None, {}, "a lambda or local function, which other processes cannot"),
+        (lambda: compiled(loss=local_loss()), None, {}, "loss of compile.* is .*a lambda or local function"),
+        (lambda: compiled(keras.layers.Lambda(lambda x: x)), None, {}, "function of Lambda 'lambda.*' is .*<lambda>"),
+        (lambda: lambda: compiled(), None, {}, "model is .*<lambda>, a lambda or local function"),
         (compiled, None, {"workers": 0}, "workers is 0; give a whole number of at least 1"),
         (compiled, None, {"shards": 1.5}, "shards is 1.5; give a whole number"),
         (compiled, (X, X[:7]), {}, "80"),
@@ -143,7 +266,15 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (compiled, Examples((X, X)), {"validation_data": (X, X)}, "give validation and class_weight to it"),
         (compiled, None, {"codec": "int8"}, "codec cannot be given"),
         (compiled, None, {"loss": "mse"}, "loss cannot be given"),
-        (compiled, Stream(batches), {}, "the stream has no num_examples, so an epoch has no length"),
+        (compiled, None, {"epoch": 3}, "epoch cannot be given; other fields of Job can; did you mean epochs"),
+        (compiled, None, {"num_step": 3}, "num_step cannot be given; other fields of Job can; did you mean num_steps"),
+        (compiled, None, {"callbacks": keras.callbacks.TensorBoard("x")}, "TensorBoard is not supported"),
+        (compiled, None, {"callbacks": keras.callbacks.EarlyStopping()}, "monitor is 'val_loss', and there is no"),
+        (compiled, None, {"verbose": 3}, "verbose is 3; accepted are 'auto', 0"),
+        (compiled, None, {"validation_sets": [(X, X)]}, "validation_sets is a list; give a dict of held-out examples"),
+        (compiled, None, {"validation_sets": {"b": X[:0]}}, r"validation_sets\['b'\]: "),
+        (compiled, None, {"validation_sets": {"a b": (X, X[:, :1])}}, "validation_sets has the name 'a b'; give"),
+        (compiled, Stream(batches), {}, "an epoch of this stream has no length"),
         (compiled, Examples((X, X[:, :1]), map=lambda item: item), {}, "a lambda or local function"),
     ],
 )  # fmt: skip
@@ -171,6 +302,11 @@ def test_a_run_that_goes_on_is_not_touched(
     assert (tmp_path / "run" / "job" / "recipe.py").read_text() == before
 
 
+def test_batches_that_are_accumulated_are_one_step_of_an_epoch(tmp_path: Path) -> None:
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    assert recipe.load(dry(tmp_path, compiled(optimizer=optimizer), epochs=2).recipe).num_steps == 80 * 2 / 8 / 4
+
+
 def test_a_run_that_is_resumed_has_the_new_arguments(tmp_path: Path) -> None:
     dry(tmp_path, compiled(), epochs=1)
     assert recipe.load(dry(tmp_path, compiled(), epochs=3, resume=True).recipe).num_steps == 30
@@ -189,3 +325,20 @@ def test_what_a_recipe_imports_starts_no_other_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="call it below if __name__"):
         recipe.load(tmp_path / "recipe.py")
     assert not recipe.is_loading()
+
+
+@pytest.mark.slow
+def test_the_losses_of_one_worker_are_those_of_keras(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 6)).astype("f")
+    y = x.sum(1, keepdims=True)
+    keras.utils.set_random_seed(0)
+    model = compiled(keras.layers.Dense(8, activation="relu"))
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    twin.compile(loss="mse", optimizer="sgd")
+    expected = twin.fit(x, y, batch_size=20, epochs=4, shuffle=False, verbose=0).history["loss"]
+    data = Examples((x, y), shuffle=False)
+    run = downpour.fit(model, data, batch_size=20, epochs=4, workers=1, shards=1, run_dir=tmp_path / "run")
+    run.wait(240)
+    np.testing.assert_allclose(run.history["loss"], expected, rtol=1e-5)

@@ -155,17 +155,6 @@ def test_a_file_that_cannot_be_read_is_refused(write: Any, ending: str, content:
         weights.read(path, dense(), ["m/head/bias"])
 
 
-class Own(keras.layers.Layer):
-    def call(self, x: Any) -> Any:
-        return x
-
-
-def test_classes_that_keras_does_not_have_are_named() -> None:
-    assert weights.own_classes(SMALL.build(8, 5)) == []
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), Own()])
-    assert weights.own_classes(model) == [f"{__name__}.Own"]
-
-
 def test_a_variance_that_stale_differences_made_negative_is_assigned_as_zero() -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="norm")])
     norm, value = model.layers[0], np.float32([-0.1, 2])

@@ -339,6 +339,25 @@ def lora() -> keras.Model:
     return _compiled(model, keras.optimizers.Adam(0.01))
 
 
+@_model(_pictures)
+def spectral_normalization() -> keras.Model:
+    inputs = keras.Input((8, 8, 3))
+    x = layers.SpectralNormalization(layers.Conv2D(4, 3, activation="relu"))(inputs)
+    x = layers.SpectralNormalization(layers.Dense(6, activation="tanh"), power_iterations=2)(layers.Flatten()(x))
+    return _compiled(keras.Model(inputs, layers.Dense(3)(x)), keras.optimizers.Adam(0.01), _SPARSE)
+
+
+@_model(lambda rng: ((_numbers(rng, 6), _numbers(rng, 6)), _numbers(rng, 1)))
+def spectral_normalization_called_twice() -> keras.Model:
+    left, right = keras.Input((6,)), keras.Input((6,))
+    critic = layers.SpectralNormalization(layers.Dense(4))
+    frozen = layers.SpectralNormalization(layers.Dense(4))
+    frozen.build((None, 6))
+    frozen.trainable = False
+    x = layers.Subtract()([critic(left), critic(right)])
+    return _compiled(keras.Model((left, right), layers.Dense(1)(layers.Concatenate()([x, frozen(left)]))))
+
+
 class Scaled(layers.Layer):
     """A variable of one element and one of none, and an integer one."""
 

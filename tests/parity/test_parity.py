@@ -17,6 +17,7 @@ from keras.src.utils.naming import reset_uids
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.launch.job.build import build
 from downpour.launch.job.compiled import from_compiled
+from downpour.model import weights
 from downpour.model.data import Examples
 from downpour.model.data.order import forever
 from downpour.proto import codec
@@ -61,9 +62,8 @@ def plain(name: str) -> keras.Model:
     return MODELS[name]()
 
 
-def through_shards(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Losses, and the values of the model's variables at the end."""
-    job = job_of(name)
+def through_shards(job: Job) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses of one worker of a job, and the values of the model's variables at the end."""
     model, layout = build(job)
     recorder: Any = Recorder()
     with ExitStack() as stack:
@@ -71,19 +71,20 @@ def through_shards(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
         addresses = [f"127.0.0.1:{server.port}" for server in servers]
         initialize(addresses, layout, initial_values(model), job.rule, job.schedule, average=job.average)
         exchange = exchanges.Exchanger(
-            addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20
+            addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20, joined=True
         )
         stack.callback(exchange.close)
         exchange.connect()
-        leases = forever(job.data.num_records, BATCH)
-        with job.data.training(batch_size=BATCH, seed=SEED, leases=leases) as batches:
+        leases = forever(job.data.num_records, job.batch_size)
+        with job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
             step = TrainingStep(model, None, layout, clip=job.clip, sparse=isinstance(job.cadence, EveryStep))
-            train(step, exchange, batches, recorder, num_steps=NUM_STEPS, overlap=False, cadence=job.cadence)
+            train(step, exchange, batches, recorder, num_steps=job.num_steps, overlap=False, cadence=job.cadence)
         parameters = exchange.start().result().parameters
         assert parameters is not None
         parts = zip(parameters.trained, parameters.statistics, parameters.frozen, strict=True)
         values = layout.gather([np.concatenate(of_shard) for of_shard in parts])
-    return recorder.losses, {v.name: value for v, value in zip(layout.variables, values, strict=True)}
+    named = {v.name: value for v, value in zip(layout.variables, values, strict=True)}
+    return recorder.losses, weights.added(named)
 
 
 def of_keras(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
@@ -103,7 +104,7 @@ def of_keras(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
 )
 def test_a_model_trains_as_in_plain_keras(name: str) -> None:
     tolerance = 2e-2 if name.startswith("mixed") else 1e-5
-    losses, values = through_shards(name)
+    losses, values = through_shards(job_of(name))
     expected, theirs = of_keras(name)
     scale = max(map(abs, expected))
     np.testing.assert_allclose(losses, expected, rtol=0, atol=tolerance * scale, err_msg=name)

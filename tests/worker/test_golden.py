@@ -77,9 +77,8 @@ def trace(job: Job, shards: ShardProcesses) -> list[float]:
     model, layout = build(job)
     addresses = shards.start(job.cluster.num_ps)
     initialize(addresses, layout, initial_values(model), job.rule, job.schedule)
-    exchange = exchanges.Exchanger(
-        addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=job.exchange.give_up_after_s
-    )
+    settings: Any = {"wire": codec.FLOAT32, "worker": 0, "incarnation": 1, "joined": True}
+    exchange = exchanges.Exchanger(addresses, layout, give_up_after_s=job.exchange.give_up_after_s, **settings)
     recorder: Any = Recorder()
     try:
         exchange.connect()

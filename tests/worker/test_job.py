@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -102,7 +103,7 @@ class Cluster:
         overlap: bool = True, num_steps: int = 30, job: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         client = ChiefClient(f"127.0.0.1:{self.chief.port}", GIVE_UP_S)
-        reporter = Reporter(client, index, layout.fingerprint, job)
+        reporter = Reporter(client, index, layout.fingerprint, job, self.chief._settings.epochs)
         exchange = Exchanger(
             self.addresses,
             layout,
@@ -205,6 +206,16 @@ def test_two_workers_train_and_every_acknowledged_push_is_applied(cluster: Clust
     w, head, m = LAYOUT.gather(saved.parameters())
     assert abs(w - 1).max() < 0.5 and abs(head - 1).max() < 0.5
     assert (m == summary["global_steps"]).all(), "each push moved each statistic by one"
+
+
+def test_waiting_for_a_slow_source_is_the_input_of_a_step(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = FakeBatches.__next__
+    monkeypatch.setattr(FakeBatches, "__next__", lambda self: time.sleep(0.05) or given(self))
+    chief = cluster.run_chief()
+    for worker in [cluster.pool.submit(cluster.work, index) for index in range(2)]:
+        worker.result()
+    parts = chief.result()["seconds_per_step"]
+    assert 0.03 < parts["input"] < 0.3 and parts["input"] == max(parts.values()), parts
 
 
 def test_a_worker_that_comes_before_the_chief_has_its_model_waits(cluster: Cluster) -> None:
@@ -362,7 +373,7 @@ def test_the_chief_logs_its_progress_now_and_then(
         chief = cluster.run_chief()
         cluster.work(0)
         chief.result(GIVE_UP_S)
-    assert re.search(r"step \d+ of 30, loss \d\S*, \d+\.\d images/s", caplog.text), caplog.text
+    assert re.search(r"step \d+ of 30, loss \d\S*, \d+\.\d examples/s", caplog.text), caplog.text
 
 
 def test_a_source_that_goes_beyond_its_leases_is_refused_by_name() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
+from downpour.model.data.epochs import Epochs
+from downpour.model.data.order import Lease
 from downpour.proto.chief_pb2 import RegisterReply, RegisterRequest, WorkerReport
 from downpour.proto.errors import DownpourError, Unreachable, WorkerSuperseded
 from downpour.worker import reporter as reporters
@@ -28,6 +31,47 @@ class FakeChief:
             raise error
         self.reports.append(report)
         return True
+
+
+def test_losses_are_reported_by_epoch_until_they_are_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporters, "_EVERY_S", 1000.0)
+    chief: Any = FakeChief(Unreachable("unused"))
+    reporter = Reporter(chief, 0, b"", epochs=Epochs(100, 10))
+    for version, loss in ((8, 1.0), (9, 2.0), (10, 4.0)):
+        reporter.computed(loss=loss, num_examples=10, seconds=0.1, version=version)
+    first = reporter._report()
+    assert [(sums.epoch, sums.steps, sums.loss_sum) for sums in first.epochs] == [(0, 2, 3.0), (1, 1, 4.0)]
+    reporter.computed(loss=5.0, num_examples=10, seconds=0.1, version=11)  # while the report is on its way
+    assert [sums.epoch for sums in reporter._report().epochs] == [0, 1]  # it may have been lost
+    reporter._sent(first)
+    assert [(sums.epoch, sums.steps, sums.loss_sum) for sums in reporter._report().epochs] == [(1, 2, 9.0)]
+
+
+def test_a_worker_whose_lease_does_not_come_reports_at_once_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease may wait for the end of an epoch, of which the chief has not heard yet."""
+    monkeypatch.setattr(reporters, "_EVERY_S", 1000.0)
+    monkeypatch.setattr(reporters, "_LOOK_EVERY_S", 0.01)
+    granted, reported = threading.Event(), threading.Event()
+
+    class Waiting(FakeChief):
+        def lease(self, worker: int, incarnation: int, number: int) -> Lease:
+            assert granted.wait(20)
+            return Lease(0, 0, 10)
+
+        def report(self, report: WorkerReport) -> bool:
+            self.reports.append(report)
+            reported.set()
+            return False
+
+    chief: Any = Waiting(Unreachable("unused"))
+    reporter = Reporter(chief, 0, b"")
+    loading = threading.Thread(target=next, args=(reporter.leases(),))
+    loading.start()
+    assert reported.wait(20)
+    granted.set()
+    loading.join()
+    reporter.finish()
+    assert [report.finished for report in chief.reports] == [False, True]
 
 
 def reporting(error: DownpourError, monkeypatch: pytest.MonkeyPatch) -> tuple[FakeChief, Reporter]:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from downpour.proto import chief_pb2 as pb
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged
@@ -74,9 +73,11 @@ def begin(
         if not held:
             raise
         logging.warning("no checkpoint can be written at present: %s", error)
-    highest = max(status.incarnation for status in shards.statuses())
+    statuses = shards.statuses()
     with state.changed:
+        highest = max(status.incarnation for status in statuses)
         state.coordinator.members.saw_incarnation(highest, goes_on=bool(held or saved))
+    healer.spread_rate(statuses)  # before a worker registers
 
 
 def _recall(known: JournalState, folder: RunFolder, shards: Shards) -> None:
@@ -98,8 +99,7 @@ def _recall(known: JournalState, folder: RunFolder, shards: Shards) -> None:
     version = max(status.version for status in shards.statuses())
     saved = _newest_progress(folder, shards.job_id)
     if saved is not None:
-        known.coordinator.load(saved.progress["coordinator"], time.monotonic())
-        known.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
+        known.recall(saved, time.monotonic())
     known.coordinator.saw(version)
     whence = f"the progress in {saved.directory}" if saved else "no progress, as there is no checkpoint"
     logging.warning(

@@ -15,9 +15,12 @@ from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.proto.errors import CheckpointFailed, NotSaved, Unreachable
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.worker.chief.run_folder import RunFolder, insist
+from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
+
+_MOST_UNSCORED = 8  # checkpoints kept for the evaluator, where training has waited for it in vain
 
 
 class Checkpoints:
@@ -28,10 +31,14 @@ class Checkpoints:
         state: The job's state.
         folder: The run's folder.
         shards: The job's shards.
+        scores: Hears of every checkpoint.
     """
 
-    def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder, shards: Shards) -> None:
+    def __init__(
+        self, settings: JobSettings, state: JobState, folder: RunFolder, shards: Shards, scores: Scores
+    ) -> None:
         self._settings, self._state, self._folder, self._shards = settings, state, folder, shards
+        self._scores = scores
         self._newest: Checkpoint | None = None  # the last one that this object has written
 
     def write(self, *, last: bool = False) -> None:
@@ -47,8 +54,7 @@ class Checkpoints:
             state.coordinator.checkpointed(step)
             state.departures.begin(time.monotonic())
             # Captured before the shards write, so that whatever counts as done here is in their files.
-            coordinator = state.coordinator.state(time.monotonic(), with_workers=False)
-        progress = {"coordinator": coordinator, "job": dict(self._settings.description)}
+            progress = state.journal_state.progress(time.monotonic()) | {"job": dict(self._settings.description)}
         try:
             saved = self._shards.write_checkpoint(self._folder.checkpoint_dir(step), step, progress)
         except (CheckpointFailed, Unreachable) as error:
@@ -57,13 +63,21 @@ class Checkpoints:
             logging.warning("the checkpoint at step %d cannot be written: %s", step, error)
             return
         self._newest = saved
+        with state.changed:
+            kept = state.journal_state.kept.union(self._scores.waiting, (one.step for one in state.unscored))
         try:
-            self._folder.keep(self._settings.keep_checkpoints, self._settings.keep_every_steps)
+            self._folder.keep(self._settings.keep_checkpoints, self._settings.keep_every_steps, kept)
         except OSError as error:
             logging.warning("older checkpoints cannot be removed: %s", error)
         with state.journaled():
-            state.journal_state.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            reply = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
+            state.journal_state.checkpoint = reply
+            if self._settings.checkpoint_every_epoch and self._settings.expects_evaluator:
+                others = [one for one in state.unscored if one.step != step]
+                state.unscored = [*others, reply][-_MOST_UNSCORED:]
+            state.changed.notify_all()
             state.departures.end()
+        self._scores.written(saved)
 
     def write_last(self, within_s: float) -> None:
         """Writes the job's last checkpoint; retries for up to `within_s` seconds.

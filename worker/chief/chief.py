@@ -4,8 +4,8 @@
 `JobState`. A restarted chief finds the shards as they are and its own state in the journal, which is written before an
 answer that depends on it is sent; training continues meanwhile.
 
-Threads: gRPC's threads enter the service, the main thread runs `Chief.run`, one thread runs the healer. No TensorFlow:
-the initial values are passed in.
+Threads: gRPC's threads enter the service, the main thread runs `Chief.run`, one thread runs the healer, one calls own
+callbacks. No TensorFlow: the initial values are passed in.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.specification import specification_of
+from downpour.worker.chief import owner
 from downpour.worker.chief.beginning import begin
 from downpour.worker.chief.checkpoints import Checkpoints
+from downpour.worker.chief.epoch_ends import EpochEnds
+from downpour.worker.chief.events import Events
 from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.run_folder import RunFolder, insist
+from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.service import Service
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards, known_layout
@@ -41,10 +45,8 @@ from downpour.worker.chief.summary import summary
 
 _SAY_EVERY_S = 10.0  # between two progress lines in the log
 _WORKERS_END_S = 120.0
-_SCORE_WITHIN_S = 600.0
 _GATHER_S = 1.0  # for shards that stop at the same time to report it
 _INSIST_S = 20.0  # of retries of the last checkpoint and the summary, until there is room
-_COMES_WITHIN_S = 120.0  # for an expected evaluator to connect once training is over
 # Room for every worker of the reference fleet (50) and the evaluator to be in a call at once.
 _NUM_THREADS = 64
 
@@ -75,10 +77,13 @@ class Chief:
         self._state = JobState(settings, self._folder.journal)
         self._shards: Shards | None = None
         self._ending = threading.Event()
-        service = Service(settings, self._state, self._folder)
+        self._events = Events(settings.callbacks, self._state)
+        self._scores = Scores(settings, self._state, self._folder, self._events)
+        service = Service(settings, self._state, self._scores)
         handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
         self._server = Server(handler, host, port, _NUM_THREADS, security)
         self.port = self._server.port
+        owner.write_address(run_dir, host, self.port)
 
     def known_layout(self, shards: Sequence[str]) -> Layout | None:
         """Reads the layout from the shards if the journal is of this job, so that no model need be built; else None."""
@@ -115,23 +120,27 @@ class Chief:
         specification = specification_of(self._settings, layout, self._settings.num_workers)
         self._shards = Shards(shards, layout, specification, give_up_after_s, self._security)
         healer = Healer(self._shards, self._folder, state, initial_values)
-        checkpoints = Checkpoints(self._settings, state, self._folder, self._shards)
+        checkpoints = Checkpoints(self._settings, state, self._folder, self._shards, self._scores)
         begin(self._settings, state, self._folder, self._shards, healer, initial_values)
+        ends = EpochEnds(state, self._folder, self._shards, self._scores)
         with state.changed:
             state.layout = layout
             state.phase = pb.ProgressReply.STATE_TRAINING
             state.coordinator.members.opened_s = time.monotonic()
         threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()
-        self._watch(self._shards, checkpoints)
+        self._watch(self._shards, checkpoints, ends)
         self._state.enter(pb.ProgressReply.STATE_SCORING)
         if healer.gave_up:  # there is nothing left to write
             self._end(self._shards, failed=True, stop_shards=stop_shards)
             raise JobFailed(state.coordinator.failure)
         self._wait_for_workers(self._shards, checkpoints)
         checkpoints.write_last(_INSIST_S)
-        failure = state.coordinator.failure
-        if not failure:
-            self._wait_for_last_score()
+        if not state.coordinator.failure:
+            self._scores.wait_for_last()
+        ends.end()
+        if not state.coordinator.failure:
+            self._scores.finish()
+        failure = state.coordinator.failure  # of a worker or a callback
         found = self._summary(self._shards)
         unwritten = insist(lambda: self._folder.write_summary(found), "the summary", _INSIST_S)
         self._end(self._shards, failed=bool(failure), stop_shards=stop_shards)
@@ -158,6 +167,7 @@ class Chief:
     def close(self) -> None:
         """Stops serving, after a grace period in which callers can still read that the job is over."""
         self._ending.set()
+        self._events.close()
         self._server.stop(2.0).wait()
         if self._shards is not None:
             self._shards.close()
@@ -176,15 +186,16 @@ class Chief:
                     return
                 state.changed.wait(_GATHER_S / 4)
 
-    def _watch(self, shards: Shards, checkpoints: Checkpoints) -> None:
+    def _watch(self, shards: Shards, checkpoints: Checkpoints, ends: EpochEnds) -> None:
         """Until training is over, records the loss about once a second and writes checkpoints when they are due."""
         state, coordinator = self._state, self._state.coordinator
         noted, said_s = -1, time.monotonic()
         while True:
+            hurry = ends.look()
             with state.journaled():
-                state.changed.wait(LOOK_EVERY_S)
+                state.changed.wait(0 if hurry else LOOK_EVERY_S)
                 now = time.monotonic()
-                rate = coordinator.progress(now).images_per_second
+                rate = coordinator.progress(now).examples_per_second
                 over = coordinator.should_stop(now)
                 step, loss = coordinator.step, coordinator.reports.recent_loss()
                 seconds = coordinator.time.train_s(now)
@@ -196,7 +207,7 @@ class Chief:
                 noted = step
             if step and now >= said_s + _SAY_EVERY_S:
                 said_s = now
-                logging.info("step %d of %d, loss %.4g, %.1f images/s", step, self._settings.num_steps, loss, rate)
+                logging.info("step %d of %d, loss %.4g, %.1f examples/s", step, self._settings.num_steps, loss, rate)
             if over:
                 return
             if due:
@@ -220,27 +231,10 @@ class Chief:
             self._name_absent(shards, time.monotonic())
             checkpoints.write_for_departures()
 
-    def _wait_for_last_score(self) -> None:
-        """Waits for the score of the last checkpoint, if an evaluator has ever asked for one or is expected."""
-
-        def heard() -> bool:
-            return self._state.evaluator_heard_s is not None
-
-        def scored() -> bool:
-            saved, score = self._state.journal_state.checkpoint, self._state.journal_state.score
-            return saved is None or (score is not None and score.step == saved.step)
-
-        if not self._state.wait(heard, _COMES_WITHIN_S if self._settings.expects_evaluator else 0.0):
-            if self._settings.expects_evaluator:
-                logging.warning(
-                    "no evaluator connected within %.0f s; start without one by --noevaluator", _COMES_WITHIN_S
-                )
-        elif not self._state.wait(scored, _SCORE_WITHIN_S):
-            logging.warning("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
-
     def _summary(self, shards: Shards) -> dict[str, Any]:
         state, known, statuses = self._state, self._state.journal_state, shards.statuses()
         with state.changed:
             score, now = known.score or pb.Score(), time.monotonic()
             found = summary(self._settings, shards.layout, state.coordinator, statuses, score, known.losses, now)
+            found |= known.reactions.summary()
             return found | {"resumed_from": known.resumed_from, "failure": state.coordinator.failure}

@@ -15,6 +15,8 @@ from google.protobuf import json_format
 
 from downpour.model.data.order import Lease
 from downpour.proto import chief_pb2 as pb
+from downpour.worker.chief.epoch_log import EpochLog
+from downpour.worker.chief.lease_sizes import LeaseSizes
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership, workers_from
 from downpour.worker.chief.reports import Reports
@@ -37,8 +39,10 @@ class Coordinator:
         time: Seconds of training, and their limit.
         step: Highest version of a shard that a worker or the chief has observed.
         failure: Why the job failed; empty while it has not.
+        stopped: What ended training early, `early stopping` or `callback`, and why; None while nothing has.
         versions: Highest version of each shard that a worker has reported.
         reports: The workers' reports and their totals.
+        epochs: Losses and scores by epoch.
     """
 
     num_steps: int
@@ -48,9 +52,12 @@ class Coordinator:
     time: TrainingTime = field(default_factory=TrainingTime)
     step: int = 0
     failure: str = ""
+    stopped: tuple[str, str] | None = None
     versions: list[int] = field(default_factory=list)
     reports: Reports = field(default_factory=Reports)
+    epochs: EpochLog = field(default_factory=EpochLog)
     _checkpoint_step: int = 0
+    _sizes: LeaseSizes = field(default_factory=LeaseSizes)
 
     def give_incarnation(self, request: pb.RegisterRequest, now_s: float) -> int:
         """Registers a process of a worker and returns its incarnation; the newest of an index wins.
@@ -85,6 +92,7 @@ class Coordinator:
         before = self.reports.records_done(report.worker, report.incarnation)
         self.leases.records_repeated += max(report.records_done - max(before, given), 0)
         self.reports.add(report)
+        self.epochs.report(report, now_s)
         self.leases.done(report.worker, report.incarnation, report.records_done)
         if report.finished:
             self.leases.release(report.worker, report.incarnation)
@@ -103,8 +111,10 @@ class Coordinator:
         """Records a version that a shard has reached."""
         self.step = max(self.step, version)
 
-    def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease:
+    def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease | None:
         """Grants a worker positions to train on, those that lost workers held first; see `LeaseTable.grant`.
+
+        None while training waits for the checkpoint or score of an epoch; see `EpochLog`.
 
         Raises:
             WorkerSuperseded: A newer incarnation of its index is known, or this chief has no record of its leases.
@@ -113,24 +123,36 @@ class Coordinator:
         self.members.heard(worker, now_s)
         for lost in self.members.gone(now_s):
             self.leases.release(*lost)
-        return self.leases.grant(worker, incarnation, number)
+        waits = self.epochs.must_wait(self.leases.num_granted, self._checkpoint_step, now_s)
+        if waits and not self.leases.has_returned and not self.should_stop(now_s):
+            return None
+        fair = self.leases.left_in_epoch // (2 * self.members.num_workers)
+        lease = self.leases.grant(worker, incarnation, number, min(self._sizes.wanted(worker, number, now_s), fair))
+        self._sizes.granted(worker, number, lease.num_records, now_s)
+        return lease
 
     def should_stop(self, now_s: float) -> bool:
-        """Whether training is over: enough steps, enough time, or a failure."""
-        stop = self.step >= self.num_steps or self.time.left_s(now_s) < 0 or bool(self.failure)
+        """Whether training is over: enough steps, enough time, a callback, or a failure."""
+        stop = self.step >= self.num_steps or self.time.left_s(now_s) < 0 or bool(self.failure or self.stopped)
         if stop:
             self.time.end(now_s)
         return stop
 
+    def stop(self, by: str, why: str) -> None:
+        """Ends training early, unless it is over already."""
+        if self.stopped is None and self.time.ended_s is None:
+            self.stopped = by, why
+
     def ended_by(self) -> str:
-        """Why training is over: `failure`, `steps` or `max_train_s`."""
-        if self.failure:
-            return "failure"
+        """Why training is over: `failure`, `early stopping`, `callback`, `steps` or `max_train_s`."""
+        if self.failure or self.stopped:
+            return "failure" if self.failure or self.stopped is None else self.stopped[0]
         return "steps" if self.step >= self.num_steps else "max_train_s"
 
     def checkpoint_due(self) -> bool:
-        """Whether a multiple of `checkpoint_every_steps` has passed since the last checkpoint."""
-        return self.step // self.checkpoint_every_steps > self._checkpoint_step // self.checkpoint_every_steps
+        """Whether a multiple of `checkpoint_every_steps`, or an epoch's end, has passed since the last checkpoint."""
+        before, every = self._checkpoint_step, self.checkpoint_every_steps
+        return self.step // every > before // every or self.epochs.has_passed(before, self.step)
 
     def checkpointed(self, step: int) -> None:
         """Records that a checkpoint of this step was begun."""
@@ -150,10 +172,12 @@ class Coordinator:
             "started": self.time.started_s is not None or bool(self.time.seconds_before),
             "ended": self.time.ended_s is not None,
             "failure": self.failure,
+            "stopped": self.stopped,
             "checkpoint_step": self._checkpoint_step,
             "versions": self.versions,
             "incarnation": self.members.incarnation,
             "reports": self.reports.state(),
+            "epochs": self.epochs.state(),
             "leases": self.leases.state(with_holders=with_workers),
         }
         if with_workers:
@@ -175,9 +199,13 @@ class Coordinator:
             # Restored shards begin at the checkpoint's versions, and their number may differ.
             versions = [int(version) for version in state["versions"]] if "workers" in state else []
             step, checkpoint_step, train_s = int(state["step"]), int(state["checkpoint_step"]), float(state["train_s"])
-            failure, started, ended = str(state["failure"]), bool(state["started"]), bool(state["ended"])
+            started, ended = bool(state["started"]), bool(state["ended"])
+            # A resumed run goes on: what ended the earlier one does not end it.
+            failure = str(state["failure"]) if "workers" in state else ""
+            by, why = (state.get("stopped") if "workers" in state else None) or ("", "")
             resumed_s = float(state.get("resumed_s", 0.0)) if "workers" in state else train_s
             incarnation = int(state.get("incarnation", 0))
+            self.epochs.load(state.get("epochs", []))
         except (KeyError, TypeError, ValueError, AttributeError, json_format.ParseError) as error:
             raise KeyError(f"not the state of a job: {error!r}") from None
         if num_records != self.leases.num_records:
@@ -186,6 +214,7 @@ class Coordinator:
                 f"{self.leases.num_records}; give the data that it began with"
             )
         self.step, self.failure, self._checkpoint_step = step, failure, checkpoint_step
+        self.stopped = (str(by), str(why)) if by else None
         self.versions, self.leases = versions, leases
         self.time.seconds_before, self.time.resumed_s = train_s, resumed_s
         for report in reports:
@@ -198,19 +227,24 @@ class Coordinator:
 
     def progress(self, now_s: float) -> pb.ProgressReply:
         """Returns the step, rates over the last seconds, and the time left at this rate (-1 if unknown)."""
-        first, last = self.reports.window()
-        elapsed = last.at_s - first.at_s
-        steps = last.steps - first.steps
-        pushes_per_second = (last.pushes - first.pushes) / elapsed if elapsed else 0.0
-        left = (self.num_steps - self.step) / pushes_per_second if pushes_per_second else math.inf
-        left = min(left, self.time.left_s(now_s))
-        return pb.ProgressReply(
-            step=self.step,
-            num_steps=self.num_steps,
-            loss=self.reports.recent_loss(),
-            images_per_second=(last.images - first.images) / elapsed if elapsed else 0.0,
-            pushes_per_second=pushes_per_second,
-            staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
-            seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
-            failure=self.failure,
-        )
+        return _progress(self, now_s)
+
+
+def _progress(job: Coordinator, now_s: float) -> pb.ProgressReply:
+    first, last = job.reports.window()
+    elapsed = last.at_s - first.at_s
+    steps = last.steps - first.steps
+    pushes_per_second = (last.pushes - first.pushes) / elapsed if elapsed else 0.0
+    left = (job.num_steps - job.step) / pushes_per_second if pushes_per_second else math.inf
+    left = min(left, job.time.left_s(now_s))
+    return pb.ProgressReply(
+        step=job.step,
+        num_steps=job.num_steps,
+        loss=job.reports.recent_loss(),
+        examples_per_second=(last.examples - first.examples) / elapsed if elapsed else 0.0,
+        pushes_per_second=pushes_per_second,
+        staleness_mean=(last.staleness_sum - first.staleness_sum) / steps if steps else 0.0,
+        seconds_left=max(left, 0.0) if math.isfinite(left) else -1.0,
+        failure=job.failure,
+        epoch_loss=job.epochs.newest_loss(),
+    )

@@ -1,4 +1,7 @@
-"""Refills shards that restarted without their memory: from the newest good checkpoint, else with initial values.
+"""Refills shards that restarted without their memory, and tells all of them the factor of the learning rate.
+
+They are filled from the newest good checkpoint, else with initial values. A shard that does not know the last change of
+the learning rate is told: after a callback has reduced it, after a restore, after a restart of the chief.
 
 Threads: `run` is a thread of its own; the chief's main thread calls `look_after` once before that thread begins. The
 condition of `JobState` guards the state that both of them share with the service.
@@ -69,13 +72,15 @@ class Healer:
                 said = ""
 
     def look_after(self) -> None:
-        """Refills shards that restarted without their memory, and records what was lost.
+        """Refills shards that restarted without their memory, records what was lost, and spreads the learning rate.
 
         Raises:
             Damaged: A shard needs a checkpoint, and all are damaged.
             DownpourError: A shard failed again, or cannot read its checkpoint.
         """
         statuses = self._shards.look()
+        with self._state.changed:
+            self._state.shards = list(zip(self._shards.addresses, statuses, strict=True))
         with contextlib.ExitStack() as reading:
 
             def newest(check: Callable[[Checkpoint], None]) -> Checkpoint | None:
@@ -88,6 +93,26 @@ class Healer:
         if losses:
             with self._state.journaled():
                 self._state.journal_state.losses += losses
+        self.spread_rate(statuses, [loss.shard for loss in losses])
+
+    def spread_rate(self, statuses: Sequence[ps_pb.StatusReply | None], refilled: Sequence[int] = ()) -> None:
+        """Tells shards the last change of the learning rate that they do not know; the latest that any knows holds.
+
+        Args:
+            statuses: Status of every shard; None for one that does not answer.
+            refilled: Shards that were filled since then.
+
+        Raises:
+            DownpourError: A shard does not answer.
+        """
+        known = {shard: status.rate for shard, status in enumerate(statuses) if status is not None and status.ready}
+        latest = max(known.values(), key=lambda rate: rate.number, default=ps_pb.Rate())
+        with self._state.changed:
+            self._state.journal_state.reactions.adopt(latest.number, latest.factor)
+            last = self._state.journal_state.reactions.factor
+        behind = {shard for shard, rate in known.items() if rate.number < last.number}
+        if last.number:
+            self._shards.set_rate(last.number, last.factor, sorted(behind.union(refilled)))
 
     def _seen(self) -> Sequence[int]:
         """The highest version of each shard that a worker or this object has observed since its last loss."""

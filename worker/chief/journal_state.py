@@ -14,6 +14,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from downpour.proto import chief_pb2 as pb
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.worker.chief.coordinator import Coordinator
+from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.shards import Loss
 
 
@@ -27,6 +28,8 @@ class JournalState:
         score: The evaluator's newest score.
         losses: Losses of the shards' memory.
         resumed_from: Step of the checkpoint that the run began from.
+        reactions: What callbacks have counted and decided.
+        offered: Step of the checkpoint that the evaluator was given last; 0 for none.
     """
 
     coordinator: Coordinator
@@ -34,6 +37,24 @@ class JournalState:
     score: pb.Score | None = None
     losses: list[Loss] = field(default_factory=list)
     resumed_from: int | None = None
+    reactions: Reactions = field(default_factory=Reactions)
+    offered: int = 0
+
+    @property
+    def kept(self) -> set[int]:
+        """Steps of checkpoints that must stay: the best, and those that may become it, since they are being scored."""
+        if not self.reactions.keeps_best:
+            return set()
+        waiting = {self.offered, self.checkpoint.step if self.checkpoint else 0}
+        best = {found["step"] for found in self.reactions.best.values()}
+        return best | {step for step in waiting if step > self.reactions.observed}
+
+    def progress(self, now_s: float) -> dict[str, Any]:
+        """Returns what a checkpoint holds of the chief's state, as JSON values."""
+        return {
+            "coordinator": self.coordinator.state(now_s, with_workers=False),
+            "reactions": self.reactions.state(),
+        }
 
     def state(self, now_s: float) -> dict[str, Any]:
         """Returns the whole state, as JSON values."""
@@ -44,13 +65,26 @@ class JournalState:
             "checkpoint": {"directory": at.directory, "step": at.step} if at else None,
             "losses": [vars(loss) for loss in self.losses],
             "resumed_from": self.resumed_from,
+            "reactions": self.reactions.state(),
+            "offered": self.offered,
         }
 
     def resume(self, saved: Checkpoint, now_s: float) -> None:
         """Continues from a checkpoint."""
+        self.recall(saved, now_s)
+        self.resumed_from = saved.step
+
+    def recall(self, saved: Checkpoint, now_s: float) -> None:
+        """Takes over the progress in a checkpoint; checkpoints of older versions know of no callbacks.
+
+        Raises:
+            OtherRecords: It belongs to other training records.
+            KeyError: It is not the state of a job; nothing has changed.
+        """
+        reactions = _continued(self.reactions, saved.progress)
         self.coordinator.load(saved.progress["coordinator"], now_s)
         self.checkpoint = pb.NextCheckpointReply(directory=saved.directory, step=saved.step)
-        self.resumed_from = saved.step
+        self.reactions = reactions
 
     def load(self, state: Mapping[str, Any], now_s: float) -> None:
         """Continues from a journaled state; its `gap_s` are the seconds since it was staged.
@@ -64,7 +98,17 @@ class JournalState:
             at = pb.NextCheckpointReply(**state["checkpoint"]) if state["checkpoint"] else None
             losses = [Loss(*(int(loss[key]) for key in ("shard", "version", "updates"))) for loss in state["losses"]]
             resumed_from = None if state["resumed_from"] is None else int(state["resumed_from"])
+            offered = int(state.get("offered", 0))
         except (KeyError, TypeError, ValueError, AttributeError, ParseError) as error:
             raise KeyError(f"not the state of a chief: {error!r}") from None
+        reactions = _continued(self.reactions, state)
         self.coordinator.load(state["coordinator"], now_s, gap_s=state["gap_s"])
+        self.reactions, self.offered = reactions, offered
         self.score, self.checkpoint, self.losses, self.resumed_from = score, at, losses, resumed_from
+
+
+def _continued(reactions: Reactions, state: Mapping[str, Any]) -> Reactions:
+    try:
+        return reactions.continued(state.get("reactions", {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise KeyError(f"not the state of a chief: {error!r}") from None

@@ -24,7 +24,7 @@ _LEASES_PER_EPOCH = 4  # each worker gets at least so many, so that small sets a
 
 
 def lease_records(num_records: int, batch_size: int, num_workers: int) -> int:
-    """Records of a lease: `_LEASE_BATCHES` whole batches, or fewer where an epoch is too short; at least one batch.
+    """Records of the shortest lease: `_LEASE_BATCHES` batches, fewer where an epoch is too short, at least one.
 
     Args:
         num_records: Records of an epoch.
@@ -65,7 +65,7 @@ class LeaseTable:
 
     Args:
         num_records: Positions of an epoch.
-        lease_records: Positions of a lease, except the last of an epoch and what was given back.
+        lease_records: Positions of the shortest lease, except the last of an epoch and what was given back.
 
     Attributes:
         num_records: As given.
@@ -126,7 +126,7 @@ class LeaseTable:
             state["holders"] = {str(worker): _plain_holder(holder) for worker, holder in self._holders.items()}
         return state
 
-    def grant(self, worker: int, incarnation: int, number: int) -> Lease:
+    def grant(self, worker: int, incarnation: int, number: int, wanted: int = 0) -> Lease:
         """Grants a lease: first positions that were given back, then the next of the epoch, or of a new epoch.
 
         Args:
@@ -134,6 +134,7 @@ class LeaseTable:
             incarnation: Incarnation of its process; leases of an older one are given back.
             number: How many leases this incarnation has received. The same number again, after a lost reply, returns
                 the same lease.
+            wanted: Positions that it should have; it is a whole number of the shortest leases.
 
         Raises:
             WorkerSuperseded: A newer incarnation is known.
@@ -152,7 +153,7 @@ class LeaseTable:
                 f"worker {worker} requested lease {number}, and the chief has granted {holder.num_leases}; "
                 "the chief was restarted without its newest journal, so this worker must restart as well"
             )
-        lease = self._take()
+        lease = self._take(wanted)
         holder.num_leases += 1
         holder.given += lease.num_records
         holder.leases.append(lease)
@@ -198,6 +199,21 @@ class LeaseTable:
         holder.done, holder.released = holder.given, True
 
     @property
+    def num_granted(self) -> int:
+        """Positions granted so far, over all epochs, each once."""
+        return self.epoch * self.num_records + self._next
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether positions were given back that are not granted again."""
+        return bool(self._returned)
+
+    @property
+    def left_in_epoch(self) -> int:
+        """Positions of the epoch that the next lease begins in, that were not granted yet."""
+        return self.num_records - self._next or self.num_records
+
+    @property
     def finished_in_epoch(self) -> int:
         """Positions of `epoch` that are finished."""
         return self._next - self._num_open(self.epoch)
@@ -205,8 +221,7 @@ class LeaseTable:
     @property
     def epochs(self) -> float:
         """Positions finished, over all epochs, in epochs."""
-        granted = self.epoch * self.num_records + self._next
-        return (granted - self._num_open()) / self.num_records
+        return (self.num_granted - self._num_open()) / self.num_records
 
     def _holder(self, worker: int, incarnation: int) -> _Holder:
         """Returns the entry of an incarnation, which replaces that of an older one."""
@@ -219,14 +234,15 @@ class LeaseTable:
             holder = self._holders[worker] = _Holder(incarnation)
         return holder
 
-    def _take(self) -> Lease:
+    def _take(self, wanted: int) -> Lease:
         if self._returned:
             lease = self._returned.pop(0)
             self.records_repeated += lease.num_records
             return lease
         if self._next == self.num_records:
             self.epoch, self._next = self.epoch + 1, 0
-        start, self._next = self._next, min(self._next + self.lease_records, self.num_records)
+        records = self.lease_records * max(wanted // self.lease_records, 1)
+        start, self._next = self._next, min(self._next + records, self.num_records)
         return Lease(self.epoch, start, self._next)
 
     def _held(self) -> list[Lease]:

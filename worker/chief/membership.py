@@ -110,6 +110,15 @@ class Membership:
         """Whether every registered worker has finished or is lost."""
         return all(self._is_gone(worker, now_s) for worker in self._workers.values())
 
+    def lost(self, worker: int, now_s: float) -> bool:
+        """Whether a registered worker has not been heard of within `lease_s`, and has not finished."""
+        return self._is_gone(self._workers[worker], now_s) and not self._workers[worker].finished
+
+    @property
+    def registered(self) -> Mapping[int, Worker]:
+        """The newest incarnation of every index that has registered."""
+        return self._workers
+
     def state(self) -> dict[str, Any]:
         """Returns the workers as JSON values."""
         return {

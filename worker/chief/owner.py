@@ -2,6 +2,7 @@
 
     owner.lock      locked by the chief (flock); names its job, host, process and since when
     launcher.lock   locked by the launcher of a local run, from before the chief's start on
+    chief.address   host:port of that chief, while it serves
     job.json        the job's id, replaced whole before the first shard is initialised
 
 The lock of a process that ends is released, whatever ended it; a suspended one (SIGSTOP) keeps it. On a file system
@@ -29,11 +30,13 @@ from pathlib import Path
 from absl import logging
 
 from downpour import files
+from downpour.proto.http2.sockets import host_and_port
 from downpour.ps.checkpoint.storage import Folder
 
-LOCK, LAUNCHER_LOCK = "owner.lock", "launcher.lock"
+LOCK, LAUNCHER_LOCK, ADDRESS = "owner.lock", "launcher.lock", "chief.address"
 JOURNAL, SUMMARY = "journal.json", "summary.json"
 _JOB = "job.json"
+_ANY_HOST = ("", "0.0.0.0", "::", "[::]")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _WAIT_S, _PAUSE_S = 3.0, 0.05  # for an owner that is about to stop, such as the chief of a launcher that was killed
 
@@ -84,6 +87,46 @@ def check_free(run_dir: Path) -> None:
                 _lock(descriptor, path)
             finally:
                 os.close(descriptor)
+
+
+def holder(path: Path) -> str:
+    """Describes the process that holds the lock on a file; "" if none does, or there is no such file or no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def write_address(run_dir: Path, host: str, port: int) -> None:
+    """Records where the chief of a run serves: `host`, or this machine's name if that is all interfaces, and port."""
+    named = socket.gethostname() if host in _ANY_HOST else host
+    with contextlib.suppress(OSError):  # the disk may be full; the address is for people only
+        files.write(run_dir / ADDRESS, f"{host_and_port(named, port)}\n")
+
+
+def read_address(run_dir: Path) -> str:
+    """Returns `host:port` of the chief of a run, as seen from this machine; "" if none is recorded."""
+    try:
+        address = (run_dir / ADDRESS).read_text().strip()
+    except OSError:
+        return ""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host == socket.gethostname() else address
+
+
+def remove_address(run_dir: Path) -> None:
+    """Removes what `write_address` has written."""
+    with contextlib.suppress(OSError):
+        (run_dir / ADDRESS).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Mark:
 
     at_s: float = 0.0
     steps: int = 0
-    images: int = 0
+    examples: int = 0
     pushes: int = 0
     loss_sum: float = 0.0
     staleness_sum: float = 0.0
@@ -39,12 +39,18 @@ class Reports:
 
     def add(self, report: pb.WorkerReport) -> None:
         """Replaces the last report of the same incarnation."""
-        self._newest.setdefault((report.worker, report.incarnation), pb.WorkerReport()).CopyFrom(report)
+        newest = self._newest.setdefault((report.worker, report.incarnation), pb.WorkerReport())
+        newest.CopyFrom(report)
+        newest.ClearField("epochs")  # only those that have changed; see `EpochLog`
 
     def records_done(self, worker: int, incarnation: int) -> int:
         """Positions done, as an incarnation has last reported; 0 before its first report."""
         report = self._newest.get((worker, incarnation))
         return report.records_done if report else 0
+
+    def of(self, worker: int, incarnation: int) -> pb.WorkerReport:
+        """The newest report of an incarnation; an empty one before its first."""
+        return self._newest.get((worker, incarnation), pb.WorkerReport())
 
     def state(self) -> list[dict[str, Any]]:
         """Returns all reports, as JSON values."""
@@ -68,7 +74,7 @@ class Reports:
             Mark(
                 now_s,
                 int(self.total(lambda r: r.steps)),
-                int(self.total(lambda r: r.images)),
+                int(self.total(lambda r: r.examples)),
                 int(self.total(lambda r: r.pushes_acknowledged)),
                 self.total(lambda r: r.loss_sum),
                 self.total(lambda r: r.staleness_sum),

@@ -20,7 +20,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Releases the folder's lock."""
+        owner.remove_address(self.path)
         self._lock.close()
 
     def _check_room(self) -> None:
@@ -153,20 +154,20 @@ class RunFolder:
         """Returns the path or URL for the checkpoint of a step."""
         return f"{self.checkpoints.url}/step-{step:010d}"
 
-    def keep(self, keep_last: int, keep_every: int) -> None:
+    def keep(self, keep_last: int, keep_every: int, kept: Collection[int] = ()) -> None:
         """Removes the checkpoints that `checkpoint.superseded` names, and failed or damaged ones before the others.
 
         Damaged checkpoints do not count towards `keep_last` and `keep_every`. Nothing is removed during `kept`.
         """
         if self._reading.acquire(blocking=False):
             try:
-                self._remove_old(keep_last, keep_every)
+                self._remove_old(keep_last, keep_every, kept)
             finally:
                 self._reading.release()
 
-    def _remove_old(self, keep_last: int, keep_every: int) -> None:
+    def _remove_old(self, keep_last: int, keep_every: int, kept: Collection[int]) -> None:
         complete = checkpoint.complete(self.checkpoints)
-        superseded = checkpoint.superseded(complete, keep_last, keep_every)
+        superseded = checkpoint.superseded(complete, keep_last, keep_every, kept)
         for name in superseded:
             self.checkpoints.remove(name)
         left = [name for name in complete if name not in superseded]
@@ -191,6 +192,12 @@ class RunFolder:
             self._unwritten.append(json.dumps(entry) + "\n")
             if self._history.attempt(lambda: _append(self.path / _HISTORY, "".join(self._unwritten))):
                 self._unwritten.clear()
+
+    def num_epochs(self) -> int:
+        """Number of epochs in the history."""
+        path = self.path / _HISTORY
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return max((_epoch(line) for line in lines), default=-1) + 1
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary.
@@ -230,6 +237,14 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def _epoch(line: str) -> int:
+    """Returns the epoch of a line of the history; -1 for others."""
+    try:
+        return int(json.loads(line).get("epoch", -1))
+    except (ValueError, TypeError, AttributeError):
+        return -1
 
 
 def _append(path: Path, text: str) -> None:

@@ -12,9 +12,14 @@ from absl import logging
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
-from downpour.worker.chief.run_folder import RunFolder
+from downpour.proto.errors import NotYet
+from downpour.worker.chief.details import details
+from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.state import JobState
+
+_LEASE_WITHIN_S, _LOOK_AGAIN_S = 0.25, 0.05  # for a lease that waits for an epoch's checkpoint or score
+_CHECKPOINT_WITHIN_S = 0.5
 
 
 class Service(chief_pb2_grpc.ChiefServicer):
@@ -23,11 +28,11 @@ class Service(chief_pb2_grpc.ChiefServicer):
     Args:
         settings: The job's settings.
         state: The job's state.
-        folder: The run's folder; scores are added to its history.
+        scores: Takes scores.
     """
 
-    def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder) -> None:
-        self._settings, self._state, self._folder = settings, state, folder
+    def __init__(self, settings: JobSettings, state: JobState, scores: Scores) -> None:
+        self._settings, self._state, self._scores = settings, state, scores
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""
@@ -51,11 +56,17 @@ class Service(chief_pb2_grpc.ChiefServicer):
 
     def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
         """See `downpour/proto/chief.proto`."""
-        state = self._state
+        state, begin = self._state, time.monotonic()
         with state.journaled():
             state.ready()
-            now = time.monotonic()
-            lease = state.coordinator.lease(request.worker, request.incarnation, request.number, now)
+            who = request.worker, request.incarnation, request.number
+            while (lease := state.coordinator.lease(*who, time.monotonic())) is None:
+                if time.monotonic() > begin + _LEASE_WITHIN_S:
+                    raise NotYet("an epoch has no checkpoint or score yet")
+                if not state.lease_waits:
+                    state.lease_waits = True
+                    state.changed.notify_all()
+                state.changed.wait(_LOOK_AGAIN_S)
         return pb.LeaseReply(epoch=lease.epoch, start=lease.start, stop=lease.stop)
 
     def NextCheckpoint(
@@ -64,24 +75,27 @@ class Service(chief_pb2_grpc.ChiefServicer):
         """See `downpour/proto/chief.proto`."""
         state = self._state
         self._settings.check_job("the evaluator", request.job or self._settings.job)
+        over = (pb.ProgressReply.STATE_DONE, pb.ProgressReply.STATE_FAILED)
+
+        def found() -> pb.NextCheckpointReply | None:
+            newest = state.journal_state.checkpoint
+            saved = [*state.unscored, *([newest] if newest is not None else [])]
+            return next((one for one in saved if one.step > request.after_step), None)
+
         with state.changed:
             state.evaluator_heard_s = time.monotonic()
-            saved = state.journal_state.checkpoint
-            if saved is not None and saved.step > request.after_step:
-                return saved
-            return pb.NextCheckpointReply(
-                stop=state.phase in (pb.ProgressReply.STATE_DONE, pb.ProgressReply.STATE_FAILED)
-            )
+            state.unscored = [one for one in state.unscored if one.step > request.after_step]
+        if not request.job:  # else it is asked for nothing but the comparison
+            state.wait(lambda: found() is not None or state.phase in over, _CHECKPOINT_WITHIN_S)
+        with state.changed:
+            saved = found()
+            if saved is not None:
+                state.journal_state.offered = saved.step
+            return saved or pb.NextCheckpointReply(stop=state.phase in over)
 
     def ReportScore(self, request: pb.Score, context: grpc.ServicerContext) -> pb.ReportScoreReply:
         """See `downpour/proto/chief.proto`."""
-        state, metrics = self._state, dict(request.metrics)
-        with state.journaled():
-            state.ready()
-            state.journal_state.score = request
-            seconds = state.coordinator.time.train_s(time.monotonic())
-            state.changed.notify_all()
-        self._folder.note({"kind": "score", "step": request.step, "seconds": round(seconds, 2), **metrics})
+        self._scores.take(request)
         return pb.ReportScoreReply()
 
     def Progress(self, request: pb.ProgressRequest, context: grpc.ServicerContext) -> pb.ProgressReply:
@@ -93,6 +107,9 @@ class Service(chief_pb2_grpc.ChiefServicer):
             reply.state = pb.ProgressReply.STATE_PREPARING if waits else state.phase
             if state.journal_state.score is not None:
                 reply.metrics.update(state.journal_state.score.metrics)
+            if request.detailed:
+                recipe, now = self._settings.recipe, time.monotonic()
+                reply.details.CopyFrom(details(recipe, state.job_id, state.journal_state, state.shards, now))
         return reply
 
     def Leaving(self, request: pb.LeavingRequest, context: grpc.ServicerContext) -> pb.LeavingReply:

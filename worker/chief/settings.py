@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from downpour.model.data.epochs import ENDLESS, Epochs
 from downpour.proto import chief_pb2
 from downpour.proto.errors import LayoutMismatch, TooManyWorkers
+from downpour.worker.chief.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class JobSettings:
         job_id: Id of a run that begins, the same for every start of its chief; empty for a random one. A run that is
             resumed keeps its own.
         job: Fields of the job and their values that must be the same in workers and evaluator.
+        callbacks: What happens when checkpoints are written and scored.
+        epochs: Which steps make an epoch; by default there is one that never ends.
+        checkpoint_every_epoch: Whether every epoch ends with a checkpoint, which the evaluator scores.
     """
 
     recipe: str
@@ -66,6 +71,9 @@ class JobSettings:
     overwrite: bool = False
     job_id: str = ""
     job: Mapping[str, str] = field(default_factory=dict)
+    callbacks: tuple[Callback, ...] = ()
+    epochs: Epochs = ENDLESS
+    checkpoint_every_epoch: bool = False
 
     def check_job(self, who: str, theirs: Mapping[str, str]) -> None:
         """Raises `LayoutMismatch` with the first field in which the job of another process differs from this job."""

@@ -48,6 +48,10 @@ class Shards:
         specification: Specification sent to every shard; `shard` and `job_id` are set here.
         give_up_after_s: See `ShardClient`.
         security: Security configuration of this process.
+
+    Attributes:
+        addresses: As given.
+        layout: As given.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Shards:
         give_up_after_s: float,
         security: Security = PLAIN,
     ) -> None:
-        self.layout = layout
+        self.addresses, self.layout = tuple(addresses), layout
         self._specification = pb.ShardSpecification()
         self._specification.CopyFrom(specification)
         self._clients = [
@@ -172,6 +176,10 @@ class Shards:
             logging.warning("shard %d lost its memory: back at version %d from %s, %d updates lost", loss.shard,
                           loss.version, whence, loss.updates)  # fmt: skip
         return losses
+
+    def set_rate(self, number: int, factor: float, only: Sequence[int]) -> None:
+        """Has some shards multiply their schedule's rate by a factor; see `ShardClient.set_rate`."""
+        self._on_all(lambda client: client.set_rate(number, factor), only)
 
     def check_may_write(self, directory: str) -> None:
         """Raises `CheckpointFailed` if a shard may not write into a folder."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from downpour.proto import chief_pb2 as pb
+from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.proto.errors import NotReady
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.departures import Departures
+from downpour.worker.chief.epoch_log import EpochLog
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership
+from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.training_time import TrainingTime
 
@@ -42,7 +45,10 @@ class JobState:
         fingerprint: Fingerprint of the layout, set before `layout`.
         job_id: Id of the job, set before `layout`.
         phase: Phase of the job.
+        unscored: Checkpoints of epochs that wait for the evaluator, by step.
+        lease_waits: Whether a worker waits for a lease until an epoch has its checkpoint; set by the service.
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
+        shards: Address of every shard and its newest answer, None while it does not answer; none before the first look.
     """
 
     def __init__(self, settings: JobSettings, journal: Journal) -> None:
@@ -53,14 +59,24 @@ class JobState:
             LeaseTable(settings.num_records, settings.lease_records),
             Membership(settings.num_workers, settings.lease_s),
             TrainingTime(settings.max_train_s),
+            epochs=EpochLog(
+                settings.epochs,
+                settings.checkpoint_every_epoch,
+                settings.expects_evaluator,
+                settings.num_workers,
+            ),
         )
-        self.journal_state = JournalState(self.coordinator)
+        self.unscored: list[pb.NextCheckpointReply] = []
+        self.lease_waits = False
+        reactions = Reactions(settings.callbacks, settings.epochs)
+        self.journal_state = JournalState(self.coordinator, reactions=reactions)
         self.departures = Departures()
         self.layout: Layout | None = None
         self.fingerprint = b""
         self.job_id = ""
         self.phase = pb.ProgressReply.STATE_PREPARING
         self.evaluator_heard_s: float | None = None
+        self.shards: Sequence[tuple[str, ps_pb.StatusReply | None]] = ()
         self._job = settings.description.get("job")
         self._journal = journal
 
@@ -92,6 +108,7 @@ class JobState:
         """Begins a phase."""
         with self.changed:
             self.phase = phase
+            self.changed.notify_all()
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Waits up to `seconds` for a condition over this state or the time; returns whether it holds."""

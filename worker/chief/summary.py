@@ -36,7 +36,7 @@ def summary(
         now_s: The time, on the coordinator's clock.
     """
     seconds = coordinator.time.train_s(now_s)
-    images = coordinator.reports.total(lambda r: r.images)
+    examples = coordinator.reports.total(lambda r: r.examples)
     return {
         "recipe": settings.recipe,
         "num_ps": len(statuses),
@@ -46,8 +46,9 @@ def summary(
         "imbalance": round(layout.imbalance, 5),
         "global_steps": min(status.version for status in statuses),
         "ended_by": coordinator.ended_by(),
+        **({"ended_because": coordinator.stopped[1]} if coordinator.stopped else {}),
         "seconds": round(seconds, 2),
-        "images_per_second": round(images / seconds, 1) if seconds else 0.0,
+        "examples_per_second": round(examples / seconds, 1) if seconds else 0.0,
         "loss": coordinator.reports.recent_loss(),
         **score.metrics,
         "staleness_mean": round(coordinator.reports.mean(lambda r: r.staleness_sum), 3),

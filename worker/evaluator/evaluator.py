@@ -1,5 +1,7 @@
 """The evaluator: scores every checkpoint on the held-out examples and reports the scores to the chief.
 
+The scores of further sets of held-out examples have their names, `val_NAME_loss`.
+
 The scores of a compiled model are its own loss and metrics, `val_loss` and so on as in Keras' `fit`. Those of a job
 with a loss of its own are mAP@100 where the data are labelled images, and otherwise the mean of that loss, `val_loss`.
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -34,19 +36,20 @@ from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.step.forward import Loss, in_float32, infer
 from downpour.worker.step.sharing import tensors_of
 
-_ASK_EVERY_S = 0.5
+_ASK_EVERY_S = 0.05  # the chief waits for a checkpoint before it answers that there is none
 
 
 class Evaluator:
-    """Scores parameters of one model on one set of held-out examples.
+    """Scores parameters of one model on held-out examples.
 
     Args:
         model: A built model; its variables are overwritten.
         mine: The layout of its variables.
-        data: Source of the held-out examples.
+        data: Source of the held-out examples; it may have none where there are further sets.
         batch_size: Examples scored in one call.
         loss: The job's loss; None for a compiled model.
         average: Whether the average of the parameters is scored in their place.
+        sets: Further sources by name.
 
     Attributes:
         has_scored: Whether it has scored a checkpoint.
@@ -60,12 +63,13 @@ class Evaluator:
         batch_size: int,
         loss: Loss = None,
         average: bool = False,
+        sets: Mapping[str, Dataset] | None = None,
     ) -> None:
         self.has_scored = False
         self._average = average
         self._model = model
         self._layout = mine
-        self._data = data
+        self._data = {"": data, **(sets or {})}
         self._batch_size = batch_size
         self._evaluate = _evaluation(model, data, loss)
 
@@ -83,22 +87,55 @@ class Evaluator:
         saved = checkpoint.load(directory)
         restore.check(saved, self._layout.variables)
         weights.assign(self._model, weights.named(saved, self._average))
+        scores: dict[str, float] = {}
+        counts = RecordCounts()
+        for name, data in self._data.items():
+            found, seen = self._scored(data, is_needed=bool(name) or len(self._data) == 1)
+            scores |= {_name_in(name, key): value for key, value in found.items()}
+            counts.read, counts.skipped = counts.read + seen.read, counts.skipped + seen.skipped
+            counts.examples += seen.examples
+        self.has_scored = True
+        return scores, counts
+
+    def _scored(self, data: Dataset, *, is_needed: bool) -> tuple[dict[str, float], RecordCounts]:
+        """Scores one source; without a batch there is no score, or an error if one is needed."""
         for layer in keras_private.layers_of(self._model):
             if isinstance(layer, keras.layers.RNN) and layer.stateful:  # its states stem from the last batch scored
                 layer.reset_state()
-        with self._data.heldout(batch_size=self._batch_size) as batches:
+        with data.heldout(batch_size=self._batch_size) as batches:
             first = next(batches, None)
-            if first is None:
+            if first is None and is_needed:
                 raise ValueError(
-                    f"data source {type(self._data).__name__} gives no held-out batch to score; give held-out ones, "
+                    f"data source {type(data).__name__} gives no held-out batch to score; give held-out ones, "
                     "or start with --noevaluator to train without scores"
                 )
-            scores = self._evaluate(itertools.chain([first], batches))
-            self.has_scored = True
+            scores = {} if first is None else self._evaluate(itertools.chain([first], batches))
             return scores, batches.counts
 
 
 Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
+_AVERAGE_PRECISION = ("map_at_100", "map_at_100_unweighted", "chance", "chance_weighted")
+
+
+def score_names(model: keras.Model, data: Dataset, loss: Loss, sets: Iterable[str] = ()) -> list[str]:
+    """Names of the scores of a job.
+
+    Args:
+        model: A built model; a compiled one has computed its loss once, so that Keras has made its metrics.
+        data: As in `Evaluator`.
+        loss: As in `Evaluator`.
+        sets: Names of further sets.
+    """
+    if loss is None:
+        names = [f"val_{name}" for name in Evaluation(model).names]
+    else:
+        names = list(_AVERAGE_PRECISION) if has_labelled_images(data) else ["val_loss"]
+    return [*names, *(_name_in(one, name) for one in sets for name in names)]
+
+
+def _name_in(of_set: str, name: str) -> str:
+    """Name of a score of one of several sets."""
+    return f"val_{of_set}_{name.removeprefix('val_')}" if of_set else name
 
 
 def _evaluation(model: keras.Model, data: Dataset, loss: Loss) -> Evaluate:
@@ -125,12 +162,8 @@ def _average_precision(model: keras.Model) -> Evaluate:
             metrics.check_labels(np.asarray(labels))
             best.add(predict(images).numpy(), labels)
         mean, chance = best.mean(), best.chance()
-        return {
-            "map_at_100": mean.weighted,
-            "map_at_100_unweighted": mean.unweighted,
-            "chance": chance.unweighted,
-            "chance_weighted": chance.weighted,
-        }
+        values = mean.weighted, mean.unweighted, chance.unweighted, chance.weighted
+        return dict(zip(_AVERAGE_PRECISION, values, strict=True))
 
     return evaluate
 

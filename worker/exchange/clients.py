@@ -6,7 +6,7 @@ Threads: a client may be used from several threads; it keeps no state but its ch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -63,26 +63,16 @@ class ShardClient:
         self._give_up_after_s = give_up_after_s
         self._channel = Channel(address, security, "ps")
         # Chunk streams carry raw bytes: `codec` encodes and decodes them.
-        self._status = self._channel.unary_unary(
-            _PATH + "Status", pb.StatusRequest.SerializeToString, pb.StatusReply.FromString
-        )
         self._initialize = self._channel.stream_unary(_PATH + "Initialize", pb.InitializeReply.FromString)
-        self._restore = self._channel.unary_unary(
-            _PATH + "Restore", pb.RestoreRequest.SerializeToString, pb.InitializeReply.FromString
-        )
         self._pull = self._channel.unary_stream(_PATH + "Pull", pb.PullRequest.SerializeToString)
         self._push = self._channel.stream_unary(_PATH + "Push", pb.PushReply.FromString)
-        self._absent = self._channel.unary_unary(
-            _PATH + "Absent", pb.AbsentRequest.SerializeToString, pb.AbsentReply.FromString
-        )
-        self._write_checkpoint = self._channel.unary_unary(
-            _PATH + "WriteCheckpoint",
-            pb.WriteCheckpointRequest.SerializeToString,
-            pb.WriteCheckpointReply.FromString,
-        )
-        self._stop = self._channel.unary_unary(
-            _PATH + "Stop", pb.StopRequest.SerializeToString, pb.StopReply.FromString
-        )
+        self._push_pull = self._channel.stream_stream(_PATH + "PushPull")
+        self._status = self._unary("Status", pb.StatusRequest, pb.StatusReply)
+        self._restore = self._unary("Restore", pb.RestoreRequest, pb.InitializeReply)
+        self._absent = self._unary("Absent", pb.AbsentRequest, pb.AbsentReply)
+        self._set_rate = self._unary("SetRate", pb.SetRateRequest, pb.SetRateReply)
+        self._write_checkpoint = self._unary("WriteCheckpoint", pb.WriteCheckpointRequest, pb.WriteCheckpointReply)
+        self._stop = self._unary("Stop", pb.StopRequest, pb.StopReply)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -163,30 +153,37 @@ class ShardClient:
 
         def attempt() -> None:
             request.publication = into.begin()
-            try:
-                for message in self._pull(request, timeout=self._give_up_after_s, place=into.place):
-                    if message is not None:
-                        into.receive(codec.decode_chunk(message))
-                into.end()
-            except MalformedChunk as error:
-                raise MalformedChunk(f"pulling from {self.peer}: {error}") from None
+            _receive(self._pull(request, timeout=self._give_up_after_s, place=into.place), into, self.peer)
 
         self._call(attempt)
 
     def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
-        """Sends a push, as cut by `worker.packing`; without chunks only its header, which the shard counts.
+        """Sends a push, as cut by `worker.packing`; without chunks only its header. Sets shard and job in that."""
+        header.shard, header.job_id = self.shard, self.job_id
+        return self._call(lambda: self._push(_messages(header, chunks), timeout=self._give_up_after_s))
 
-        Sets the shard and the job in `header`.
+    def push_pull(
+        self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing], into: Pulled
+    ) -> Callable[[], tuple[pb.PushReply, float]]:
+        """Sends a push and, in its header, the request of the pull after it; returns what receives the answers.
+
+        That returns the one to the push, and when it came, a moment of `time.monotonic()`. Where either breaks, both
+        are repeated.
         """
         header.shard, header.job_id = self.shard, self.job_id
 
-        def messages() -> Iterator[Message]:
-            if not chunks:
-                yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)
-            for chunk in chunks:
-                yield chunk.encode(header if chunk is chunks[0] else None)
+        def begin() -> Iterator[memoryview | None]:
+            header.pull.publication = into.begin()
+            return self._push_pull(_messages(header, chunks), timeout=self._give_up_after_s, place=into.place)
 
-        return self._call(lambda: self._push(messages(), timeout=self._give_up_after_s))
+        begun = [self._call(begin)]
+
+        def attempt() -> tuple[pb.PushReply, float]:
+            _receive(begun.pop() if begun else begin(), into, self.peer, is_after_push=True)
+            assert into.pushed is not None
+            return into.pushed
+
+        return lambda: self._call(attempt)
 
     def absent(self, workers: Sequence[tuple[int, int]]) -> None:
         """Removes workers (index, incarnation) from the pace, so that no pull blocks on them."""
@@ -195,25 +192,29 @@ class ShardClient:
             request.workers.add(index=index, incarnation=incarnation)
         self._call(lambda: self._absent(request, timeout=self._give_up_after_s))
 
+    def set_rate(self, number: int, factor: float) -> pb.Rate:
+        """Has the shard multiply its schedule's rate by a factor, unless it knows a later change; returns the last."""
+        request = pb.SetRateRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
+        request.number, request.factor = number, factor
+        return self._call(lambda: self._set_rate(request, timeout=self._give_up_after_s)).rate
+
     def write_checkpoint(self, directory: str, *, check_only: bool = False) -> pb.WriteCheckpointReply:
         """Has the shard write its file into a directory, or only check that it may.
 
         Raises:
             CheckpointFailed: The shard cannot write there.
         """
-        request = pb.WriteCheckpointRequest(
-            fingerprint=self._layout.fingerprint,
-            directory=directory,
-            check_only=check_only,
-            shard=self.shard,
-            job_id=self.job_id,
-        )
+        request = pb.WriteCheckpointRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
+        request.directory, request.check_only = directory, check_only
         return self._call(lambda: self._write_checkpoint(request, timeout=self._give_up_after_s))
 
     def stop(self, within_s: float) -> None:
         """Has the shard stop, since the job is over; retries for up to `within_s` seconds."""
         request = pb.StopRequest(fingerprint=self._layout.fingerprint, shard=self.shard, job_id=self.job_id)
         call(self.peer, within_s, lambda: self._stop(request, timeout=within_s))
+
+    def _unary(self, name: str, request: Any, reply: Any) -> Callable[..., Any]:
+        return self._channel.unary_unary(_PATH + name, request.SerializeToString, reply.FromString)
 
     def _call(self, attempt: Callable[[], Reply]) -> Reply:
         try:
@@ -295,6 +296,27 @@ class ChiefClient:
 
     def _call(self, method: Callable[..., Reply], request: object) -> Reply:
         return call(self.peer, self._give_up_after_s, lambda: method(request, timeout=self._give_up_after_s))
+
+
+def _messages(header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> Iterator[Message]:
+    """The messages of a push."""
+    if not chunks:
+        yield codec.chunk_parts(0, codec.FLOAT32, np.empty(0, np.float32), header)
+    for chunk in chunks:
+        yield chunk.encode(header if chunk is chunks[0] else None)
+
+
+def _receive(answers: Iterator[memoryview | None], into: Pulled, peer: str, *, is_after_push: bool = False) -> None:
+    """Receives a pull to its end, and the answer to the push in the same call."""
+    try:
+        for message in answers:
+            if message is not None:
+                into.receive(codec.decode_chunk(message))
+        into.end()
+        if is_after_push and into.pushed is None:
+            raise MalformedChunk("there is no answer to the push")
+    except MalformedChunk as error:
+        raise MalformedChunk(f"pulling from {peer}: {error}") from None
 
 
 def _once(method: Callable[..., Reply], request: object, within_s: float) -> Reply | None:

@@ -8,10 +8,12 @@ No TensorFlow here.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,10 @@ from downpour.worker.exchange.rows import RowPacker, Rows
 # Concurrent calls of one worker. All of them hold messages in memory, here and on the shards. On two cores, where calls
 # wait for the processor, more were not faster; over slow networks to many hosts that was not measured.
 _MAX_CALLS = 4
+
+# Elements of the largest shard up to which one thread makes all calls of a step at a time, a push and a pull in each:
+# what was sent and is not read yet fits the sockets' buffers, and threads would cost more than they gain.
+_MOST_JOINED = 1 << 18
 
 
 # Of one factored variable: x [rows, inputs] and a shard's columns of d [rows, outputs], both in the wire dtype.
@@ -102,12 +108,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Pushed:
-    """One shard's part of a push."""
+    """One shard's part of a push, and when the pull in the same call ended, if there was one."""
 
     shard: int
     reply: pb.PushReply
     ended: float
     num_bytes: int
+    pull_ended: float | None = None
 
 
 class Exchanger:
@@ -125,6 +132,7 @@ class Exchanger:
         differences: Codec of these differences, INT8 or INT4.
         overlap: Whether parameters are in use while the next pull is in flight, which takes twice the memory.
         send_base: Whether pushes carry `Gradients.base`.
+        joined: Whether a push and the pull after it may be one call: where no pull waits for other workers.
         give_up_after_s: See `ShardClient`.
         security: Security configuration of this process.
         job_id: See `ShardClient`.
@@ -148,6 +156,7 @@ class Exchanger:
         differences: pb.Codec | None = None,
         overlap: bool = True,
         send_base: bool = False,
+        joined: bool = False,
         security: Security = PLAIN,
         job_id: str = "",
     ) -> None:
@@ -158,16 +167,17 @@ class Exchanger:
         self._differences = differences
         self._uses_blocks = push == codec.INT8 or differences is not None
         self._send_base = send_base
+        self._joined = joined and max(map(layout.size, range(layout.num_shards))) <= _MOST_JOINED
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [
             ShardClient(i, address, layout, give_up_after_s, security, job_id) for i, address in enumerate(addresses)
         ]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._row_packers = [RowPacker(layout, i, packer) for i, packer in enumerate(self._packers)]
-        self._pool = ThreadPoolExecutor(_MAX_CALLS + 1, thread_name_prefix="exchange")
+        self._pool = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="exchange")
         # Workers begin with different shards, so that their calls do not all queue at the same one.
         self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
-        self._begun_s, self._pushes = 0.0, list[Future[_Pushed]]()  # of the exchange that was begun last
+        self._begun_s, self._pushes = 0.0, list[Future[list[_Pushed]]]()  # of the exchange that was begun last
         self._pulled = [
             Pulled(layout, i, wire, keep=overlap, differences=bool(publish_every)) for i in range(len(addresses))
         ]
@@ -209,13 +219,19 @@ class Exchanger:
             self._name.sequence += 1
         name = pb.PushHeader()
         name.CopyFrom(self._name)
-        # All pushes are queued first: they do not depend on other workers; a pull may block on others' pushes.
-        pushes: dict[int, Future[_Pushed]] = {}
-        if gradients is not None:
-            pushes = {shard: self._pool.submit(self._push, shard, name, gradients) for shard in self._order}
-        pulls = [self._pool.submit(self._pull, shard, name, pushes.get(shard), ahead) for shard in self._order if pull]
-        self._begun_s, self._pushes = time.monotonic(), list(pushes.values())
-        return self._pool.submit(self._collect, self._begun_s, self._pushes, pulls)
+        submit, order = self._pool.submit, self._order
+        pushes: list[Future[list[_Pushed]]] = []
+        pulls: list[Future[float]] = []
+        if gradients is not None and pull and self._joined:
+            pushes = [submit(self._push_pull, name, gradients, ahead)]
+        else:
+            # All pushes are queued first: they do not depend on other workers; a pull may block on others' pushes.
+            of_shards = {} if gradients is None else {s: submit(self._push, s, name, gradients) for s in order}
+            pushes = list(of_shards.values())
+            if pull:
+                pulls = [submit(self._pull, shard, name, of_shards.get(shard), ahead) for shard in order]
+        self._begun_s, self._pushes = time.monotonic(), pushes
+        return _after([*pushes, *pulls], lambda: self._collect(pulls))
 
     def acknowledged(self, within_s: float) -> Answer | None:
         """Returns the answer of the push started last, without the pull that follows it.
@@ -225,28 +241,48 @@ class Exchanger:
         wait(self._pushes, within_s)
         if not self._pushes or any(not push.done() or push.exception() for push in self._pushes):
             return None
-        return self._collect(self._begun_s, self._pushes, [])
+        return self._collect([])
 
-    def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> _Pushed:
+    def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> list[_Pushed]:
         """Pushes to one shard."""
+        header, chunks = self._packed(shard, name, gradients)
+        reply = self._clients[shard].push(header, chunks)
+        return [_Pushed(shard, reply, time.monotonic(), _num_bytes(chunks))]
+
+    def _push_pull(self, name: pb.PushHeader, gradients: Gradients, ahead: bool) -> list[_Pushed]:
+        """Pushes to all shards and pulls from them, in one call each: sends to all, then receives."""
+        begun = []
+        for shard in self._order:
+            header, chunks = self._packed(shard, name, gradients)
+            header.pull.CopyFrom(self._request(name, ahead))
+            receive = self._clients[shard].push_pull(header, chunks, self._pulled[shard])
+            begun.append((shard, receive, _num_bytes(chunks)))
+        return [_Pushed(shard, *receive(), num_bytes, time.monotonic()) for shard, receive, num_bytes in begun]
+
+    def _packed(
+        self, shard: int, name: pb.PushHeader, gradients: Gradients
+    ) -> tuple[pb.PushHeader, list[codec.Outgoing]]:
+        """Returns the header and the chunks of one shard's part of a push."""
         header = pb.PushHeader(base_version=gradients.versions[shard])
         header.MergeFrom(name)
         base = gradients.base[shard] if self._send_base and gradients.base is not None else None
         factors = gradients.factors[shard] if gradients.factors else []
         mine = gradients.trained[shard], gradients.statistics[shard], factors
         if gradients.rows:
-            chunks = self._row_packers[shard].pack(*mine, gradients.rows, base)
-        else:
-            chunks = self._packers[shard].pack(*mine, base)
-        reply = self._clients[shard].push(header, chunks)
-        return _Pushed(shard, reply, time.monotonic(), sum(chunk.num_bytes for chunk in chunks))
+            return header, self._row_packers[shard].pack(*mine, gradients.rows, base)
+        return header, self._packers[shard].pack(*mine, base)
 
-    def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[_Pushed] | None, ahead: bool) -> float:
+    def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[Any] | None, ahead: bool) -> float:
         """Pulls from one shard, after the push to it; returns the time at which the pull ended."""
         if pushed:
             pushed.result()
-        request = pb.PullRequest(
-            fingerprint=name.fingerprint,
+        request = self._request(name, ahead)
+        request.fingerprint = name.fingerprint
+        self._clients[shard].pull(request, self._pulled[shard])
+        return time.monotonic()
+
+    def _request(self, name: pb.PushHeader, ahead: bool) -> pb.PullRequest:
+        return pb.PullRequest(
             codec=self.wire,
             worker=name.worker,
             incarnation=name.incarnation,
@@ -254,26 +290,17 @@ class Exchanger:
             publish_every=self._publish_every,
             differences=self._differences,
         )
-        self._clients[shard].pull(request, self._pulled[shard])
-        return time.monotonic()
 
-    def _collect(self, begin: float, pushes: list[Future[_Pushed]], pulls: list[Future[float]]) -> Answer:
-        """Waits for all calls and returns the answer; raises what the first failed call raised."""
-        wait(pushes)
-        wait(pulls)
-        pushed = [push.result() for push in pushes]
-        pushed_at = max((push.ended for push in pushed), default=begin)
-        pulled_at = max((pull.result() for pull in pulls), default=pushed_at)
+    def _collect(self, pulls: list[Future[float]]) -> Answer:
+        """Returns the answer of the pushes and of pulls, all of which are done; raises what the first failed raised."""
+        pushed = [one for push in self._pushes for one in push.result()]
+        pushed_at = max((push.ended for push in pushed), default=self._begun_s)
+        ended = [*(pull.result() for pull in pulls), *(p.pull_ended for p in pushed if p.pull_ended is not None)]
+        pulled_at = max(ended, default=pushed_at)
         versions = [0] * len(self._clients)
         parameters = None
-        if pulls:
-            latest = [shard.latest for shard in self._pulled]
-            parameters = Parameters(
-                [vectors.trained for vectors in latest],
-                [vectors.statistics for vectors in latest],
-                [shard.version for shard in self._pulled],
-                [vectors.frozen for vectors in latest],
-            )
+        if ended:
+            parameters = _parameters(self._pulled)
             versions = list(parameters.versions)
         for push in pushed:
             versions[push.shard] = max(versions[push.shard], push.reply.version)
@@ -283,8 +310,39 @@ class Exchanger:
             bool(pushed),
             any(push.reply.dropped for push in pushed),
             sum(push.reply.staleness for push in pushed) / len(self._clients),
-            pushed_at - begin,
+            pushed_at - self._begun_s,
             max(0.0, pulled_at - pushed_at),
             sum(push.num_bytes for push in pushed),
-            sum(shard.num_bytes for shard in self._pulled) if pulls else 0,
+            sum(shard.num_bytes for shard in self._pulled) if ended else 0,
         )
+
+
+def _parameters(pulled: Sequence[Pulled]) -> Parameters:
+    latest = [shard.latest for shard in pulled]
+    return Parameters(
+        [vectors.trained for vectors in latest],
+        [vectors.statistics for vectors in latest],
+        [shard.version for shard in pulled],
+        [vectors.frozen for vectors in latest],
+    )
+
+
+def _num_bytes(chunks: Sequence[codec.Outgoing]) -> int:
+    return sum(chunk.num_bytes for chunk in chunks)
+
+
+def _after(calls: Sequence[Future[Any]], collect: Callable[[], Answer]) -> Future[Answer]:
+    """Returns a future of what `collect` returns or raises, called by the thread that ends the last of some calls."""
+    answer: Future[Answer] = Future()
+    left = itertools.count(len(calls) - 1, -1)  # taking one is atomic
+
+    def done(_: Future[Any]) -> None:
+        if next(left) == 0:
+            try:
+                answer.set_result(collect())
+            except BaseException as error:  # the caller raises it
+                answer.set_exception(error)
+
+    for call in calls:
+        call.add_done_callback(done)
+    return answer

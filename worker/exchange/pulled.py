@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,8 @@ class Pulled:
     Attributes:
         version: Version of `latest`.
         num_bytes: Bytes received for it.
+        pushed: Answer to the push in the same call, and when it was received, a moment of `time.monotonic()`; None
+            without one.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Pulled:
         ]
         self.version = 0
         self.num_bytes = 0
+        self.pushed: tuple[pb.PushReply, float] | None = None
         self._is_filled = False  # whether a whole pull has ended
         self._differences = differences
         self._published = np.empty(self._num_trained if differences else 0, dtype)
@@ -75,7 +79,7 @@ class Pulled:
     def begin(self) -> int:
         """Begins a pull, perhaps after one that broke; returns the publication that differences may refer to."""
         self._base = self._publication if self._is_filled else 0
-        self._position, self.num_bytes, self._header = 0, 0, pb.PullHeader()
+        self._position, self.num_bytes, self._header, self.pushed = 0, 0, pb.PullHeader(), None
         return self._base
 
     def place(self, beginning: memoryview, num_bytes: int) -> memoryview | None:
@@ -170,6 +174,8 @@ class Pulled:
     def _took(self, chunk: codec.Chunk, num_bytes: int) -> None:
         """Counts a chunk that is about to be written to its place."""
         self._header, self._position = self._part(chunk)
+        if self.pushed is None and self._header.HasField("pushed"):
+            self.pushed = self._header.pushed, time.monotonic()
         # While a publication is received, the buffer holds parts of two.
         self._publication = self._header.publication if self._header.live else 0
         self._position += chunk.count

@@ -19,6 +19,7 @@ import tensorflow as tf
 from downpour.model import keras_private
 from downpour.ps.layout import FROZEN, STATISTIC
 from downpour.ps.layout.patterns import matching
+from downpour.worker.step.assigned import assigned_statistics
 from downpour.worker.step.factors import factorable_layers, uses_of
 from downpour.worker.step.forward import Loss, Scope, forward, refuse_assigned
 from downpour.worker.step.sharing import specs_of
@@ -31,7 +32,8 @@ class Examination:
     """Result of one trace of a model.
 
     Attributes:
-        assigned: Paths of the variables that a training call assigns; none of them is trained.
+        assigned: Paths of the variables that a training call assigns; none of them is trained but for kernels of
+            `assigned`.
         rows: For each dense layer's kernel that is used in one product only, the rows R of that product's input.
         unreached: Paths of the trained variables that no gradient reaches, as far as the outermost graph shows. Plain
             Keras leaves them as they are, weight decay and constraints included.
@@ -94,8 +96,8 @@ def kinds_of(
 
     The first that applies: FROZEN, LOCAL or STATISTIC if a pattern says so; LOCAL if it is of a `Normalization` layer,
     which computes with constants that it made when it was adapted, in every process; FROZEN if no training call assigns
-    it; STATISTIC if it is the moving mean or variance of batch norm. Variables that are not floating-point, random
-    seeds mostly, are local and have no entry.
+    it; STATISTIC if it is the moving mean or variance of batch norm, or of SpectralNormalization. Variables that are
+    not floating-point, random seeds mostly, are local and have no entry.
 
     Args:
         model: A built model.
@@ -115,7 +117,7 @@ def kinds_of(
     if both := sorted(added & kept):
         raise ValueError(f"statistics and local both match {', '.join(both[:3])}; name it in one of them")
     adapted = {v.path for layer in _layers(model, keras.layers.Normalization) for v in layer.variables}
-    moving = {
+    moving = assigned_statistics(model) | {
         v.path
         for layer in _layers(model, keras.layers.BatchNormalization)
         for v in (layer.moving_mean, layer.moving_variance)

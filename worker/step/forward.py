@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from downpour.model import keras_private
+from downpour.worker.step.assigned import Held, assigned_kernels
 
 
 class Scope(keras.StatelessScope):
@@ -27,14 +28,22 @@ class Scope(keras.StatelessScope):
     Args:
         variables: Variables of the model.
         values: One tensor a variable, cast to its dtype.
+        held: Called with a variable of the model and the tensor that it is assigned; returns the tensor that the call
+            computes with from then on.
 
     Attributes:
         assigned: Variables of the model that were assigned, in order, repeated if assigned more than once.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable], values: Sequence[tf.Tensor]) -> None:
+    def __init__(
+        self,
+        variables: Sequence[keras.Variable],
+        values: Sequence[tf.Tensor],
+        held: Held = lambda _, value: value,
+    ) -> None:
         super().__init__(list(zip(variables, values, strict=True)), collect_losses=True)
         self._own = {id(variable) for variable in variables}
+        self._held = held
         self.assigned: list[keras.Variable] = []
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
@@ -42,7 +51,7 @@ class Scope(keras.StatelessScope):
         variable, value = update
         if id(variable) in self._own:
             self.assigned.append(variable)
-            super().add_update(update)
+            super().add_update((variable, self._held(variable, value)))
         else:
             keras_private.assign_now(variable, value)
 
@@ -98,8 +107,9 @@ def infer(model: keras.Model, inputs: Any) -> Any:
 
 
 def refuse_assigned(model: keras.Model, assigned: Collection[keras.Variable]) -> None:
-    """Raises `ValueError` if a trained variable is among those that a training call assigns."""
+    """Raises `ValueError` if a trained variable is among those that a training call assigns, but for `assigned`."""
     trainable = {id(variable) for variable in model.trainable_variables}
+    trainable -= {id(kernel) for kernel in assigned_kernels(model)}
     for variable in assigned:
         if id(variable) in trainable:
             raise ValueError(

@@ -44,6 +44,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout
 from downpour.worker.exchange.exchange import Factors, Gradients, Parameters
 from downpour.worker.exchange.rows import Rows, summed
+from downpour.worker.step.assigned import Assigned
 from downpour.worker.step.clip import Clip
 from downpour.worker.step.clipping import clipped, clipped_factor
 from downpour.worker.step.factors import columns, only_product, product_norm
@@ -51,6 +52,7 @@ from downpour.worker.step.flat import FlatVectors, rows_once
 from downpour.worker.step.forward import Loss, Scope, forward, refuse_assigned
 from downpour.worker.step.loss_scale import LossScale
 from downpour.worker.step.sharing import array_of, specs_of, tensors_of
+from downpour.worker.step.traced import Traced
 from downpour.worker.step.variables import variables_in
 
 Tensors = list[tf.Tensor]
@@ -95,6 +97,7 @@ class TrainingStep:
         wire: Codec of the trained and the frozen part, a value of `pb.Codec`.
         clip: Limits the gradient; None for none.
         sparse: Whether gradients of tables may be rows (`exchange.rows`); with `clip` they are dense.
+        share: Part of the differences that assigned kernels push (`assigned`); 1 for one worker without overlap.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class TrainingStep:
         clip: Clip | None = None,
         *,
         sparse: bool = False,
+        share: float = 1.0,
     ) -> None:
         self._model = model
         self._clip = clip
@@ -125,11 +129,14 @@ class TrainingStep:
             kind: [i for i, v in enumerate(layout.variables) if v.kind == kind]
             for kind in (FACTORED, TRAINED, STATISTIC, FROZEN)
         }
+        self._assigned = Assigned(model, layout, self._variables, share)
         self._factored = [layout.factored(shard) for shard in range(layout.num_shards)]
         self._local: Tensors = [tf.convert_to_tensor(v) for v in self._local_variables]
         computes_in_float16 = any(layer.compute_dtype == "float16" for layer in keras_private.layers_of(model))
         self._scale = LossScale() if computes_in_float16 else None
         self._compiled = tf.function(self._step, reduce_retracing=True, autograph=False)
+        self._traced = Traced(self._compiled)
+        self._no_scale = tf.constant(1.0)
 
     def __call__(self, parameters: Parameters, inputs: Any, labels: Any, sample_weight: Any = None) -> StepResult:
         """Computes loss and gradients.
@@ -145,8 +152,8 @@ class TrainingStep:
                 first batch is traced.
         """
         scale = self._scale.value if self._scale else None
-        loss, norm, gradients, rows, inputs, outputs, differences, local = self._compiled(
-            *self._arguments(parameters), *tensors_of((inputs, labels, sample_weight))
+        loss, norm, gradients, rows, inputs, outputs, differences, local = self._traced(
+            self._arguments(parameters), tensors_of((inputs, labels, sample_weight))
         )
         result = StepResult(
             float(loss),
@@ -186,7 +193,7 @@ class TrainingStep:
         trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
         frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
-        scale = tf.constant(self._scale.value if self._scale else 1.0)
+        scale = tf.constant(self._scale.value) if self._scale else self._no_scale
         return trained, statistics, frozen, self._local, scale
 
     def _sent(self, tensor: tf.Tensor) -> np.ndarray:
@@ -216,17 +223,19 @@ class TrainingStep:
         values = self._vectors.split([tf.cast(t, tf.float32) for t in trained], FACTORED, TRAINED)
         values |= self._vectors.split(statistics, STATISTIC)
         values |= self._vectors.split([tf.cast(f, tf.float32) for f in frozen], FROZEN)
-        ordered = [values[i] for i in range(len(values))]
-        watched, kernels = ([values[i] for i in self._numbers[kind]] for kind in (TRAINED, FACTORED))
+        ordered = self._assigned.values(values)
+        watched = {i: [ordered[i]] for i in self._numbers[TRAINED]}
+        kernels = [ordered[i] for i in self._numbers[FACTORED]]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([*watched, *kernels])
-            scope = Scope([*self._variables, *self._local_variables], [*ordered, *local])
+            tape.watch([watched, kernels])
+            scope = Scope(self._variables + self._local_variables, ordered + local, self._assigned.held(tape, watched))
             loss = forward(self._model, scope, self._loss, inputs, labels, sample_weight)
             scaled = loss * scale if self._scale else loss
         refuse_assigned(self._model, scope.assigned)
         names = [self._variables[i].path for i in self._numbers[FACTORED]]
         products = [only_product(name, kernel) for name, kernel in zip(names, kernels, strict=True)]
-        dense, factored = self._gradients(tape, scaled, scale, watched, [product.output for product in products])
+        outputs = [product.output for product in products]
+        dense, factored = self._gradients(tape, scaled, scale, list(watched.values()), outputs)
         factors = [product.factors(d) for product, d in zip(products, factored, strict=True)]
         norms = [product_norm(x, d) for x, d in factors]
         by_number = dict(zip(self._numbers[TRAINED], dense, strict=True))
@@ -235,10 +244,6 @@ class TrainingStep:
         norm = tf.linalg.global_norm([*by_number.values(), *(values for _, values in rows), *norms])
         limited = dict(zip(by_number, clipped(list(by_number.values()), self._clip, norm), strict=True))
         factors = [(x, clipped_factor(d, own, self._clip, norm)) for (x, d), own in zip(factors, norms, strict=True)]
-        moved = {
-            i: tf.cast(scope.get_current_value(self._variables[i]), tf.float32) - ordered[i]
-            for i in self._numbers[STATISTIC]
-        }
         return (
             loss,
             norm,
@@ -246,22 +251,23 @@ class TrainingStep:
             rows,
             [tf.cast(x, self._dtype) for x, _ in factors],
             self._columns([d for _, d in factors]),
-            self._vectors.join(moved, STATISTIC),
+            self._vectors.join(self._assigned.differences(scope, ordered), STATISTIC),
             [scope.get_current_value(v) for v in self._local_variables],
         )
 
     def _gradients(
-        self, tape: tf.GradientTape, loss: tf.Tensor, scale: tf.Tensor, dense: Tensors, outputs: Tensors
+        self, tape: tf.GradientTape, loss: tf.Tensor, scale: tf.Tensor, dense: list[Tensors], outputs: Tensors
     ) -> tuple[Tensors, Tensors]:
-        """Returns the gradients of trained variables and of factored ones' outputs; warns where none reaches one."""
-        found = tape.gradient(loss, [dense, outputs])
+        """Returns gradients of variables, summed over their values, and of factored ones' outputs; warns of none."""
+        of_values, of_factored = tape.gradient(loss, [dense, outputs])
+        found = [_sum(gradients) for gradients in of_values], of_factored
         names = [self._variables[i].path for kind in (TRAINED, FACTORED) for i in self._numbers[kind]]
         lost = [name for name, gradient in zip(names, [*found[0], *found[1]], strict=True) if gradient is None]
         if lost:
             logging.warning("no gradient reaches %s, so it is not trained, as in plain Keras", ", ".join(lost))
         of_dense, of_outputs = (
             [self._unscaled(g, of, scale) for g, of in zip(gs, ofs, strict=True)]
-            for gs, ofs in zip(found, (dense, outputs), strict=True)
+            for gs, ofs in zip(found, ([values[0] for values in dense], outputs), strict=True)
         )
         return of_dense, of_outputs
 
@@ -281,6 +287,14 @@ class TrainingStep:
             [tf.cast(columns(d[group.ranges[0].variable], group), self._dtype) for group in groups]
             for groups in self._factored
         ]
+
+
+def _sum(gradients: Sequence[Any]) -> Any:
+    """Returns the sum of the gradients that are not None; a single one as it is."""
+    found = [gradient for gradient in gradients if gradient is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    return tf.add_n([tf.convert_to_tensor(gradient) for gradient in found])
 
 
 def _rows_of(tables: Sequence[int], rows: Sequence[Tensors], layout: Layout, wire: pb.Codec) -> dict[int, Rows]:

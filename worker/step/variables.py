@@ -9,9 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 import keras
 import numpy as np
 
-from downpour.ps.layout import FACTORED, FROZEN, TRAINED, Layout, Rate, Variable
+from downpour.model import weights
+from downpour.model.weights import ASSIGNED
+from downpour.ps.checkpoint.manifest import Checkpoint
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout, Rate, Variable
 from downpour.ps.layout.cuts import may_be_factored
 from downpour.ps.layout.patterns import matching
+from downpour.worker.step.assigned import assigned_kernels, beside
 from downpour.worker.step.constraints import constraint_of
 from downpour.worker.step.examine import LOCAL, Examination, is_float, kinds_of
 from downpour.worker.step.factors import factorable_layers
@@ -46,7 +50,7 @@ def variables_of(
 
     Raises:
         ValueError: A pattern of `rates` or `frozen` matches nothing, nothing is left to train, two variables have one
-            name, or shards cannot apply a constraint.
+            name, shards cannot apply a constraint, or a kernel that its layer assigns has one or is decayed.
     """
     if kinds is None:
         kinds = kinds_of(model)
@@ -74,10 +78,19 @@ def variables_of(
     def fixed(name: str, shape: tuple[int, ...], kind: str) -> Variable:
         return Variable(name, shape, FROZEN if name in still else kind)
 
-    return [
+    assigned = [kernel.path for kernel in assigned_kernels(model) if kernel.path not in still]
+    made = [
         *(fixed(n, shape, FROZEN) if n in still else trained(n, shape) for n, shape in trainable.items()),
         *(fixed(n, shape, kinds[n]) for n, shape in fixed_shapes.items()),
     ]
+    for variable in made:
+        if variable.name in assigned and (variable.constraint or variable.weight_decay or variable.decoupled_decay):
+            raise ValueError(
+                f"{variable.name} is divided by its largest singular value in each step, which shards cannot combine "
+                "with a constraint or weight decay; set constraint=None, or name it in `undecayed`, as "
+                "optimizer.exclude_from_weight_decay does"
+            )
+    return [*made, *(Variable(name + ASSIGNED, trainable[name], STATISTIC) for name in assigned)]
 
 
 def statistics_of(model: keras.Model) -> list[keras.Variable]:
@@ -94,7 +107,8 @@ def factored_names(model: keras.Model, batch_size: int, examined: Examination | 
         examined: Without it every kernel counts as used by its own layer alone; a step refuses one that is not.
     """
     names = set()
-    for kernel in (layer.kernel for layer in factorable_layers(model)):
+    assigned = {id(kernel) for kernel in assigned_kernels(model)}
+    for kernel in (layer.kernel for layer in factorable_layers(model) if id(layer.kernel) not in assigned):
         rows = batch_size if examined is None else examined.rows.get(kernel.path, math.inf)
         inputs, outputs = kernel.shape
         if 2 * rows * (inputs + outputs) < inputs * outputs:
@@ -103,22 +117,44 @@ def factored_names(model: keras.Model, batch_size: int, examined: Examination | 
 
 
 def variables_in(model: keras.Model, layout: Layout) -> list[keras.Variable]:
-    """Returns the model's variables that are in a layout, in its order.
+    """Returns the model's variables that are in a layout, in its order, which ends with those of `assigned`.
 
     If the layout has all of them, they are matched by order, since Keras names the variables of a model that is built
-    twice in one process differently. If some are local, they are matched by name.
+    twice in one process differently. If some are local, they are matched by name, or by order without those that are
+    local by the type of their layer.
+
+    Raises:
+        ValueError: The layout is of another model.
     """
     variables = [*model.trainable_variables, *statistics_of(model)]
-    if len(variables) == len(layout.variables):
+    names = [variable.name for variable in layout.variables if not variable.name.endswith(ASSIGNED)]
+    if len(variables) == len(names):
         return variables
     by_name = {v.path: v for v in variables}
-    return [by_name[variable.name] for variable in layout.variables]
+    if all(name in by_name for name in names):
+        return [by_name[name] for name in names]
+    kinds = kinds_of(model)
+    placed = [v for v in variables if kinds.get(v.path) != LOCAL]
+    if len(placed) != len(names):
+        missing = next(name for name in names if name not in by_name)
+        raise ValueError(f"the model {model.name!r} has no variable {missing}; give every layer in it a name")
+    return placed
+
+
+def values_in(model: keras.Model, saved: Checkpoint, average: bool = False) -> dict[str, np.ndarray]:
+    """Returns the values of a checkpoint, or their average, by the paths that the variables have in this process.
+
+    Keras may number the layers within own classes otherwise here than in the processes of the job.
+    """
+    paths = [variable.path for variable in variables_in(model, saved.layout)]
+    return dict(zip(paths, weights.named(saved, average).values(), strict=True))
 
 
 def initial_values(model: keras.Model, layout: Layout | None = None) -> list[np.ndarray]:
     """Returns the model's present values, in the order of the layout, or of `variables_of` without one."""
     variables = [*model.trainable_variables, *statistics_of(model)] if layout is None else variables_in(model, layout)
-    return [v.numpy() for v in variables]
+    assigned = assigned_kernels(model) if layout is None else [layout.variables[i] for i in beside(layout).values()]
+    return [*(v.numpy() for v in variables), *(np.zeros(v.shape, np.float32) for v in assigned)]
 
 
 def _check_names(variables: Sequence[keras.Variable]) -> None:
@@ -128,5 +164,6 @@ def _check_names(variables: Sequence[keras.Variable]) -> None:
         if other is not variable:
             raise ValueError(
                 f"two variables are named {variable.path}, of shapes {list(other.shape)} and {list(variable.shape)}; "
-                "give every layer, and every variable of a layer, its own name"
+                "give every layer within its layer or model, and every variable of a layer, its own name: "
+                "Dense(8, name='hidden_2'), add_weight(..., name='scale')"
             )

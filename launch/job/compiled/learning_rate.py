@@ -42,7 +42,9 @@ def schedule_of(optimizer: Any) -> Schedule:
     else:
         raise ValueError(
             f"the learning rate of {type(optimizer).__name__} is {_described(given)}; shards evaluate schedules, and "
-            f"know a number and keras.optimizers.schedules' {', '.join(_SCHEDULES)} themselves: give one of these"
+            f"know a number and keras.optimizers.schedules' {', '.join(_SCHEDULES)} themselves: give one of these, or "
+            "your own as a table of its values, PiecewiseConstantDecay(list(range(n - 1)), [float(mine(step)) for step "
+            "in range(n)]) for n steps"
         )
     try:
         return convert(config)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from downpour.launch.job import recipe
+from downpour.launch.job import Job, recipe
 from downpour.launch.job.build import build, unsendable
+from downpour.model.data import Examples
 from downpour.model.vision.resnet import ResNet
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
 from downpour.ps.layout import FACTORED, Slicing, Variable, lay_out
+from downpour.ps.policy.rules import SGD
+from downpour.ps.policy.schedules import Constant
 
 _VARIABLES = (Variable("head/kernel", (2048, 18291), FACTORED), Variable("small/kernel", (512, 600), FACTORED))
 
@@ -69,6 +73,46 @@ def test_a_model_is_built_for_the_images_that_it_gets(monkeypatch: pytest.Monkey
     assert kernels[0] == (3, 3, 3, 4)
     monkeypatch.setattr("keras.src.backend.config._IMAGE_DATA_FORMAT", "channels_first")
     assert ResNet(depth=18, width=2).build(16, 5).output_shape == (None, 5)
+
+
+def _two_outputs(**arguments: Any) -> Any:
+    def model() -> Any:
+        import keras
+
+        inputs = keras.Input((4,))
+        outputs = {name: keras.layers.Dense(size, name=name)(inputs) for name, size in (("kind", 3), ("size", 1))}
+        made = keras.Model(inputs, outputs)
+        made.compile(optimizer="sgd", **arguments)
+        return made
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("loss", "more", "targets"),
+    [
+        ({"kind": "mse", "sise": "mse"}, {}, {"kind": (3,), "size": (1,)}),  # a name that no output has
+        ({"kind": "mse", "size": "mse"}, {}, {"kind": (3,), "sise": (1,)}),
+        ({"kind": "categorical_crossentropy", "size": "mse"}, {}, {"kind": (5,), "size": (1,)}),
+        (None, {}, {"kind": (3,), "size": (1,)}),
+        ({"kind": "mse", "size": "mse"}, {"metrics": {"kidn": ["mae"]}}, {"kind": (3,), "size": (1,)}),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_refused_with_names_and_shapes_of_both(
+    loss: Any, more: dict[str, Any], targets: dict[str, tuple[int, ...]]
+) -> None:
+    y = {name: np.zeros((8, *shape), np.float32) for name, shape in targets.items()}
+    model = _two_outputs(loss=loss, **more)
+    job = Job(
+        name="two", model=model, data=Examples((np.zeros((8, 4), np.float32), y)), loss=None, rule=SGD(),
+        schedule=Constant(0.01), num_steps=1, batch_size=4,
+    )  # fmt: skip
+    with pytest.raises(ValueError) as refusal:
+        build(job)
+    for name, shape in targets.items():
+        assert f"y['{name}']: {(1, *shape)} float32" in str(refusal.value), refusal.value
+    for part in ("output['kind']: (1, 3) float32", "output['size']: (1, 1) float32"):
+        assert part in str(refusal.value), refusal.value
 
 
 def test_the_limit_is_of_what_travels() -> None:

@@ -252,6 +252,19 @@ def test_how_schedules_are_written() -> None:
     assert repr(read(staircase)) == repr(StaircaseExponential(0.1, 0.9, 100))
 
 
+def test_a_schedule_of_ones_own_is_taken_over_as_a_table() -> None:
+    """As the message of its refusal says."""
+
+    def mine(step: int) -> float:
+        return 0.1 * min((step + 1) / 5, (5 / (step + 1)) ** 0.5)
+
+    n = 40
+    table = schedules.PiecewiseConstantDecay(list(range(n - 1)), [float(mine(step)) for step in range(n)])
+    schedule = from_compiled(compiled(optimizers.SGD(table))).schedule
+    assert [schedule.rate(version) for version in range(n)] == [mine(step) for step in range(n)]
+    assert schedule.rate(10 * n) == mine(n - 1)
+
+
 def test_accumulated_gradients() -> None:
     assert from_compiled(compiled(optimizers.SGD(gradient_accumulation_steps=4))).cadence == Accumulate(4)
 

@@ -49,6 +49,15 @@ def test_our_own_words_have_no_type_and_the_line_that_they_are_about(mine: Any, 
     assert describe(Unreachable("nobody there")) == "nobody there"
 
 
+def test_notes_of_an_error_are_shown_behind_its_place(mine: Any, tmp_path: Path) -> None:
+    error = raised(mine("def f():\n    return {}['a']\n").f)
+    error.add_note("while reading train, item 37")
+    assert describe(error) == f"KeyError: 'a' ({tmp_path}/mine.py:2; while reading train, item 37)"
+    ours = Unreachable("nobody there")
+    ours.add_note("while reading train, item 37")
+    assert describe(ours) == "nobody there (while reading train, item 37)"
+
+
 def test_what_autograph_puts_around_an_error_is_left_out(mine: Any, tmp_path: Path) -> None:
     import tensorflow as tf
 
@@ -101,3 +110,30 @@ def test_where_a_function_is_defined(mine: Any, tmp_path: Path) -> None:
     module = mine("\n\ndef loss(labels, outputs):\n    return 0\n")
     assert mistakes.defined(module.loss) == f" ({tmp_path}/mine.py:3)"
     assert mistakes.defined(len) == mistakes.defined(describe) == ""
+
+
+def test_frames_are_those_of_the_users_own_code(mine: Any, tmp_path: Path) -> None:
+    module = mine("import csv\n\ndef outer():\n    inner()\n\ndef inner():\n    csv.reader(0)\n")
+    place = f'  File "{tmp_path}/mine.py", line'
+    both = [f"{place} 4, in outer", "    inner()", f"{place} 7, in inner", "    csv.reader(0)"]
+    assert mistakes.frames(raised(module.outer))[-4:] == both
+    with pytest.raises(Mistake) as converted, final():
+        module.outer()
+    assert mistakes.frames(converted.value)[-4:] == both
+    assert mistakes.frames(ValueError("of Downpour")) == []
+
+
+def test_a_syntax_error_shows_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def job()\n    pass\n")
+    error = raised(lambda: compile(path.read_text(), str(path), "exec"))
+    assert mistakes.frames(error)[:2] == [f'  File "{path}", line 1', "    def job()"]
+
+
+def test_an_argument_that_is_not_taken_names_the_nearest(mine: Any) -> None:
+    module = mine(
+        "from downpour.launch.job import Cluster\n\ndef job():\n    return Cluster(num_pss=3)\n\n"
+        "def other():\n    return Cluster(x=1)\n"
+    )
+    assert "unexpected keyword argument 'num_pss'; did you mean num_ps? (" in describe(raised(module.job))
+    assert "argument 'x'; it takes num_ps, num_workers, max_workers," in describe(raised(module.other))

@@ -182,3 +182,21 @@ def test_another_dataclass_may_take_a_place(given: list[str], expected: Shape) -
 def test_what_cannot_take_a_place_is_refused(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"override shape=.*{re.escape(message)}"):
         overrides.apply(WithChoice(), [override])
+
+
+@dataclass(frozen=True)
+class WithTuple:
+    shapes: tuple[Shape, ...] = ()
+    CHOICES: ClassVar = {"shapes": {"Square": Square, "Circle": Circle}}
+
+
+def test_several_dataclasses_may_take_the_place_of_a_tuple() -> None:
+    given = ["shapes=(Circle(radius=2), Square())", "shapes.0.radius=3"]
+    assert overrides.apply(WithTuple(), given).shapes == (Circle(3.0), Square())
+    assert overrides.apply(WithTuple(), ["shapes=Square"]).shapes == (Square(),)
+    assert overrides.apply(WithTuple((Square(),)), ["shapes=()"]).shapes == ()
+    with pytest.raises(ValueError, match="'Triangle' is not one of Square, Circle"):
+        overrides.apply(WithTuple(), ["shapes=(Square(), Triangle())"])
+    with pytest.raises(ValueError, match=r"'\(3,\)' is not one of Square, Circle"):
+        overrides.apply(WithTuple(), ["shapes=(3,)"])
+    assert "shapes= ((Name(field=value), ...), each one of Square, Circle)" in overrides.listing(WithTuple())

@@ -95,3 +95,45 @@ def test_file_that_is_no_recipe_is_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         recipe.load(path)
+
+
+EPOCHS = """
+from dataclasses import replace
+
+import numpy as np
+
+from downpour.launch.recipes import quickstart
+from downpour.model.data import Examples, Stream
+
+rows = np.zeros((100, 2), np.float32)
+
+
+def job():
+    return replace(quickstart.job(), data=Examples((rows, rows)), batch_size=10)
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["epochs=3"], 30),
+        (["epochs=3", "batch_size=20"], 15),
+        (["epochs=0.25"], 3),
+        (["epochs=2", "cadence=Accumulate(num_batches=4)"], 5),
+        (["epochs=3", "pace=Sync(num_gradients=2,backups=1)", "exchange.overlap=false", "cluster.num_workers=3"], 10),
+    ],
+)
+def test_epochs_are_steps_by_the_length_of_the_data(tmp_path, overrides, steps):
+    path = tmp_path / "mine.py"
+    path.write_text(EPOCHS)
+    assert recipe.load(path, overrides).num_steps == steps
+
+
+def test_epochs_of_data_without_a_length_are_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    stream = "data=Stream(lambda worker, workers: [(rows[0], rows[0])] * 20)"
+    path.write_text(EPOCHS.replace("data=Examples((rows, rows))", stream))
+    with pytest.raises(ValueError, match="epochs is 3, and an epoch of this stream has no length"):
+        recipe.load(path, ["epochs=3"])
+    with pytest.raises(ValueError, match="unknown key 'epoch'; did you mean epochs="):
+        recipe.load(path, ["epoch=3"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from downpour.launch.job import recipe
 from downpour.launch.job.same_job import MAY_DIFFER, same_fields
+from downpour.model.data import Examples
 from tests.launch import jobs
 
 
@@ -21,6 +24,7 @@ def fields(folder: Path, *overrides: str) -> dict[str, str]:
     [
         ("seed=5", "seed"),
         ("batch_size=8", "batch_size"),
+        ("steps_per_epoch=8", "steps_per_epoch"),
         ("rule=RMSProp()", "rule"),
         ("rule.momentum=0.8", "rule.momentum"),
         ("model.width=4", "model.width"),
@@ -38,8 +42,21 @@ def test_a_field_that_matters_is_compared(tmp_path: Path, override: str, key: st
 
 def test_spelling_and_what_may_differ_is_not_compared(tmp_path: Path) -> None:
     changes = ("cluster.threads_per_worker=7", "cluster.max_workers=9", "exchange.give_up_after_s=1")
+    changes += ("callbacks=(EarlyStopping(patience=3),)",)
     assert fields(tmp_path, "seed=3", "batch_size=8", *changes) == fields(tmp_path, "batch_size=8", "seed=3")
     assert not set(MAY_DIFFER) & set(fields(tmp_path))
+
+
+def test_a_list_of_examples_is_one_field(tmp_path: Path) -> None:
+    def of(examples: list[Any]) -> dict[str, str]:
+        found = same_fields(replace(job, data=Examples(examples)))
+        assert len(found) < 200
+        return found
+
+    job = recipe.load(jobs.write_recipe(tmp_path))
+    examples = [(np.full(3, i, np.float32), i) for i in range(5000)]
+    other = [*examples[:-1], (np.full(3, 4999.5, np.float32), 4999)]
+    assert of(examples) == of([(x.copy(), y) for x, y in examples]) != of(other)
 
 
 def test_functions_are_compared_by_name_and_not_by_address(tmp_path: Path) -> None:

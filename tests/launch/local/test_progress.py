@@ -14,7 +14,7 @@ def reply(**changes):
         "step": 120,
         "num_steps": 3000,
         "loss": 12.3456,
-        "images_per_second": 210.04,
+        "examples_per_second": 210.04,
         "pushes_per_second": 6.94,
         "staleness_mean": 1.25,
         "seconds_left": 125.0,
@@ -25,7 +25,7 @@ def reply(**changes):
 
 def test_one_line_says_everything():
     assert progress.summary(reply()) == (
-        "training 120/3000  loss 12.35  210.0 images/s  6.94 pushes/s  staleness 1.25  mAP@100 0.615  2:05 left"
+        "training 120/3000  loss 12.35  210.0 examples/s  6.94 pushes/s  staleness 1.25  mAP@100 0.615  2:05 left"
     )
 
 

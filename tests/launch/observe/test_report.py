@@ -97,3 +97,5 @@ def test_an_end_before_the_steps_is_said_in_words() -> None:
     assert said == (
         "ended after max_train_s, 140 s of training, at step 421 of 700; the same command with --resume trains on"
     )
+    early = {"ended_by": "early stopping", "ended_because": "val_loss has not improved", "global_steps": 50}
+    assert report.early_end(early, job) == "ended by early stopping at step 50 of 700: val_loss has not improved"

@@ -77,8 +77,23 @@ def test_refused_flags_exit_with_2(run_entry, argument, message):
 def test_help_says_what_the_program_is_and_takes(run_entry):
     result = run_entry("print('ran')", "--help")
     assert result.returncode == 0
-    for text in ("The program's own words.", "--count", "How many.", "--die_with_parent"):
+    for text in ("The program's own words.", "--count=N  How many. Default: 1."):
         assert text in result.stdout, result.stdout
+    assert "--die_with_parent" not in result.stdout
+    assert "--die_with_parent" in run_entry("print('ran')", "--helpfull").stdout
+
+
+@pytest.mark.process
+def test_an_error_out_of_the_users_own_code_shows_its_calls(run_entry, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def job():\n    return rate(0)\n\n\ndef rate(n):\n    raise ValueError('no such rate')\n")
+    result = run_entry(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport mine\nmine.job()")
+    assert result.returncode == 2
+    assert result.stderr == (
+        f'  File "{path}", line 2, in job\n    return rate(0)\n'
+        f"  File \"{path}\", line 6, in rate\n    raise ValueError('no such rate')\n"
+        f"[worker] error: ValueError: no such rate ({path}:6)\n"
+    )
 
 
 @pytest.mark.process

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downpour.model.data import Examples
+from downpour.model.data import Examples, indexed
 from downpour.model.data.order import Lease, Order, augmentation, forever
 from tests.conftest import wait_until
 
@@ -378,7 +378,11 @@ def refusal(data: Examples, batch_size: int = 5) -> str:
 
 def test_lengths_of_arrays_differ():
     message = refusal(Examples(({"a": np.zeros(4), "b": np.zeros((5, 2))}, np.zeros(4))))
-    assert "train[0]['a'] has 4, train[0]['b'] has 5, train[1] has 4 examples" in message
+    assert "train: arrays differ in length: x['a'] has 4, x['b'] has 5, y has 4 examples" in message
+    assert "x has 4, y has 4, sample_weight has 3 examples" in refusal(Examples((np.zeros(4), np.zeros(4), [1, 2, 3])))
+    assert "train: arrays differ in length: ['a'] has 4, ['b'] has 5" in refusal(
+        Examples({"a": np.zeros(4), "b": np.zeros(5)}, inputs="a", targets="b")
+    )
 
 
 @pytest.mark.parametrize(
@@ -396,8 +400,8 @@ def test_no_source(source):
 def test_streams_are_sent_to_stream():
     import tensorflow as tf
 
-    assert "use Stream" in refusal(Examples(tf.data.Dataset.range(3)))
-    assert "use Stream" in refusal(Examples(x for x in range(3)))
+    assert "give Stream(function)" in refusal(Examples(tf.data.Dataset.range(3)))
+    assert "give Stream(function)" in refusal(Examples(x for x in range(3)))
 
 
 def test_a_batch_larger_than_the_data():
@@ -427,6 +431,13 @@ def test_values_that_are_not_finite(kind, value):
     first(Examples(source, finite=False), 50)
 
 
+def test_values_that_float32_has_not():
+    x = np.ones((50, 2))
+    x[37, 1] = 1e300
+    assert "train, example 37: x has 1e+300" in refusal(Examples(x))
+    assert "train, example 37: sample_weight has 1e+300" in refusal(Examples((x[:, :1], x[:, 0], x[:, 1])))
+
+
 def test_large_finite_values_pass():
     first(Examples((np.full((50, 9), 3e38, np.float32), np.arange(50))), 50)
 
@@ -434,7 +445,7 @@ def test_large_finite_values_pass():
 def test_objects_among_numbers():
     column = np.arange(30).astype(object)
     column[11] = None
-    assert "train[1] has dtype object: an array of objects has 0 (int)" in refusal(Examples((np.arange(30), column)))
+    assert "train: y has dtype object: an array of objects has 0 (int)" in refusal(Examples((np.arange(30), column)))
     words = np.array(["a"] * 30, object)
     words[29] = 3.5
     assert "example 29: y has dtype object: an array of objects has 3.5" in refusal(Examples((np.arange(30), words)))
@@ -497,13 +508,42 @@ def test_errors_of_the_source_and_of_map_name_the_example():
         first(Examples(Items(), map=fails), NUM)
     assert caught.value.__notes__ == ["while mapping train, item 50"]
 
-    class Broken(Items):
-        def __getitem__(self, index):
-            raise OSError("gone")
 
+class Broken(Items):
+    """Item 37 cannot be read."""
+
+    def __getitem__(self, index: int):
+        if index == 37:
+            raise OSError("gone")
+        return super().__getitem__(index)
+
+
+class BrokenTogether(Broken):
+    def __getitems__(self, indices: list[int]):
+        return [self[index] for index in indices]
+
+
+class BrokenPairs(Items):
+    """Items cannot be read together."""
+
+    def __getitems__(self, indices: list[int]):
+        if len(indices) > 1:
+            raise OSError("gone")
+        return [self[index] for index in indices]
+
+
+@pytest.mark.parametrize("how", [{}, {"num_threads": 2}, {"num_processes": 1}])
+@pytest.mark.parametrize("kind", [Broken, BrokenTogether])
+def test_an_item_that_cannot_be_read_is_named(kind, how):
     with pytest.raises(OSError, match="gone") as caught:
-        Examples(Broken()).check()
-    assert caught.value.__notes__ == ["while reading train, items 0"]
+        first(Examples(kind(), **how), NUM)
+    assert caught.value.__notes__ == ["while reading train, item 37"]
+
+
+def test_items_that_cannot_be_read_together_are_named():
+    with pytest.raises(OSError, match="gone") as caught:
+        first(Examples(BrokenPairs(), shuffle=False), 3)
+    assert caught.value.__notes__ == ["while reading train, one of items 0, 1, 2"]
 
 
 def test_a_map_that_leaves_all_out():
@@ -515,6 +555,120 @@ def test_class_weights_that_cannot_be():
     assert "cannot both be given" in refusal(Examples((x, x, x), class_weight={0: 2}))
     assert "targets that are one array" in refusal(Examples((x, {"a": x}), class_weight={0: 2}))
     assert "one label an example" in refusal(Examples((x, np.zeros((9, 2, 2))), class_weight={0: 2}))
+    assert "class_weight has class 2, and targets y: (1, 2) float32 have 2 classes" in refusal(
+        Examples((x, np.zeros((9, 2))), class_weight={2: 2})
+    )
+    assert "targets that are class numbers" in refusal(Examples((x, ["a"] * 9), class_weight={0: 2}))
+    for weights, message in (
+        ({"cat": 2.0}, "class 'cat'; give the number"),
+        ({-1: 1}, "class -1"),
+        ({0: np.nan}, "has nan for class 0"),
+        ({0: -1.0}, "has -1.0 for class 0"),
+        ({0: "2"}, "has '2' for class 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Examples((x, x), class_weight=weights)
+
+
+def test_sample_weights_that_cannot_be():
+    x, pixels = np.zeros((9, 4)), np.zeros((9, 5, 5, 1))
+    for good in (np.ones(9), np.ones((9, 1)), np.arange(9) > 3):
+        first(Examples((x, x[:, :1], good)), 9)
+    for good in (np.ones(9), np.ones((9, 5)), np.ones((9, 5, 5)), np.ones((9, 5, 5, 1))):
+        first(Examples((x, pixels, good)), 9)
+    first(Examples((x, {"a": x, "b": pixels}, {"a": np.ones(9), "b": np.ones((9, 5))})), 9)
+    first(Examples((x, None, np.ones((9, 7)))), 9)  # the model's own loss takes them
+    message = refusal(Examples((x, pixels, np.ones((9, 4)))))
+    assert "train, example 0: sample_weight is (1, 4) float64, and the targets are y: (1, 5, 5, 1) float64" in message
+    assert "sample_weight['b'] is (1, 4)" in refusal(
+        Examples((x, {"a": pixels, "b": pixels}, {"a": np.ones(9), "b": np.ones((9, 4))}))
+    )
+    assert "sample_weight is (1,) object; give numbers" in refusal(Examples((x, x, np.array(["a"] * 9))))
+
+
+def test_dtypes_that_no_model_takes():
+    days = np.array(["2026-01-01"] * 9, "datetime64[D]")
+    assert "train, example 0: x['day'] has dtype datetime64[D]; give numbers" in refusal(
+        Examples(({"day": days}, np.arange(9)))
+    )
+    records = np.zeros(9, [("a", "f4")])
+    assert "x has dtype [('a', '<f4')]" in refusal(Examples(records))
+    assert first(Examples(np.zeros((9, 2), np.longdouble)))[0].dtype == np.float32
+
+
+class TestAllOfTheArrays:
+    """What `check_all` sees before anything is trained, and `check` does not."""
+
+    def refused(self, *given, **more) -> str:
+        data = Examples(*given, **more)
+        data.check()
+        with pytest.raises(ValueError) as caught:
+            data.check_all()
+        return str(caught.value)
+
+    def test_good_ones_pass(self, monkeypatch):
+        monkeypatch.setattr(indexed, "_PIECE_BYTES", 100)
+        Examples(arrays(), arrays(7)).check_all()
+        x = np.arange(50)
+        Examples((x, x % 3), (x, x * 9), class_weight={0: 2, 2: 1}).check_all()
+        Examples({"a": x, "b": x}, inputs="a", targets="b").check_all()
+
+    @pytest.mark.parametrize("piece_bytes", [1, 100, 1 << 20])
+    def test_values_that_are_not_finite(self, monkeypatch, piece_bytes):
+        monkeypatch.setattr(indexed, "_PIECE_BYTES", piece_bytes)
+        y = np.zeros((50, 3), np.float32)
+        y[37, 1] = np.inf
+        assert "train, example 37: y['b'] has inf" in self.refused((np.zeros(50), {"b": y}))
+        assert "validation, example 37: y['b'] has inf" in self.refused(
+            (np.zeros(9), {"b": y[:9]}), (np.zeros(50), {"b": y})
+        )
+        Examples((np.zeros(50), {"b": y}), finite=False).check_all()
+
+    def test_objects(self):
+        words = np.array(["a"] * 30, object)
+        words[19] = None
+        assert "train, example 19: x has dtype object: an array of objects has None" in self.refused(words)
+
+    def test_class_weights_without_a_label(self):
+        x = np.arange(50)
+        message = self.refused((x, x % 3), class_weight={0: 1, 3: 2, 7: 1})
+        assert "class_weight has [3, 7], and no example of train has such a label" in message
+        assert "class_weight has [2]" in self.refused((x, np.eye(3)[x % 2]), class_weight={2: 2})
+
+    def test_what_a_function_changes_is_read_when_it_is_trained_on(self):
+        x = np.arange(50.0)
+        x[3] = np.nan
+        Examples((x, x), map=twice).check_all()
+        Examples(Items()).check_all()
+
+
+def test_tensors_are_arrays():
+    import tensorflow as tf
+
+    x, y, _ = first(Examples((tf.reshape(tf.range(40.0), (20, 2)), {"a": tf.range(20)})))
+    assert x[:, 0].tolist() == (2 * y["a"]).tolist()
+
+
+def test_a_column_may_be_a_function_that_returns_it():
+    x, y, _ = first(Examples((lambda: np.arange(20), np.arange(20))))
+    assert x.tolist() == y.tolist()
+
+
+def looks_like(module: str, name: str, *bases: type, **names) -> type:
+    """A class that is called like one of a package."""
+    return type(name, bases, {"__module__": module, **names})
+
+
+def test_what_is_nearly_a_source_names_what_is():
+    loader = looks_like("torch.utils.data.dataloader", "DataLoader", __len__=lambda self: 3, __iter__=lambda self: None)
+    assert "train is a DataLoader; give its dataset" in refusal(Examples(loader()))
+    splits = looks_like("datasets.dataset_dict", "DatasetDict", dict)
+    assert "train is a DatasetDict; give one of its splits: train, test" in refusal(
+        Examples(splits(train=Rows(), test=Rows()))
+    )
+    for module, name in (("polars.dataframe.frame", "DataFrame"), ("pyarrow.lib", "Table")):
+        table = looks_like(module, name, Items)
+        assert "give its columns as arrays" in refusal(Examples(table()))
 
 
 def test_settings_out_of_range():

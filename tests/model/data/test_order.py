@@ -30,6 +30,24 @@ def test_the_order_does_not_depend_on_how_leases_are_cut(num_records, seed, bloc
     assert together == [n for lease in leases for n in Order(num_records, seed, block).records(lease).tolist()]
 
 
+@given(sizes, seeds, blocks, st.lists(st.integers(0, 300), max_size=8), st.integers(1, 40), st.booleans())
+def test_groups_are_the_places_in_a_row(num_records, seed, block, cuts, size, shuffle):
+    order = Order(num_records, seed, block, shuffle=shuffle)
+    ends = sorted({0, num_records, *(min(cut, num_records) for cut in cuts)})
+    leases = [Lease(epoch, start, stop) for epoch in (0, 1) for start, stop in itertools.pairwise(ends)]
+    groups = [group.tolist() for group in order.groups(leases, size)]
+    assert [len(group) for group in groups[:-1]] == [size] * (len(groups) - 1) and 0 < len(groups[-1]) <= size
+    assert list(itertools.chain(*groups)) == [place.record for place in order.places(leases)]
+
+
+def test_groups_take_a_lease_when_they_need_it():
+    taken = []
+    leases = (taken.append(lease) or lease for lease in (Lease(0, 0, 8), Lease(0, 8, 10)))
+    groups = Order(10, 0).groups(leases, 4)
+    assert [len(next(groups)), len(next(groups))] == [4, 4] and len(taken) == 1
+    assert len(next(groups)) == 2 and len(taken) == 2
+
+
 def test_epochs_and_seeds_differ():
     orders = [Order(100, seed, 2).records(Lease(epoch, 0, 100)).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4

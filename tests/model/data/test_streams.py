@@ -103,6 +103,26 @@ def test_heldout_is_one_pass():
     assert list(Stream(endless).heldout(batch_size=3)) == []
 
 
+@pytest.mark.parametrize(
+    "heldout",
+    [(np.zeros((7, 2)), np.arange(7)), [(np.zeros(2), i) for i in range(7)], lambda: (np.zeros((7, 2)), np.arange(7))],
+    ids=["arrays", "list", "function"],
+)
+def test_heldout_examples_of_a_stream_may_be_indexed(heldout):
+    stream = Stream(part, heldout)
+    stream.check_all()
+    for _ in range(2):
+        given = list(stream.for_worker(1, 2).heldout(batch_size=3))
+        assert [y.tolist() for _, y, _ in given] == [[0, 1, 2], [3, 4, 5], [6]]
+    with pytest.raises(ValueError, match="give both the same structure"):
+        Stream(part, np.zeros((7, 2))).check()
+
+
+def test_items_that_are_batches_say_their_size():
+    assert Stream(in_batches, batched=True).batch_size_of_items() == 8
+    assert Stream(part).batch_size_of_items() is None
+
+
 def test_random_numbers_differ_by_worker_pass_and_example():
     drawn = Counter()
     for index in range(2):
@@ -178,8 +198,7 @@ def test_a_map_that_leaves_all_out():
 def test_what_is_no_function_or_no_iterable():
     with pytest.raises(ValueError, match="train is a list; give a function of"):
         Stream([1, 2])
-    with pytest.raises(ValueError, match="validation is a range; give a function of"):
-        Stream(part, range(3))
+    assert "validation is a builtins.int, which has no length and index" in refusal(Stream(part, 3))
     assert "train(0, 1) returns a int; return an iterable" in refusal(Stream(lambda index, num: 3))
 
 
@@ -216,8 +235,18 @@ def test_an_error_of_the_stream_is_raised_by_next():
         yield np.zeros(2), 0
         raise OSError("gone")
 
-    with pytest.raises(OSError, match="gone"):
-        next(Stream(fails).training(batch_size=4, seed=0, leases=forever(50, 7)))
+    with pytest.raises(OSError, match="gone") as caught:
+        next(Stream(fails).for_worker(1, 2).training(batch_size=4, seed=0, leases=forever(50, 7)))
+    assert caught.value.__notes__ == ["while reading train(1, 2), item 1"]
+
+
+def test_an_error_of_map_names_the_item():
+    def fails(item):
+        return 1 // (item[1] - 4), 0
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        next(Stream(part, map=fails).for_worker(0, 2).training(batch_size=4, seed=0, leases=forever(50, 7)))
+    assert caught.value.__notes__ == ["while mapping train(0, 2), item 2"]
 
 
 def test_numbers_out_of_range():

@@ -39,11 +39,11 @@ def test_the_table_lists_every_method_and_no_other() -> None:
 
 def test_a_role_may_do_its_own_work_and_nothing_else() -> None:
     may = {role: {name.partition("/")[2] for name, roles in MAY_CALL.items() if role in roles} for role in tls.ROLES}
-    assert may["worker"] == {"Status", "Progress", "Push", "Pull", "Register", "Report", "Lease"}
+    assert may["worker"] == {"Status", "Progress", "Push", "Pull", "PushPull", "Register", "Report", "Lease"}
     assert may["evaluator"] == {"Status", "Progress", "NextCheckpoint", "ReportScore"}
     assert may["ps"] == {"Status", "Progress", "Leaving"}
     assert may["chief"] == {
-        *("Status", "Progress", "Initialize", "Restore", "WriteCheckpoint", "Absent", "Stop"),
+        *("Status", "Progress", "Initialize", "Restore", "WriteCheckpoint", "Absent", "SetRate", "Stop"),
     }
 
 

@@ -32,6 +32,7 @@ from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership
+from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.training_time import TrainingTime
 from tests.chunks import encode_chunk
 
@@ -103,6 +104,7 @@ def test_an_arena_is_continued_bit_for_bit(tmp_path: Path, pace: str) -> None:
         assert bits(arena) == expected(folder, index)
         shard = Shard(arena)
         before = shard.status()
+        assert before.rate == pb.Rate(factor=1.0)
         layout = from_canonical(arena.specification.layout)
         push = shard.begin(pb.PushHeader(worker=1, incarnation=2, sequence=4, base_version=shard.version))
         for start, stop in layout.chunks(index):
@@ -129,6 +131,8 @@ def test_a_journal_is_continued(tmp_path: Path, commit: str) -> None:
     known.load(journal, now_s=100.0)
     assert known.coordinator.step == 4 and known.checkpoint is not None and known.checkpoint.step == 4
     again = known.state(now_s=100.0)
+    assert again.pop("reactions") == Reactions().state() and again.pop("offered") == 0, "it knew of no callbacks"
+    assert again["coordinator"].pop("stopped") is None and again["coordinator"].pop("epochs") == []
     assert without_times(again) == without_times({key: journal[key] for key in again})
     saved = checkpoint.load(tmp_path / "step-0000000004")
     resumed = JournalState(Coordinator(20, 4, LeaseTable(100, 10), Membership(2, 30.0), TrainingTime(1000.0)))

@@ -115,9 +115,20 @@ def test_onto_any_number_of_shards_and_back(
 def test_onto_the_same_shards_everything_is_as_it_was(tmp_path: Path) -> None:
     made = filled(layout(3))
     made[1].ledger[2]["applied"], made[1].ledger[2]["incarnation"] = 4, 8
+    made[2].rate_record[0] = (0.25, 5, 3)
     again = restored(written(tmp_path, made), layout(3))
     for a, b in zip(made, again, strict=True):
         assert (a.counters, a.ledger.tobytes()) == (b.counters, b.ledger.tobytes())
+        assert a.rate_record == b.rate_record
+
+
+def test_onto_other_shards_the_last_change_of_the_rate_holds(tmp_path: Path) -> None:
+    made = filled(layout(3))
+    for one, rate in zip(made, [(0.25, 5, 3), (0.125, 6, 4), (0.25, 4, 3)], strict=True):
+        one.rate_record[0] = rate
+    saved = written(tmp_path, made)
+    assert [one.rate_record[0].item() for one in restored(saved, layout(2))] == [(0.125, 6, 4)] * 2
+    assert restored(saved, layout(3), with_slots=False)[0].rate_record[0].item() == (0.0, 0, 0), "a new job's"
 
 
 def test_without_slots_only_the_parameters_come_back(tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ def left_by_a_kill(path: Path) -> Path:
 
 
 def state_of(arena: Arena) -> State:
-    records = {"counters": arena.counters_record, "ledger": arena.ledger, "rounds": arena.rounds}
-    return {name: part.copy().view(np.uint8) for name, part in {**arena.vectors, **records}.items()}
+    return {name: part.copy().view(np.uint8) for name, part in {**arena.vectors, **arena.records}.items()}
 
 
 def opened_state(path: Path) -> State | None:

@@ -157,8 +157,7 @@ def state(folder: Path) -> dict[str, np.ndarray]:
     """Bits of all that an arena holds."""
     arena = Arena.open(folder / "arena")
     assert arena is not None
-    records = {"counters": arena.counters_record, "ledger": arena.ledger, "rounds": arena.rounds}
-    copies = {name: part.copy().view(np.uint8) for name, part in {**arena.vectors, **records}.items()}
+    copies = {name: part.copy().view(np.uint8) for name, part in {**arena.vectors, **arena.records}.items()}
     arena.close()
     return copies
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,3 +225,44 @@ def test_an_unfinished_arena_counts_as_none_and_a_foreign_file_is_refused(tmp_pa
     with pytest.raises(ValueError, match="is not an arena"):
         Arena.open(foreign)
     assert foreign.read_bytes().startswith(b"something else")
+
+
+def test_a_changed_rate_holds_from_the_next_push_and_after_a_restart(tmp_path: Path) -> None:
+    schedule = StaircaseExponential(1.0, 0.5, 2)
+    shard = new_shard(tmp_path / "arena", schedule=schedule)
+    assert shard.status().rate == pb.Rate(factor=1.0)
+    shard.arena.parameters[:] = 0.0
+    b = shard.arena.parameters[40:44]
+    send(shard, header(1), ONES)
+    begun = shard.begin(header(2))
+    assert shard.set_rate(3, 0.25) == pb.Rate(number=3, factor=0.25, version=1)
+    for chunk in chunks(ONES):
+        shard.apply(begun, chunk)
+    shard.finish(begun)
+    assert (b == -1 - 1).all(), "a push that has begun keeps its rate"
+    send(shard, header(3), ONES)
+    assert (b == -2 - 0.5 * 0.25).all()
+    for stale in ((3, 0.9), (2, 0.9), (0, 0.9)):
+        assert shard.set_rate(*stale) == pb.Rate(number=3, factor=0.25, version=1), "repeated, or overtaken"
+    left = tmp_path / "left"
+    shutil.copy(tmp_path / "arena", left)  # as the death of its process would leave it
+    arena = Arena.open(left)
+    assert arena is not None
+    again = Shard(arena)
+    assert again.status().rate == shard.status().rate
+    send(again, header(4), ONES)
+    assert (again.arena.parameters[40:44] == -2.125 - 0.5 * 0.25).all()
+    assert again.set_rate(4, 1e-3) == pb.Rate(number=4, factor=1e-3, version=4)
+
+
+def test_a_rate_that_was_half_written_is_told_again(tmp_path: Path) -> None:
+    """The factor comes before its number, which the chief compares with its own."""
+    shard = new_shard(tmp_path / "arena")
+    shard.arena.rate_record["factor"] = 0.5
+    left = tmp_path / "left"
+    shutil.copy(tmp_path / "arena", left)
+    arena = Arena.open(left)
+    assert arena is not None
+    again = Shard(arena)
+    assert again.status().rate.number == 0 and again.status().rate.factor == 1.0
+    assert again.set_rate(1, 0.5).factor == 0.5

@@ -22,8 +22,10 @@ from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Keep
 from downpour.worker.chief import departures
 from downpour.worker.chief.checkpoints import Checkpoints
+from downpour.worker.chief.events import Events
 from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Loss
 from downpour.worker.chief.state import JobState
@@ -44,6 +46,7 @@ class FakeShards:
     """Two shards without sockets; their versions and pushes are set by the test."""
 
     job_id = ""
+    addresses = ("a:1", "b:1")
 
     def __init__(self) -> None:
         self.pushes = [12, 10]
@@ -77,7 +80,8 @@ class Job:
         self.state = JobState(of_job, self.folder.journal)
         self.shards = FakeShards()
         shards: Any = self.shards
-        self.checkpoints = Checkpoints(of_job, self.state, self.folder, shards)
+        scores = Scores(of_job, self.state, self.folder, Events((), self.state))
+        self.checkpoints = Checkpoints(of_job, self.state, self.folder, shards, scores)
         self.healer = Healer(shards, self.folder, self.state, list)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -24,7 +25,7 @@ def coordinator(max_train_s: float = math.inf) -> Coordinator:
 def report(worker: int = 0, incarnation: int = 1, steps: int = 0, version: int = 0, **more: object) -> WorkerReport:
     return WorkerReport(
         worker=worker, incarnation=incarnation, steps=steps, version=version, pushes_acknowledged=steps,
-        images=8 * steps, loss_sum=2.0 * steps, staleness_sum=3.0 * steps, **more,  # type: ignore[arg-type]
+        examples=8 * steps, loss_sum=2.0 * steps, staleness_sum=3.0 * steps, **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -50,6 +51,24 @@ def test_why_it_ended_is_known() -> None:
     by_steps.report(report(steps=100, version=100), 1.0)
     by_failure.report(report(failure="loss nan"), 1.0)
     assert [c.ended_by() for c in (by_time, by_steps, by_failure)] == ["max_train_s", "steps", "failure"]
+
+
+def test_a_callback_ends_training_once_and_not_after_its_end() -> None:
+    c = coordinator()
+    c.report(report(steps=50, version=50), 1.0)
+    c.stop("early stopping", "no better")
+    c.stop("callback", "later")
+    assert c.should_stop(2.0) and (c.ended_by(), c.stopped) == ("early stopping", ("early stopping", "no better"))
+    restarted, resumed, over = coordinator(), coordinator(), coordinator()
+    restarted.load(json.loads(json.dumps(c.state(3.0, with_workers=True))), 3.0)
+    assert restarted.should_stop(4.0) and restarted.stopped == c.stopped
+    c.failure = "worker 0: loss nan"
+    assert c.ended_by() == "failure"
+    resumed.load(c.state(3.0, with_workers=False), 3.0)
+    assert not resumed.should_stop(4.0) and not resumed.failure, "what ended a run does not end the resumed one"
+    over.report(report(steps=100, version=100), 1.0)
+    over.stop("early stopping", "no better")
+    assert over.ended_by() == "steps"
 
 
 def test_a_resumed_job_has_its_time_anew_and_a_restarted_chief_has_not() -> None:
@@ -90,7 +109,7 @@ def test_a_report_that_comes_twice_changes_nothing() -> None:
     c = coordinator()
     for _ in range(2):
         c.report(report(steps=10, version=10), 1.0)
-    assert c.reports.total(lambda r: r.images) == 80
+    assert c.reports.total(lambda r: r.examples) == 80
 
 
 def test_workers_have_ended_when_finished_or_lost() -> None:
@@ -118,7 +137,7 @@ def test_progress_gives_rates_over_the_last_seconds() -> None:
     for second in range(11):
         c.report(report(steps=second * 4, version=second * 4), float(second))
     progress = c.progress(10.0)
-    assert progress.images_per_second == pytest.approx(32)
+    assert progress.examples_per_second == pytest.approx(32)
     assert progress.pushes_per_second == pytest.approx(4)
     assert progress.staleness_mean == pytest.approx(3)
     assert progress.loss == pytest.approx(2)

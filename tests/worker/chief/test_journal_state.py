@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
+from downpour.model.data.epochs import Epochs
 from downpour.proto import chief_pb2 as pb
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.layout import Layout
+from downpour.worker.chief.callbacks import KeepBest, ReduceOnPlateau
 from downpour.worker.chief.coordinator import Coordinator, OtherRecords
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
+from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.shards import Loss
 
 
@@ -38,6 +43,37 @@ def test_all_of_it_is_handed_on() -> None:
     assert (after.losses, after.resumed_from) == (before.losses, 3)
 
 
+def test_journals_count_examples_as_they_did_when_they_called_them_images() -> None:
+    before = known()
+    before.coordinator.report(pb.WorkerReport(worker=1, incarnation=5, steps=9, examples=72), 1.0)
+    state = json.loads(json.dumps(before.state(10.0)))
+    assert state["coordinator"]["reports"][0]["images"] == "72"
+    after = known()
+    after.load(state | {"gap_s": 3.0}, 1000.0)
+    assert after.coordinator.reports.total(lambda report: report.examples) == 72
+
+
+def test_what_callbacks_have_counted_is_handed_on_and_is_in_checkpoints() -> None:
+    reactions = Reactions((KeepBest(), ReduceOnPlateau(patience=1)), Epochs(10, 1))
+    before = known()
+    before.reactions, before.offered = reactions, 30
+    for step, value in ((10, 1.0), (20, 2.0)):
+        reactions.scored(step, {"val_loss": value}, 0.1, (0, 0.0), over=False)
+    before.checkpoint = pb.NextCheckpointReply(directory="/runs/step-40", step=40)
+    assert before.kept == {10, 30, 40}, "the best, the one that is being scored, and the one that will be"
+    after = known()
+    after.reactions = reactions.continued({})
+    after.load(json.loads(json.dumps(before.state(10.0))) | {"gap_s": 3.0}, 1000.0)
+    assert after.reactions.state() == reactions.state() and after.kept == before.kept
+    saved = checkpoint.Checkpoint("/runs/step-40", 40, Layout((), 0, ()), (), progress=before.progress(10.0))
+    resumed = known()
+    resumed.reactions = reactions.continued({})
+    resumed.resume(saved, 1000.0)
+    assert resumed.reactions.state() == reactions.state() and resumed.kept == {10, 40}
+    resumed.reactions.scored(40, {"val_loss": 3.0}, 0.1, (0, 0.0), over=False)
+    assert resumed.kept == {10}
+
+
 def test_nothing_yet_is_handed_on_as_nothing() -> None:
     after = handed_on(known())
     assert (after.checkpoint, after.score, after.losses, after.resumed_from) == (None, None, [], None)
@@ -51,6 +87,8 @@ def test_nothing_yet_is_handed_on_as_nothing() -> None:
         lambda state: state.update(score=[1]),
         lambda state: state.update(checkpoint="step-9"),
         lambda state: state.update(losses=[3]),
+        lambda state: state.update(reactions={"observed": 3}),
+        lambda state: state.update(reactions=[3]),
         lambda state: state["coordinator"].pop("train_s"),
         lambda state: state["coordinator"].update(step="many"),
         lambda state: state["coordinator"].update(workers={"one": 1}),

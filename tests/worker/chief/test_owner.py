@@ -20,9 +20,8 @@ from downpour.proto.chief_pb2 import RegisterRequest
 from downpour.proto.errors import CheckpointFailed, LayoutMismatch, WorkerSuperseded
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
-from downpour.worker.chief import chief as chiefs
 from downpour.worker.chief import journal as journals
-from downpour.worker.chief import owner
+from downpour.worker.chief import owner, scores
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.owner import Identity, Lock
 from downpour.worker.chief.run_folder import RunFolder
@@ -323,7 +322,7 @@ def test_a_chief_that_overwrites_goes_on_from_its_own_checkpoint_when_every_shar
 def test_a_worker_that_runs_another_job_is_refused_with_the_first_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chiefs, "_SCORE_WITHIN_S", 0.0)  # the evaluator below scores nothing
+    monkeypatch.setattr(scores, "_SCORE_WITHIN_S", 0.0)  # the evaluator below scores nothing
     with serving(tmp_path, job={"rule": "Momentum", "seed": "0"}) as cluster:
         chief = cluster.run_chief()
         client = ChiefClient(f"127.0.0.1:{cluster.chief.port}", GIVE_UP_S)

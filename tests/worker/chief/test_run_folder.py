@@ -138,3 +138,11 @@ def test_a_chief_that_is_started_again_finds_its_folder_full_and_goes_on(small_d
     owner.write_identity(run_dir, owner.Identity("a"))
     small_disk.fill()
     RunFolder(run_dir, str(run_dir / "checkpoints")).close()
+
+
+def test_checkpoints_that_a_score_keeps_stay_beside_the_newest(tmp_path: Path) -> None:
+    folder = new(tmp_path, 10, 20, 30, 40)
+    folder.keep(1, 0, {20, 30, 99})
+    assert steps(folder) == [20, 30, 40]
+    folder.keep(1, 0, {30})
+    assert steps(folder) == [30, 40]

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from downpour.launch.job import recipe
+from downpour.model.data import Examples
 from downpour.model.vision.losses import per_label_logistic
 from downpour.model.vision.records import RecordCounts
 from downpour.proto.errors import LayoutMismatch
 from downpour.ps.layout import Slicing, Variable, lay_out
 from downpour.ps.policy.averages import Polyak
-from downpour.worker.evaluator.evaluator import Evaluator
+from downpour.worker.evaluator.evaluator import Evaluator, score_names
 from downpour.worker.step.variables import initial_values, variables_of
 from tests.ps.checkpoint.saving import save
 
@@ -94,3 +95,25 @@ def test_a_job_that_scores_an_average_must_keep_one() -> None:
     assert job.average == Polyak(0.99)
     with pytest.raises(ValueError, match="evaluate_average is True without an average"):
         replace(job, average=None)
+
+
+def test_further_sets_are_scored_by_their_names(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False, name="head")])
+    model.compile(loss="mse", metrics=["mae"])
+    layout = lay_out(variables_of(model), 1)
+    save(tmp_path, layout, [{"parameters": np.ones(3, np.float32)}])
+    x = np.eye(3, dtype=np.float32)  # all outputs are 1
+
+    def data(target: float | None) -> Examples:
+        train = x, np.ones((3, 1), np.float32)
+        return Examples(train, None if target is None else (x, np.full((3, 1), target, np.float32)))
+
+    sets = {"two": data(3.0), "three": data(4.0)}
+    found, counts = Evaluator(model, layout, data(2.0), 2, sets=sets).score(str(tmp_path))
+    expected = {"val_loss": 1.0, "val_mae": 1.0, "val_two_loss": 4.0, "val_two_mae": 2.0}
+    assert found == pytest.approx(expected | {"val_three_loss": 9.0, "val_three_mae": 3.0}) and counts.read == 9
+    assert score_names(model, data(2.0), None, sets) == list(found)
+    alone, _ = Evaluator(model, layout, data(None), 2, sets={"two": data(3.0)}).score(str(tmp_path))
+    assert alone == pytest.approx({"val_two_loss": 4.0, "val_two_mae": 2.0})
+    with pytest.raises(ValueError, match="gives no held-out batch to score"):
+        Evaluator(model, layout, data(2.0), 2, sets={"two": data(None)}).score(str(tmp_path))

@@ -342,9 +342,9 @@ def test_only_bfloat16_is_published(shard: Shard) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("differences", [codec.INT8, codec.INT4])
-@pytest.mark.parametrize(("pace", "num_updates"), [(Async(), 120), (Sync(2), 60)])
+@pytest.mark.parametrize(("pace", "num_updates", "joined"), [(Async(), 120, True), (Sync(2), 60, False)])
 def test_training_from_differences_comes_to_its_target(
-    shards: Any, pace: Mode, num_updates: int, differences: pb.Codec
+    shards: Any, pace: Mode, num_updates: int, joined: bool, differences: pb.Codec
 ) -> None:
     """From many small steps, by two workers through a real shard."""
     target = np.random.default_rng(5).standard_normal(NUM_TRAINED).astype(np.float32)
@@ -352,6 +352,7 @@ def test_training_from_differences_comes_to_its_target(
     values = [np.zeros(NUM_TRAINED, np.float32), statistics, np.ones(9, np.float32)]
     initialize(addresses, LAYOUT, values, SGD(), Constant(0.1), pace=pace, num_workers=2)
     told: dict[str, Any] = {"wire": codec.BFLOAT16, "publish_every": 8, "differences": differences, "overlap": False}
+    told["joined"] = joined
     exchanges = [Exchanger(addresses, LAYOUT, worker=i, incarnation=1, give_up_after_s=30, **told) for i in range(2)]
     answers = [exchange.start().result() for exchange in exchanges]
     for _ in range(60):

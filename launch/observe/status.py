@@ -1,0 +1,269 @@
+"""What a run or one of its processes does, as JSON values: asked of the chief or a shard, or read from the folder.
+
+A run that goes on is described by its chief, whose address is in its folder; one that does not, by its summary, journal
+and history. Numbers that are not known are None. Reads only; imports no framework.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from downpour.launch.observe import report
+from downpour.proto import chief_pb2 as pb
+from downpour.proto import chief_pb2_grpc
+from downpour.proto import parameter_server_pb2 as ps_pb
+from downpour.proto.errors import DownpourError, Unreachable, from_rpc_error
+from downpour.proto.rpc.client import Channel
+from downpour.proto.security.config import PLAIN, Security
+from downpour.proto.security.tls import WrongPeer
+from downpour.worker.chief import owner
+from downpour.worker.chief.coordinator import Coordinator
+from downpour.worker.chief.details import details
+from downpour.worker.chief.journal import Journal
+from downpour.worker.chief.journal_state import JournalState
+from downpour.worker.chief.leases import LeaseTable
+
+_WITHIN_S = 5.0  # for an answer
+_SHARD_STATUS = "/downpour.v1.ParameterServer/Status"
+_FILES = (owner.SUMMARY, owner.JOURNAL, report.HISTORY_FILE, owner.LOCK, owner.LAUNCHER_LOCK)
+_SAME_IN_SUMMARY = (
+    *("recipe", "seconds", "loss", "staleness_mean", "seconds_per_step", "epochs"),
+    *("ended_by", "ended_because", "failure", "best"),
+)
+_FAULTS = ("records_repeated", "records_skipped", "steps_skipped", "pushes_dropped", "pushes_refused")
+
+
+def of_folder(run_dir: Path, security: Security = PLAIN) -> dict[str, Any]:
+    """Describes the run in a folder; `problem` says why, if its chief cannot be asked.
+
+    Raises:
+        ValueError: The folder holds no run.
+    """
+    if not any((run_dir / name).exists() for name in _FILES):
+        raise ValueError(f"{run_dir} holds no run; give the folder of one, such as runs/quickstart")
+    found: dict[str, Any] = {"run": str(run_dir)}
+    chief, launcher = owner.holder(run_dir / owner.LOCK), owner.holder(run_dir / owner.LAUNCHER_LOCK)
+    address = owner.read_address(run_dir)
+    if chief and address:
+        try:
+            return of_address(address, security) | found
+        except DownpourError as error:
+            problem = f"the run belongs to {chief}, and {error}"
+            return found | _of_files(run_dir) | {"state": "unknown", "problem": problem}
+    if chief or (launcher and not _ended_since(run_dir)):
+        return found | {"state": "starting"}
+    return found | _of_files(run_dir)
+
+
+def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
+    """Describes the run of a chief, or a shard.
+
+    Args:
+        address: `host:port` of either.
+        security: Credentials of this process.
+
+    Raises:
+        Unreachable: Nobody answers there, or somebody else.
+        DownpourError: It refuses to answer.
+    """
+    try:
+        return {"run": address, "chief": address, **_of_reply(_progress(address, security))}
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.UNIMPLEMENTED and not _is_other_role(error):
+            raise _refusal(address, error) from None
+    try:
+        status = _shard_status(address, security)
+    except grpc.RpcError as error:
+        raise _refusal(address, error) from None
+    return {"run": address, **_of_shard(status)}
+
+
+def _ended_since(run_dir: Path) -> bool:
+    """Whether the run's summary was written after its launcher began, which still ends its other processes."""
+    try:
+        return (run_dir / owner.SUMMARY).stat().st_mtime >= (run_dir / owner.LAUNCHER_LOCK).stat().st_mtime
+    except OSError:
+        return False
+
+
+def _progress(address: str, security: Security) -> pb.ProgressReply:
+    channel = Channel(address, security, "chief")
+    try:
+        stub = chief_pb2_grpc.ChiefStub(channel)  # type: ignore[no-untyped-call]
+        reply: pb.ProgressReply = stub.Progress(pb.ProgressRequest(detailed=True), timeout=_WITHIN_S)
+        return reply
+    finally:
+        channel.close()
+
+
+def _shard_status(address: str, security: Security) -> ps_pb.StatusReply:
+    channel = Channel(address, security, "ps")
+    try:
+        call = channel.unary_unary(_SHARD_STATUS, ps_pb.StatusRequest.SerializeToString, ps_pb.StatusReply.FromString)
+        reply: ps_pb.StatusReply = call(ps_pb.StatusRequest(), timeout=_WITHIN_S)
+        return reply
+    finally:
+        channel.close()
+
+
+def _is_other_role(error: grpc.RpcError) -> bool:
+    return isinstance(getattr(error, "cause", None), WrongPeer)
+
+
+def _refusal(address: str, error: grpc.RpcError) -> DownpourError:
+    if refusal := from_rpc_error(error):
+        return type(refusal)(f"{address}: {refusal}")
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return Unreachable(f"{address} is neither a chief nor a shard; give the address of one, or a run's folder")
+    reason = error.details() or error.code().name
+    return Unreachable(
+        f"{address} does not answer: {reason}; check the address, that it runs, and --tls and --token_file if the job "
+        "has them"
+    )
+
+
+def _of_reply(reply: pb.ProgressReply) -> dict[str, Any]:
+    more = reply.details
+    return {
+        "state": pb.ProgressReply.State.Name(reply.state).removeprefix("STATE_").lower(),
+        "recipe": more.recipe,
+        "job_id": more.job_id,
+        "step": reply.step,
+        "num_steps": reply.num_steps,
+        "epochs": more.epochs,
+        "seconds": more.train_seconds,
+        "seconds_left": reply.seconds_left if reply.seconds_left >= 0 else None,
+        "loss": _finite(reply.loss) if reply.step else None,
+        "examples_per_second": reply.examples_per_second,
+        "pushes_per_second": reply.pushes_per_second,
+        "staleness_mean": reply.staleness_mean,
+        "scores": {name: _finite(value) for name, value in sorted(reply.metrics.items())},
+        "score_step": more.score_step if reply.metrics else None,
+        "seconds_per_step": dict(more.seconds_per_step),
+        "checkpoint": {"step": more.checkpoint_step, "directory": more.checkpoint} if more.checkpoint else None,
+        "failure": reply.failure,
+        "faults": dict(more.faults),
+        "workers": [_of_worker(worker) for worker in more.workers],
+        "shards": [_of_known_shard(shard) for shard in more.shards],
+    }
+
+
+def _of_worker(worker: pb.ProgressReply.Worker) -> dict[str, Any]:
+    return {
+        "worker": worker.index,
+        "state": pb.ProgressReply.Worker.State.Name(worker.state).removeprefix("STATE_").lower(),
+        "host": worker.host,
+        "incarnation": worker.incarnation,
+        "steps": worker.steps,
+        "examples": worker.examples,
+        "silent_seconds": round(worker.silent_seconds, 1),
+    }
+
+
+def _of_known_shard(shard: pb.ProgressReply.Shard) -> dict[str, Any]:
+    return {
+        "address": shard.address,
+        "state": pb.ProgressReply.Shard.State.Name(shard.state).removeprefix("STATE_").lower(),
+        "version": shard.version,
+        "pushes": shard.pushes,
+        "state_bytes": shard.state_bytes,
+    }
+
+
+def _of_shard(status: ps_pb.StatusReply) -> dict[str, Any]:
+    counts = list(status.staleness_histogram)
+    pushes = sum(counts)
+    return {
+        "state": "ready" if status.ready else "empty",
+        "shard": status.shard if status.ready else None,
+        "job_id": status.job_id,
+        "version": status.version,
+        "pushes": status.pushes,
+        "staleness_mean": sum(i * count for i, count in enumerate(counts)) / pushes if pushes else None,
+        "state_bytes": status.state_bytes,
+        "faults": {
+            name: int(getattr(status, name))
+            for name in ("pushes_dropped", "pushes_refused", "pushes_repeated")
+            if getattr(status, name)
+        },
+    }
+
+
+def _of_files(run_dir: Path) -> dict[str, Any]:
+    """Describes a run that does not go on: what its journal and history know, and its summary if that is current."""
+    found: dict[str, Any] = {"state": "stopped"}
+    journal = Journal(run_dir / owner.JOURNAL).read()
+    known = _journaled(journal) if journal else None
+    if journal and known:
+        num_steps = (journal.get("job") or {}).get("num_steps")
+        reply = known.coordinator.progress(0.0)
+        reply.num_steps = int(num_steps or 0)
+        reply.details.CopyFrom(details("", str(journal.get("job_id", "")), known, (), 0.0))
+        del reply.details.workers[:]
+        found = _of_reply(reply) | {"state": "stopped", "num_steps": reply.num_steps or None, "seconds_left": None}
+        found["seconds"] = known.coordinator.time.seconds_before
+    found |= _last_of_history(run_dir)
+    summary = _read_summary(run_dir)
+    ended = known is None or known.coordinator.time.ended_s is not None or known.coordinator.failure
+    if summary and (ended or known is None or known.coordinator.step <= summary["global_steps"]):
+        found |= _of_summary(summary)
+    return found
+
+
+def _journaled(journal: dict[str, Any]) -> JournalState | None:
+    """The state that a journal holds; None if it is not one of a job."""
+    try:
+        leases = LeaseTable(int(journal["coordinator"]["leases"]["num_records"]), 1)
+        known = JournalState(Coordinator(0, 1, leases))
+        known.load(journal, 0.0)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return known
+
+
+def _last_of_history(run_dir: Path) -> dict[str, Any]:
+    """The newest loss and scores of the history."""
+    if not (run_dir / report.HISTORY_FILE).exists():
+        return {}
+    losses, scores = report.read_history(run_dir)
+    found: dict[str, Any] = {}
+    if losses:
+        found |= {"step": losses[-1]["step"], "loss": _finite(losses[-1]["loss"]), "seconds": losses[-1]["seconds"]}
+    if scores:
+        values = {name: _finite(value) for name, value in scores[-1].items() if name not in ("kind", "step", "seconds")}
+        found |= {"scores": values, "score_step": scores[-1]["step"]}
+    return found
+
+
+def _read_summary(run_dir: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads((run_dir / owner.SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) and "global_steps" in summary else {}
+
+
+def _of_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    lost = sum(summary.get("updates_lost", {}).values())
+    faults = {name: summary[name] for name in _FAULTS if summary.get(name)} | ({"updates_lost": lost} if lost else {})
+    rate = summary.get("examples_per_second", summary.get("images_per_second"))
+    known = {name: summary[name] for name in _SAME_IN_SUMMARY if name in summary}
+    return {
+        **known,
+        "state": "failed" if summary.get("failure") else "done",
+        "step": summary["global_steps"],
+        "loss": _finite(summary.get("loss")),
+        "examples_per_second": rate,
+        "faults": faults,
+        "peak_pss_mb": summary.get("peak_pss_mb"),
+    }
+
+
+def _finite(value: Any) -> float | None:
+    """The number, or None for NaN and infinity, which JSON has not."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

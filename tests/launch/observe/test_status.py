@@ -1,0 +1,178 @@
+"""`downpour status` of real chiefs and shards, in one process, and of the folders that they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from downpour.launch import certs, status
+from downpour.launch.observe import status_text
+from downpour.launch.observe.status import of_address, of_folder
+from downpour.launch.roles import entry
+from downpour.proto.errors import Unauthenticated, Unreachable
+from downpour.proto.security.config import PLAIN
+from downpour.ps.service.server import ShardServer
+from downpour.worker.chief import owner
+from tests import certificates
+from tests.worker.test_job import GIVE_UP_S, Cluster, Parameters, serving, toward_one
+
+
+@pytest.fixture
+def halfway(tmp_path: Path) -> Iterator[tuple[Cluster, Any]]:
+    """A job of 30 steps whose only worker waits at step 15 until the second value is set."""
+    go_on = threading.Event()
+
+    def step(parameters: Parameters, images: Any, labels: Any) -> Any:
+        if max(parameters.versions) >= 15:
+            halted.set()
+            go_on.wait(GIVE_UP_S)
+        return toward_one(parameters, images, labels)
+
+    halted = threading.Event()
+    with serving(tmp_path, description={"job": {"num_steps": "30"}}) as cluster:
+        cluster.run_chief()
+        worker = cluster.pool.submit(cluster.work, 0, step=step, overlap=False)
+        assert halted.wait(GIVE_UP_S)
+        yield cluster, go_on
+        go_on.set()
+        worker.result(GIVE_UP_S)
+
+
+def looked(run: object, until: Any) -> dict[str, Any]:
+    """The status, once it is as expected: reports come once a second."""
+    deadline = GIVE_UP_S
+    while not until(found := status.look(str(run), PLAIN)):
+        threading.Event().wait(0.1)
+        deadline -= 0.1
+        assert deadline > 0, found
+    return found
+
+
+def test_a_run_that_goes_on_is_described_by_its_chief_and_one_that_is_done_by_its_files(
+    halfway: tuple[Cluster, Any],
+) -> None:
+    cluster, go_on = halfway
+    found = looked(cluster.run_dir, lambda found: found["step"] >= 15 and found["shards"] and found["checkpoint"])
+    assert found["chief"] == f"127.0.0.1:{cluster.chief.port}"
+    assert (found["state"], found["recipe"], found["num_steps"]) == ("training", "test", 30)
+    assert found["job_id"] == cluster.chief._state.job_id
+    assert found["epochs"] == pytest.approx(15 * 8 / 160, abs=8 / 160)
+    assert found["loss"] > 0 and found["checkpoint"]["step"] >= 10
+    assert [(worker["worker"], worker["state"]) for worker in found["workers"]] == [(0, "running"), (1, "expected")]
+    assert found["workers"][0]["steps"] >= 14
+    assert [(shard["address"], shard["state"]) for shard in found["shards"]] == [
+        (address, "ready") for address in cluster.addresses
+    ]
+    text = status_text.text(found)
+    assert f"{cluster.run_dir}: training, step {found['step']} of 30, epoch 0.7" in text
+    for words in ("loss", "examples/s", "input 0.", "running", "expected", cluster.addresses[2], "faults      none"):
+        assert words in text, text
+    assert status.exit_code(found) == entry.OK
+    by_address = of_address(found["chief"])
+    assert by_address["step"] == found["step"] and by_address["run"] == found["chief"]
+    go_on.set()
+    looked(cluster.run_dir, lambda found: found["state"] == "done")
+    cluster.chief.close()
+    done = of_folder(cluster.run_dir)
+    summary = json.loads((cluster.run_dir / "summary.json").read_text())
+    assert (done["state"], done["step"], done["ended_by"]) == ("done", summary["global_steps"], "steps")
+    assert done["loss"] == summary["loss"] and done["num_steps"] == 30
+    assert done["checkpoint"]["step"] == summary["global_steps"]
+    assert "its number of steps" in status_text.text(done)
+    assert not (cluster.run_dir / owner.ADDRESS).exists(), "nobody is asked any more"
+
+
+def test_a_run_that_was_killed_is_stopped_and_says_how_to_continue(
+    halfway: tuple[Cluster, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cluster, _ = halfway
+    looked(cluster.run_dir, lambda found: found["step"] >= 15 and found["checkpoint"])
+    left = tmp_path_factory.mktemp("left") / "run"
+    shutil.copytree(cluster.run_dir, left)  # as SIGKILL leaves it, with the address of its chief
+    found = of_folder(left)
+    assert (found["state"], found["num_steps"]) == ("stopped", 30)
+    assert found["step"] >= 10 and found["checkpoint"]["step"] >= 10
+    assert "chief" not in found and not found["workers"]
+    assert status.exit_code(found) == status.NOT_GOING_ON
+    assert "--resume continues it" in status_text.text(found)
+
+
+def test_a_launcher_that_begins_is_told_from_one_that_ends(tmp_path: Path) -> None:
+    summary = tmp_path / "summary.json"
+    summary.write_text(json.dumps({"recipe": "a", "global_steps": 7}))
+    os.utime(summary, (1e9, 1e9))
+    lock = owner.Lock(tmp_path / owner.LAUNCHER_LOCK, "launcher")
+    assert of_folder(tmp_path)["state"] == "starting"
+    os.utime(summary)
+    assert of_folder(tmp_path)["state"] == "done"
+    lock.close()
+
+
+def test_a_chief_that_does_not_answer_is_a_problem(tmp_path: Path) -> None:
+    lock = owner.Lock(tmp_path / owner.LOCK, "chief")
+    owner.write_address(tmp_path, "127.0.0.1", 1)
+    found = of_folder(tmp_path)
+    lock.close()
+    assert found["state"] == "unknown"
+    assert "belongs to the chief on" in found["problem"] and "127.0.0.1:1 does not answer" in found["problem"]
+    assert status.exit_code(found) == entry.UNREACHABLE
+
+
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
+    summary = {"recipe": "a", "global_steps": 7, "failure": "worker 1: loss nan", "ended_by": "failure", "loss": np.nan}
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"updates_lost": {"0": 3}, "images_per_second": 2.5}))
+    found = of_folder(tmp_path)
+    assert json.loads(json.dumps(found, allow_nan=False))["loss"] is None
+    assert (found["state"], found["step"], found["examples_per_second"]) == ("failed", 7, 2.5)
+    assert found["faults"] == {"updates_lost": 3}
+    assert status.exit_code(found) == status.NOT_GOING_ON
+    assert "failure     worker 1: loss nan" in status_text.text(found)
+
+
+def test_a_shard_is_described_too(halfway: tuple[Cluster, Any]) -> None:
+    cluster, _ = halfway
+    found = of_address(cluster.addresses[1])
+    assert (found["state"], found["shard"], found["pushes"]) == ("ready", 1, found["version"])
+    assert f"{cluster.addresses[1]}: shard 1, ready" in status_text.text(found)
+    assert status.exit_code(found) == entry.OK
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for run, message in (
+        ("", "no run; give the folder of a run, or host:port of its chief or of a shard; there are runs/mine"),
+        ("other", "'other' is no folder and no host:port"),
+        ("host:0", "'host:0' is no folder and no host:port"),
+        ("mine", "runs/mine holds no run"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            status.look(run, PLAIN)
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 does not answer: .*refused; check the address"):
+        status.look("127.0.0.1:1", PLAIN)
+
+
+def test_a_job_with_certificates_is_asked_with_those_of_any_role(tmp_path: Path) -> None:
+    certs.make(certificates.JOB, tmp_path)
+    token_file = tmp_path / "token"
+    token_file.write_text(certificates.TOKEN)
+    server = ShardServer(0, "127.0.0.1", security=certificates.security(tmp_path, "ps", token_file))
+    address = f"127.0.0.1:{server.port}"
+    try:
+        from downpour.launch.roles import security
+
+        assert of_address(address, security.load("", tmp_path / "evaluator", token_file))["state"] == "empty"
+        with pytest.raises(Unauthenticated, match="token"):
+            of_address(address, security.load("", tmp_path / "worker", None))
+        with pytest.raises(Unreachable, match=f"{address} does not answer: .*--tls and --token_file"):
+            of_address(address)
+    finally:
+        server.stop(0)

@@ -1,0 +1,90 @@
+"""What the chief knows of a job beyond its progress: workers, shards, parts of a step, faults. No I/O.
+
+Called with the chief's lock held; `downpour status` calls it with what a journal holds, too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+
+from downpour.proto import chief_pb2 as pb
+from downpour.proto import parameter_server_pb2 as ps_pb
+from downpour.worker.chief.coordinator import Coordinator
+from downpour.worker.chief.journal_state import JournalState
+
+PARTS = ("input", "pull", "compute", "push")  # of a step
+
+ShardAnswer = tuple[str, ps_pb.StatusReply | None]  # address, and None while it does not answer
+
+
+def details(
+    recipe: str, job_id: str, known: JournalState, shards: Sequence[ShardAnswer], now_s: float
+) -> pb.ProgressReply.Details:
+    """Returns the details of a job's progress.
+
+    Args:
+        recipe: Name of its recipe.
+        job_id: Its id.
+        known: Its state.
+        shards: The newest answers of the shards, in order.
+        now_s: The time, on the coordinator's clock.
+    """
+    coordinator = known.coordinator
+    reports = coordinator.reports
+    seconds = {part: reports.mean(operator.attrgetter(f"{part}_seconds")) for part in PARTS}
+    counts = {
+        "updates_lost": sum(loss.updates for loss in known.losses),
+        "shards_restored": len(known.losses),
+        "records_repeated": coordinator.leases.records_repeated,
+        "records_skipped": reports.total(lambda r: r.records_skipped),
+        "steps_skipped": reports.total(lambda r: r.steps_skipped),
+        "pushes_dropped": reports.total(lambda r: r.pushes_dropped),
+        "pushes_refused": sum(status.pushes_refused for _, status in shards if status),
+    }
+    return pb.ProgressReply.Details(
+        recipe=recipe,
+        job_id=job_id,
+        epochs=coordinator.leases.epochs,
+        train_seconds=coordinator.time.train_s(now_s),
+        seconds_per_step=seconds if any(seconds.values()) else {},
+        score_step=known.score.step if known.score else 0,
+        checkpoint=known.checkpoint.directory if known.checkpoint else "",
+        checkpoint_step=known.checkpoint.step if known.checkpoint else 0,
+        faults={name: int(count) for name, count in counts.items() if count},
+        workers=_workers(coordinator, now_s),
+        shards=(_shard(address, status) for address, status in shards),
+    )
+
+
+def _workers(coordinator: Coordinator, now_s: float) -> Iterator[pb.ProgressReply.Worker]:
+    members, kinds = coordinator.members, pb.ProgressReply.Worker
+    for index in sorted({*range(members.num_workers), *members.registered}):
+        worker = members.registered.get(index)
+        if worker is None:
+            yield kinds(index=index, state=kinds.STATE_EXPECTED)
+            continue
+        lost, report = members.lost(index, now_s), coordinator.reports.of(index, worker.incarnation)
+        state = kinds.STATE_FINISHED if worker.finished else kinds.STATE_LOST if lost else kinds.STATE_RUNNING
+        yield kinds(
+            index=index,
+            state=state,
+            host=worker.host,
+            incarnation=worker.incarnation,
+            steps=report.steps,
+            examples=report.examples,
+            silent_seconds=max(now_s - worker.last_heard_s, 0.0),
+        )
+
+
+def _shard(address: str, status: ps_pb.StatusReply | None) -> pb.ProgressReply.Shard:
+    kinds = pb.ProgressReply.Shard
+    if status is None:
+        return kinds(address=address, state=kinds.STATE_SILENT)
+    return kinds(
+        address=address,
+        state=kinds.STATE_READY if status.ready else kinds.STATE_EMPTY,
+        version=status.version,
+        pushes=status.pushes,
+        state_bytes=status.state_bytes,
+    )

@@ -1,0 +1,170 @@
+"""Losses and scores by epoch, and how far training may run ahead of the checkpoints and scores of its epochs.
+
+Pure: no clock, no I/O. Guarded by the chief's lock, like the coordinator that holds it. Times are seconds of one
+monotonic clock. The worker's reports carry their losses by epoch, so an epoch has its loss however short it is.
+
+Where a job asks for a checkpoint at the end of every epoch, an epoch of a few milliseconds would be over before the
+chief has heard of its end. So leases are granted only up to
+
+    (c + 1) * R + S positions,    c = min(epochs with a checkpoint, epochs with a score + `_UNSCORED`)
+
+where R are the positions of an epoch and S = max(R / 2, (W + 1) * B) those of half an epoch, or of what W workers may
+hold in batches of B that are not full. Training waits for at most `_HOLD_S` at one limit. It waits for no checkpoint
+where an epoch takes a second or more, and for the evaluator only where scoring takes longer than an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from downpour.model.data.epochs import ENDLESS, Epochs
+from downpour.proto import chief_pb2 as pb
+
+_UNSCORED = 2  # epochs whose checkpoints may wait for the evaluator
+_HOLD_S = 30.0  # the start of an evaluator on a busy machine takes as long
+_REPORTS_WITHIN_S = 3.0  # workers report every second
+
+
+@dataclass
+class EpochLog:
+    """The epochs of one job.
+
+    Attributes:
+        epochs: Which steps make an epoch.
+        every: Whether each epoch ends with a checkpoint.
+        scored: Whether an evaluator scores it.
+        num_workers: Workers that share an epoch.
+        next: The first epoch that `take` has not returned.
+    """
+
+    epochs: Epochs = ENDLESS
+    every: bool = False
+    scored: bool = False
+    num_workers: int = 1
+    next: int = 0
+    _sums: dict[int, dict[tuple[int, int], tuple[int, float]]] = field(default_factory=dict)  # by worker, incarnation
+    _ended: dict[int, tuple[float, float]] = field(default_factory=dict)  # epoch -> time, seconds of training
+    _reported_s: dict[int, float] = field(default_factory=dict)  # worker -> time of its newest report
+    _scores: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # by step, in order
+    _held: tuple[int, float] = (-1, 0.0)  # limit that a lease waits for, and since when
+    _begun: int = 0  # the epoch in which this log began, before which no score is waited for
+
+    def begin(self, num_noted: int, step: int) -> None:
+        """Continues a job at a step, of which so many epochs are in its history."""
+        self._begun = self.epochs.of(step)
+        self.next = max(num_noted, self._begun - _UNSCORED - 1)
+
+    def report(self, report: pb.WorkerReport, now_s: float) -> None:
+        """Records the losses of a worker's report."""
+        for sums in report.epochs:
+            if sums.epoch >= self.next:
+                of_epoch = self._sums.setdefault(sums.epoch, {})
+                of_epoch[report.worker, report.incarnation] = (sums.steps, sums.loss_sum)
+        self._reported_s[report.worker] = math.inf if report.finished else now_s
+
+    def score(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records the scores of the checkpoint of a step."""
+        end = self.epochs.end(self.next)
+        self._scores = [*(score for score in self._scores if score[0] >= end), (step, dict(metrics))]
+
+    def loss(self, epoch: int) -> float:
+        """Mean loss over the steps of an epoch that are reported; NaN without any."""
+        sums = self._sums.get(epoch, {}).values()
+        steps = sum(count for count, _ in sums)
+        return sum(loss for _, loss in sums) / steps if steps else math.nan
+
+    def loss_before(self, step: int) -> float:
+        """Mean loss of the epoch that a step ends or, within the first, is in; NaN if no step of it is reported."""
+        return self.loss(max(self.epochs.of(step) - 1, 0))
+
+    def newest_loss(self) -> float:
+        """Mean loss of the newest epoch of which steps are reported; 0 without any."""
+        return self.loss(max(self._sums)) if self._sums else 0.0
+
+    def has_passed(self, before: int, step: int) -> bool:
+        """Whether a checkpoint is due at a step, since an epoch has ended after the step `before`."""
+        return self.every and self.epochs.of(step) > self.epochs.of(before)
+
+    def must_wait(self, granted: int, checkpoint_step: int, now_s: float) -> bool:
+        """Whether no lease is granted at present; see the module.
+
+        Args:
+            granted: Positions granted so far, over all epochs.
+            checkpoint_step: Step of the newest checkpoint that was begun.
+            now_s: The time.
+        """
+        if not self.every:
+            return False
+        done = self.epochs.of(checkpoint_step)
+        if self.scored:
+            scored = self.epochs.of(self._scores[-1][0]) if self._scores else 0
+            done = min(done, max(scored, self._begun) + _UNSCORED)
+        size, batch = self.epochs.num_positions, self.epochs.positions_in_step
+        limit = (done + 1) * size + max(size // 2, (self.num_workers + 1) * batch)
+        if granted < limit:
+            return False
+        if self._held[0] != limit:
+            self._held = limit, now_s
+        return now_s - self._held[1] < _HOLD_S
+
+    def saw(self, step: int, now_s: float, train_s: float) -> None:
+        """Records how many steps are done, and when."""
+        epoch = max([self.next, *(epoch + 1 for epoch in self._ended)])
+        while self.epochs.end(epoch) <= step:
+            self._ended[epoch] = now_s, train_s
+            epoch += 1
+
+    def take(self, now_s: float) -> Iterator[dict[str, Any]]:
+        """Yields each epoch that is complete, once, in order: `epoch`, `step`, `seconds`, `loss` and its scores.
+
+        An epoch is complete when its steps are done, every worker has reported since, and, if each has a checkpoint
+        that is scored, it is scored. Its scores are those of the first checkpoint after its end; if not every epoch has
+        one, of a checkpoint before the end of the next epoch.
+        """
+        while self.next in self._ended:
+            at_s, train_s = self._ended[self.next]
+            reported_s = self._reported_s.values()
+            heard = len(reported_s) >= self.num_workers and min(reported_s) >= at_s
+            if not heard and now_s < at_s + _REPORTS_WITHIN_S:
+                return
+            if self.every and self.scored and self._of(self.next) is None:
+                return
+            yield from self._taken(self.epochs.end(self.next), train_s)
+
+    def take_rest(self, num_steps: int, train_s: float) -> Iterator[dict[str, Any]]:
+        """Yields what is left when a job has ended with `num_steps` steps: an epoch that is cut off, too."""
+        while self.next <= self.epochs.of(num_steps - 1):
+            _, seconds = self._ended.get(self.next, (0.0, train_s))
+            yield from self._taken(min(self.epochs.end(self.next), num_steps), seconds)
+
+    def state(self) -> list[Sequence[float]]:
+        """Returns the losses of epochs that are not taken, as JSON values."""
+        return [[epoch, *who, *sums] for epoch, of_epoch in self._sums.items() for who, sums in of_epoch.items()]
+
+    def load(self, state: Sequence[Sequence[float]]) -> None:
+        """Adds the losses that `state` returned.
+
+        Raises:
+            TypeError, ValueError: It is not such a state.
+        """
+        for epoch, worker, incarnation, steps, loss in state:
+            self._sums.setdefault(int(epoch), {})[int(worker), int(incarnation)] = (int(steps), float(loss))
+
+    def _of(self, epoch: int) -> dict[str, float] | None:
+        """The scores of an epoch, if it has some."""
+        first, beyond = self.epochs.end(epoch), math.inf if self.every else self.epochs.end(epoch + 1)
+        return next((metrics for step, metrics in self._scores if first <= step < beyond), None)
+
+    def _taken(self, step: int, train_s: float) -> Iterator[dict[str, Any]]:
+        epoch, loss, scores = self.next, self.loss(self.next), self._of(self.next)
+        if scores is None and self._scores and self.every:  # of an epoch that is cut off
+            scores = self._scores[-1][1]
+        self.next += 1
+        self._sums = {key: value for key, value in self._sums.items() if key >= self.next}
+        self._ended.pop(epoch, None)
+        known = {**({} if math.isnan(loss) else {"loss": loss}), **(scores or {})}
+        if known:
+            yield {"epoch": epoch, "step": step, "seconds": round(train_s, 2), **known}
