@@ -533,4 +533,4 @@ def test_a_closed_connection_is_freed_at_once(served: Server, sent: bytes) -> No
 
 
 def _num_connections() -> int:
-    return sum(isinstance(one, ServerConnection | Endpoint) for one in gc.get_objects())
+    return sum(type(one) in (ServerConnection, Endpoint) for one in gc.get_objects())
