@@ -49,7 +49,7 @@ COVERED = {
 # Flags that shorten a command, the first that matches.
 _NARROW, _ONE = "--set=model.width=4", "--noevaluator --set=cluster.num_workers=1 --set=cluster.num_ps=2"
 SHORT = [
-    (r"local --recipe=quickstart$", f"--steps=4 --batch_size=16 --set=cluster.num_ps=4 {_NARROW}"),
+    (r"local --recipe=quickstart --overwrite", f"--steps=4 --batch_size=16 --set=cluster.num_ps=4 {_NARROW}"),
     (r"local --recipe=quickstart --resume", f"--steps=8 --batch_size=16 {_NARROW} {_ONE} --set=cluster.num_ps=6"),
     (r"(local --recipe=|train )quickstart", f"--steps=4 --batch_size=16 {_NARROW} {_ONE}"),
     (r"(local --recipe=|train )mine", f"--steps=4 --batch_size=16 {_ONE}"),

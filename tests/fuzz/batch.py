@@ -146,12 +146,20 @@ def wrong_with(case: Case, played: Played) -> str:
 
 def num_acknowledged(case: Case, answer: bytes) -> int:
     """Pushes of a control that the server has counted because of it."""
-    frames = h2.parse(answer)
+    frames, asked = h2.parse(answer), blocks_of(case.session.sent)
     return sum(
-        not pb.PushReply.FromString(body).repeated
+        not reply.repeated
         for stream in case.session.pushes
-        for body in h2.messages_of(frames, stream)
+        for reply in _replies(asked[stream][":path"], h2.messages_of(frames, stream))
     )
+
+
+def _replies(path: str, bodies: Sequence[bytes]) -> list[pb.PushReply]:
+    """The answers to pushes in the messages of an answer."""
+    if path.endswith("/Push"):
+        return [pb.PushReply.FromString(body) for body in bodies]
+    headers = [pb.Chunk.FromString(body).pull for body in bodies]
+    return [header.pushed for header in headers if header.HasField("pushed")]
 
 
 def statuses_of(answer: bytes) -> dict[int, str]:

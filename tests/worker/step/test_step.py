@@ -54,8 +54,14 @@ def hand_written() -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("wire", list(codec.CODECS.values()), ids=list(codec.CODECS))
-@pytest.mark.parametrize("build", [mobile_net, hand_written])
+@pytest.mark.parametrize(
+    ("build", "wire"),
+    [
+        pytest.param(build, wire, id=f"{build.__name__}-{name}", marks=[pytest.mark.slow] * is_slow)
+        for name, wire in codec.CODECS.items()
+        for build, is_slow in ((mobile_net, wire != codec.BFLOAT16), (hand_written, False))
+    ],
+)
 def test_any_keras_model_trains_unchanged(build: Callable[[], keras.Model], wire: Any) -> None:
     keras.utils.set_random_seed(0)
     model = build()
