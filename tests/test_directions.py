@@ -35,6 +35,8 @@ WITH_TENSORFLOW = {
     "worker/step/step.py",
     "worker/step/variables.py",
     "launch/fit.py",
+    "launch/fitting/callbacks.py",
+    "launch/fitting/run.py",
     "launch/job/build.py",
     "launch/job/compiled/learning_rate.py",
     "launch/job/compiled/model.py",

@@ -80,7 +80,7 @@ def test_the_rest_is_called_here(tmp_path: Path) -> None:
         (callbacks.SwapEMAWeights(), "SwapEMAWeights is not supported; compile the optimizer with use_ema=True"),
         (OfBatches(), "OfBatches has on_train_batch_end; .* other processes. Supported are EarlyStopping, ReduceLR"),
         (callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: 0), "LambdaCallback has on_train_batch_end"),
-        (OwnRate(), "OwnRate sets the learning rate, which shards set; use ReduceLROnPlateau"),
+        (OwnRate(), "OwnRate sets the learning rate, which shards compute; use ReduceLROnPlateau"),
         (callbacks.ModelCheckpoint("x.keras", save_freq=100), "ModelCheckpoint: save_freq is 100; only 'epoch'"),
         (callbacks.CallbackList([]), "is not supported|accepted are EarlyStopping"),
         ([Own], "callbacks has the class Own, not an object; accepted are EarlyStopping"),
@@ -118,7 +118,7 @@ def test_events_come_in_order_and_logs_are_recorded(tmp_path: Path) -> None:
     calls.end()
     assert events == ["begin", "begin 0", (0, {"loss": 2.0}), "begin 1", (1, {"loss": 1.0}), "end"]
     assert model.history.history == {"loss": [2.0, 1.0]}
-    assert (tmp_path / "log.csv").read_text().split() == ["epoch,loss", "0,2.0", "1,1.0"]
+    assert (tmp_path / "log.csv").read_text().split() == ["epoch,loss,val_loss", "0,2.0,NA", "1,1.0,NA"]
 
 
 def test_a_callback_stops_training_and_none_sets_the_rate() -> None:

@@ -21,6 +21,11 @@ TRAINING = ProgressReply(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 def bars(verbose: int) -> tuple[Bars, io.StringIO]:
     stream = io.StringIO()
     return Bars(verbose, Epochs(800, 40), 50, 40, stream), stream
