@@ -33,6 +33,7 @@ WITH_TENSORFLOW = {
     "worker/step/forward.py",
     "worker/step/sharing.py",
     "worker/step/step.py",
+    "worker/step/traced.py",
     "worker/step/variables.py",
     "launch/fit.py",
     "launch/fitting/callbacks.py",

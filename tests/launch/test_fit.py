@@ -209,7 +209,9 @@ def test_what_layers_have_learned_before_travels_with_the_model(tmp_path: Path) 
 
 def test_a_class_that_is_made_again_otherwise_is_noticed(tmp_path: Path) -> None:
     run = dry(tmp_path, compiled(Widened(5)))
-    with pytest.raises(ValueError, match=r"saved with variables of shapes 6 x 5; 5; .* is loaded with 6 x 2; 2; "):
+    with pytest.raises(
+        ValueError, match=r"saved with variables of shapes 6 x 5; 5; .* is loaded with 6 x 2; 2; |could not be loaded"
+    ):
         build(recipe.load(run.recipe))
 
 

@@ -158,8 +158,9 @@ def test_a_chief_without_its_journal_goes_on_from_the_shards_and_the_newest_chec
         assert summary["global_steps"] >= 40
         assert summary["pushes_acknowledged"] == summary["pushes_applied_min"] == summary["pushes_applied_max"]
         since = 8 * (27 - saved.shards[0].pushes)
-        assert since <= summary["records_repeated"] <= since + 2 * 80 + 8 * 3, (  # a lease of fast steps has up to 80 here
-           
+        assert (
+            since <= summary["records_repeated"] <= since + 2 * 80 + 8 * 3
+        ), (  # a lease of fast steps has up to 80 here
             "those since then, and two leases at most"
         )
         assert summary["updates_lost"] == {}
