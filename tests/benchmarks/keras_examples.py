@@ -32,36 +32,7 @@ from absl import flags
 from downpour.launch.job import recipe
 from downpour.launch.local import Checkpoints, RunConfig, start
 from downpour.launch.roles import entry
-
-FOLDER = Path(__file__).parents[2] / "docs" / "examples"
-
-
-@dataclass(frozen=True)
-class Example:
-    """An example: its title on keras.io, the metric that is compared, and whether more of it is better."""
-
-    title: str
-    metric: str
-    more_is_better: bool
-
-
-EXAMPLES = {
-    "addition_rnn": Example("Sequence to sequence learning for performing number addition", "accuracy", True),
-    "bidirectional_lstm": Example("Bidirectional LSTM on IMDB", "accuracy", True),
-    "collaborative_filtering": Example("Collaborative Filtering for Movie Recommendations", "loss", False),
-    "convolutional_autoencoder": Example("Convolutional autoencoder for image denoising", "loss", False),
-    "image_classification": Example("Image classification from scratch", "accuracy", True),
-    "imbalanced_classification": Example("Imbalanced classification: credit card fraud detection", "auc", True),
-    "structured_data": Example("Structured data classification from scratch", "auc", True),
-    "text_classification": Example("Text classification from scratch", "accuracy", True),
-    "text_transformer": Example("Text classification with Transformer", "accuracy", True),
-    "timeseries_classification": Example("Timeseries classification from scratch", "accuracy", True),
-    "variational_autoencoder": Example("Variational AutoEncoder", "loss", False),
-    "weather_forecast": Example("Timeseries forecasting for weather prediction", "loss", False),
-    "wide_deep_cross": Example(
-        "Structured data learning with Wide, Deep, and Cross networks", "accuracy", True
-    ),
-}  # fmt: skip
+from tests.examples import EXAMPLES, recipe_of, verdict
 
 _EXAMPLES = flags.DEFINE_list("examples", list(EXAMPLES), "Which to run.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each example, of each of the two.", 1)
@@ -90,11 +61,6 @@ class Run:
     scores: dict[str, float]
     seconds: float
     staleness: float = 0.0
-
-
-def recipe_of(example: str) -> Path:
-    """Path of an example's recipe."""
-    return FOLDER / f"{example}.py"
 
 
 def plain(example: str, overrides: Sequence[str]) -> tuple[dict[str, float], float]:
@@ -136,15 +102,6 @@ def through_shards(example: str, overrides: Sequence[str], folder: Path) -> tupl
     last = [row for row in rows if row["kind"] == "score"][-1]
     scores = {name.removeprefix("val_"): value for name, value in last.items() if name.startswith("val_")}
     return scores, summary["seconds"], summary["staleness_mean"]
-
-
-def verdict(example: Example, keras: Sequence[float], downpour: Sequence[float]) -> str:
-    """`within`, `overlap` or `worse`; see the module."""
-    sign = 1 if example.more_is_better else -1
-    worst = min(sign * score for score in keras)
-    if sign * float(np.mean(downpour)) >= worst:
-        return "within"
-    return "overlap" if max(sign * score for score in downpour) >= worst else "worse"
 
 
 def row(name: str, runs: Sequence[Run]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from keras.src.utils.naming import reset_uids
 
 from downpour.launch.job import recipe
 from downpour.launch.local import RunConfig, start
-from tests.benchmarks.keras_examples import EXAMPLES, FOLDER, recipe_of, verdict
+from tests.examples import EXAMPLES, FOLDER, recipe_of, verdict
 from tests.parity.test_parity import through_shards
 
 EVERY = pytest.mark.parametrize("name", EXAMPLES)
