@@ -138,7 +138,9 @@ def left_behind(tmp_path: Path) -> Callable[[], list[psutil.Process]]:
 def test_a_notebook_trains_plots_and_predicts(notebook: Notebook, left_behind: Any) -> None:
     notebook.run(PREPARE)
     refused = notebook.text(OF_THE_NOTEBOOK)
-    assert "Tripled" in refused and "defined in a notebook or at a prompt" in refused and "in a file" in refused
+    assert (
+        "Tripled" in refused and "defined in a notebook or at a prompt" in refused and "top level of a file" in refused
+    )
     shown = notebook.text(TRAIN)
     for epoch in (1, 2, 3):
         assert f"Epoch {epoch}/3  30/30 ━━━━━━━━━━━━━━━━━━━━ " in shown, shown
