@@ -38,6 +38,7 @@ class Scores:
         self._settings, self._state, self._folder, self._events = settings, state, folder, events
         # Guarded by `changed`:
         self._logs: dict[str, float] = {}  # of the checkpoint observed last
+        self._telling = 0  # scores that are not in the history yet
         self._written: list[int] = []  # steps of checkpoints that wait for the loss of their epoch
         self._losses: list[tuple[int, float]] = []  # ends of epochs, and their losses, that wait for a checkpoint
 
@@ -55,9 +56,14 @@ class Scores:
             state.unscored = [one for one in state.unscored if one.step > score.step]
             seconds = round(state.coordinator.time.train_s(time.monotonic()), 2)
             seen = self._observe(score.step, metrics)
-            state.changed.notify_all()
-        self._folder.note({"kind": "score", "step": score.step, "seconds": seconds, **metrics})
-        self._tell(score.step, seconds, seen)
+            self._telling += 1
+        try:
+            self._folder.note({"kind": "score", "step": score.step, "seconds": seconds, **metrics})
+            self._tell(score.step, seconds, seen)
+        finally:
+            with state.changed:
+                self._telling -= 1
+                state.changed.notify_all()
 
     def written(self, saved: Checkpoint) -> None:
         """Has callbacks hear of a checkpoint; without an evaluator, loss and rate are all that they follow."""
@@ -88,7 +94,7 @@ class Scores:
 
         def scored() -> bool:
             saved, score = state.journal_state.checkpoint, state.journal_state.score
-            return saved is None or (score is not None and score.step == saved.step)
+            return saved is None or (score is not None and score.step == saved.step and not self._telling)
 
         if not state.wait(heard, _COMES_WITHIN_S if expected else 0.0):
             if expected:
