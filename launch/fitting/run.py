@@ -174,6 +174,15 @@ class FitRun(LocalRun):
         names = [name for name in checkpoint.complete(folder) if int(name.removeprefix("step-")) >= row["step"]]
         return f"{folder.url}/{names[0]}" if names else ""
 
+    def _take_values(self, own: keras.Model, row: Mapping[str, Any]) -> None:
+        """Assigns an epoch's checkpoint to a model: the next one, where it is removed meanwhile."""
+        while directory := self._checkpoint_of(row):
+            try:
+                return self._assign(own, checkpoint.load(directory))
+            except (ValueError, OSError):
+                if self._checkpoint_of(row) == directory:
+                    raise
+
     def _has_begun(self) -> bool:
         """Whether the history is of this run: its chief has begun, and removed what an earlier run had left."""
         reply = self._latest.reply
@@ -197,8 +206,8 @@ class FitRun(LocalRun):
             while not ended:
                 ended = self._ended.wait(_LOOK_EVERY_S)
                 for row in rows.new() if self._has_begun() else []:
-                    if own is not None and (directory := self._checkpoint_of(row)):
-                        self._assign(own, checkpoint.load(directory))
+                    if own is not None:
+                        self._take_values(own, row)
                     self._calls.epoch(row["epoch"], values(row), row["epoch"] == last)
                 if self._calls.stopped_by and not ended:
                     self.stop()

@@ -59,7 +59,8 @@ from pathlib import Path
 from downpour.launch.local import RunConfig, start
 
 recipe, folder, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-config = RunConfig(recipe, ("cluster.num_ps=2",), run_dir=folder / "run", arena_parent=folder)
+more = ["num_steps=100000"] if how == "wait" else []
+config = RunConfig(recipe, ("cluster.num_ps=2", *more), run_dir=folder / "run", arena_parent=folder)
 logs = [folder / "run" / "logs" / f"ps-{i}.log" for i in range(2)]
 
 def wait_for_shards():

@@ -76,7 +76,7 @@ class Scene:
         self._chief = self.client("chief")
         self._initialize()
         self._workers = [
-            processes.start(f"worker-{i}", self._command("training", f"--index={i}", *self._asked()))
+            processes.start(f"worker-{i}", self._command("training", f"--worker_index={i}", *self._asked()))
             for i in range(NUM_WORKERS)
         ]
         self._stranger = processes.start("stranger", self._command("attacker"))

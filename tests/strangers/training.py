@@ -26,7 +26,7 @@ from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.pulled import Pulled
 from tests.strangers.ways import Guard
 
-_INDEX = flags.DEFINE_integer("index", 0, "Of the worker.")
+_INDEX = flags.DEFINE_integer("worker_index", 0, "Of the worker.")
 _PORT = flags.DEFINE_integer("shard_port", 0, "Of the shard, on this machine.")
 _FOLDER = flags.DEFINE_string("folder", "", "Of the certificates and the token.")
 _TLS = flags.DEFINE_bool("with_tls", False, "Whether the shard wants a certificate.")
