@@ -55,6 +55,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_the_exported_model_and_the_average_keep_their_constraints(path: Path, tmp_path: Path) -> None:
     job = LocalJob(path, tmp_path, "--noevaluator")
     try:

@@ -51,7 +51,12 @@ assert not {{"tensorflow", "keras", "pandas", "sklearn"}} & set(sys.modules), "i
     assert result.returncode == 0, result.stderr
 
 
-@EVERY
+QUICK = ("collaborative_filtering", "structured_data", "text_transformer", "variational_autoencoder")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[] if one in QUICK else pytest.mark.slow) for one in EXAMPLES]
+)
 def test_an_example_trains_a_batch(name: str, elsewhere: None) -> None:
     job = recipe.load(recipe_of(name), ["num_steps=1", "batch_size=4"])
     assert job.data.num_records == runpy.run_path(str(recipe_of(name)))["NUM_TRAIN"]

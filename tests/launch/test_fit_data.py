@@ -228,6 +228,7 @@ def script(tmp_path: Path, kind: str) -> str:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_sources_of_a_script_are_trained_on_and_scored(tmp_path: Path) -> None:
     script(tmp_path, "good")
 

@@ -137,6 +137,7 @@ def test_a_run_that_another_thread_started_trains_to_its_end(
     assert not left_behind()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_a_checkpoint_and_continues_from_it(
     paced: Callable[..., tuple[LocalRun, Seen]], tmp_path: Path, left_behind: Callable[[], list[object]]
 ) -> None:

@@ -290,6 +290,7 @@ def test_shard_worker_and_evaluator_are_replaced_in_the_middle_of_training(start
     assert not job.left_behind()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_job_and_keeps_finite_parameters(start: StartJob) -> None:
     job = start(SPOILT, "--set=checkpoint_every_steps=10")
     assert job.end() == 2
