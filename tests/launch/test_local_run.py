@@ -208,7 +208,8 @@ def test_however_a_script_ends_no_process_is_left(
 ) -> None:
     command = [sys.executable, "-c", ENDS, str(jobs.write_recipe(tmp_path)), str(tmp_path), how]
     with (tmp_path / "stderr").open("wb") as err:
-        script = subprocess.Popen(command, stderr=err)
+        # A shell's background commands ignore SIGINT, and so would the script.
+        script = subprocess.Popen(command, stderr=err, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         if number is not None:
             wait_until((tmp_path / "started").exists, "the shards' start", jobs.START_S)
