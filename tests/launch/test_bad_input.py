@@ -185,6 +185,7 @@ def test_a_worker_without_a_chief_names_the_chief(
     assert f"the chief at 127.0.0.1:{taken_port} did not answer for" in message
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_loss_ends_roles_that_are_started_by_hand_at_once(
     shards: ShardProcesses, start_role: StartRole, tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def paced(tmp_path: Path) -> Iterator[Callable[..., tuple[LocalRun, Seen]]]:
         run.stop(save=False)
 
 
+@pytest.mark.slow
 def test_a_run_that_another_thread_started_trains_to_its_end(
     tmp_path: Path, left_behind: Callable[[], list[object]]
 ) -> None:

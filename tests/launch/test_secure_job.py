@@ -118,6 +118,7 @@ def job(tmp_path: Path) -> Iterator[SecureJob]:
         os.umask(before)
 
 
+@pytest.mark.slow
 def test_a_job_with_certificates_and_token(job: SecureJob) -> None:
     slow = job.folder / "slow"
     slow.touch()

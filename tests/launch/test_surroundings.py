@@ -39,6 +39,7 @@ def job():
 """
 
 
+@pytest.mark.slow
 def test_a_job_behind_a_proxy_with_keras_set_otherwise_in_a_folder_with_colons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
