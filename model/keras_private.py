@@ -52,6 +52,13 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
     return {name: given.get(name) for name in ("loss", "metrics", "weighted_metrics")}
 
 
+def restart_numbering() -> None:
+    """Has Keras number unnamed layers from one, however many models this process has built."""
+    from keras.src.utils.naming import reset_uids
+
+    reset_uids()
+
+
 def assign_now(variable: keras.Variable, value: Any) -> None:
     """Assigns a variable at once, within a `keras.StatelessScope` that does not hold it.
 

@@ -52,15 +52,15 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
 
     import keras
     import tensorflow as tf
-    from keras.src.utils.naming import reset_uids
 
+    from downpour.model.keras_private import restart_numbering
     from downpour.worker.step.examine import examine
 
     if num_threads:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     keras.config.set_image_data_format("channels_last")  # as images are; keras.json may set another
-    reset_uids()  # unnamed layers are numbered from one, however many models this process has built
+    restart_numbering()
     keras.utils.set_random_seed(job.seed)
     model = job.model.build(*_arguments(job.data)) if hasattr(job.model, "build") else job.model()
     _check_model(model, job)

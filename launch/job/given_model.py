@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from downpour.launch.job.written import UNSAVED, Writer, saved_model
-from downpour.model import unsaved
+from downpour.model import keras_private, unsaved
 
 if TYPE_CHECKING:
     import keras
@@ -32,9 +32,7 @@ class GivenModel:
         """Calls a function; layers without a name get the names that they get in every process of the job."""
         if not isinstance(given, types.FunctionType):
             return cls(given)
-        from keras.src.utils.naming import reset_uids
-
-        reset_uids()
+        keras_private.restart_numbering()
         return cls(given(), given)
 
     def source(self, writer: Writer, file: str) -> str:
