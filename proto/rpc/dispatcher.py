@@ -1,8 +1,9 @@
 """The calls of one server connection that have not ended: which wait, and when each goes to a thread of the pool.
 
 A call is admitted or refused by its header fields. An admitted one waits until its first message has arrived, so that a
-caller that sends nothing occupies no thread. Calls run one at a time until a message has been decoded, and again after
-one that could not be: a caller of nonsense occupies one thread.
+caller that sends nothing occupies no thread. Until a message has been decoded, and again after one that could not be, one
+call runs at a time of those whose first message is whole, and one of those whose first message needs a larger window:
+a caller of nonsense occupies two threads, and a long message holds up no short one.
 
 Threads: the thread that reads the connection; pool threads when a call ends; the acceptor's thread expires late calls.
 """
@@ -50,6 +51,7 @@ class Dispatcher:
         self._waiting: dict[int, calls.Call] = {}  # calls without their first message, by stream
         self.running: set[int] = set()
         self.ending: set[int] = set()
+        self._long: set[int] = set()  # of `running`: those that were handed over with a part of their first message
         self.is_open = False
         self.makes_sense = False
         self._used_at = time.monotonic()
@@ -91,14 +93,14 @@ class Dispatcher:
             return
         connection = self._connection
         with connection.lock:
-            may_run = self.makes_sense or not self.running - self.ending
-            is_due = stream.reset is not None or (may_run and _is_due(stream))
-            if not self.is_open or not is_due:
+            if not self.is_open or not (stream.reset is not None or (_is_due(stream) and self._may_run(stream))):
                 return
             call = self._waiting.pop(stream.number, None)
             if call is None:
                 return
             self.running.add(stream.number)
+            if not _has_first(stream):
+                self._long.add(stream.number)
         if stream.reset is not None:
             self._host.gate.broke_off()
             connection.forget(stream)
@@ -128,6 +130,7 @@ class Dispatcher:
         self._used_at = time.monotonic()
         self.running.discard(stream.number)
         self.ending.discard(stream.number)
+        self._long.discard(stream.number)
 
     def is_idle(self, now: float) -> bool:
         """Whether there has been no call for so long that the connection can be ended."""
@@ -146,6 +149,11 @@ class Dispatcher:
             self._host.gate.broke_off()
             self._connection.forget(self._connection.streams.open[number])
 
+    def _may_run(self, stream: Stream) -> bool:
+        """Whether no call like this one holds it up."""
+        others = self.running - self.ending
+        return self.makes_sense or not (others - self._long if _has_first(stream) else others & self._long)
+
     def _end(self, stream: Stream, last: bytes, code: ErrorCode) -> None:
         """Ends a call that has not run."""
         if not last or not stream.is_whole:
@@ -159,7 +167,11 @@ class Dispatcher:
 
 def _is_due(stream: Stream) -> bool:
     """Whether a call may run: its first message has arrived, or as much of it as its window allows."""
-    return stream.is_whole or stream.inbox.has_first or stream.inbox.window < DEFAULT_WINDOW // 2
+    return _has_first(stream) or stream.inbox.window < DEFAULT_WINDOW // 2
+
+
+def _has_first(stream: Stream) -> bool:
+    return stream.is_whole or stream.inbox.has_first
 
 
 def _is_late(stream: Stream, now: float) -> bool:

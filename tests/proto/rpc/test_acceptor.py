@@ -461,11 +461,13 @@ def test_calls_run_side_by_side_once_a_message_was_decoded(served: Server, servi
 
 def test_a_call_that_is_reset_while_it_waits_for_another_is_dropped(served: Server, gate: Gate) -> None:
     body = message(b"x" * 60_000)
-    half = b"".join(frames.frame(frames.DATA, 0, 1, body[i : i + 10_000]) for i in range(0, 40_000, 10_000))
+    parts = [body[i : i + 10_000] for i in range(0, 40_000, 10_000)]
     with connect(served, GREETING + call(1)) as raw:
         wait_until(lambda: bool(served._members()), "its admission")
-        raw.sendall(half)  # more than half of its window: it runs
-        raw.sendall(call(3) + data(3, b"x") + frames.reset(3, ErrorCode.CANCEL))
+        for part in parts:  # more than half of its window: it runs
+            raw.sendall(frames.frame(frames.DATA, 0, 1, part))
+        raw.sendall(call(3) + b"".join(frames.frame(frames.DATA, 0, 3, part) for part in parts))  # another long one
+        raw.sendall(frames.reset(3, ErrorCode.CANCEL))
         wait_until(lambda: gate.counts().broken_off == 1, "the drop")
     wait_until(lambda: gate.counts().broken_off == 2, "the end of the first")
 
