@@ -102,19 +102,10 @@ def fit(
     """
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
-    numbers = {"workers": workers, "shards": shards, "batch_size": 1 if batch_size is None else batch_size}
-    for what, given in numbers.items():
-        if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
-            raise ValueError(f"{what} is {given!r}; give a whole number of at least 1")
+    _check_numbers(workers=workers, shards=shards, batch_size=1 if batch_size is None else batch_size)
     verbosity(verbose)
     called = converted(callbacks)
-    unknown = set(job_fields) - (
-        {field.name for field in dataclasses.fields(Job)} - {"model", "loss", "validation_sets"}
-    )
-    if unknown:
-        names = [*inspect.signature(fit).parameters, *(field.name for field in dataclasses.fields(Job))]
-        nearest = did_you_mean(min(unknown), [name for name in names if name not in ("job_fields", "loss")])
-        raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can{nearest}")
+    _check_names(job_fields)
     examples = data_set(data, validation_data, class_weight)
     of_items = examples.batch_size_of_items()
     if batch_size and of_items and batch_size != of_items:
@@ -141,6 +132,21 @@ def fit(
     config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
     run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))
     return run if dry_run else run.start()
+
+
+def _check_numbers(**given: Any) -> None:
+    for what, number in given.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"{what} is {number!r}; give a whole number of at least 1")
+
+
+def _check_names(job_fields: Mapping[str, Any]) -> None:
+    """Raises for what is neither an argument of `fit` nor a field of the job that it may set."""
+    of_job = {field.name for field in dataclasses.fields(Job)}
+    if unknown := set(job_fields) - (of_job - {"model", "loss", "validation_sets"}):
+        accepted = {*inspect.signature(fit).parameters, *of_job} - {"job_fields", "loss"}
+        nearest = did_you_mean(min(unknown), sorted(accepted))
+        raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can{nearest}")
 
 
 def _fields(

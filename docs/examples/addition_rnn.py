@@ -13,11 +13,12 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 LETTERS = "0123456789+ "
 BELOW, QUESTION, ANSWER = 200, 7, 3
 NUM_TRAIN, BATCH, EPOCHS = 18_000, 128, 20
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _one_hot(texts: list[str]) -> np.ndarray:
@@ -52,7 +53,8 @@ def model() -> Any:
     x = layers.RepeatVector(ANSWER)(layers.LSTM(64)(inputs))
     x = layers.LSTM(64, return_sequences=True)(x)
     built = keras.Model(inputs, layers.Dense(len(LETTERS), activation="softmax")(x), name="addition")
-    built.compile(keras.optimizers.Adam(3e-3), "categorical_crossentropy", metrics=["accuracy"])
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, STEPS))
+    built.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
     return built
 
 
@@ -64,8 +66,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(3e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(3e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

@@ -15,10 +15,11 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 NUM_WORDS, LENGTH = 4000, 60
 NUM_TRAIN, BATCH, EPOCHS = 4000, 32, 3
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _reviews(part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +57,8 @@ def model() -> Any:
     x = layers.Bidirectional(layers.LSTM(16, return_sequences=True))(x)
     x = layers.Bidirectional(layers.LSTM(16))(x)
     built = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x), name="bidirectional")
-    built.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy", metrics=["accuracy"])
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
     return built
 
 
@@ -68,8 +70,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

@@ -16,10 +16,11 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 NUM_USERS, NUM_FILMS, WIDTH = 671, 9066, 16
 NUM_TRAIN, BATCH, EPOCHS = 90_000, 128, 4
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _ratings(part: slice) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -66,7 +67,8 @@ def model() -> Any:
 
     built = Recommender()
     built({"user": np.zeros(1, np.int32), "film": np.zeros(1, np.int32)})
-    built.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy", metrics=["mae"])
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, "binary_crossentropy", metrics=["mae"])
     return built
 
 
@@ -78,8 +80,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

@@ -13,9 +13,10 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
-NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 40
+NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 120
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +52,8 @@ def model() -> Any:
     x = layers.Conv2DTranspose(32, 3, strides=2, activation="relu", padding="same")(x)
     outputs = layers.Conv2D(1, 3, activation="sigmoid", padding="same")(x)
     built = keras.Model(inputs, outputs, name="autoencoder")
-    built.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, "binary_crossentropy")
     return built
 
 
@@ -63,8 +65,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

@@ -16,7 +16,7 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 FOLDER = Path("data/openmoji_folder")
 CLASSES = (
@@ -25,6 +25,7 @@ CLASSES = (
 )  # fmt: skip
 SIDE = 40
 NUM_TRAIN, BATCH, EPOCHS = 1531, 32, 15
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 class Pictures:
@@ -79,7 +80,8 @@ def model() -> Any:
     x = layers.Dropout(0.25)(layers.GlobalAveragePooling2D()(x))
     built = keras.Model(inputs, layers.Dense(len(CLASSES))(x), name="small_xception")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    built.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, loss, metrics=["accuracy"])
     return built
 
 
@@ -91,8 +93,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

@@ -13,11 +13,12 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 WEATHER = ("temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib")
 SHARE_CANCELLED = 0.0245
 NUM_TRAIN, BATCH, EPOCHS = 269_420, 1024, 5
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _flights(part: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +58,8 @@ def model() -> Any:
         x = layers.Dropout(0.3)(x)
     built = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x), name="cancelled")
     metrics = [keras.metrics.AUC(name="auc"), keras.metrics.Recall(name="recall")]
-    built.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy", metrics=metrics)
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, "binary_crossentropy", metrics=metrics)
     return built
 
 
@@ -69,8 +71,8 @@ def job() -> Job:
         data=Examples(training, heldout, class_weight={0: 0.5 / (1 - SHARE_CANCELLED), 1: 0.5 / SHARE_CANCELLED}),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

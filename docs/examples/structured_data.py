@@ -13,7 +13,7 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 NUMBERS = ("tenure", "monthly_charges", "total_charges")
 WORDS = (
@@ -22,6 +22,7 @@ WORDS = (
 )  # fmt: skip
 FLAGS = ("female", "senior_citizen", "partner", "dependents", "phone_service", "paperless_billing")
 NUM_TRAIN, BATCH, EPOCHS = 5632, 32, 20
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _customers() -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -73,7 +74,8 @@ def model() -> Any:
     x = layers.Dense(32, activation="relu")(layers.Concatenate()(features))
     x = layers.Dropout(0.5)(x)
     built = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x), name="customers")
-    built.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, "binary_crossentropy", metrics=[keras.metrics.AUC(name="auc")])
     return built
 
 
@@ -85,8 +87,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

@@ -16,10 +16,11 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 NUM_WORDS, LENGTH, WIDTH = 4000, 60, 32
 NUM_TRAIN, BATCH, EPOCHS = 4000, 32, 3
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _reviews(part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +83,8 @@ def model() -> Any:
     x = layers.Dropout(0.1)(x)
     x = layers.Dropout(0.1)(layers.Dense(20, activation="relu")(x))
     built = keras.Model(inputs, layers.Dense(2, activation="softmax")(x), name="transformer")
-    built.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     return built
 
 
@@ -94,8 +96,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

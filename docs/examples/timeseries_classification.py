@@ -13,10 +13,11 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 LENGTH, NOISE = 128, 2.0
-NUM_TRAIN, BATCH, EPOCHS = 3000, 32, 8
+NUM_TRAIN, BATCH, EPOCHS = 3000, 32, 16
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _shapes(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +54,8 @@ def model() -> Any:
         x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
     outputs = layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling1D()(x))
     built = keras.Model(inputs, outputs, name="shapes")
-    built.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     return built
 
 
@@ -65,8 +67,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

@@ -14,10 +14,11 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 CODE = 2
-NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 40
+NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 80
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _digits(part: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +75,8 @@ def model() -> Any:
     x = layers.Conv2DTranspose(32, 3, activation="relu", strides=2, padding="same")(x)
     outputs = layers.Conv2DTranspose(1, 3, activation="sigmoid", padding="same")(x)
     built = keras.Model(inputs, outputs, name="variational")
-    built.compile(keras.optimizers.Adam(1e-3), reconstruction)
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, reconstruction)
     return built
 
 
@@ -86,8 +88,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

@@ -13,11 +13,12 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 COLUMNS = ("temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib")
 PAST, AHEAD = 36, 12
-NUM_TRAIN, BATCH, EPOCHS = 18_986, 128, 8
+NUM_TRAIN, BATCH, EPOCHS = 18_986, 128, 12
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _windows(heldout: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +56,8 @@ def model() -> Any:
 
     inputs = keras.Input((PAST, len(COLUMNS)))
     built = keras.Model(inputs, layers.Dense(1)(layers.LSTM(32)(inputs)), name="weather")
-    built.compile(keras.optimizers.Adam(1e-3), "mse")
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, "mse")
     return built
 
 
@@ -67,8 +69,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),

@@ -13,12 +13,13 @@ import numpy as np
 from downpour.launch.job import Cluster, Exchange, Job
 from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
-from downpour.ps.schedules import Constant
+from downpour.ps.schedules import KerasCosine
 
 NUMBERS = ("carat", "depth", "table", "price", "x", "y", "z")
 WORDS = {"color": tuple("DEFGHIJ"), "clarity": ("I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF")}
 CUTS = ("Fair", "Good", "Very Good", "Premium", "Ideal")
 NUM_TRAIN, BATCH, EPOCHS = 43_152, 256, 12
+STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
 def _diamonds() -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -71,7 +72,8 @@ def model() -> Any:
         deep = layers.Dropout(0.1)(layers.ReLU()(deep))
     built = keras.Model(inputs, layers.Dense(len(CUTS))(layers.Concatenate()([cross, deep])), name="deep_and_cross")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    built.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, STEPS))
+    built.compile(optimizer, loss, metrics=["accuracy"])
     return built
 
 
@@ -83,8 +85,8 @@ def job() -> Job:
         data=Examples(training, heldout),
         loss=None,  # the compiled model's
         rule=KerasAdam(),
-        schedule=Constant(1e-3),
-        num_steps=EPOCHS * NUM_TRAIN // BATCH,
+        schedule=KerasCosine(1e-3, STEPS),
+        num_steps=STEPS,
         batch_size=BATCH,
         cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
         exchange=Exchange(codec="float32", overlap=False),
