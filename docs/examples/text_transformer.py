@@ -19,7 +19,7 @@ from downpour.ps.rules import KerasAdam
 from downpour.ps.schedules import KerasCosine
 
 NUM_WORDS, LENGTH, WIDTH = 4000, 60, 32
-NUM_TRAIN, BATCH, EPOCHS = 4000, 32, 3
+NUM_TRAIN, BATCH, EPOCHS = 4000, 32, 6
 STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
