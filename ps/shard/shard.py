@@ -40,6 +40,7 @@ from downpour.ps.shard.vector import Vector
 # where processors are short and have other work meanwhile.
 _PATIENCE_S = 4e-8
 _LONGEST_PATIENCE_S = 1.0
+_LEAST_GROUPED = 1 << 18  # elements; fewer stay in the cache, so that one pass for two pushes gains nothing
 
 
 class Shard:
@@ -76,8 +77,11 @@ class Shard:
 
     @property
     def patience_s(self) -> float:
-        """Seconds that a push may be delayed to be applied in one pass with others; 0 under the pace `Sync`."""
-        return 0.0 if self._books.is_sync else min(_LONGEST_PATIENCE_S, _PATIENCE_S * self.vector.num_pushed)
+        """Seconds that a push may be delayed to be applied in one pass with others; 0 under `Sync` and if small."""
+        num_pushed = self.vector.num_pushed
+        if self._books.is_sync or num_pushed < _LEAST_GROUPED:
+            return 0.0
+        return min(_LONGEST_PATIENCE_S, _PATIENCE_S * num_pushed)
 
     def wait_turn(self, request: pb.PullRequest, wait_s: float) -> None:
         """Blocks until the pace permits the worker's pull.
