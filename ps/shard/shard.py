@@ -40,7 +40,7 @@ from downpour.ps.shard.vector import Vector
 # where processors are short and have other work meanwhile.
 _PATIENCE_S = 4e-8
 _LONGEST_PATIENCE_S = 1.0
-_LEAST_GROUPED = 1 << 18  # elements; fewer stay in the cache, so that one pass for two pushes gains nothing
+_LEAST_GROUPED = 1 << 17  # elements; fewer stay in the cache, so that one pass for two pushes gains nothing
 
 
 class Shard:
