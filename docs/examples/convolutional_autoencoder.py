@@ -15,7 +15,7 @@ from downpour.model.data import Examples
 from downpour.ps.rules import KerasAdam
 from downpour.ps.schedules import KerasCosine
 
-NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 120
+NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 200
 STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 

@@ -17,7 +17,7 @@ from downpour.ps.rules import KerasAdam
 from downpour.ps.schedules import KerasCosine
 
 CODE = 2
-NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 80
+NUM_TRAIN, BATCH, EPOCHS = 1437, 64, 160
 STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 
