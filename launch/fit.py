@@ -34,7 +34,7 @@ from downpour.launch.job.written import Writer
 from downpour.launch.local import RunConfig
 from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
-from downpour.model.data.given import data_set
+from downpour.model.data.given import data_set, named_as_given
 from downpour.model.data.streams import ENDLESS
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
@@ -106,8 +106,10 @@ def fit(
     verbosity(verbose)
     called = converted(callbacks)
     _check_names(job_fields)
-    examples = data_set(data, validation_data, class_weight)
-    of_items = examples.batch_size_of_items()
+    with named_as_given(data):
+        examples = data_set(data, validation_data, class_weight)
+        of_items = examples.batch_size_of_items()
+        examples.check_all()
     if batch_size and of_items and batch_size != of_items:
         raise ValueError(f"batch_size is {batch_size}, and items of the data are batches of {of_items}; leave it out")
     batch_size = batch_size or of_items or 32
@@ -128,7 +130,8 @@ def fit(
     owner.check_free(folder)  # before the files of a run that is going on are replaced
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
-    recipe = _write(given_model, fields, folder / _JOB)
+    with named_as_given(data):
+        recipe = _write(given_model, fields, folder / _JOB)
     config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
     run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))
     return run if dry_run else run.start()
@@ -155,7 +158,6 @@ def _fields(
     """Returns the fields of the job: those given, what the model says, and defaults."""
     from downpour.launch.job.compiled import from_compiled
 
-    examples.check_all()
     fields = from_compiled(model).job_fields()
     cadence, pace = ({**fields, **given}.get(name) for name in ("cadence", "pace"))
     per_epoch = given.get("steps_per_epoch", 0)

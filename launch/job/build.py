@@ -31,13 +31,35 @@ MORE_THAN_IMAGES = (
 )
 
 
+def limit_threads(num_threads: int) -> None:
+    """Sets TensorFlow's threads in this process; call it before anything of the user's runs, which may use TensorFlow.
+
+    Where the recipe's file has used it already, TensorFlow keeps its threads, and a warning says so.
+
+    Args:
+        num_threads: Their number; 0 for one per core.
+    """
+    if not num_threads:
+        return
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+        tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+    except RuntimeError:  # it has begun to compute
+        logging.warning(
+            "a file that the recipe imports has used TensorFlow, which therefore runs a thread per core in this "
+            "process and not %d as cluster.threads_per_worker says; make tensors and data sets within functions",
+            num_threads,
+        )
+
+
 @mistakes.final()
-def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
+def build(job: Job) -> tuple[Any, Layout]:
     """Builds the Keras model with the job's seed, and its layout. Both are the same in every process of the job.
 
     Args:
         job: The job.
-        num_threads: TensorFlow's threads in this process; 0 for one per core.
 
     Raises:
         ValueError: Keras is set to another backend or dtype; a pattern of the job matches no variable of the model; the
@@ -51,14 +73,10 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         batch = blank_batch(job.data, job.batch_size)
 
     import keras
-    import tensorflow as tf
 
     from downpour.model.keras_private import restart_numbering
     from downpour.worker.step.examine import examine
 
-    if num_threads:
-        tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-        tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     keras.config.set_image_data_format("channels_last")  # as images are; keras.json may set another
     restart_numbering()
     keras.utils.set_random_seed(job.seed)
