@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from downpour.launch.job import recipe
 from downpour.launch.job.build import build
 from downpour.launch.job.written import imported
 from downpour.model.data import Examples, Stream
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.layout import Layout
 from downpour.worker.chief import owner
 from tests.parity.models import MODELS, data_of
 
@@ -112,7 +115,11 @@ def test_a_script_trains_a_model_of_its_own(tmp_path: Path) -> None:
 def dry(tmp_path: Path, model: Any, data: Any = None, **more: Any) -> Any:
     x = np.zeros((80, 6), np.float32)
     return downpour.fit(
-        model, (x, x[:, :1]) if data is None else data, run_dir=tmp_path / "run", dry_run=True, batch_size=8, **more
+        model,
+        (x, x[:, :1]) if data is None else data,
+        dry_run=True,
+        batch_size=8,
+        **{"run_dir": tmp_path / "run"} | more,
     )
 
 
@@ -277,6 +284,7 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (compiled, None, {"validation_sets": [(X, X)]}, "validation_sets is a list; give a dict of held-out examples"),
         (compiled, None, {"validation_sets": {"b": X[:0]}}, r"validation_sets\['b'\]: "),
         (compiled, None, {"validation_sets": {"a b": (X, X[:, :1])}}, "validation_sets has the name 'a b'; give"),
+        (compiled, None, {"resume": True, "run_dir": None}, "there is no .*/runs/sequential.*; give run_"),
         (compiled, Stream(batches), {}, "an epoch of this stream has no length"),
         (compiled, Examples((X, X[:, :1]), map=lambda item: item), {}, "a lambda or local function"),
     ],
@@ -313,6 +321,41 @@ def test_batches_that_are_accumulated_are_one_step_of_an_epoch(tmp_path: Path) -
 def test_a_run_that_is_resumed_has_the_new_arguments(tmp_path: Path) -> None:
     dry(tmp_path, compiled(), epochs=1)
     assert recipe.load(dry(tmp_path, compiled(), epochs=3, resume=True).recipe).num_steps == 30
+
+
+def unnamed(width: int = 3, by_name: bool = False) -> keras.Model:
+    """Layers that Keras numbers: within a model, within a layer, wrapped, and with state."""
+    within = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6), keras.layers.BatchNormalization()])
+    inputs = keras.Input((6,))
+    x = keras.layers.Reshape((2, 3))(keras.layers.Dropout(0.1)(Widened()(within(inputs)))[:, :1] * within(inputs))
+    x = keras.layers.Bidirectional(keras.layers.GRU(width))(x)
+    model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    model.compile(optimizer="sgd", loss={model.layers[-1].name: "mse"} if by_name else "mse")
+    return model
+
+
+@dataclasses.dataclass
+class Earlier:
+    """As much of a checkpoint as `fit` looks at."""
+
+    layout: Layout
+
+
+def test_a_model_that_is_made_again_goes_on_under_the_names_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keras numbers layers without a name on in this process."""
+    first = build(recipe.load(dry(tmp_path, unnamed()).recipe))[1]
+    monkeypatch.setattr(checkpoint, "newest", lambda folder, check: Earlier(first))
+    keras.layers.Dense(3)
+    model = unnamed()
+    given = [layer.name for layer in model.layers]
+    assert build(recipe.load(dry(tmp_path, model, resume=True).recipe))[1].canonical == first.canonical
+    assert [layer.name for layer in model.layers] == given and given != [layer.name for layer in unnamed().layers]
+    for other in (unnamed(width=4), unnamed(by_name=True)):
+        names = [layer.name for layer in other.layers]
+        loaded: Any = recipe.load(dry(tmp_path, other, resume=True).recipe)
+        assert [layer.name for layer in loaded.model().layers] == names, "the chief refuses it"
 
 
 def test_two_scripts_of_one_name_are_two_modules(tmp_path: Path) -> None:
