@@ -20,6 +20,7 @@ from downpour.launch.job import recipe
 from downpour.launch.job.build import build
 from downpour.launch.job.written import imported
 from downpour.model.data import Examples, Stream
+from downpour.model.data.order import Lease
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.layout import Layout
 from downpour.worker.chief import owner
@@ -171,6 +172,35 @@ def test_lora_and_what_is_trained_are_as_they_were_given(tmp_path: Path) -> None
         assert (mine.path, mine.trainable) == (theirs.path, theirs.trainable)
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy(), err_msg=mine.path)
     assert [v.name for v in layout.variables if v.is_trained] == [v.path for v in model.trainable_variables]
+
+
+class Within(keras.metrics.MeanMetricWrapper):
+    """The share of outputs within a distance of the targets."""
+
+    def __init__(self, distance: float, name: str = "within", **more: Any) -> None:
+        super().__init__(lambda y, outputs: keras.ops.cast(abs(y - outputs) < distance, "float32"), name, **more)
+        self.distance = distance
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "distance": self.distance}
+
+    @classmethod
+    def from_config(cls, config: Any) -> Within:
+        return cls(**config)
+
+
+def test_a_tuple_of_inputs_and_a_metric_class_of_a_file_are_loaded_again(tmp_path: Path) -> None:
+    inputs = keras.Input((6,)), keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()(inputs)), name="pair")
+    model.compile(optimizer="sgd", loss="mse", metrics=[Within(0.5)])
+    job = recipe.load(dry(tmp_path, model, ((X, X[:, :2]), X[:, :1])).recipe)
+    loaded, _ = build(job)
+    data: Any = job.data
+    with data.training(batch_size=8, seed=0, leases=iter([Lease(0, 0, 8)])) as batches:
+        x, y, _ = next(batches)
+    assert type(x) is tuple and [part.shape for part in x] == [(8, 6), (8, 2)]
+    scores = loaded.test_on_batch(tuple(map(tf.convert_to_tensor, x)), y, return_dict=True)
+    assert scores == {"loss": 0.0, "within": 1.0}
 
 
 class Widened(keras.layers.Layer):
