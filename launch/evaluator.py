@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, field
 
 from downpour.launch.job import Job, mistakes, recipe, recipe_flags
-from downpour.launch.job.build import build, check_data
+from downpour.launch.job.build import build, check_data, limit_threads
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.roles import ending, entry, role_flags, security
 from downpour.launch.roles.command_line import Syntax
@@ -62,6 +62,7 @@ def from_flags() -> EvaluatorConfig:
 
 def run(config: EvaluatorConfig) -> None:
     """Scores every checkpoint until the last."""
+    limit_threads(config.job.cluster.threads_per_worker)
     check_data(config.job)
     ready = threading.Event()
     with security.health(config.access.health_port, ready.is_set):
@@ -70,7 +71,7 @@ def run(config: EvaluatorConfig) -> None:
 
 def _score(config: EvaluatorConfig, ready: threading.Event) -> None:
     job = config.job
-    model, layout = build(job, job.cluster.threads_per_worker)
+    model, layout = build(job)
     ready.set()
 
     from downpour.worker.evaluator import evaluator

@@ -34,8 +34,10 @@ from downpour.launch.job.written import Writer
 from downpour.launch.local import RunConfig
 from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
-from downpour.model.data.given import data_set
+from downpour.model.data.given import data_set, named_as_given
 from downpour.model.data.streams import ENDLESS
+from downpour.model.keras_private import has_automatic_name
+from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
 from downpour.worker.chief.callbacks import check_scores
@@ -106,8 +108,10 @@ def fit(
     verbosity(verbose)
     called = converted(callbacks)
     _check_names(job_fields)
-    examples = data_set(data, validation_data, class_weight)
-    of_items = examples.batch_size_of_items()
+    with named_as_given(data):
+        examples = data_set(data, validation_data, class_weight)
+        of_items = examples.batch_size_of_items()
+        examples.check_all()
     if batch_size and of_items and batch_size != of_items:
         raise ValueError(f"batch_size is {batch_size}, and items of the data are batches of {of_items}; leave it out")
     batch_size = batch_size or of_items or 32
@@ -128,7 +132,10 @@ def fit(
     owner.check_free(folder)  # before the files of a run that is going on are replaced
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
-    recipe = _write(given_model, fields, folder / _JOB)
+    if resume:
+        given_model = _resuming(given_model, folder, checkpoints, is_named=bool(run_dir or name))
+    with named_as_given(data):
+        recipe = _write(given_model, fields, folder / _JOB)
     config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
     run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))
     return run if dry_run else run.start()
@@ -155,7 +162,6 @@ def _fields(
     """Returns the fields of the job: those given, what the model says, and defaults."""
     from downpour.launch.job.compiled import from_compiled
 
-    examples.check_all()
     fields = from_compiled(model).job_fields()
     cadence, pace = ({**fields, **given}.get(name) for name in ("cadence", "pace"))
     per_epoch = given.get("steps_per_epoch", 0)
@@ -189,6 +195,18 @@ def _scored_sets(examples: Examples | Stream, given: Mapping[str, Any] | None) -
         # Nobody trains on it: the training examples need not be written again.
         found[name] = dataclasses.replace(one, train=source) if isinstance(one, Examples) else one
     return {"validation_sets": found}
+
+
+def _resuming(model: GivenModel, folder: Path, checkpoints: Checkpoints, *, is_named: bool) -> GivenModel:
+    """Returns the model under the names of the run in a folder; `is_named` says whether its name was given to `fit`."""
+    name = model.model.name
+    if not (is_named or folder.exists()) and has_automatic_name(model.model):
+        raise ValueError(
+            f"resume=True, and there is no {folder}: Keras has numbered this model, {name!r}; give run_dir, the folder "
+            "of the run that is to be continued"
+        )
+    earlier = checkpoint.newest(Folder(checkpoints.of(folder)), check=lambda saved: None)
+    return model if earlier is None else model.resuming(earlier.layout)
 
 
 def _write(model: GivenModel, fields: Mapping[str, Any], folder: Path) -> Path:

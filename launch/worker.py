@@ -18,7 +18,7 @@ from typing import Any
 from absl import logging
 
 from downpour.launch.job import Job, mistakes, recipe, recipe_flags
-from downpour.launch.job.build import build, check_data
+from downpour.launch.job.build import build, check_data, limit_threads
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.roles import ending, entry, role_flags, security
@@ -89,14 +89,15 @@ def from_flags() -> WorkerConfig:
 def run(config: WorkerConfig) -> None:
     """Trains as one worker until the job has its steps; called from the main thread of a process of its own."""
     job, mine, ready = config.job, config.access.security, threading.Event()
-    check_data(job)
     with contextlib.ExitStack() as closing:
         closing.enter_context(security.health(config.access.health_port, ready.is_set))
         chief = ChiefClient(config.topology.chief, job.exchange.give_up_after_s, mine)
         closing.callback(chief.close)
-        if _is_over(chief):  # before the model, which takes seconds, and the shards, which may have stopped
+        if _is_over(chief):  # before TensorFlow, which takes seconds, and the shards, which may have stopped
             return
-        model, layout = build(job, job.cluster.threads_per_worker)
+        limit_threads(job.cluster.threads_per_worker)
+        check_data(job)
+        model, layout = build(job)
         # First: the chief assigns incarnations and checks that this is its job.
         reporter = Reporter(chief, config.index, layout.fingerprint, same_fields(job), epochs_of(job))
         if reporter.stop.is_set():  # the shards may have stopped

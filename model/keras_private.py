@@ -1,8 +1,8 @@
 """The private parts of Keras that this project uses, each with what happens where a version of Keras lacks it.
 
-Keras has no public way to list the layers within layers, to see that a layer is rematerialized or that an output is
-masked, or to assign a variable in spite of a `keras.StatelessScope`. `launch/job/compiled` reads two private attributes
-of optimizers besides.
+Keras has no public way to list the layers within layers, to see that a layer is rematerialized, that an output is
+masked or that a name was made by Keras, or to assign a variable in spite of a `keras.StatelessScope`.
+`launch/job/compiled` reads two private attributes of optimizers besides.
 
 Nothing here runs an operation, draws a random number or takes an automatic name, so that it may be called while a model
 is built or traced. Threads: any.
@@ -10,8 +10,10 @@ is built or traced. Threads: any.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
@@ -57,6 +59,31 @@ def restart_numbering() -> None:
     from keras.src.utils.naming import reset_uids
 
     reset_uids()
+
+
+def has_automatic_name(layer: Any) -> bool:
+    """Whether a layer has a name that Keras gives a layer of its class without one, whatever its number."""
+    from keras.src.utils.naming import to_snake_case
+
+    return re.fullmatch(rf"((forward|backward)_)*{to_snake_case(type(layer).__name__)}(_\d+)?", layer.name) is not None
+
+
+@contextlib.contextmanager
+def renamed(model: keras.Model, names: Mapping[str, str]) -> Iterator[None]:
+    """Gives the layers of a model other names while it is saved.
+
+    Args:
+        model: A model.
+        names: New names by present ones; layers that are not among them keep theirs.
+    """
+    before = [(layer, layer.name) for layer in layers_of(model)]
+    try:
+        for layer, name in before:
+            layer.name = names.get(name, name)
+        yield
+    finally:
+        for layer, name in before:
+            layer.name = name
 
 
 def assign_now(variable: keras.Variable, value: Any) -> None:

@@ -31,13 +31,35 @@ MORE_THAN_IMAGES = (
 )
 
 
+def limit_threads(num_threads: int) -> None:
+    """Sets TensorFlow's threads in this process; call it before anything of the user's runs, which may use TensorFlow.
+
+    Where the recipe's file has used it already, TensorFlow keeps its threads, and a warning says so.
+
+    Args:
+        num_threads: Their number; 0 for one per core.
+    """
+    if not num_threads:
+        return
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+        tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+    except RuntimeError:  # it has begun to compute
+        logging.warning(
+            "a file that the recipe imports has used TensorFlow, which therefore runs a thread per core in this "
+            "process and not %d as cluster.threads_per_worker says; make tensors and data sets within functions",
+            num_threads,
+        )
+
+
 @mistakes.final()
-def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
+def build(job: Job) -> tuple[Any, Layout]:
     """Builds the Keras model with the job's seed, and its layout. Both are the same in every process of the job.
 
     Args:
         job: The job.
-        num_threads: TensorFlow's threads in this process; 0 for one per core.
 
     Raises:
         ValueError: Keras is set to another backend or dtype; a pattern of the job matches no variable of the model; the
@@ -51,14 +73,10 @@ def build(job: Job, num_threads: int = 0) -> tuple[Any, Layout]:
         batch = blank_batch(job.data, job.batch_size)
 
     import keras
-    import tensorflow as tf
 
     from downpour.model.keras_private import restart_numbering
     from downpour.worker.step.examine import examine
 
-    if num_threads:
-        tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-        tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     keras.config.set_image_data_format("channels_last")  # as images are; keras.json may set another
     restart_numbering()
     keras.utils.set_random_seed(job.seed)
@@ -295,30 +313,56 @@ def check_compiled(model: Any, job: Job, batch: Batch) -> None:
     if given.loss_scale not in (None, scaling):
         raise ValueError(f"the optimizer has {given.loss_scale}; workers scale the loss by {scaling}, or not at all")
     is_sized = any(tensor.shape[0] is not None for tensor in tf.nest.flatten(getattr(model, "inputs", None) or []))
-    few = nests.map_leaves(lambda _, leaf: leaf if leaf is None or is_sized else leaf[:1], batch)
+    num = job.batch_size if is_sized else _few(model, batch)
+    few = nests.map_leaves(lambda _, leaf: leaf if leaf is None else leaf[:num], batch)
     state = [(variable, keras.ops.copy(variable.value)) for variable in model.non_trainable_variables]
     try:
         model.test_on_batch(*few)
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, tf.errors.OpError) as error:
+        outputs = _outputs(model, few[0])
+        shown = "unknown: the model's call fails, too" if outputs is None else nests.describe(outputs, "output")
         raise ValueError(
             f"the loss of the compiled model {model.name!r} fails on a batch of zeros: targets are "
-            f"{nests.describe(few[1], 'y')}; outputs are {_outputs(model, few[0])}{_unpaired(model, few[1])}: "
-            f"{mistakes.describe(error)}"
+            f"{nests.describe(few[1], 'y')}; outputs are {shown}{_unpaired(model, few[1])}"
+            f"{_remedy(model, few[1], outputs)}: {mistakes.describe(error)}"
         ) from error
     model.reset_metrics()
     for variable, value in state:  # seeds advance in inference, too
         variable.assign(value)
 
 
-def _outputs(model: Any, inputs: Any) -> str:
-    """Names, shapes and dtypes of a model's outputs, for messages."""
+def _few(model: Any, batch: Batch) -> int:
+    """The least number of examples above 1 that is no other size of an array, so that none is broadcast along them."""
+    leaves = [leaf for leaf in nests.flatten(batch).values() if leaf is not None]
+    outputs = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
+    others = {size for shape in (*(leaf.shape for leaf in leaves), *outputs) for size in shape[1:]}
+    most = len(leaves[0])
+    return next((number for number in range(2, most) if number not in others), most)
+
+
+def _outputs(model: Any, inputs: Any) -> Any:
+    """The nest of a model's outputs, for messages; None if its call fails."""
     import keras
 
     try:
-        found = keras.tree.map_structure(lambda output: output.numpy(), model(inputs))
+        return keras.tree.map_structure(lambda output: output.numpy(), model(inputs))
     except (ValueError, TypeError, AttributeError, NotImplementedError):
-        return "unknown: the model's call fails, too"
-    return nests.describe(found, "output")
+        return None
+
+
+def _remedy(model: Any, targets: Any, outputs: Any) -> str:
+    """How targets can be made to fit outputs of another shape, for messages; "" where that is not known."""
+    wanted, given = nests.flatten(outputs), nests.flatten(targets)
+    losses = str(keras_private.compile_arguments(model).get("loss")).lower().replace("_", "")
+    if given.keys() != wanted.keys() or outputs is None or "sparse" in losses:
+        return ""
+    for path, output in wanted.items():
+        target = given[path]
+        if target is not None and target.shape != output.shape:
+            if "categoricalcrossentropy" in losses and target.shape in (output.shape[:-1], (*output.shape[:-1], 1)):
+                return "; numbers of classes need sparse_categorical_crossentropy; or give one-hot targets"
+            return "; give targets of the shape of the outputs"
+    return ""
 
 
 def _unpaired(model: Any, targets: Any) -> str:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from downpour.model.data.examples import Examples
 from downpour.model.data.streams import Stream, takes_worker
+
+_ARGUMENTS = {"train": "data", "validation": "validation_data"}  # of `fit`, by field of a data set
+_FIELD = re.compile(r"(^|, and )(?:data\.)?(train|validation)\b")  # where messages name one
+
+
+@contextlib.contextmanager
+def named_as_given(data: Any) -> Iterator[None]:
+    """Within it, an error names a source as the argument of `fit` that it was given as, unless `data` is a data set."""
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(data, Examples | Stream):
+            error.args = (_FIELD.sub(lambda found: found[1] + _ARGUMENTS[found[2]], str(error)),)
+        raise
 
 
 def data_set(data: Any, validation: Any = None, class_weight: Mapping[int, float] | None = None) -> Examples | Stream:

@@ -174,7 +174,8 @@ class Source:
             raise ValueError(f"{self.name} is empty; give at least one example")
         if len(found) > sys.maxsize // 2:
             raise ValueError(
-                f"{self.name} is endless; leave repeat() out, since the job's epochs repeat it, or use Stream"
+                f"{self.name} is endless; leave repeat() out, since the job's epochs repeat it"
+                ", or use downpour.model.data.Stream"
             )
         return found
 
@@ -195,8 +196,8 @@ def is_a(value: Any, package: str, name: str) -> bool:
 
 
 _STREAMS = (
-    "for tf.data, generators and other iterables give Stream(function), whose function of (worker_index, num_workers) "
-    "returns the part of one worker"
+    "for tf.data, generators and other iterables give downpour.model.data.Stream(function), whose function of "
+    "(worker_index, num_workers), at the top level of a file, makes and returns the part of one worker (docs/data.md)"
 )
 _TABLES = (("polars", "DataFrame"), ("pyarrow", "Table"))
 _SPLITS = (("datasets", "DatasetDict"), ("datasets", "IterableDatasetDict"))

@@ -39,7 +39,8 @@ def check(checkpoint: Checkpoint, variables: Sequence[Variable]) -> None:
     if differences:
         raise LayoutMismatch(
             f"the checkpoint {checkpoint.directory} is of another model, {len(differences)} variables differ: "
-            f"{'; '.join(differences[:3])}; give the recipe that it was written with"
+            f"{'; '.join(differences[:3])}; give the recipe that it was written with, "
+            "or fit the same model: where its layers have other names, name them in the code that makes it"
         )
 
 

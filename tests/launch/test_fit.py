@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from downpour.launch.job import recipe
 from downpour.launch.job.build import build
 from downpour.launch.job.written import imported
 from downpour.model.data import Examples, Stream
+from downpour.model.data.order import Lease
+from downpour.ps.checkpoint import manifest as checkpoint
+from downpour.ps.layout import Layout
 from downpour.worker.chief import owner
 from tests.parity.models import MODELS, data_of
 
@@ -112,7 +116,11 @@ def test_a_script_trains_a_model_of_its_own(tmp_path: Path) -> None:
 def dry(tmp_path: Path, model: Any, data: Any = None, **more: Any) -> Any:
     x = np.zeros((80, 6), np.float32)
     return downpour.fit(
-        model, (x, x[:, :1]) if data is None else data, run_dir=tmp_path / "run", dry_run=True, batch_size=8, **more
+        model,
+        (x, x[:, :1]) if data is None else data,
+        dry_run=True,
+        batch_size=8,
+        **{"run_dir": tmp_path / "run"} | more,
     )
 
 
@@ -164,6 +172,35 @@ def test_lora_and_what_is_trained_are_as_they_were_given(tmp_path: Path) -> None
         assert (mine.path, mine.trainable) == (theirs.path, theirs.trainable)
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy(), err_msg=mine.path)
     assert [v.name for v in layout.variables if v.is_trained] == [v.path for v in model.trainable_variables]
+
+
+class Within(keras.metrics.MeanMetricWrapper):
+    """The share of outputs within a distance of the targets."""
+
+    def __init__(self, distance: float, name: str = "within", **more: Any) -> None:
+        super().__init__(lambda y, outputs: keras.ops.cast(abs(y - outputs) < distance, "float32"), name, **more)
+        self.distance = distance
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "distance": self.distance}
+
+    @classmethod
+    def from_config(cls, config: Any) -> Within:
+        return cls(**config)
+
+
+def test_a_tuple_of_inputs_and_a_metric_class_of_a_file_are_loaded_again(tmp_path: Path) -> None:
+    inputs = keras.Input((6,)), keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()(inputs)), name="pair")
+    model.compile(optimizer="sgd", loss="mse", metrics=[Within(0.5)])
+    job = recipe.load(dry(tmp_path, model, ((X, X[:, :2]), X[:, :1])).recipe)
+    loaded, _ = build(job)
+    data: Any = job.data
+    with data.training(batch_size=8, seed=0, leases=iter([Lease(0, 0, 8)])) as batches:
+        x, y, _ = next(batches)
+    assert type(x) is tuple and [part.shape for part in x] == [(8, 6), (8, 2)]
+    scores = loaded.test_on_batch(tuple(map(tf.convert_to_tensor, x)), y, return_dict=True)
+    assert scores == {"loss": 0.0, "within": 1.0}
 
 
 class Widened(keras.layers.Layer):
@@ -277,6 +314,7 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (compiled, None, {"validation_sets": [(X, X)]}, "validation_sets is a list; give a dict of held-out examples"),
         (compiled, None, {"validation_sets": {"b": X[:0]}}, r"validation_sets\['b'\]: "),
         (compiled, None, {"validation_sets": {"a b": (X, X[:, :1])}}, "validation_sets has the name 'a b'; give"),
+        (compiled, None, {"resume": True, "run_dir": None}, "there is no .*/runs/sequential.*; give run_"),
         (compiled, Stream(batches), {}, "an epoch of this stream has no length"),
         (compiled, Examples((X, X[:, :1]), map=lambda item: item), {}, "a lambda or local function"),
     ],
@@ -313,6 +351,41 @@ def test_batches_that_are_accumulated_are_one_step_of_an_epoch(tmp_path: Path) -
 def test_a_run_that_is_resumed_has_the_new_arguments(tmp_path: Path) -> None:
     dry(tmp_path, compiled(), epochs=1)
     assert recipe.load(dry(tmp_path, compiled(), epochs=3, resume=True).recipe).num_steps == 30
+
+
+def unnamed(width: int = 3, by_name: bool = False) -> keras.Model:
+    """Layers that Keras numbers: within a model, within a layer, wrapped, and with state."""
+    within = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6), keras.layers.BatchNormalization()])
+    inputs = keras.Input((6,))
+    x = keras.layers.Reshape((2, 3))(keras.layers.Dropout(0.1)(Widened()(within(inputs)))[:, :1] * within(inputs))
+    x = keras.layers.Bidirectional(keras.layers.GRU(width))(x)
+    model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    model.compile(optimizer="sgd", loss={model.layers[-1].name: "mse"} if by_name else "mse")
+    return model
+
+
+@dataclasses.dataclass
+class Earlier:
+    """As much of a checkpoint as `fit` looks at."""
+
+    layout: Layout
+
+
+def test_a_model_that_is_made_again_goes_on_under_the_names_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keras numbers layers without a name on in this process."""
+    first = build(recipe.load(dry(tmp_path, unnamed()).recipe))[1]
+    monkeypatch.setattr(checkpoint, "newest", lambda folder, check: Earlier(first))
+    keras.layers.Dense(3)
+    model = unnamed()
+    given = [layer.name for layer in model.layers]
+    assert build(recipe.load(dry(tmp_path, model, resume=True).recipe))[1].canonical == first.canonical
+    assert [layer.name for layer in model.layers] == given and given != [layer.name for layer in unnamed().layers]
+    for other in (unnamed(width=4), unnamed(by_name=True)):
+        names = [layer.name for layer in other.layers]
+        loaded: Any = recipe.load(dry(tmp_path, other, resume=True).recipe)
+        assert [layer.name for layer in loaded.model().layers] == names, "the chief refuses it"
 
 
 def test_two_scripts_of_one_name_are_two_modules(tmp_path: Path) -> None:

@@ -147,13 +147,15 @@ BAD[31, 2] = np.nan
 @pytest.mark.parametrize(
     ("data", "more", "message"),
     [
-        (lambda: (BAD, Y), {}, r"train, example 31: x has nan"),
+        (lambda: (BAD, Y), {}, r"^data, example 31: x has nan"),
         (lambda: (X, Y, np.ones((NUM, 3))), {}, r"sample_weight is \(1, 3\) float64, and the targets are y: \(1, 1\)"),
         (lambda: (X, X, Y[:9]), {}, "x has 48, y has 48, sample_weight has 9 examples"),
         (lambda: (X, np.arange(NUM) % 3), {"class_weight": {0: 1.0, 5: 2.0}}, r"class_weight has \[5\], and no"),
         (lambda: (X, Y), {"class_weight": {"cat": 1.0}}, "class_weight has class 'cat'"),
-        (lambda: Rows(lambda value: value), {}, "data.train is a Rows, of which a part is .*<lambda>, a lambda"),
-        (lambda: tf_part(0, 1), {}, "which has no length and index; .* give Stream"),
+        (lambda: Rows(lambda value: value), {}, "data is a Rows, of which a part is .*<lambda>, a lambda"),
+        (lambda: tf_part(0, 1), {}, r"^data is a tensorflow.*Dataset, which .* downpour\.model\.data\.Stream\("),
+        (lambda: (X, Y), {"validation_data": tf_part(0, 1)}, "^validation_data is a tensorflow.*no length and index"),
+        (lambda: (X, Y), {"validation_data": X}, "^data has x: .*, and validation_data x: "),
         (lambda: part, {}, "an epoch of this stream has no length; give Stream its num_examples"),
         (lambda: Batches(), {"batch_size": 16}, "batch_size is 16, and items of the data are batches of 8"),
     ],

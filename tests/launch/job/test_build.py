@@ -110,9 +110,38 @@ def test_a_loss_that_does_not_fit_is_refused_with_names_and_shapes_of_both(
     with pytest.raises(ValueError) as refusal:
         build(job)
     for name, shape in targets.items():
-        assert f"y['{name}']: {(1, *shape)} float32" in str(refusal.value), refusal.value
-    for part in ("output['kind']: (1, 3) float32", "output['size']: (1, 1) float32"):
+        assert f"y['{name}']: {(2, *shape)} float32" in str(refusal.value), refusal.value
+    for part in ("output['kind']: (2, 3) float32", "output['size']: (2, 1) float32"):
         assert part in str(refusal.value), refusal.value
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape", "outputs", "message"),
+    [
+        ("mse", (), 3, r"y: \(2,\) .*: \(2, 3\) float32; give targets of the shape of the outputs: "),
+        ("mse", (), 2, r"y: \(3,\) .*: \(3, 2\) float32; give targets of the shape of the outputs: "),
+        ("categorical_crossentropy", (), 3, "; numbers of classes need .*; or give one-hot"),
+        ("categorical_crossentropy", (1,), 3, "; numbers of classes need .*; or give one-hot"),
+    ],
+)
+def test_targets_of_another_shape_than_the_outputs_are_refused_with_what_to_give(
+    loss: str, shape: tuple[int, ...], outputs: int, message: str
+) -> None:
+    """One example of zeros would be broadcast along the outputs."""
+
+    def model() -> Any:
+        import keras
+
+        made = keras.Sequential([keras.Input((4,)), keras.layers.Dense(outputs)])
+        made.compile(optimizer="sgd", loss=loss)
+        return made
+
+    job = Job(
+        name="one", model=model, data=Examples((np.zeros((8, 4), np.float32), np.zeros((8, *shape), np.int64))),
+        loss=None, rule=SGD(), schedule=Constant(0.01), num_steps=1, batch_size=8,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        build(job)
 
 
 def test_the_limit_is_of_what_travels() -> None:

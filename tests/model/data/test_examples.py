@@ -400,8 +400,8 @@ def test_no_source(source):
 def test_streams_are_sent_to_stream():
     import tensorflow as tf
 
-    assert "give Stream(function)" in refusal(Examples(tf.data.Dataset.range(3)))
-    assert "give Stream(function)" in refusal(Examples(x for x in range(3)))
+    assert "give downpour.model.data.Stream(function)" in refusal(Examples(tf.data.Dataset.range(3)))
+    assert "give downpour.model.data.Stream(function)" in refusal(Examples(x for x in range(3)))
 
 
 def test_a_batch_larger_than_the_data():
