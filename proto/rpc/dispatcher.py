@@ -1,9 +1,9 @@
 """The calls of one server connection that have not ended: which wait, and when each goes to a thread of the pool.
 
-A call is admitted or refused by its header fields. An admitted one waits until its first message has arrived, so that a
-caller that sends nothing occupies no thread. Until a message has been decoded, and again after one that could not be, one
-call runs at a time of those whose first message is whole, and one of those whose first message needs a larger window:
-a caller of nonsense occupies two threads, and a long message holds up no short one.
+A call is admitted or refused by its header fields. An admitted one waits until its first message has arrived, so that
+a caller that sends nothing occupies no thread. Until a message has been decoded, and again after one that could not
+be, one call runs at a time of those whose first message is whole, and one of those whose first message needs a larger
+window: a caller of nonsense occupies two threads, and a long message holds up no short one.
 
 Threads: the thread that reads the connection; pool threads when a call ends; the acceptor's thread expires late calls.
 """
