@@ -67,6 +67,8 @@ if role == "chief":
     folder = pathlib.Path(values["run_dir"])
     (folder / "history.jsonl").write_text(json.dumps({"kind": "loss", "step": 1, "seconds": 1, "loss": 2.0}))
     (folder / "summary.json").write_text(json.dumps({"recipe": "tiny", "global_steps": 1}))
+if role == "worker" and index == "1" and os.environ.get("LATE"):
+    signal.pause()  # it still looks for the chief
 if role == "worker" and os.environ.get("REFUSE"):
     print("[worker/0] error: the data are missing", file=sys.stderr)
     sys.exit(2)
@@ -117,6 +119,14 @@ def test_roles_are_told_the_addresses_and_a_restarted_shard_keeps_its_own(run_wi
     first, second = (line.split() for line in (tmp_path / "ps-1").read_text().splitlines())
     assert (first[0], second[0]) == ("0", "5001")
     assert first[1] == second[1] != ""
+
+
+def test_a_worker_that_comes_too_late_is_ended_with_the_job_and_is_no_alarm(run_with_stand_ins, monkeypatch, capfd):
+    monkeypatch.setenv("LATE", "1")
+    monkeypatch.setattr(training, "_END_GRACE_S", 2.0)
+    assert run_with_stand_ins()["recipe"] == "tiny"
+    printed = capfd.readouterr().err
+    assert "did not end" not in printed and "failed after" not in printed, printed
 
 
 def test_a_refused_worker_ends_the_run(run_with_stand_ins, monkeypatch):
