@@ -27,6 +27,7 @@ from downpour.launch.local.scratch import keep, scratch_folder
 from downpour.launch.local.supervisor import ProcessFailed, Stopped, Supervisor
 from downpour.launch.observe import report
 from downpour.launch.roles import entry
+from downpour.worker.chief import owner
 
 _LOOK_EVERY_S = 1.0  # interval of progress and memory samples
 _END_GRACE_S = 30.0  # for workers and evaluator after the chief is done
@@ -66,6 +67,9 @@ def train(config: RunConfig, supervisor: Supervisor, display: Display) -> dict[s
                 kept = None
             if kept or cluster.trained:
                 error.add_note(saving.how_to_go_on(config, kept))
+            if isinstance(error, ProcessFailed):
+                refused = error.code == entry.REFUSED and not cluster.trained
+                owner.write_failure(config.folder, f"{'refused before training: ' if refused else ''}{error}")
             raise
     return _finish(config.folder, memory, display)
 

@@ -14,6 +14,8 @@ import pytest
 
 from downpour.launch.local import ProcessFailed, RunConfig, cluster, start, training
 from downpour.launch.local.config import check
+from downpour.launch.observe import status_text
+from downpour.launch.observe.status import of_folder
 from downpour.launch.roles import topology
 
 pytestmark = pytest.mark.process
@@ -135,6 +137,24 @@ def test_a_refused_worker_ends_the_run(run_with_stand_ins, monkeypatch):
     with pytest.raises(ProcessFailed, match=r"worker/\d: the data are missing") as failed:
         run_with_stand_ins()
     assert failed.value.code == 2
+
+
+def test_the_status_of_a_refused_run_has_the_reason_until_the_next_start(run_with_stand_ins, tmp_path, monkeypatch):
+    refusal = "import sys; print('[layout] error: the data are missing', file=sys.stderr); sys.exit(2)"
+    with monkeypatch.context() as refused:
+        refused.setattr(cluster, "preflight_command", lambda values: [sys.executable, "-c", refusal])
+        with pytest.raises(ProcessFailed, match="preflight: the data are missing"):
+            run_with_stand_ins()
+    found = of_folder(tmp_path / "run")
+    assert status_text.text(found).splitlines() == [
+        f"{tmp_path / 'run'}: failed",
+        "  failure     refused before training: preflight: the data are missing",
+        "  ended by    the failure; no checkpoint was written",
+    ]
+    run_with_stand_ins()
+    assert of_folder(tmp_path / "run")["state"] == "done"
+    (tmp_path / "run" / "summary.json").unlink()
+    assert of_folder(tmp_path / "run")["state"] == "stopped", "the reason is gone"
 
 
 @pytest.mark.parametrize("blocked", ["run", "run/logs"])

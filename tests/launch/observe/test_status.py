@@ -103,6 +103,9 @@ def test_a_run_that_was_killed_is_stopped_and_says_how_to_continue(
     assert "chief" not in found and not found["workers"]
     assert status.exit_code(found) == status.NOT_GOING_ON
     assert "--resume continues it" in status_text.text(found)
+    owner.write_failure(left, "worker/1 crashed 4 times")
+    text = status_text.text(of_folder(left))
+    assert "failure     worker/1 crashed 4 times" in text and "ended by    the failure; --resume continues it" in text
 
 
 def test_a_launcher_that_begins_is_told_from_one_that_ends(tmp_path: Path) -> None:
