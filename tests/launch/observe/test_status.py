@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downpour.launch import certs, status
+from downpour.launch import certs, chief, status
 from downpour.launch.observe import status_text
 from downpour.launch.observe.status import of_address, of_folder
 from downpour.launch.roles import entry
@@ -138,6 +138,16 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     assert found["faults"] == {"updates_lost": 3}
     assert status.exit_code(found) == status.NOT_GOING_ON
     assert "failure     worker 1: loss nan" in status_text.text(found)
+
+
+def test_a_chief_that_is_refused_leaves_the_reason_until_the_next_one_begins(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="no data"), chief._recorded_failure(tmp_path):
+        owner.Lock(tmp_path / owner.LOCK, "chief").close()
+        raise Unreachable("no data")
+    found = of_folder(tmp_path)
+    assert found["state"] == "failed" and "no data" in found["failure"]
+    with chief._recorded_failure(tmp_path):
+        assert of_folder(tmp_path)["state"] == "stopped"
 
 
 def test_a_shard_is_described_too(halfway: tuple[Cluster, Any]) -> None:
