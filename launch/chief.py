@@ -16,6 +16,7 @@ or failed; at SIGTERM it then first writes the checkpoint of shards that are ter
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from downpour.launch.job import Job, recipe, recipe_flags
+from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
@@ -34,7 +35,9 @@ from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import Topology
 from downpour.model.data.batches import positions_in_batch
+from downpour.proto.errors import DownpourError
 from downpour.ps.layout import Layout
+from downpour.worker.chief import owner
 from downpour.worker.chief.callbacks import check_scores
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
@@ -127,7 +130,8 @@ def run(config: ChiefConfig) -> None:
     security.prepare_server()
     host, port = config.listening.host, config.listening.port
     chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)
-    with contextlib.closing(chief), security.health(config.access.health_port, lambda: chief.ready):
+    health = security.health(config.access.health_port, lambda: chief.ready)
+    with contextlib.closing(chief), _recorded_failure(config.run_dir), health:
         ending.on_sigterm(lambda: _leave(chief, config.stop_shards))
         # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(config.listening.port_file, chief.port)
@@ -139,8 +143,19 @@ def run(config: ChiefConfig) -> None:
         # A restarted chief needs no model, so that it is ready within a second.
         layout = chief.known_layout(shards) or model.layout()
         give_up_after_s = job.exchange.give_up_after_s
-        chief.run(layout, shards, model.initial_values, give_up_after_s, stop_shards=config.stop_shards)
-    logging.info("done")
+        found = chief.run(layout, shards, model.initial_values, give_up_after_s, stop_shards=config.stop_shards)
+    logging.info("done: %d steps, loss %.4g, ended by %s", found["global_steps"], found["loss"], found["ended_by"])
+
+
+@contextlib.contextmanager
+def _recorded_failure(run_dir: Path) -> Iterator[None]:
+    """Records in the folder of the run what this chief is refused or fails with."""
+    owner.write_failure(run_dir, "")
+    try:
+        yield
+    except (ValueError, DownpourError) as error:
+        owner.write_failure(run_dir, mistakes.describe(error))
+        raise
 
 
 def _leave(chief: Chief, stop_shards: bool) -> None:

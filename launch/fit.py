@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downpour import files
+from downpour.launch.fitting import words
 from downpour.launch.fitting.callbacks import converted
 from downpour.launch.fitting.progress import verbosity
 from downpour.launch.fitting.run import FitRun
@@ -49,6 +50,7 @@ _JOB, _RECIPE, _MODEL, _ARRAYS = "job", "recipe.py", "model.keras", "arrays"
 _EXACT = Exchange(codec="float32", overlap=False)  # as plain Keras computes; on one machine bytes cost little
 
 
+@words.spoken()
 def fit(
     model: keras.Model | Callable[[], keras.Model],
     data: Any,
@@ -136,7 +138,8 @@ def fit(
         given_model = _resuming(given_model, folder, checkpoints, is_named=bool(run_dir or name))
     with named_as_given(data):
         recipe = _write(given_model, fields, folder / _JOB)
-    config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
+    again = "fit(..., resume=True)"
+    config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints, how_to_resume=again)
     run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))
     return run if dry_run else run.start()
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from downpour.launch.fitting import words
 from downpour.launch.fitting.history import values
 from downpour.launch.local import progress
 from downpour.model.data.epochs import Epochs
@@ -49,7 +50,7 @@ class Latest:
         text = progress.prefixed(name, text)
         if not progress.is_noise(text) and (name == "local" or _WORTH_SHOWING.match(text)):
             with self._lock:
-                self._lines.append(text)
+                self._lines.append(words.of_fit(text))
 
     def show(self, reply: ProgressReply) -> None:
         """See `Display.show`."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from downpour.launch.fitting import words
 from downpour.launch.fitting.callbacks import Callbacks, Calls
 from downpour.launch.fitting.history import EpochRows, best_step, by_name, values
 from downpour.launch.fitting.progress import Bars, Latest, verbosity
@@ -66,6 +67,7 @@ class FitRun(LocalRun):
         self._mistake: BaseException | None = None  # raised by a callback
         self._first = self._shown = 0  # the first epoch of this run, and the first that no caller was shown
 
+    @words.spoken()
     def start(self) -> Self:
         """See `LocalRun.start`; the events `on_train_begin` are called first."""
         job, newest = self.config.job, saving.newest(self.config)
@@ -84,6 +86,7 @@ class FitRun(LocalRun):
         threading.Thread(target=self._call, args=(own,), name=f"callbacks of {job.name}", daemon=True).start()
         return self
 
+    @words.spoken()
     def wait(self, timeout_s: float | None = None, verbose: int | str | None = None) -> dict[str, Any]:
         """Waits for the end of the run and shows its progress; returns its summary. See `LocalRun.wait`.
 

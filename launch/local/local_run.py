@@ -81,6 +81,7 @@ class LocalRun:
             raise ValueError(f"the run in {self.config.folder} was started before; make a new one")
         check(self.config)
         self._lock = owner.Lock(self.config.folder / owner.LAUNCHER_LOCK, "launcher")
+        owner.write_failure(self.config.folder, "")
         self._process = os.getpid()
         atexit.register(self.stop)
         self._thread.start()

@@ -115,6 +115,11 @@ class SupervisedProcess:
         if self.pid is not None:
             _kill_group(self.pid, number)
 
+    def terminate(self) -> None:
+        """Sends SIGTERM to the process alone, unless it has ended."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGTERM)
+
     def kill(self) -> None:
         """Ends the process and what it started at once."""
         self.send(signal.SIGKILL)

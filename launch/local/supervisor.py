@@ -178,8 +178,13 @@ class Supervisor:
         self.start(program)
         self.wait(lambda: self.exit_code(program.name) is not None)
 
-    def drain(self, names: Iterable[str], timeout_s: float) -> list[str]:
+    def drain(self, names: Iterable[str], timeout_s: float, *, terminate: bool = False) -> list[str]:
         """Waits for programs to end, restarting none; returns the names of those that run after `timeout_s`.
+
+        Args:
+            names: The programs.
+            timeout_s: Seconds to wait.
+            terminate: Whether their processes, not what these have started, get SIGTERM first.
 
         Raises:
             Stopped: `interrupt` was called, or a signal arrived.
@@ -187,6 +192,8 @@ class Supervisor:
         names = list(names)
         for name in names:
             self._processes[name].program = replace(self._processes[name].program, max_restarts=0)
+            if terminate:
+                self._processes[name].terminate()
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self._stopped is None:
             if not self._reap(names):

@@ -2,7 +2,7 @@
 
 Order: the model, the loss and a batch of the data are checked in a process of their own
 (`downpour.launch.local.preflight`), while the shards' kernels are compiled. Shards, chief, workers and evaluator start;
-crashed processes are restarted, a shard or chief at its old port. When the chief is done, the others end.
+crashed processes are restarted, a shard or chief at its old port. When the chief is done, the others are ended.
 
 Entered by the thread of the supervisor only. Does not import TensorFlow.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +27,7 @@ from downpour.launch.local.scratch import keep, scratch_folder
 from downpour.launch.local.supervisor import ProcessFailed, Stopped, Supervisor
 from downpour.launch.observe import report
 from downpour.launch.roles import entry
+from downpour.worker.chief import owner
 
 _LOOK_EVERY_S = 1.0  # interval of progress and memory samples
 _END_GRACE_S = 30.0  # for workers and evaluator after the chief is done
@@ -65,6 +67,9 @@ def train(config: RunConfig, supervisor: Supervisor, display: Display) -> dict[s
                 kept = None
             if kept or cluster.trained:
                 error.add_note(saving.how_to_go_on(config, kept))
+            if isinstance(error, ProcessFailed):
+                refused = error.code == entry.REFUSED and not cluster.trained
+                owner.write_failure(config.folder, f"{'refused before training: ' if refused else ''}{error}")
             raise
     return _finish(config.folder, memory, display)
 
@@ -108,11 +113,15 @@ def _watch(cluster: LocalCluster, display: Display, memory: PeakMemory) -> None:
 
 
 def _end(cluster: LocalCluster, display: Display) -> None:
-    """Lets workers and evaluator end by themselves, then stops them and the shards."""
-    for name in cluster.supervisor.drain(cluster.clients(), _END_GRACE_S):
+    """Ends workers and evaluator, then the shards.
+
+    The chief ends after the last report of every worker that has registered and the last score. So at SIGTERM a worker
+    that has trained ends by itself, and a process that is still starting, or looks for the chief, ends at once.
+    """
+    for name in cluster.supervisor.drain(cluster.clients(), _END_GRACE_S, terminate=True):
         display.line("local", f"{name} did not end {_END_GRACE_S:.0f} s after the chief; stopping it")
     for name in cluster.clients():
-        if cluster.supervisor.exit_code(name):
+        if cluster.supervisor.exit_code(name) not in (None, entry.OK, entry.TERMINATED, -signal.SIGTERM):
             display.line("local", f"failed after the chief was done: {cluster.supervisor.reason(name)}")
     cluster.supervisor.stop()
 

@@ -212,6 +212,8 @@ def _of_files(run_dir: Path) -> dict[str, Any]:
     ended = known is None or known.coordinator.time.ended_s is not None or known.coordinator.failure
     if summary and (ended or known is None or known.coordinator.step <= summary["global_steps"]):
         found |= _of_summary(summary)
+    elif reason := owner.read_failure(run_dir):
+        found |= {"state": "failed", "failure": reason}
     return found
 
 

@@ -68,14 +68,16 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "version",
             f"{status['version']}, {status['pushes']} pushes, {status['state_bytes'] / _MB:.1f} MB of state",
         )
-    yield "faults", ", ".join(f"{name} {count}" for name, count in status.get("faults", {}).items()) or "none"
+    faults = ", ".join(f"{name} {count}" for name, count in status.get("faults", {}).items())
+    yield "faults", faults or ("none" if "faults" in status else "")
 
 
 def _ended(status: Mapping[str, Any]) -> str:
+    then = "--resume continues it" if status.get("checkpoint") else "no checkpoint was written"
     if status["state"] == "stopped":
-        return "a signal or a crash, before the end of training; --resume continues it"
+        return f"a signal or a crash, before the end of training; {then}"
     if status.get("failure"):
-        return ""
+        return "" if status.get("ended_by") else f"the failure; {then}"
     reason = {"steps": "its number of steps"}.get(status.get("ended_by", ""), status.get("ended_by", ""))
     because = status.get("ended_because")
     return f"{reason}: {because}" if because else reason

@@ -322,9 +322,22 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
 def test_what_cannot_be_is_refused_before_anything_starts(
     tmp_path: Path, model: Any, data: Any, more: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         dry(tmp_path, model(), data, **more)
+    assert "--" not in str(refused.value), "a flag of the command line"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_refused_in_the_words_of_fit(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / owner.JOURNAL).touch()
+    for more, message in (
+        ({}, r"continue it by resume=True, remove it by overwrite=True, or give another run_dir$"),
+        ({"resume": True, "overwrite": True}, "^overwrite=True removes the run that resume=True continues"),
+        ({"resume": True}, "^resume=True, but .* has no complete checkpoint; .* or leave resume=True out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dry(tmp_path, compiled(), **more).start()
 
 
 @pytest.mark.parametrize(("name", "role"), [(owner.LOCK, "chief"), (owner.LAUNCHER_LOCK, "launcher")])
@@ -336,7 +349,7 @@ def test_a_run_that_goes_on_is_not_touched(
     before = dry(tmp_path, compiled()).recipe.read_text()
     lock = owner.Lock(tmp_path / "run" / name, role)
     try:
-        with pytest.raises(ValueError, match=f"belongs to the {role}"):
+        with pytest.raises(ValueError, match=rf"belongs to the {role} .* or give another run_dir"):
             dry(tmp_path, compiled(), epochs=7, overwrite=True)
     finally:
         lock.close()

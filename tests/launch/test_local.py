@@ -14,6 +14,8 @@ import pytest
 
 from downpour.launch.local import ProcessFailed, RunConfig, cluster, start, training
 from downpour.launch.local.config import check
+from downpour.launch.observe import status_text
+from downpour.launch.observe.status import of_folder
 from downpour.launch.roles import topology
 
 pytestmark = pytest.mark.process
@@ -67,6 +69,8 @@ if role == "chief":
     folder = pathlib.Path(values["run_dir"])
     (folder / "history.jsonl").write_text(json.dumps({"kind": "loss", "step": 1, "seconds": 1, "loss": 2.0}))
     (folder / "summary.json").write_text(json.dumps({"recipe": "tiny", "global_steps": 1}))
+if role == "worker" and index == "1" and os.environ.get("LATE"):
+    signal.pause()  # it still looks for the chief
 if role == "worker" and os.environ.get("REFUSE"):
     print("[worker/0] error: the data are missing", file=sys.stderr)
     sys.exit(2)
@@ -119,12 +123,38 @@ def test_roles_are_told_the_addresses_and_a_restarted_shard_keeps_its_own(run_wi
     assert first[1] == second[1] != ""
 
 
+def test_a_worker_that_comes_too_late_is_ended_with_the_job_and_is_no_alarm(run_with_stand_ins, monkeypatch, capfd):
+    monkeypatch.setenv("LATE", "1")
+    monkeypatch.setattr(training, "_END_GRACE_S", 2.0)
+    assert run_with_stand_ins()["recipe"] == "tiny"
+    printed = capfd.readouterr().err
+    assert "did not end" not in printed and "failed after" not in printed, printed
+
+
 def test_a_refused_worker_ends_the_run(run_with_stand_ins, monkeypatch):
     monkeypatch.setenv("REFUSE", "1")
     monkeypatch.setattr(training, "_CLOSING_GRACE_S", 0.1)  # the stand-in of the chief never answers
     with pytest.raises(ProcessFailed, match=r"worker/\d: the data are missing") as failed:
         run_with_stand_ins()
     assert failed.value.code == 2
+
+
+def test_the_status_of_a_refused_run_has_the_reason_until_the_next_start(run_with_stand_ins, tmp_path, monkeypatch):
+    refusal = "import sys; print('[layout] error: the data are missing', file=sys.stderr); sys.exit(2)"
+    with monkeypatch.context() as refused:
+        refused.setattr(cluster, "preflight_command", lambda values: [sys.executable, "-c", refusal])
+        with pytest.raises(ProcessFailed, match="preflight: the data are missing"):
+            run_with_stand_ins()
+    found = of_folder(tmp_path / "run")
+    assert status_text.text(found).splitlines() == [
+        f"{tmp_path / 'run'}: failed",
+        "  failure     refused before training: preflight: the data are missing",
+        "  ended by    the failure; no checkpoint was written",
+    ]
+    run_with_stand_ins()
+    assert of_folder(tmp_path / "run")["state"] == "done"
+    (tmp_path / "run" / "summary.json").unlink()
+    assert of_folder(tmp_path / "run")["state"] == "stopped", "the reason is gone"
 
 
 @pytest.mark.parametrize("blocked", ["run", "run/logs"])

@@ -121,6 +121,8 @@ def job():
     assert (result["recipe"], result["num_ps"], result["num_workers"], result["head_slices"]) == ("tiny", 2, 2, 3)
     assert 30 <= result["global_steps"] <= 34, "each worker may have two pushes under way when the job is done"
     assert result["ended_by"] == "steps" and "ended " not in job.stdout
+    said = (job.run_dir / "logs" / "chief.log").read_text().splitlines()[-1]
+    assert said.startswith("[chief] done: ") and said.endswith(f"steps, loss {result['loss']:.4g}, ended by steps")
     assert result["pushes_acknowledged"] == result["pushes_applied_min"] == result["pushes_applied_max"]
     assert result["pushes_applied_max"] == result["global_steps"]
     assert set(result["peak_rss_mb"]) == {"ps", "chief", "worker", "evaluator"}

@@ -4,6 +4,7 @@
     launcher.lock   locked by the launcher of a local run, from before the chief's start on
     chief.address   host:port of that chief, while it serves
     job.json        the job's id, replaced whole before the first shard is initialised
+    failure.txt     why the newest chief or launcher ended, if it was refused or failed
 
 The lock of a process that ends is released, whatever ended it; a suspended one (SIGSTOP) keeps it. On a file system
 without locks a warning is logged, and a second chief is not refused. On NFS locks reach other hosts from Linux 2.6.12
@@ -35,7 +36,7 @@ from downpour.ps.checkpoint.storage import Folder
 
 LOCK, LAUNCHER_LOCK, ADDRESS = "owner.lock", "launcher.lock", "chief.address"
 JOURNAL, SUMMARY = "journal.json", "summary.json"
-_JOB = "job.json"
+_JOB, _FAILURE = "job.json", "failure.txt"
 _ANY_HOST = ("", "0.0.0.0", "::", "[::]")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _WAIT_S, _PAUSE_S = 3.0, 0.05  # for an owner that is about to stop, such as the chief of a launcher that was killed
@@ -127,6 +128,23 @@ def remove_address(run_dir: Path) -> None:
     """Removes what `write_address` has written."""
     with contextlib.suppress(OSError):
         (run_dir / ADDRESS).unlink(missing_ok=True)
+
+
+def write_failure(run_dir: Path, reason: str) -> None:
+    """Records why a run was refused or failed, for people; "" removes what an earlier start has recorded."""
+    with contextlib.suppress(OSError):  # the disk may be full
+        if reason:
+            files.write(run_dir / _FAILURE, f"{reason}\n")
+        else:
+            (run_dir / _FAILURE).unlink(missing_ok=True)
+
+
+def read_failure(run_dir: Path) -> str:
+    """Returns what `write_failure` has recorded; "" if there is nothing."""
+    try:
+        return (run_dir / _FAILURE).read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,10 @@ def test_what_a_field_does_not_take_is_refused(job: Job, changes: dict[str, Any]
         replace(job, **changes)
 
 
+def test_a_cluster_is_of_a_size_for_one_machine_by_default() -> None:
+    assert (Cluster().num_ps, Cluster().num_workers, Cluster().most_workers) == (2, 2, 2)
+
+
 def test_so_are_fields_of_its_parts() -> None:
     with pytest.raises(ValueError, match=r"cluster.num_ps is '3', a text; give a whole number"):
         Cluster(num_ps="3")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downpour.launch import certs, status
+from downpour.launch import certs, chief, status
 from downpour.launch.observe import status_text
 from downpour.launch.observe.status import of_address, of_folder
 from downpour.launch.roles import entry
@@ -103,6 +103,9 @@ def test_a_run_that_was_killed_is_stopped_and_says_how_to_continue(
     assert "chief" not in found and not found["workers"]
     assert status.exit_code(found) == status.NOT_GOING_ON
     assert "--resume continues it" in status_text.text(found)
+    owner.write_failure(left, "worker/1 crashed 4 times")
+    text = status_text.text(of_folder(left))
+    assert "failure     worker/1 crashed 4 times" in text and "ended by    the failure; --resume continues it" in text
 
 
 def test_a_launcher_that_begins_is_told_from_one_that_ends(tmp_path: Path) -> None:
@@ -135,6 +138,16 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     assert found["faults"] == {"updates_lost": 3}
     assert status.exit_code(found) == status.NOT_GOING_ON
     assert "failure     worker 1: loss nan" in status_text.text(found)
+
+
+def test_a_chief_that_is_refused_leaves_the_reason_until_the_next_one_begins(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="no data"), chief._recorded_failure(tmp_path):
+        owner.Lock(tmp_path / owner.LOCK, "chief").close()
+        raise Unreachable("no data")
+    found = of_folder(tmp_path)
+    assert found["state"] == "failed" and "no data" in found["failure"]
+    with chief._recorded_failure(tmp_path):
+        assert of_folder(tmp_path)["state"] == "stopped"
 
 
 def test_a_shard_is_described_too(halfway: tuple[Cluster, Any]) -> None:

@@ -96,6 +96,7 @@ def test_all_shards_are_taken_away_at_once_and_one_checkpoint_serves_them(
     lost = fleet.summary()["updates_lost"]
     assert all(0 <= updates <= 20 for updates in lost.values()), lost
     assert fleet.summary()["global_steps"] >= 100
+    assert fleet.logged("chief", f"done: {fleet.summary()['global_steps']} steps, loss ")
 
 
 @pytest.mark.slow
