@@ -129,7 +129,8 @@ def fit(
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
     recipe = _write(given_model, fields, folder / _JOB)
-    config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints)
+    again = "downpour.fit(..., resume=True)"
+    config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints, how_to_resume=again)
     run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))
     return run if dry_run else run.start()
 
