@@ -40,8 +40,9 @@ class EpochEnds:
         self._noting = threading.Lock()  # held from what an epoch is taken until it is in the history
         scored = {entry["step"]: _metrics(entry) for entry in folder.entries("score")}
         with state.changed:
-            epochs, step = state.coordinator.epochs, state.coordinator.step
-            epochs.begin(folder.entries("epoch"), scored, step)
+            epochs, leases = state.coordinator.epochs, state.coordinator.leases
+            granted = leases.num_granted - leases.num_returned
+            epochs.begin(folder.entries("epoch"), scored, state.coordinator.step, granted)
             if epochs.every and epochs.scored:
                 after = max([epochs.epochs.end(epochs.next) - 1, *scored])
                 state.unscored = [one for one in _written(folder) if one.step > after][-MOST_UNSCORED:]
