@@ -138,7 +138,7 @@ def fit(
         given_model = _resuming(given_model, folder, checkpoints, is_named=bool(run_dir or name))
     with named_as_given(data):
         recipe = _write(given_model, fields, folder / _JOB)
-    again = "fit(..., resume=True)"
+    again = "downpour.fit(..., resume=True)"
     config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints, how_to_resume=again)
     run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))
     return run if dry_run else run.start()

@@ -77,6 +77,15 @@ def verbosity(verbose: int | str, stream: TextIO | None = None) -> int:
     return int(verbose)
 
 
+def state_text(reply: ProgressReply | None, epochs: Epochs, num_steps: int) -> str:
+    """The state of a run that goes on, `training, epoch 2 of 3, step 25 of 50`."""
+    if reply is None or reply.state in (ProgressReply.STATE_UNSPECIFIED, ProgressReply.STATE_PREPARING):
+        return "preparing"
+    step, last = min(reply.step, num_steps), epochs.of(num_steps - 1)
+    epoch = min(epochs.of(step), last)
+    return f"{progress.state_name(reply)}, epoch {epoch + 1} of {last + 1}, step {step} of {num_steps}"
+
+
 class Bars:
     """Shows the epochs of a run. A context manager, which removes an unfinished bar.
 
@@ -112,6 +121,13 @@ class Bars:
             self._draw("")
             print(text, file=self._stream, flush=True)
             self._draw(drawn)
+
+    def preparing(self) -> None:
+        """Shows that the run has not begun to train; where there are no bars, as a line."""
+        if self._verbose == 1:
+            self._draw("preparing ...")
+        else:
+            self.line("preparing ...")
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Shows an epoch that is complete, a row of `EpochRows`."""

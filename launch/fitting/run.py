@@ -9,22 +9,21 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from downpour.launch.fitting import words
+from downpour.launch.fitting import ending, words
 from downpour.launch.fitting.callbacks import Callbacks, Calls
-from downpour.launch.fitting.history import EpochRows, best_step, by_name, values
-from downpour.launch.fitting.progress import Bars, Latest, verbosity
+from downpour.launch.fitting.history import EpochRows, best_step, by_name, first_open, has_scores, lines, values
+from downpour.launch.fitting.progress import Bars, Latest, state_text, verbosity
+from downpour.launch.fitting.values import assign, assign_epoch
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.local import LocalRun, RunConfig, saving
 from downpour.launch.local.supervisor import Stopped
 from downpour.launch.observe import report
 from downpour.proto.chief_pb2 import ProgressReply
 from downpour.ps.checkpoint import manifest as checkpoint
-from downpour.ps.checkpoint.manifest import Checkpoint
-from downpour.ps.checkpoint.storage import Folder
 
 if TYPE_CHECKING:
     import keras
@@ -66,13 +65,16 @@ class FitRun(LocalRun):
         self._called = threading.Event()  # the callbacks' last event
         self._mistake: BaseException | None = None  # raised by a callback
         self._first = self._shown = 0  # the first epoch of this run, and the first that no caller was shown
+        self._before: frozenset[bytes] = frozenset()  # lines of the history before this run
+        self._told: set[str] = set()  # what a caller is told once
 
     @words.spoken()
     def start(self) -> Self:
         """See `LocalRun.start`; the events `on_train_begin` are called first."""
         job, newest = self.config.job, saving.newest(self.config)
         if newest and self.config.checkpoints.resume != "no":
-            self._first = self._shown = self._epochs.of(int(newest.removeprefix("step-")))
+            self._before = lines(self._history_file)
+            self._first = first_open(self._history_file, int(newest.removeprefix("step-")))
         own = self._copy() if self._calls.need_model else None
         super().start()
         if not self._callbacks.here:
@@ -99,9 +101,11 @@ class FitRun(LocalRun):
         """
         level = verbosity(self._verbose if verbose is None else verbose)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        rows = EpochRows(self._history_file, self._shown)
+        rows = EpochRows(self._history_file, self._shown, self._before)
         job = self.config.job
         with Bars(level, self._epochs, job.num_steps, job.batch_size) as bars:
+            if self.running and not self._has_begun() and self._is_untold("preparing"):
+                bars.preparing()
             try:
                 while not self._ended.wait(_LOOK_EVERY_S):
                     self._show(bars, rows)
@@ -112,30 +116,50 @@ class FitRun(LocalRun):
                 self.stop()
                 raise
             self._show(bars, rows)
+            ended = ending.line_of(self._summary_of_stop() or self._summary, job)
+            if ended and self._mistake is None and self._is_untold("ended"):
+                bars.line(ended)
         self._called.wait()
         if self._mistake is not None:
             raise self._mistake
-        try:
-            return super().wait()
-        except Stopped:
-            if not self._calls.stopped_by:
-                raise
-            step = int(saving.newest(self.config).removeprefix("step-") or 0)
-            return {"ended_by": f"callback {self._calls.stopped_by}", "global_steps": step}
+        return self._summary_of_stop() or super().wait()
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The summary of the run, as in `summary.json`; empty until it has ended."""
+        """The summary of the run, as in `summary.json`; empty until it has ended.
+
+        After `stop` it has `ended_by`, which is "stop", `ended_because` and `global_steps`, those of the checkpoint.
+        """
+        if self.running:
+            return {}
         path = self.config.folder / report.SUMMARY_FILE
-        return dict(json.loads(path.read_text())) if not self.running and path.exists() else {}
+        return self._summary_of_stop() or (dict(json.loads(path.read_text())) if path.exists() else {})
+
+    def _summary_of_stop(self) -> dict[str, Any]:
+        return ending.summary_of_stop(self._error, self._calls.stopped_by, self.config)
+
+    def __repr__(self) -> str:
+        if self._lock is None:
+            state = "not started"
+        elif self.running:
+            state = state_text(self._latest.reply, self._epochs, self._num_steps)
+        else:
+            state = ending.state_text(self._summary_of_stop() or self._summary, self._error, self._num_steps)
+        return f"<run of {self.config.job.name} in {self.config.folder}: {state}>"
 
     @property
     def history(self) -> dict[str, list[float]]:
         """Loss and scores by name, one value an epoch, as `History.history` of Keras; so far.
 
-        An epoch is complete, and has a value, once its checkpoint is scored.
+        An epoch is complete, and has a value, once its checkpoint is scored. After `stop`, scores that did not come in
+        time are NaN; a run that resumes it has them. A resumed run has all epochs, from the first.
         """
         return by_name(EpochRows(self._history_file).new())
+
+    @property
+    def epoch(self) -> list[int]:
+        """Numbers of the epochs in `history`, as `History.epoch` of Keras: from 0, without a gap."""
+        return [row["epoch"] for row in EpochRows(self._history_file).new()]
 
     @property
     def model(self) -> keras.Model:
@@ -154,37 +178,22 @@ class FitRun(LocalRun):
             saved = initial.load_checkpoint(str(folder))
         else:
             saved = checkpoint.load(f"{self.config.checkpoints.of(folder)}/step-{step:010d}")
-        self._assign(self._trained, saved)
+        assign(self._trained, saved, self.config)
         return self._trained
 
-    def _assign(self, model: keras.Model, saved: Checkpoint) -> None:
-        from downpour.model import weights
-        from downpour.worker.step.variables import values_in
+    @property
+    def _is_scored(self) -> bool:
+        """Whether each epoch has a checkpoint that is scored."""
+        return self.config.evaluator and self.config.job.checkpoint_every_epoch
 
-        weights.assign(model, values_in(model, saved))
-        if self.config.job.average is not None:  # as Keras' `use_ema`: of trained variables only
-            trained = {variable.path for variable in model.trainable_variables}
-            average = values_in(model, saved, average=True)
-            weights.assign(model, {name: value for name, value in average.items() if name in trained})
+    def _is_untold(self, what: str) -> bool:
+        is_new = what not in self._told
+        self._told.add(what)
+        return is_new
 
     @property
     def _history_file(self) -> Path:
         return self.config.folder / report.HISTORY_FILE
-
-    def _checkpoint_of(self, row: Mapping[str, Any]) -> str:
-        """Folder of the first checkpoint at or after an epoch's end that is still there; "" without any."""
-        folder = Folder(self.config.checkpoints.of(self.config.folder))
-        names = [name for name in checkpoint.complete(folder) if int(name.removeprefix("step-")) >= row["step"]]
-        return f"{folder.url}/{names[0]}" if names else ""
-
-    def _take_values(self, own: keras.Model, row: Mapping[str, Any]) -> None:
-        """Assigns an epoch's checkpoint to a model: the next one, where it is removed meanwhile."""
-        while directory := self._checkpoint_of(row):
-            try:
-                return self._assign(own, checkpoint.load(directory))
-            except (ValueError, OSError):
-                if self._checkpoint_of(row) == directory:
-                    raise
 
     def _has_begun(self) -> bool:
         """Whether the history is of this run: its chief has begun, and removed what an earlier run had left."""
@@ -202,15 +211,17 @@ class FitRun(LocalRun):
 
     def _call(self, own: keras.Model | None) -> None:
         """Calls the callbacks until the run has ended."""
-        rows = EpochRows(self._history_file, self._first)
+        rows = EpochRows(self._history_file, known=self._before)
         last = self._epochs.of(self._num_steps - 1)
         try:
             ended = False
             while not ended:
                 ended = self._ended.wait(_LOOK_EVERY_S)
                 for row in rows.new() if self._has_begun() else []:
+                    if self._supervisor.interrupted and not has_scores(row) and self._is_scored:
+                        continue  # a resumed run has its scores
                     if own is not None:
-                        self._take_values(own, row)
+                        assign_epoch(own, row, self.config)
                     self._calls.epoch(row["epoch"], values(row), row["epoch"] == last)
                 if self._calls.stopped_by and not ended:
                     self.stop()

@@ -33,8 +33,8 @@ def save(cluster: LocalCluster, display: Display) -> None:
             cluster.record(reply)
     if not cluster.trained or supervisor.hurried:
         return
-    limit = f"for at most {_SAVE_WITHIN_S:.0f} s; a second Ctrl-C ends everything at once"
-    display.line("local", f"the chief writes a checkpoint, {limit}")
+    second = "; a second Ctrl-C ends everything at once" if supervisor.signalled else ""
+    display.line("local", f"the chief writes a checkpoint, for at most {_SAVE_WITHIN_S:.0f} s{second}")
     begin, incarnation, asking = time.monotonic(), time.time_ns(), cluster.config.job.cluster.num_ps
     with closing(cluster.chief(_SAVE_LOOK_S)) as chief:
         while not supervisor.hurried and not supervisor.ended("chief"):

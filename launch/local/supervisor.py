@@ -132,6 +132,11 @@ class Supervisor:
         return self._stopped is not None
 
     @property
+    def signalled(self) -> bool:
+        """Whether a signal has interrupted it, so that a second one ends everything at once."""
+        return isinstance(self._stopped, Interrupted)
+
+    @property
     def hurried(self) -> bool:
         """Whether everything must end now: a second signal has arrived."""
         return self._hurried

@@ -70,7 +70,7 @@ def test_a_job_ends_early_and_a_resumed_one_counts_on(tmp_path: Path) -> None:
         assert job.end() == 0, job.stderr
         again = job.result()
         assert again["ended_by"] == "early stopping" and again["learning_rate_factor"] == 0.25
-        assert again["ended_because"] == "map_at_100 has not improved for 3 scored checkpoints"
+        assert again["ended_because"] == "map_at_100 has not improved for 3 epochs"
     finally:
         job.kill()
 

@@ -85,13 +85,16 @@ STOP = """
 run.stop()
 num_epochs = len(run.history["loss"])
 print("stopped after", num_epochs, "epochs; running:", run.running)
+summary = run.wait()
+assert summary == run.summary and summary["ended_by"] == "stop" and summary["global_steps"] >= 30 * num_epochs, summary
 """
 
 RESUME = """
 run = downpour.fit(build(Doubled()), (x[:600], y[:600]), epochs=num_epochs + 3, resume=True, **arguments)
 summary = run.wait(verbose=0)
 assert summary["resumed_from"] >= 30 * num_epochs, summary
-assert len(run.history["loss"]) == num_epochs + 3, run.history
+assert run.epoch == list(range(num_epochs + 3)), run.history
+assert all(np.isfinite(values).all() and len(values) == num_epochs + 3 for values in run.history.values()), run.history
 """
 
 

@@ -20,7 +20,7 @@ from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
 
-_MOST_UNSCORED = 8  # checkpoints kept for the evaluator, where training has waited for it in vain
+MOST_UNSCORED = 8  # checkpoints kept for the evaluator, where training has waited for it in vain
 
 
 class Checkpoints:
@@ -74,7 +74,7 @@ class Checkpoints:
             state.journal_state.checkpoint = reply
             if self._settings.checkpoint_every_epoch and self._settings.expects_evaluator:
                 others = [one for one in state.unscored if one.step != step]
-                state.unscored = [*others, reply][-_MOST_UNSCORED:]
+                state.unscored = [*others, reply][-MOST_UNSCORED:]
             state.changed.notify_all()
             state.departures.end()
         self._scores.written(saved)

@@ -76,6 +76,7 @@ class Chief:
         self._folder = RunFolder(run_dir, settings.checkpoint_dir)
         self._state = JobState(settings, self._folder.journal)
         self._shards: Shards | None = None
+        self._ends: EpochEnds | None = None  # set when the state is ready
         self._ending = threading.Event()
         self._events = Events(settings.callbacks, self._state)
         self._scores = Scores(settings, self._state, self._folder, self._events)
@@ -122,7 +123,7 @@ class Chief:
         healer = Healer(self._shards, self._folder, state, initial_values)
         checkpoints = Checkpoints(self._settings, state, self._folder, self._shards, self._scores)
         begin(self._settings, state, self._folder, self._shards, healer, initial_values)
-        ends = EpochEnds(state, self._folder, self._shards, self._scores)
+        ends = self._ends = EpochEnds(state, self._folder, self._shards, self._scores)
         with state.changed:
             state.layout = layout
             state.phase = pb.ProgressReply.STATE_TRAINING
@@ -174,7 +175,9 @@ class Chief:
         self._folder.close()
 
     def hold(self) -> None:
-        """Commits the journal and answers no further calls: this process is about to stop."""
+        """Notes complete epochs, commits the journal and answers no further calls: this process is about to stop."""
+        if self._ends is not None:
+            self._ends.hold()
         self._state.hold()
 
     def see_off(self, within_s: float) -> None:

@@ -26,6 +26,7 @@ from downpour.proto import chief_pb2 as pb
 _UNSCORED = 2  # epochs whose checkpoints may wait for the evaluator
 _HOLD_S = 30.0  # the start of an evaluator on a busy machine takes as long
 _REPORTS_WITHIN_S = 3.0  # workers report every second
+_NO_SCORES = {"kind", "epoch", "step", "seconds", "loss"}  # of an entry
 
 
 @dataclass
@@ -50,12 +51,38 @@ class EpochLog:
     _reported_s: dict[int, float] = field(default_factory=dict)  # worker -> time of its newest report
     _scores: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # by step, in order
     _held: tuple[int, float] = (-1, 0.0)  # limit that a lease waits for, and since when
+    _unreported: int = 0  # positions of steps whose reports were lost before this log began: they are granted again
     _begun: int = 0  # the epoch in which this log began, before which no score is waited for
 
-    def begin(self, num_noted: int, step: int) -> None:
-        """Continues a job at a step, of which so many epochs are in its history."""
+    def begin(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        scores: Mapping[int, Mapping[str, float]],
+        step: int,
+        granted: int = 0,
+    ) -> None:
+        """Continues a job at a step, after `load`: sets `next`, from which on entries of the history are taken back.
+
+        These are of epochs that were cut off, or whose checkpoint was not scored yet.
+
+        Args:
+            entries: The epochs in the history, as `take` and the others have yielded them.
+            scores: Scores of the job's checkpoints so far, by step.
+            step: Steps done.
+            granted: Positions granted so far, over all epochs, without those that were given back.
+        """
         self._begun = self.epochs.of(step)
-        self.next = max(num_noted, self._begun - _UNSCORED - 1)
+        self._unreported = max(step * self.epochs.positions_in_step - granted, 0)
+        first = min(self._sums, default=self._begun)  # of those before no loss is known
+        noted = {entry["epoch"]: entry for entry in entries}
+        again = [epoch for epoch in noted if epoch >= first and self._is_provisional(noted[epoch])]
+        self.next = max(first, min(again, default=max(noted, default=-1) + 1))
+        epoch = self.next
+        while entry := noted.get(epoch):
+            self._remember(entry)
+            epoch += 1
+        for at in sorted(scores):
+            self.score(at, scores[at])
 
     def report(self, report: pb.WorkerReport, now_s: float) -> None:
         """Records the losses of a worker's report."""
@@ -104,7 +131,7 @@ class EpochLog:
             done = min(done, max(scored, self._begun) + _UNSCORED)
         size, batch = self.epochs.num_positions, self.epochs.positions_in_step
         limit = (done + 1) * size + max(size // 2, (self.num_workers + 1) * batch)
-        if granted < limit:
+        if granted + self._unreported < limit:
             return False
         if self._held[0] != limit:
             self._held = limit, now_s
@@ -117,6 +144,10 @@ class EpochLog:
             self._ended[epoch] = now_s, train_s
             epoch += 1
 
+    def has_losses(self) -> bool:
+        """Whether every worker has reported since the end of each epoch that is to be taken."""
+        return self._has_heard(max((at_s for at_s, _ in self._ended.values()), default=-math.inf))
+
     def take(self, now_s: float) -> Iterator[dict[str, Any]]:
         """Yields each epoch that is complete, once, in order: `epoch`, `step`, `seconds`, `loss` and its scores.
 
@@ -126,9 +157,7 @@ class EpochLog:
         """
         while self.next in self._ended:
             at_s, train_s = self._ended[self.next]
-            reported_s = self._reported_s.values()
-            heard = len(reported_s) >= self.num_workers and min(reported_s) >= at_s
-            if not heard and now_s < at_s + _REPORTS_WITHIN_S:
+            if not self._has_heard(at_s) and now_s < at_s + _REPORTS_WITHIN_S:
                 return
             if self.every and self.scored and self._of(self.next) is None:
                 return
@@ -139,6 +168,15 @@ class EpochLog:
         while self.next <= self.epochs.of(num_steps - 1):
             _, seconds = self._ended.get(self.next, (0.0, train_s))
             yield from self._taken(min(self.epochs.end(self.next), num_steps), seconds)
+
+    def unscored(self) -> Iterator[dict[str, Any]]:
+        """Yields the epochs that wait for their scores, without them; a chief that continues the job yields them again.
+
+        For a job that is stopped, after `take`.
+        """
+        for epoch in sorted(self._ended):
+            if not math.isnan(loss := self.loss(epoch)):
+                yield _entry(epoch, self.epochs.end(epoch), self._ended[epoch][1], loss, {})
 
     def state(self) -> list[Sequence[float]]:
         """Returns the losses of epochs that are not taken, as JSON values."""
@@ -153,6 +191,10 @@ class EpochLog:
         for epoch, worker, incarnation, steps, loss in state:
             self._sums.setdefault(int(epoch), {})[int(worker), int(incarnation)] = (int(steps), float(loss))
 
+    def _has_heard(self, since_s: float) -> bool:
+        reported_s = self._reported_s.values()
+        return since_s == -math.inf or (len(reported_s) >= self.num_workers and min(reported_s) >= since_s)
+
     def _of(self, epoch: int) -> dict[str, float] | None:
         """The scores of an epoch, if it has some."""
         first, beyond = self.epochs.end(epoch), math.inf if self.every else self.epochs.end(epoch + 1)
@@ -165,6 +207,23 @@ class EpochLog:
         self.next += 1
         self._sums = {key: value for key, value in self._sums.items() if key >= self.next}
         self._ended.pop(epoch, None)
-        known = {**({} if math.isnan(loss) else {"loss": loss}), **(scores or {})}
-        if known:
-            yield {"epoch": epoch, "step": step, "seconds": round(train_s, 2), **known}
+        if scores or not math.isnan(loss):
+            yield _entry(epoch, step, train_s, loss, scores or {})
+
+    def _remember(self, entry: Mapping[str, Any]) -> None:
+        """Continues with what an entry says, which is taken back."""
+        epoch = entry["epoch"]
+        num_steps = entry["step"] - (self.epochs.end(epoch - 1) if epoch else 0)
+        if "loss" in entry:
+            self._sums.setdefault(epoch, {(-1, 0): (num_steps, num_steps * float(entry["loss"]))})
+        if entry["step"] >= self.epochs.end(epoch):
+            self._ended[epoch] = -math.inf, float(entry["seconds"])
+
+    def _is_provisional(self, entry: Mapping[str, Any]) -> bool:
+        is_cut_off = entry["step"] < self.epochs.end(entry["epoch"])
+        return is_cut_off or (self.every and self.scored and _NO_SCORES.issuperset(entry))
+
+
+def _entry(epoch: int, step: int, train_s: float, loss: float, scores: Mapping[str, float]) -> dict[str, Any]:
+    known = {} if math.isnan(loss) else {"loss": loss}
+    return {"epoch": epoch, "step": step, "seconds": round(train_s, 2), **known, **scores}

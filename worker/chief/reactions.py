@@ -66,15 +66,18 @@ class Reactions:
     Args:
         callbacks: All callbacks of the job.
         epochs: Its epochs.
+        counted: What has a scored checkpoint each, for reasons that people read.
 
     Attributes:
         factor: What the shards multiply their schedule's rate by.
         observed: Step of the newest checkpoint whose score was counted; -1 before the first.
     """
 
-    def __init__(self, callbacks: Sequence[Callback] = (), epochs: Epochs = ENDLESS) -> None:
+    def __init__(
+        self, callbacks: Sequence[Callback] = (), epochs: Epochs = ENDLESS, counted: str = "scored checkpoints"
+    ) -> None:
         self.factor = Factor()
-        self._callbacks, self._epochs = callbacks, epochs
+        self._callbacks, self._epochs, self._counted = callbacks, epochs, counted
         self._followed = [(one, Counters()) for one in callbacks if isinstance(one, Monitor)]
         self.observed = -1
         self._reported = 0, 0.0  # steps, and the sum of their losses, when that was
@@ -131,7 +134,7 @@ class Reactions:
                 notes += self._reduced(one, counters, rate)
             elif isinstance(one, EarlyStopping) and not over and self._epoch(step) >= one.start_from_epoch:
                 if _has_stopped(one, counters, value) and not is_first:
-                    stop = stop or f"{one.monitor} has not improved for {counters.wait} scored checkpoints"
+                    stop = stop or f"{one.monitor} has not improved for {counters.wait} {self._counted}"
         return Observation(logs, tuple(notes), stop)
 
     def _epoch(self, step: int) -> int:
@@ -177,7 +180,7 @@ class Reactions:
         Raises:
             KeyError, TypeError, ValueError, AttributeError: It is not a state of reactions.
         """
-        made = Reactions(self._callbacks, self._epochs)
+        made = Reactions(self._callbacks, self._epochs, self._counted)
         if state:
             made.factor = Factor(int(state["factor"]["number"]), float(state["factor"]["factor"]))
             made.observed = int(state["observed"])

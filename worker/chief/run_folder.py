@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import threading
 import time
@@ -111,11 +112,7 @@ class RunFolder:
         if saved is None:
             return None
         self._remove_torn(checkpoint.complete(self.checkpoints), set_aside_too=False)
-        path = self.path / _HISTORY
-        if path.exists():
-            lines = [line for line in path.read_text(errors="replace").splitlines() if _step(line) <= saved.step]
-            text = "".join(f"{line}\n" for line in lines)
-            self._history.attempt(lambda: files.write(path, text, durable=True))
+        self.remove_entries(lambda entry: _step(entry) > saved.step)
         return saved
 
     def newest(
@@ -193,11 +190,21 @@ class RunFolder:
             if self._history.attempt(lambda: _append(self.path / _HISTORY, "".join(self._unwritten))):
                 self._unwritten.clear()
 
-    def num_epochs(self) -> int:
-        """Number of epochs in the history."""
+    def entries(self, kind: str) -> list[dict[str, Any]]:
+        """Lines of the history of one kind."""
+        return [entry for line in self._lines() if (entry := _parsed(line)).get("kind") == kind]
+
+    def remove_entries(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Removes lines of the history, before any is added; a line that was cut off has no keys."""
+        lines = self._lines()
+        kept = [line for line in lines if not unwanted(_parsed(line))]
+        if len(kept) < len(lines):
+            text = "".join(f"{line}\n" for line in kept)
+            self._history.attempt(lambda: files.write(self.path / _HISTORY, text, durable=True))
+
+    def _lines(self) -> list[str]:
         path = self.path / _HISTORY
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return max((_epoch(line) for line in lines), default=-1) + 1
+        return path.read_text(errors="replace").splitlines() if path.exists() else []
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary.
@@ -231,20 +238,21 @@ def insist(action: Callable[[], None], what: str, within_s: float) -> Exception 
         time.sleep(_INSIST_EVERY_S)
 
 
-def _step(line: str) -> float:
-    """Returns the step of a line of the history; infinity for a line that was cut off."""
+def _step(entry: Mapping[str, Any]) -> float:
+    """Returns the step of a line of the history; infinity for one without."""
     try:
-        return float(json.loads(line)["step"])
+        return float(entry["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf
 
 
-def _epoch(line: str) -> int:
-    """Returns the epoch of a line of the history; -1 for others."""
+def _parsed(line: str) -> dict[str, Any]:
+    """Returns a line of the history; {} for one that was cut off."""
     try:
-        return int(json.loads(line).get("epoch", -1))
-    except (ValueError, TypeError, AttributeError):
-        return -1
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 def _append(path: Path, text: str) -> None:

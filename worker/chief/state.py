@@ -68,7 +68,8 @@ class JobState:
         )
         self.unscored: list[pb.NextCheckpointReply] = []
         self.lease_waits = False
-        reactions = Reactions(settings.callbacks, settings.epochs)
+        counted = "epochs" if settings.checkpoint_every_epoch else "scored checkpoints"
+        reactions = Reactions(settings.callbacks, settings.epochs, counted)
         self.journal_state = JournalState(self.coordinator, reactions=reactions)
         self.departures = Departures()
         self.layout: Layout | None = None

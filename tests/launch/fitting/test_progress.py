@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from downpour.launch.fitting.progress import Bars, Latest, verbosity
+from downpour.launch.fitting.progress import Bars, Latest, state_text, verbosity
 from downpour.model.data.epochs import Epochs
 from downpour.proto.chief_pb2 import ProgressReply
 
@@ -45,6 +45,7 @@ def on_screen(text: str) -> list[str]:
 def test_a_bar_an_epoch_and_nothing_left_of_an_unfinished_one() -> None:
     shown, stream = bars(1)
     with pytest.raises(KeyboardInterrupt), shown:
+        shown.preparing()
         shown.progress(ProgressReply(state=ProgressReply.STATE_PREPARING))
         assert on_screen(stream.getvalue()) == ["preparing ..."]
         shown.epoch(ROWS[0])
@@ -67,14 +68,20 @@ def test_a_bar_an_epoch_and_nothing_left_of_an_unfinished_one() -> None:
 def test_a_line_an_epoch_without_a_terminal() -> None:
     shown, stream = bars(2)
     with shown:
+        shown.preparing()
+        shown.progress(ProgressReply(state=ProgressReply.STATE_PREPARING))
         shown.progress(TRAINING)
         shown.epoch(ROWS[0])
-    assert stream.getvalue() == "Epoch 1/3  20/20 2.0s 400 examples/s - loss: 0.3000 - val_loss: 1.2000e-04\n"
+    assert (
+        stream.getvalue()
+        == "preparing ...\nEpoch 1/3  20/20 2.0s 400 examples/s - loss: 0.3000 - val_loss: 1.2000e-04\n"
+    )
 
 
 def test_nothing_at_all() -> None:
     shown, stream = bars(0)
     with shown:
+        shown.preparing()
         shown.progress(TRAINING)
         shown.epoch(ROWS[0])
         shown.line("a warning")
@@ -117,3 +124,8 @@ def test_bars_are_for_terminals_and_notebooks(monkeypatch: pytest.MonkeyPatch) -
     for given in (3, True, "yes"):
         with pytest.raises(ValueError, match=r"verbose is .*; accepted are 'auto', 0 \(nothing\)"):
             verbosity(given)
+
+
+def test_the_state_of_a_run_is_one_line() -> None:
+    assert state_text(None, Epochs(800, 40), 50) == "preparing"
+    assert state_text(TRAINING, Epochs(800, 40), 50) == "training, epoch 2 of 3, step 25 of 50"

@@ -60,7 +60,7 @@ class FakeShards:
 
     def write_checkpoint(self, directory: str, step: int, progress: Mapping[str, Any]) -> Checkpoint:
         vectors = [{"parameters": np.full(LAYOUT.size(shard), step, np.float32)} for shard in range(2)]
-        saved = save(directory, LAYOUT, vectors, step=step)
+        saved = save(directory, LAYOUT, vectors, step=step, progress=progress)
         files = [
             ShardFile(file.file, count, count, file.checksums)
             for file, count in zip(saved.shards, self.pushes, strict=True)

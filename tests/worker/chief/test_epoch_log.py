@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import pytest
 
@@ -92,13 +94,81 @@ def test_losses_survive_a_chief() -> None:
     log, again = EpochLog(TEN), EpochLog(TEN)
     log.report(report(0, (0, 4, 8.0)), 1.0)
     again.load(log.state())
-    again.begin(0, 4)
+    again.begin([], {}, 4)
     again.report(report(0, (0, 5, 9.0)), 2.0)  # the same worker's totals: not added
     again.report(report(1, (0, 5, 11.0)), 2.0)
     assert again.loss(0) == 2.0
     resumed = EpochLog(TEN)
-    resumed.begin(0, 55)
-    assert resumed.next == 2  # what was before has no losses, and a few epochs may not have been noted
+    resumed.begin([], {}, 55)
+    assert resumed.next == 5  # of what was before there are no losses
+
+
+def continued(log: EpochLog, entries: list[dict[str, Any]], scores: dict[int, dict[str, float]], step: int) -> EpochLog:
+    """As a chief continues that has the history, and the losses of the last checkpoint."""
+    made = EpochLog(TEN, every=log.every, scored=log.scored)
+    made.load(json.loads(json.dumps(log.state())))
+    made.begin(entries, scores, step)
+    return made
+
+
+def test_every_epoch_that_a_killed_chief_had_not_noted_is_noted_with_the_score_of_its_own_checkpoint() -> None:
+    log = EpochLog(TEN, every=True, scored=True)
+    log.report(report(0, *((epoch, 10, 10.0 * epoch) for epoch in range(7)), (7, 3, 3.0)), 1.0)
+    log.score(12, {"val_loss": 0.12})
+    log.saw(73, 0.5, 1.0)
+    noted = list(log.take(1.0))
+    assert [entry["epoch"] for entry in noted] == [0]
+    scores = {step: {"val_loss": step / 100} for step in (12, 22, 31, 42)}
+    resumed = continued(log, noted, scores, 73)
+    resumed.saw(73, 10.0, 1.0)
+    rest = list(resumed.take(99.0))
+    resumed.score(53, {"val_loss": 0.53})
+    resumed.score(73, {"val_loss": 0.73})
+    rest += resumed.take(99.0)
+    assert [(entry["epoch"], entry["loss"], entry["val_loss"]) for entry in rest] == [
+        (1, 1.0, 0.22), (2, 2.0, 0.31), (3, 3.0, 0.42), (4, 4.0, 0.53), (5, 5.0, 0.73), (6, 6.0, 0.73),
+    ]  # fmt: skip
+    assert resumed.next == 7 and resumed.newest_loss() == 1.0
+
+
+@pytest.mark.parametrize("num_reported", [4, 2], ids=["", "losses reported after the checkpoint"])
+def test_an_epoch_that_a_stopped_job_notes_without_its_score_has_it_later(num_reported: int) -> None:
+    log = EpochLog(TEN, every=True, scored=True)
+    log.report(report(0, *((epoch, 10, 10.0 * epoch) for epoch in range(num_reported))), 1.0)
+    at_checkpoint = EpochLog(TEN, every=True, scored=True)
+    at_checkpoint.load(log.state())
+    log.report(report(0, *((epoch, 10, 10.0 * epoch) for epoch in range(4)), finished=True), 1.0)
+    log.score(10, {"val_loss": 0.1})
+    log.saw(33, 1.0, 2.5)
+    noted = [*log.take(2.0), *log.unscored()]
+    assert [(entry["epoch"], entry["loss"], entry.get("val_loss")) for entry in noted] == [
+        (0, 0.0, 0.1), (1, 1.0, None), (2, 2.0, None),
+    ]  # fmt: skip
+    resumed = continued(at_checkpoint, noted, {10: {"val_loss": 0.1}, 20: {"val_loss": 0.2}}, 33)
+    assert resumed.next == 1  # what follows in the history is taken back
+    resumed.saw(33, 10.0, 9.0)
+    resumed.score(33, {"val_loss": 0.33})
+    assert list(resumed.take(99.0)) == [
+        {"epoch": 1, "step": 20, "seconds": 2.5, "loss": 1.0, "val_loss": 0.2},
+        {"epoch": 2, "step": 30, "seconds": 2.5, "loss": 2.0, "val_loss": 0.33},
+    ]
+
+
+def test_a_job_that_went_on_without_scores_keeps_its_epochs_and_completes_one_that_was_cut_off() -> None:
+    log = EpochLog(TEN)
+    log.report(report(0, (0, 10, 10.0), (1, 10, 20.0), (2, 5, 15.0), finished=True), 1.0)
+    state = EpochLog(TEN, every=True, scored=True)
+    log.saw(25, 1.0, 2.5)
+    noted = list(log.take(2.0))
+    state.load(log.state())
+    noted += log.take_rest(25, 2.5)
+    assert [entry["step"] for entry in noted] == [10, 20, 25]
+    resumed = continued(state, noted, {}, 25)
+    assert resumed.next == 2
+    resumed.report(report(1, (2, 5, 25.0), finished=True), 3.0)
+    resumed.saw(30, 3.0, 3.0)
+    resumed.score(30, {"val_loss": 0.3})
+    assert list(resumed.take(9.0)) == [{"epoch": 2, "step": 30, "seconds": 3.0, "loss": 4.0, "val_loss": 0.3}]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +185,12 @@ def test_leases_are_granted_half_an_epoch_ahead_of_checkpoints_and_two_more_of_s
     assert log.must_wait(granted, checkpoint, 1.0) and log.must_wait(granted, checkpoint, 30.9)
     assert not log.must_wait(granted, checkpoint, 31.1)  # no evaluator holds up training for ever
     assert not EpochLog(TEN).must_wait(granted, checkpoint, 1.0)
+
+
+def test_a_resumed_job_waits_for_its_epochs_although_reports_of_its_last_steps_were_lost() -> None:
+    log = EpochLog(TEN, every=True)
+    log.begin([], {}, 55, granted=300)  # 25 steps, which train the next 250 positions again
+    assert not log.must_wait(649 - 250, 55, 1.0) and log.must_wait(650 - 250, 55, 1.0)
 
 
 def test_workers_that_hold_parts_of_batches_still_reach_the_end_of_a_tiny_epoch() -> None:

@@ -154,8 +154,8 @@ def test_a_callback_counts_on_when_its_other_arguments_differ() -> None:
     for epoch in range(3):
         seen = score(mine, epoch, 1.0, val_mae=1.0)
     assert seen.stop == "val_loss has not improved for 2 scored checkpoints"
-    longer = Reactions((KeepBest(), EarlyStopping(patience=4)), Epochs(10, 1)).continued(mine.state())
-    assert not score(longer, 3, 1.0).stop and score(longer, 4, 1.0).stop
+    longer = Reactions((KeepBest(), EarlyStopping(patience=4)), Epochs(10, 1), "epochs").continued(mine.state())
+    assert not score(longer, 3, 1.0).stop and score(longer, 4, 1.0).stop == "val_loss has not improved for 4 epochs"
     assert mine.state()["counters"].keys() == {
         "EarlyStopping val_loss", "EarlyStopping val_mae", "EarlyStopping val_loss #2"
     }  # fmt: skip
