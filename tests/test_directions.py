@@ -38,6 +38,7 @@ WITH_TENSORFLOW = {
     "launch/fit.py",
     "launch/fitting/callbacks.py",
     "launch/fitting/run.py",
+    "launch/fitting/values.py",
     "launch/job/build.py",
     "launch/job/compiled/learning_rate.py",
     "launch/job/compiled/model.py",

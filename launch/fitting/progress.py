@@ -71,7 +71,8 @@ def verbosity(verbose: int | str, stream: TextIO | None = None) -> int:
         ValueError: It is something else.
     """
     if verbose == "auto":
-        return 1 if (stream or sys.stdout).isatty() or "ipykernel" in sys.modules else 2
+        shown = stream or sys.stdout
+        return 1 if shown.isatty() or type(shown).__module__.startswith("ipykernel.") else 2
     if isinstance(verbose, bool) or verbose not in (0, 1, 2):
         raise ValueError(f"verbose is {verbose!r}; accepted are 'auto', 0 (nothing), 1 (bars) and 2 (a line an epoch)")
     return int(verbose)

@@ -130,7 +130,7 @@ def test_more_slices_than_columns_leave_logs_and_nothing_else(run_refused: Any) 
     arguments = ("--noevaluator", "--set=cluster.num_workers=1", "--set=cluster.num_ps=1")
     job, error = run_refused("", "--set=slicing.0.num_slices=99", *arguments)
     assert "asks for 99 slices of head/kernel, whose axis 1 has 5 columns; give 1 to 5" in error
-    assert {path.name for path in job.run_dir.iterdir()} == {"logs", "launcher.lock"}
+    assert {path.name for path in job.run_dir.iterdir()} == {"logs", "launcher.lock", "failure.txt"}
 
 
 @pytest.fixture

@@ -31,8 +31,8 @@ def test_the_launcher_ends_with_one_error_and_leaves_nothing(
     assert not slip.names_line or job.the_error().endswith(f"mine.py:{slip.line()})")
     assert seconds < _WITHIN_S
     assert not job.left_behind()
-    assert not job.run_dir.exists() or {path.name for path in job.run_dir.iterdir()} == {"logs", "launcher.lock"}
     if job.run_dir.exists():
+        assert {path.name for path in job.run_dir.iterdir()} == {"logs", "launcher.lock", "failure.txt"}
         assert {path.name for path in (job.run_dir / "logs").iterdir()} == {"kernels.log", "preflight.log"}
 
 

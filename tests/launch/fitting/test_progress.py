@@ -113,14 +113,14 @@ def test_what_processes_write_is_shown_if_it_is_worth_it() -> None:
     assert not latest.lines()
 
 
-def test_bars_are_for_terminals_and_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_are_for_terminals_and_notebooks() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     assert verbosity("auto", Terminal()) == 1 and verbosity("auto", io.StringIO()) == 2
-    monkeypatch.setitem(__import__("sys").modules, "ipykernel", io)
-    assert verbosity("auto", io.StringIO()) == 1 and verbosity(0) == 0
+    cell = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()  # as a kernel's sys.stdout
+    assert verbosity("auto", cell) == 1 and verbosity(0) == 0
     for given in (3, True, "yes"):
         with pytest.raises(ValueError, match=r"verbose is .*; accepted are 'auto', 0 \(nothing\)"):
             verbosity(given)
