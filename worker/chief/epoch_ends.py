@@ -101,7 +101,9 @@ class EpochEnds:
             if is_over and coordinator.ended_by() == "steps":
                 rest += epochs.take_rest(coordinator.num_steps, coordinator.time.train_s(now))
             else:
-                unscored = list(epochs.unscored())
+                # A job that is resumed begins at its newest checkpoint, and repeats later epochs.
+                last = state.journal_state.checkpoint.step
+                unscored = [entry for entry in epochs.unscored() if entry["step"] <= last]
         if rest:
             self._scores.ended(rest)
         for entry in unscored:  # callbacks hear of it when it has its scores

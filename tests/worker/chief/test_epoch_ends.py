@@ -100,6 +100,7 @@ def test_a_chief_that_stops_before_scores_come_loses_no_epoch(tmp_path: Path, fr
     chief.ends.look()
     chief.train(21, 31, 43)
     assert chief.score(number=1) == [21]
+    chief.report(55)  # without a checkpoint: a job that is resumed repeats these steps
     chief.stop()
     noted = [(0, 0.0, 12), (1, 1.0, 21)]
     assert chief.epochs == [*noted, (2, 2.0, None), (3, 3.0, None)]
