@@ -102,7 +102,8 @@ class EpochEnds:
                 rest += epochs.take_rest(coordinator.num_steps, coordinator.time.train_s(now))
             else:
                 # A job that is resumed begins at its newest checkpoint, and repeats later epochs.
-                last = state.journal_state.checkpoint.step
+                newest = state.journal_state.checkpoint
+                last = newest.step if newest is not None else 0
                 unscored = [entry for entry in epochs.unscored() if entry["step"] <= last]
         if rest:
             self._scores.ended(rest)

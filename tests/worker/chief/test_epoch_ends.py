@@ -157,3 +157,11 @@ def test_losses_that_workers_report_while_they_stop_are_in_the_history(
     assert not chief.epochs and chief.score() == [23]
     chief.ends.look()
     assert chief.epochs == [(0, 0.0, 23), (1, 1.0, 23)]
+
+
+def test_a_chief_that_stops_before_its_first_checkpoint_notes_nothing(tmp_path: Path) -> None:
+    chief = Chief(tmp_path)
+    chief.report(25)
+    chief.ends.look()
+    chief.stop()
+    assert chief.epochs == []
