@@ -219,7 +219,7 @@ class Exchanger:
             self._name.sequence += 1
         name = pb.PushHeader()
         name.CopyFrom(self._name)
-        submit, order = self._pool.submit, self._order
+        submit, order, self._begun_s = self._pool.submit, self._order, time.monotonic()
         pushes: list[Future[list[_Pushed]]] = []
         pulls: list[Future[float]] = []
         if gradients is not None and pull and self._joined:
@@ -230,7 +230,7 @@ class Exchanger:
             pushes = list(of_shards.values())
             if pull:
                 pulls = [submit(self._pull, shard, name, of_shards.get(shard), ahead) for shard in order]
-        self._begun_s, self._pushes = time.monotonic(), pushes
+        self._pushes = pushes
         return _after([*pushes, *pulls], lambda: self._collect(pulls))
 
     def acknowledged(self, within_s: float) -> Answer | None:
