@@ -40,9 +40,8 @@ class EpochEnds:
         self._noting = threading.Lock()  # held from what an epoch is taken until it is in the history
         scored = {entry["step"]: _metrics(entry) for entry in folder.entries("score")}
         with state.changed:
-            epochs, leases = state.coordinator.epochs, state.coordinator.leases
-            granted = leases.num_granted - leases.num_returned
-            epochs.begin(folder.entries("epoch"), scored, state.coordinator.step, granted)
+            epochs, step = state.coordinator.epochs, state.coordinator.step
+            epochs.begin(folder.entries("epoch"), scored, step)
             if epochs.every and epochs.scored:
                 after = max([epochs.epochs.end(epochs.next) - 1, *scored])
                 state.unscored = [one for one in _written(folder) if one.step > after][-MOST_UNSCORED:]
@@ -78,7 +77,7 @@ class EpochEnds:
             self._is_over = True
 
     def hold(self) -> None:
-        """Notes the epochs that are complete, and none after that: this process is about to stop.
+        """Notes complete epochs, without scores those of the newest checkpoint only: this process is about to stop.
 
         Waits a moment for the reports of their last steps, which workers that stop as well send at once.
         """

@@ -51,16 +51,9 @@ class EpochLog:
     _reported_s: dict[int, float] = field(default_factory=dict)  # worker -> time of its newest report
     _scores: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # by step, in order
     _held: tuple[int, float] = (-1, 0.0)  # limit that a lease waits for, and since when
-    _unreported: int = 0  # positions of steps whose reports were lost before this log began: they are granted again
     _begun: int = 0  # the epoch in which this log began, before which no score is waited for
 
-    def begin(
-        self,
-        entries: Sequence[Mapping[str, Any]],
-        scores: Mapping[int, Mapping[str, float]],
-        step: int,
-        granted: int = 0,
-    ) -> None:
+    def begin(self, entries: Sequence[Mapping[str, Any]], scores: Mapping[int, Mapping[str, float]], step: int) -> None:
         """Continues a job at a step, after `load`: sets `next`, from which on entries of the history are taken back.
 
         These are of epochs that were cut off, or whose checkpoint was not scored yet.
@@ -69,10 +62,8 @@ class EpochLog:
             entries: The epochs in the history, as `take` and the others have yielded them.
             scores: Scores of the job's checkpoints so far, by step.
             step: Steps done.
-            granted: Positions granted so far, over all epochs, without those that were given back.
         """
         self._begun = self.epochs.of(step)
-        self._unreported = max(step * self.epochs.positions_in_step - granted, 0)
         first = min(self._sums, default=self._begun)  # of those before no loss is known
         noted = {entry["epoch"]: entry for entry in entries}
         again = [epoch for epoch in noted if epoch >= first and self._is_provisional(noted[epoch])]
@@ -131,7 +122,7 @@ class EpochLog:
             done = min(done, max(scored, self._begun) + _UNSCORED)
         size, batch = self.epochs.num_positions, self.epochs.positions_in_step
         limit = (done + 1) * size + max(size // 2, (self.num_workers + 1) * batch)
-        if granted + self._unreported < limit:
+        if granted < limit:
             return False
         if self._held[0] != limit:
             self._held = limit, now_s

@@ -209,11 +209,6 @@ class LeaseTable:
         return bool(self._returned)
 
     @property
-    def num_returned(self) -> int:
-        """Positions that were given back and are not granted again."""
-        return sum(lease.num_records for lease in self._returned)
-
-    @property
     def left_in_epoch(self) -> int:
         """Positions of the epoch that the next lease begins in, that were not granted yet."""
         return self.num_records - self._next or self.num_records

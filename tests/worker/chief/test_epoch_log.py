@@ -187,12 +187,6 @@ def test_leases_are_granted_half_an_epoch_ahead_of_checkpoints_and_two_more_of_s
     assert not EpochLog(TEN).must_wait(granted, checkpoint, 1.0)
 
 
-def test_a_resumed_job_waits_for_its_epochs_although_reports_of_its_last_steps_were_lost() -> None:
-    log = EpochLog(TEN, every=True)
-    log.begin([], {}, 55, granted=300)  # 25 steps, which train the next 250 positions again
-    assert not log.must_wait(649 - 250, 55, 1.0) and log.must_wait(650 - 250, 55, 1.0)
-
-
 def test_workers_that_hold_parts_of_batches_still_reach_the_end_of_a_tiny_epoch() -> None:
     """Each of four workers holds up to nine positions, of an epoch of twenty."""
     log = EpochLog(Epochs(20, 10), every=True, num_workers=4)
