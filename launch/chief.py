@@ -206,6 +206,7 @@ def _plan(config: ChiefConfig) -> JobSettings:
         num_steps=job.num_steps,
         checkpoint_every_steps=job.checkpoint_every_steps,
         checkpoint_every_epoch=job.checkpoint_every_epoch,
+        chooses_overlap=job.overlap is None,
         epochs=epochs_of(job),
         max_train_s=job.max_train_s,
         num_records=job.data.num_records,

@@ -29,6 +29,7 @@ from downpour.launch.roles import entry
 from downpour.launch.roles.command_line import Syntax
 from downpour.proto.security import tls
 from downpour.ps.layout import Layout, lay_out
+from downpour.worker.chief.overlap import LEAST_GAIN
 
 SYNTAX = Syntax(
     shown="recipe set seconds_per_step workers gbit spread cores_per_shard core_ms_per_step measure_s mutual_tls",
@@ -85,17 +86,24 @@ def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> Fl
     """Returns a job on a cluster as the `Fleet` that `queueing` simulates."""
     pushes, pulls = demand.calls(layout, job, costs)
     bytes_per_s = cluster.gbit * 1e9 / 8
-    return Fleet(
+    fleet = Fleet(
         num_workers=cluster.num_workers,
         compute_s=cluster.seconds_per_step,
         spread=cluster.spread,
         pushes=pushes,
         pulls=pulls,
-        overlap=job.exchange.overlap,
+        overlap=bool(job.overlap),
         shard_cores=cluster.cores_per_shard,
         shard_bytes_per_s=bytes_per_s,
         worker_bytes_per_s=bytes_per_s,
     )
+    overlapped = replace(fleet, overlap=True)
+    return overlapped if job.overlap is None and _limit(overlapped) > LEAST_GAIN * _limit(fleet) else fleet
+
+
+def _limit(fleet: Fleet) -> float:
+    """Steps a second that workers and shards allow."""
+    return min(fleet.workers_limit(), fleet.shards_limit())
 
 
 def enough_shards(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> Layout | None:

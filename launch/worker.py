@@ -139,7 +139,6 @@ def _exchange(config: WorkerConfig, layout: Layout, reporter: Reporter) -> Excha
         push=BLOCK_CODECS.get(job.exchange.push),
         publish_every=job.publish_every,
         differences=BLOCK_CODECS.get(job.exchange.pull),
-        overlap=job.exchange.overlap,
         worker=config.index,
         incarnation=reporter.incarnation,
         give_up_after_s=job.exchange.give_up_after_s,
@@ -189,12 +188,13 @@ class _Worker:
 
 
 def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _Worker) -> None:
-    from downpour.worker.step.assigned import share
+    from downpour.worker.step.assigned import has_assigned, share
     from downpour.worker.step.step import StepResult, TrainingStep
 
     sparse = isinstance(job.cadence, EveryStep) and not isinstance(job.staleness, Compensate)
     wire = step_codec(job.cadence, exchange.wire)
-    part = share(job.cluster.most_workers, overlap=job.exchange.overlap)
+    overlap = False if job.overlap is None and has_assigned(model) else job.overlap  # it is part of their differences
+    part = share(job.cluster.most_workers, overlap=bool(overlap))
     compiled = TrainingStep(model, job.loss, layout, wire, job.clip, sparse=sparse, share=part)
     reporter = worker.reporter
 
@@ -221,7 +221,7 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _W
                         batches,
                         reporter,
                         num_steps=job.num_steps,
-                        overlap=job.exchange.overlap,
+                        overlap=overlap,
                         cadence=job.cadence,
                         leaving=worker.leaving,
                         check_position=leases.check,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from absl import logging
 
@@ -20,7 +20,8 @@ from downpour.model.data.nests import num_examples
 from downpour.model.data.prefetch import Prefetch
 from downpour.proto.errors import JobFailed
 from downpour.worker.exchange.cadence import Cadence, EveryStep
-from downpour.worker.exchange.exchange import Answer, Exchanger, Gradients, Parameters
+from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
+from downpour.worker.exchange.overlap import Exchanges
 from downpour.worker.exchange.replica import contribution
 from downpour.worker.reporter import Reporter
 from downpour.worker.step import loss_scale
@@ -33,7 +34,6 @@ Step = Callable[..., "StepResult"]  # of parameters and the parts of a batch
 
 _EVERY_STEP = EveryStep()
 _NEVER: Future[None] = Future()
-_ACKNOWLEDGED_WITHIN_S = 4.0  # deadline of a push in flight when the worker is asked to stop
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
     reporter: Reporter,
     *,
     num_steps: int,
-    overlap: bool,
+    overlap: bool | None,
     cadence: Cadence = _EVERY_STEP,
     leaving: Future[None] = _NEVER,
     check_position: Callable[[int], None] = lambda position: None,
@@ -52,7 +52,7 @@ def train(
 
     Without overlap a step is pull, compute, push in sequence. With overlap the exchange of the last
     gradients and the next parameters runs while a batch is computed, so a step works with parameters that
-    lack this worker's own last gradient: one step of staleness more.
+    lack this worker's own last gradient: one step of staleness more. See `downpour.worker.exchange.overlap`.
 
     A step that overflows under loss scaling is skipped: the next batch is computed with the same parameters, and the
     cadence does not count it.
@@ -68,7 +68,7 @@ def train(
             which has ended when this function returns; closed by the caller.
         reporter: Counts what was computed and exchanged, and the position that the acknowledged pushes reach.
         num_steps: Version at which training ends.
-        overlap: Whether the exchange runs while a batch is computed.
+        overlap: Whether the exchange runs while a batch is computed; None: as the chief decides, `reporter.overlap`.
         cadence: When to push and when to fetch, counted in batches.
         leaving: Done when this worker is asked to stop.
         check_position: Called with the batches' position before each is trained on; raises if it is beyond the leases.
@@ -78,8 +78,8 @@ def train(
         JobFailed: The loss or a gradient is not finite, and no smaller loss scale can mend it. Nothing of that step has
             been pushed.
     """
-    mine, exchanges = contribution(cadence, exchange.wire), _Exchanges(exchange, reporter, leaving)
-    answer = exchanges.begin(overlap=overlap)
+    mine, exchanges = contribution(cadence, exchange.wire), Exchanges(exchange, reporter, leaving, overlap)
+    answer = exchanges.begin()
     if answer is None or answer.parameters is None:
         return
     mine.fetched(answer.parameters)
@@ -106,61 +106,6 @@ def train(
             answer = latest
             if answer.parameters is not None:
                 mine.fetched(answer.parameters)
-
-
-class _Exchanges:
-    """The exchanges of a training loop, each between two steps or, with overlap, in flight during the next step.
-
-    Args:
-        exchange: This worker's exchange with the shards.
-        reporter: Counts the answered exchanges.
-        leaving: Done when this worker is asked to stop; from then on only a push in flight is waited for.
-    """
-
-    def __init__(self, exchange: Exchanger, reporter: Reporter, leaving: Future[None]) -> None:
-        self._exchange, self._reporter, self._leaving = exchange, reporter, leaving
-        self._ahead: Future[Answer] | None = None  # in flight during a step
-        self._sent = 0  # position that its push reaches
-
-    def begin(self, *, overlap: bool) -> Answer | None:
-        """Pulls the first parameters; with overlap, starts the pull for the second step."""
-        answer = self._answer(self._exchange.start())
-        if overlap and answer is not None and answer.parameters is not None:
-            self._ahead = self._exchange.start(ahead=True)
-        return answer
-
-    def next(self, gathered: Gradients | None, *, pull: bool, position: int) -> Answer | None:
-        """Pushes what was gathered, if anything, and pulls.
-
-        Args:
-            gathered: What to push.
-            pull: Whether to pull after it; with overlap there is always a pull.
-            position: Position of the leases that the push reaches.
-
-        Returns:
-            The answer or, with overlap, that of the exchange before. None if this worker is asked to stop before.
-        """
-        if self._ahead is None:
-            latest, reaches = self._answer(self._exchange.start(gathered, pull=pull)), position
-        else:
-            latest, reaches = self._answer(self._ahead), self._sent
-            self._ahead = None  # its answer is taken, whatever the next start does
-            if not self._leaving.done():
-                self._ahead, self._sent = self._exchange.start(gathered, ahead=True), position
-        if latest is not None:
-            self._reporter.exchanged(latest, reaches)
-        return latest
-
-    def close(self) -> None:
-        """Waits for the exchange in flight, if any."""
-        if self._ahead is not None and (latest := self._answer(self._ahead)):
-            self._reporter.exchanged(latest, self._sent)
-
-    def _answer(self, under_way: Future[Answer]) -> Answer | None:
-        """Returns the answer of an exchange; if `leaving` is done first, that of its push alone, or None."""
-        either: list[Future[Any]] = [under_way, self._leaving]
-        wait(either, return_when=FIRST_COMPLETED)
-        return under_way.result() if under_way.done() else self._exchange.acknowledged(_ACKNOWLEDGED_WITHIN_S)
 
 
 def _compute(step: Step, parameters: Parameters, batch: Batch, reporter: Reporter) -> Gradients | None:

@@ -22,9 +22,11 @@ from downpour.proto.chief_pb2 import EpochSums, RegisterRequest, WorkerReport
 from downpour.proto.errors import DownpourError, Unreachable
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Answer
+from downpour.worker.exchange.overlap import Course
 
 _EVERY_S = 1.0
 _LOOK_EVERY_S = 0.1
+_LATE_S = 0.001  # that the loop waits for an exchange in flight, from which it counts as late
 
 
 class Reporter:
@@ -41,6 +43,7 @@ class Reporter:
         incarnation: Incarnation of this process, assigned by the chief.
         job_id: Id of the job whose parameters the shards must hold.
         stop: Set when the chief ends training or refuses this worker.
+        overlap: Whether exchanges should run while a batch is computed, as the chief has answered last.
 
     Raises:
         LayoutMismatch: The chief runs another job.
@@ -56,6 +59,7 @@ class Reporter:
         epochs: Epochs | None = None,
     ) -> None:
         self.stop = threading.Event()
+        self.overlap = False
         self._chief = chief
         self._worker = worker
         self._epochs = epochs
@@ -98,15 +102,21 @@ class Reporter:
         with self._lock:
             self._totals.steps_skipped += 1
 
-    def exchanged(self, answer: Answer, records_done: int) -> None:
+    def exchanged(self, answer: Answer, records_done: int, course: Course) -> None:
         """Counts an answered exchange.
 
         Args:
             answer: Result of the exchange.
             records_done: Positions of this worker's leases up to the end of what it pushed, if it pushed.
+            course: What it meant for the loop.
         """
         with self._lock:
             totals = self._totals
+            totals.wait_seconds += course.waited_s
+            totals.exchanges_ahead += course.ahead
+            totals.pulls_late += course.ahead and course.waited_s > _LATE_S
+            totals.staleness_own_sum += course.own
+            totals.staleness_early_sum += course.early
             seen = totals.versions or [0] * len(answer.versions)
             totals.versions[:] = [max(pair) for pair in zip(seen, answer.versions, strict=True)]
             totals.version = max(totals.version, *answer.versions)
@@ -196,7 +206,9 @@ class Reporter:
             sent_s = now
             report = self._report()
             try:
-                if self._chief.report(report):
+                reply = self._chief.report(report)
+                self.overlap = reply.overlap
+                if reply.stop:
                     self.stop.set()
                 self._sent(report)
             except DownpourError as error:

@@ -19,7 +19,7 @@ from downpour.ps.rules import KerasAdam
 from downpour.ps.schedules import KerasCosine
 
 NUM_USERS, NUM_FILMS, WIDTH = 671, 9066, 16
-NUM_TRAIN, BATCH, EPOCHS = 90_000, 128, 4
+NUM_TRAIN, BATCH, EPOCHS = 90_000, 128, 6
 STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 

@@ -18,7 +18,7 @@ from downpour.ps.schedules import KerasCosine
 NUMBERS = ("carat", "depth", "table", "price", "x", "y", "z")
 WORDS = {"color": tuple("DEFGHIJ"), "clarity": ("I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF")}
 CUTS = ("Fair", "Good", "Very Good", "Premium", "Ideal")
-NUM_TRAIN, BATCH, EPOCHS = 43_152, 256, 12
+NUM_TRAIN, BATCH, EPOCHS = 43_152, 256, 20
 STEPS = EPOCHS * NUM_TRAIN // BATCH
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from downpour.launch.job import fields
 from downpour.model.data import Dataset
@@ -108,8 +108,10 @@ class Exchange:
             fewer bytes, and the coarser the differences. A worker that pulls less often than publications are made is
             sent whole ones, which are more bytes than live pulls.
         factors: Push the gradient of a large dense layer as its two factors, where that takes less than half the bytes.
-        overlap: Pull the next parameters and push the last gradients while a batch is computed. Costs one
-            step of staleness, which the staleness counters include.
+        overlap: Whether the next parameters are pulled and the last gradients pushed while a batch is computed. That
+            costs one step of staleness, so with `auto` the chief lets workers do it only while it makes the steps of
+            all of them at least 3 % shorter, which it tries (`downpour.worker.chief.overlap`); never where pace or
+            cadence do not permit it.
         give_up_after_s: Seconds without an answer from a shard or chief after which the process ends.
     """
 
@@ -118,7 +120,7 @@ class Exchange:
     pull: str = "live"
     publish_every: int = 0
     factors: bool = True
-    overlap: bool = True
+    overlap: bool | Literal["auto"] = "auto"
     give_up_after_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -131,6 +133,8 @@ class Exchange:
             raise ValueError(f"exchange.pull is {self.pull!r}; accepted are 'live', 'int8' and 'int4'")
         if self.pull != "live" and self.codec != "bfloat16":
             raise ValueError(f"exchange.pull={self.pull!r} needs exchange.codec='bfloat16', not {self.codec!r}")
+        if not isinstance(self.overlap, bool) and self.overlap != "auto":
+            raise ValueError(f"exchange.overlap is {self.overlap!r}; accepted are True, False and 'auto'")
         _at_least("exchange.publish_every", self.publish_every, 0)
         if not self.give_up_after_s > 0:
             raise ValueError(f"exchange.give_up_after_s is {self.give_up_after_s}; give a number of seconds above 0")
@@ -223,8 +227,8 @@ class Job:
     def __post_init__(self) -> None:
         fields.check_numbers("", self)
         fields.check_objects(self, {**_CHOICES, "cluster": {"Cluster": Cluster}, "exchange": {"Exchange": Exchange}})
-        pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.exchange.overlap)
-        cadence.check(self.cadence, overlap=self.exchange.overlap)
+        pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.overlap is True)
+        cadence.check(self.cadence, overlap=self.overlap is True)
         kinds.check(self.callbacks)
         fields.check_sets("validation_sets", self.validation_sets)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
@@ -245,6 +249,13 @@ class Job:
             raise ValueError("evaluate_average is True without an average; give `average`, for example Polyak(0.999)")
         if not self.max_train_s > 0:
             raise ValueError(f"max_train_s is {self.max_train_s}; give a number of seconds above 0")
+
+    @property
+    def overlap(self) -> bool | None:
+        """Whether workers overlap the exchange with computing; None if the chief decides during training."""
+        if self.exchange.overlap != "auto":
+            return self.exchange.overlap
+        return None if pace.permits_overlap(self.pace) and cadence.permits_overlap(self.cadence) else False
 
     @property
     def publish_every(self) -> int:

@@ -7,7 +7,7 @@ The chief appends one JSON object per line: `{"kind": "loss", "step", "seconds",
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,13 +70,27 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]
 
 
+def step_words(seconds: Mapping[str, float]) -> str:
+    """Seconds of a worker's step, and of its parts: `0.130 (input 0.001, compute 0.120, wait 0.009: pull ...)`."""
+    if "wait" not in seconds:  # of a run by an earlier version, in which all parts follow each other
+        return f"{sum(seconds.values()):.3f} ({_parts(seconds, seconds)})"
+    total = sum(seconds[part] for part in ("input", "compute", "wait"))
+    return (
+        f"{total:.3f} ({_parts(seconds, ('input', 'compute'))}, waiting {seconds['wait']:.3f} for an exchange of "
+        f"{_parts(seconds, ('push', 'pull'))})"
+    )
+
+
+def _parts(seconds: Mapping[str, float], names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {seconds[name]:.3f}" for name in names)
+
+
 def cost_table(summary: Mapping[str, Any]) -> str:
     """Table of the costs of a step and a process; rows that the summary has no numbers for are left out."""
     rows = []
     seconds = summary.get("seconds_per_step")
     if seconds:
-        parts = ", ".join(f"{part} {value:.3f}" for part, value in seconds.items())
-        rows.append(("seconds a step in one worker", f"{sum(seconds.values()):.3f} ({parts})"))
+        rows.append(("seconds a step in one worker", step_words(seconds)))
     if summary.get("bytes_per_step"):
         rows.append(("MB moved a step", f"{summary['bytes_per_step'] / 1e6:.1f}"))
     for key, name in (("peak_pss_mb", "peak memory (PSS), MB"), ("peak_rss_mb", "peak memory (RSS), MB")):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from downpour.launch.observe.report import step_words
+
 _MOST_ROWS = 20  # of workers, and of shards
 _LABEL = 12  # columns
 _MB = 1e6
@@ -56,8 +58,7 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "held-out", f"{scores} (step {status['score_step']})" if scores else ""
     yield "speed", _speed(status)
     seconds = status.get("seconds_per_step") or {}
-    parts = ", ".join(f"{part} {value:.3f}" for part, value in seconds.items())
-    yield "a step", f"{sum(seconds.values()):.3f} s of a worker: {parts}" if seconds else ""
+    yield "a step", f"{step_words(seconds)} s of a worker" if seconds else ""
     yield "memory", ", ".join(f"{role} {size:.0f} MB" for role, size in (status.get("peak_pss_mb") or {}).items())
     saved = status.get("checkpoint")
     yield "checkpoint", f"step {saved['step']}, {saved['directory']}" if saved else ""

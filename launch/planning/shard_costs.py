@@ -144,7 +144,7 @@ class _Client:
         wire = codec.CODECS[job.exchange.codec]
         self._client = ShardClient(shard, address, layout, _TIMEOUT_S, security)
         self._packer = Packer(layout, shard, wire, codec.BLOCK_CODECS.get(job.exchange.push, wire))
-        self._pulled = Pulled(layout, shard, wire, keep=job.exchange.overlap, differences=bool(job.publish_every))
+        self._pulled = Pulled(layout, shard, wire, differences=bool(job.publish_every))
         self._header = pb.PushHeader(fingerprint=layout.fingerprint, worker=index, incarnation=1)
         self._request = pb.PullRequest(
             fingerprint=layout.fingerprint,

@@ -60,6 +60,6 @@ def job() -> Job:
         slicing=(Slicing("head/*", num_slices=50),),
         weight_decay=1e-4,
         cluster=Cluster(num_ps=17, num_workers=50),
-        exchange=Exchange(codec="float32", overlap=True, give_up_after_s=600.0),
+        exchange=Exchange(codec="float32", give_up_after_s=600.0),
         checkpoint_every_steps=50_000,
     )

@@ -37,6 +37,6 @@ def job() -> Job:
         slicing=(Slicing("head/*", num_slices=50),),
         weight_decay=1e-4,
         cluster=Cluster(num_ps=17, num_workers=2),
-        exchange=Exchange(codec="bfloat16", overlap=True, give_up_after_s=300.0),
+        exchange=Exchange(codec="bfloat16", give_up_after_s=300.0),
         checkpoint_every_steps=1000,
     )

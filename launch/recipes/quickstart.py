@@ -41,6 +41,6 @@ def job() -> Job:
         slicing=(Slicing("head/*", num_slices=50),),
         weight_decay=1e-4,
         cluster=Cluster(num_ps=17, num_workers=2, threads_per_worker=1),
-        exchange=Exchange(codec="bfloat16", overlap=True),
+        exchange=Exchange(codec="bfloat16"),
         checkpoint_every_steps=100,
     )

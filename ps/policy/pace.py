@@ -70,6 +70,11 @@ Mode = Async | Bounded | Sync
 BY_NAME: dict[str, type] = {mode.__name__: mode for mode in (Async, Bounded, Sync)}
 
 
+def permits_overlap(mode: Mode) -> bool:
+    """Whether a pull may be required to end before the push before it begins."""
+    return not isinstance(mode, Sync) and not (isinstance(mode, Bounded) and mode.lead < 1)
+
+
 def check(mode: Mode, num_workers: int, most_workers: int, *, overlap: bool) -> None:
     """Raises `ValueError` for a mode that `num_workers` workers, growing to at most `most_workers`, cannot run."""
     if isinstance(mode, Bounded) and overlap and mode.lead < 1:

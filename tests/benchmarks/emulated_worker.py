@@ -95,7 +95,6 @@ class EmulatedWorker:
             push=codec.BLOCK_CODECS.get(settings.push),
             publish_every=0 if settings.pull == "live" else settings.publish_every,
             differences=codec.BLOCK_CODECS.get(settings.pull),
-            overlap=False,
             give_up_after_s=settings.give_up_after_s,
             security=security,
         )

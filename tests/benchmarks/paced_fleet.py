@@ -127,7 +127,7 @@ class _Totals:
 
     def read(self, counts: RecordCounts, input_s: float) -> None: ...
 
-    def exchanged(self, answer: Any, records_done: int) -> None:
+    def exchanged(self, answer: Any, records_done: int, course: Any) -> None:
         with self._lock:
             self.pushes += answer.acknowledged
             self.num_bytes += answer.bytes_pushed + answer.bytes_pulled
@@ -187,7 +187,7 @@ class Fleet:
         settings = method.exchange
         exchange = Exchanger(
             addresses, self._layout, wire=codec.CODECS[settings.codec], worker=index, incarnation=1,
-            give_up_after_s=_GIVE_UP_S, send_base=isinstance(method.staleness, Compensate), overlap=settings.overlap,
+            give_up_after_s=_GIVE_UP_S, send_base=isinstance(method.staleness, Compensate),
             push=codec.BLOCK_CODECS.get(settings.push), differences=codec.BLOCK_CODECS.get(settings.pull),
             publish_every=settings.publish_every,
         )  # fmt: skip

@@ -233,9 +233,7 @@ def train_through_shards(drawn: Drawn, before: dict[str, np.ndarray], names: fro
 def _train(
     drawn: Drawn, step: TrainingStep, layout: Layout, addresses: list[str], names: frozenset[str]
 ) -> list[float]:
-    exchange = Exchanger(
-        addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, overlap=False, give_up_after_s=60
-    )
+    exchange = Exchanger(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=60)
     losses: list[float] = []
     try:
         answer = exchange.start().result()

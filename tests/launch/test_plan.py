@@ -83,7 +83,7 @@ def test_bytes_are_those_of_a_real_exchange(mode: str, shards: ShardProcesses) -
     addresses = shards.start(2)
     initialize(addresses, layout, shape.initial_values(layout), job.rule, job.schedule)
     exchange = Exchanger(
-        addresses, layout, wire=codec.CODECS[job.exchange.codec], worker=0, incarnation=1, overlap=False,
+        addresses, layout, wire=codec.CODECS[job.exchange.codec], worker=0, incarnation=1,
         push=codec.BLOCK_CODECS.get(job.exchange.push), differences=codec.BLOCK_CODECS.get(job.exchange.pull),
         publish_every=job.publish_every, give_up_after_s=30,
     )  # fmt: skip

@@ -85,7 +85,7 @@ def trace(job: Job, shards: ShardProcesses) -> list[float]:
         leases = forever(job.data.num_records, 4 * job.batch_size)
         with job.data.training(batch_size=job.batch_size, seed=job.seed, leases=leases) as batches:
             step = TrainingStep(model, job.loss, layout)
-            train(step, exchange, batches, recorder, num_steps=job.num_steps, overlap=job.exchange.overlap)
+            train(step, exchange, batches, recorder, num_steps=job.num_steps, overlap=job.overlap)
     finally:
         exchange.close()
     losses: list[float] = recorder.losses

@@ -253,7 +253,11 @@ def test_own_gradient_is_one_step_stale_with_overlap_and_fresh_without(cluster: 
     chief = cluster.run_chief()
     cluster.work(0, overlap=True, num_steps=15)
     cluster.work(0, overlap=False, num_steps=30)
-    assert 0.4 < chief.result()["staleness_mean"] < 0.6
+    summary = chief.result()
+    assert 0.4 < summary["staleness_mean"] < 0.6
+    by_cause = summary["staleness_by_cause"]
+    assert by_cause == {"own_push": summary["staleness_mean"], "others_before_step": 0, "others_during_step": 0}
+    assert 14 <= summary["exchanges_ahead"] <= 16 and summary["seconds_per_step"]["wait"] > 0
 
 
 def test_a_loss_that_is_not_finite_ends_the_job_and_keeps_the_state_before(cluster: Cluster) -> None:

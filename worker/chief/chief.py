@@ -200,6 +200,8 @@ class Chief:
                 now = time.monotonic()
                 rate = coordinator.progress(now).examples_per_second
                 over = coordinator.should_stop(now)
+                if self._settings.chooses_overlap:
+                    state.overlap.look(coordinator, now)
                 step, loss = coordinator.step, coordinator.reports.recent_loss()
                 seconds = coordinator.time.train_s(now)
                 due = coordinator.checkpoint_due()

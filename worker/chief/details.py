@@ -5,15 +5,13 @@ Called with the chief's lock held; `downpour status` calls it with what a journa
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.journal_state import JournalState
-
-PARTS = ("input", "pull", "compute", "push")  # of a step
+from downpour.worker.chief.summary import seconds_per_step
 
 ShardAnswer = tuple[str, ps_pb.StatusReply | None]  # address, and None while it does not answer
 
@@ -32,7 +30,7 @@ def details(
     """
     coordinator = known.coordinator
     reports = coordinator.reports
-    seconds = {part: reports.mean(operator.attrgetter(f"{part}_seconds")) for part in PARTS}
+    seconds = seconds_per_step(reports)
     counts = {
         "updates_lost": sum(loss.updates for loss in known.losses),
         "shards_restored": len(known.losses),

@@ -99,6 +99,10 @@ class Membership:
         """Workers (index, incarnation) that have finished or are lost."""
         return [(index, worker.incarnation) for index, worker in self._workers.items() if self._is_gone(worker, now_s)]
 
+    def running(self, now_s: float) -> list[tuple[int, int]]:
+        """Workers (index, incarnation) that have registered and are not gone."""
+        return [(i, worker.incarnation) for i, worker in self._workers.items() if not self._is_gone(worker, now_s)]
+
     def absent(self, now_s: float) -> list[tuple[int, int]]:
         """Workers (index, incarnation) that have finished, are lost, or did not register within `lease_s` (0)."""
         gone = self.gone(now_s)

@@ -52,7 +52,7 @@ class Service(chief_pb2_grpc.ChiefServicer):
             state.ready()
             stop = state.coordinator.report(request, time.monotonic())
             state.changed.notify_all()
-        return pb.ReportReply(stop=stop)
+        return pb.ReportReply(stop=stop, overlap=state.overlap.overlaps)
 
     def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
         """See `downpour/proto/chief.proto`."""

@@ -45,6 +45,7 @@ class JobSettings:
         callbacks: What happens when checkpoints are written and scored.
         epochs: Which steps make an epoch; by default there is one that never ends.
         checkpoint_every_epoch: Whether every epoch ends with a checkpoint, which the evaluator scores.
+        chooses_overlap: Whether the chief decides if workers overlap.
     """
 
     recipe: str
@@ -74,6 +75,7 @@ class JobSettings:
     callbacks: tuple[Callback, ...] = ()
     epochs: Epochs = ENDLESS
     checkpoint_every_epoch: bool = False
+    chooses_overlap: bool = False
 
     def check_job(self, who: str, theirs: Mapping[str, str]) -> None:
         """Raises `LayoutMismatch` with the first field in which the job of another process differs from this job."""

@@ -22,6 +22,7 @@ from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.membership import Membership
+from downpour.worker.chief.overlap import OverlapChoice
 from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.training_time import TrainingTime
@@ -47,6 +48,7 @@ class JobState:
         phase: Phase of the job.
         unscored: Checkpoints of epochs that wait for the evaluator, by step.
         lease_waits: Whether a worker waits for a lease until an epoch has its checkpoint; set by the service.
+        overlap: Whether workers overlap, where the job leaves it open; only then updated.
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
         shards: Address of every shard and its newest answer, None while it does not answer; none before the first look.
     """
@@ -76,6 +78,7 @@ class JobState:
         self.fingerprint = b""
         self.job_id = ""
         self.phase = pb.ProgressReply.STATE_PREPARING
+        self.overlap = OverlapChoice()
         self.evaluator_heard_s: float | None = None
         self.shards: Sequence[tuple[str, ps_pb.StatusReply | None]] = ()
         self._job = settings.description.get("job")

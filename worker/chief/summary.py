@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from downpour.proto import chief_pb2 as pb
 from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
+from downpour.worker.chief.reports import Reports
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Loss
 
@@ -52,6 +54,7 @@ def summary(
         "loss": coordinator.reports.recent_loss(),
         **score.metrics,
         "staleness_mean": round(coordinator.reports.mean(lambda r: r.staleness_sum), 3),
+        "staleness_by_cause": staleness_by_cause(coordinator.reports),
         "staleness_histogram": _histogram(statuses),
         "pushes_acknowledged": int(coordinator.reports.total(lambda r: r.pushes_acknowledged)),
         "pushes_applied_min": min(status.pushes for status in statuses),
@@ -59,18 +62,35 @@ def summary(
         "steps_skipped": int(coordinator.reports.total(lambda r: r.steps_skipped)),
         "pushes_dropped": int(coordinator.reports.total(lambda r: r.pushes_dropped)),
         "pushes_refused": sum(status.pushes_refused for status in statuses),
-        "seconds_per_step": {
-            "input": round(coordinator.reports.mean(lambda r: r.input_seconds), 4),
-            "pull": round(coordinator.reports.mean(lambda r: r.pull_seconds), 4),
-            "compute": round(coordinator.reports.mean(lambda r: r.compute_seconds), 4),
-            "push": round(coordinator.reports.mean(lambda r: r.push_seconds), 4),
-        },
+        "seconds_per_step": {part: round(value, 4) for part, value in seconds_per_step(coordinator.reports).items()},
+        "exchanges_ahead": int(coordinator.reports.total(lambda r: r.exchanges_ahead)),
+        "pulls_late": int(coordinator.reports.total(lambda r: r.pulls_late)),
         "bytes_per_step": int(coordinator.reports.mean(lambda r: r.bytes_pulled + r.bytes_pushed)),
         "epochs": round(coordinator.leases.epochs, 4),
         "records_repeated": coordinator.leases.records_repeated,
         "records_skipped": int(coordinator.reports.total(lambda r: r.records_skipped)) + score.records_skipped,
         "skipped_examples": coordinator.reports.skipped_examples() + list(score.skipped_examples),
         "updates_lost": _updates_lost(losses, statuses),
+    }
+
+
+def seconds_per_step(reports: Reports) -> dict[str, float]:
+    """Mean seconds of a worker's step, by part.
+
+    A step lasts `input` + `compute` + `wait`, which is what the loop waited for exchanges. `pull` and `push` are what
+    the exchange took, of which some is not waited for where it overlaps.
+    """
+    parts = ("input", "pull", "compute", "push", "wait")
+    return {part: reports.mean(operator.attrgetter(f"{part}_seconds")) for part in parts}
+
+
+def staleness_by_cause(reports: Reports) -> dict[str, float]:
+    """Mean staleness of a push, by cause; see `downpour.worker.exchange.overlap.Course`."""
+    own, early = reports.mean(lambda r: r.staleness_own_sum), reports.mean(lambda r: r.staleness_early_sum)
+    return {
+        "own_push": round(own, 3),
+        "others_before_step": round(early, 3),
+        "others_during_step": round(reports.mean(lambda r: r.staleness_sum) - own - early, 3),
     }
 
 

@@ -102,9 +102,14 @@ class LocalSteps:
 BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (EveryStep, Accumulate, Downpour, LocalSteps)}
 
 
+def permits_overlap(cadence: Cadence) -> bool:
+    """Whether the exchange may run while a batch is computed."""
+    return isinstance(cadence, EveryStep | Accumulate)
+
+
 def check(cadence: Cadence, *, overlap: bool) -> None:
     """Raises `ValueError` for a cadence that cannot be overlapped with the exchange."""
-    if overlap and not isinstance(cadence, EveryStep | Accumulate):
+    if overlap and not permits_overlap(cadence):
         raise ValueError(
             f"cadence: {type(cadence).__name__} needs exchange.overlap=False; parameters pulled ahead would lack the "
             "updates of the worker's own copy"

@@ -245,10 +245,9 @@ class ChiefClient:
         """
         return self._call(self._stub.Register, request)
 
-    def report(self, report: chief_pb2.WorkerReport) -> bool:
-        """Sends a worker's totals; returns whether it should stop."""
-        reply: chief_pb2.ReportReply = self._call(self._stub.Report, report)
-        return reply.stop
+    def report(self, report: chief_pb2.WorkerReport) -> chief_pb2.ReportReply:
+        """Sends a worker's totals; returns what it should do."""
+        return self._call(self._stub.Report, report)
 
     def lease(self, worker: int, incarnation: int, number: int) -> Lease:
         """Requests the next positions to train on, for an incarnation that has received `number` leases.

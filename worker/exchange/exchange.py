@@ -9,6 +9,7 @@ No TensorFlow here.
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -34,6 +35,9 @@ _MAX_CALLS = 4
 # Elements of the largest shard up to which one thread makes all calls of a step at a time, a push and a pull in each:
 # what was sent and is not read yet fits the sockets' buffers, and threads would cost more than they gain.
 _MOST_JOINED = 1 << 18
+
+# Delay of a pull from which it is a call of its own, where else a push and a pull would be one.
+_LONG_S = 0.01
 
 
 # Of one factored variable: x [rows, inputs] and a shard's columns of d [rows, outputs], both in the wire dtype.
@@ -90,9 +94,12 @@ class Answer:
         dropped: Whether a shard has dropped some or all of it.
         staleness: Mean staleness over the shards, in pushes.
         push_s: Seconds until the last shard had acknowledged the push.
-        pull_s: Seconds from then until the last pull ended; pulls that ended before do not count.
+        pull_s: Seconds from then, or from the time up to which the pulls were delayed, until the last pull ended; pulls
+            that ended before do not count.
         bytes_pushed: Sum over all shards.
         bytes_pulled: Sum over all shards.
+        begun_s: Moment of `time.monotonic()` at which the exchange was started.
+        read_s: Moment at which the first pull began; of the last acknowledgement if that was one call. 0 without.
     """
 
     parameters: Parameters | None
@@ -104,6 +111,16 @@ class Answer:
     pull_s: float
     bytes_pushed: int
     bytes_pulled: int
+    begun_s: float = 0.0
+    read_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Due:
+    """When pulls begin: at `at_s` of `time.monotonic()`, or when `now` is set."""
+
+    at_s: float
+    now: threading.Event
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,6 @@ class Exchanger:
         publish_every: Not 0: pull differences to publications, of which there is a new one after so many pushes of all
             workers together (`downpour.ps.shard.publication`). 0: pull the vector itself.
         differences: Codec of these differences, INT8 or INT4.
-        overlap: Whether parameters are in use while the next pull is in flight, which takes twice the memory.
         send_base: Whether pushes carry `Gradients.base`.
         joined: Whether a push and the pull after it may be one call: where no pull waits for other workers.
         give_up_after_s: See `ShardClient`.
@@ -154,7 +170,6 @@ class Exchanger:
         push: pb.Codec | None = None,
         publish_every: int = 0,
         differences: pb.Codec | None = None,
-        overlap: bool = True,
         send_base: bool = False,
         joined: bool = False,
         security: Security = PLAIN,
@@ -178,9 +193,8 @@ class Exchanger:
         # Workers begin with different shards, so that their calls do not all queue at the same one.
         self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
         self._begun_s, self._pushes = 0.0, list[Future[list[_Pushed]]]()  # of the exchange that was begun last
-        self._pulled = [
-            Pulled(layout, i, wire, keep=overlap, differences=bool(publish_every)) for i in range(len(addresses))
-        ]
+        self._now = threading.Event()  # set when its pulls are no longer to be delayed
+        self._pulled = [Pulled(layout, i, wire, differences=bool(publish_every)) for i in range(len(addresses))]
 
     def connect(self) -> None:
         """Waits until every shard is ready, and compares index, layout and job.
@@ -201,7 +215,9 @@ class Exchanger:
         for client in self._clients:
             client.close()
 
-    def start(self, gradients: Gradients | None = None, *, pull: bool = True, ahead: bool = False) -> Future[Answer]:
+    def start(
+        self, gradients: Gradients | None = None, *, pull: bool = True, ahead: bool = False, delay_s: float = 0.0
+    ) -> Future[Answer]:
         """Starts a push of `gradients` (if any), followed by a pull (if `pull`).
 
         Pushes of one worker are numbered here, so this is called from one thread, and again only once the
@@ -210,7 +226,9 @@ class Exchanger:
         Args:
             gradients: What to push.
             pull: Whether to pull after it.
-            ahead: Whether this worker pushes once more before the step that the pulled parameters are for.
+            ahead: Whether this worker pushes once more before the step that the pulled parameters are for. Then those
+                of the pull before stay as they are, which from the first time on takes twice the memory.
+            delay_s: Seconds from now before which no pull begins, unless `hurry` is called.
 
         Returns:
             A future that gives the answer or raises.
@@ -220,18 +238,26 @@ class Exchanger:
         name = pb.PushHeader()
         name.CopyFrom(self._name)
         submit, order, self._begun_s = self._pool.submit, self._order, time.monotonic()
+        self._now = threading.Event()
+        for pulled in self._pulled if ahead else ():
+            pulled.keep()
         pushes: list[Future[list[_Pushed]]] = []
-        pulls: list[Future[float]] = []
-        if gradients is not None and pull and self._joined:
+        pulls: list[Future[tuple[float, float]]] = []
+        if gradients is not None and pull and self._joined and delay_s < _LONG_S:
             pushes = [submit(self._push_pull, name, gradients, ahead)]
         else:
             # All pushes are queued first: they do not depend on other workers; a pull may block on others' pushes.
             of_shards = {} if gradients is None else {s: submit(self._push, s, name, gradients) for s in order}
             pushes = list(of_shards.values())
             if pull:
-                pulls = [submit(self._pull, shard, name, of_shards.get(shard), ahead) for shard in order]
+                due = _Due(self._begun_s + delay_s, self._now)
+                pulls = [submit(self._pull, shard, name, of_shards.get(shard), ahead, due) for shard in order]
         self._pushes = pushes
         return _after([*pushes, *pulls], lambda: self._collect(pulls))
+
+    def hurry(self) -> None:
+        """Begins the pulls of the exchange started last, if they are delayed."""
+        self._now.set()
 
     def acknowledged(self, within_s: float) -> Answer | None:
         """Returns the answer of the push started last, without the pull that follows it.
@@ -272,14 +298,18 @@ class Exchanger:
             return header, self._row_packers[shard].pack(*mine, gradients.rows, base)
         return header, self._packers[shard].pack(*mine, base)
 
-    def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[Any] | None, ahead: bool) -> float:
-        """Pulls from one shard, after the push to it; returns the time at which the pull ended."""
+    def _pull(
+        self, shard: int, name: pb.PushHeader, pushed: Future[Any] | None, ahead: bool, due: _Due
+    ) -> tuple[float, float]:
+        """Pulls from one shard, after the push to it; returns the times at which the pull began and ended."""
         if pushed:
             pushed.result()
+        due.now.wait(max(0.0, due.at_s - time.monotonic()))
+        begun = time.monotonic()
         request = self._request(name, ahead)
         request.fingerprint = name.fingerprint
         self._clients[shard].pull(request, self._pulled[shard])
-        return time.monotonic()
+        return begun, time.monotonic()
 
     def _request(self, name: pb.PushHeader, ahead: bool) -> pb.PullRequest:
         return pb.PullRequest(
@@ -291,15 +321,17 @@ class Exchanger:
             differences=self._differences,
         )
 
-    def _collect(self, pulls: list[Future[float]]) -> Answer:
+    def _collect(self, pulls: list[Future[tuple[float, float]]]) -> Answer:
         """Returns the answer of the pushes and of pulls, all of which are done; raises what the first failed raised."""
         pushed = [one for push in self._pushes for one in push.result()]
         pushed_at = max((push.ended for push in pushed), default=self._begun_s)
-        ended = [*(pull.result() for pull in pulls), *(p.pull_ended for p in pushed if p.pull_ended is not None)]
-        pulled_at = max(ended, default=pushed_at)
+        spans = [pull.result() for pull in pulls]
+        spans += [(pushed_at, push.pull_ended) for push in pushed if push.pull_ended is not None]
+        read_at = min((begun for begun, _ in spans), default=0.0)
+        pulled_at = max((ended for _, ended in spans), default=pushed_at)
         versions = [0] * len(self._clients)
         parameters = None
-        if ended:
+        if spans:
             parameters = _parameters(self._pulled)
             versions = list(parameters.versions)
         for push in pushed:
@@ -311,9 +343,11 @@ class Exchanger:
             any(push.reply.dropped for push in pushed),
             sum(push.reply.staleness for push in pushed) / len(self._clients),
             pushed_at - self._begun_s,
-            max(0.0, pulled_at - pushed_at),
+            max(0.0, pulled_at - max(pushed_at, read_at)),
             sum(push.num_bytes for push in pushed),
-            sum(shard.num_bytes for shard in self._pulled) if ended else 0,
+            sum(shard.num_bytes for shard in self._pulled) if spans else 0,
+            self._begun_s,
+            read_at,
         )
 
 

@@ -36,7 +36,6 @@ class Pulled:
         layout: The job's.
         shard: Index of the shard.
         wire: Codec of the trained and the frozen part.
-        keep: Whether `latest` stays as it is while the next pull is received, which takes twice the memory.
         differences: Whether pulls are differences; the publication is then kept, too.
 
     Attributes:
@@ -46,20 +45,11 @@ class Pulled:
             without one.
     """
 
-    def __init__(
-        self, layout: Layout, shard: int, wire: pb.Codec, *, keep: bool = False, differences: bool = False
-    ) -> None:
-        dtype = codec.WIRE_DTYPES[wire]
+    def __init__(self, layout: Layout, shard: int, wire: pb.Codec, *, differences: bool = False) -> None:
+        self._dtype = dtype = codec.WIRE_DTYPES[wire]
         self._num_trained, self._num_pushed = layout.num_trained(shard), layout.num_pushed(shard)
         self._size = layout.size(shard)
-        self._sets = [
-            Vectors(
-                np.empty(self._num_trained, dtype),
-                np.empty(self._num_pushed - self._num_trained, np.float32),
-                np.empty(self._size - self._num_pushed, dtype),
-            )
-            for _ in range(1 + keep)
-        ]
+        self._sets = [self._vectors()]
         self.version = 0
         self.num_bytes = 0
         self.pushed: tuple[pb.PushReply, float] | None = None
@@ -75,6 +65,11 @@ class Pulled:
     def latest(self) -> Vectors:
         """Result of the last whole pull."""
         return self._sets[0]
+
+    def keep(self) -> None:
+        """From now on `latest` stays as it is while the next pull is received, which takes twice the memory."""
+        if len(self._sets) == 1:
+            self._sets.append(self._vectors())
 
     def begin(self) -> int:
         """Begins a pull, perhaps after one that broke; returns the publication that differences may refer to."""
@@ -132,6 +127,13 @@ class Pulled:
         self._sets.reverse()
         self._is_filled = True
         self.version = self._header.version
+
+    def _vectors(self) -> Vectors:
+        return Vectors(
+            np.empty(self._num_trained, self._dtype),
+            np.empty(self._num_pushed - self._num_trained, np.float32),
+            np.empty(self._size - self._num_pushed, self._dtype),
+        )
 
     def _target(self, chunk: codec.Chunk) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns where the next chunk's elements belong, and what its differences refer to; None if to nothing."""

@@ -114,6 +114,11 @@ def share(num_workers: int, *, overlap: bool) -> float:
     return 1 / (num_workers * (2 if overlap else 1))
 
 
+def has_assigned(model: keras.Model) -> bool:
+    """Whether a model has kernels that are assigned."""
+    return bool(_layers(model))
+
+
 def _layers(model: keras.Model) -> list[keras.layers.SpectralNormalization]:
     layers = keras_private.layers_of(model)
     return [layer for layer in layers if isinstance(layer, keras.layers.SpectralNormalization) and layer.built]

@@ -92,7 +92,7 @@ def test_a_cluster_is_of_a_size_for_one_machine_by_default() -> None:
 def test_so_are_fields_of_its_parts() -> None:
     with pytest.raises(ValueError, match=r"cluster.num_ps is '3', a text; give a whole number"):
         Cluster(num_ps="3")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"exchange.overlap is 0, a whole number; give True or False"):
+    with pytest.raises(ValueError, match=r"exchange.overlap is 0; accepted are True, False and 'auto'"):
         Exchange(overlap=0)  # type: ignore[arg-type]
 
 

@@ -109,7 +109,7 @@ class Silent:
         assert input_s >= 0
         self.num_read += 1
 
-    def exchanged(self, answer: Any, records_done: int) -> None:
+    def exchanged(self, answer: Any, records_done: int, course: Any) -> None:
         self.num_pushes += answer.acknowledged
         self.records_done += [records_done] if answer.acknowledged else []
         self.num_pulls += answer.parameters is not None

@@ -51,7 +51,10 @@ def pushes(shard: Shard, scale: float = 0.1) -> Iterator[int]:
 
 
 def pulled(keep: bool = False) -> Pulled:
-    return Pulled(LAYOUT, 0, codec.BFLOAT16, keep=keep, differences=True)
+    into = Pulled(LAYOUT, 0, codec.BFLOAT16, differences=True)
+    if keep:
+        into.keep()
+    return into
 
 
 def receive(into: Pulled, messages: Iterable[Message]) -> list[bool]:
@@ -298,7 +301,7 @@ def test_a_shard_without_trained_parameters_has_publications_all_the_same() -> N
 def test_what_need_not_be_decoded_arrives_in_its_place(wire: int) -> None:
     layout = lay_out([Variable("w", (400,)), Variable("m", (100,), STATISTIC), Variable("f", (200,), FROZEN)], 1)
     values = np.random.default_rng(2).standard_normal(700).astype(np.float32)
-    into = Pulled(layout, 0, wire, keep=False)
+    into = Pulled(layout, 0, wire)
     into.begin()
     messages = [
         list(map(bytes, parts))
@@ -351,7 +354,7 @@ def test_training_from_differences_comes_to_its_target(
     addresses, statistics = shards.start(1), np.zeros(5, np.float32)
     values = [np.zeros(NUM_TRAINED, np.float32), statistics, np.ones(9, np.float32)]
     initialize(addresses, LAYOUT, values, SGD(), Constant(0.1), pace=pace, num_workers=2)
-    told: dict[str, Any] = {"wire": codec.BFLOAT16, "publish_every": 8, "differences": differences, "overlap": False}
+    told: dict[str, Any] = {"wire": codec.BFLOAT16, "publish_every": 8, "differences": differences}
     told["joined"] = joined
     exchanges = [Exchanger(addresses, LAYOUT, worker=i, incarnation=1, give_up_after_s=30, **told) for i in range(2)]
     answers = [exchange.start().result() for exchange in exchanges]
