@@ -15,7 +15,7 @@ from downpour.proto.http2 import frames, headers
 from downpour.proto.http2.assembly import Assembler, Buffers, Inbox, PlaceMessage
 from downpour.proto.http2.frames import ErrorCode, ProtocolError
 from downpour.proto.http2.headers import Fields, Malformed
-from downpour.proto.http2.outgoing import Outgoing
+from downpour.proto.http2.outgoing import REFUSAL_COST, Outgoing
 from downpour.proto.http2.stream import Ended, Event, Limits, Stream
 from downpour.proto.http2.windows import Windows
 
@@ -147,6 +147,8 @@ class Streams:
         """Handles RST_STREAM."""
         stream = self.open.get(number)
         if stream is not None:
+            if self._is_server and not stream.is_answered and stream.reset is None:
+                self._outgoing.budget.spend(REFUSAL_COST, "a cancelled call")
             stream.is_reset_by_peer = True
             stream.reset = stream.reset or Ended(f"the peer reset the stream ({frames.code_name(code)})")
             self.events.append((Event.CHANGED, stream))

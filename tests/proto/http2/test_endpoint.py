@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -337,6 +338,23 @@ def test_whoever_calls_again_and_again_may_open_windows_each_time() -> None:
         side.endpoint.streams.forget(side.begun[-1])
     with pytest.raises(ProtocolError, match="too many frames"):
         side.feed(1001 * frames.window_update(0, 5))
+
+
+def test_calls_that_are_cancelled_before_their_answer_cost_as_refused_ones() -> None:
+    side, numbers = Side(), iter(range(1, 10_000, 2))
+    side.greet()
+
+    def cancel(calls: int) -> None:
+        for number in itertools.islice(numbers, calls):
+            side.feed(headers.write(number, REQUEST, end=False) + frames.reset(number, 8))
+            side.endpoint.streams.forget(side.begun[-1])
+
+    cancel(80)
+    side.now += 10.0
+    cancel(50)  # that many again
+    with pytest.raises(ProtocolError, match="a cancelled call") as caught:
+        cancel(50)
+    assert caught.value.code is ErrorCode.ENHANCE_YOUR_CALM
 
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n123456", frames.PREFACE + frame(frames.PING, 0, 0, bytes(8))])
