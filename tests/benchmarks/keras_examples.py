@@ -63,12 +63,12 @@ class Run:
     staleness: float = 0.0
 
 
-def plain(example: str, overrides: Sequence[str]) -> tuple[dict[str, float], float]:
+def keras_scores(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, float], float]:
     """Trains a recipe's model in plain Keras; returns the scores and the seconds of training."""
     import keras
     import tensorflow as tf
 
-    job = recipe.load(recipe_of(example), overrides)
+    job = recipe.load(path, overrides)
     keras.utils.set_random_seed(job.seed)
     model, data = job.model(), _arrays(job.data.train)
     weights = job.data.class_weight
@@ -98,10 +98,14 @@ def through_shards(example: str, overrides: Sequence[str], folder: Path) -> tupl
     )
     with start(config) as run:
         summary = run.wait()
+    return scores_of(folder), summary["seconds"], summary["staleness_mean"]
+
+
+def scores_of(folder: Path) -> dict[str, float]:
+    """Scores of a run's last checkpoint, by the metric's name without `val_`."""
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["kind"] == "score"][-1]
-    scores = {name.removeprefix("val_"): value for name, value in last.items() if name.startswith("val_")}
-    return scores, summary["seconds"], summary["staleness_mean"]
+    return {name.removeprefix("val_"): value for name, value in last.items() if isinstance(value, float)}
 
 
 def row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
@@ -147,7 +151,7 @@ class _Runs:
             if (run.example, run.how, run.seed, run.version) == (example, how, seed, version):
                 return run
         if how == "keras":
-            scores, seconds, staleness = *_in_a_process(plain, example, overrides), 0.0
+            scores, seconds, staleness = *in_a_process(keras_scores, recipe_of(example), overrides), 0.0
         else:
             scores, seconds, staleness = through_shards(example, overrides, self._folder / "run")
         run = Run(example, how, seed, version, scores, round(seconds, 2), round(staleness, 3))
@@ -156,7 +160,7 @@ class _Runs:
         return run
 
 
-def _in_a_process(function: Any, *arguments: Any) -> Any:
+def in_a_process(function: Any, *arguments: Any) -> Any:
     """Calls a function in a new process, which has no state of earlier trainings."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
