@@ -9,8 +9,8 @@
 - simulated: `downpour.launch.planning.simulation`, the real step and shards in one process.
 
 `default` is what the job says. Each runs with several seeds of initial values and order. Runs are written as they
-end to OUT/runs.jsonl; those that are there already, of the same recipe and settings, are not repeated. Writes a table, a
-figure, and as the last line `RESULT {json}`, of the first data set and the default treatment.
+end to OUT/runs.jsonl; those that are there already, of the same recipe and settings, are not repeated. Writes a table,
+a figure, and as the last line `RESULT {json}`, of the first data set and the default treatment.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """What `exchange.overlap` brings where a line is thin, and whether `auto` finds it.
 
-    python -m tests.benchmarks.overlap [--settings=2M@0.5s,8M@0.3s] [--rate_mbit=1000] [--seconds=30]
+    python -m tests.benchmarks.overlap [--cases=2M@0.5s,8M@0.3s] [--rate_mbit=1000] [--seconds=30]
 
 Two shards in one host, two workers in another (network namespaces, `tests.benchmarks.hosts`), a real chief beside the
 workers. A worker computes by sleeping; its exchange and its loop are the real ones. For each setting (parameters and
 seconds of computing), steps a second of both workers and mean staleness with overlap off, on, and decided by the chief,
-of which the first 75 seconds, in which it decides, do not count. The last line is `RESULT {json}`.
+of which the first 90 seconds, in which it decides, do not count. The last line is `RESULT {json}`.
 
 Needs root and `ip` and `tc` (Debian: iproute2); without them it says so and ends with exit code 0.
 """
@@ -29,7 +29,7 @@ from absl import flags
 from downpour.launch.local.scratch import scratch_folder
 from downpour.launch.roles import entry
 from downpour.model.data.order import Lease
-from downpour.model.data.records import RecordCounts
+from downpour.model.vision.records import RecordCounts
 from downpour.proto import codec
 from downpour.ps.layout import Layout, Variable, lay_out
 from downpour.ps.policy.pace import Async
@@ -46,15 +46,15 @@ from tests.benchmarks import cluster
 from tests.benchmarks.hosts import network, obstacle
 from tests.benchmarks.processes import Processes
 
-_SETTINGS = flags.DEFINE_list(
-    "settings", ["2M@0.5s", "2M@0.1s", "8M@0.3s", "8M@2s", "0.2M@0.5s"], "Parameters and seconds of computing, of each."
+_CASES = flags.DEFINE_list(
+    "cases", ["2M@0.5s", "2M@0.1s", "8M@0.3s", "8M@2s", "0.2M@0.5s"], "Parameters and seconds of computing, of each."
 )
 _RATE = flags.DEFINE_float("rate_mbit", 1000.0, "Line rate of a host, each way, in 10^6 bits a second.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 30.0, "Seconds measured.", lower_bound=1)
 _CHILD = flags.DEFINE_string("child", "", "Not for people: what a process of workers runs, as JSON.")
 
 _NUM_SHARDS, _NUM_WORKERS = 2, 2
-_WARM_UP_S = {"off": 8.0, "on": 8.0, "auto": 75.0}
+_WARM_UP_S = {"off": 8.0, "on": 8.0, "auto": 90.0}
 _GIVE_UP_S = 60.0
 
 
@@ -157,13 +157,13 @@ def _parsed(setting: str) -> tuple[int, float]:
     try:
         return int(float(size.removesuffix("M")) * 1e6), float(seconds.removesuffix("s"))
     except ValueError:
-        raise ValueError(f"--settings: {setting!r}; give parameters and seconds, such as 2M@0.5s") from None
+        raise ValueError(f"--cases: {setting!r}; give parameters and seconds, such as 2M@0.5s") from None
 
 
 def _main() -> None:
     if _CHILD.value:
         _child(**json.loads(_CHILD.value))
-    settings = {setting: _parsed(setting) for setting in _SETTINGS.value}
+    settings = {setting: _parsed(setting) for setting in _CASES.value}
     reason = obstacle()
     if reason:
         print(f"skipped: {reason}")

@@ -144,6 +144,19 @@ def test_thin_network(small: Path, run: Run) -> None:
 
 @pytest.mark.process
 @pytest.mark.slow
+@pytest.mark.xdist_group("hosts")
+def test_overlap(run: Run) -> None:
+    """On a thin line overlap pays, and the chief finds it."""
+    reason = hosts.obstacle()
+    if reason:
+        pytest.skip(reason)
+    found = run("overlap", "--cases=1M@0.2s", "--rate_mbit=200", "--seconds=10")["1M@0.2s"]
+    assert found["auto"]["overlaps"] and found["on"]["steps_per_second"] > 1.2 * found["off"]["steps_per_second"]
+    assert found["of_the_better"] > 0.8
+
+
+@pytest.mark.process
+@pytest.mark.slow
 def test_tls(small: Path, run: Run) -> None:
     flags = ("--modes=best", "--rounds=1", "--silent=200", "--seconds=3")
     result = run("tls", *load(small), *flags)
