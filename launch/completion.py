@@ -26,7 +26,9 @@ _RECIPE, _RUN, _PATH = "recipe", "run", "path"
 _VALUES = {
     "recipe": _RECIPE,
     **dict.fromkeys(("run", "run_dir", "checkpoint", "init_from"), _RUN),
-    **dict.fromkeys(("out", "hosts", "tls", "token_file", "checkpoint_dir", "arena", "directory", "arena_dir"), _PATH),
+    **dict.fromkeys(
+        ("out", "hosts", "tls", "token_file", "checkpoint_dir", "arena", "directory", "arena_dir", "plot"), _PATH
+    ),
 }
 
 
@@ -192,7 +194,7 @@ def _zsh_action(option: Option) -> str:
 
 
 def _zsh_spec(option: Option) -> str:
-    repeated = "*" if option.form == "--set=" else ""
+    repeated = "*" if option.form in ("--set=", "--vary=") else ""
     takes = f":{_zsh_action(option)}" if option.form.endswith("=") else ""
     return f"'{repeated}{option.form}[{_zsh_escaped(option.text)}]{takes}'"
 

@@ -22,14 +22,15 @@ from absl import flags
 
 from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.kubernetes import sizes
-from downpour.launch.planning import demand, queueing
-from downpour.launch.planning.demand import Cost, Costs
-from downpour.launch.planning.queueing import Fleet, Prediction
+from downpour.launch.planning import queueing
+from downpour.launch.planning.assumptions import Assumptions, fleet_of, known_costs
+from downpour.launch.planning.demand import Costs
+from downpour.launch.planning.fleet import Fleet
+from downpour.launch.planning.queueing import Prediction
 from downpour.launch.roles import entry
 from downpour.launch.roles.command_line import Syntax
 from downpour.proto.security import tls
 from downpour.ps.layout import Layout, lay_out
-from downpour.worker.chief.overlap import LEAST_GAIN
 
 SYNTAX = Syntax(
     shown="recipe set seconds_per_step workers gbit spread cores_per_shard core_ms_per_step measure_s mutual_tls",
@@ -38,41 +39,7 @@ SYNTAX = Syntax(
 # Shards are not a bottleneck up to this utilisation; above it, queues grow fast.
 _BUSY = 0.8
 _MAX_SHARDS = 100
-_MAX_WORKERS = 1024  # capacity of a shard's ledger
-# Core-seconds of a shard for an empty push and pull: half of what exchange benchmarks measured for both sides.
-_CALLS_S = 1.7e-3
 _MB = 1e6
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """The cluster to predict.
-
-    Attributes:
-        num_workers: Workers.
-        gbit: Line rate of a host, each way, in 10^9 bits a second.
-        seconds_per_step: Seconds a worker takes to compute one gradient.
-        spread: Standard deviation of those seconds, relative to their mean.
-        cores_per_shard: Cores of each shard.
-    """
-
-    num_workers: int
-    gbit: float
-    seconds_per_step: float
-    spread: float = 0.1
-    cores_per_shard: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_workers <= _MAX_WORKERS:
-            raise ValueError(
-                f"--workers={self.num_workers}; give 1 to {_MAX_WORKERS}, the number that a shard has room for"
-            )
-        for name, value in (("gbit", self.gbit), ("cores_per_shard", self.cores_per_shard)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"--{name}={value:g}; give a number above 0")
-        for name, value in (("seconds_per_step", self.seconds_per_step), ("spread", self.spread)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"--{name}={value:g}; give a number of at least 0")
 
 
 def check(job: Job) -> None:
@@ -80,30 +47,6 @@ def check(job: Job) -> None:
     for key, value, known in (("pace", job.pace, "Async"), ("cadence", job.cadence, "EveryStep")):
         if type(value).__name__ != known:
             raise ValueError(f"{key} is {type(value).__name__}; plan predicts {known} only, add --set={key}={known}")
-
-
-def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> Fleet:
-    """Returns a job on a cluster as the `Fleet` that `queueing` simulates."""
-    pushes, pulls = demand.calls(layout, job, costs)
-    bytes_per_s = cluster.gbit * 1e9 / 8
-    fleet = Fleet(
-        num_workers=cluster.num_workers,
-        compute_s=cluster.seconds_per_step,
-        spread=cluster.spread,
-        pushes=pushes,
-        pulls=pulls,
-        overlap=bool(job.overlap),
-        shard_cores=cluster.cores_per_shard,
-        shard_bytes_per_s=bytes_per_s,
-        worker_bytes_per_s=bytes_per_s,
-    )
-    overlapped = replace(fleet, overlap=True)
-    return overlapped if job.overlap is None and _limit(overlapped) > LEAST_GAIN * _limit(fleet) else fleet
-
-
-def _limit(fleet: Fleet) -> float:
-    """Steps a second that workers and shards allow."""
-    return min(fleet.workers_limit(), fleet.shards_limit())
 
 
 def enough_shards(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> Layout | None:
@@ -114,22 +57,6 @@ def enough_shards(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) 
         if wanted <= _BUSY * fleet_of(job, one, costs, cluster).shards_limit():
             return one
     return None
-
-
-def known_costs(job: Job, layout: Layout, core_ms: float) -> Costs:
-    """Splits the given core-ms a step of all shards: empty calls first, the rest half to pushes, half to pulls.
-
-    Raises:
-        ValueError: `core_ms` is not more than empty calls cost.
-    """
-    total, calls_s = core_ms / 1000, _CALLS_S * layout.num_shards
-    if not calls_s < total < math.inf:
-        raise ValueError(
-            f"--core_ms_per_step={core_ms:g}; {layout.num_shards} pushes and pulls take {1000 * calls_s:.1f} core-ms "
-            "without carrying anything: give more, or leave the flag out to have it measured"
-        )
-    half = Cost(_CALLS_S / 2, (total - calls_s) / 2 / sum(r.size for r in layout.ranges))
-    return Costs(shard_push=half, shard_pull=half)
 
 
 def report(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> tuple[str, dict[str, Any]]:
@@ -157,7 +84,7 @@ def report(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> tupl
         f"an exchange takes {found.exchange_s:.2f} s{', while a worker computes' if fleet.overlap else ''}",
         f"staleness: mean {found.staleness_mean:.1f}, half at most {result['staleness_p50']}, "
         f"99 % at most {result['staleness_p99']} pushes",
-        *_histogram(found),
+        *queueing.rows_of(found.staleness),
         "",
         f"{layout.num_shards} shards, the recipe's: {_shards_words(job, layout, fleet)}",
     ]
@@ -203,23 +130,6 @@ def _memory_mb(job: Job, layout: Layout) -> int:
 
 def _shards_words(job: Job, layout: Layout, fleet: Fleet) -> str:
     return f"they allow {fleet.shards_limit():.2f} steps/s and need up to {_memory_mb(job, layout):,} MB of memory each"
-
-
-def _histogram(found: Prediction) -> list[str]:
-    """Formats the staleness histogram in at most ten rows."""
-    used = found.staleness.nonzero()[0]
-    if not used.size:
-        return []
-    first, last = int(used.min()), int(used.max())
-    width = max(1, -(-(last - first + 1) // 10))
-    counts = [(at, int(found.staleness[at : at + width].sum())) for at in range(first, last + 1, width)]
-    most, total = max(count for _, count in counts), int(found.staleness.sum())
-    label = f"{last}-{last}"
-    rows = []
-    for at, count in counts:
-        span = f"{at}" if width == 1 else f"{at}-{at + width - 1}"
-        rows.append(f"  {span:>{len(label)}} {count / total:6.1%} {'#' * round(40 * count / most)}")
-    return rows
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data, limit_threads
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
+from downpour.launch.job.step import overlap_of, training_step
 from downpour.launch.roles import ending, entry, role_flags, security
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access
@@ -33,10 +34,8 @@ from downpour.proto.errors import DownpourError, JobFailed, NonFinite
 from downpour.ps.layout import Layout
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.staleness import Compensate
-from downpour.worker.exchange.cadence import EveryStep
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Exchanger, Parameters
-from downpour.worker.exchange.replica import step_codec
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 
@@ -188,14 +187,9 @@ class _Worker:
 
 
 def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _Worker) -> None:
-    from downpour.worker.step.assigned import has_assigned, share
-    from downpour.worker.step.step import StepResult, TrainingStep
+    from downpour.worker.step.step import StepResult
 
-    sparse = isinstance(job.cadence, EveryStep) and not isinstance(job.staleness, Compensate)
-    wire = step_codec(job.cadence, exchange.wire)
-    overlap = False if job.overlap is None and has_assigned(model) else job.overlap  # it is part of their differences
-    part = share(job.cluster.most_workers, overlap=bool(overlap))
-    compiled = TrainingStep(model, job.loss, layout, wire, job.clip, sparse=sparse, share=part)
+    compiled = training_step(job, model, layout)
     reporter = worker.reporter
 
     has_trained = False
@@ -221,7 +215,7 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _W
                         batches,
                         reporter,
                         num_steps=job.num_steps,
-                        overlap=overlap,
+                        overlap=overlap_of(job, model),
                         cadence=job.cadence,
                         leaving=worker.leaving,
                         check_position=leases.check,

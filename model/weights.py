@@ -59,8 +59,13 @@ def save(model: keras.Model, path: Path, ending: str) -> None:
 
 def named(saved: Any, average: bool = False) -> dict[str, np.ndarray]:
     """The values of a `ps.checkpoint.manifest.Checkpoint`, or their average, by the names of variables."""
-    values = saved.layout.gather(saved.parameters(average))
-    return added({variable.name: value for variable, value in zip(saved.layout.variables, values, strict=True)})
+    return by_name(saved.layout, saved.parameters(average))
+
+
+def by_name(layout: Any, vectors: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The values in the vectors of all shards of a `ps.layout.Layout`, by the names of variables."""
+    values = layout.gather(vectors)
+    return added({variable.name: value for variable, value in zip(layout.variables, values, strict=True)})
 
 
 def added(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -108,21 +108,32 @@ def train(
                 mine.fetched(answer.parameters)
 
 
+def is_usable(result: StepResult, version: int) -> bool:
+    """Whether a step can be pushed; if not, it overflowed under loss scaling and is skipped.
+
+    Raises:
+        JobFailed: See `train`.
+    """
+    if result.is_finite:
+        return True
+    values = f"loss {result.loss} and gradient norm {result.gradient_norm} at step {version} are not finite"
+    if result.loss_scale is None:
+        raise JobFailed(f"{values}; lower the learning rate, or look at the data of this worker")
+    if result.loss_scale < loss_scale.LEAST:
+        raise JobFailed(
+            f"{values}, with a loss scale of only {result.loss_scale:.2g}; lower the learning rate, look at the "
+            "data of this worker, or compute in mixed_bfloat16, which has the range of float32"
+        )
+    logging.info("step %d overflows float16 with a loss scale of %g: skipped", version, result.loss_scale)
+    return False
+
+
 def _compute(step: Step, parameters: Parameters, batch: Batch, reporter: Reporter) -> Gradients | None:
     """Returns the gradients of a batch; None for a step that overflows under loss scaling and is skipped."""
     begin = time.monotonic()
     result = step(parameters, *batch)
     version = max(parameters.versions)
-    if not result.is_finite:
-        values = f"loss {result.loss} and gradient norm {result.gradient_norm} at step {version} are not finite"
-        if result.loss_scale is None:
-            raise JobFailed(f"{values}; lower the learning rate, or look at the data of this worker")
-        if result.loss_scale < loss_scale.LEAST:
-            raise JobFailed(
-                f"{values}, with a loss scale of only {result.loss_scale:.2g}; lower the learning rate, look at the "
-                "data of this worker, or compute in mixed_bfloat16, which has the range of float32"
-            )
-        logging.info("step %d overflows float16 with a loss scale of %g: skipped", version, result.loss_scale)
+    if not is_usable(result, version):
         reporter.skipped()
         return None
     seconds = time.monotonic() - begin

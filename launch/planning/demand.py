@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from downpour.launch.job import Job
-from downpour.launch.planning.queueing import CallCosts
+from downpour.launch.planning.fleet import CallCosts
 from downpour.proto import codec
 from downpour.ps.layout import Layout
 from downpour.ps.policy.staleness import Compensate

@@ -239,7 +239,7 @@ class Servicer:
         _check_codecs(request, shard)
         shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
         with self._pulling.place():
-            yield from _vector(request, shard, pushed)
+            yield from messages_of_pull(request, shard, pushed)
 
     def _check_index(self, shard: int) -> None:
         if shard != self._index:
@@ -283,8 +283,8 @@ def _check_codecs(request: pb.PullRequest, shard: Shard) -> None:
         )
 
 
-def _vector(request: pb.PullRequest, shard: Shard, pushed: pb.PushReply | None) -> Iterator[Message]:
-    """The messages of a pull, with the answer to the push before it if there was one."""
+def messages_of_pull(request: pb.PullRequest, shard: Shard, pushed: pb.PushReply | None) -> Iterator[Message]:
+    """The messages that answer a pull, with the answer to the push before it if there was one."""
     if request.publish_every:
         if pushed:
             yield only(pb.PullHeader(pushed=pushed))

@@ -31,7 +31,8 @@ from absl import flags
 from downpour.launch.job import recipe
 from downpour.launch.local.memory import PeakMemory
 from downpour.launch.planning import demand, queueing
-from downpour.launch.planning.queueing import CallCosts, Fleet, Prediction
+from downpour.launch.planning.fleet import CallCosts, Fleet
+from downpour.launch.planning.queueing import Prediction
 from downpour.launch.roles import entry
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ShardClient

@@ -15,8 +15,8 @@ import pytest
 
 from downpour.launch import plan
 from downpour.launch.job import Job, recipe
-from downpour.launch.plan import Assumptions
-from downpour.launch.planning import demand, shard_costs
+from downpour.launch.planning import assumptions, demand, shard_costs
+from downpour.launch.planning.assumptions import Assumptions
 from downpour.launch.planning.demand import Cost, Costs
 from downpour.proto import codec
 from downpour.proto.security.config import Security
@@ -115,7 +115,7 @@ def test_a_cost_goes_through_both_measurements() -> None:
 
 def test_given_costs_are_those_of_all_shards_together() -> None:
     job, layout = paper()
-    pushes, pulls = demand.calls(layout, job, plan.known_costs(job, layout, 330.0))
+    pushes, pulls = demand.calls(layout, job, assumptions.known_costs(job, layout, 330.0))
     assert sum(call.shard_s for call in (*pushes, *pulls)) == pytest.approx(0.330)
 
 
@@ -139,10 +139,10 @@ def test_the_shards_to_choose_are_the_fewest_that_are_enough(cluster: Assumption
     job, layout = paper()
     best = plan.enough_shards(job, layout, COSTS, cluster)
     assert best is not None
-    wanted = plan.fleet_of(job, layout, COSTS, cluster).workers_limit()
+    wanted = assumptions.fleet_of(job, layout, COSTS, cluster).workers_limit()
     fewer = layouts.lay_out(layout.variables, best.num_shards - 1, job.slicing) if best.num_shards > 1 else None
-    assert plan.fleet_of(job, best, COSTS, cluster).shards_limit() >= wanted / 0.8
-    assert fewer is None or plan.fleet_of(job, fewer, COSTS, cluster).shards_limit() < wanted / 0.8
+    assert assumptions.fleet_of(job, best, COSTS, cluster).shards_limit() >= wanted / 0.8
+    assert fewer is None or assumptions.fleet_of(job, fewer, COSTS, cluster).shards_limit() < wanted / 0.8
     # What the advice is for: with it the workers go on almost as if they were alone.
     predicted = plan.report(job, best, COSTS, cluster)[1]
     assert predicted["steps_per_second"] > 0.85 * wanted

@@ -126,10 +126,7 @@ class Coordinator:
         waits = self.epochs.must_wait(self.leases.num_granted, self._checkpoint_step, now_s)
         if waits and not self.leases.has_returned and not self.should_stop(now_s):
             return None
-        fair = self.leases.left_in_epoch // (2 * self.members.num_workers)
-        lease = self.leases.grant(worker, incarnation, number, min(self._sizes.wanted(worker, number, now_s), fair))
-        self._sizes.granted(worker, number, lease.num_records, now_s)
-        return lease
+        return self._sizes.grant(self.leases, worker, incarnation, number, self.members.num_workers, now_s)
 
     def should_stop(self, now_s: float) -> bool:
         """Whether training is over: enough steps, enough time, a callback, or a failure."""

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from downpour.model.data.order import Lease
+from downpour.worker.chief.leases import LeaseTable
+
 _LASTS_S = 0.5  # within the second for which a dead worker's positions may be trained on again
 _GROWTH = 4  # of one lease to the next, at most
 
@@ -27,6 +30,24 @@ class LeaseSizes:
     """The lengths of every worker's leases, from how long they last."""
 
     _newest: dict[int, _Granted] = field(default_factory=dict)
+
+    def grant(
+        self, table: LeaseTable, worker: int, incarnation: int, number: int, num_workers: int, now_s: float
+    ) -> Lease:
+        """Grants a lease that is as long as the worker's should be, and at most a fair part of what an epoch has left.
+
+        Args:
+            table: The positions; see `LeaseTable.grant`.
+            worker: Index of the worker.
+            incarnation: Incarnation of its process.
+            number: Number of the lease, from 0 for each incarnation.
+            num_workers: Workers that share the epoch.
+            now_s: The time.
+        """
+        fair = table.left_in_epoch // (2 * num_workers)
+        lease = table.grant(worker, incarnation, number, min(self.wanted(worker, number, now_s), fair))
+        self.granted(worker, number, lease.num_records, now_s)
+        return lease
 
     def wanted(self, worker: int, number: int, now_s: float) -> int:
         """Returns the positions that the worker's next lease should have; 0 for as few as possible.

@@ -86,7 +86,15 @@ class Evaluator:
         """
         saved = checkpoint.load(directory)
         restore.check(saved, self._layout.variables)
-        weights.assign(self._model, weights.named(saved, self._average))
+        return self.score_values(weights.named(saved, self._average))
+
+    def score_values(self, values: Mapping[str, np.ndarray]) -> tuple[dict[str, float], RecordCounts]:
+        """Scores values of the variables, by name; returns what `score` does.
+
+        Raises:
+            ValueError: The data cannot be read.
+        """
+        weights.assign(self._model, values)
         scores: dict[str, float] = {}
         counts = RecordCounts()
         for name, data in self._data.items():

@@ -291,12 +291,7 @@ class Exchanger:
         """Returns the header and the chunks of one shard's part of a push."""
         header = pb.PushHeader(base_version=gradients.versions[shard])
         header.MergeFrom(name)
-        base = gradients.base[shard] if self._send_base and gradients.base is not None else None
-        factors = gradients.factors[shard] if gradients.factors else []
-        mine = gradients.trained[shard], gradients.statistics[shard], factors
-        if gradients.rows:
-            return header, self._row_packers[shard].pack(*mine, gradients.rows, base)
-        return header, self._packers[shard].pack(*mine, base)
+        return header, pack(gradients, shard, self._packers[shard], self._row_packers[shard], base=self._send_base)
 
     def _pull(
         self, shard: int, name: pb.PushHeader, pushed: Future[Any] | None, ahead: bool, due: _Due
@@ -349,6 +344,18 @@ class Exchanger:
             self._begun_s,
             read_at,
         )
+
+
+def pack(
+    gradients: Gradients, shard: int, packer: Packer, row_packer: RowPacker, *, base: bool
+) -> list[codec.Outgoing]:
+    """Returns the chunks of one shard's part of a push; `base`: with the parameters that it was computed from."""
+    given = gradients.base[shard] if base and gradients.base is not None else None
+    factors = gradients.factors[shard] if gradients.factors else []
+    mine = gradients.trained[shard], gradients.statistics[shard], factors
+    if gradients.rows:
+        return row_packer.pack(*mine, gradients.rows, given)
+    return packer.pack(*mine, given)
 
 
 def _parameters(pulled: Sequence[Pulled]) -> Parameters:

@@ -28,7 +28,7 @@ Threads: one at a time. TensorFlow is allowed here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ from absl import logging
 from downpour.model import keras_private
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
-from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Layout
+from downpour.ps.layout import FACTORED, FROZEN, STATISTIC, TRAINED, Factored, Layout
 from downpour.worker.exchange.exchange import Factors, Gradients, Parameters
 from downpour.worker.exchange.rows import Rows, summed
 from downpour.worker.step.assigned import Assigned
@@ -98,6 +98,11 @@ class TrainingStep:
         clip: Limits the gradient; None for none.
         sparse: Whether gradients of tables may be rows (`exchange.rows`); with `clip` they are dense.
         share: Part of the differences that assigned kernels push (`assigned`); 1 for one worker without overlap.
+
+    Attributes:
+        local: Values of the variables that are not in the layout, after the last step.
+        scale: The loss scale; None without loss scaling. Both are the worker's: a process that computes for several
+            sets them before each step.
     """
 
     def __init__(
@@ -131,9 +136,9 @@ class TrainingStep:
         }
         self._assigned = Assigned(model, layout, self._variables, share)
         self._factored = [layout.factored(shard) for shard in range(layout.num_shards)]
-        self._local: Tensors = [tf.convert_to_tensor(v) for v in self._local_variables]
+        self.local: Tensors = [tf.convert_to_tensor(v) for v in self._local_variables]
         computes_in_float16 = any(layer.compute_dtype == "float16" for layer in keras_private.layers_of(model))
-        self._scale = LossScale() if computes_in_float16 else None
+        self.scale = LossScale() if computes_in_float16 else None
         self._compiled = tf.function(self._step, reduce_retracing=True, autograph=False)
         self._traced = Traced(self._compiled)
         self._no_scale = tf.constant(1.0)
@@ -151,7 +156,7 @@ class TrainingStep:
             ValueError: The model does something with its variables that the layout does not allow for, found when the
                 first batch is traced.
         """
-        scale = self._scale.value if self._scale else None
+        scale = self.scale.value if self.scale else None
         loss, norm, gradients, rows, inputs, outputs, differences, local = self._traced(
             self._arguments(parameters), tensors_of((inputs, labels, sample_weight))
         )
@@ -168,12 +173,12 @@ class TrainingStep:
             scale,
         )
         # An overflow must not stay in local state; random seeds advance.
-        self._local = [
+        self.local = [
             after if result.is_finite or not after.dtype.is_floating else before
-            for after, before in zip(local, self._local, strict=True)
+            for after, before in zip(local, self.local, strict=True)
         ]
-        if self._scale:
-            self._scale.update(result.is_finite)
+        if self.scale:
+            self.scale.update(result.is_finite)
         return result
 
     def trace(self, inputs: Any, labels: Any, sample_weight: Any = None) -> None:
@@ -193,8 +198,8 @@ class TrainingStep:
         trained = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.trained]
         statistics = [tf.convert_to_tensor(vector) for vector in parameters.statistics]
         frozen = [tf.convert_to_tensor(vector.view(self._dtype)) for vector in parameters.frozen]
-        scale = tf.constant(self._scale.value) if self._scale else self._no_scale
-        return trained, statistics, frozen, self._local, scale
+        scale = tf.constant(self.scale.value) if self.scale else self._no_scale
+        return trained, statistics, frozen, self.local, scale
 
     def _sent(self, tensor: tf.Tensor) -> np.ndarray:
         """Returns a tensor in the wire dtype as an array of what is sent."""
@@ -230,7 +235,7 @@ class TrainingStep:
             tape.watch([watched, kernels])
             scope = Scope(self._variables + self._local_variables, ordered + local, self._assigned.held(tape, watched))
             loss = forward(self._model, scope, self._loss, inputs, labels, sample_weight)
-            scaled = loss * scale if self._scale else loss
+            scaled = loss * scale if self.scale else loss
         refuse_assigned(self._model, scope.assigned)
         names = [self._variables[i].path for i in self._numbers[FACTORED]]
         products = [only_product(name, kernel) for name, kernel in zip(names, kernels, strict=True)]
@@ -250,7 +255,9 @@ class TrainingStep:
             [tf.cast(g, self._dtype) for g in self._vectors.join(limited, TRAINED)],
             rows,
             [tf.cast(x, self._dtype) for x, _ in factors],
-            self._columns([d for _, d in factors]),
+            _columns(
+                dict(zip(self._numbers[FACTORED], (d for _, d in factors), strict=True)), self._factored, self._dtype
+            ),
             self._vectors.join(self._assigned.differences(scope, ordered), STATISTIC),
             [scope.get_current_value(v) for v in self._local_variables],
         )
@@ -278,15 +285,12 @@ class TrainingStep:
         if self._is_sparse and isinstance(gradient, tf.IndexedSlices):
             return tf.IndexedSlices(self._unscaled(gradient.values, of, scale), gradient.indices, gradient.dense_shape)
         dense = tf.convert_to_tensor(gradient)  # an embedding's gradient is given as slices
-        return tf.cast(dense, tf.float32) / scale if self._scale else dense
+        return tf.cast(dense, tf.float32) / scale if self.scale else dense
 
-    def _columns(self, outputs: Tensors) -> list[Tensors]:
-        """Returns each shard's columns of d of its factored variables, in the wire dtype."""
-        d = dict(zip(self._numbers[FACTORED], outputs, strict=True))
-        return [
-            [tf.cast(columns(d[group.ranges[0].variable], group), self._dtype) for group in groups]
-            for groups in self._factored
-        ]
+
+def _columns(d: Mapping[int, tf.Tensor], factored: Sequence[Sequence[Factored]], dtype: np.dtype) -> list[Tensors]:
+    """Returns each shard's columns of d of its factored variables, which are given by number, in the wire dtype."""
+    return [[tf.cast(columns(d[group.ranges[0].variable], group), dtype) for group in groups] for groups in factored]
 
 
 def _sum(gradients: Sequence[Any]) -> Any:

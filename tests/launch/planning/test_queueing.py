@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 
-from downpour.launch.planning.queueing import BUCKETS, CallCosts, Fleet, distance, mean_of, percentile_of, simulate
+from downpour.launch.planning.fleet import CallCosts, Fleet
+from downpour.launch.planning.queueing import (
+    BUCKETS,
+    Event,
+    Kind,
+    distance,
+    events,
+    mean_of,
+    percentile_of,
+    simulate,
+)  # fmt: skip
+from downpour.ps.policy.pace import Bounded, Sync
 
 MB = 1e6
 
@@ -134,3 +147,69 @@ def test_histograms() -> None:
 def test_bad_input(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paper(**values)
+
+
+def alone(num_workers: int, num_shards: int = 2, **changes: Any) -> Fleet:
+    """Workers that compute for about a second, and whose exchange takes no time."""
+    return Fleet(num_workers, 1.0, [CallCosts()] * num_shards, [CallCosts()] * num_shards, **changes)
+
+
+def first(fleet: Fleet, number: int) -> list[Event]:
+    return list(itertools.islice(events(fleet), number))
+
+
+def test_a_worker_computes_pushes_to_all_shards_pulls_from_all_and_begins_again() -> None:
+    kinds = [event.kind for event in first(alone(1), 12)]
+    step = [Kind.COMPUTED, *[Kind.PUSHED, Kind.PULLED] * 2, Kind.BEGUN]
+    assert kinds == step * 2
+    overlapped = [event.kind for event in first(alone(1, overlap=True), 4)]
+    assert overlapped[:2] == [Kind.COMPUTED, Kind.BEGUN]
+
+
+def test_events_are_those_of_the_prediction() -> None:
+    fleet, pushed = paper(), [0] * 17
+    counts, versions = np.zeros(BUCKETS, int), {}
+    for event in itertools.islice(events(fleet), 100_000):
+        if event.kind is Kind.BEGUN:
+            versions[event.worker] = versions.get((event.worker, "pulled"), 0)
+        elif event.kind is Kind.PULLED and event.shard == 3:
+            versions[event.worker, "pulled"] = pushed[3]
+        elif event.kind is Kind.PUSHED:
+            if event.shard == 3:
+                counts[pushed[3] - versions.get(event.worker, 0)] += 1
+            pushed[event.shard] += 1
+    assert mean_of(counts) == pytest.approx(simulate(fleet).staleness_mean, rel=0.02)
+
+
+@pytest.mark.parametrize("lead", [0, 2])
+def test_no_worker_leads_the_slowest_by_more_than_the_bound(lead: int) -> None:
+    fleet = alone(6, pace=Bounded(lead), stragglers=1 / 6, slowdown=9.0)
+    begun, most = [0] * 6, 0
+    for event in first(fleet, 5000):
+        if event.kind is Kind.BEGUN:
+            begun[event.worker] += 1
+            most = max(most, max(begun) - min(begun))
+    assert most == lead + 1, "one more begins when the slowest is about to"
+    assert min(begun) > 50
+
+
+def test_sync_gradients_of_a_round_are_of_one_version_and_backups_come_late() -> None:
+    found = simulate(alone(8, pace=Sync(8)), num_steps=2000)
+    assert found.staleness.nonzero()[0].tolist() == [0]
+    slow = {"stragglers": 0.25, "slowdown": 6.0}
+    waits = simulate(alone(8, pace=Sync(8), **slow), num_steps=1000).steps_per_second
+    backed = simulate(alone(8, pace=Sync(6, backups=2), **slow), num_steps=1000)
+    assert waits == pytest.approx(8 / 6, rel=0.1)
+    assert backed.steps_per_second > 3 * waits and backed.staleness.nonzero()[0].max() >= 1
+
+
+def test_a_cadence_pushes_and_fetches_as_often_as_it_says() -> None:
+    kinds = Counter(event.kind for event in first(alone(4, 1, push_every=4, fetch_every=2), 6000))
+    assert kinds[Kind.COMPUTED] == pytest.approx(4 * kinds[Kind.PUSHED], rel=0.01)
+    assert kinds[Kind.COMPUTED] == pytest.approx(2 * kinds[Kind.PULLED], rel=0.01)
+
+
+def test_stragglers_set_the_limits() -> None:
+    fleet = alone(8, stragglers=0.25, slowdown=4.0)
+    assert fleet.limits()["workers' compute"] == fleet.workers_limit() == 6 + 2 / 4
+    assert simulate(fleet).steps_per_second == pytest.approx(6.5, rel=0.05)

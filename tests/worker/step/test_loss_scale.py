@@ -82,7 +82,7 @@ def test_training_is_that_of_plain_keras(factor: float, rate: float, num_skipped
         else:
             skipped += 1
     assert skipped == num_skipped if num_skipped is not None else 0 < skipped < 8
-    assert step._scale is not None and step._scale.value == float(theirs.optimizer.dynamic_scale.numpy())
+    assert step.scale is not None and step.scale.value == float(theirs.optimizer.dynamic_scale.numpy())
     mine = layout.gather([vector - start])
     moved = [b.numpy() - a for a, b in zip(layout.gather([start]), theirs.trainable_variables, strict=True)]
     for a, b in zip(mine, moved, strict=True):
@@ -144,7 +144,7 @@ def test_an_overflow_does_not_stay_in_local_state() -> None:
     [vector] = layout.scatter(initial_values(model, layout))
     step = TrainingStep(model, squares, layout)
     assert not step(parameters_of(layout, vector), np.full((BATCH, WIDTH), np.inf, np.float32), batch[1]).is_finite
-    [local] = step._local
+    [local] = step.local
     assert not local.numpy().any()
     assert step(parameters_of(layout, vector), *batch).is_finite
-    np.testing.assert_allclose(step._local[0].numpy(), batch[0].mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(step.local[0].numpy(), batch[0].mean(0), rtol=1e-5, atol=1e-6)
