@@ -94,7 +94,7 @@ class OverlapChoice:
         begun_s, before = self._begun
         steps = seen.steps - before.steps
         least_s, least_steps = (_SETTLING_S, _SETTLING_STEPS) if self._settles else (_TRIAL_S, _TRIAL_STEPS)
-        if now_s - begun_s < least_s or steps < least_steps * len(seen.workers):
+        if now_s - begun_s < least_s or steps < max(1, least_steps * len(seen.workers)):
             return self.overlaps
         if not self._settles:
             self._measure((seen.step_s - before.step_s) / steps, (seen.wait_s - before.wait_s) / steps, now_s)

@@ -90,6 +90,11 @@ def test_a_worker_that_comes_or_goes_ends_a_trial() -> None:
     assert not fleet.choice.update(fleet.now_s + 1, seen) and not fleet.choice.chosen
 
 
+def test_before_the_first_worker_and_after_the_last_nothing_is_decided() -> None:
+    choice = OverlapChoice()
+    assert not any(choice.update(float(second), Totals()) for second in range(100))
+
+
 def test_it_counts_the_workers_that_run() -> None:
     coordinator, choice, steps = Coordinator(10**9, 1000, LeaseTable(100, 10)), OverlapChoice(), 0
     lost = pb.WorkerReport(worker=2, incarnation=9, steps=1, wait_seconds=1e6)
