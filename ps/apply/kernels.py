@@ -265,7 +265,8 @@ def _main() -> None:
     load(with_average=True)
     convert.load_blocks()
     sparse.fill()
-    loops.compensate()
+    for loop in (loops.compensate, loops.move, loops.move_scaled):
+        loop()
     for rule in wanted:
         update_for(rule)
         logged_update_for(rule)

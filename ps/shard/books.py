@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
+
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.apply.regions import Push, Region
 from downpour.ps.memory.arena import Arena
@@ -15,6 +17,8 @@ from downpour.ps.memory.snapshot import Snapshot
 from downpour.ps.policy.pace import Pace, Sync
 from downpour.ps.policy.specification import Policies
 from downpour.ps.testing.points import reach
+
+_MEASURED_PUSHES = 64  # of the moving mean of the staleness
 
 
 class Books:
@@ -31,6 +35,7 @@ class Books:
         pace: Which workers may pull, and which rounds are complete.
         is_sync: Whether gradients are summed in rounds.
         snapshots: Open snapshots; each must preserve a region before it changes.
+        staleness: Moving mean of the staleness of pushes; of all counted ones when the process starts. Read unlocked.
     """
 
     def __init__(self, arena: Arena, policies: Policies) -> None:
@@ -45,6 +50,9 @@ class Books:
         self._schedule = policies.schedule
         record = arena.rate_record[0]
         self._factor = float(record["factor"]) if record["number"] else 1.0
+        self._num_measured = int(arena.counters["pushes"])
+        counts = arena.counters["staleness"]
+        self.staleness = float(counts @ np.arange(STALENESS_BUCKETS)) / max(1, int(counts.sum()))
 
     def rate(self, version: int) -> float:
         """The learning rate of the push that turns `version` into `version + 1`."""
@@ -82,6 +90,8 @@ class Books:
         stale = max(0, version - header.base_version)
         counters["staleness"][min(stale, STALENESS_BUCKETS - 1)] += 1
         counters["pushes"] += 1
+        self._num_measured += 1
+        self.staleness += (stale - self.staleness) / min(self._num_measured, _MEASURED_PUSHES)
         reach("complete.counted")
         counters["dropped"] += self.ledger.is_dropped(header)
         if not self.is_sync and not push.dropped:
