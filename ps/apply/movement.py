@@ -12,7 +12,7 @@ import numpy as np
 from downpour.ps.apply import loops
 from downpour.ps.policy import rules
 from downpour.ps.policy.rules import Adam, KerasAdam, KerasMomentum, Momentum, Rule
-from downpour.ps.policy.staleness import extrapolated
+from downpour.ps.policy.staleness import extrapolated, prolonged
 
 
 class Movement:
@@ -47,15 +47,16 @@ class Movement:
             step: Number of the next push, from 1.
             updates: Number of updates ahead.
         """
-        rule, factor = self._rule, extrapolated(self._beta, updates)
+        rule, beta = self._rule, prolonged(self._beta, updates)
+        factor = extrapolated(beta, updates)
         if isinstance(rule, Adam | KerasAdam):
-            alpha = learning_rate * math.sqrt(1 - rule.beta_2**step) / (1 - rule.beta_1**step)
+            alpha = learning_rate * math.sqrt(1 - rule.beta_2**step) / (1 - beta**step)
             self._loop(w, slots[0], slots[-1], out, np.float32(-alpha * factor), np.float32(rule.epsilon))
             return
         if isinstance(rule, Momentum | KerasMomentum) and rule.nesterov:
-            factor *= self._beta
+            factor *= beta
         if isinstance(rule, Momentum):
-            factor *= -learning_rate
+            factor *= -learning_rate / (1 + updates)
         elif not isinstance(rule, KerasMomentum):
             factor = -factor
         self._loop(w, slots[-1], out, np.float32(factor))

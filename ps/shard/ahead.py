@@ -12,7 +12,7 @@ import numpy as np
 from downpour.ps.apply.movement import Movement
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.rules import Rule
-from downpour.ps.policy.staleness import Lookahead
+from downpour.ps.policy.staleness import Lookahead, rate_factor
 from downpour.ps.shard.books import Books
 
 
@@ -48,12 +48,13 @@ class Ahead:
         """Elements [start, stop) as workers are sent them; the parameters themselves where nothing moves."""
         parameters: np.ndarray = self._arena.parameters
         version = int(self._arena.counters["version"])
-        updates = self._treatment.updates or self._books.staleness
+        updates = self._books.updates_ahead
         first = bisect.bisect_right(self._starts, start) - 1
         last = bisect.bisect_left(self._starts, stop)
         if not updates or not version or not any(self._rates[first:last]):
             return parameters[start:stop]
-        learning_rate, out = self._books.rate(version), np.empty(stop - start, np.float32)
+        learning_rate = self._books.rate(version) * rate_factor(self._treatment, updates)
+        out = np.empty(stop - start, np.float32)
         for run in range(first, last):
             begin, end = max(start, self._starts[run]), min(stop, self._stops[run])
             w, into = parameters[begin:end], out[begin - start : end - start]
