@@ -154,7 +154,8 @@ class Job:
         rule: Update rule that the shards apply.
         schedule: Learning rate as a function of a shard's version.
         pace: Synchronisation model: `Async`, `Bounded` (stale-synchronous) or `Sync`.
-        staleness: Treatment of stale gradients on the shards: `Keep`, `Divide`, `Compensate` or `Drop`.
+        staleness: Treatment of stale gradients on the shards: `Keep`, `Divide`, `Compensate`, `Lookahead` or
+            `Drop`.
         cadence: How often workers push and pull: `EveryStep`, `Accumulate`, `Downpour` or `LocalSteps`.
         clip: Limit of each batch's gradient, in the worker; None for none.
         average: Average of the parameters that shards keep beside them: `Polyak` or `Mean`; None for none.
@@ -231,6 +232,7 @@ class Job:
         cadence.check(self.cadence, overlap=self.overlap is True)
         kinds.check(self.callbacks)
         fields.check_sets("validation_sets", self.validation_sets)
+        staleness.check(self.staleness, self.rule, self.pace)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":
             raise ValueError("staleness: Compensate needs exchange.push='same'; what it sends along cannot be int8")
         _at_least("num_steps", self.num_steps, 1)

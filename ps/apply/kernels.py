@@ -23,7 +23,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.numerics import convert, sparse
 from downpour.proto.numerics.compiled import Loop
 from downpour.ps.apply import loops
-from downpour.ps.policy import rules
+from downpour.ps.policy import rules, staleness
 from downpour.ps.policy.named import from_message
 from downpour.ps.policy.rules import (
     SGD,
@@ -40,8 +40,8 @@ from downpour.ps.policy.rules import (
     Rule,
 )
 
-# Maps the learning rate and the number of a push to the scalars that a loop takes after the decays.
-_Scalars = Callable[[np.float32, int], tuple[np.float32, ...]]
+# Maps the learning rate, the number and the look-ahead of a push to the scalars that a loop takes after the decays.
+_Scalars = Callable[[np.float32, int, float], tuple[np.float32, ...]]
 _f = np.float32
 
 
@@ -57,6 +57,7 @@ class Update(Protocol):
         weight_decay: float,
         decoupled_decay: float,
         step: int,
+        updates: float = 0.0,
         /,
     ) -> None:
         """Updates parameters and slots.
@@ -69,6 +70,7 @@ class Update(Protocol):
             weight_decay: g += weight_decay * w.
             decoupled_decay: w -= w * decoupled_decay * learning_rate, before everything else.
             step: Number of the push, from 1.
+            updates: How far workers look ahead, which prolongs the momentum; see `downpour.ps.policy.staleness`.
         """
         ...
 
@@ -80,8 +82,7 @@ def update_for(rule: Rule) -> Update:
         ValueError: No loop is known for the rule.
     """
     declared_loop, scalars = _bind(rule)
-    loop = declared_loop()
-    own_decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
+    loop, arguments = declared_loop(), _arguments(rule, scalars)
 
     def update(
         w: np.ndarray,
@@ -91,10 +92,10 @@ def update_for(rule: Rule) -> Update:
         weight_decay: float,
         decoupled_decay: float,
         step: int,
+        updates: float = 0.0,
         /,
     ) -> None:
-        lr = _f(learning_rate)
-        loop(w, *slots, g, lr, _f(weight_decay), _f(own_decay + decoupled_decay), *scalars(lr, step))
+        loop(w, *slots, g, *arguments(learning_rate, weight_decay, decoupled_decay, step, updates))
 
     return update
 
@@ -111,6 +112,7 @@ class LoggedUpdate(Protocol):
         decays: tuple[float, float],
         log: tuple[np.ndarray, np.ndarray],
         first: int,
+        updates: tuple[float, ...] = (),
         /,
     ) -> None:
         """Updates parameters and slots, one push after another, with results bit for bit those of `Update`.
@@ -123,6 +125,7 @@ class LoggedUpdate(Protocol):
             decays: Weight decay and decoupled decay, as `Update` takes them.
             log: `Steps.saved` and `Steps.progress` of a step of the undo log whose position is `first`.
             first: Index of the first element.
+            updates: Look-ahead of each push; none for 0.
         """
         ...
 
@@ -134,13 +137,14 @@ def logged_update_for(rule: Rule) -> LoggedUpdate:
         ValueError: No loop is known for the rule.
     """
     loop, scalars = _bind(rule)
-    logged = loops.logged(loop)()
-    own_decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
+    logged, arguments = loops.logged(loop)(), _arguments(rule, scalars)
 
     @functools.lru_cache(maxsize=64)  # all runs of a push have the same arguments
-    def table(rates: tuple[float, ...], steps: tuple[int, ...], decays: tuple[float, float]) -> np.ndarray:
-        numbers = zip(map(_f, rates), steps, strict=True)
-        return np.array([(lr, decays[0], own_decay + decays[1], *scalars(lr, step)) for lr, step in numbers], _f)
+    def table(
+        rates: tuple[float, ...], steps: tuple[int, ...], decays: tuple[float, float], updates: tuple[float, ...]
+    ) -> np.ndarray:
+        numbers = zip(rates, steps, updates or (0.0,) * len(rates), strict=True)
+        return np.array([arguments(rate, *decays, step, ahead) for rate, step, ahead in numbers], _f)
 
     def update(
         vectors: tuple[np.ndarray, ...],
@@ -150,10 +154,11 @@ def logged_update_for(rule: Rule) -> LoggedUpdate:
         decays: tuple[float, float],
         log: tuple[np.ndarray, np.ndarray],
         first: int,
+        updates: tuple[float, ...] = (),
         /,
     ) -> None:
         addresses = np.array([gradient.ctypes.data for gradient in gradients])
-        logged(vectors, addresses, gradients[0], table(rates, steps, decays), *log, first)
+        logged(vectors, addresses, gradients[0], table(rates, steps, decays, updates), *log, first)
 
     return update
 
@@ -186,14 +191,28 @@ def load(*, with_average: bool = False) -> None:
         loop()
 
 
+def _arguments(rule: Rule, scalars: _Scalars) -> Callable[..., tuple[np.float32, ...]]:
+    """Maps learning rate, weight decay, decoupled decay, number and look-ahead of a push to a loop's arguments."""
+    own_decay = rule.weight_decay if isinstance(rule, AdamW) else 0.0
+    is_mean = isinstance(rule, Adam | KerasAdam)  # whether its momentum is a mean of gradients, not a sum
+
+    def arguments(rate: float, l2: float, decoupled: float, step: int, updates: float) -> tuple[np.float32, ...]:
+        if updates and not is_mean:
+            rate, decoupled = rate / (1 + updates), decoupled * (1 + updates)
+        lr = _f(rate)
+        return lr, _f(l2), _f(own_decay + decoupled), *scalars(lr, step, updates)
+
+    return arguments
+
+
 def _bind(rule: Rule) -> tuple[Callable[[], Loop], _Scalars]:
     match rule:
         case SGD() | Momentum(momentum=0) | KerasMomentum(momentum=0):
             return loops.sgd, _constant()
         case Momentum():
-            return (loops.nesterov if rule.nesterov else loops.momentum), _constant(_f(rule.momentum))
+            return (loops.nesterov if rule.nesterov else loops.momentum), _with_momentum(rule.momentum)
         case KerasMomentum():
-            return (loops.keras_nesterov if rule.nesterov else loops.keras_momentum), _constant(_f(rule.momentum))
+            return (loops.keras_nesterov if rule.nesterov else loops.keras_momentum), _with_momentum(rule.momentum)
         case RMSProp():
             # TensorFlow subtracts in float32, Keras in float64: the last bit of 1 - rho differs.
             tf_loops = loops.rmsprop, loops.rmsprop_momentum, loops.rmsprop_centered, loops.rmsprop_centered_momentum
@@ -222,7 +241,11 @@ def _bind(rule: Rule) -> tuple[Callable[[], Loop], _Scalars]:
 
 
 def _constant(*scalars: np.float32) -> _Scalars:
-    return lambda lr, step: scalars
+    return lambda lr, step, updates: scalars
+
+
+def _with_momentum(momentum: float, *before: np.float32) -> _Scalars:
+    return lambda lr, step, updates: (*before, _f(staleness.prolonged(momentum, updates)))
 
 
 def _rmsprop(
@@ -230,17 +253,17 @@ def _rmsprop(
 ) -> tuple[Callable[[], Loop], _Scalars]:
     """Selects the variant (plain, momentum, centered, both) by the rule's flags."""
     loop = variants[2 * rule.centered + (rule.momentum > 0)]
-    return loop, _constant(*scalars, *([_f(rule.momentum)] if rule.momentum else []))
+    return loop, _with_momentum(rule.momentum, *scalars) if rule.momentum else _constant(*scalars)
 
 
 def _adam(rule: Adam | KerasAdam, one_minus_beta_1: np.float32, one_minus_beta_2: np.float32) -> _Scalars:
     beta_1, beta_2, epsilon = float(_f(rule.beta_1)), float(_f(rule.beta_2)), _f(rule.epsilon)
 
-    def scalars(lr: np.float32, step: int) -> tuple[np.float32, ...]:
+    def scalars(lr: np.float32, step: int, updates: float) -> tuple[np.float32, ...]:
         # Powers in float64 of the float32 betas, as in the references; the rest in their order, in float32.
-        power_1, power_2 = _f(beta_1**step), _f(beta_2**step)
+        power_1, power_2 = _f(staleness.prolonged(beta_1, updates) ** step), _f(beta_2**step)
         alpha = lr * np.sqrt(_f(1) - power_2) / (_f(1) - power_1)
-        return alpha, one_minus_beta_1, one_minus_beta_2, epsilon
+        return alpha, _f(one_minus_beta_1 / (1 + updates)), one_minus_beta_2, epsilon
 
     return scalars
 
@@ -265,7 +288,8 @@ def _main() -> None:
     load(with_average=True)
     convert.load_blocks()
     sparse.fill()
-    loops.compensate()
+    for loop in (loops.compensate, loops.move, loops.move_scaled):
+        loop()
     for rule in wanted:
         update_for(rule)
         logged_update_for(rule)

@@ -312,6 +312,20 @@ def compensate(g, w, base, strength):  # type: ignore[no-untyped-def]
         g[i] += strength * g[i] * g[i] * (w[i] - base[i])
 
 
+@declared(_V, _V, _V, _S)
+def move(w, m, out, factor):  # type: ignore[no-untyped-def]
+    """Look-ahead by a momentum: out = w + factor * m."""
+    for i in range(w.size):
+        out[i] = w[i] + factor * m[i]
+
+
+@declared(_V, _V, _V, _V, _S, _S)
+def move_scaled(w, m, v, out, factor, epsilon):  # type: ignore[no-untyped-def]
+    """Look-ahead by Adam's momentum: out = w + factor * m / (sqrt(v) + epsilon)."""
+    for i in range(w.size):
+        out[i] = w[i] + factor * m[i] / (np.sqrt(v[i]) + epsilon)
+
+
 @declared(_V, _V, _S)
 def average(a, w, weight):  # type: ignore[no-untyped-def]
     """The average: a += weight * (w - a)."""

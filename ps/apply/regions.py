@@ -29,10 +29,11 @@ class Push:
 
     Attributes:
         header: Names the push and its base version.
-        learning_rate: The schedule's rate when the push began, divided by the staleness under `Divide`.
+        learning_rate: The schedule's rate when the push began, lowered as the treatment says.
         step: Number of the push, from 1; pushes that overlap share one.
         repeated: The push had been applied before; nothing of it is applied again.
         dropped: The push is too stale; nothing of it is applied.
+        updates: How far workers look ahead; 0 except under `Lookahead`.
         position: First element that has not been received yet.
         member: Its membership in an admission group; None if it is in none.
     """
@@ -42,6 +43,7 @@ class Push:
     step: int
     repeated: bool
     dropped: bool
+    updates: float = 0.0
     position: int = 0
     member: Member | None = None
 

@@ -60,7 +60,7 @@ class Updater:
                 continue
             steps.save(part.start, part.stop)
             for gradient, push in zip(some, pushes, strict=True):
-                self._update_saved(part, gradient, push.learning_rate, push.step)
+                self._update_saved(part, gradient, push.learning_rate, push.step, push.updates)
                 reach("apply.updated")
             steps.advance(part.stop)
 
@@ -81,9 +81,12 @@ class Updater:
         span = part.span
         rates, numbers = tuple(p.learning_rate * span.rate for p in pushes), tuple(p.step for p in pushes)
         decays, log = (span.weight_decay, span.decoupled_decay), (steps.saved, steps.progress)
-        self._logged_update((part.w, *part.slots), gradients, rates, numbers, decays, log, part.start)
+        ahead = tuple(p.updates for p in pushes)
+        self._logged_update((part.w, *part.slots), gradients, rates, numbers, decays, log, part.start, ahead)
 
-    def _update_saved(self, part: _Part, gradient: np.ndarray, learning_rate: float, step: int) -> None:
+    def _update_saved(
+        self, part: _Part, gradient: np.ndarray, learning_rate: float, step: int, updates: float = 0.0
+    ) -> None:
         """Applies a gradient by rule and constraints, or adds it to statistics; then updates the average.
 
         A range whose constraint has norms lies wholly in the part, or outside.
@@ -93,7 +96,7 @@ class Updater:
             kernels.add(part.w, gradient)
         else:
             rate = learning_rate * span.rate
-            self._update(part.w, part.slots, gradient, rate, span.weight_decay, span.decoupled_decay, step)
+            self._update(part.w, part.slots, gradient, rate, span.weight_decay, span.decoupled_decay, step, updates)
         for constraint, w in part.constrained:
             reach("update.unconstrained")
             constraint.project(w)

@@ -232,6 +232,11 @@ class AdamW(KerasAdam):
     weight_decay: float = 0.004
 
 
+def momentum_of(rule: Rule) -> float:
+    """The factor by which a rule's momentum decays from one push to the next; 0 for a rule without momentum."""
+    return float(getattr(rule, "beta_1", getattr(rule, "momentum", 0.0)))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -3,18 +3,47 @@
 | treatment | effect on the gradient g of a push that begins with staleness s |
 |---|---|
 | `Keep` | applied as it is |
-| `Divide` | its rate is divided by max(s, 1) (Zhang et al. 2016, arXiv 1511.05950) |
+| `Divide(power)` | its rate is divided by max(s, 1)^power (Zhang et al. 2016, arXiv 1511.05950: power 1) |
 | `Compensate(strength)` | g + strength * g * g * (w_now - w_then) (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326) |
+| `Lookahead(updates, power)` | computed where w is expected when it is applied; divided as by `Divide` |
 | `Drop(limit)` | not applied, but counted, if s > limit |
 
 `Compensate` needs w_then: the worker keeps the parameters it pulled and sends them with the gradient, in the same
 codec, so a push has twice the size. The correction is only as precise as the codec: bfloat16 rounds w_then to 8 bits,
 and the rounding counts as movement; use it with float32. Differences of statistics are added unchanged, unless dropped.
+
+`Lookahead` is DANA (Hakimi et al. 2019, arXiv 1907.11612) without a momentum for each worker. DANA's momentum of a
+worker decays with that worker's pushes, so all of them together decay 1 + k times as slowly, where k is the number of
+others' updates between a pull and its push. The rule's single momentum is prolonged to the same effect:
+
+    beta' = 1 - (1 - beta) / (1 + k)          lr' = lr / (1 + k) where the momentum is a sum, so not for Adam
+
+A gradient moves w as far in all as without it, over 1 + k times as many updates. So most of what happens between a pull
+and its push is known when it is pulled: k updates without a gradient move w by the last movement times
+
+    S = beta' + beta'^2 + ... + beta'^k = beta' * (1 - beta'^k) / (1 - beta')
+
+| rule | workers pull |
+|---|---|
+| `Momentum` | w - S * lr' * m |
+| `KerasMomentum` | w + S * m |
+| `RMSProp`, `KerasRMSProp` with momentum | w - S * mom |
+| `Adam`, `KerasAdam`, `AdamW` | w - S * alpha * m / (sqrt(v) + epsilon), v_hat in place of v with amsgrad |
+
+with `nesterov` beta' * S in place of S, beta = beta_1 for Adam; lr and alpha are those of the next push, divided as for
+staleness k. k is `updates`, or the mean staleness of the last pushes, as the shard measures it: with one worker that
+does not overlap it is 0, and everything is as under `Keep`, to the bit. Statistics, frozen variables and those with a
+constraint do not move, and checkpoints have w itself.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from downpour.ps.policy import rules
+from downpour.ps.policy.pace import Mode, Sync
+from downpour.ps.policy.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -24,7 +53,12 @@ class Keep:
 
 @dataclass(frozen=True)
 class Divide:
-    """Divides the rate by the staleness."""
+    """Divides the rate by a power of the staleness."""
+
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_power(self.power)
 
 
 @dataclass(frozen=True)
@@ -49,15 +83,63 @@ class Drop:
             raise ValueError(f"staleness: limit is {self.limit}; give 0 or more updates")
 
 
-Treatment = Keep | Divide | Compensate | Drop
-BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (Keep, Divide, Compensate, Drop)}
+@dataclass(frozen=True)
+class Lookahead:
+    """Prolongs the momentum, and sends workers the parameters that it will lead to after `updates` updates.
+
+    Attributes:
+        updates: How many updates ahead; 0 for the measured staleness.
+        power: The rate of a push is divided by this power of its staleness; 0 for never.
+    """
+
+    updates: float = 0.0
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_power(self.power)
+        if not 0 <= self.updates < math.inf:
+            raise ValueError(
+                f"staleness: updates is {self.updates}; give a number of updates, or 0 for the measured staleness"
+            )
 
 
-def rate_factor(treatment: Treatment, staleness: int) -> float:
+Treatment = Keep | Divide | Compensate | Drop | Lookahead
+BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (Keep, Divide, Compensate, Drop, Lookahead)}
+
+
+def check(treatment: Treatment, rule: Rule, pace: Mode) -> None:
+    """Raises `ValueError` for a treatment that does not go with a rule or pace."""
+    if not isinstance(treatment, Lookahead):
+        return
+    if not rules.momentum_of(rule):
+        raise ValueError(
+            f"staleness: Lookahead extrapolates the momentum of the rule, and {rule!r} has none; give "
+            "staleness=Keep(), or a rule with momentum or beta_1 above 0"
+        )
+    if isinstance(pace, Sync):
+        raise ValueError("staleness: Lookahead has nothing to do under the pace Sync, which applies no stale gradient")
+
+
+def rate_factor(treatment: Treatment, staleness: float) -> float:
     """Returns the factor of the learning rate."""
-    return 1 / max(staleness, 1) if isinstance(treatment, Divide) else 1.0
+    return float(max(staleness, 1) ** -treatment.power) if isinstance(treatment, Divide | Lookahead) else 1.0
 
 
 def drops(treatment: Treatment, staleness: int) -> bool:
     """Whether the gradient is dropped."""
     return isinstance(treatment, Drop) and staleness > treatment.limit
+
+
+def extrapolated(beta: float, updates: float) -> float:
+    """The sum beta + beta^2 + ... + beta^updates, also for a fraction of an update."""
+    return beta * (1 - math.pow(beta, updates)) / (1 - beta)
+
+
+def prolonged(beta: float, updates: float) -> float:
+    """The momentum of workers that look `updates` ahead: 1 - (1 - beta) / (1 + updates), exactly beta for 0."""
+    return 1 - (1 - beta) / (1 + updates) if updates else beta
+
+
+def _check_power(power: float) -> None:
+    if not 0 <= power <= 1:
+        raise ValueError(f"staleness: power is {power}; give a number from 0 to 1, 1 to divide by the staleness itself")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
+
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.apply.regions import Push, Region
 from downpour.ps.memory.arena import Arena
@@ -14,7 +16,10 @@ from downpour.ps.memory.ledger import STALENESS_BUCKETS, Ledger
 from downpour.ps.memory.snapshot import Snapshot
 from downpour.ps.policy.pace import Pace, Sync
 from downpour.ps.policy.specification import Policies
+from downpour.ps.policy.staleness import Lookahead
 from downpour.ps.testing.points import reach
+
+_MEASURED_PUSHES = 64  # of the moving mean of the staleness
 
 
 class Books:
@@ -31,6 +36,8 @@ class Books:
         pace: Which workers may pull, and which rounds are complete.
         is_sync: Whether gradients are summed in rounds.
         snapshots: Open snapshots; each must preserve a region before it changes.
+        staleness: Moving mean of the staleness of pushes. It begins at that of workers which are equally fast; after a
+            restart, at the mean of all pushes. Read unlocked.
     """
 
     def __init__(self, arena: Arena, policies: Policies) -> None:
@@ -45,6 +52,17 @@ class Books:
         self._schedule = policies.schedule
         record = arena.rate_record[0]
         self._factor = float(record["factor"]) if record["number"] else 1.0
+        self._treatment = policies.staleness
+        counts = arena.counters["staleness"]
+        others, num_counted = max(0, specification.num_workers - 1), int(counts.sum())
+        total = others * max(0, _MEASURED_PUSHES - num_counted) + int(counts @ np.arange(STALENESS_BUCKETS))
+        self.staleness = total / max(_MEASURED_PUSHES, num_counted)
+
+    @property
+    def updates_ahead(self) -> float:
+        """How many updates workers look ahead; 0 except under `Lookahead`."""
+        treatment = self._treatment
+        return (treatment.updates or self.staleness) if isinstance(treatment, Lookahead) else 0.0
 
     def rate(self, version: int) -> float:
         """The learning rate of the push that turns `version` into `version + 1`."""
@@ -82,6 +100,7 @@ class Books:
         stale = max(0, version - header.base_version)
         counters["staleness"][min(stale, STALENESS_BUCKETS - 1)] += 1
         counters["pushes"] += 1
+        self.staleness += (stale - self.staleness) / _MEASURED_PUSHES
         reach("complete.counted")
         counters["dropped"] += self.ledger.is_dropped(header)
         if not self.is_sync and not push.dropped:

@@ -167,7 +167,7 @@ class Publisher:
                 mine = slice(a - first, b - first)
                 into = difference[a - first - start : b - first - start]
                 with self._vector.unchanged(a):
-                    convert.difference(self._vector.parameters[a:b], before[mine], into)
+                    convert.difference(self._vector.values(a, b), before[mine], into)
             its_scales = scales[start // codec.BLOCK : codec.num_blocks(stop)]
             part = q[number * bytes_per_piece : (number + 1) * bytes_per_piece]
             quantize(difference[: stop - start], its_scales, part)

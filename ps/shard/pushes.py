@@ -54,7 +54,7 @@ class Pushes:
                         reach("ledger.dropped")
             rate = books.rate(version) * staleness.rate_factor(self._treatment, stale)
             dropped = not books.is_sync and books.ledger.is_dropped(header)
-            push = Push(header, rate, version + 1, state is PushState.COMPLETE, dropped)
+            push = Push(header, rate, version + 1, state is PushState.COMPLETE, dropped, books.updates_ahead)
         if member:
             member.worker = header.worker
             if push.repeated or dropped:

@@ -29,6 +29,8 @@ from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.snapshot import Snapshot
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.specification import policies_of
+from downpour.ps.policy.staleness import Lookahead
+from downpour.ps.shard.ahead import Ahead
 from downpour.ps.shard.books import Books
 from downpour.ps.shard.publication import Publisher
 from downpour.ps.shard.pushes import Pushes
@@ -61,13 +63,15 @@ class Shard:
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
-        self.vector = Vector(arena)
-        self.publishers = {wire: Publisher(self.vector, wire) for wire in (codec.INT8, codec.INT4)}
         policies = policies_of(arena.specification)
         self._books, updater = Books(arena, policies), Updater(arena, policies)
+        treatment = policies.staleness
+        ahead = Ahead(arena, self._books, policies.rule, treatment) if isinstance(treatment, Lookahead) else None
+        self.vector = Vector(arena, ahead)
+        self.publishers = {wire: Publisher(self.vector, wire) for wire in (codec.INT8, codec.INT4)}
         self._rounds = Rounds(arena, self.vector, self._books, updater)
-        updates = Updates(arena, self._books, updater, self._rounds, policies.staleness)
-        self._pushes = Pushes(arena, self.vector, self._books, updates, policies.staleness)
+        updates = Updates(arena, self._books, updater, self._rounds, treatment)
+        self._pushes = Pushes(arena, self.vector, self._books, updates, treatment)
         self._rounds.complete()  # sums that a killed process left due
 
     @property

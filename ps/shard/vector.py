@@ -17,6 +17,7 @@ from downpour.ps.apply.regions import Region, regions_of
 from downpour.ps.layout.chunks import chunks_of_pull
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import COUNTERS
+from downpour.ps.shard.ahead import Ahead
 from downpour.ps.shard.encodings import Encodings
 
 _VERSION = COUNTERS.fields["version"][1] // 8  # type: ignore[index]  # in words
@@ -27,18 +28,19 @@ class Vector:
 
     Args:
         arena: Arena of the shard, marked complete.
+        ahead: Moves what pulls read, under the treatment `Lookahead`.
 
     Attributes:
         size: Number of all elements.
         num_trained: Number of elements that the update rule changes.
         num_pushed: Number of these and of statistics.
-        parameters: [size] float32.
+        parameters: [size] float32, never moved.
         regions: Regions that pushes change, in order: one for each chunk of a push.
         groups: Factored variables, by their first element.
         uncut: Ranges of elements that are updated in one piece.
     """
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, ahead: Ahead | None = None) -> None:
         layout, index = arena.layout, arena.specification.shard
         self.parameters = arena.parameters
         self.size = arena.parameters.size
@@ -51,6 +53,7 @@ class Vector:
         self._chunks = arena.chunks
         self._counters = arena.counters_record.view("<u8").data  # as integers
         self._encodings = Encodings()
+        self._ahead = ahead
 
     @property
     def version(self) -> int:
@@ -61,10 +64,14 @@ class Vector:
         """Cuts [start, stop) into chunks for `read`, none of which crosses the border of a region."""
         return chunks_of_pull(self._chunks, self.size, start, stop)
 
+    def values(self, start: int, stop: int) -> np.ndarray:
+        """Elements [start, stop) of one chunk of `cut` as pulls read them, float32; valid within `unchanged`."""
+        return self._ahead.values(start, stop) if self._ahead else self.parameters[start:stop]
+
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """Writes elements [start, stop), one chunk of `cut`, into `out` of a wire dtype."""
         with self.unchanged(start):
-            convert.to_wire(self.parameters[start:stop], out)
+            convert.to_wire(self.values(start, stop), out)
 
     def encoded(self, start: int, stop: int, wire: int) -> np.ndarray:
         """Returns elements [start, stop), one chunk of `cut`, in a wire codec. Read-only: pulls may share the array."""
@@ -73,7 +80,7 @@ class Vector:
             values = self._encodings.get((start, stop, wire), moment)
             if values is None:
                 values = np.empty(stop - start, codec.WIRE_DTYPES[wire])
-                convert.to_wire(self.parameters[start:stop], values)
+                convert.to_wire(self.values(start, stop), values)
                 self._encodings.keep((start, stop, wire), moment, values)
             return values
 

@@ -13,6 +13,7 @@ from downpour.model.vision.resnet import ResNet
 from downpour.ps.layout import Rate, Slicing
 from downpour.ps.policy.rules import SGD, KerasAdam
 from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.staleness import Lookahead
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def job() -> Job:
         ({"weight_decay": "1e-4"}, "weight_decay is '1e-4', a text; give a number"),
         ({"evaluate_average": 1}, "evaluate_average is 1, a whole number; give True or False"),
         ({"name": None}, "name is None, nothing; give a text"),
+        ({"staleness": Lookahead(), "rule": SGD()}, r"staleness: Lookahead extrapolates .*, and SGD\(\) has none"),
     ],
 )
 def test_what_a_field_does_not_take_is_refused(job: Job, changes: dict[str, Any], message: str) -> None:
