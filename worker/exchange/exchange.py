@@ -44,6 +44,9 @@ _LONG_S = 0.01
 Factors = tuple[np.ndarray, np.ndarray]
 
 
+_Span = tuple[float, float]  # when a pull began and ended, moments of `time.monotonic()`
+
+
 @dataclass(frozen=True)
 class Parameters:
     """Result of a pull, one entry a shard. Overwritten by the second pull after it; without overlap by the next.
@@ -242,7 +245,7 @@ class Exchanger:
         for pulled in self._pulled if ahead else ():
             pulled.keep()
         pushes: list[Future[list[_Pushed]]] = []
-        pulls: list[Future[tuple[float, float]]] = []
+        pulls: list[Future[_Span]] = []
         if gradients is not None and pull and self._joined and delay_s < _LONG_S:
             pushes = [submit(self._push_pull, name, gradients, ahead)]
         else:
@@ -293,9 +296,7 @@ class Exchanger:
         header.MergeFrom(name)
         return header, pack(gradients, shard, self._packers[shard], self._row_packers[shard], base=self._send_base)
 
-    def _pull(
-        self, shard: int, name: pb.PushHeader, pushed: Future[Any] | None, ahead: bool, due: _Due
-    ) -> tuple[float, float]:
+    def _pull(self, shard: int, name: pb.PushHeader, pushed: Future[Any] | None, ahead: bool, due: _Due) -> _Span:
         """Pulls from one shard, after the push to it; returns the times at which the pull began and ended."""
         if pushed:
             pushed.result()
@@ -316,34 +317,42 @@ class Exchanger:
             differences=self._differences,
         )
 
-    def _collect(self, pulls: list[Future[tuple[float, float]]]) -> Answer:
+    def _collect(self, pulls: list[Future[_Span]]) -> Answer:
         """Returns the answer of the pushes and of pulls, all of which are done; raises what the first failed raised."""
         pushed = [one for push in self._pushes for one in push.result()]
-        pushed_at = max((push.ended for push in pushed), default=self._begun_s)
-        spans = [pull.result() for pull in pulls]
-        spans += [(pushed_at, push.pull_ended) for push in pushed if push.pull_ended is not None]
-        read_at = min((begun for begun, _ in spans), default=0.0)
-        pulled_at = max((ended for _, ended in spans), default=pushed_at)
-        versions = [0] * len(self._clients)
-        parameters = None
-        if spans:
-            parameters = _parameters(self._pulled)
-            versions = list(parameters.versions)
-        for push in pushed:
-            versions[push.shard] = max(versions[push.shard], push.reply.version)
-        return Answer(
-            parameters,
-            versions,
-            bool(pushed),
-            any(push.reply.dropped for push in pushed),
-            sum(push.reply.staleness for push in pushed) / len(self._clients),
-            pushed_at - self._begun_s,
-            max(0.0, pulled_at - max(pushed_at, read_at)),
-            sum(push.num_bytes for push in pushed),
-            sum(shard.num_bytes for shard in self._pulled) if spans else 0,
-            self._begun_s,
-            read_at,
-        )
+        return _answer(pushed, [pull.result() for pull in pulls], self._pulled, self._begun_s)
+
+
+def _answer(pushed: Sequence[_Pushed], spans: list[_Span], pulled: Sequence[Pulled], begun_s: float) -> Answer:
+    """Returns the answer of an exchange.
+
+    Args:
+        pushed: The pushes.
+        spans: The pulls that were calls of their own.
+        pulled: What was pulled, of every shard.
+        begun_s: When the exchange was started.
+    """
+    pushed_at = max((push.ended for push in pushed), default=begun_s)
+    spans = spans + [(pushed_at, push.pull_ended) for push in pushed if push.pull_ended is not None]
+    read_at = min((begun for begun, _ in spans), default=0.0)
+    pulled_at = max((ended for _, ended in spans), default=pushed_at)
+    parameters = _parameters(pulled) if spans else None
+    versions = list(parameters.versions) if parameters else [0] * len(pulled)
+    for push in pushed:
+        versions[push.shard] = max(versions[push.shard], push.reply.version)
+    return Answer(
+        parameters,
+        versions,
+        bool(pushed),
+        any(push.reply.dropped for push in pushed),
+        sum(push.reply.staleness for push in pushed) / len(pulled),
+        pushed_at - begun_s,
+        max(0.0, pulled_at - max(pushed_at, read_at)),
+        sum(push.num_bytes for push in pushed),
+        sum(shard.num_bytes for shard in pulled) if spans else 0,
+        begun_s,
+        read_at,
+    )
 
 
 def pack(

@@ -16,12 +16,9 @@ import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from downpour.worker.exchange.exchange import Answer, Exchanger, Gradients
-
-if TYPE_CHECKING:
-    from downpour.worker.reporter import Reporter
 
 _ACKNOWLEDGED_WITHIN_S = 4.0  # deadline of a push in flight when the worker is asked to stop
 _REMEMBERED = 8  # steps and pulls
@@ -99,6 +96,16 @@ class _Started:
         return Course(waited_s, ahead, own, share * (answer.staleness - own))
 
 
+class Counts(Protocol):
+    """What counts exchanges; `downpour.worker.reporter.Reporter`."""
+
+    overlap: bool
+
+    def exchanged(self, answer: Answer, records_done: int, course: Course) -> None:
+        """Counts an answered exchange."""
+        ...
+
+
 class Exchanges:
     """The exchanges of one training loop.
 
@@ -109,7 +116,7 @@ class Exchanges:
         overlap: Whether to overlap; None: as `reporter.overlap` says at each exchange.
     """
 
-    def __init__(self, exchange: Exchanger, reporter: Reporter, leaving: Future[None], overlap: bool | None) -> None:
+    def __init__(self, exchange: Exchanger, reporter: Counts, leaving: Future[None], overlap: bool | None) -> None:
         self._exchange, self._reporter, self._leaving, self._fixed = exchange, reporter, leaving, overlap
         self._ahead: _Started | None = None  # in flight during a step
         self._times = PullTimes()

@@ -58,7 +58,7 @@ def ones(versions: list[int]) -> Gradients:
 @pytest.mark.parametrize("joined", [False, True])
 def test_every_push_is_applied_and_counted_once_however_overlap_changes(addresses: list[str], joined: bool) -> None:
     exchange, log, leaving = exchanger(addresses, joined=joined), Log(), Future[None]()
-    exchanges = Exchanges(exchange, log, leaving, None)  # type: ignore[arg-type]
+    exchanges = Exchanges(exchange, log, leaving, None)
     answer = exchanges.begin()
     overlaps = [False, False, True, True, True, False, False, True, False, True, True]
     for position, log.overlap in enumerate(overlaps, 1):
@@ -101,7 +101,7 @@ def test_a_late_pull_brings_the_pushes_of_others_before_the_step(addresses: list
 
     thread = threading.Thread(target=pushes)
     thread.start()
-    exchanges = Exchanges(exchange, log, leaving, True)  # type: ignore[arg-type]
+    exchanges = Exchanges(exchange, log, leaving, True)
     answer = exchanges.begin()
     for position in range(12):
         assert answer is not None and answer.parameters is not None
