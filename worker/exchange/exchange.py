@@ -56,12 +56,15 @@ class Parameters:
         statistics: [num_pushed - num_trained] float32.
         versions: Version of each shard.
         frozen: [size - num_pushed] in the wire dtype.
+        staleness: How stale a gradient computed from them is to be expected, in batches: that of this worker's last
+            push, mean over the shards; 0 before.
     """
 
     trained: list[np.ndarray]
     statistics: list[np.ndarray]
     versions: list[int]
     frozen: list[np.ndarray] = field(default_factory=list)
+    staleness: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ class Exchanger:
         # Workers begin with different shards, so that their calls do not all queue at the same one.
         self._order = [(worker + i) % len(addresses) for i in range(len(addresses))]
         self._begun_s, self._pushes = 0.0, list[Future[list[_Pushed]]]()  # of the exchange that was begun last
+        self._staleness = 0.0  # of the last push
         self._now = threading.Event()  # set when its pulls are no longer to be delayed
         self._pulled = [Pulled(layout, i, wire, differences=bool(publish_every)) for i in range(len(addresses))]
 
@@ -320,10 +324,15 @@ class Exchanger:
     def _collect(self, pulls: list[Future[_Span]]) -> Answer:
         """Returns the answer of the pushes and of pulls, all of which are done; raises what the first failed raised."""
         pushed = [one for push in self._pushes for one in push.result()]
-        return _answer(pushed, [pull.result() for pull in pulls], self._pulled, self._begun_s)
+        if pushed:
+            self._staleness = sum(push.reply.staleness for push in pushed) / len(self._clients)
+        spans = [pull.result() for pull in pulls]
+        return _answer(pushed, spans, self._pulled, self._begun_s, self._staleness)
 
 
-def _answer(pushed: Sequence[_Pushed], spans: list[_Span], pulled: Sequence[Pulled], begun_s: float) -> Answer:
+def _answer(
+    pushed: Sequence[_Pushed], spans: list[_Span], pulled: Sequence[Pulled], begun_s: float, staleness: float
+) -> Answer:
     """Returns the answer of an exchange.
 
     Args:
@@ -331,12 +340,13 @@ def _answer(pushed: Sequence[_Pushed], spans: list[_Span], pulled: Sequence[Pull
         spans: The pulls that were calls of their own.
         pulled: What was pulled, of every shard.
         begun_s: When the exchange was started.
+        staleness: Mean staleness of the last push.
     """
     pushed_at = max((push.ended for push in pushed), default=begun_s)
     spans = spans + [(pushed_at, push.pull_ended) for push in pushed if push.pull_ended is not None]
     read_at = min((begun for begun, _ in spans), default=0.0)
     pulled_at = max((ended for _, ended in spans), default=pushed_at)
-    parameters = _parameters(pulled) if spans else None
+    parameters = _parameters(pulled, staleness) if spans else None
     versions = list(parameters.versions) if parameters else [0] * len(pulled)
     for push in pushed:
         versions[push.shard] = max(versions[push.shard], push.reply.version)
@@ -345,7 +355,7 @@ def _answer(pushed: Sequence[_Pushed], spans: list[_Span], pulled: Sequence[Pull
         versions,
         bool(pushed),
         any(push.reply.dropped for push in pushed),
-        sum(push.reply.staleness for push in pushed) / len(pulled),
+        staleness if pushed else 0.0,
         pushed_at - begun_s,
         max(0.0, pulled_at - max(pushed_at, read_at)),
         sum(push.num_bytes for push in pushed),
@@ -367,13 +377,14 @@ def pack(
     return packer.pack(*mine, given)
 
 
-def _parameters(pulled: Sequence[Pulled]) -> Parameters:
+def _parameters(pulled: Sequence[Pulled], staleness: float) -> Parameters:
     latest = [shard.latest for shard in pulled]
     return Parameters(
         [vectors.trained for vectors in latest],
         [vectors.statistics for vectors in latest],
         [shard.version for shard in pulled],
         [vectors.frozen for vectors in latest],
+        staleness,
     )
 
 

@@ -87,7 +87,8 @@ class _Replica:
         trained = [_widened(vector) for vector in parameters.trained]
         statistics = [vector.copy() for vector in parameters.statistics]
         frozen = [_widened(vector) for vector in parameters.frozen]
-        self.parameters = Parameters(trained, statistics, list(parameters.versions), frozen)
+        staleness = parameters.staleness * self._cadence.push_every  # each push is of so many batches
+        self.parameters = Parameters(trained, statistics, list(parameters.versions), frozen, staleness)
         if isinstance(self._cadence, LocalSteps):
             self._start = [vector.copy() for vector in trained]
         if self._rule and not self._slots:

@@ -47,6 +47,7 @@ from downpour.worker.exchange.rows import Rows, summed
 from downpour.worker.step.assigned import Assigned
 from downpour.worker.step.clip import Clip
 from downpour.worker.step.clipping import clipped, clipped_factor
+from downpour.worker.step.damping import Damping
 from downpour.worker.step.factors import columns, only_product, product_norm
 from downpour.worker.step.flat import FlatVectors, rows_once
 from downpour.worker.step.forward import Loss, Scope, forward, refuse_assigned
@@ -134,6 +135,7 @@ class TrainingStep:
             kind: [i for i, v in enumerate(layout.variables) if v.kind == kind]
             for kind in (FACTORED, TRAINED, STATISTIC, FROZEN)
         }
+        self._damping = Damping(model, layout, self._variables)
         self._assigned = Assigned(model, layout, self._variables, share)
         self._factored = [layout.factored(shard) for shard in range(layout.num_shards)]
         self.local: Tensors = [tf.convert_to_tensor(v) for v in self._local_variables]
@@ -165,7 +167,7 @@ class TrainingStep:
             float(norm),
             Gradients(
                 [self._sent(g) for g in gradients],
-                [array_of(d) for d in differences],
+                self._damping.damped([array_of(d) for d in differences], parameters.staleness),
                 list(parameters.versions),
                 factors=self._factors(inputs, outputs),
                 rows=_rows_of(self._tables, rows, self._layout, self._wire),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -29,9 +29,10 @@ from downpour.ps.layout import STATISTIC, Layout, Variable, lay_out
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.service.server import ShardServer
-from downpour.worker.exchange.exchange import Exchanger, Gradients
+from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
+from downpour.worker.step.damping import Damping
 from downpour.worker.step.step import TrainingStep
-from downpour.worker.step.variables import initial_values, variables_of
+from downpour.worker.step.variables import initial_values, variables_in, variables_of
 from tests.ps.pushing import new_shard, push
 from tests.worker.cluster import initialize
 
@@ -213,3 +214,37 @@ def test_how_stale_differences_may_be(staleness: int, settles: bool) -> None:
             break
     early, late = (np.abs(np.concatenate(history[a:b])).max() for a, b in ((300, 600), (2700, 3000)))
     assert (late < early or late == 0) == settles
+
+
+@pytest.mark.parametrize(("num_workers", "is_damped"), [(50, False), (50, True), (2, True)])
+def test_statistics_settle_however_many_workers_move_them(num_workers: int, is_damped: bool) -> None:
+    """Each pulls, and pushes when all others have; every batch has a mean of 3 and a variance of 4."""
+    model = network()
+    damping = Damping(model, LAYOUT, variables_in(model, LAYOUT))
+    batch = [np.full(LAYOUT.num_pushed(i) - LAYOUT.num_trained(i), 3 + i, np.float32) for i in range(2)]
+    held = [np.zeros_like(values) for values in batch]
+    pulled = [[values.copy() for values in held] for _ in range(num_workers)]
+    for turn in range(60 * num_workers):
+        mine = pulled[turn % num_workers]
+        differences = [np.float32(D) * (b - m) for b, m in zip(batch, mine, strict=True)]
+        pushed = damping.damped(differences, num_workers - 1) if is_damped else differences
+        for values, difference in zip(held, pushed, strict=True):
+            values += difference
+        pulled[turn % num_workers] = [values.copy() for values in held]
+        if num_workers == 2:
+            assert pushed is differences, "as in plain Keras"
+    off = max(float(np.abs(values - b).max(initial=0.0)) for values, b in zip(held, batch, strict=True))
+    assert off < 0.01 if is_damped else off > 100
+
+
+def test_a_step_pushes_less_of_a_difference_the_staler_it_will_be() -> None:
+    model = network()
+    step = TrainingStep(model, per_label_logistic, LAYOUT)
+    values = LAYOUT.scatter(initial_values(model))
+    trained = [vector[: LAYOUT.num_trained(i)] for i, vector in enumerate(values)]
+    statistics = [vector[LAYOUT.num_trained(i) :] for i, vector in enumerate(values)]
+    fresh = Parameters(trained, statistics, [0, 0], [np.zeros(0, np.float32)] * 2)
+    of = {s: step(replace(fresh, staleness=s), *batches()[1]).gradients.statistics for s in (0.0, 5.0, 49.0)}
+    for whole, same, part in zip(of[0.0], of[5.0], of[49.0], strict=True):
+        np.testing.assert_array_equal(whole, same)
+        np.testing.assert_allclose(part, whole * (0.5 / (49 * D)), rtol=1e-5)
