@@ -107,6 +107,7 @@ class _Worker:
     Attributes:
         mine: Its parameters and the gradients that it has gathered.
         pulled: What the exchange under way, or the last one, has pulled, by shard.
+        stale: Staleness of its last push, by shard.
         gathered: What is being pushed.
         waiting: Shards that have not received it.
         num_batches: Gradients computed.
@@ -118,6 +119,7 @@ class _Worker:
     def __init__(self, job: Job, packers: Packers, state: tuple[Any, Any]) -> None:
         self.mine = contribution(job.cadence, codec.CODECS[job.exchange.codec])
         self.pulled: dict[int, _Held] = {}
+        self.stale: dict[int, int] = {}
         self.gathered: Gradients | None = None
         self.waiting = self.num_batches = self.num_pushes = 0
         self.state, self.packers = state, packers
@@ -236,6 +238,7 @@ class OneProcess:
         self._versions[shard] = reply.version
         self._staleness[reply.staleness] += 1
         self._num_dropped += reply.dropped
+        worker.stale[shard] = reply.staleness
         worker.waiting -= 1
         if not worker.waiting:
             worker.gathered = None
@@ -248,6 +251,7 @@ class OneProcess:
                 [one.vectors.statistics for one in held],
                 [one.version for one in held],
                 [one.vectors.frozen for one in held],
+                sum(worker.stale.values()) / len(self._shards),
             )
         )
         worker.pulled = {}
