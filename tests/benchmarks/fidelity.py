@@ -30,7 +30,7 @@ from downpour.launch.job import recipe
 from downpour.launch.local import Checkpoints, RunConfig, start
 from downpour.launch.planning.simulation import simulate
 from downpour.launch.roles import entry
-from tests.benchmarks.keras_examples import in_a_process, keras_scores, scores_of
+from tests.benchmarks.learning import in_a_process, keras_scores, scores_of
 from tests.benchmarks.shape import ROOT
 
 _DATA = flags.DEFINE_list("data", ["fashion", "quickstart"], "Which jobs.")

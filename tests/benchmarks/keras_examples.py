@@ -16,11 +16,8 @@ and, as the last line, `RESULT {json}`.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import hashlib
 import json
-import multiprocessing
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +26,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from downpour.launch.job import recipe
 from downpour.launch.local import Checkpoints, RunConfig, start
 from downpour.launch.roles import entry
+from tests.benchmarks.learning import in_a_process, keras_scores, scores_of
 from tests.examples import EXAMPLES, recipe_of, verdict
 
 _EXAMPLES = flags.DEFINE_list("examples", list(EXAMPLES), "Which to run.")
@@ -63,34 +60,6 @@ class Run:
     staleness: float = 0.0
 
 
-def keras_scores(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, float], float]:
-    """Trains a recipe's model in plain Keras; returns the scores and the seconds of training."""
-    import keras
-    import tensorflow as tf
-
-    job = recipe.load(path, overrides)
-    keras.utils.set_random_seed(job.seed)
-    model, data = job.model(), _arrays(job.data.train)
-    weights = job.data.class_weight
-    passes, rest = divmod(job.num_steps * job.batch_size, job.data.num_records)
-    begin = time.monotonic()
-    for part, epochs in ((data, passes), (tf.nest.map_structure(lambda a: a[:rest], data), 1 if rest else 0)):
-        model.fit(*part, batch_size=job.batch_size, epochs=epochs, class_weight=weights, verbose=0)
-    seconds = time.monotonic() - begin
-    scores = model.evaluate(*_arrays(job.data.validation), batch_size=job.batch_size, verbose=0, return_dict=True)
-    return {name: float(value) for name, value in scores.items()}, seconds
-
-
-def _arrays(source: Any) -> Any:
-    """Arrays (x, y) of a recipe's source: those it returns, or its items stacked; texts as tensors."""
-    import tensorflow as tf
-
-    given = source()
-    if not isinstance(given, tuple):
-        given = tuple(np.stack(column) for column in zip(*(given[i] for i in range(len(given))), strict=True))
-    return tf.nest.map_structure(lambda array: tf.constant(array) if array.dtype == object else array, given)
-
-
 def through_shards(example: str, overrides: Sequence[str], folder: Path) -> tuple[dict[str, float], float, float]:
     """Runs a recipe; returns the scores of its last checkpoint, the seconds of training, and the mean staleness."""
     config = RunConfig(
@@ -99,13 +68,6 @@ def through_shards(example: str, overrides: Sequence[str], folder: Path) -> tupl
     with start(config) as run:
         summary = run.wait()
     return scores_of(folder), summary["seconds"], summary["staleness_mean"]
-
-
-def scores_of(folder: Path) -> dict[str, float]:
-    """Scores of a run's last checkpoint, by the metric's name without `val_`."""
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    last = [row for row in rows if row["kind"] == "score"][-1]
-    return {name.removeprefix("val_"): value for name, value in last.items() if isinstance(value, float)}
 
 
 def row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
@@ -158,13 +120,6 @@ class _Runs:
         with self._file.open("a") as file:
             file.write(f"{json.dumps(asdict(run))}\n")
         return run
-
-
-def in_a_process(function: Any, *arguments: Any) -> Any:
-    """Calls a function in a new process, which has no state of earlier trainings."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def _main() -> None:
