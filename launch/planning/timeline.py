@@ -64,7 +64,8 @@ def batches(job: Job, timeline: Timeline) -> Batches:
         timeline: The events.
     """
     if part_of(job.data, 0, job.cluster.num_workers) is job.data:
-        return job.data.training(batch_size=job.batch_size, seed=job.seed, leases=_leases(job, timeline))
+        whole: Batches = job.data.training(batch_size=job.batch_size, seed=job.seed, leases=_leases(job, timeline))
+        return whole
     counts = RecordCounts(judge_after=None)
     return Batches(_batches_of_parts(job, timeline, counts), counts)
 

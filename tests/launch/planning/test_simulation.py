@@ -130,6 +130,7 @@ def digest_of_a_real_worker(job: Job, shards: ShardProcesses) -> str:
     "changes",
     [
         pytest.param({}, id="float32"),
+        pytest.param({"overlap": True}, id="overlap", marks=pytest.mark.slow),
         pytest.param({"codec": "bfloat16", "push": "int8", "pull": "int4"}, id="codecs", marks=pytest.mark.slow),
         pytest.param({"codec": "bfloat16", "staleness": Compensate(0.5)}, id="base", marks=pytest.mark.slow),
         pytest.param({"pace": Sync(1)}, id="sync", marks=pytest.mark.slow),
