@@ -30,7 +30,7 @@ SYNTAX = Syntax(
 def main() -> None:
     """Prints the advice."""
     define()
-    entry.run(lambda: run(from_flags(), flags.FLAGS["tolerance"].value), role="advise", syntax=SYNTAX)
+    entry.run(lambda: run(from_flags(), float(flags.FLAGS["tolerance"].value or 0.0)), role="advise", syntax=SYNTAX)
 
 
 def define() -> None:

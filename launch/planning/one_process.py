@@ -9,6 +9,7 @@ Threads: one.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,8 +76,8 @@ class _Shard:
         self._pulled = Pulled(layout, index, wire, differences=bool(job.publish_every))
         self._latest: _Held | None = None  # since the last push
 
-    def push(self, header: pb.PushHeader, chunks: list[codec.Outgoing]) -> int:
-        """Applies a push; returns the shard's version.
+    def push(self, header: pb.PushHeader, chunks: list[codec.Outgoing]) -> pb.PushReply:
+        """Applies a push.
 
         Raises:
             NonFinite: The gradient is not finite.
@@ -85,7 +86,7 @@ class _Shard:
         for chunk in chunks:
             self.shard.apply(push, codec.decode_chunk(b"".join(chunk.encode(None))))
         self._latest = None
-        return self.shard.finish(push).version
+        return self.shard.finish(push)
 
     def pull(self) -> _Held:
         """Returns the present parameters, as any worker receives them."""
@@ -152,6 +153,7 @@ class OneProcess:
             self._workers.append(worker)
         self._needs_base = isinstance(job.staleness, Compensate)
         self._loss_sum = self._num_losses = 0.0
+        self._staleness, self._num_dropped = Counter[int](), 0
         self.num_examples = 0
 
     @property
@@ -191,9 +193,15 @@ class OneProcess:
         name = "slot.average" if self._job.evaluate_average else "parameters"
         return weights.by_name(self._layout, [one.shard.arena.vectors[name] for one in self._shards])
 
-    def counters(self, name: str) -> np.ndarray:
-        """A counter of all shards, one row each; `staleness` counts pushes by staleness."""
-        return np.array([one.shard.arena.counters[name] for one in self._shards])
+    @property
+    def staleness(self) -> tuple[int, ...]:
+        """Pushes by staleness, over all shards."""
+        return tuple(self._staleness[number] for number in range(1 + max(self._staleness, default=0)))
+
+    @property
+    def dropped(self) -> float:
+        """Share of the pushes that shards have dropped."""
+        return self._num_dropped / max(1, self._staleness.total())
 
     def _compute(self, worker: _Worker, batches: Iterator[Batch]) -> None:
         parameters, step = worker.mine.parameters, self._step
@@ -224,7 +232,10 @@ class OneProcess:
             base_version=worker.gathered.versions[shard],
         )
         chunks = pack(worker.gathered, shard, *worker.packers[shard], base=self._needs_base)
-        self._versions[shard] = self._shards[shard].push(header, chunks)
+        reply = self._shards[shard].push(header, chunks)
+        self._versions[shard] = reply.version
+        self._staleness[reply.staleness] += 1
+        self._num_dropped += reply.dropped
         worker.waiting -= 1
         if not worker.waiting:
             worker.gathered = None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from downpour.launch.job import Job
+from downpour.launch.job import Job, mistakes
 from downpour.launch.planning import footprint, queueing
 from downpour.launch.planning.assumptions import Assumptions, fleet_of, known_costs
 from downpour.launch.planning.demand import Costs
@@ -59,7 +59,7 @@ class Simulated:
         staleness: Pushes by staleness, over all shards.
         dropped: Share of the pushes that shards have dropped.
         failure: Why training ended before its last step; "" if it did not.
-        digest: SHA-256 of the parameters at the end.
+        digest: SHA-256 of what is scored at the end, the parameters or their average.
     """
 
     num_workers: int
@@ -132,7 +132,8 @@ def simulate(
     fleet = OneProcess(job, layout, model.values, model.step, model.state)
     due = sorted({math.ceil(num_steps * (i + 1) / num_scores) for i in range(num_scores)})
     points = []
-    with Prefetch(batches(job, timeline)) as prefetched:
+    # An error of the job's own code before the first step is a mistake in that.
+    with mistakes.final(lambda: not fleet.num_examples), Prefetch(batches(job, timeline)) as prefetched:
         training = _Training(fleet, timeline, prefetched)
         for step in due:
             training.until(step)
@@ -144,8 +145,8 @@ def simulate(
     return Simulated(
         num_workers,
         tuple(points),
-        _trimmed(fleet.counters("staleness").sum(0)),
-        float(fleet.counters("dropped").sum() / max(1, fleet.counters("pushes").sum())),
+        fleet.staleness,
+        fleet.dropped,
         training.failure,
         digest_of(fleet.values()),
     )
@@ -183,9 +184,3 @@ class _Training:
                 self.fleet.handle(event, self.batches)
         except (JobFailed, NonFinite) as error:
             self.failure = str(error)
-
-
-def _trimmed(histogram: np.ndarray) -> tuple[int, ...]:
-    """A histogram without the empty buckets at its end."""
-    last = int(histogram.nonzero()[0].max(initial=0))
-    return tuple(histogram[: last + 1].tolist())
