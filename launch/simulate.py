@@ -23,10 +23,10 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
@@ -37,9 +37,14 @@ from downpour.launch.planning.fleet import COMPUTE_TIMES
 from downpour.launch.roles import entry
 from downpour.launch.roles.command_line import Syntax
 
+if TYPE_CHECKING:
+    from downpour.launch.planning.comparison import Run
+    from downpour.launch.planning.footprint import Footprint
+    from downpour.launch.planning.simulation import Point
+    from downpour.launch.planning.trainable import Trainable
+
 SYNTAX = Syntax(
-    shown="recipe set workers steps vary seconds_per_step spread compute stragglers slowdown gbit core_ms_per_step "
-    "scores seed plot out",
+    shown="recipe set workers steps vary seconds_per_step stragglers slowdown gbit core_ms_per_step scores plot out",
     positional="recipe",
 )
 
@@ -101,8 +106,16 @@ def define() -> None:
     """Defines the flags."""
     recipe_flags.define()
     flags.DEFINE_list("workers", None, "Numbers of workers, 1,4,16; the recipe's by default.")
-    flags.DEFINE_integer("steps", 0, "Global steps of each training; the recipe's by default.")
     flags.DEFINE_multi_string("vary", [], "Field and values to compare, KEY=VALUE,VALUE; may be given many times.")
+    flags.DEFINE_integer("scores", 4, "How often each training is scored, the last time at its end.")
+    flags.DEFINE_string("plot", None, "File of a figure, .svg, .png or .pdf: score over examples and over hours.")
+    flags.DEFINE_string("out", None, "File for all results, JSON.")
+    define_training()
+
+
+def define_training() -> None:
+    """Defines the flags of steps and times."""
+    flags.DEFINE_integer("steps", 0, "Global steps of each training; the recipe's by default.")
     flags.DEFINE_float("seconds_per_step", None, "Seconds that a worker takes to compute one gradient.")
     flags.DEFINE_float("spread", 0.1, "Standard deviation of those seconds, relative to their mean (lognormal).")
     flags.DEFINE_enum("compute", "lognormal", COMPUTE_TIMES, "Distribution of those seconds.")
@@ -112,10 +125,7 @@ def define() -> None:
     text = "Core-milliseconds of all shards together for one step; by default none."
     flags.DEFINE_float("core_ms_per_step", None, text)
     flags.DEFINE_float("cores_per_shard", 1.0, "Cores of one shard's host or container.")
-    flags.DEFINE_integer("scores", 4, "How often each training is scored, the last time at its end.")
     flags.DEFINE_integer("seed", 0, "Seed of the times; that of the job is --set=seed=N.")
-    flags.DEFINE_string("plot", None, "File of a figure, .svg, .png or .pdf: score over examples and over hours.")
-    flags.DEFINE_string("out", None, "File for all results, JSON.")
 
 
 def from_flags() -> SimulateConfig:
@@ -125,6 +135,22 @@ def from_flags() -> SimulateConfig:
         ValueError: The recipe, an override, a number of workers or another number is refused.
     """
     job, values = recipe.load(*recipe_flags.read()), flags.FLAGS.flag_values_dict()
+    counts = values["workers"] or [str(job.cluster.num_workers)]
+    return replace(
+        config_from_flags(list(variants(job, list(map(_number_of_workers, counts)), values["vary"]))),
+        num_scores=values["scores"],
+        plot=Path(values["plot"]) if values["plot"] else None,
+        out=Path(values["out"]) if values["out"] else None,
+    )
+
+
+def config_from_flags(chosen: Sequence[Variant]) -> SimulateConfig:
+    """Returns the configuration of some trainings with the flags of `define_training`.
+
+    Raises:
+        ValueError: A number is refused.
+    """
+    values = flags.FLAGS.flag_values_dict()
     seconds = values["seconds_per_step"]
     cluster = Assumptions(
         1,
@@ -136,18 +162,8 @@ def from_flags() -> SimulateConfig:
         values["stragglers"],
         values["slowdown"],
     )
-    counts = values["workers"] or [str(job.cluster.num_workers)]
-    return SimulateConfig(
-        tuple(variants(job, list(map(_number_of_workers, counts)), values["vary"])),
-        cluster,
-        seconds is not None,
-        values["core_ms_per_step"],
-        values["steps"],
-        values["scores"],
-        values["seed"],
-        Path(values["plot"]) if values["plot"] else None,
-        Path(values["out"]) if values["out"] else None,
-    )
+    core_ms = values["core_ms_per_step"]
+    return SimulateConfig(tuple(chosen), cluster, seconds is not None, core_ms, values["steps"], seed=values["seed"])
 
 
 def variants(job: Job, counts: list[int], vary: list[str]) -> Iterator[Variant]:
@@ -195,26 +211,45 @@ def _number_of_workers(text: str) -> int:
 
 def run(config: SimulateConfig) -> None:
     """Simulates, and prints the table; the last line is `RESULT {json}`."""
-    from downpour.launch.job.build import limit_threads
-    from downpour.launch.planning import comparison, footprint
-    from downpour.launch.planning.simulation import Point, simulate
-    from downpour.launch.planning.trainable import Trainable
+    from downpour.launch.planning import comparison
 
     if config.plot:
         comparison.check_drawable(config.plot)
-    limit_threads(config.variants[0].job.cluster.threads_per_worker)
-    runs, trainable = list[comparison.Run](), None
-    for variant in config.variants:
-        job = variant.job
-        if trainable is None or not trainable.fits(job):
-            trainable = Trainable(job)
-        logging.info("%s: %s", _name(variant), footprint.of(job, trainable.layout))
-        began_s = time.monotonic()
+    simulator = Simulator(config)
+    runs = [simulator.run(variant) for variant in config.variants]
+    name = config.variants[0].job.name
+    result: dict[str, Any] = {"recipe": name, "runs": comparison.result(runs, timed=config.timed)}
+    if config.out:
+        with files.replacing(config.out) as temporary:
+            Path(temporary).write_text(json.dumps(result, indent=1) + "\n")
+    if config.plot:
+        comparison.draw(runs, f"{name}, simulated", config.plot, timed=config.timed)
+    print(f"{comparison.table(runs, timed=config.timed)}\nRESULT {json.dumps(result)}", flush=True)
 
-        def tell(point: Point, name: str = _name(variant)) -> None:
-            scores = ", ".join(f"{key} {value:.4g}" for key, value in point.scores.items())
-            logging.info("%s: step %d, loss %.4g, %s", name, point.step, point.loss, scores)
 
+class Simulator:
+    """Simulates variants of one recipe, one after the other, and logs what each needs and how far it is.
+
+    Args:
+        config: What they have in common.
+    """
+
+    def __init__(self, config: SimulateConfig) -> None:
+        from downpour.launch.job.build import limit_threads
+
+        limit_threads(config.variants[0].job.cluster.threads_per_worker)
+        self._config = config
+        self._trainable: Trainable | None = None  # of the last variant
+
+    def run(self, variant: Variant) -> Run:
+        """Simulates one of them."""
+        from downpour.launch.planning.comparison import Run
+        from downpour.launch.planning.simulation import simulate
+        from downpour.launch.planning.trainable import Trainable
+
+        config, job, said, began_s = self._config, variant.job, _Said(variant), time.monotonic()
+        if self._trainable is None or not self._trainable.fits(job):
+            self._trainable = Trainable(job)
         found = simulate(
             job,
             job.cluster.num_workers,
@@ -223,24 +258,30 @@ def run(config: SimulateConfig) -> None:
             cluster=config.cluster,
             core_ms_per_step=config.core_ms_per_step,
             num_scores=config.num_scores,
-            model=trainable,
-            on_point=tell,
+            model=self._trainable,
+            on_memory=said.memory,
+            on_point=said.point,
         )
-        took_s = time.monotonic() - began_s
-        logging.info("%s: simulated %.2f steps a second", _name(variant), found.last.step / took_s)
-        runs.append(comparison.Run(variant.name, found))
-    job = config.variants[0].job
-    result: dict[str, Any] = {"recipe": job.name, "runs": comparison.result(runs, timed=config.timed)}
-    if config.out:
-        with files.replacing(config.out) as temporary:
-            Path(temporary).write_text(json.dumps(result, indent=1) + "\n")
-    if config.plot:
-        comparison.draw(runs, f"{job.name}, simulated", config.plot, timed=config.timed)
-    print(f"{comparison.table(runs, timed=config.timed)}\nRESULT {json.dumps(result)}", flush=True)
+        said.speed(found.last.step / (time.monotonic() - began_s))
+        return Run(variant.name, found)
 
 
-def _name(variant: Variant) -> str:
-    return f"{variant.job.cluster.num_workers} workers {variant.name}".strip()
+class _Said:
+    """Log lines of one training."""
+
+    def __init__(self, variant: Variant) -> None:
+        number = variant.job.cluster.num_workers
+        self._name = ", ".join(filter(None, [f"{number} worker{'s' * (number > 1)}", variant.name]))
+
+    def memory(self, needed: Footprint) -> None:
+        logging.info("%s: %s", self._name, needed)
+
+    def point(self, point: Point) -> None:
+        scores = "".join(f", {key} {value:.4g}" for key, value in point.scores.items())
+        logging.info("%s: step %d, loss %.4g%s", self._name, point.step, point.loss, scores)
+
+    def speed(self, steps_per_s: float) -> None:
+        logging.info("%s: simulated %.3g steps a second", self._name, steps_per_s)
 
 
 if __name__ == "__main__":

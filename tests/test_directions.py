@@ -46,6 +46,7 @@ WITH_TENSORFLOW = {
     "launch/job/given_model.py",
     "launch/job/written.py",
     "launch/local/preflight.py",
+    "launch/planning/trainable.py",
 }
 
 

@@ -44,12 +44,13 @@ def scores_of(runs: Sequence[Run]) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: name.endswith("loss"))[:_MOST_SCORES]
 
 
-def table(runs: Sequence[Run], *, timed: bool) -> str:
-    """One line a run, then its staleness.
+def table(runs: Sequence[Run], *, timed: bool, histograms: bool = True) -> str:
+    """One line a run, then how stale its pushes were, and why it failed if it did.
 
     Args:
         runs: The runs.
         timed: Whether the time that a worker computes is known, and so are speed and hours.
+        histograms: Whether staleness is shown in full.
     """
     names = scores_of(runs)
     has_variants, has_dropped = any(run.variant for run in runs), any(run.result.dropped for run in runs)
@@ -66,9 +67,10 @@ def table(runs: Sequence[Run], *, timed: bool) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     for run in runs:
-        lines += ["", f"{run.name}: pushes by staleness", *queueing.rows_of(np.array(run.result.staleness))]
+        if histograms:
+            lines += ["", f"{run.name}: pushes by staleness", *queueing.rows_of(np.array(run.result.staleness))]
         if run.result.failure:
-            lines.append(f"  ended early: {run.result.failure}")
+            lines.append(f"{run.name} ended early: {run.result.failure}")
     return "\n".join(lines)
 
 

@@ -25,12 +25,10 @@ class Footprint:
     """Memory of a simulation, an upper bound in bytes.
 
     Attributes:
-        num_workers: Workers.
         shards: Arenas of all shards, and what they keep encoded.
         workers: What all workers hold: parameters, gradients in flight, copies and slots of their own.
     """
 
-    num_workers: int
     shards: int
     workers: int
 
@@ -38,7 +36,7 @@ class Footprint:
         total = self.shards + self.workers
         return (
             f"{total / _MB:,.0f} MB of memory at most beside the model, its step and data: {self.shards / _MB:,.0f} MB "
-            f"for the shards and {self.workers / _MB:,.0f} MB for what {self.num_workers} workers hold"
+            f"for the shards and {self.workers / _MB:,.0f} MB for what the workers hold"
         )
 
     def check(self) -> None:
@@ -51,8 +49,14 @@ class Footprint:
             )
 
 
-def of(job: Job, layout: Layout) -> Footprint:
-    """Returns what a simulation of a job needs; its workers are those of `job.cluster`."""
+def of(job: Job, layout: Layout, *, instant: bool) -> Footprint:
+    """Returns what a simulation needs.
+
+    Args:
+        job: The job, with the number of workers.
+        layout: Layout of its variables.
+        instant: Whether an exchange takes no time, so that one gradient is in flight at a time.
+    """
     shards = range(layout.num_shards)
     workers, wire = job.cluster.num_workers, codec.WIRE_DTYPES[codec.CODECS[job.exchange.codec]].itemsize
     num_trained = sum(map(layout.num_trained, shards))
@@ -62,7 +66,7 @@ def of(job: Job, layout: Layout) -> Footprint:
     arenas = sum(arena.bytes_needed(specification_of(job, layout, workers, shard)) for shard in shards)
     # Every worker holds parameters that it computes with, and receives others; of these, those of one version are one.
     held = (workers * (1 + bool(job.overlap)) + 1) * pulled
-    held += workers * sum(demand.push_bytes(layout, shard, job) for shard in shards)
+    held += (1 if instant else workers) * sum(demand.push_bytes(layout, shard, job) for shard in shards)
     if job.exchange.push == "int8":
         held += workers * _FLOAT32_BYTES * num_trained
     if not isinstance(job.cadence, EveryStep):
@@ -71,7 +75,7 @@ def of(job: Job, layout: Layout) -> Footprint:
             copies += 1 + len(job.cadence.rule.slots)
         held += workers * copies * _FLOAT32_BYTES * (num_trained + num_statistics)
     publications = 2 * wire * num_trained if job.publish_every else 0
-    return Footprint(workers, arenas + pulled + publications, held)
+    return Footprint(arenas + pulled + publications, held)
 
 
 def available() -> int:

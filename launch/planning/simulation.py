@@ -20,6 +20,7 @@ from downpour.launch.job import Job, mistakes
 from downpour.launch.planning import footprint, queueing
 from downpour.launch.planning.assumptions import Assumptions, fleet_of, known_costs
 from downpour.launch.planning.demand import Costs
+from downpour.launch.planning.footprint import Footprint
 from downpour.launch.planning.one_process import OneProcess
 from downpour.launch.planning.timeline import Timeline, batches
 from downpour.launch.planning.trainable import Trainable
@@ -94,6 +95,7 @@ def simulate(
     core_ms_per_step: float | None = None,
     num_scores: int = NUM_SCORES,
     model: Trainable | None = None,
+    on_memory: Callable[[Footprint], None] = lambda needed: None,
     on_point: Callable[[Point], None] = lambda point: None,
 ) -> Simulated:
     """Trains a job as a number of workers would, in this process.
@@ -108,6 +110,7 @@ def simulate(
         core_ms_per_step: Core-milliseconds of all shards together for one step; None for none.
         num_scores: How often the held-out examples are scored, at equal distances, the last time at the end.
         model: That of an earlier simulation, which it fits; None to build it.
+        on_memory: Called with the memory that is needed, before training.
         on_point: Called after every score.
 
     Raises:
@@ -124,7 +127,9 @@ def simulate(
     costs = Costs() if core_ms_per_step is None else known_costs(job, layout, core_ms_per_step)
     predicted = fleet_of(job, layout, costs, cluster)
     job = replace(job, exchange=replace(job.exchange, overlap=predicted.overlap))
-    footprint.of(job, layout).check()
+    needed = footprint.of(job, layout, instant=core_ms_per_step is None and cluster.gbit == math.inf)
+    needed.check()
+    on_memory(needed)
     timeline = Timeline(queueing.events(predicted, seed))
     fleet = OneProcess(job, layout, model.values, model.step, model.state)
     due = sorted({math.ceil(num_steps * (i + 1) / num_scores) for i in range(num_scores)})

@@ -64,10 +64,9 @@ def batches(job: Job, timeline: Timeline) -> Batches:
         timeline: The events.
     """
     if part_of(job.data, 0, job.cluster.num_workers) is job.data:
-        found: Batches = job.data.training(batch_size=job.batch_size, seed=job.seed, leases=_leases(job, timeline))
-        return found
-    counts = RecordCounts(judge_after=None)
-    return Batches(_batches_of_parts(job, timeline, counts), counts)
+        whole: Batches = job.data.training(batch_size=job.batch_size, seed=job.seed, leases=_leases(job, timeline))
+        return whole
+    return Batches(_batches_of_parts(job, timeline), RecordCounts(judge_after=None))
 
 
 def _leases(job: Job, timeline: Timeline) -> Iterator[Lease]:
@@ -94,7 +93,7 @@ def _leases(job: Job, timeline: Timeline) -> Iterator[Lease]:
         table.done(worker, _INCARNATION, num_positions[worker])
 
 
-def _batches_of_parts(job: Job, timeline: Timeline, counts: RecordCounts) -> Generator[PlacedBatch, None, None]:
+def _batches_of_parts(job: Job, timeline: Timeline) -> Generator[PlacedBatch, None, None]:
     """Yields batches of a source of which each worker reads a part of its own; the parts are opened when needed."""
     parts: dict[int, Batches] = {}
     endless = iter(lambda: Lease(0, 0, job.batch_size), None)
@@ -104,6 +103,4 @@ def _batches_of_parts(job: Job, timeline: Timeline, counts: RecordCounts) -> Gen
                 data = part_of(job.data, event.worker, job.cluster.num_workers)
                 part = data.training(batch_size=job.batch_size, seed=job.seed, leases=endless)
                 parts[event.worker] = opened.enter_context(part)
-            batch = next(parts[event.worker])
-            counts.read += 1
-            yield batch, position
+            yield next(parts[event.worker]), position

@@ -56,13 +56,16 @@ class Trainable:
         return self._essentials(job) == self._essentials(self._job)
 
     def score(self, values: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Scores values of the variables, by name, on the held-out examples.
-
-        Raises:
-            ValueError: There are none.
-        """
+        """Scores values of the variables, by name, on the held-out examples; no scores where there are none."""
+        if not self._has_heldout:
+            return {}
         scores: dict[str, float] = self._evaluator.score_values(values)[0]
         return scores
+
+    @cached_property
+    def _has_heldout(self) -> bool:
+        with self._job.data.heldout(batch_size=self._job.batch_size) as batches:
+            return bool(self._job.validation_sets) or next(batches, None) is not None
 
     @cached_property
     def _evaluator(self) -> Any:

@@ -1,4 +1,4 @@
-"""`downpour simulate`: its variants, its table, its files, and what it refuses."""
+"""`downpour simulate` and `advise`: variants, tables, files, and what they refuse."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 
 from downpour.launch import simulate
 from downpour.launch.job import recipe
+from downpour.launch.roles import command_line, entry
 from downpour.ps.policy.pace import Async, Bounded, Sync
 from downpour.ps.policy.staleness import Divide, Keep
 from tests.launch import jobs
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "downpour.launch.cli", "simulate", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def run(*arguments: str, command: str = "simulate") -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "downpour.launch.cli", command, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_values_are_cut_at_commas_that_are_not_within_brackets() -> None:
@@ -67,11 +68,24 @@ def test_workers_and_variants_stand_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_advice_names_what_to_set(tmp_path: Path) -> None:
+    tiny = jobs.write_recipe(tmp_path, "def job():\n    return tiny(clip=CLIPPED)\n")
+    done = run(str(tiny), "--workers=4", "--steps=8", command="advise")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["1", "4", "4"]
+    result = json.loads(lines[-1].removeprefix("RESULT "))
+    assert result["score"] == "map_at_100" and result["workers"] in (1, 2, 4)
+    assert 0 < result["as_it_is"] <= result["recommended"] < 1
+    assert all(f"--set='{change}'" in done.stdout for change in result["changes"])
+    refused = run(str(tiny), "--workers=1", command="advise")
+    assert refused.returncode == 2 and "--workers=1; give at least 2" in refused.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "no recipe; give --recipe=NAME"),
-        (("quickstart", "--workers=0"), "--workers=0; give 1 to 1024"),
         (("quickstart", "--workers=1,many"), "--workers=many; give whole numbers"),
         (("quickstart", "--vary=staleness=Keep,Divid"), "did you mean Divide?"),
         (("quickstart", "--vary=staleness"), "--vary=staleness is not of the form KEY=VALUE,VALUE"),
@@ -83,7 +97,25 @@ def test_workers_and_variants_stand_side_by_side(tmp_path: Path) -> None:
         (("quickstart", "--plot=a.txt"), "--plot=a.txt; give a file that ends with .svg"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str) -> None:
-    done = run(*arguments)
+def test_bad_input_is_refused(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, whose flags are removed again; refused before TensorFlow is set up."""
+    monkeypatch.setattr(sys, "argv", ["downpour simulate", *arguments])
+
+    def define() -> None:
+        simulate.define()
+        with pytest.raises(SystemExit) as ended:
+            entry.run(lambda: simulate.run(simulate.from_flags()), role="simulate", syntax=simulate.SYNTAX)
+        assert ended.value.code == entry.REFUSED
+
+    command_line.flags_of(define)
+    said = capsys.readouterr()
+    assert not said.out and message in said.err.splitlines()[-1], said.err
+
+
+@pytest.mark.process
+def test_bad_input_is_one_line_and_exit_code_2() -> None:
+    done = run("quickstart", "--workers=0")
     assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert "--workers=0; give 1 to 1024" in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -130,6 +130,7 @@ def digest_of_a_real_worker(job: Job, shards: ShardProcesses) -> str:
     "changes",
     [
         pytest.param({}, id="float32"),
+        pytest.param({"overlap": True}, id="overlap", marks=pytest.mark.slow),
         pytest.param({"codec": "bfloat16", "push": "int8", "pull": "int4"}, id="codecs", marks=pytest.mark.slow),
         pytest.param({"codec": "bfloat16", "staleness": Compensate(0.5)}, id="base", marks=pytest.mark.slow),
         pytest.param({"pace": Sync(1)}, id="sync", marks=pytest.mark.slow),
@@ -220,11 +221,13 @@ def test_too_little_memory_is_refused_before_training(trainable: Trainable, monk
 def test_the_footprint_grows_with_what_workers_hold() -> None:
     layout = build(JOB)[1]
 
-    def workers(num_workers: int, **changes: Any) -> int:
+    def workers(num_workers: int, instant: bool = True, **changes: Any) -> int:
         job = changed(**changes)
-        return footprint.of(replace(job, cluster=replace(job.cluster, num_workers=num_workers)), layout).workers
+        job = replace(job, cluster=replace(job.cluster, num_workers=num_workers))
+        return footprint.of(job, layout, instant=instant).workers
 
-    assert workers(8) > 1.7 * workers(4)
+    assert workers(8) > 1.6 * workers(4)
+    assert workers(8, instant=False) > 1.5 * workers(8)
     assert workers(8, overlap=True) > 1.3 * workers(8)
     assert workers(8, cadence=LocalSteps(3, KerasAdam(), 1e-2)) > 3 * workers(8)
 

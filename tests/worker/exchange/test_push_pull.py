@@ -104,8 +104,8 @@ def test_a_pull_that_breaks_behind_its_push_has_it_applied_once() -> None:
 
 def test_an_answer_without_that_to_the_push_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as servers, exchanging(servers, joined=True) as exchange:
-        vector = servicer._vector
-        monkeypatch.setattr(servicer, "_vector", lambda request, shard, pushed: vector(request, shard, None))
+        vector = servicer.messages_of_pull
+        monkeypatch.setattr(servicer, "messages_of_pull", lambda request, shard, pushed: vector(request, shard, None))
         answer = exchange.start().result()
         with pytest.raises(MalformedChunk, match=r"pulling from shard \d at .*: there is no answer to the push"):
             exchange.start(gradients(0, answer.versions)).result()
