@@ -18,12 +18,16 @@ from downpour.ps.policy.staleness import extrapolated, prolonged
 class Movement:
     """The movement by a rule's momentum; its constructor compiles the loop, or loads it from the cache.
 
+    Args:
+        rule: The rule.
+        strength: Multiplies the movement.
+
     Raises:
         ValueError: The rule has no momentum.
     """
 
-    def __init__(self, rule: Rule) -> None:
-        self._rule, self._beta = rule, rules.momentum_of(rule)
+    def __init__(self, rule: Rule, strength: float) -> None:
+        self._rule, self._strength, self._beta = rule, strength, rules.momentum_of(rule)
         if not self._beta:
             raise ValueError(f"{rule!r} has no momentum, which a look-ahead extrapolates")
         self._loop = loops.move_scaled() if isinstance(rule, Adam | KerasAdam) else loops.move()
@@ -48,7 +52,7 @@ class Movement:
             updates: Number of updates ahead.
         """
         rule, beta = self._rule, prolonged(self._beta, updates)
-        factor = extrapolated(beta, updates)
+        factor = self._strength * extrapolated(beta, updates)
         if isinstance(rule, Adam | KerasAdam):
             alpha = learning_rate * math.sqrt(1 - rule.beta_2**step) / (1 - beta**step)
             self._loop(w, slots[0], slots[-1], out, np.float32(-alpha * factor), np.float32(rule.epsilon))

@@ -5,7 +5,7 @@
 | `Keep` | applied as it is |
 | `Divide(power)` | its rate is divided by max(s, 1)^power (Zhang et al. 2016, arXiv 1511.05950: power 1) |
 | `Compensate(strength)` | g + strength * g * g * (w_now - w_then) (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326) |
-| `Lookahead(updates, power)` | computed where w is expected when it is applied; divided as by `Divide` |
+| `Lookahead(updates, strength, power)` | computed where w is expected when it is applied; divided as by `Divide` |
 | `Drop(limit)` | not applied, but counted, if s > limit |
 
 `Compensate` needs w_then: the worker keeps the parameters it pulled and sends them with the gradient, in the same
@@ -21,7 +21,7 @@ others' updates between a pull and its push. The rule's single momentum is prolo
 A gradient moves w as far in all as without it, over 1 + k times as many updates. So most of what happens between a pull
 and its push is known when it is pulled: k updates without a gradient move w by the last movement times
 
-    S = beta' + beta'^2 + ... + beta'^k = beta' * (1 - beta'^k) / (1 - beta')
+    S = strength * (beta' + beta'^2 + ... + beta'^k) = strength * beta' * (1 - beta'^k) / (1 - beta')
 
 | rule | workers pull |
 |---|---|
@@ -89,14 +89,18 @@ class Lookahead:
 
     Attributes:
         updates: How many updates ahead; 0 for the measured staleness.
+        strength: Multiplies the movement. Gradients from a little beyond the place that is reached damp the momentum.
         power: The rate of a push is divided by this power of its staleness; 0 for never.
     """
 
     updates: float = 0.0
+    strength: float = 2.5
     power: float = 0.5
 
     def __post_init__(self) -> None:
         _check_power(self.power)
+        if not 0 < self.strength < math.inf:
+            raise ValueError(f"staleness: strength is {self.strength}; give a number above 0")
         if not 0 <= self.updates < math.inf:
             raise ValueError(
                 f"staleness: updates is {self.updates}; give a number of updates, or 0 for the measured staleness"

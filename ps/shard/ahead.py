@@ -33,7 +33,7 @@ class Ahead:
 
     def __init__(self, arena: Arena, books: Books, rule: Rule, treatment: Lookahead) -> None:
         self._arena, self._books, self._treatment = arena, books, treatment
-        self._movement = Movement(rule)
+        self._movement = Movement(rule, treatment.strength)
         self._starts, self._rates = [0], [0.0]  # of runs that move alike; multipliers of the rate, 0 for no movement
         layout, shard = arena.layout, arena.specification.shard
         for r in layout.by_shard[shard]:

@@ -23,7 +23,7 @@ from downpour.launch.roles import entry
 from downpour.ps.policy.pace import Async, Bounded, Sync
 from downpour.ps.policy.rules import KerasAdam, Momentum
 from downpour.ps.policy.schedules import Constant
-from downpour.ps.policy.staleness import Compensate, Divide, Drop, Keep
+from downpour.ps.policy.staleness import Compensate, Divide, Drop, Keep, Lookahead
 from downpour.worker.exchange.cadence import EveryStep, LocalSteps
 from tests.benchmarks.fashion_mnist import FOLDER, FashionMnist
 from tests.benchmarks.paced_fleet import Fleet, Method, Outcome, Speed
@@ -38,6 +38,7 @@ _TREATMENTS = {
     "+divide": Divide(),
     "+compensate": Compensate(1.0),
     "+drop": Drop(_DROP_LIMIT),
+    "+lookahead": Lookahead(),
 }
 # Under sync a gradient that is applied is never stale, so there is nothing to treat.
 MODES: dict[str, Method] = {

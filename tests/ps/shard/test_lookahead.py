@@ -125,7 +125,7 @@ REFERENCES: list[tuple[Rule, Callable[..., np.ndarray]]] = [
 
 @pytest.mark.parametrize(("rule", "reference"), REFERENCES, ids=[repr(rule) for rule, _ in REFERENCES])
 def test_workers_pull_what_updates_without_gradients_lead_to(rule: Rule, reference: Callable[..., np.ndarray]) -> None:
-    shard, rng = new_shard(rule, Lookahead(4)), np.random.default_rng(2)
+    shard, rng = new_shard(rule, Lookahead(4, strength=2)), np.random.default_rng(2)
     np.testing.assert_array_equal(pulled(shard), shard.arena.parameters)
     for sequence in range(1, 8):
         push(shard, sequence, rng.standard_normal(LAYOUT.size(0)))
@@ -133,6 +133,7 @@ def test_workers_pull_what_updates_without_gradients_lead_to(rule: Rule, referen
         slots = [slot.astype(np.float64) for slot in shard.arena.slots]
         expected = reference(rule, w.astype(np.float64), slots, SCHEDULE.rate(sequence), sequence + 1, 4)
         moved = pulled(shard)
+        expected = w + 2 * (expected - w)
         np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
         assert np.abs(moved - w).max() > 1e-3
         np.testing.assert_array_equal(shard.arena.parameters, w)
@@ -173,7 +174,7 @@ VARIABLES = [
 
 def test_each_variable_moves_at_its_rate_or_not_at_all() -> None:
     layout = lay_out(VARIABLES, 1)
-    shard = new_shard(Momentum(0.5), Lookahead(1), layout, Constant(1.0))
+    shard = new_shard(Momentum(0.5), Lookahead(1, strength=1), layout, Constant(1.0))
     for sequence in (1, 2):
         push(shard, sequence, np.ones(layout.num_pushed(0)))
     vectors = shard.arena.parameters, pulled(shard), shard.arena.slots[0]
@@ -199,7 +200,7 @@ def test_without_staleness_nothing_changes_bit_for_bit() -> None:
 def test_the_measured_staleness_decides_how_far_and_survives_a_restart(tmp_path: Path) -> None:
     """Two workers in turn are one push late each; a push that is sent again does not count."""
     path = tmp_path / "arena"
-    shard = new_shard(KerasMomentum(0.5), Lookahead(), path=path)
+    shard = new_shard(KerasMomentum(0.5), Lookahead(strength=1), path=path)
     bases = [0, 0]
     for step in range(40):
         worker = step % 2
@@ -261,9 +262,11 @@ def test_synchronous_pace_and_updates_that_are_no_number_are_refused() -> None:
     with pytest.raises(ValueError, match="Lookahead has nothing to do under the pace Sync"):
         staleness.check(Lookahead(), KerasAdam(), Sync(2))
     for power in (-0.5, 1.5, np.nan):
-        for treatment in (Divide, lambda power: Lookahead(1, power)):
+        for treatment in (Divide, lambda power: Lookahead(1, power=power)):
             with pytest.raises(ValueError, match=f"power is {power}; give a number from 0 to 1"):
                 treatment(power)
+    with pytest.raises(ValueError, match="strength is 0; give a number above 0"):
+        Lookahead(strength=0)
     for updates in (-1.0, np.inf, np.nan):
         with pytest.raises(ValueError, match=f"updates is {updates}; give a number of updates"):
             Lookahead(updates)
