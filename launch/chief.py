@@ -198,7 +198,7 @@ def _plan(config: ChiefConfig) -> JobSettings:
         rule=job.rule,
         schedule=job.schedule,
         pace=job.pace,
-        staleness=job.staleness,
+        treatment=job.treatment,
         num_workers=job.cluster.num_workers,
         max_workers=job.cluster.most_workers,
         expects_evaluator=config.topology.evaluator,

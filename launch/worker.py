@@ -141,7 +141,7 @@ def _exchange(config: WorkerConfig, layout: Layout, reporter: Reporter) -> Excha
         worker=config.index,
         incarnation=reporter.incarnation,
         give_up_after_s=job.exchange.give_up_after_s,
-        send_base=isinstance(job.staleness, Compensate),
+        send_base=isinstance(job.treatment, Compensate),
         joined=isinstance(job.pace, Async),
         security=config.access.security,
         job_id=reporter.job_id,

@@ -376,5 +376,5 @@ def _unpaired(model: Any, targets: Any) -> str:
 def _may_factor(job: Job) -> bool:
     """Whether pushes may carry factors: not if clip, treatment or cadence needs dense gradients in the worker."""
     by_value = job.clip is not None and job.clip.by_value is not None
-    needs_elements = by_value or isinstance(job.staleness, Compensate) or not isinstance(job.cadence, EveryStep)
+    needs_elements = by_value or isinstance(job.treatment, Compensate) or not isinstance(job.cadence, EveryStep)
     return job.exchange.factors and not needs_elements

@@ -20,14 +20,14 @@ from downpour.ps.policy.averages import Average
 from downpour.ps.policy.pace import Async, Mode
 from downpour.ps.policy.rules import Rule
 from downpour.ps.policy.schedules import Schedule
-from downpour.ps.policy.staleness import Compensate, Keep, Treatment
+from downpour.ps.policy.staleness import Auto, Compensate, Treatment
 from downpour.worker.chief import callbacks as kinds
 from downpour.worker.chief.callbacks import Callback
 from downpour.worker.exchange import cadence
-from downpour.worker.exchange.cadence import Cadence, EveryStep
+from downpour.worker.exchange.cadence import Accumulate, Cadence, EveryStep
 from downpour.worker.step.clip import Clip
 
-_ASYNC, _KEEP, _EVERY_STEP = Async(), Keep(), EveryStep()
+_ASYNC, _AUTO, _EVERY_STEP = Async(), Auto(), EveryStep()
 _CHOICES: dict[str, dict[str, type]] = {
     "rule": rules.BY_NAME,
     "schedule": schedules.BY_NAME,
@@ -154,7 +154,7 @@ class Job:
         rule: Update rule that the shards apply.
         schedule: Learning rate as a function of a shard's version.
         pace: Synchronisation model: `Async`, `Bounded` (stale-synchronous) or `Sync`.
-        staleness: Treatment of stale gradients on the shards: `Keep`, `Divide`, `Compensate`, `Lookahead` or
+        staleness: Treatment of stale gradients on the shards: `Auto`, `Keep`, `Divide`, `Compensate`, `Lookahead` or
             `Drop`.
         cadence: How often workers push and pull: `EveryStep`, `Accumulate`, `Downpour` or `LocalSteps`.
         clip: Limit of each batch's gradient, in the worker; None for none.
@@ -198,7 +198,7 @@ class Job:
     batch_size: int
     slicing: tuple[Slicing, ...] = ()
     pace: Mode = _ASYNC
-    staleness: Treatment = _KEEP
+    staleness: Treatment = _AUTO
     cadence: Cadence = _EVERY_STEP
     clip: Clip | None = None
     average: Average | None = None
@@ -258,6 +258,12 @@ class Job:
         if self.exchange.overlap != "auto":
             return self.exchange.overlap
         return None if pace.permits_overlap(self.pace) and cadence.permits_overlap(self.cadence) else False
+
+    @property
+    def treatment(self) -> Treatment:
+        """Treatment of stale gradients, never `Auto`."""
+        pushes_gradients = isinstance(self.cadence, EveryStep | Accumulate)
+        return staleness.resolved(self.staleness, self.rule, self.pace, pushes_gradients=pushes_gradients)
 
     @property
     def publish_every(self) -> int:

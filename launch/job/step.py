@@ -26,7 +26,7 @@ def training_step(job: Job, model: Any, layout: Layout) -> TrainingStep:
     from downpour.worker.step.assigned import share
     from downpour.worker.step.step import TrainingStep
 
-    sparse = isinstance(job.cadence, EveryStep) and not isinstance(job.staleness, Compensate)
+    sparse = isinstance(job.cadence, EveryStep) and not isinstance(job.treatment, Compensate)
     wire = step_codec(job.cadence, CODECS[job.exchange.codec])
     part = share(job.cluster.most_workers, overlap=bool(overlap_of(job, model)))
     return TrainingStep(model, job.loss, layout, wire, job.clip, sparse=sparse, share=part)

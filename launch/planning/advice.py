@@ -104,7 +104,7 @@ def treatments(job: Job) -> Iterator[str]:
         return
     for name, kind in staleness.BY_NAME.items():
         needed = [one for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
-        if not needed and name != type(job.staleness).__name__:
+        if not needed and name != type(job.treatment).__name__:
             yield f"staleness={name}"
 
 

@@ -25,7 +25,7 @@ def push_bytes(layout: Layout, shard: int, job: Job) -> int:
     if job.exchange.push == "int8":
         dense = codec.blocks_bytes(codec.INT8, num_dense)  # chunks are whole blocks
     else:
-        dense = wire * num_dense * (2 if isinstance(job.staleness, Compensate) else 1)
+        dense = wire * num_dense * (2 if isinstance(job.treatment, Compensate) else 1)
     return wire * factors + dense + _statistics_bytes(layout, shard)
 
 

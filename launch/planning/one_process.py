@@ -153,7 +153,7 @@ class OneProcess:
             worker.pulled = {i: one.pull() for i, one in enumerate(self._shards)}
             self._fetch(worker)
             self._workers.append(worker)
-        self._needs_base = isinstance(job.staleness, Compensate)
+        self._needs_base = isinstance(job.treatment, Compensate)
         self._loss_sum = self._num_losses = 0.0
         self._staleness, self._num_dropped = Counter[int](), 0
         self.num_examples = 0

@@ -161,7 +161,7 @@ class _Client:
             (np.zeros((job.batch_size, group.num_inputs), dtype), np.zeros((job.batch_size, group.num_outputs), dtype))
             for group in layout.factored(shard)
         ]
-        self._base = self._gradient if isinstance(job.staleness, Compensate) else None
+        self._base = self._gradient if isinstance(job.treatment, Compensate) else None
 
     def push(self) -> None:
         """Pushes zeros, which cost what other numbers do."""

@@ -77,7 +77,7 @@ class Trainable:
     def _essentials(self, job: Job) -> list[Any]:
         exchange, cluster = job.exchange, job.cluster
         essentials = [getattr(job, one.name) for one in fields(job) if one.name not in _FREE]
-        essentials += [isinstance(job.pace, Sync), isinstance(job.staleness, Compensate), type(job.cadence)]
+        essentials += [isinstance(job.pace, Sync), isinstance(job.treatment, Compensate), type(job.cadence)]
         essentials += [exchange.codec, exchange.factors, cluster.num_ps]
         if any(variable.name.endswith(ASSIGNED) for variable in self.layout.variables):
             essentials += [cluster.most_workers, exchange.overlap, job.average]

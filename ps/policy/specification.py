@@ -18,7 +18,7 @@ from downpour.ps.policy.rules import Rule
 from downpour.ps.policy.schedules import Schedule
 from downpour.ps.policy.staleness import Keep, Treatment
 
-POLICIES = ("rule", "schedule", "pace", "staleness", "average")  # attributes of jobs, fields of specifications
+POLICIES = ("rule", "schedule", "pace", "staleness", "average")  # fields of specifications
 
 
 class HasPolicies(Protocol):
@@ -37,7 +37,7 @@ class HasPolicies(Protocol):
         """Synchronisation model."""
 
     @property
-    def staleness(self) -> Any:
+    def treatment(self) -> Any:
         """Treatment of stale gradients."""
 
     @property
@@ -53,14 +53,14 @@ class Policies:
         rule: Update rule.
         schedule: Learning-rate schedule.
         pace: Synchronisation model.
-        staleness: Treatment of stale gradients.
+        treatment: Treatment of stale gradients.
         average: Average of the parameters, or None.
     """
 
     rule: Rule
     schedule: Schedule
     pace: Mode
-    staleness: Treatment
+    treatment: Treatment
     average: Average | None
 
 
@@ -77,7 +77,7 @@ def specification_of(job: HasPolicies, layout: Layout, num_workers: int, shard: 
         shard=shard, fingerprint=layout.fingerprint, layout=layout.canonical, num_workers=num_workers
     )
     for name in POLICIES:
-        if (policy := getattr(job, name)) is not None:
+        if (policy := getattr(job, "treatment" if name == "staleness" else name)) is not None:
             getattr(specification, name).CopyFrom(to_message(policy))
     return specification
 
@@ -93,6 +93,6 @@ def policies_of(specification: pb.ShardSpecification) -> Policies:
         rule=from_message(rules.BY_NAME, specification.rule),
         schedule=from_message(schedules.BY_NAME, specification.schedule),
         pace=from_message(pace.BY_NAME, known["pace"]) if "pace" in known else Async(),
-        staleness=from_message(staleness.BY_NAME, known["staleness"]) if "staleness" in known else Keep(),
+        treatment=from_message(staleness.BY_NAME, known["staleness"]) if "staleness" in known else Keep(),
         average=from_message(averages.BY_NAME, known["average"]) if "average" in known else None,
     )

@@ -2,6 +2,7 @@
 
 | treatment | effect on the gradient g of a push that begins with staleness s |
 |---|---|
+| `Auto` | the default: `Lookahead()` where the rule has a momentum, otherwise `Keep` (`resolved`) |
 | `Keep` | applied as it is |
 | `Divide(power)` | its rate is divided by max(s, 1)^power (Zhang et al. 2016, arXiv 1511.05950: power 1) |
 | `Compensate(strength)` | g + strength * g * g * (w_now - w_then) (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326) |
@@ -44,6 +45,11 @@ from dataclasses import dataclass
 from downpour.ps.policy import rules
 from downpour.ps.policy.pace import Mode, Sync
 from downpour.ps.policy.rules import Rule
+
+
+@dataclass(frozen=True)
+class Auto:
+    """What is best for the job; shards are given what it stands for."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,22 @@ class Lookahead:
             )
 
 
-Treatment = Keep | Divide | Compensate | Drop | Lookahead
-BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (Keep, Divide, Compensate, Drop, Lookahead)}
+Treatment = Auto | Keep | Divide | Compensate | Drop | Lookahead
+BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (Auto, Keep, Divide, Compensate, Drop, Lookahead)}
+
+
+def resolved(treatment: Treatment, rule: Rule, pace: Mode, *, pushes_gradients: bool) -> Treatment:
+    """Returns the treatment that `Auto` stands for, any other as it is.
+
+    Args:
+        treatment: As the job says.
+        rule: The job's.
+        pace: The job's.
+        pushes_gradients: Whether pushes are gradients, not what a worker's own steps have changed.
+    """
+    if not isinstance(treatment, Auto):
+        return treatment
+    return Lookahead() if pushes_gradients and rules.momentum_of(rule) and not isinstance(pace, Sync) else Keep()
 
 
 def check(treatment: Treatment, rule: Rule, pace: Mode) -> None:

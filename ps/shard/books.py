@@ -52,7 +52,7 @@ class Books:
         self._schedule = policies.schedule
         record = arena.rate_record[0]
         self._factor = float(record["factor"]) if record["number"] else 1.0
-        self._treatment = policies.staleness
+        self._treatment = policies.treatment
         counts = arena.counters["staleness"]
         others, num_counted = max(0, specification.num_workers - 1), int(counts.sum())
         total = others * max(0, _MEASURED_PUSHES - num_counted) + int(counts @ np.arange(STALENESS_BUCKETS))

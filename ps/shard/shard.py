@@ -65,7 +65,7 @@ class Shard:
         self.arena = arena
         policies = policies_of(arena.specification)
         self._books, updater = Books(arena, policies), Updater(arena, policies)
-        treatment = policies.staleness
+        treatment = policies.treatment
         ahead = Ahead(arena, self._books, policies.rule, treatment) if isinstance(treatment, Lookahead) else None
         self.vector = Vector(arena, ahead)
         self.publishers = {wire: Publisher(self.vector, wire) for wire in (codec.INT8, codec.INT4)}

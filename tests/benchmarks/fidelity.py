@@ -175,7 +175,7 @@ def result(runs: Sequence[Run]) -> dict[str, Any]:
         for workers in dict.fromkeys(r.workers for r in mine if r.how == how):
             found[f"{name}_{workers}"] = statistics.fmean(r.score for r in mine if (r.how, r.workers) == (how, workers))
     job = recipe.load(_RECIPES[runs[0].data], _SET.value)
-    return {name: round(value, 5) for name, value in found.items()} | {"treatment": repr(job.staleness)}
+    return {name: round(value, 5) for name, value in found.items()} | {"treatment": repr(job.treatment)}
 
 
 def draw(runs: Sequence[Run], file: Path) -> None:

@@ -87,7 +87,7 @@ def _layout(size: int) -> Layout:
 
 def _settings(folder: Path, mode: str) -> JobSettings:
     return JobSettings(
-        recipe="overlap", rule=SGD(), schedule=Constant(1e-6), pace=Async(), staleness=Keep(), num_workers=_NUM_WORKERS,
+        recipe="overlap", rule=SGD(), schedule=Constant(1e-6), pace=Async(), treatment=Keep(), num_workers=_NUM_WORKERS,
         lease_s=30, num_steps=1 << 40, checkpoint_every_steps=1 << 40, max_train_s=math.inf, num_records=1 << 20,
         lease_records=64, facts={}, checkpoint_dir=str(folder / "checkpoints"), chooses_overlap=mode == "auto",
     )  # fmt: skip

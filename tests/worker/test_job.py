@@ -140,7 +140,7 @@ def plan_in(folder: Path) -> JobSettings:
     """A plan of two workers."""
     return JobSettings(
         recipe="test", rule=Momentum(0.5), schedule=Constant(0.05), pace=Async(),
-        staleness=Keep(), num_workers=2, lease_s=30, num_steps=30,
+        treatment=Keep(), num_workers=2, lease_s=30, num_steps=30,
         checkpoint_every_steps=10, max_train_s=math.inf, num_records=160, lease_records=20, facts={},
         checkpoint_dir=str(folder / "checkpoints"),
     )  # fmt: skip

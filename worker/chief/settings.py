@@ -21,7 +21,7 @@ class JobSettings:
         rule: Update rule of the shards.
         schedule: Learning-rate schedule of the shards.
         pace: Synchronisation model of the workers, a mode of `downpour.ps.policy.pace`.
-        staleness: Treatment of stale gradients by the shards, one of `downpour.ps.policy.staleness`.
+        treatment: Treatment of stale gradients by the shards, one of `downpour.ps.policy.staleness`.
         num_workers: Number of expected workers.
         lease_s: Seconds without a message after which a worker counts as lost.
         num_steps: Global steps until the job ends.
@@ -52,7 +52,7 @@ class JobSettings:
     rule: Any
     schedule: Any
     pace: Any
-    staleness: Any
+    treatment: Any
     num_workers: int
     lease_s: float
     num_steps: int

@@ -32,8 +32,8 @@ from downpour.worker.exchange.rows import RowPacker, Rows
 # wait for the processor, more were not faster; over slow networks to many hosts that was not measured.
 _MAX_CALLS = 4
 
-# Elements of the largest shard up to which one thread makes all calls of a step at a time, a push and a pull in each:
-# what was sent and is not read yet fits the sockets' buffers, and threads would cost more than they gain.
+# Elements of the largest shard up to which one thread makes all calls of a step, a push and a pull in each: what was
+# sent and is not read yet fits the sockets' buffers, and threads would cost more than they gain.
 _MOST_JOINED = 1 << 18
 
 # Delay of a pull from which it is a call of its own, where else a push and a pull would be one.
@@ -326,22 +326,13 @@ class Exchanger:
         pushed = [one for push in self._pushes for one in push.result()]
         if pushed:
             self._staleness = sum(push.reply.staleness for push in pushed) / len(self._clients)
-        spans = [pull.result() for pull in pulls]
-        return _answer(pushed, spans, self._pulled, self._begun_s, self._staleness)
+        return _answer(pushed, [pull.result() for pull in pulls], self._pulled, self._begun_s, self._staleness)
 
 
 def _answer(
     pushed: Sequence[_Pushed], spans: list[_Span], pulled: Sequence[Pulled], begun_s: float, staleness: float
 ) -> Answer:
-    """Returns the answer of an exchange.
-
-    Args:
-        pushed: The pushes.
-        spans: The pulls that were calls of their own.
-        pulled: What was pulled, of every shard.
-        begun_s: When the exchange was started.
-        staleness: Mean staleness of the last push.
-    """
+    """Returns the answer of pushes, of pulls that were calls of their own, and of pulls in the same calls."""
     pushed_at = max((push.ended for push in pushed), default=begun_s)
     spans = spans + [(pushed_at, push.pull_ended) for push in pushed if push.pull_ended is not None]
     read_at = min((begun for begun, _ in spans), default=0.0)

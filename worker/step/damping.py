@@ -34,7 +34,7 @@ class Damping:
     """
 
     def __init__(self, model: keras.Model, layout: Layout, variables: Sequence[keras.Variable]) -> None:
-        shares = {}  # of the way that a batch moves a statistic, by its variable
+        shares: dict[int, float] = {}  # of the way that a batch moves a statistic, by its variable
         for layer in keras_private.layers_of(model):
             if isinstance(layer, keras.layers.BatchNormalization) and layer.built:
                 shares |= {id(v): 1.0 - layer.momentum for v in (layer.moving_mean, layer.moving_variance)}

@@ -11,9 +11,11 @@ import pytest
 from downpour.launch.job import Cluster, Exchange, Job, recipe
 from downpour.model.vision.resnet import ResNet
 from downpour.ps.layout import Rate, Slicing
+from downpour.ps.policy.pace import Bounded, Sync
 from downpour.ps.policy.rules import SGD, KerasAdam
 from downpour.ps.policy.schedules import Constant
-from downpour.ps.policy.staleness import Lookahead
+from downpour.ps.policy.staleness import Divide, Keep, Lookahead
+from downpour.worker.exchange.cadence import Accumulate, Downpour, LocalSteps
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,25 @@ def test_a_built_model_is_refused_with_the_way_out(job: Job) -> None:
 def test_numbers_of_numpy_are_numbers(job: Job) -> None:
     made = replace(job, num_steps=np.int64(7), weight_decay=np.float32(0.5), schedule=Constant(0.1), average=None)
     assert (made.num_steps, made.weight_decay) == (7, 0.5)
+
+
+def test_the_default_treatment_looks_ahead_where_gradients_meet_a_momentum(job: Job) -> None:
+    assert job.treatment == Lookahead()
+    steps = replace(job.exchange, overlap=False)
+    for changes in (
+        {"rule": SGD()},
+        {"rule": KerasAdam(beta_1=0.0)},
+        {"pace": Sync(2), "exchange": steps},
+        {"cadence": LocalSteps(4, SGD(), 0.1), "exchange": steps},
+    ):
+        assert replace(job, **changes).treatment == Keep(), changes
+    assert replace(job, cadence=Accumulate(2)).treatment == Lookahead()
+    assert replace(job, staleness=Divide()).treatment == Divide()
+
+
+def test_overlap_is_left_to_the_chief_where_pace_and_cadence_permit_it(job: Job) -> None:
+    assert job.overlap is None
+    assert replace(job, exchange=Exchange(overlap=True)).overlap is True
+    for changes in ({"pace": Sync(2)}, {"pace": Bounded(0)}, {"cadence": Downpour(1, 2, 0.1)}):
+        assert replace(job, **changes).overlap is False
+    assert replace(job, pace=Bounded(1)).overlap is None

@@ -100,12 +100,12 @@ def digest_of_a_real_worker(job: Job, shards: ShardProcesses) -> str:
     """Trains as `downpour worker` does, through shard processes; the digest of what they hold in the end."""
     model, layout = build(job)
     addresses = shards.start(job.cluster.num_ps)
-    initialize(addresses, layout, initial_values(model), job.rule, job.schedule, pace=job.pace, staleness=job.staleness)
+    initialize(addresses, layout, initial_values(model), job.rule, job.schedule, pace=job.pace, staleness=job.treatment)
     settings: Any = {"worker": 0, "incarnation": 1, "give_up_after_s": 30.0}
     exchange = Exchanger(
         addresses, layout, wire=CODECS[job.exchange.codec], push=BLOCK_CODECS.get(job.exchange.push),
         publish_every=job.publish_every, differences=BLOCK_CODECS.get(job.exchange.pull),
-        send_base=isinstance(job.staleness, Compensate), joined=isinstance(job.pace, Async), **settings,
+        send_base=isinstance(job.treatment, Compensate), joined=isinstance(job.pace, Async), **settings,
     )  # fmt: skip
     # Reads what the shards hold, as numbers that are not rounded.
     reader = Exchanger(addresses, layout, wire=CODECS["float32"], **settings | {"incarnation": 0})

@@ -18,7 +18,7 @@ SOME = Policies(RMSProp(momentum=0.9), StaircaseExponential(0.1, 0.5, 3), Bounde
 
 @pytest.mark.parametrize("average", [None, Polyak(0.5)])
 def test_policies_come_back(average: Polyak | None) -> None:
-    policies = Policies(SOME.rule, SOME.schedule, SOME.pace, SOME.staleness, average)
+    policies = Policies(SOME.rule, SOME.schedule, SOME.pace, SOME.treatment, average)
     specification = specification_of(policies, LAYOUT, num_workers=7, shard=1)
     assert policies_of(specification) == policies
     assert (specification.shard, specification.num_workers) == (1, 7)

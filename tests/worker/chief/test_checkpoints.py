@@ -36,7 +36,7 @@ LAYOUT = lay_out([Variable("a", (5,)), Variable("b", (4,))], 2)
 
 def new_plan(run_dir: Path) -> JobSettings:
     return JobSettings(
-        recipe="tiny", rule=SGD(), schedule=Constant(0.1), pace=Async(), staleness=Keep(), num_workers=1, lease_s=30.0,
+        recipe="tiny", rule=SGD(), schedule=Constant(0.1), pace=Async(), treatment=Keep(), num_workers=1, lease_s=30.0,
         num_steps=100, checkpoint_every_steps=10, max_train_s=1e9, num_records=100, lease_records=10, facts={},
         checkpoint_dir=str(run_dir / "checkpoints"), keep_checkpoints=1,
     )  # fmt: skip

@@ -58,7 +58,7 @@ class Ends(Callback):
 @pytest.fixture
 def state(tmp_path: Path) -> JobState:
     settings = JobSettings(
-        recipe="test", rule=SGD(), schedule=Constant(0.1), pace=Async(), staleness=Keep(), num_workers=1, lease_s=9,
+        recipe="test", rule=SGD(), schedule=Constant(0.1), pace=Async(), treatment=Keep(), num_workers=1, lease_s=9,
         num_steps=99, checkpoint_every_steps=9, max_train_s=math.inf, num_records=9, lease_records=9, facts={},
         checkpoint_dir="",
     )  # fmt: skip
