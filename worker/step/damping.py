@@ -30,7 +30,7 @@ class Damping:
     Args:
         model: A built Keras model.
         layout: Layout of its variables.
-        variables: The model's variables, in the order of the layout's.
+        variables: The model's variables, in the order of the layout's, which may have others after them.
     """
 
     def __init__(self, model: keras.Model, layout: Layout, variables: Sequence[keras.Variable]) -> None:
@@ -43,7 +43,7 @@ class Damping:
             first = layout.num_trained(shard)
             of_shard = np.zeros(layout.num_pushed(shard) - first, np.float32)
             for r in ranges:
-                if layout.variables[r.variable].kind == STATISTIC:
+                if layout.variables[r.variable].kind == STATISTIC and r.variable < len(variables):
                     begin = r.offset - first
                     of_shard[begin : begin + r.size] = shares.get(id(variables[r.variable]), 0.0)
             self._shares.append(of_shard)

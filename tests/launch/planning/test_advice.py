@@ -31,13 +31,13 @@ def of_quickstart(job: Job) -> float:
     """Hurt by overlap, helped by Divide and half the rate; diverges at a quarter of it."""
     if job.schedule.learning_rate < 2e-4 and job.cluster.num_workers > 1:
         return float("nan")
-    loss = 0.004 * (job.cluster.num_workers - 1) * (1 + job.exchange.overlap)
+    loss = 0.004 * (job.cluster.num_workers - 1) * (1 + (job.overlap is True))
     loss *= 0.5 if isinstance(job.staleness, Divide) else 1.0
     return 0.7 - loss * (0.4 if job.schedule.learning_rate < 4e-4 else 1.0)
 
 
 def test_it_keeps_what_helps_and_finds_the_fleet_that_is_good_enough() -> None:
-    found = advise(recipe.load("quickstart"), 32, trainer(of_quickstart))
+    found = advise(recipe.load("quickstart", ["exchange.overlap=true"]), 32, trainer(of_quickstart))
     assert found.score == "map_at_100"
     assert found.changes == ("exchange.overlap=false", "staleness=Divide", "schedule.learning_rate=0.00025")
     assert found.runs[0].result.num_workers == 1 and found.runs[1].result.num_workers == 32
