@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,6 +235,7 @@ def test_a_second_ctrl_c_waits_for_no_checkpoint(started: list[jobs.LocalJob], t
     watcher = jobs.Watcher(job)
     watcher.wait_for_step(4)
     watcher.close()
+    time.sleep(1.5)  # the launcher looks once a second, and the chief will not tell it
     job.role("chief").suspend()
     job.process.send_signal(signal.SIGINT)
     job.wait(lambda: "a second Ctrl-C ends everything at once" in job.stderr, "the first signal's effect")
