@@ -100,7 +100,7 @@ class Lookahead:
     """
 
     updates: float = 0.0
-    strength: float = 2.5
+    strength: float = 2.0
     power: float = 0.5
 
     def __post_init__(self) -> None:
