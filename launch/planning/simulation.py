@@ -25,6 +25,7 @@ from downpour.launch.planning.one_process import OneProcess
 from downpour.launch.planning.timeline import Timeline, batches
 from downpour.launch.planning.trainable import Trainable
 from downpour.model.data.prefetch import Prefetch
+from downpour.model.vision.metrics import NotFinite
 from downpour.proto.errors import JobFailed, NonFinite
 
 NUM_SCORES = 4
@@ -139,7 +140,7 @@ def simulate(
         training = _Training(fleet, timeline, prefetched)
         for step in due:
             training.until(step)
-            scores = {} if training.failure else model.score(fleet.values())
+            scores = training.scores(model)
             points.append(Point(fleet.num_steps, fleet.num_examples, training.now, fleet.take_loss(), scores))
             on_point(points[-1])
             if training.failure:
@@ -186,3 +187,13 @@ class _Training:
                 self.fleet.handle(event, self.batches)
         except (JobFailed, NonFinite) as error:
             self.failure = str(error)
+
+    def scores(self, model: Trainable) -> dict[str, float]:
+        """Scores the present parameters; without scores training has failed, or there are no held-out examples."""
+        if self.failure:
+            return {}
+        try:
+            return model.score(self.fleet.values())
+        except NotFinite:
+            self.failure = f"the held-out predictions at step {self.fleet.num_steps} are not finite"
+            return {}

@@ -12,6 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class NotFinite(ValueError):
+    """Predictions are not finite: the model has diverged."""
+
+
 @dataclass(frozen=True)
 class MeanPrecision:
     """A mean of per-class average precision.
@@ -127,7 +131,7 @@ def _check(scores: NDArray, truth: NDArray) -> None:
     if scores.ndim != 2 or scores.shape != truth.shape:
         raise ValueError(f"scores are {scores.shape} and labels {truth.shape}; give both as [images, classes]")
     if not np.isfinite(scores).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(scores))} scores are not finite; score a sound checkpoint")
+        raise NotFinite(f"{np.count_nonzero(~np.isfinite(scores))} scores are not finite; score a sound checkpoint")
 
 
 def _best_columns(scores: NDArray, keep: int) -> NDArray:

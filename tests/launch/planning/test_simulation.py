@@ -23,6 +23,7 @@ from downpour.model import weights
 from downpour.model.data import GeneratedImages
 from downpour.model.data.order import forever
 from downpour.model.vision.losses import per_label_logistic
+from downpour.model.vision.metrics import NotFinite
 from downpour.proto.codec import BLOCK_CODECS, CODECS
 from downpour.ps.layout import Slicing
 from downpour.ps.policy.pace import Async, Bounded, Sync
@@ -196,6 +197,17 @@ def test_a_diverging_training_says_where(trainable: Trainable) -> None:
     found = simulate(job, 3, model=trainable)
     assert "not finite" in found.failure
     assert found.last.step < JOB.num_steps and found.last.scores == {}
+
+
+def test_parameters_whose_predictions_are_not_finite_end_that_training_only(
+    trainable: Trainable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(values: object) -> dict[str, float]:
+        raise NotFinite("16640 scores are not finite")
+
+    monkeypatch.setattr(trainable, "score", diverged)
+    found = simulate(JOB, 2, model=trainable)
+    assert found.failure == "the held-out predictions at step 6 are not finite" and len(found.points) == 1
 
 
 def test_memory_does_not_grow_with_steps(trainable: Trainable) -> None:

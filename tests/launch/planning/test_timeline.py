@@ -14,19 +14,17 @@ from downpour.launch.job import Job, recipe
 from downpour.launch.planning.fleet import CallCosts, Fleet
 from downpour.launch.planning.queueing import Event, Kind, events
 from downpour.launch.planning.timeline import Timeline, batches
-from downpour.model.data import Batches, Stream
+from downpour.model.data import Batches, GeneratedImages, Stream
 from downpour.model.data.batches import PlacedBatch
 from downpour.model.data.order import Lease
 from downpour.model.vision.records import RecordCounts
 
-BATCH = 4
+BATCH, RECORDS = 4, 200
 
 
 @dataclass(frozen=True)
-class Positions:
+class Positions(GeneratedImages):
     """Batches are the positions of their leases."""
-
-    num_records: int = 200
 
     def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
         def made() -> Generator[PlacedBatch, None, None]:
@@ -55,21 +53,21 @@ def computed(timeline: Timeline) -> Iterator[Event]:
 
 def test_every_position_is_trained_on_once_an_epoch_by_the_worker_that_has_its_lease() -> None:
     timeline, of_worker = timeline_of(5), defaultdict[int, list[tuple[int, int]]](list)
-    made = batches(job_of(Positions(), 5), timeline)
+    made = batches(job_of(Positions(8, 5, num_records=RECORDS), 5), timeline)
     for event, (batch,) in zip(computed(timeline), islice(made, 120), strict=False):
         of_worker[event.worker] += batch
     trained = [place for places in of_worker.values() for place in places]
     assert len(trained) == len(set(trained)) == 120 * BATCH
-    assert [place for place in sorted(trained) if place[0] == 0] == [(0, position) for position in range(200)]
+    assert [place for place in sorted(trained) if place[0] == 0] == [(0, position) for position in range(RECORDS)]
     for places in of_worker.values():
         assert places == sorted(places), "a worker's leases, in order"
         assert all(first[1] + 1 == second[1] for first, second in pairwise(places[:BATCH]))
 
 
 def test_one_worker_trains_in_the_order_of_positions() -> None:
-    made = batches(job_of(Positions(), 1), timeline_of(1))
+    made = batches(job_of(Positions(8, 5, num_records=RECORDS), 1), timeline_of(1))
     assert [place for (batch,) in islice(made, 100) for place in batch] == [
-        (epoch, position) for epoch in (0, 1) for position in range(200)
+        (epoch, position) for epoch in (0, 1) for position in range(RECORDS)
     ]
 
 
