@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples fleet consistency chaos soak exact \
+.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples fidelity fidelity-small overlap fleet consistency chaos soak exact \
 	conformance fuzz strangers docs proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
@@ -54,6 +54,19 @@ codecs: $(VENV)/quickstart
 # Thirteen of Keras' public examples, three seeds each, beside plain Keras; an hour.
 examples: $(VENV)/dev
 	$(BIN)/python -m tests.benchmarks.keras_examples
+
+# Does asynchrony cost score: plain Keras beside 2 to 8 real and 16 to 200 simulated workers, three seeds; two hours.
+fidelity: $(VENV)/quickstart
+	$(BIN)/downpour prepare openmoji --out=data/openmoji
+	$(BIN)/python -m tests.benchmarks.fidelity --treatments=default,Keep
+
+# The same of Fashion-MNIST (Debian's dataset-fashion-mnist) alone, 2 real and 50 simulated workers; a quarter of an hour.
+fidelity-small: $(VENV)/dev
+	$(BIN)/python -m tests.benchmarks.fidelity --data=fashion --workers=2 --simulated=50 --out=runs/fidelity_small
+
+# What overlapping the exchange brings on a thin line, and whether it is found; a quarter of an hour, root, alone.
+overlap: $(VENV)/dev
+	$(BIN)/python -m tests.benchmarks.overlap
 
 # 67 network namespaces as hosts, once with a fast line and once with a slow one; ten minutes, 20 GB, root, alone.
 fleet: $(VENV)/dev

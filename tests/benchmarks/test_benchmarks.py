@@ -109,6 +109,18 @@ def test_codecs(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.process
+def test_fidelity(run: Run, tmp_path: Path) -> None:
+    if not Path(fashion_mnist.FOLDER).is_dir():
+        pytest.skip(f"no {fashion_mnist.FOLDER}; install Debian's dataset-fashion-mnist")
+    flags = ("--data=fashion", "--workers=2", "--simulated=3", "--seeds=1", "--set=num_steps=40", f"--out={tmp_path}")
+    found = run("fidelity", *flags)
+    assert set(found) == {"plain_mean", "plain_min", "workers_2", "simulated_3", "treatment"}
+    assert found["treatment"].startswith("Lookahead") and (tmp_path / "fidelity.svg").exists()
+    assert run("fidelity", *flags) == found, "trained again"
+
+
+@pytest.mark.slow
+@pytest.mark.process
 def test_keras_examples(run: Run, tmp_path: Path) -> None:
     flags = ("--examples=convolutional_autoencoder", "--seeds=2", "--steps=4", f"--out={tmp_path}")
     found = run("keras_examples", *flags)["convolutional_autoencoder"]
