@@ -17,6 +17,8 @@ from absl import flags
 
 from downpour.launch import simulate
 from downpour.launch.job import Job, recipe, recipe_flags
+from downpour.launch.planning import advice, comparison
+from downpour.launch.planning.comparison import Run
 from downpour.launch.roles import entry
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.simulate import SimulateConfig, Simulator, Variant
@@ -45,33 +47,30 @@ def from_flags() -> SimulateConfig:
     """Returns the configuration of the command line, with the fleet as its only variant."""
     job, count = recipe.load(*recipe_flags.read()), flags.FLAGS["workers"].value
     count = job.cluster.num_workers if count is None else count
+    advice.check(count)
     [fleet] = simulate.variants(job, [count], [])
     return replace(simulate.config_from_flags([fleet]), num_scores=1)
 
 
 def run(config: SimulateConfig, tolerance: float) -> None:
     """Simulates, and prints the table and the advice; the last line is `RESULT {json}`."""
-    from downpour.launch.planning import comparison
-    from downpour.launch.planning.advice import advise, value_of
-    from downpour.launch.planning.comparison import Run
-
     simulator, job = Simulator(config), config.variants[0].job
 
     def train(job: Job, changes: str) -> Run:
         return simulator.run(Variant(changes, job))
 
-    found = advise(job, job.cluster.num_workers, train, tolerance)
+    found = advice.advise(job, job.cluster.num_workers, train, tolerance)
     result = {
         "recipe": job.name,
         "score": found.score,
         "changes": found.changes,
-        "reference": value_of(found.runs[0], found.score),
-        "as_it_is": value_of(found.runs[1], found.score),
-        "recommended": value_of(found.best, found.score),
+        "reference": advice.value_of(found.runs[0], found.score),
+        "as_it_is": advice.value_of(found.runs[1], found.score),
+        "recommended": advice.value_of(found.best, found.score),
         "workers": found.enough.result.num_workers if found.enough else 1,
     }
     table = comparison.table(found.runs, timed=config.timed, histograms=False)
-    print(f"{table}\n\n{found}\nRESULT {json.dumps(result)}", flush=True)
+    print(f"{table}\n\n{found}\nRESULT {json.dumps(comparison.finite(result))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -60,12 +60,10 @@ def advise(job: Job, num_workers: int, train: Callable[[Job, str], Run], toleran
 
     Args:
         job: The job.
-        num_workers: Workers of the fleet, at least 2.
+        num_workers: Workers of the fleet; see `check`.
         train: Simulates a job with its number of workers; also given how it differs from the recipe.
         tolerance: Relative.
     """
-    if num_workers < 2:
-        raise ValueError(f"--workers={num_workers}; give at least 2, which are compared with one")
     reference = train(of_size(job, 1), "")
     score = next(iter(scores_of([reference])), "loss")
     job, changes = of_size(job, num_workers), list[str]()
@@ -90,6 +88,12 @@ def advise(job: Job, num_workers: int, train: Callable[[Job, str], Run], toleran
         runs.append(enough)
     within = _gain(enough, reference, score) >= -tolerance
     return Advice(score, tuple(runs), tuple(changes), best, enough if within else None, tolerance)
+
+
+def check(num_workers: int) -> None:
+    """Raises `ValueError` for a fleet that needs no advice."""
+    if num_workers < 2:
+        raise ValueError(f"--workers={num_workers}; give at least 2, which are compared with one")
 
 
 def overlaps(job: Job) -> Iterator[str]:

@@ -82,15 +82,16 @@ def result(runs: Sequence[Run], *, timed: bool) -> list[dict[str, Any]]:
         found |= {"steps_per_second": run.result.steps_per_second if timed else None}
         for point in found["points"]:
             point["seconds"] = point["seconds"] if timed else None
-        rows.append(_finite(found))
+        rows.append(finite(found))
     return rows
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A nest of JSON values with None for numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
+        return {key: finite(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(child) for child in value]
+        return [finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -158,7 +158,7 @@ def test_no_number_of_shards_is_enough() -> None:
 
 def test_the_papers_fleet() -> None:
     """6.94 steps a second of 50 workers: 7.2 s a step, if nothing else held them up."""
-    job, layout = paper()
+    job, layout = paper(overlap=True)
     text, result = plan.report(job, layout, COSTS, Assumptions(50, 10, 7.2))
     assert result["steps_per_second"] == pytest.approx(6.94, rel=0.02)
     assert result["bottleneck"] == "workers' compute" and "bottleneck: workers' compute" in text

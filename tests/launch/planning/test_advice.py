@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from downpour.launch.job import Job, recipe
-from downpour.launch.planning.advice import advise
+from downpour.launch.planning.advice import advise, check
 from downpour.launch.planning.comparison import Run
 from downpour.launch.planning.simulation import Point, Simulated
 from downpour.ps.policy.pace import Bounded
@@ -60,4 +60,4 @@ def test_a_loss_is_better_when_it_is_lower_and_no_fleet_may_be_good_enough() -> 
 
 def test_one_worker_needs_no_advice() -> None:
     with pytest.raises(ValueError, match="--workers=1; give at least 2"):
-        advise(recipe.load("quickstart"), 1, trainer(of_quickstart))
+        check(1)
