@@ -13,7 +13,7 @@ from downpour.model.data import Examples
 from downpour.ps.rules import KerasRMSProp
 from downpour.ps.schedules import KerasCosine
 
-NUM_TRAIN, BATCH, EPOCHS = 60_000, 32, 4
+NUM_TRAIN, BATCH, EPOCHS = 60_000, 32, 10
 STEPS = EPOCHS * NUM_TRAIN // BATCH
 RATE = 1e-3
 
