@@ -34,7 +34,10 @@ _CALLING = re.compile(
     r"^(Exception encountered when calling .*?\n\n|Could not automatically infer .*?Error encountered:\s*)+", re.DOTALL
 )
 # TensorFlow puts the calls that made an operation of a graph before the cause, and its names behind it.
-_GRAPH = re.compile(r"^Graph execution error:\s*(Detected at node .*\n(?: *File .*\n|\s*\n)*)*|\s*\[\[\{\{node .*", re.DOTALL)
+_GRAPH = re.compile(
+    r"^Graph execution error:\s*(Detected at node [^\n]*\n(?: *File [^\n]*\n|\s*\n)*)*|\s*\[\[(?:\{\{)?node .*",
+    re.DOTALL,
+)
 _ARGUMENTS = re.compile(r"\n\n *(Arguments received by|Call arguments received) .*", re.DOTALL)
 
 _UNKNOWN_ARGUMENT = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'$")

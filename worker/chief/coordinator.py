@@ -22,7 +22,6 @@ from downpour.worker.chief.membership import Membership, workers_from
 from downpour.worker.chief.reports import Reports
 from downpour.worker.chief.training_time import TrainingTime
 
-
 _TOLD_WITHIN_S = 3.0  # workers report every second, and soon when a lease does not come
 
 
