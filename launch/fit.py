@@ -24,10 +24,11 @@ import numpy as np
 from downpour import files
 from downpour.launch.fitting import words
 from downpour.launch.fitting.callbacks import converted
+from downpour.launch.fitting.classes import check_classes
 from downpour.launch.fitting.progress import verbosity
 from downpour.launch.fitting.run import FitRun
 from downpour.launch.job import recipe as recipes
-from downpour.launch.job.epochs import steps_of
+from downpour.launch.job.epochs import epochs_of, steps_of
 from downpour.launch.job.given_model import GivenModel
 from downpour.launch.job.job import Cluster, Exchange, Job
 from downpour.launch.job.overrides import did_you_mean
@@ -49,12 +50,22 @@ if TYPE_CHECKING:
 _JOB, _RECIPE, _MODEL, _ARRAYS = "job", "recipe.py", "model.keras", "arrays"
 _EXACT = Exchange(codec="float32", overlap=False)  # as plain Keras computes; on one machine bytes cost little
 
+_ONE_TUPLE = "give inputs and targets as one tuple: fit(model, (x, y)), or (x, y, sample_weight)"
+_OF_KERAS = {  # arguments of Keras' `fit`, and what is given in their place
+    "y": _ONE_TUPLE,
+    "sample_weight": _ONE_TUPLE,
+    "validation_split": "nothing is split off; give held-out examples as validation_data=(x, y)",
+    "validation_freq": "every epoch is scored; leave it out",
+    "initial_epoch": "resume=True continues a run where it has ended",
+    "shuffle": "give Examples(data, shuffle=False) as data",
+}
+
 
 @words.spoken()
 def fit(
     model: keras.Model | Callable[[], keras.Model],
     data: Any,
-    *,
+    *unnamed: Any,
     validation_data: Any = None,
     validation_sets: Mapping[str, Any] | None = None,
     epochs: float = 1,
@@ -81,6 +92,7 @@ def fit(
             and index that can be pickled, such as a Hugging Face or torch data set, a `keras.utils.PyDataset` or a
             Grain `MapDataset`; a function at the top level of a file that returns one of these, or that gets (worker
             index, number of workers) and returns an iterable over one part; or `Examples` or `Stream` of these.
+        *unnamed: Nothing; inputs and targets are one tuple.
         validation_data: Held-out examples likewise, scored after every epoch; with `Examples` and `Stream` they are
             part of `data`. None: nothing is scored.
         validation_sets: Further held-out examples by name, scored as `val_NAME_...`.
@@ -104,6 +116,8 @@ def fit(
     Raises:
         ValueError: Something is refused; nothing has been started.
     """
+    if unnamed:
+        raise ValueError(f"fit gets {2 + len(unnamed)} arguments without a name; {_ONE_TUPLE}")
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
     _check_numbers(workers=workers, shards=shards, batch_size=1 if batch_size is None else batch_size)
@@ -119,6 +133,8 @@ def fit(
     batch_size = batch_size or of_items or 32
     given_model = GivenModel.of(model)
     model = given_model.model
+    with named_as_given(data):
+        check_classes(model, examples)
     cluster = Cluster(shards, workers, threads_per_worker=max(1, (os.cpu_count() or 1) // workers))
     is_scored = examples.validation is not None or bool(validation_sets)
     if not is_scored:
@@ -128,14 +144,14 @@ def fit(
     more |= _scored_sets(examples, validation_sets) | job_fields
     fields = _fields(model, examples, epochs, batch_size, more)
     fields["name"] = name or model.name
-    Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
+    job = Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
     folder = (Path(run_dir) if run_dir is not None else Path("runs") / fields["name"]).absolute()
     checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
     owner.check_free(folder)  # before the files of a run that is going on are replaced
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
     if resume:
-        given_model = _resuming(given_model, folder, checkpoints, is_named=bool(run_dir or name))
+        given_model = _resuming(given_model, job, folder, checkpoints, is_named=bool(run_dir or name))
     with named_as_given(data):
         recipe = _write(given_model, fields, folder / _JOB)
     again = "downpour.fit(..., resume=True)"
@@ -154,7 +170,9 @@ def _check_names(job_fields: Mapping[str, Any]) -> None:
     """Raises for what is neither an argument of `fit` nor a field of the job that it may set."""
     of_job = {field.name for field in dataclasses.fields(Job)}
     if unknown := set(job_fields) - (of_job - {"model", "loss", "validation_sets"}):
-        accepted = {*inspect.signature(fit).parameters, *of_job} - {"job_fields", "loss"}
+        for name in sorted(unknown & _OF_KERAS.keys()):
+            raise ValueError(f"{name} cannot be given; {_OF_KERAS[name]}")
+        accepted = {*inspect.signature(fit).parameters, *of_job} - {"job_fields", "unnamed", "loss"}
         nearest = did_you_mean(min(unknown), sorted(accepted))
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; other fields of Job can{nearest}")
 
@@ -200,8 +218,12 @@ def _scored_sets(examples: Examples | Stream, given: Mapping[str, Any] | None) -
     return {"validation_sets": found}
 
 
-def _resuming(model: GivenModel, folder: Path, checkpoints: Checkpoints, *, is_named: bool) -> GivenModel:
-    """Returns the model under the names of the run in a folder; `is_named` says whether its name was given to `fit`."""
+def _resuming(model: GivenModel, job: Job, folder: Path, checkpoints: Checkpoints, *, is_named: bool) -> GivenModel:
+    """Returns the model under the names of the run in a folder; `is_named` says whether its name was given to `fit`.
+
+    Raises:
+        ValueError: There is no such run, or it has more epochs than the job.
+    """
     name = model.model.name
     if not (is_named or folder.exists()) and has_automatic_name(model.model):
         raise ValueError(
@@ -209,7 +231,16 @@ def _resuming(model: GivenModel, folder: Path, checkpoints: Checkpoints, *, is_n
             "of the run that is to be continued"
         )
     earlier = checkpoint.newest(Folder(checkpoints.of(folder)), check=lambda saved: None)
-    return model if earlier is None else model.resuming(earlier.layout)
+    if earlier is None:
+        return model
+    epochs = epochs_of(job)
+    asked, done = epochs.of(job.num_steps - 1) + 1, epochs.of(earlier.step)
+    if done > asked:
+        raise ValueError(
+            f"epochs is {asked}, and the run in {folder} has {done} already; epochs counts from its begin, so give "
+            "more of them, or overwrite=True to begin anew"
+        )
+    return model.resuming(earlier.layout)
 
 
 def _write(model: GivenModel, fields: Mapping[str, Any], folder: Path) -> Path:

@@ -354,10 +354,15 @@ def _remedy(model: Any, targets: Any, outputs: Any) -> str:
     """How targets can be made to fit outputs of another shape, for messages; "" where that is not known."""
     wanted, given = nests.flatten(outputs), nests.flatten(targets)
     losses = str(keras_private.compile_arguments(model).get("loss")).lower().replace("_", "")
-    if given.keys() != wanted.keys() or outputs is None or "sparse" in losses:
+    if given.keys() != wanted.keys() or outputs is None:
         return ""
     for path, output in wanted.items():
         target = given[path]
+        if target is not None and target.dtype.kind in "OSU":
+            return "; targets are strings; give numbers of classes: np.unique(y, return_inverse=True)[1]"
+        if "sparse" in losses:
+            is_one_hot = target is not None and output.ndim > 1 and target.shape == output.shape
+            return "; one-hot targets need categorical_crossentropy; or give numbers of classes" if is_one_hot else ""
         if target is not None and target.shape != output.shape:
             if "categoricalcrossentropy" in losses and target.shape in (output.shape[:-1], (*output.shape[:-1], 1)):
                 return "; numbers of classes need sparse_categorical_crossentropy; or give one-hot targets"

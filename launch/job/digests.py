@@ -2,7 +2,8 @@
 
 The file of an array is digested once, when it is written, into `SHA256SUMS` beside it; `sha256sum --check SHA256SUMS`
 checks every byte of these files. A process that starts reads the digest, and a few pages of the array, so that data
-which have been replaced since are noticed; an array without such a file is digested whole.
+which have been replaced since are noticed; an array without such a file is digested whole, and an array of
+objects (strings) by their types and values.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +27,26 @@ def record(folder: Path, paths: Iterable[Path]) -> None:
 
 def of_array(value: np.ndarray) -> str:
     """The digest of an array, for comparison; of its file, if it is mapped whole from one."""
+    if value.dtype.hasobject:
+        return f"SHA-256 {_of_objects(value).hexdigest()[:16]}"
     path = _file_of(value)
     if path is None:
         return f"SHA-256 {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"
     return f"SHA-256 {(_recorded(path) or _of_file(path))[:16]}, samples {_of_samples(value)[:16]}"
+
+
+def _of_objects(value: np.ndarray) -> Any:
+    """SHA-256 of types and values; an array of objects holds only their addresses."""
+    found = hashlib.sha256()
+    for one in value.flat:
+        if isinstance(one, np.ndarray):
+            text = f"{one.dtype}{list(one.shape)} of {of_array(one)}"
+        else:
+            text = one if isinstance(one, str) else repr(one)
+        encoded = text.encode(errors="surrogatepass")
+        found.update(b"%s %d " % (type(one).__qualname__.encode(), len(encoded)))
+        found.update(encoded)
+    return found
 
 
 def _file_of(value: np.ndarray) -> Path | None:

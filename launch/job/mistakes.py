@@ -33,6 +33,11 @@ _NAMES_A_PLACE = re.compile(r"\(\S.*:\d+\)$")
 _CALLING = re.compile(
     r"^(Exception encountered when calling .*?\n\n|Could not automatically infer .*?Error encountered:\s*)+", re.DOTALL
 )
+# TensorFlow puts the calls that made an operation of a graph before the cause, and its names behind it.
+_GRAPH = re.compile(
+    r"^Graph execution error:\s*(Detected at node [^\n]*\n(?: *File [^\n]*\n|\s*\n)*)*|\s*\[\[(?:\{\{)?node .*",
+    re.DOTALL,
+)
 _ARGUMENTS = re.compile(r"\n\n *(Arguments received by|Call arguments received) .*", re.DOTALL)
 
 _UNKNOWN_ARGUMENT = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'$")
@@ -111,14 +116,14 @@ def defined(function: Any) -> str:
 
 
 def _said(error: BaseException) -> tuple[str, str]:
-    """Type and message of the original error, without what AutoGraph and Keras add."""
+    """Type and message of the original error, without what AutoGraph, TensorFlow and Keras add."""
     name, text = type(error).__name__, _ANSI.sub("", _text(error))
     if text.startswith(_IN_USER_CODE):
         sites = list(_CALL_SITE.finditer(text))
         cause = text[sites[-1].end() :] if sites else text.removeprefix(_IN_USER_CODE)
         if raised := _RAISED.match(cause.strip()):
             name, text = raised[1], raised[2]
-    text = _CALLING.sub("", text.strip())
+    text = _GRAPH.sub("", _CALLING.sub("", text.strip()))
     return name, _ARGUMENTS.sub("", text) + _nearest_argument(error)
 
 

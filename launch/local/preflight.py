@@ -37,12 +37,18 @@ def check(job: Job, *, evaluator: bool) -> tuple[Any, Layout]:
     """
     check_data(job)
     model, layout = build(job)
-    for batch in batches_of(job, evaluator=evaluator):
+    batches = batches_of(job, evaluator=evaluator)
+    for batch in reversed(batches):  # the held-out one last, so that what it does not fit is known to fit the others
         if has_labelled_images(job.data):
             check_image_shape(model, batch[0].shape[1:])
             if job.loss is not None:
                 _check_labels(batch[1], predict(model, batch[0]), evaluator=evaluator)
-        _trace_step(job, model, layout, batch)
+        try:
+            _trace_step(job, model, layout, batch)
+        except Exception as error:
+            if len(batches) > 1 and batch is batches[0]:
+                error.add_note("with the held-out examples, `validation_data` of `fit`; training examples fit")
+            raise
     if job.callbacks:
         check_scores(job.callbacks, _score_names(job, model) if evaluator else ())
     return model, layout

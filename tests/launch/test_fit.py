@@ -269,6 +269,12 @@ def compiled(layer: Any = None, **more: Any) -> keras.Model:
     return model
 
 
+def classes() -> keras.Model:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, activation="softmax")])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(), optimizer="sgd")
+    return model
+
+
 def trained() -> keras.Model:
     model = compiled()
     model.train_on_batch(np.zeros((2, 6)), np.zeros((2, 1)))
@@ -308,6 +314,10 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (compiled, None, {"loss": "mse"}, "loss cannot be given"),
         (compiled, None, {"epoch": 3}, "epoch cannot be given; other fields of Job can; did you mean epochs"),
         (compiled, None, {"num_step": 3}, "num_step cannot be given; other fields of Job can; did you mean num_steps"),
+        (compiled, None, {"sample_weight": X}, r"sample_weight cannot be given; .* \(x, y, sample_weight\)"),
+        (compiled, None, {"validation_split": 0.2}, "validation_split cannot be given; .* as validation_data="),
+        (classes, (X, np.arange(80) % 4), {}, "^data, example 3: the label is 3, and the model has 3 classes; give"),
+        (classes, (X, np.zeros(80, int)), {"validation_data": (X, np.full(80, -1))}, "^validation_data, ex.* is -1"),
         (compiled, None, {"callbacks": keras.callbacks.TensorBoard("x")}, "TensorBoard is not supported"),
         (compiled, None, {"callbacks": keras.callbacks.EarlyStopping()}, "monitor is 'val_loss', and there is no"),
         (compiled, None, {"verbose": 3}, "verbose is 3; accepted are 'auto', 0"),
@@ -326,6 +336,11 @@ def test_what_cannot_be_is_refused_before_anything_starts(
         dry(tmp_path, model(), data, **more)
     assert "--" not in str(refused.value), "a flag of the command line"
     assert not (tmp_path / "run").exists()
+
+
+def test_inputs_and_targets_are_one_argument() -> None:
+    with pytest.raises(ValueError, match=r"fit gets 3 arguments without a name; .*fit\(model, \(x, y\)\)"):
+        downpour.fit(compiled(), X, X[:, :1])
 
 
 def test_a_folder_that_cannot_be_used_is_refused_in_the_words_of_fit(tmp_path: Path) -> None:
@@ -382,6 +397,15 @@ class Earlier:
     """As much of a checkpoint as `fit` looks at."""
 
     layout: Layout
+    step: int = 0
+
+
+def test_a_run_that_has_more_epochs_than_are_asked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build(recipe.load(dry(tmp_path, compiled(), epochs=4).recipe))[1]
+    monkeypatch.setattr(checkpoint, "newest", lambda folder, check: Earlier(first, 41))
+    with pytest.raises(ValueError, match=r"epochs is 3, and the run in .* has 4 already; .*overwrite=True"):
+        dry(tmp_path, compiled(), epochs=3, resume=True)
+    assert recipe.load(dry(tmp_path, compiled(), epochs=4, resume=True).recipe).num_steps == 40
 
 
 def test_a_model_that_is_made_again_goes_on_under_the_names_of_the_run(

@@ -143,14 +143,14 @@ class EpochLog:
         """Yields each epoch that is complete, once, in order: `epoch`, `step`, `seconds`, `loss` and its scores.
 
         An epoch is complete when its steps are done, every worker has reported since, and, if each has a checkpoint
-        that is scored, it is scored. Its scores are those of the first checkpoint after its end; if not every epoch has
-        one, of a checkpoint before the end of the next epoch.
+        that is scored, it is scored. Its scores are those of the first checkpoint after its end, if that is of before
+        the end of the next epoch but one; of the next epoch, if not every epoch has a checkpoint.
         """
         while self.next in self._ended:
             at_s, train_s = self._ended[self.next]
             if not self._has_heard(at_s) and now_s < at_s + _REPORTS_WITHIN_S:
                 return
-            if self.every and self.scored and self._of(self.next) is None:
+            if self.every and self.scored and not any(step >= self.epochs.end(self.next) for step, _ in self._scores):
                 return
             yield from self._taken(self.epochs.end(self.next), train_s)
 
@@ -188,12 +188,12 @@ class EpochLog:
 
     def _of(self, epoch: int) -> dict[str, float] | None:
         """The scores of an epoch, if it has some."""
-        first, beyond = self.epochs.end(epoch), math.inf if self.every else self.epochs.end(epoch + 1)
-        return next((metrics for step, metrics in self._scores if first <= step < beyond), None)
+        first, beyond = self.epochs.end(epoch), self.epochs.end(epoch + (2 if self.every else 1))
+        return next((metrics for step, metrics in self._scores if first <= step < max(beyond, first + 1)), None)
 
     def _taken(self, step: int, train_s: float) -> Iterator[dict[str, Any]]:
         epoch, loss, scores = self.next, self.loss(self.next), self._of(self.next)
-        if scores is None and self._scores and self.every:  # of an epoch that is cut off
+        if scores is None and self._scores and self.every and step < self.epochs.end(epoch):  # it is cut off
             scores = self._scores[-1][1]
         self.next += 1
         self._sums = {key: value for key, value in self._sums.items() if key >= self.next}

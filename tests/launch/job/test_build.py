@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downpour.launch.job import Job, recipe
+from downpour.launch.job import Job, mistakes, recipe
 from downpour.launch.job.build import build, unsendable
+from downpour.launch.local import preflight
 from downpour.model.data import Examples
 from downpour.model.vision.resnet import ResNet
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
@@ -122,6 +123,7 @@ def test_a_loss_that_does_not_fit_is_refused_with_names_and_shapes_of_both(
         ("mse", (), 2, r"y: \(3,\) .*: \(3, 2\) float32; give targets of the shape of the outputs: "),
         ("categorical_crossentropy", (), 3, "; numbers of classes need .*; or give one-hot"),
         ("categorical_crossentropy", (1,), 3, "; numbers of classes need .*; or give one-hot"),
+        ("sparse_categorical_crossentropy", (3,), 3, "; one-hot targets need categorical_crossentropy; or give num"),
     ],
 )
 def test_targets_of_another_shape_than_the_outputs_are_refused_with_what_to_give(
@@ -142,6 +144,25 @@ def test_targets_of_another_shape_than_the_outputs_are_refused_with_what_to_give
     )  # fmt: skip
     with pytest.raises(ValueError, match=message):
         build(job)
+
+
+def test_held_out_examples_that_do_not_fit_the_model_are_named() -> None:
+    def model() -> Any:
+        import keras
+
+        made = keras.Sequential([keras.layers.Dense(3)])
+        made.build((None, 4))
+        made.compile(optimizer="sgd", loss="mse")
+        return made
+
+    train, heldout = ((np.zeros((8, width), np.float32), np.zeros((8, 3), np.float32)) for width in (4, 3))
+    job = Job(
+        name="one", model=model, data=Examples(train, heldout), loss=None, rule=SGD(), schedule=Constant(0.01),
+        num_steps=1, batch_size=8,
+    )  # fmt: skip
+    with pytest.raises(ValueError) as refusal:
+        preflight.check(job, evaluator=True)
+    assert "with the held-out examples, `validation_data` of `fit`" in mistakes.describe(refusal.value)
 
 
 def test_the_limit_is_of_what_travels() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,3 +68,19 @@ def test_arrays_of_any_shape_have_one(tmp_path: Path) -> None:
     writer.save()
     texts = [digests.of_array(array(tmp_path / f"{number}.npy")) for number in range(len(values))]
     assert len(set(texts)) == len(values)
+
+
+def test_objects_are_digested_by_type_and_value_in_every_process() -> None:
+    def of(*objects: Any) -> str:
+        value = np.empty(len(objects), object)
+        value[:] = objects
+        return digests.of_array(value)
+
+    script = (
+        "import numpy, downpour.launch.job.digests as d; "
+        "print(d.of_array(numpy.array([['a' * 9], ['\u00e9'], [b'a'], [None], [1.5]], object)))"
+    )
+    there = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    assert there == of("a" * 9, "\u00e9", b"a", None, 1.5)
+    assert len({of("a", "b"), of("ab", ""), of("b", "a"), of("a", b"b"), of("1"), of(1), of(1.0), of(np.ones(1))}) == 8
+    assert of(np.arange(9999), "a") == of(np.arange(9999), "a") != of(np.arange(9999) + 1, "a")

@@ -80,6 +80,18 @@ def test_what_keras_puts_around_an_error_is_left_out(mine: Any, tmp_path: Path) 
         assert describe(error) == f"AttributeError: 'Odd' object has no attribute 'offest' ({tmp_path}/mine.py:5)"
 
 
+def test_what_tensorflow_puts_around_an_error_of_a_graph_is_left_out(mine: Any) -> None:
+    import tensorflow as tf
+
+    text = (
+        'Detected at node a/b defined at (most recent call last):\n  File "<frozen runpy>", line 8, in _run_code\n\n'
+        * 9
+    )
+    text += "Received a label value of 3.  Label values: 3\n\t [[{{node a/b}}]] [Op:step]"
+    error = tf.errors.InvalidArgumentError(None, None, f"Graph execution error:\n\n{text}")
+    assert describe(error) == "InvalidArgumentError: Received a label value of 3. Label values: 3"
+
+
 def test_a_long_message_is_cut(mine: Any) -> None:
     message = describe(raised(mine("def f():\n    raise TypeError('x' * 10_000)\n").f))
     assert len(message) < 800

@@ -198,3 +198,13 @@ def test_a_job_that_is_resumed_may_have_another_number_of_shards() -> None:
     assert resumed.versions == [3, 2, 3]
     restarted.load(c.state(2.0, with_workers=True), 3.0)
     assert restarted.versions == [2, 1]
+
+
+def test_a_job_that_has_ended_early_grants_no_lease_until_the_worker_is_told() -> None:
+    c = coordinator()
+    assert c.lease(0, 1, 0, 1.0) is not None
+    c.stop("early stopping", "no better")
+    assert c.lease(0, 1, 1, 1.1) is None and c.should_stop(1.2) and c.lease(0, 1, 1, 1.3) is None
+    assert c.report(report(0, 1), 1.4) and c.lease(0, 1, 1, 1.5) is not None
+    assert c.lease(1, 1, 0, 1.6) is None
+    assert c.lease(1, 1, 0, 4.3) is not None, "a worker that cannot report is not held for ever"

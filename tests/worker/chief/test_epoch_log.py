@@ -67,6 +67,15 @@ def test_two_epochs_that_end_between_two_checkpoints_have_the_score_of_the_later
     assert [(row["loss"], row["val_loss"]) for row in log.take(2.0)] == [(1.0, 0.5), (2.0, 0.5)]
 
 
+def test_an_epoch_has_no_score_of_a_checkpoint_long_after_it() -> None:
+    log = EpochLog(TEN, every=True, scored=True)
+    log.report(report(0, *((epoch, 10, 10.0) for epoch in range(6)), finished=True), 1.0)
+    log.score(10, {"val_loss": 0.1})
+    log.score(60, {"val_loss": 0.6})
+    log.saw(60, 2.0, 1.0)
+    assert [row.get("val_loss") for row in log.take(2.0)] == [0.1, None, None, None, 0.6, 0.6]
+
+
 def test_a_job_without_a_checkpoint_an_epoch_waits_for_no_score() -> None:
     log = EpochLog(TEN, scored=True)
     log.report(report(0, *((epoch, 10, 10.0 * epoch) for epoch in range(3)), finished=True), 1.0)
