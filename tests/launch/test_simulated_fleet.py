@@ -18,7 +18,17 @@ from tests.launch import jobs
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 # Overlapping clusters of points; at 400 steps of the rate the loss still falls, so that staleness can be seen in it.
+# Workers wait for each other before their first step, however long some take to start.
 CLUSTERS = """
+import os
+import time
+from pathlib import Path
+
+from absl import flags
+
+from downpour.model.data import Examples
+
+
 def network():
     import keras
 
@@ -35,6 +45,23 @@ def loss(labels, outputs):
     return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=True))
 
 
+@dataclass(frozen=True, eq=False)
+class Together(Examples):
+    def training(self, *, batch_size, seed, leases):
+        batches = super().training(batch_size=batch_size, seed=seed, leases=leases)
+
+        def wait():
+            if "index" in flags.FLAGS:  # a worker's process
+                here = Path(__file__).parent
+                (here / f"started-{os.getppid()}-{flags.FLAGS.index}").touch()
+                while len(list(here.glob(f"started-{os.getppid()}-*"))) < int((here / "workers").read_text()):
+                    time.sleep(0.01)
+            for batch in batches:
+                yield batch, batches.position
+
+        return Batches(wait(), batches.counts)
+
+
 def points(number, seed):
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(0).standard_normal((20, 32))
@@ -43,11 +70,9 @@ def points(number, seed):
 
 
 def job():
-    from downpour.model.data import Examples
-
     return tiny(
         model=network,
-        data=Examples(points(8000, 1), points(4000, 2)),
+        data=Together(points(8000, 1), points(4000, 2)),
         loss=loss,
         rule=Momentum(0.9),
         schedule=Constant(0.002),
@@ -79,6 +104,7 @@ def start(tmp_path: Path) -> Iterator[StartJob]:
 
 def test_one_simulated_worker_ends_with_the_parameters_of_a_real_job(start: StartJob, tmp_path: Path) -> None:
     path, overrides = jobs.write_recipe(tmp_path, CLUSTERS), ["cluster.num_workers=1", "num_steps=100"]
+    (tmp_path / "workers").write_text("1")
     real = start(path, *(f"--set={one}" for one in overrides))
     assert real.end() == 0, real.stderr
     saved = checkpoint.load(max((real.run_dir / "checkpoints").iterdir()))
@@ -87,6 +113,7 @@ def test_one_simulated_worker_ends_with_the_parameters_of_a_real_job(start: Star
 
 def test_four_simulated_workers_learn_as_four_real_ones(start: StartJob, tmp_path: Path) -> None:
     path = jobs.write_recipe(tmp_path, CLUSTERS)
+    (tmp_path / "workers").write_text("4")
     scores: dict[str, list[float]] = {"real": [], "simulated": []}
     staleness: dict[str, list[float]] = {"real": [], "simulated": []}
     for seed in range(3):

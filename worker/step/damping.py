@@ -3,8 +3,8 @@
 A batch moves a moving statistic by a share 1 - momentum of the way to its own value. The worker pushes the difference,
 which it computed from what it had pulled. Where it is applied after s differences of other batches, all of them go from
 about the same value, so that together they move it by s (1 - momentum) of the way: beyond 1 they overshoot, beyond
-pi / 2 they oscillate without end (a delayed integrator). 50 workers do so with a momentum of 0.9, 200 with Keras' 0.99;
-gradients know nothing of it, and only the evaluator computes with these statistics.
+about pi / 2 they oscillate without end (`step` has the exact limit). 50 workers do so with a momentum of 0.9, 200 with
+Keras' 0.99; no gradient shows it, since only the evaluator computes with these statistics.
 
 So a worker whose last push was s batches stale pushes the part 0.5 / (s (1 - momentum)) of a difference, at most 1. A
 statistic then follows as slowly as s allows; without staleness, and with few workers, it is as in plain Keras, to the

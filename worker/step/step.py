@@ -19,8 +19,9 @@ Batch norm: a worker pushes its moving statistics after the batch minus those it
 d = 1 - momentum, the batch's own statistic b and the pulled m; the shard adds it. One worker alone thus gets the same
 as plain Keras, to rounding. From k workers that pulled the same m, the shard gets m + d * sum(b_i - m); one worker that
 processes the same batches in sequence gets m + d * sum((b_i - m) * (1 - d)^(k - i)). The two differ by at most
-d^2 * k * (k - 1) / 2 * max|b_i - m|. If every difference is k pushes old, the statistics still settle while
-d < 2 * sin(pi / (4k + 2)) (Levin and May 1976): up to 156 pushes at Keras's momentum of 0.99, up to 15 at 0.9.
+d^2 * k * (k - 1) / 2 * max|b_i - m|. If every difference is k pushes old, the statistics settle while
+d < 2 * sin(pi / (4k + 2)) (Levin and May 1976): up to 156 pushes at Keras's momentum of 0.99, up to 15 at 0.9. So a
+worker whose pushes are staler than 0.5 / d pushes a part of the difference (`damping`).
 
 Shapes: B examples of a batch; for shard i, t_i trained elements, s_i of statistics, f_i frozen ones.
 Threads: one at a time. TensorFlow is allowed here.
