@@ -116,14 +116,12 @@ def fit(
     Raises:
         ValueError: Something is refused; nothing has been started.
     """
-    if unnamed:
-        raise ValueError(f"fit gets {2 + len(unnamed)} arguments without a name; {_ONE_TUPLE}")
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
     _check_numbers(workers=workers, shards=shards, batch_size=1 if batch_size is None else batch_size)
     verbosity(verbose)
     called = converted(callbacks)
-    _check_names(job_fields)
+    _check_names(unnamed, job_fields)
     with named_as_given(data):
         examples = data_set(data, validation_data, class_weight)
         of_items = examples.batch_size_of_items()
@@ -166,8 +164,10 @@ def _check_numbers(**given: Any) -> None:
             raise ValueError(f"{what} is {number!r}; give a whole number of at least 1")
 
 
-def _check_names(job_fields: Mapping[str, Any]) -> None:
+def _check_names(unnamed: tuple[Any, ...], job_fields: Mapping[str, Any]) -> None:
     """Raises for what is neither an argument of `fit` nor a field of the job that it may set."""
+    if unnamed:
+        raise ValueError(f"fit gets {2 + len(unnamed)} arguments without a name; {_ONE_TUPLE}")
     of_job = {field.name for field in dataclasses.fields(Job)}
     if unknown := set(job_fields) - (of_job - {"model", "loss", "validation_sets"}):
         for name in sorted(unknown & _OF_KERAS.keys()):

@@ -22,8 +22,6 @@ from downpour.worker.chief.membership import Membership, workers_from
 from downpour.worker.chief.reports import Reports
 from downpour.worker.chief.training_time import TrainingTime
 
-_TOLD_WITHIN_S = 3.0  # workers report every second, and soon when a lease does not come
-
 
 class OtherRecords(ValueError):
     """A state belongs to other training records than the job's."""
@@ -60,7 +58,6 @@ class Coordinator:
     epochs: EpochLog = field(default_factory=EpochLog)
     _checkpoint_step: int = 0
     _sizes: LeaseSizes = field(default_factory=LeaseSizes)
-    _told: set[int] = field(default_factory=set)  # workers that were told that training has ended early
 
     def give_incarnation(self, request: pb.RegisterRequest, now_s: float) -> int:
         """Registers a process of a worker and returns its incarnation; the newest of an index wins.
@@ -108,8 +105,6 @@ class Coordinator:
         if report.failure and not self.failure:
             self.failure = f"worker {report.worker}: {report.failure}"
         self.reports.mark(now_s)
-        if self.stopped:
-            self._told.add(report.worker)
         return self.should_stop(now_s)
 
     def saw(self, version: int) -> None:
@@ -129,7 +124,7 @@ class Coordinator:
         self.members.heard(worker, now_s)
         for lost in self.members.gone(now_s):
             self.leases.release(*lost)
-        if self.stopped and worker not in self._told and now_s - (self.time.ended_s or now_s) < _TOLD_WITHIN_S:
+        if self.stopped and self.epochs.must_tell(worker, self.time.ended_s or now_s, now_s):
             return None
         waits = self.epochs.must_wait(self.leases.num_granted, self._checkpoint_step, now_s)
         if waits and not self.leases.has_returned and not self.should_stop(now_s):

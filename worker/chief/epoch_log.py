@@ -128,6 +128,10 @@ class EpochLog:
             self._held = limit, now_s
         return now_s - self._held[1] < _HOLD_S
 
+    def must_tell(self, worker: int, ended_s: float, now_s: float) -> bool:
+        """Whether a worker has not reported since training ended, but soon will; the answer to it ends the worker."""
+        return self._reported_s.get(worker, -math.inf) < ended_s and now_s < ended_s + _REPORTS_WITHIN_S
+
     def saw(self, step: int, now_s: float, train_s: float) -> None:
         """Records how many steps are done, and when."""
         epoch = max([self.next, *(epoch + 1 for epoch in self._ended)])
