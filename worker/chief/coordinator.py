@@ -114,8 +114,7 @@ class Coordinator:
     def lease(self, worker: int, incarnation: int, number: int, now_s: float) -> Lease | None:
         """Grants a worker positions to train on, those that lost workers held first; see `LeaseTable.grant`.
 
-        None while training waits for the checkpoint or score of an epoch, see `EpochLog`; and once it has ended early
-        until the worker reports and so is told, or it would train on for up to a second, which may be many epochs.
+        None while training waits, see `EpochLog`; and after an early end until the worker has reported and so is told.
 
         Raises:
             WorkerSuperseded: A newer incarnation of its index is known, or this chief has no record of its leases.
@@ -129,7 +128,8 @@ class Coordinator:
         waits = self.epochs.must_wait(self.leases.num_granted, self._checkpoint_step, now_s)
         if waits and not self.leases.has_returned and not self.should_stop(now_s):
             return None
-        return self._sizes.grant(self.leases, worker, incarnation, number, self.members.num_workers, now_s)
+        fair = min(self.leases.left_in_epoch, self.epochs.most_leased) // (2 * self.members.num_workers)
+        return self._sizes.grant(self.leases, worker, incarnation, number, fair, now_s)
 
     def should_stop(self, now_s: float) -> bool:
         """Whether training is over: enough steps, enough time, a callback, or a failure."""

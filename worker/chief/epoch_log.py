@@ -128,6 +128,11 @@ class EpochLog:
             self._held = limit, now_s
         return now_s - self._held[1] < _HOLD_S
 
+    @property
+    def most_leased(self) -> int:
+        """Positions that workers share at once: an epoch, which may be shorter than the data, if training waits."""
+        return self.epochs.num_positions if self.every else ENDLESS.num_positions
+
     def must_tell(self, worker: int, ended_s: float, now_s: float) -> bool:
         """Whether a worker has not reported since training ended, but soon will; the answer to it ends the worker."""
         return self._reported_s.get(worker, -math.inf) < ended_s and now_s < ended_s + _REPORTS_WITHIN_S

@@ -31,20 +31,17 @@ class LeaseSizes:
 
     _newest: dict[int, _Granted] = field(default_factory=dict)
 
-    def grant(
-        self, table: LeaseTable, worker: int, incarnation: int, number: int, num_workers: int, now_s: float
-    ) -> Lease:
-        """Grants a lease that is as long as the worker's should be, and at most a fair part of what an epoch has left.
+    def grant(self, table: LeaseTable, worker: int, incarnation: int, number: int, fair: int, now_s: float) -> Lease:
+        """Grants a lease that is as long as the worker's should be, and at most `fair`.
 
         Args:
             table: The positions; see `LeaseTable.grant`.
             worker: Index of the worker.
             incarnation: Incarnation of its process.
             number: Number of the lease, from 0 for each incarnation.
-            num_workers: Workers that share the epoch.
+            fair: Positions that it has at most: a fair part of what the epoch has left.
             now_s: The time.
         """
-        fair = table.left_in_epoch // (2 * num_workers)
         lease = table.grant(worker, incarnation, number, min(self.wanted(worker, number, now_s), fair))
         self.granted(worker, number, lease.num_records, now_s)
         return lease

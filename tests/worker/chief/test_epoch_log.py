@@ -217,3 +217,11 @@ def test_a_coordinator_grants_no_lease_until_the_epoch_has_its_checkpoint() -> N
     assert job.lease(1, 2, 0, 1.0) == Lease(0, 0, 50)  # what was given back never waits
     job.saw(1000)
     assert job.lease(1, 2, 1, math.inf) is not None  # nor does anybody when training is over
+
+
+def test_leases_are_parts_of_an_epoch_that_is_shorter_than_the_data() -> None:
+    log = EpochLog(TEN, every=True)
+    job = Coordinator(1000, 1000, LeaseTable(100_000, 10), epochs=log)
+    job.lease(0, 1, 0, 1.0)
+    sizes = [lease.num_records for number in range(1, 4) if (lease := job.lease(0, 1, number, 1.0)) is not None]
+    assert sizes == [40, 50, 50], "never above half an epoch"
