@@ -1,6 +1,6 @@
 """Trains a recipe's job in this process as fleets of any size would: score, loss, staleness and hours beforehand.
 
-    downpour simulate quickstart --workers=1,4,16,50 --vary=staleness=Keep,Divide --seconds_per_step=0.17
+    downpour simulate quickstart --workers=1,16 --vary=staleness=Keep,Divide
 
 A queue of events decides which worker pushes and pulls when; each step computes one gradient with the job's own model,
 step, update rules, pace, cadence, codec and treatment, however many workers there are, so that a step costs what it

@@ -23,9 +23,11 @@ ALLOWED = {
     "launch": {"proto", "ps", "model", "worker", "launch"},
 }
 WITH_TENSORFLOW = {
+    "launch/fitting/classes.py",
     "worker/step/assigned.py",
     "worker/step/clipping.py",
     "worker/step/constraints.py",
+    "worker/step/damping.py",
     "worker/evaluator/evaluator.py",
     "worker/step/examine.py",
     "worker/step/factors.py",
