@@ -5,7 +5,7 @@
 Two shards in one host, two workers in another (network namespaces, `tests.benchmarks.hosts`), a real chief beside the
 workers. A worker computes by sleeping; its exchange and its loop are the real ones. For each setting (parameters and
 seconds of computing), steps a second of both workers and mean staleness with overlap off, on, and decided by the chief,
-of which the first 90 seconds, in which it decides, do not count. The last line is `RESULT {json}`.
+of which the first 120 seconds, in which it decides, do not count. The last line is `RESULT {json}`.
 
 Needs root and `ip` and `tc` (Debian: iproute2); without them it says so and ends with exit code 0.
 """
@@ -54,7 +54,7 @@ _SECONDS = flags.DEFINE_float("seconds", 30.0, "Seconds measured.", lower_bound=
 _CHILD = flags.DEFINE_string("child", "", "Not for people: what a process of workers runs, as JSON.")
 
 _NUM_SHARDS, _NUM_WORKERS = 2, 2
-_WARM_UP_S = {"off": 8.0, "on": 8.0, "auto": 90.0}
+_WARM_UP_S = {"off": 8.0, "on": 8.0, "auto": 120.0}
 _GIVE_UP_S = 60.0
 
 

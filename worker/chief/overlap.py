@@ -22,7 +22,7 @@ from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.reports import Reports
 
 LEAST_GAIN = 1.03  # of steps in the same time, by overlap
-_FIRST_AFTER_S = 30.0  # of training; the first steps are slower than those that follow
+_FIRST_AFTER_S = 60.0  # of training: short jobs are left alone, and the first steps are slower
 _TRIAL_S, _TRIAL_STEPS = 8.0, 8  # at least, of each of the three parts; steps of each worker
 _SETTLING_S, _SETTLING_STEPS = 1.5, 2  # at least, between two of them: workers hear of a change with their next report
 _REST_S, _LONGEST_REST_S = 60.0, 1800.0  # between two trials, at first and at most
