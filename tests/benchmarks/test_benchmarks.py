@@ -69,6 +69,7 @@ def test_the_papers_model_is_the_papers() -> None:
     assert sum(layout.variables[r.variable].name == "head/kernel" for r in layout.ranges) == 50
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_exchange(small: Path, run: Run) -> None:
     result = run("exchange", "--suite", "--nopeers", "--rounds=1", "--worker_processes=1", "--fleet=5",

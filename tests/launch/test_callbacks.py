@@ -48,6 +48,7 @@ def job():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_job_ends_early_and_a_resumed_one_counts_on(tmp_path: Path) -> None:
     job = jobs.LocalJob(jobs.write_recipe(tmp_path, STOPS), tmp_path)

@@ -67,6 +67,7 @@ def test_workers_and_variants_stand_side_by_side(tmp_path: Path) -> None:
     assert "MB of memory at most" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_advice_names_what_to_set(tmp_path: Path) -> None:
     tiny = jobs.write_recipe(tmp_path, "def job():\n    return tiny(clip=CLIPPED)\n")
