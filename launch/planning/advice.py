@@ -103,12 +103,12 @@ def overlaps(job: Job) -> Iterator[str]:
 
 
 def treatments(job: Job) -> Iterator[str]:
-    """Treatments of staleness that need no values, but for the job's."""
+    """Treatments of staleness that need no values, but for the job's and `Auto`, which stands for another."""
     if not isinstance(job.pace, Async):
         return
     for name, kind in staleness.BY_NAME.items():
         needed = [one for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
-        if not needed and name != type(job.treatment).__name__:
+        if not needed and kind not in (staleness.Auto, type(job.treatment)):
             yield f"staleness={name}"
 
 

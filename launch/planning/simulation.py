@@ -126,6 +126,7 @@ def simulate(
     assert model.fits(job)
     layout = model.layout
     costs = Costs() if core_ms_per_step is None else known_costs(job, layout, core_ms_per_step)
+    job = model.settled(job)
     predicted = fleet_of(job, layout, costs, cluster)
     job = replace(job, exchange=replace(job.exchange, overlap=predicted.overlap))
     needed = footprint.of(job, layout, instant=core_ms_per_step is None and cluster.gbit == math.inf)

@@ -11,7 +11,7 @@ import numpy as np
 
 from downpour.launch.job import Job
 from downpour.launch.job.build import build, check_data
-from downpour.launch.job.step import training_step
+from downpour.launch.job.step import overlap_of, training_step
 from downpour.launch.roles import initial
 from downpour.model import keras_private
 from downpour.model.weights import ASSIGNED
@@ -54,6 +54,12 @@ class Trainable:
     def fits(self, job: Job) -> bool:
         """Whether another job has the same model, initial values, layout, step, data and scores."""
         return self._essentials(job) == self._essentials(self._job)
+
+    def settled(self, job: Job) -> Job:
+        """Returns the job without overlap if its workers leave it out for this model; see `overlap_of`."""
+        if overlap_of(job, self._model) is False:
+            return replace(job, exchange=replace(job.exchange, overlap=False))
+        return job
 
     def score(self, values: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Scores values of the variables, by name, on the held-out examples; no scores where there are none."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from downpour.launch.job import Cluster, Exchange, Job, recipe
+from downpour.launch.job.step import overlap_of
 from downpour.model.vision.resnet import ResNet
 from downpour.ps.layout import Rate, Slicing
 from downpour.ps.policy.pace import Bounded, Sync
@@ -98,6 +99,17 @@ def test_so_are_fields_of_its_parts() -> None:
         Cluster(num_ps="3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"exchange.overlap is 0; accepted are True, False and 'auto'"):
         Exchange(overlap=0)  # type: ignore[arg-type]
+
+
+def test_what_the_step_of_a_model_depends_on_is_not_left_to_the_chief(job: Job) -> None:
+    import keras
+
+    dense = keras.layers.Dense(2)
+    plain, normalised = (
+        keras.Sequential([keras.Input((3,)), layer])
+        for layer in (keras.layers.Dense(2), keras.layers.SpectralNormalization(dense))
+    )
+    assert overlap_of(job, plain) is None and overlap_of(job, normalised) is False
 
 
 def test_a_built_model_is_refused_with_the_way_out(job: Job) -> None:
