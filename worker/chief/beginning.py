@@ -18,7 +18,6 @@ from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.worker.chief.healer import Healer
-from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.run_folder import RunFolder
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.settling import settle
@@ -53,7 +52,7 @@ def begin(
     state.job_id = shards.job_id
     if held:
         with state.changed:
-            _recall(state.journal_state, folder, shards)
+            _recall(state, folder, shards)
         logging.info("the shards hold parameters of job %s already; training continues", shards.job_id)
         healer.look_after()  # fills the empty ones
     elif saved:
@@ -61,6 +60,8 @@ def begin(
             state.journal_state.resume(saved, time.monotonic())
         shards.restore(saved)
         logging.info("resumed job %s from %s", shards.job_id, saved.directory)
+        for change in settings.changes(saved.progress):
+            logging.warning("resumed with another job than the checkpoint's: %s", change)
     else:
         values = initial_values()  # first: if this raises, the earlier run must not have been removed
         folder.begin(shards.job_id, overwrites=settings.overwrite)
@@ -80,7 +81,7 @@ def begin(
     healer.spread_rate(statuses)  # before a worker registers
 
 
-def _recall(known: JournalState, folder: RunFolder, shards: Shards) -> None:
+def _recall(state: JobState, folder: RunFolder, shards: Shards) -> None:
     """Restores the journaled state of a job whose shards hold parameters.
 
     Without a usable journal workers must restart, since their leases are not known; records that they have trained on
@@ -89,10 +90,11 @@ def _recall(known: JournalState, folder: RunFolder, shards: Shards) -> None:
     Raises:
         OtherRecords: The job was begun with other training records.
     """
-    journal = folder.journal.read(shards.job_id)
+    known, journal = state.journal_state, folder.journal.read(shards.job_id)
     if journal is not None and journal.get("fingerprint") == shards.layout.fingerprint.hex():
         try:
             known.load(journal, time.monotonic())
+            state.overlap.resume(bool(journal.get("overlap")))
             return
         except KeyError as error:
             logging.warning("the journal cannot be used: %s", error.args[0])

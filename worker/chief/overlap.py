@@ -75,6 +75,10 @@ class OverlapChoice:
         self._step_s = 0.0  # mean seconds of a step at the last trial, as chosen
         self._looked_s = -math.inf
 
+    def resume(self, chosen: bool) -> None:
+        """Begins with what an earlier chief of this job had found better."""
+        self.overlaps = self.chosen = chosen
+
     def look(self, coordinator: Coordinator, now_s: float) -> None:
         """Calls `update` with what the running workers have reported, twice a second at most."""
         if now_s >= self._looked_s + _LOOK_S:

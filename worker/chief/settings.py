@@ -11,6 +11,9 @@ from downpour.proto import chief_pb2
 from downpour.proto.errors import LayoutMismatch, TooManyWorkers
 from downpour.worker.chief.callbacks import Callback
 
+# Fields of a job that a run which is resumed seldom means to change, by their first name.
+_LEARNING = {"batch_size", "data", "loss", "model", "rule", "seed", "weight_decay"}
+
 
 @dataclass(frozen=True)
 class JobSettings:
@@ -85,6 +88,19 @@ class JobSettings:
                     f"{who} runs another job: {key} is {theirs.get(key, 'missing')} there and "
                     f"{self.job.get(key, 'missing')} in the chief; start every role with the same recipe and overrides"
                 )
+
+    def changes(self, progress: Mapping[str, Any]) -> list[str]:
+        """The fields of what is learned, and how, in which this job differs from the one that wrote a checkpoint.
+
+        Args:
+            progress: The checkpoint's progress; those of older versions know of no fields.
+        """
+        theirs = progress.get("job", {}).get("job", {})
+        return [
+            f"{key} is {self.job.get(key, 'missing')} and was {theirs.get(key, 'missing')}"
+            for key in sorted({*theirs, *self.job} if theirs else ())
+            if key.partition(".")[0] in _LEARNING and theirs.get(key) != self.job.get(key)
+        ]
 
     def check_worker(self, request: chief_pb2.RegisterRequest, fingerprint: bytes) -> None:
         """Compares what a worker runs with this job and the fingerprint of its layout.

@@ -124,4 +124,5 @@ class JobState:
 
     def _stage(self) -> int:
         about = {"job_id": self.job_id, "fingerprint": self.fingerprint.hex(), "job": self._job}
+        about["overlap"] = self.overlap.chosen
         return self._journal.stage(about | self.journal_state.state(time.monotonic()))
