@@ -52,6 +52,7 @@ _EXACT = Exchange(codec="float32", overlap=False)  # as plain Keras computes; on
 
 _ONE_TUPLE = "give inputs and targets as one tuple: fit(model, (x, y)), or (x, y, sample_weight)"
 _OF_KERAS = {  # arguments of Keras' `fit`, and what is given in their place
+    "x": _ONE_TUPLE,
     "y": _ONE_TUPLE,
     "sample_weight": _ONE_TUPLE,
     "validation_split": "nothing is split off; give held-out examples as validation_data=(x, y)",
@@ -64,7 +65,7 @@ _OF_KERAS = {  # arguments of Keras' `fit`, and what is given in their place
 @words.spoken()
 def fit(
     model: keras.Model | Callable[[], keras.Model],
-    data: Any,
+    data: Any = None,
     *unnamed: Any,
     validation_data: Any = None,
     validation_sets: Mapping[str, Any] | None = None,
@@ -122,6 +123,8 @@ def fit(
     verbosity(verbose)
     called = converted(callbacks)
     _check_names(unnamed, job_fields)
+    if data is None:
+        raise ValueError("there is no data; give it after the model: fit(model, (x, y))")
     with named_as_given(data):
         examples = data_set(data, validation_data, class_weight)
         of_items = examples.batch_size_of_items()

@@ -376,6 +376,13 @@ def test_batches_that_are_accumulated_are_one_step_of_an_epoch(tmp_path: Path) -
     assert recipe.load(dry(tmp_path, compiled(optimizer=optimizer), epochs=2).recipe).num_steps == 80 * 2 / 8 / 4
 
 
+def test_a_call_without_data_says_how_data_are_given() -> None:
+    with pytest.raises(ValueError, match=r"there is no data; .* fit\(model, \(x, y\)\)"):
+        downpour.fit(compiled())
+    with pytest.raises(ValueError, match=r"x cannot be given; give inputs and targets as one tuple"):
+        downpour.fit(compiled(), x=X, y=X[:, :1])
+
+
 def test_a_run_that_is_resumed_has_the_new_arguments(tmp_path: Path) -> None:
     dry(tmp_path, compiled(), epochs=1)
     assert recipe.load(dry(tmp_path, compiled(), epochs=3, resume=True).recipe).num_steps == 30
