@@ -8,7 +8,9 @@ costs one worker. The same command gives the same numbers.
 
 Workers compute for --seconds_per_step, with a --spread, and --stragglers of them --slowdown times as long. An exchange
 takes no time, unless --gbit or --core_ms_per_step are given, from which its times follow as `downpour plan` predicts
-them. Without --seconds_per_step no hours are predicted; learning does not need them while an exchange takes no time.
+them. --times_of=RUN takes the seconds, their spread and how the workers differ from the summary of a run that has
+ended; its exchanges are within these seconds. Without --seconds_per_step or a run no hours are predicted; learning does
+not need them while an exchange takes no time.
 
 --vary=KEY=VALUE,VALUE,... takes several values of a field of the job (as --set takes one); given many times, all
 combinations. Commas within parentheses belong to a value: --vary='pace=Async,Bounded(lead=4)'. The last line is
@@ -32,6 +34,7 @@ from absl import flags, logging
 
 from downpour import files
 from downpour.launch.job import Job, overrides, recipe, recipe_flags
+from downpour.launch.planning import recorded
 from downpour.launch.planning.assumptions import Assumptions
 from downpour.launch.planning.fleet import COMPUTE_TIMES
 from downpour.launch.roles import entry
@@ -44,9 +47,12 @@ if TYPE_CHECKING:
     from downpour.launch.planning.trainable import Trainable
 
 SYNTAX = Syntax(
-    shown="recipe set workers steps vary seconds_per_step stragglers slowdown gbit core_ms_per_step scores plot out",
+    shown="recipe set workers steps vary seconds_per_step stragglers slowdown times_of gbit core_ms_per_step scores "
+    "plot out",
     positional="recipe",
 )
+
+_TIMES = ("seconds_per_step", "spread", "compute", "stragglers", "slowdown", "gbit", "core_ms_per_step")
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ def define_training() -> None:
     flags.DEFINE_float("stragglers", 0.0, "Share of the workers that are slower.")
     flags.DEFINE_float("slowdown", 5.0, "How many times as long they take.")
     flags.DEFINE_float("gbit", None, "Line rate of a host, each way, in 10^9 bits a second; by default unlimited.")
+    flags.DEFINE_string("times_of", None, "Folder of a run whose workers' times are taken, in place of all these.")
     text = "Core-milliseconds of all shards together for one step; by default none."
     flags.DEFINE_float("core_ms_per_step", None, text)
     flags.DEFINE_float("cores_per_shard", 1.0, "Cores of one shard's host or container.")
@@ -151,19 +158,24 @@ def config_from_flags(chosen: Sequence[Variant]) -> SimulateConfig:
         ValueError: A number is refused.
     """
     values = flags.FLAGS.flag_values_dict()
-    seconds = values["seconds_per_step"]
-    cluster = Assumptions(
-        1,
-        math.inf if values["gbit"] is None else values["gbit"],
-        1.0 if seconds is None else seconds,
-        values["spread"],
-        values["cores_per_shard"],
-        values["compute"],
-        values["stragglers"],
-        values["slowdown"],
-    )
-    core_ms = values["core_ms_per_step"]
-    return SimulateConfig(tuple(chosen), cluster, seconds is not None, core_ms, values["steps"], seed=values["seed"])
+    seconds, run = values["seconds_per_step"], values["times_of"]
+    if run and (given := [name for name in _TIMES if flags.FLAGS[name].present]):
+        raise ValueError(f"--times_of={run} with --{given[0]}; the run's times stand for it: leave one of them out")
+    if run:
+        cluster = recorded.assumptions(Path(run))
+    else:
+        cluster = Assumptions(
+            1,
+            math.inf if values["gbit"] is None else values["gbit"],
+            1.0 if seconds is None else seconds,
+            values["spread"],
+            values["cores_per_shard"],
+            values["compute"],
+            values["stragglers"],
+            values["slowdown"],
+        )
+    core_ms, timed = values["core_ms_per_step"], bool(run) or seconds is not None
+    return SimulateConfig(tuple(chosen), cluster, timed, core_ms, values["steps"], seed=values["seed"])
 
 
 def variants(job: Job, counts: list[int], vary: list[str]) -> Iterator[Variant]:

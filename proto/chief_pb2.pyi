@@ -39,7 +39,7 @@ class RegisterReply(_message.Message):
     def __init__(self, stop: bool = ..., incarnation: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("worker", "incarnation", "version", "steps", "examples", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds", "epochs", "wait_seconds", "exchanges_ahead", "pulls_late", "staleness_own_sum", "staleness_early_sum")
+    __slots__ = ("worker", "incarnation", "version", "steps", "examples", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds", "epochs", "wait_seconds", "exchanges_ahead", "pulls_late", "staleness_own_sum", "staleness_early_sum", "periods", "period_seconds", "period_square_seconds")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,9 @@ class WorkerReport(_message.Message):
     PULLS_LATE_FIELD_NUMBER: _ClassVar[int]
     STALENESS_OWN_SUM_FIELD_NUMBER: _ClassVar[int]
     STALENESS_EARLY_SUM_FIELD_NUMBER: _ClassVar[int]
+    PERIODS_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_SQUARE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     worker: int
     incarnation: int
     version: int
@@ -98,7 +101,10 @@ class WorkerReport(_message.Message):
     pulls_late: int
     staleness_own_sum: float
     staleness_early_sum: float
-    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ..., epochs: _Optional[_Iterable[_Union[EpochSums, _Mapping]]] = ..., wait_seconds: _Optional[float] = ..., exchanges_ahead: _Optional[int] = ..., pulls_late: _Optional[int] = ..., staleness_own_sum: _Optional[float] = ..., staleness_early_sum: _Optional[float] = ...) -> None: ...
+    periods: int
+    period_seconds: float
+    period_square_seconds: float
+    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ..., epochs: _Optional[_Iterable[_Union[EpochSums, _Mapping]]] = ..., wait_seconds: _Optional[float] = ..., exchanges_ahead: _Optional[int] = ..., pulls_late: _Optional[int] = ..., staleness_own_sum: _Optional[float] = ..., staleness_early_sum: _Optional[float] = ..., periods: _Optional[int] = ..., period_seconds: _Optional[float] = ..., period_square_seconds: _Optional[float] = ...) -> None: ...
 
 class EpochSums(_message.Message):
     __slots__ = ("epoch", "steps", "loss_sum")

@@ -64,6 +64,7 @@ class Reporter:
         self._worker = worker
         self._epochs = epochs
         self._sums: dict[int, EpochSums] = {}
+        self._computed_s: float | None = None  # when the last step was computed
         self._lease_since_s: float | None = None  # when a lease was requested that has not come; None: reported since
         self._unsent: set[int] = set()  # epochs whose sums have changed since the last acknowledged report
         self._lock = threading.Lock()
@@ -89,6 +90,7 @@ class Reporter:
             totals.examples += num_examples
             totals.loss_sum += loss
             totals.compute_seconds += seconds
+            self._count_period(time.monotonic())
             totals.version = max(totals.version, version)
             if self._epochs is not None:
                 epoch = self._epochs.of(version)
@@ -96,6 +98,15 @@ class Reporter:
                 sums.steps += 1
                 sums.loss_sum += loss
                 self._unsent.add(epoch)
+
+    def _count_period(self, now_s: float) -> None:
+        """Counts the seconds since the last step was computed, but not those that include the graph's compilation."""
+        if self._computed_s is not None:
+            seconds = now_s - self._computed_s
+            self._totals.periods += 1
+            self._totals.period_seconds += seconds
+            self._totals.period_square_seconds += seconds**2
+        self._computed_s = now_s
 
     def skipped(self) -> None:
         """Counts a step that was skipped because it overflowed under loss scaling."""

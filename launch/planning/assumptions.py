@@ -30,6 +30,7 @@ class Assumptions:
         stragglers: Share of the workers that take `slowdown` times as long.
         slowdown: See `stragglers`.
         cores_per_shard: Cores of each shard.
+        relative_s: Mean seconds of the workers, relative to `seconds_per_step`; worker i has entry i, counted round.
     """
 
     num_workers: int
@@ -40,6 +41,7 @@ class Assumptions:
     compute: str = "lognormal"
     stragglers: float = 0.0
     slowdown: float = 1.0
+    relative_s: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_workers <= _MAX_WORKERS:
@@ -71,6 +73,7 @@ def fleet_of(job: Job, layout: Layout, costs: Costs, cluster: Assumptions) -> Fl
         compute=cluster.compute,
         stragglers=cluster.stragglers,
         slowdown=cluster.slowdown,
+        relative_s=cluster.relative_s,
         pushes=pushes,
         pulls=pulls,
         overlap=bool(job.overlap),

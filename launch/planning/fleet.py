@@ -40,6 +40,7 @@ class Fleet:
         spread: Standard deviation of lognormal times, relative to the mean.
         stragglers: Share of the workers, rounded, that take `slowdown` times as long to compute: the first ones.
         slowdown: See `stragglers`.
+        relative_s: Mean computing times of the workers, relative to `compute_s`; worker i has entry i, counted round.
         exponential_calls: Whether the stations' times are exponential too (to compare with textbooks).
         overlap: Whether a worker computes while it exchanges.
         shard_cores: Cores of each shard.
@@ -60,6 +61,7 @@ class Fleet:
     spread: float = 0.1
     stragglers: float = 0.0
     slowdown: float = 1.0
+    relative_s: tuple[float, ...] = (1.0,)
     exponential_calls: bool = False
     overlap: bool = False
     shard_cores: float = 1.0
@@ -82,15 +84,8 @@ class Fleet:
 
     def slowness(self, worker: int) -> float:
         """How many times as long as others a worker takes to compute."""
-        return self.slowdown if worker < self._num_stragglers else 1.0
-
-    @property
-    def _num_stragglers(self) -> int:
-        return round(self.stragglers * self.num_workers)
-
-    @property
-    def _num_others(self) -> int:
-        return self.num_workers - self._num_stragglers
+        is_straggler = worker < round(self.stragglers * self.num_workers)
+        return (self.slowdown if is_straggler else 1.0) * self.relative_s[worker % len(self.relative_s)]
 
     def limits(self) -> dict[str, float]:
         """Steps a second that each resource allows if nothing else limits.
@@ -103,7 +98,7 @@ class Fleet:
         busiest_s = max(push.shard_s + pull.shard_s for push, pull in both)
         heaviest = max(max(push.num_bytes, pull.num_bytes) for push, pull in both)
         limits = {
-            "workers' compute": over(self._num_stragglers / self.slowdown + self._num_others, self.compute_s),
+            "workers' compute": over(sum(1 / self.slowness(i) for i in range(self.num_workers)), self.compute_s),
             "workers' network": over(self.num_workers * self.worker_bytes_per_s, num_bytes),
             "shards' network": over(self.shard_bytes_per_s, heaviest),
         }
@@ -122,12 +117,9 @@ class Fleet:
             0.0 if self.shared_cores else sum(call.worker_s for call in calls) / self.worker_cores,
         )
         rates = 0.0
-        for number, compute_s in (
-            (self._num_stragglers, self.slowdown * self.compute_s),
-            (self._num_others, self.compute_s),
-        ):
-            both = max(compute_s, exchange_s) if self.overlap else compute_s + exchange_s
-            rates += over(number, both) if number else 0.0
+        for worker in range(self.num_workers):
+            compute_s = self.slowness(worker) * self.compute_s
+            rates += over(1, max(compute_s, exchange_s) if self.overlap else compute_s + exchange_s)
         return rates
 
     def shards_limit(self) -> float:

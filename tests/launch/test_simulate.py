@@ -91,6 +91,8 @@ def test_advice_names_what_to_set(tmp_path: Path) -> None:
         (("quickstart", "--workers=4", "--set=exchange.overlap=false", "--vary=pace=Sync(num_gradients=2)"),
          "num_gradients + backups is 2; cluster.num_workers is 4"),
         (("quickstart", "--gbit=1"), "no --seconds_per_step"),
+        (("quickstart", "--times_of=nowhere"), "--times_of=nowhere: there is no nowhere/summary.json; give the folder"),
+        (("quickstart", "--times_of=nowhere", "--gbit=1"), "--times_of=nowhere with --gbit; the run's times stand"),
         (("quickstart", "--scores=0"), "--scores=0; give a whole number of at least 1"),
         (("quickstart", "--stragglers=2"), "--stragglers=2; give a share of the workers"),
         (("quickstart", "--plot=a.txt"), "--plot=a.txt; give a file that ends with .svg"),

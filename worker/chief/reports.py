@@ -52,6 +52,17 @@ class Reports:
         """The newest report of an incarnation; an empty one before its first."""
         return self._newest.get((worker, incarnation), pb.WorkerReport())
 
+    def by_worker(self) -> dict[int, pb.WorkerReport]:
+        """Totals of every worker's steps and periods, over its incarnations."""
+        found: dict[int, pb.WorkerReport] = {}
+        for (worker, _), report in sorted(self._newest.items()):
+            totals = found.setdefault(worker, pb.WorkerReport(worker=worker))
+            totals.steps += report.steps
+            totals.periods += report.periods
+            totals.period_seconds += report.period_seconds
+            totals.period_square_seconds += report.period_square_seconds
+        return found
+
     def state(self) -> list[dict[str, Any]]:
         """Returns all reports, as JSON values."""
         return [json_format.MessageToDict(report) for report in self._newest.values()]

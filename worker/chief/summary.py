@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -63,6 +64,7 @@ def summary(
         "pushes_dropped": int(coordinator.reports.total(lambda r: r.pushes_dropped)),
         "pushes_refused": sum(status.pushes_refused for status in statuses),
         "seconds_per_step": {part: round(value, 4) for part, value in seconds_per_step(coordinator.reports).items()},
+        "worker_steps": worker_steps(coordinator.reports),
         "exchanges_ahead": int(coordinator.reports.total(lambda r: r.exchanges_ahead)),
         "pulls_late": int(coordinator.reports.total(lambda r: r.pulls_late)),
         "bytes_per_step": int(coordinator.reports.mean(lambda r: r.bytes_pulled + r.bytes_pushed)),
@@ -82,6 +84,17 @@ def seconds_per_step(reports: Reports) -> dict[str, float]:
     """
     parts = ("input", "pull", "compute", "push", "wait")
     return {part: reports.mean(operator.attrgetter(f"{part}_seconds")) for part in parts}
+
+
+def worker_steps(reports: Reports) -> dict[str, dict[str, float]]:
+    """Steps of every worker, their mean seconds, and the standard deviation of these, relative to the mean."""
+    found = {}
+    for worker, totals in reports.by_worker().items():
+        mean = totals.period_seconds / max(totals.periods, 1)
+        variance = max(0.0, totals.period_square_seconds / max(totals.periods, 1) - mean**2)
+        spread = math.sqrt(variance) / mean if mean else 0.0
+        found[str(worker)] = {"steps": totals.steps, "seconds": round(mean, 6), "spread": round(spread, 4)}
+    return found
 
 
 def staleness_by_cause(reports: Reports) -> dict[str, float]:
