@@ -9,7 +9,7 @@ import pytest
 
 from downpour.model.data.epochs import Epochs
 from downpour.model.data.order import Lease
-from downpour.proto.chief_pb2 import RegisterReply, RegisterRequest, WorkerReport
+from downpour.proto.chief_pb2 import RegisterReply, RegisterRequest, ReportReply, WorkerReport
 from downpour.proto.errors import DownpourError, Unreachable, WorkerSuperseded
 from downpour.worker import reporter as reporters
 from downpour.worker.reporter import Reporter
@@ -25,12 +25,12 @@ class FakeChief:
     def register(self, request: RegisterRequest) -> RegisterReply:
         return RegisterReply(incarnation=1)
 
-    def report(self, report: WorkerReport) -> bool:
+    def report(self, report: WorkerReport) -> ReportReply:
         error, self._error = self._error, None
         if error:
             raise error
         self.reports.append(report)
-        return True
+        return ReportReply(stop=True)
 
 
 def test_losses_are_reported_by_epoch_until_they_are_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,10 +58,10 @@ def test_a_worker_whose_lease_does_not_come_reports_at_once_and_once(monkeypatch
             assert granted.wait(20)
             return Lease(0, 0, 10)
 
-        def report(self, report: WorkerReport) -> bool:
+        def report(self, report: WorkerReport) -> ReportReply:
             self.reports.append(report)
             reported.set()
-            return False
+            return ReportReply()
 
     chief: Any = Waiting(Unreachable("unused"))
     reporter = Reporter(chief, 0, b"")
