@@ -93,7 +93,7 @@ class LabelTree:
         return (self.names[counts.index(most)], most) if most else ("", 0)
 
     def save(self, path: Path | str) -> None:
-        """Writes the tree as JSON: `{"names": [...], "parents": [...]}`, a parent a number, several a list of numbers."""
+        """Writes the tree as JSON: `{"names": [...], "parents": [...]}`; several parents are a list of numbers."""
         parents = [list(each) if len(each) > 1 else next(iter(each), _ROOT) for each in self.parents]
         content = {"names": self.names, "parents": parents}
         Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
