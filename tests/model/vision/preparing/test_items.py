@@ -1,25 +1,9 @@
 from __future__ import annotations
 
-import io
-import tarfile
-
 import pytest
 
 from downpour.model.vision.preparing.items import members, read_bytes
-
-
-def tar_of(contents: dict[str, bytes], mode: str = "w") -> bytes:
-    """A tar file of these files, in a folder entry of its own as `tar` writes it."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:
-        folder = tarfile.TarInfo("n01")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-        for name, content in contents.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
+from tests.model.vision.preparing.tars import tar_of
 
 
 def test_a_file_and_members_of_tars_in_tars_are_read(tmp_path):
