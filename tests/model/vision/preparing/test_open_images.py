@@ -133,8 +133,8 @@ DESCRIBED, HUMANS, TREE = "class-descriptions.csv", "train-annotations-human-ima
         ),
         (
             TREE,
-            '{"LabelName": "/m/0k4j", "Subcategory": [{"LabelName": "/m/0pg52", "Subcategory": [{"LabelName": "/m/0k4j"}'
-            "]}]}",
+            '{"LabelName": "/m/0k4j", "Subcategory": [{"LabelName": "/m/0pg52", '
+            '"Subcategory": [{"LabelName": "/m/0k4j"}]}]}',
             'json: label tree: labels contain each other, "Car" -> "Taxi" -> "Car"',
         ),
     ],
