@@ -31,7 +31,7 @@ class Syntax:
 
     Attributes:
         shown: Names of the flags that `--help` shows, in this order, blanks between; "" for all of Downpour's.
-        positional: Flags whose values may be given as arguments without names, in this order, blanks between; "" for
+        positional: Flags whose values may be given as arguments without a name, in this order, blanks between; "" for
             none.
     """
 
