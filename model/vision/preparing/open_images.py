@@ -41,9 +41,9 @@ class OpenImages:
     """The importer of Open Images.
 
     A label of confidence 0 (people saw that it is not there) is left out. Where people and a machine have judged the
-    same label of a picture, the people are right. A label without a description is an error, but if the only table of
-    descriptions is `class-descriptions-boxable.csv`: that selects its 600 labels out of all annotations. Annotation files are read as streams, a picture at a time, so they
-    must be in the order of ImageID, as they are published.
+    same label of a picture, the people are right. A label without a description is an error, unless the only table of
+    descriptions is `class-descriptions-boxable.csv`: that selects its 600 labels out of all annotations. Annotation
+    files are read as streams, a picture at a time, so they must be in the order of ImageID, as they are published.
 
     Args:
         folder: See the module.
@@ -132,9 +132,8 @@ class OpenImages:
             if name in self._index:
                 labels[self._index[name]] = _confidence(confidence, path, line)
             elif _BOXABLE not in self._descriptions.name:
-                raise ValueError(
-                    f"{path}, line {line}: label {name} is not in {self._descriptions.name}; give the table of all labels"
-                )
+                table = self._descriptions.name
+                raise ValueError(f"{path}, line {line}: label {name} is not in {table}; give the table of all labels")
         if image:
             yield image, labels
 
