@@ -39,6 +39,7 @@ _PLOT = flags.DEFINE_string("plot", None, "File for a figure of the cost.")
 _LIST = flags.DEFINE_boolean("list", False, "Whether false alarms are listed by name.")
 
 DISTANCES = (4, 6, 8, 10)
+_SIDE = 400
 Picture = Image.Image
 
 
@@ -104,9 +105,11 @@ def encoded(picture: Picture, quality: int = 95) -> bytes:
 
 
 def photographs(folder: Path) -> Iterator[tuple[str, Picture]]:
-    """Name and picture of every JPEG file below a folder."""
+    """Name and picture of every JPEG file below a folder, at most 400 pixels wide and high, as in ImageNet."""
     for path in sorted(folder.rglob("*.jpg")):
-        yield path.name, Image.open(path).convert("RGB")
+        picture = Image.open(path).convert("RGB")
+        picture.thumbnail((_SIDE, _SIDE))
+        yield path.name, picture
 
 
 def drawings(every: int) -> Iterator[tuple[str, Picture]]:
