@@ -24,6 +24,7 @@ SYNTAX = Syntax("shell", positional="shell")
 # What a value is, by the name of its flag; values of other flags are not completed.
 _RECIPE, _RUN, _PATH = "recipe", "run", "path"
 _VALUES = {
+    **dict.fromkeys(("first", "second", "remove"), _PATH),
     "recipe": _RECIPE,
     **dict.fromkeys(("run", "run_dir", "checkpoint", "init_from"), _RUN),
     **dict.fromkeys(
@@ -93,7 +94,8 @@ def commands() -> dict[str, Command]:
             continue
         found = command_line.flags_of(module.define)
         options = {flag: tuple(_options(definition)) for flag, definition in found.items()}
-        argument = options[module.SYNTAX.positional][0] if module.SYNTAX.positional else None
+        positional = module.SYNTAX.positional.split()
+        argument = options[positional[0]][0] if positional else None
         known[name] = Command(tuple(option for both in options.values() for option in both), argument)
     return known
 
