@@ -36,6 +36,8 @@ _OPENMOJI = "openmoji"
 _IMPORTERS = {
     "folder": ("downpour.model.vision.preparing.folder.Folder", ()),
     "csv": ("downpour.model.vision.preparing.csv_table.CsvTable", ("tree",)),
+    "open-images": ("downpour.model.vision.preparing.open_images.OpenImages", ()),
+    "imagenet": ("downpour.model.vision.preparing.imagenet.ImageNet", ("tree",)),
 }
 
 
@@ -57,7 +59,7 @@ def define() -> None:
     flags.DEFINE_integer("max_side", default.max_side, "Shrink to this longer side; 0 keeps all sizes.", lower_bound=0)
     flags.DEFINE_float("min_confidence", default.min_confidence, "Drop labels whose confidence is lower.")
     flags.DEFINE_enum("on_leak", default.on_leak, dividing.ON_LEAK, "If files are both in training and held out.")
-    flags.DEFINE_string("tree", None, "For csv: labels.json of the label tree.")
+    flags.DEFINE_string("tree", None, "For csv labels.json, for imagenet data.noun or a list of pairs: the label tree.")
     flags.DEFINE_integer("processes", 0, "Worker processes; 0: one a core.", lower_bound=0)
     flags.DEFINE_enum("runner", runners.LOCAL, runners.RUNNERS, "This machine, or where Apache Beam runs.")
     flags.DEFINE_multi_string("beam_args", [], "Beam's own argument, such as --beam_args=--direct_num_workers=2.")

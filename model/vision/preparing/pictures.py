@@ -66,7 +66,8 @@ _ORIENTATION = 0x0112  # EXIF
 _BITS_PER_SAMPLE = 258  # TIFF
 _PNG_DEPTH = 24  # offset of the bit depth in a PNG file
 # What Pillow's readers raise for files that are not what they begin as.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, RuntimeError,
+           struct.error, zlib.error)  # fmt: skip
 
 
 class Unusable(ValueError):

@@ -44,7 +44,7 @@ def test_labels_may_be_in_one_row_or_in_several(tmp_path):
 
 def test_a_column_may_say_what_contains_a_label(tmp_path):
     found = table(tmp_path, "image,label,parent\na.jpg,dog|red,animal|\nb.jpg,animal,thing\n")
-    assert found.tree == LabelTree(("animal", "dog", "red", "thing"), (3, 0, -1, -1))
+    assert found.tree == LabelTree(("animal", "dog", "red", "thing"), (3, 0, -1, -1)) and found.tree.depth == 3
 
 
 def test_a_given_tree_holds(tmp_path):
@@ -99,7 +99,7 @@ def test_a_label_that_is_not_in_the_tree_is_refused(tmp_path):
 
 def test_other_encodings_and_missing_files_are_refused(tmp_path):
     (tmp_path / "latin.csv").write_bytes(b"image,label\na.jpg,caf\xe9\n")
-    with pytest.raises(ValueError, match="is not UTF-8 .*; save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"is not UTF-8 .*; save it as UTF-8"):
         list(CsvTable(tmp_path / "latin.csv").items())
     with pytest.raises(ValueError, match="is not a file; give a CSV file with the columns image, label"):
         CsvTable(tmp_path / "none.csv")

@@ -19,7 +19,9 @@ def touched(folder: Path, *names: str) -> Path:
 
 
 def test_folders_are_labels_and_nested_ones_a_tree(tmp_path):
-    folder = touched(tmp_path, "animals/dog/1.jpg", "animals/cat/2.jpg", "animals/3", "toys/dog/4.jpg", "toys/x/y/5.png")
+    folder = touched(
+        tmp_path, "animals/dog/1.jpg", "animals/cat/2.jpg", "animals/3", "toys/dog/4.jpg", "toys/x/y/5.png"
+    )
     found = Folder(folder)
     assert found.tree.names == ("animals", "animals/cat", "animals/dog", "toys", "toys/dog", "toys/x", "toys/x/y")
     named = [tuple(found.tree.names[each] for each in found.tree.lineages[label]) for label in range(len(found.tree))]

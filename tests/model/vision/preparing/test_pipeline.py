@@ -71,9 +71,7 @@ def test_two_hundred_photographs_and_one_of_each_awkward_file(tmp_path: Path) ->
     ordinary = {name for name, (_, kinds) in FILES.items() if not kinds}
     assert said == {f"things/{name}": kinds for name, (_, kinds) in FILES.items() if name not in ordinary}
     rows = dict(re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>", page.partition("left out or changed")[2]))
-    assert rows == {
-        name: ", ".join(f"{KINDS[kind].outcome}: {kind}" for kind in kinds) for name, kinds in said.items()
-    }
+    assert rows == {name: ", ".join(f"{KINDS[kind].outcome}: {kind}" for kind in kinds) for name, kinds in said.items()}
     assert not re.search(r'(?:src|href)="(?!data:image/)', page) and page.count("<img") == 3 + 48
 
     written = {split: names(tmp_path / "out", split) for split in ("train", "heldout")}
