@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,12 @@ def decoded(decoder: Decoder, encoded: bytes) -> np.ndarray:
 
 def test_every_kind_is_among_the_files():
     assert {kind for _, kinds in FILES.values() for kind in kinds} == set(KINDS) - {"missing", "shrunk"}
+
+
+def test_the_page_has_the_table():
+    page = (Path(__file__).parents[4] / "docs" / "prepare.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| (skipped|converted|kept): (.*) \|$", page, re.MULTILINE)
+    assert {kind: (outcome, text) for kind, outcome, text in rows} == KINDS
 
 
 @pytest.mark.parametrize("name", FILES)
