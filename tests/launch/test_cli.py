@@ -27,13 +27,11 @@ RUN = "import sys; from downpour.launch.cli import main; main()"
         ),
         (("prepare", "--out=x"), "no data set; give one of folder, csv, open-images, imagenet, openmoji"),
         (("prepare", "folder"), "nothing to read; give a path: downpour prepare folder PATH --out=OUT"),
-        (("prepare", "folder", "none", "--out=x"), "none is not a folder; give a folder with a sub-folder"),
         (
             ("prepare", "folder", ".", "x"),
             "unexpected argument 'x'; every argument is a flag, --name=value, but for one ",
         ),
         (("prepare", "folder", ".", "--heldout=2"), "heldout is 2.0; give a number from 0 to 1"),
-        (("prepare", "folder", ".", "--beam_args=--x"), "--beam_args is for Beam; give --runner, one of DirectRunner,"),
         (("completion", "tcsh"), "--shell=tcsh: value should be one of <bash|zsh|fish>"),
         (("status",), "no run; give the folder of a run, or host:port"),
     ],

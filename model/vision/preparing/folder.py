@@ -91,6 +91,9 @@ class Folder:
         )
         if len(train) != 1 or len(heldout) + 1 != len(found):
             return {str(self._path): ""}
+        for entry in os.scandir(self._path):
+            if not entry.is_dir():
+                self._skipped[_readable(entry.name)] = "in no split's folder"
         for name in heldout[1:]:
             self._skipped[f"{name}/"] = f"{heldout[0]}/ is held out; prepare this folder by itself"
         named = {train[0]: TRAIN if heldout else "", **dict.fromkeys(heldout[:1], HELDOUT)}

@@ -51,9 +51,10 @@ def test_folders_called_as_splits_are_splits(tmp_path, names, splits):
 
 
 def test_of_several_heldout_folders_one_is_taken(tmp_path):
-    found = Folder(touched(tmp_path, "train/a/1", "val/a/2", "test/a/3"))
+    found = Folder(touched(tmp_path, "train/a/1", "val/a/2", "test/a/3", "README"))
     assert [item.name for item in found.items()] == ["train/a/1", "val/a/2"]
-    assert found.skipped == {"test/": "val/ is held out; prepare this folder by itself"}
+    assert found.skipped == {
+        "test/": "val/ is held out; prepare this folder by itself", "README": "in no split's folder"}  # fmt: skip
 
 
 def test_what_has_no_label_is_skipped_by_name(tmp_path):
