@@ -8,6 +8,7 @@ from downpour.model.vision.records import (
     RecordIndex,
     TooManyBadRecords,
     frame,
+    from_example,
     read_records,
     to_example,
     write_records,
@@ -41,15 +42,31 @@ def test_tensorflow_reads_what_is_written_and_the_other_way_round(tmp_path):
     assert write_records(tmp_path / "ours.tfrecord", images) == 2
     dataset = tf.data.TFRecordDataset(str(tmp_path / "ours.tfrecord"))
     for raw, image in zip(dataset, images, strict=True):
-        feature = tf.train.Example.FromString(raw.numpy()).features.feature
+        example = tf.train.Example.FromString(raw.numpy())
+        feature = example.features.feature
         assert feature["image/encoded"].bytes_list.value == [image.encoded]
         assert tuple(feature["image/labels"].int64_list.value) == image.labels
         assert feature["image/name"].bytes_list.value == [image.name.encode()]
+        feature["other"].float_list.value.append(0.5)
+        assert from_example(example.SerializeToString()) == image
 
     with tf.io.TFRecordWriter(str(tmp_path / "theirs.tfrecord")) as writer:
         for data in DATA:
             writer.write(data)
     assert (tmp_path / "theirs.tfrecord").read_bytes() == b"".join(FRAMED)
+
+
+def test_what_was_written_is_read_without_tensorflow():
+    image = LabelledImage(b"\x00\xffpixels" * 100, (0, 127, 128, 18290), "größe")
+    assert from_example(to_example(image)) == image
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x0a", b"\x08\x01", b"\x0a\x05abc", b"\xff" * 20, to_example(LabelledImage(b"a", (1,), "a"))[:-1]]
+)
+def test_what_is_no_such_example_is_refused(data):
+    with pytest.raises(ValueError, match="the record"):
+        from_example(data)
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 11, 12, 13, 1500, len(FRAMED[2]) - 4, len(FRAMED[2]) - 1])
