@@ -29,6 +29,7 @@ TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
 
 # What a command runs into that cannot be had here, and the test that executes it as far as it can be.
 _WHEEL = "tests/test_install.py::test_a_shard_runs_from_a_wheel_in_a_venv_without_tensorflow"
+_PREPARE = "tests/launch/test_prepare.py::test_the_commands_of_the_page_prepare_photographs_and_train_on_them"
 _SLURM = "tests/launch/test_slurm.py::test_a_job_trains_on_five_nodes_and_ends"
 _IMAGE = "tests/launch/kubernetes/test_images.py::test_the_shard_image_starts_a_shard_and_has_no_tensorflow"
 _KUSTOMIZE = "tests/launch/kubernetes/test_kustomize.py::"
@@ -36,6 +37,8 @@ COVERED = {
     r"pip install '\.\[worker,quickstart\]'": "tests/test_install.py::test_what_make_quickstart_installs_is_enough",
     r"pip install 'dist/.*\.whl\[worker\]'": _WHEEL,
     r"python -m build --wheel": _WHEEL,
+    r"downpour prepare (folder|csv) ": _PREPARE,
+    r"downpour train on_photos\.py": _PREPARE,
     r"downpour simulate ": "tests/launch/test_simulate.py::test_workers_and_variants_stand_side_by_side",
     r"downpour advise ": "tests/launch/test_simulate.py::test_advice_names_what_to_set",
     r"downpour duplicates ": "tests/launch/test_duplicates.py::test_the_command_lists_and_removes",
