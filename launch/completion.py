@@ -27,7 +27,20 @@ _VALUES = {
     "recipe": _RECIPE,
     **dict.fromkeys(("run", "run_dir", "checkpoint", "init_from"), _RUN),
     **dict.fromkeys(
-        ("out", "hosts", "tls", "token_file", "checkpoint_dir", "arena", "directory", "arena_dir", "plot"), _PATH
+        (
+            "out",
+            "path",
+            "tree",
+            "hosts",
+            "tls",
+            "token_file",
+            "checkpoint_dir",
+            "arena",
+            "directory",
+            "arena_dir",
+            "plot",
+        ),
+        _PATH,
     ),
 }
 
@@ -93,7 +106,8 @@ def commands() -> dict[str, Command]:
             continue
         found = command_line.flags_of(module.define)
         options = {flag: tuple(_options(definition)) for flag, definition in found.items()}
-        argument = options[module.SYNTAX.positional][0] if module.SYNTAX.positional else None
+        positional = module.SYNTAX.positional.split()
+        argument = options[positional[0]][0] if positional else None
         known[name] = Command(tuple(option for both in options.values() for option in both), argument)
     return known
 
