@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data, limit_threads
 from downpour.launch.job.same_job import same_fields
+from downpour.launch.local import memory
 from downpour.launch.roles import ending, entry, role_flags, security
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access
+from downpour.model import lean
 from downpour.worker.exchange.clients import ChiefClient
 
 SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port")
@@ -71,7 +73,12 @@ def run(config: EvaluatorConfig) -> None:
 
 def _score(config: EvaluatorConfig, ready: threading.Event) -> None:
     job = config.job
-    model, layout = build(job)
+    import keras  # noqa: F401  # before what follows
+
+    memory.release_libraries()
+    with lean.undrawn() as undrawn:
+        model, layout = build(job)
+    lean.draw(undrawn, {variable.name for variable in layout.variables})
     ready.set()
 
     from downpour.worker.evaluator import evaluator

@@ -8,6 +8,7 @@
 they are the splits. `csv`: a table with columns image, label and, as you like, confidence, split, parent, id. Both
 write files of records, labels.json, manifest.json and report.html, a page of what came in, what was left out and why;
 the recipe's field is data=ImageRecords(folder=OUT, num_labels=...). Interrupted, the same command continues.
+With `--annotated` all pictures are held out, and `annotated.json` says which classes were annotated (docs/scores.md).
 `openmoji`: pictures with many labels each, which the recipe `quickstart` trains on; of the flags only --out is for it.
 """
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from downpour.model.vision.preparing.items import Importer
 
 SYNTAX = Syntax(
-    "dataset path out heldout seed images_per_file max_side min_confidence on_leak tree processes runner beam_args",
+    "dataset path out heldout seed images_per_file max_side min_confidence on_leak tree annotated processes runner beam_args",
     positional="dataset path",
 )
 _OPENMOJI = "openmoji"
@@ -58,6 +59,8 @@ def define() -> None:
     flags.DEFINE_float("min_confidence", default.min_confidence, "Drop labels whose confidence is lower.")
     flags.DEFINE_enum("on_leak", default.on_leak, dividing.ON_LEAK, "If files are both in training and held out.")
     flags.DEFINE_string("tree", None, "For csv: labels.json of the label tree.")
+    text = "JSON list of the classes annotated in a held-out set, or `labels`: those that occur."
+    flags.DEFINE_string("annotated", None, text)
     flags.DEFINE_integer("processes", 0, "Worker processes; 0: one a core.", lower_bound=0)
     flags.DEFINE_enum("runner", runners.LOCAL, runners.RUNNERS, "This machine, or where Apache Beam runs.")
     flags.DEFINE_multi_string("beam_args", [], "Beam's own argument, such as --beam_args=--direct_num_workers=2.")
@@ -74,6 +77,12 @@ def _main() -> None:
         from downpour.model.vision import openmoji
 
         print(openmoji.prepare(out))
+        return
+    if classes := flags.FLAGS["annotated"].value:
+        from downpour.model.vision.preparing import annotated
+
+        listed = None if classes == "labels" else Path(classes)
+        print(annotated.prepare(_importer(dataset), out, listed, flags.FLAGS["max_side"].value))
         return
     from downpour.model.vision.preparing import pipeline
 
