@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from downpour.model.vision.preparing.items import Importer
 
 SYNTAX = Syntax(
-    "dataset path out heldout seed images_per_file max_side min_confidence on_leak tree annotated processes runner beam_args",
+    "dataset path out heldout seed images_per_file max_side min_confidence on_leak tree annotated processes runner "
+    "beam_args",
     positional="dataset path",
 )
 _OPENMOJI = "openmoji"

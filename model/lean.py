@@ -1,8 +1,8 @@
 """Large variables in memory of their own, so that a process that only computes with a model holds its weights once.
 
 TensorFlow gives none of the memory back that tensors have occupied, and Keras draws initial values in three times a
-variable's bytes. Here a large variable is in memory that is mapped for it alone: zeros take none until they are written,
-and what a variable held before goes back to the system. Keras with the TensorFlow backend. Threads: one.
+variable's bytes. Here a large variable is in memory that is mapped for it alone: zeros take none until they are
+written, and what a variable held before goes back to the system. Keras with the TensorFlow backend. Threads: one.
 """
 
 from __future__ import annotations

@@ -36,6 +36,9 @@ COVERED = {
     r"pip install '\.\[worker,quickstart\]'": "tests/test_install.py::test_what_make_quickstart_installs_is_enough",
     r"pip install 'dist/.*\.whl\[worker\]'": _WHEEL,
     r"python -m build --wheel": _WHEEL,
+    r"downpour prepare csv dense\.csv": (
+        "tests/model/vision/preparing/test_annotated.py::test_the_command_converts_a_table"
+    ),
     r"downpour simulate ": "tests/launch/test_simulate.py::test_workers_and_variants_stand_side_by_side",
     r"downpour advise ": "tests/launch/test_simulate.py::test_advice_names_what_to_set",
     r"downpour ssh ": "tests/launch/test_ssh.py::test_a_job_on_four_hosts_trains_with_tls_and_leaves_nothing_behind",

@@ -16,7 +16,8 @@ _MB = 1 << 20
 _MADV_DONTNEED = 4
 # Of /proc/self/smaps: a library's mapping that is not writable, without a page that differs from the file's.
 _MAPPING = re.compile(
-    r"^(?P<first>[0-9a-f]+)-(?P<last>[0-9a-f]+) r-[x-]p [^\n]*/[^\n]*\.so[.\d]*\n(?:(?!Anonymous:)[A-Za-z_]+:[^\n]*\n)*Anonymous: +0 kB$",
+    r"^(?P<first>[0-9a-f]+)-(?P<last>[0-9a-f]+) r-[x-]p [^\n]*/[^\n]*\.so[.\d]*\n"
+    r"(?:(?!Anonymous:)[A-Za-z_]+:[^\n]*\n)*Anonymous: +0 kB$",
     re.MULTILINE,
 )
 _SIZE = re.compile(rb"^(VmHWM|Pss):\s+(\d+) kB", re.MULTILINE)

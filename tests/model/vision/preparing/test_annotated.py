@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,7 @@ def test_all_pictures_are_held_out_and_the_classes_that_occur_are_scored(table: 
     ((images, labels),) = list(data.heldout(batch_size=8))
     assert np.shape(images) == (3, 8, 8, 3)
     assert labels.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 0]]
-    with pytest.raises(ValueError, match="no records in .*train-"):
+    with pytest.raises(ValueError, match=r"no records in .*train-"):
         _ = data.num_records
 
 
@@ -54,3 +56,16 @@ def test_classes_may_be_listed_and_a_label_outside_the_list_is_refused(table: Cs
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="set exists already"):
         annotated.prepare(table, tmp_path / "set", listed)
+
+
+def test_the_command_converts_a_table(table: CsvTable, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "downpour.launch.cli", "prepare", "csv", "table.csv", "--tree=labels.json"]
+    more = ["--annotated=labels", "--out=data/fasteval"]
+    done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "3 of 4 classes annotated" in done.stdout, done.stderr
+    names = sorted(path.name for path in (tmp_path / "data" / "fasteval").iterdir())
+    assert names == ["annotated.json", "heldout-00000-of-00001.tfrecord", "labels.json"]
+    (tmp_path / "unknown.json").write_text('["aple"]')
+    more = ["--annotated=unknown.json", "--out=other"]
+    done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "did you mean 'apple'" in done.stderr
