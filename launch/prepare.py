@@ -38,6 +38,8 @@ _OPENMOJI = "openmoji"
 _IMPORTERS = {
     "folder": ("downpour.model.vision.preparing.folder.Folder", ()),
     "csv": ("downpour.model.vision.preparing.csv_table.CsvTable", ("tree",)),
+    "open-images": ("downpour.model.vision.preparing.open_images.OpenImages", ()),
+    "imagenet": ("downpour.model.vision.preparing.imagenet.ImageNet", ("tree",)),
 }
 
 
@@ -59,9 +61,9 @@ def define() -> None:
     flags.DEFINE_integer("max_side", default.max_side, "Shrink to this longer side; 0 keeps all sizes.", lower_bound=0)
     flags.DEFINE_float("min_confidence", default.min_confidence, "Drop labels whose confidence is lower.")
     flags.DEFINE_enum("on_leak", default.on_leak, dividing.ON_LEAK, "If files are both in training and held out.")
-    flags.DEFINE_string("tree", None, "For csv: labels.json of the label tree.")
     text = "JSON list of the classes annotated in a held-out set, or `labels`: those that occur."
     flags.DEFINE_string("annotated", None, text)
+    flags.DEFINE_string("tree", None, "For csv labels.json, for imagenet data.noun or a list of pairs: the label tree.")
     flags.DEFINE_integer("processes", 0, "Worker processes; 0: one a core.", lower_bound=0)
     flags.DEFINE_enum("runner", runners.LOCAL, runners.RUNNERS, "This machine, or where Apache Beam runs.")
     flags.DEFINE_multi_string("beam_args", [], "Beam's own argument, such as --beam_args=--direct_num_workers=2.")
@@ -83,7 +85,7 @@ def _main() -> None:
         from downpour.model.vision.preparing import annotated
 
         listed = None if classes == "labels" else Path(classes)
-        print(annotated.prepare(_importer(dataset), out, listed, flags.FLAGS["max_side"].value))
+        print(annotated.prepare(_importer(dataset), out, listed, _settings().max_side))
         return
     from downpour.model.vision.preparing import pipeline
 

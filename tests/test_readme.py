@@ -29,6 +29,7 @@ TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
 
 # What a command runs into that cannot be had here, and the test that executes it as far as it can be.
 _WHEEL = "tests/test_install.py::test_a_shard_runs_from_a_wheel_in_a_venv_without_tensorflow"
+_PREPARE = "tests/launch/test_prepare.py::test_the_commands_of_the_page_prepare_photographs_and_train_on_them"
 _SLURM = "tests/launch/test_slurm.py::test_a_job_trains_on_five_nodes_and_ends"
 _IMAGE = "tests/launch/kubernetes/test_images.py::test_the_shard_image_starts_a_shard_and_has_no_tensorflow"
 _KUSTOMIZE = "tests/launch/kubernetes/test_kustomize.py::"
@@ -39,6 +40,8 @@ COVERED = {
     r"downpour prepare csv dense\.csv": (
         "tests/model/vision/preparing/test_annotated.py::test_the_command_converts_a_table"
     ),
+    r"downpour prepare (folder|csv) ": _PREPARE,
+    r"downpour train on_photos\.py": _PREPARE,
     r"downpour simulate ": "tests/launch/test_simulate.py::test_workers_and_variants_stand_side_by_side",
     r"downpour advise ": "tests/launch/test_simulate.py::test_advice_names_what_to_set",
     r"downpour ssh ": "tests/launch/test_ssh.py::test_a_job_on_four_hosts_trains_with_tls_and_leaves_nothing_behind",

@@ -1,20 +1,15 @@
-"""Reads the files of pictures, members of tar archives among them, and finds files with the same content.
-
-A path `archive.tar#member` names a member of an uncompressed tar archive; each process reads the list of an archive's
-members once.
-"""
+"""Finds pictures with the same content among files and members of tar files, reading as little as that needs."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import NamedTuple
 
-_TAR = ".tar"
+from downpour.model.vision.preparing.items import place
+
 _PROBE_BYTES = 4096
 
 
@@ -28,29 +23,14 @@ class Extent(NamedTuple):
 
 
 def extent(path: str) -> Extent:
-    """Finds a picture's bytes without reading them.
+    """Finds a picture's bytes, by `Item.path`, without reading them.
 
     Raises:
-        OSError: There is no such file, or the archive has no such member.
-        ValueError: The archive is not an uncompressed tar file.
+        OSError: There is no such file, or see `items.read_bytes`.
     """
-    archive, separator, member = path.partition(f"{_TAR}#")
-    if not separator:
-        status = os.stat(path)
-        return Extent(path, 0, status.st_size, status.st_mtime_ns)
-    archive += _TAR
-    offset, size = _members(archive).get(member, (-1, 0))
-    if offset < 0:
-        raise FileNotFoundError(f"{archive} has no member {member}")
-    return Extent(archive, offset, size, os.stat(archive).st_mtime_ns)
-
-
-def read(path: str) -> bytes:
-    """All bytes of a picture; see `extent` for errors."""
-    if f"{_TAR}#" not in path:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    return _read(extent(path))
+    file, offset, size = place(path)
+    state = os.stat(file)
+    return Extent(file, offset, state.st_size if size < 0 else size, state.st_mtime_ns)
 
 
 def same_content(extents: Mapping[str, Extent]) -> list[list[str]]:
@@ -59,7 +39,7 @@ def same_content(extents: Mapping[str, Extent]) -> list[list[str]]:
     Only pictures of equal length are read: 4 KB out of the middle, and all of it if those agree, too. So a set without
     copies costs at most 4 KB a picture. A file that cannot be read is left out.
     """
-    groups = _together({name: (each.size,) for name, each in extents.items() if each.size}.items())
+    groups = _together((name, (each.size,)) for name, each in extents.items() if each.size)
     for num_bytes in (_PROBE_BYTES, 0):
         digests = [(name, _digest(extents[name], num_bytes)) for group in groups for name in group]
         groups = _together((name, (extents[name].size, digest)) for name, digest in digests if digest)
@@ -78,22 +58,8 @@ def _digest(extent: Extent, num_bytes: int) -> bytes:
     if 0 < num_bytes < extent.size:
         extent = extent._replace(offset=extent.offset + (extent.size - num_bytes) // 2, size=num_bytes)
     try:
-        return hashlib.sha256(_read(extent)).digest()
+        with open(extent.file, "rb", buffering=0) as file:
+            file.seek(extent.offset)
+            return hashlib.sha256(file.read(extent.size)).digest()
     except OSError:
         return b""
-
-
-def _read(extent: Extent) -> bytes:
-    with open(extent.file, "rb", buffering=0) as file:
-        file.seek(extent.offset)
-        return file.read(extent.size)
-
-
-@cache
-def _members(archive: str) -> dict[str, tuple[int, int]]:
-    """Offset and size of every member of a tar archive that is a file."""
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            return {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
-    except tarfile.ReadError as error:
-        raise ValueError(f"{archive} is no uncompressed tar file ({error}); unpack it and name the folder") from error

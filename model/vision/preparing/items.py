@@ -14,6 +14,7 @@ from downpour.model.vision.labels import LabelTree
 
 TRAIN, HELDOUT = "train", "heldout"
 _TAR = ".tar#"
+_INDEXES = 2048  # kept in memory: a shuffled set reads from all its archives in turn, ImageNet's from 1,001
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def read_bytes(path: str) -> bytes:
     Raises:
         OSError: The file or member is missing or cannot be read, or the archive is not an uncompressed tar file.
     """
-    file, position, size = _place(path)
-    with open(file, "rb") as opened:
+    file, position, size = place(path)
+    with open(file, "rb", buffering=0) as opened:
         opened.seek(position)
         return opened.read(size)
 
@@ -79,16 +80,20 @@ def members(archive: str) -> list[str]:
     Raises:
         OSError: See `read_bytes`.
     """
-    return [f"{archive}#{name}" for name in _index(*_place(archive)[:2])]
+    return [f"{archive}#{name}" for name in _index(*place(archive)[:2])]
 
 
-def _place(path: str) -> tuple[str, int, int]:
-    """The file on disk that holds a picture or archive, where in it, and how many bytes; -1 for all."""
+def place(path: str) -> tuple[str, int, int]:
+    """The file on disk that holds a picture or archive, where in it, and how many bytes; -1 for all.
+
+    Raises:
+        OSError: See `read_bytes`; a file that is in no archive is not looked for.
+    """
     before, mark, member = path.rpartition(_TAR)
     if not mark:
         return path, 0, -1
     archive = before + _TAR[:-1]
-    file, position, _ = _place(archive)
+    file, position, _ = place(archive)
     try:
         return file, *_index(file, position)[member]
     except KeyError:
@@ -101,7 +106,7 @@ def _index(file: str, position: int) -> dict[str, tuple[int, int]]:
     return _read_index(file, position, state.st_mtime_ns, state.st_size)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_INDEXES)
 def _read_index(file: str, position: int, *_: int) -> dict[str, tuple[int, int]]:
     with open(file, "rb") as opened:
         opened.seek(position)

@@ -23,7 +23,7 @@ def make(planned: Plan, facts: Mapping[str, Facts]) -> dict[str, Any]:
         facts: What was written, by split.
     """
     tree = planned.tree
-    label, num_children = _widest(tree)
+    label, num_children = tree.widest
     carriers = {split: _carriers(tree, facts[split].labels) for split in SPLITS}
     skipped = sorted([*planned.skipped, *(each for split in SPLITS for each in facts[split].skipped)])
     changed = sorted(each for split in SPLITS for each in facts[split].changed)
@@ -37,7 +37,7 @@ def make(planned: Plan, facts: Mapping[str, Facts]) -> dict[str, Any]:
         "pictures": {split: facts[split].num_written for split in SPLITS},
         "bytes": {split: facts[split].num_bytes for split in SPLITS},
         "num_labels": len(tree),
-        "depth": _depth(tree),
+        "depth": tree.depth,
         "widest": {"label": label, "children": num_children},
         "labels_an_image": {
             "own": _by_count(total.labels, len),
@@ -102,14 +102,3 @@ def _by_count(labels: Counter[tuple[int, ...]], number: Any) -> dict[str, int]:
 
 def _counted(kinds: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(kinds).items()))
-
-
-def _depth(tree: LabelTree) -> int:
-    """Labels from a root down to the deepest."""
-    return max(map(len, tree.lineages), default=0)
-
-
-def _widest(tree: LabelTree) -> tuple[str, int]:
-    """The label with most children, and their number."""
-    (most,) = Counter(parent for parent in tree.parents if parent >= 0).most_common(1) or [(-1, 0)]
-    return (tree.names[most[0]], most[1]) if most[1] else ("", 0)

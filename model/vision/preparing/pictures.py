@@ -1,7 +1,7 @@
 """Awkward pictures: what becomes of each, kept byte for byte, converted or skipped.
 
 A picture is kept as it is if `downpour.model.vision.decode` reads from it what a person sees: JPEG, and PNG of at most
-8 bits without transparency. Everything else that Pillow can read is converted, as `KINDS` says: to JPEG of quality 95
+8 bits without transparency. Everything else of `_FORMATS` is converted, as `KINDS` says: to JPEG of quality 95
 without chroma subsampling where the source is lossy (JPEG, WebP, AVIF, JPEG 2000), else to PNG. The content decides
 what a file is, never its name. Every picture that is kept is decoded once, JPEG at an eighth of its size, to find those
 that are damaged. Colour profiles are ignored, as the decoder does.
@@ -39,10 +39,13 @@ class Kind(NamedTuple):
     text: str
 
 
+# What is read. Pillow knows more, some by programs of which a stranger's file should not be the input (EPS).
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM")
+
 KINDS = {
     "empty": Kind(SKIPPED, "the file has no bytes"),
     "missing": Kind(SKIPPED, "the file is not there or may not be read"),
-    "not a picture": Kind(SKIPPED, "Pillow does not know what it is"),
+    "not a picture": Kind(SKIPPED, f"none of {', '.join(_FORMATS)}"),
     "damaged": Kind(SKIPPED, "truncated, or its pixels cannot be decoded"),
     "too large": Kind(SKIPPED, f"over {MAX_PIXELS // 10**6} million pixels, which a small file may claim"),
     "no range": Kind(SKIPPED, "pixels are 32-bit integers or floats, so black and white are not defined"),
@@ -63,7 +66,8 @@ _ORIENTATION = 0x0112  # EXIF
 _BITS_PER_SAMPLE = 258  # TIFF
 _PNG_DEPTH = 24  # offset of the bit depth in a PNG file
 # What Pillow's readers raise for files that are not what they begin as.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, RuntimeError,
+           struct.error, zlib.error)  # fmt: skip
 
 
 class Unusable(ValueError):
@@ -150,7 +154,7 @@ def _open(data: bytes) -> ImageFile:
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_readable())
     except Image.DecompressionBombError as error:
         raise Unusable("too large") from error
     except _DAMAGE as error:
@@ -194,6 +198,15 @@ def _is_deep(image: Image, data: bytes) -> bool:
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
         return max(bits) == 16 and image.mode != "F"
     return image.mode.startswith("I;16")
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(each for each in _FORMATS if each in Image.OPEN)
 
 
 @cache

@@ -28,6 +28,7 @@ from downpour.model.vision.preparing.runners import Local, Runner
 
 MANIFEST_FILE, REPORT_FILE = "manifest.json", "report.html"
 _UNFINISHED = ".unfinished"
+_MOST_LINES = 20  # of progress
 
 
 def prepare(
@@ -98,7 +99,7 @@ def _write_all(planned: Plan, work: Path, runner: Runner, say: Callable[[str], N
     if len(waiting) < len(tasks):
         say(f"continuing: {len(tasks) - len(waiting)} of {len(tasks)} files are done")
     if waiting:
-        runner.run(waiting, lambda done: say(f"{len(tasks) - len(waiting) + done} of {len(tasks)} files"))
+        runner.run(waiting, _progress(len(tasks) - len(waiting), len(tasks), say))
     facts = {split: shards.Facts() for split in SPLITS}
     for task in tasks:
         found = shards.facts_of(task)
@@ -112,6 +113,17 @@ def _write_all(planned: Plan, work: Path, runner: Runner, say: Callable[[str], N
                 f"none of the {len(each.skipped)} pictures of {split!r} can be used; the first is {name}: {kind}, {why}"
             )
     _describe(planned, facts, work / "data")
+
+
+def _progress(before: int, total: int, say: Callable[[str], None]) -> Callable[[int], None]:
+    """Hears of the number of tasks that are done, and says so every twentieth of all."""
+
+    def heard(done: int) -> None:
+        done += before
+        if done == total or done * _MOST_LINES // total > (done - 1) * _MOST_LINES // total:
+            say(f"{done} of {total} files")
+
+    return heard
 
 
 def _describe(planned: Plan, facts: dict[str, shards.Facts], data: Path) -> None:

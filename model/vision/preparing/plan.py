@@ -95,7 +95,8 @@ class Plan:
             samples = -(-_NUM_SAMPLES // total) if split == TRAIN else 0
             for number in range(total):
                 path = folder / f"{split}-{number:05d}-of-{total:05d}.tfrecord"
-                yield Task(str(path), items[number * size : (number + 1) * size], self.settings.max_side, samples)
+                first, end = (len(items) * edge // total for edge in (number, number + 1))
+                yield Task(str(path), items[first:end], self.settings.max_side, samples)
 
 
 def make(importer: Importer, settings: Settings) -> Plan:

@@ -167,5 +167,5 @@ def _sizes(axes: Axes, manifest: Mapping[str, Any]) -> None:
     last = max(i for i, count in enumerate(bins) if count)
     shown = range(first, last + 1)
     axes.bar(shown, [bins[i] for i in shown], color=_TRAIN)
-    axes.set_xticks(shown, [str(edges[i]) for i in shown], rotation=60)
-    axes.set(xlabel="longer side from, pixels", ylabel="pictures", title="Sizes of the sources")
+    axes.set_xticks(shown, [f"{edges[i]}-{edges[i + 1] - 1}" for i in shown], rotation=60)
+    axes.set(xlabel="longer side, pixels", ylabel="pictures", title="Sizes of the sources")

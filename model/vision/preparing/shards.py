@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from downpour import files
-from downpour.model.vision.preparing import content, pictures
-from downpour.model.vision.preparing.items import Item
+from downpour.model.vision.preparing import pictures
+from downpour.model.vision.preparing.items import Item, read_bytes
 from downpour.model.vision.records import LabelledImage, write_records
 
 THUMBNAIL = 120  # pixels of the longer side
@@ -144,7 +144,7 @@ def _images(task: Task, facts: Facts) -> Iterator[LabelledImage]:
 
 def _image(item: Item, task: Task, facts: Facts) -> LabelledImage:
     try:
-        data = content.read(item.path)
+        data = read_bytes(item.path)
     except OSError as error:
         raise pictures.Unusable("missing", error.strerror or str(error)) from error
     found = pictures.examine(data, os.path.basename(item.path), task.max_side)
