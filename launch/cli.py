@@ -19,6 +19,7 @@ COMMANDS = {
     "status": ("downpour.launch.status", "show what a run does, or how it ended"),
     "recipes": ("downpour.launch.list_recipes", "list the recipes that come with Downpour"),
     "prepare": ("downpour.launch.prepare", "write a data set's files"),
+    "duplicates": ("downpour.launch.duplicates", "find pictures of one data set that recur in another"),
     "layout": ("downpour.launch.layout_table", "print where a recipe's parameters are placed"),
     "plan": ("downpour.launch.plan", "predict steps a second, bottleneck, staleness, number of shards"),
     "simulate": ("downpour.launch.simulate", "train in one process as fleets of any size would"),

@@ -24,6 +24,7 @@ SYNTAX = Syntax("shell", positional="shell")
 # What a value is, by the name of its flag; values of other flags are not completed.
 _RECIPE, _RUN, _PATH = "recipe", "run", "path"
 _VALUES = {
+    **dict.fromkeys(("first", "second", "remove"), _PATH),
     "recipe": _RECIPE,
     **dict.fromkeys(("run", "run_dir", "checkpoint", "init_from"), _RUN),
     **dict.fromkeys(("out", "path", "tree", "hosts", "tls", "token_file", "checkpoint_dir", "arena"), _PATH),

@@ -271,6 +271,54 @@ def to_example(image: LabelledImage) -> bytes:
     return _message(1, b"".join(entries))
 
 
+def from_example(data: bytes) -> LabelledImage:
+    """Reads what `to_example` wrote, or any Example with those keys and packed labels; needs no TensorFlow.
+
+    Raises:
+        ValueError: It is not such an Example.
+    """
+    found: dict[str, bytes] = {}
+    for features in _contents(data, 1):
+        for entry in _contents(features, 1):
+            for key, feature in zip(_contents(entry, 1), _contents(entry, 2), strict=True):
+                # Bytes (1) or integers (3): each a list, whose only element, or packed elements, are its field 1.
+                lists = [*_contents(feature, 1), *_contents(feature, 3)]
+                found[key.decode()] = b"".join(value for each in lists for value in _contents(each, 1))
+    if IMAGE_KEY not in found:
+        raise ValueError(f"the record has no {IMAGE_KEY}; it has {', '.join(found) or 'nothing'}")
+    labels, at, packed = list[int](), 0, found.get(LABELS_KEY, b"")
+    while at < len(packed):
+        label, at = _read_varint(packed, at)
+        labels.append(label)
+    return LabelledImage(found[IMAGE_KEY], tuple(labels), found.get(NAME_KEY, b"").decode())
+
+
+def _contents(data: bytes, field_number: int) -> Iterator[bytes]:
+    """The contents of all protobuf fields of that number in a message of length-delimited fields."""
+    at = 0
+    while at < len(data):
+        tag, at = _read_varint(data, at)
+        length, at = _read_varint(data, at)
+        if tag & 7 != 2 or at + length > len(data):
+            raise ValueError(f"the record is no tf.train.Example as expected: field {tag >> 3} at byte {at}")
+        if tag >> 3 == field_number:
+            yield data[at : at + length]
+        at += length
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number and the place after it."""
+    value = 0
+    for shift in range(0, 64, 7):
+        if at >= len(data):
+            break
+        value |= (data[at] & 0x7F) << shift
+        at += 1
+        if data[at - 1] < 0x80:
+            return value, at
+    raise ValueError(f"the record is no tf.train.Example: no number ends at byte {at}")
+
+
 def _message(field_number: int, content: bytes) -> bytes:
     """A length-delimited protobuf field."""
     return _varint(field_number << 3 | 2) + _varint(len(content)) + content

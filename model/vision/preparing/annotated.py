@@ -14,8 +14,8 @@ from pathlib import Path
 from downpour.files import replacing
 from downpour.model.vision import scored_classes
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
-from downpour.model.vision.preparing import content, pictures
-from downpour.model.vision.preparing.items import Importer, Item
+from downpour.model.vision.preparing import pictures
+from downpour.model.vision.preparing.items import Importer, Item, read_bytes
 from downpour.model.vision.records import LabelledImage, write_records
 from downpour.model.vision.scored_classes import ANNOTATED_FILE
 
@@ -95,7 +95,7 @@ def _write(folder: Path, items: Sequence[Item], max_side: int, skipped: dict[str
 def _images(items: Sequence[Item], max_side: int, skipped: dict[str, str]) -> Iterator[LabelledImage]:
     for item in items:
         try:
-            found = pictures.examine(content.read(item.path), os.path.basename(item.path), max_side)
+            found = pictures.examine(read_bytes(item.path), os.path.basename(item.path), max_side)
         except OSError as error:
             skipped[item.name] = f"the file cannot be read: {error.strerror or error}"
         except pictures.Unusable as error:

@@ -31,6 +31,7 @@ from downpour.model.vision.preparing.published import rows, unique_names
 
 _DESCRIPTIONS = ("LabelName", "DisplayName")
 _ANNOTATIONS = ("ImageID", "LabelName", "Confidence")
+_BOXABLE = "boxable"
 _IMAGE_ID = re.compile(r"[\w-]+")
 
 _Labels = dict[int, float]  # label -> confidence
@@ -40,29 +41,24 @@ class OpenImages:
     """The importer of Open Images.
 
     A label of confidence 0 (people saw that it is not there) is left out. Where people and a machine have judged the
-    same label of a picture, the people are right. Annotation files are read as streams, a picture at a time, so they
-    must be in the order of ImageID, as they are published.
+    same label of a picture, the people are right. A label without a description is an error, unless the only table of
+    descriptions is `class-descriptions-boxable.csv`: that selects its 600 labels out of all annotations. Annotation
+    files are read as streams, a picture at a time, so they must be in the order of ImageID, as they are published.
 
     Args:
         folder: See the module.
         heldout: Subsets that are held out, of `validation` and `test`; the others are not read. If there are
             annotations of none of them, the pipeline divides `train`.
-        described_only: Whether labels without a description are left out, so that `class-descriptions-boxable.csv`
-            selects its 600 labels out of all annotations. They are an error otherwise.
 
     Raises:
         ValueError: A file is missing or not of the format: which, where (line number), what is accepted.
     """
 
-    def __init__(
-        self, folder: Path | str, *, heldout: tuple[str, ...] = ("validation",), described_only: bool = False
-    ) -> None:
+    def __init__(self, folder: Path | str, *, heldout: tuple[str, ...] = ("validation",)) -> None:
         self.skipped: dict[str, str] = {}
         self._folder = Path(folder)
         self._heldout = heldout
-        self._described_only = described_only
-        # Of a full table and one of the boxable labels, the full one.
-        found = sorted(self._folder.glob("*class-descriptions*.csv"), key=lambda path: ("boxable" in path.name, path))
+        found = sorted(self._folder.glob("*class-descriptions*.csv"), key=lambda path: (_BOXABLE in path.name, path))
         if not found:
             raise ValueError(f"{folder} has no class-descriptions.csv; give a folder with the tables of Open Images")
         self._descriptions = found[0]
@@ -135,11 +131,9 @@ class OpenImages:
                 image, labels = each, {}
             if name in self._index:
                 labels[self._index[name]] = _confidence(confidence, path, line)
-            elif not self._described_only:
-                raise ValueError(
-                    f"{path}, line {line}: label {name} is not in {self._descriptions.name}; give the table of all "
-                    "labels, or leave such labels out (described_only)"
-                )
+            elif _BOXABLE not in self._descriptions.name:
+                table = self._descriptions.name
+                raise ValueError(f"{path}, line {line}: label {name} is not in {table}; give the table of all labels")
         if image:
             yield image, labels
 

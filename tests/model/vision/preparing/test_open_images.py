@@ -91,9 +91,11 @@ def test_without_a_heldout_subset_the_pipeline_divides(folder: Path) -> None:
     assert {item.split for item in OpenImages(folder, heldout=("test",)).items()} == {""}
 
 
-def test_labels_without_a_description_can_be_left_out(folder: Path) -> None:
-    (folder / "class-descriptions.csv").write_text("LabelName,DisplayName\n/m/083wq,Wheel\n")
-    importer = OpenImages(folder, described_only=True, heldout=())
+def test_the_table_of_boxable_labels_alone_selects_them(folder: Path) -> None:
+    (folder / "class-descriptions.csv").unlink()
+    (folder / "bbox_labels_600_hierarchy.json").unlink()
+    (folder / "class-descriptions-boxable.csv").write_text("LabelName,DisplayName\n/m/083wq,Wheel\n")
+    importer = OpenImages(folder, heldout=())
     assert [item.labels for item in importer.items()] == [(0,), (0,)]
 
 
@@ -133,8 +135,8 @@ DESCRIBED, HUMANS, TREE = "class-descriptions.csv", "train-annotations-human-ima
         ),
         (
             TREE,
-            '{"LabelName": "/m/0k4j", "Subcategory": [{"LabelName": "/m/0pg52", "Subcategory": [{"LabelName": "/m/0k4j"}'
-            "]}]}",
+            '{"LabelName": "/m/0k4j", "Subcategory": [{"LabelName": "/m/0pg52", '
+            '"Subcategory": [{"LabelName": "/m/0k4j"}]}]}',
             'json: label tree: labels contain each other, "Car" -> "Taxi" -> "Car"',
         ),
     ],
