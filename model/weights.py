@@ -91,9 +91,9 @@ def load(model: keras.Model, saved: Any, average: bool = False) -> None:
         ValueError: As `Checkpoint.parameters` does; the model is then not to be used until it is assigned again.
     """
     own = {variable.path: variable for variable in model.variables}
-    for variable in own.values():
-        if variable.path in {described.name for described in saved.layout.variables} and lean.is_large(variable.shape):
-            lean.assign(variable, lean.zeros(variable.shape))  # gives the memory of the old value back
+    for described in saved.layout.variables:
+        if described.name in own and lean.is_large(described.shape):
+            lean.assign(own[described.name], lean.zeros(described.shape))  # gives the memory of the old value back
     added_last: dict[str, np.ndarray] = {}
     for name, value in _values(saved, "slot.average" if average else "parameters"):
         if name.endswith(ASSIGNED):

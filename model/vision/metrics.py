@@ -116,7 +116,7 @@ class BestPredictions:
 
     def has_labels(self) -> bool:
         """Whether any image so far carries a label of a class that is scored and has a weight."""
-        return bool((self._weights * self._popularity).any())
+        return bool(self._kept) and bool(self._weights[self._popularity > 0].any())
 
     @property
     def _weights(self) -> NDArray:

@@ -13,7 +13,7 @@ from downpour.model.vision.labels import LABELS_FILE
 from downpour.model.vision.records import write_records
 from tests.model.data.test_data import TREE, numbered_image
 
-pytestmark = [pytest.mark.process, pytest.mark.slow]
+pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECIPE = '''
 from pathlib import Path
@@ -100,7 +100,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_checkpoint_is_scored_and_the_best_is_kept(folder: Path, job: str, monitor: str, names: set[str]) -> None:
     recipe = folder / "recipe.py"
     recipe.write_text(f"{RECIPE}\n\njob = {job}\n")
-    summary: dict[str, Any] = start(RunConfig(recipe, run_dir=folder / "run", arena_parent=folder)).wait(400)
+    summary: dict[str, Any] = start(RunConfig(recipe, run_dir=folder / "run", arena_parent=folder)).wait(800)
     lines = [json.loads(line) for line in (folder / "run" / "history.jsonl").read_text().splitlines()]
     scores = [line for line in lines if line["kind"] == "score"]
     assert len(scores) >= 2 and all(names <= line.keys() for line in scores)

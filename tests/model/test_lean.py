@@ -30,7 +30,7 @@ def test_large_variables_are_drawn_later_as_they_would_have_been() -> None:
     plain = values(network())
     with lean.undrawn() as undrawn:
         model = network()
-    assert [variable.path for variable, _ in undrawn] == ["wide/head/kernel"] or len(undrawn) == 1
+    assert [variable.path.rpartition("head/")[2] for variable, _ in undrawn] == ["kernel"]
     assert not undrawn[0][0].numpy().any() and model.layers[0].kernel.numpy().any()
     lean.draw(undrawn, assigned={undrawn[0][0].path})
     assert not undrawn[0][0].numpy().any()
