@@ -73,16 +73,13 @@ def run(config: EvaluatorConfig) -> None:
 
 def _score(config: EvaluatorConfig, ready: threading.Event) -> None:
     job = config.job
-    import keras  # noqa: F401  # before what follows
+    from downpour.worker.evaluator import evaluator
 
-    memory.release_libraries()
+    memory.release_libraries()  # of TensorFlow, which is loaded now
     with lean.undrawn() as undrawn:
         model, layout = build(job)
     lean.draw(undrawn, {variable.name for variable in layout.variables})
     ready.set()
-
-    from downpour.worker.evaluator import evaluator
-
     chief = ChiefClient(config.chief, job.exchange.give_up_after_s, config.access.security)
     try:
         chief.check_job(same_fields(job))
