@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data, limit_threads
 from downpour.launch.job.same_job import same_fields
+from downpour.launch.local import memory
 from downpour.launch.roles import ending, entry, role_flags, security
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access
+from downpour.model import lean
 from downpour.worker.exchange.clients import ChiefClient
 
 SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port")
@@ -71,11 +73,13 @@ def run(config: EvaluatorConfig) -> None:
 
 def _score(config: EvaluatorConfig, ready: threading.Event) -> None:
     job = config.job
-    model, layout = build(job)
-    ready.set()
-
     from downpour.worker.evaluator import evaluator
 
+    memory.release_libraries()  # of TensorFlow, which is loaded now
+    with lean.undrawn() as undrawn:
+        model, layout = build(job)
+    lean.draw(undrawn, {variable.name for variable in layout.variables})
+    ready.set()
     chief = ChiefClient(config.chief, job.exchange.give_up_after_s, config.access.security)
     try:
         chief.check_job(same_fields(job))

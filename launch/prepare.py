@@ -8,6 +8,7 @@
 they are the splits. `csv`: a table with columns image, label and, as you like, confidence, split, parent, id. Both
 write files of records, labels.json, manifest.json and report.html, a page of what came in, what was left out and why;
 the recipe's field is data=ImageRecords(folder=OUT, num_labels=...). Interrupted, the same command continues.
+With `--annotated` all pictures are held out, and `annotated.json` says which classes were annotated (docs/scores.md).
 `openmoji`: pictures with many labels each, which the recipe `quickstart` trains on; of the flags only --out is for it.
 """
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from downpour.model.vision.preparing.items import Importer
 
 SYNTAX = Syntax(
-    "dataset path out heldout seed images_per_file max_side min_confidence on_leak tree processes runner beam_args",
+    "dataset path out heldout seed images_per_file max_side min_confidence on_leak tree annotated processes runner "
+    "beam_args",
     positional="dataset path",
 )
 _OPENMOJI = "openmoji"
@@ -59,6 +61,8 @@ def define() -> None:
     flags.DEFINE_integer("max_side", default.max_side, "Shrink to this longer side; 0 keeps all sizes.", lower_bound=0)
     flags.DEFINE_float("min_confidence", default.min_confidence, "Drop labels whose confidence is lower.")
     flags.DEFINE_enum("on_leak", default.on_leak, dividing.ON_LEAK, "If files are both in training and held out.")
+    text = "JSON list of the classes annotated in a held-out set, or `labels`: those that occur."
+    flags.DEFINE_string("annotated", None, text)
     flags.DEFINE_string("tree", None, "For csv labels.json, for imagenet data.noun or a list of pairs: the label tree.")
     flags.DEFINE_integer("processes", 0, "Worker processes; 0: one a core.", lower_bound=0)
     flags.DEFINE_enum("runner", runners.LOCAL, runners.RUNNERS, "This machine, or where Apache Beam runs.")
@@ -76,6 +80,12 @@ def _main() -> None:
         from downpour.model.vision import openmoji
 
         print(openmoji.prepare(out))
+        return
+    if classes := flags.FLAGS["annotated"].value:
+        from downpour.model.vision.preparing import annotated
+
+        listed = None if classes == "labels" else Path(classes)
+        print(annotated.prepare(_importer(dataset), out, listed, _settings().max_side))
         return
     from downpour.model.vision.preparing import pipeline
 

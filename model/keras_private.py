@@ -86,6 +86,26 @@ def renamed(model: keras.Model, names: Mapping[str, str]) -> Iterator[None]:
             layer.name = name
 
 
+@contextlib.contextmanager
+def initializers_replaced(replaced: Callable[[Any, Any], Any]) -> Iterator[None]:
+    """Has each variable that is made initialised by what `replaced(variable, initializer)` returns.
+
+    Without `_initialize_with_initializer` nothing changes.
+    """
+    import keras
+
+    kind: Any = keras.Variable
+    plain = getattr(kind, "_initialize_with_initializer", None)
+    if plain is None:
+        yield
+        return
+    kind._initialize_with_initializer = lambda variable, initializer: plain(variable, replaced(variable, initializer))
+    try:
+        yield
+    finally:
+        kind._initialize_with_initializer = plain
+
+
 def assign_now(variable: keras.Variable, value: Any) -> None:
     """Assigns a variable at once, within a `keras.StatelessScope` that does not hold it.
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downpour.model import keras_private
+from downpour.model import keras_private, lean
 
 if TYPE_CHECKING:
     import keras
@@ -77,13 +77,64 @@ def added(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+def load(model: keras.Model, saved: Any, average: bool = False) -> None:
+    """Assigns the values of a checkpoint, or their average, to a model's variables by name, one by one.
+
+    Holds the model's values once, where `assign(model, named(saved))` takes the memory of them all three times.
+
+    Args:
+        model: A built model; variables that the checkpoint does not have stay as they are.
+        saved: A `ps.checkpoint.manifest.Checkpoint`.
+        average: Whether the average is assigned.
+
+    Raises:
+        ValueError: As `Checkpoint.parameters` does; the model is then not to be used until it is assigned again.
+    """
+    own = {variable.path: variable for variable in model.variables}
+    for described in saved.layout.variables:
+        if described.name in own and lean.is_large(described.shape):
+            lean.assign(own[described.name], lean.zeros(described.shape))  # gives the memory of the old value back
+    added_last: dict[str, np.ndarray] = {}
+    for name, value in _values(saved, "slot.average" if average else "parameters"):
+        if name.endswith(ASSIGNED):
+            added_last[name.removesuffix(ASSIGNED)] = value
+        elif name in own and lean.is_large(value.shape):
+            lean.assign(own[name], _sound(name, value))
+        elif name in own:
+            own[name].assign(_sound(name, value))
+    for name, value in added_last.items():
+        own[name].assign(own[name].numpy() + value)
+
+
+def _values(saved: Any, vector: str) -> Pairs:
+    """Yields the name and value of each variable once all its ranges are read, shard by shard."""
+    layout = saved.layout
+    begun: dict[int, tuple[np.ndarray, int]] = {}  # values, and the number of elements that are read
+    for shard, ranges in enumerate(layout.by_shard):
+        file = saved.open(shard)
+        for one in ranges:
+            shape = layout.variables[one.variable].shape
+            value, done = begun.pop(one.variable, (None, 0))
+            if value is None:
+                value = lean.zeros(shape) if lean.is_large(shape) else np.zeros(shape, np.float32)
+            at = (slice(None),) * one.axis + (slice(one.begin, one.stop),) if shape else ()
+            value[at] = file.vector(vector, one.offset, one.offset + one.size).reshape(layout.shape(one))
+            if done + one.size == value.size:
+                yield layout.variables[one.variable].name, value
+            else:
+                begun[one.variable] = value, done + one.size
+
+
 def assign(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
     """Assigns values to a model's variables by name; variables without a value stay as they are."""
     for variable in model.variables:
         if variable.path in values:
-            value = values[variable.path]
-            # The sum of stale differences can make a variance negative for a moment.
-            variable.assign(np.maximum(value, 0) if variable.path.endswith("/moving_variance") else value)
+            variable.assign(_sound(variable.path, values[variable.path]))
+
+
+def _sound(name: str, value: np.ndarray) -> np.ndarray:
+    """A value to compute with: the sum of stale differences can make a variance negative for a moment."""
+    return np.maximum(value, 0) if name.endswith("/moving_variance") else value
 
 
 def read(path: str | Path, model: keras.Model, names: Collection[str]) -> dict[str, np.ndarray]:

@@ -37,6 +37,9 @@ COVERED = {
     r"pip install '\.\[worker,quickstart\]'": "tests/test_install.py::test_what_make_quickstart_installs_is_enough",
     r"pip install 'dist/.*\.whl\[worker\]'": _WHEEL,
     r"python -m build --wheel": _WHEEL,
+    r"downpour prepare csv dense\.csv": (
+        "tests/model/vision/preparing/test_annotated.py::test_the_command_converts_a_table"
+    ),
     r"downpour prepare (folder|csv) ": _PREPARE,
     r"downpour train on_photos\.py": _PREPARE,
     r"downpour simulate ": "tests/launch/test_simulate.py::test_workers_and_variants_stand_side_by_side",

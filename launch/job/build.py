@@ -15,7 +15,13 @@ from downpour.launch.job import keras_settings, mistakes
 from downpour.launch.job.job import Job
 from downpour.model import keras_private
 from downpour.model.data import nests
-from downpour.model.data.batches import Batch, blank_batch, has_labelled_images, positions_in_batch
+from downpour.model.data.batches import (
+    Batch,
+    blank_batch,
+    check_same_labels,
+    has_labelled_images,
+    positions_in_batch,
+)
 from downpour.model.weights import ASSIGNED
 from downpour.proto.codec import CODECS, WIRE_DTYPES
 from downpour.proto.http2.assembly import MAX_FACTORS_BYTES
@@ -279,8 +285,9 @@ def check_data(job: Job) -> None:
     """Raises `ValueError` when the data cannot be read, or are fewer than one batch."""
     with mistakes.final():
         job.data.check()
-        for scored in job.validation_sets.values():
+        for name, scored in job.validation_sets.items():
             scored.check()
+            check_same_labels(name, scored, job.data)
         if job.data.num_records < positions_in_batch(job.data, job.batch_size):
             raise ValueError(
                 f"batch_size is {job.batch_size}, but there are only {job.data.num_records} training records; give "

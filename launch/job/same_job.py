@@ -8,7 +8,7 @@ between processes and are left out:
 | `cluster.threads_per_worker` | machines have different processors |
 | `cluster.max_workers` | the chief's value decides; it may be raised while others run |
 | `exchange.give_up_after_s` | how long this process tries |
-| `data.folder`, and any value that is a path | where a machine has the data |
+| `data.folder`, `data.class_weights`, and any value that is a path | where a machine has the data |
 | `callbacks` | only the chief calls them |
 
 How many records and labels the data have is compared. Functions and classes are compared by their names, not by what
@@ -32,7 +32,13 @@ from downpour.launch.job import digests
 from downpour.launch.job.job import Job
 from downpour.model.data.batches import has_labelled_images
 
-MAY_DIFFER = ("cluster.threads_per_worker", "cluster.max_workers", "exchange.give_up_after_s", "data.folder")
+MAY_DIFFER = (
+    "cluster.threads_per_worker",
+    "cluster.max_workers",
+    "exchange.give_up_after_s",
+    "data.folder",
+    "data.class_weights",
+)
 _CHIEFS_OWN = "callbacks"
 _LONG = 100  # entries of a list that is compared as a whole
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")

@@ -22,7 +22,7 @@ _INK, _FAINT, _LOSS, _SCORE, _SCORE_2 = "#1f2933", "#d9e2ec", "#3b6fb6", "#d1495
 _DASHES = (0, (4, 3))
 # Score, that of guessing, label, colour.
 _AVERAGE_PRECISION: tuple[tuple[str, str, str, str], ...] = (
-    ("map_at_100", "chance_weighted", "weighted by popularity", _SCORE),
+    ("map_at_100", "chance_weighted", "classes weighted", _SCORE),
     ("map_at_100_unweighted", "chance", "unweighted", _SCORE_2),
 )
 _NO_SCORES = ("kind", "step", "seconds")

@@ -6,8 +6,9 @@ Shapes: `B` examples in a batch, `S` side of an image in pixels, `C` classes.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeGuard
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from downpour.model.data.order import Lease
 from downpour.model.vision.labels import LabelTree
 from downpour.model.vision.records import RecordCounts
+from downpour.model.vision.scored_classes import ALL, ScoredClasses
 
 Batch = tuple[Any, ...]  # as Keras' `fit` takes it: (x, y) or (x, y, sample_weight), nests of arrays; y may be None
 PlacedBatch = tuple[Batch, int]  # and the position after it
@@ -128,6 +130,35 @@ def has_labelled_images(data: Any) -> TypeGuard[LabelledImages]:
     return all(inspect.getattr_static(data, name, None) is not None for name in ("image_size", "num_labels"))
 
 
+def are_exclusive(data: Any) -> bool:
+    """Whether every example of a data set has one label that excludes the others."""
+    return bool(getattr(data, "exclusive", False))
+
+
+def scored_classes_of(data: Any) -> ScoredClasses:
+    """Which classes of a data set count in mAP; all, by popularity, if it does not say.
+
+    Raises:
+        ValueError: What the data set says cannot be read.
+    """
+    found: ScoredClasses = getattr(data, "scored_classes", ALL)
+    return found
+
+
+def check_same_labels(name: str, scored: Any, data: Any) -> None:
+    """Raises `ValueError` if a further set of labelled images has other labels than the data that are trained on."""
+    if not (has_labelled_images(scored) and has_labelled_images(data)):
+        return
+    ours, theirs = data.labels.names, scored.labels.names
+    if ours != theirs:
+        pairs = itertools.zip_longest(ours, theirs)
+        number, (mine, other) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise ValueError(
+            f"validation_sets[{name!r}] has other labels than data: label {number} is {other!r} there and {mine!r} "
+            "here; prepare it with the labels.json of data"
+        )
+
+
 def blank_batch(data: Any, batch_size: int) -> Batch:
     """Returns zeros with the structure, shapes and dtypes of a training batch; they take no memory.
 
@@ -162,6 +193,24 @@ def multi_hot(tree: LabelTree, labels: Iterable[Iterable[int]]) -> NDArray[np.fl
     for row, names in zip(hot, rows, strict=True):
         for label in names:
             row[list(tree.lineages[label])] = 1
+    return hot
+
+
+def one_hot(tree: LabelTree, labels: Iterable[Sequence[int]]) -> NDArray[np.float32]:
+    """[B, C] float32: 1 for each row's only label, 0 elsewhere, for ancestors, too.
+
+    Raises:
+        ValueError: An image has no label or several.
+    """
+    rows = list(labels)
+    hot = np.zeros((len(rows), len(tree)), np.float32)
+    for row, given in zip(hot, rows, strict=True):
+        if len(given) != 1:
+            raise ValueError(
+                f"an image has {len(given)} labels ({', '.join(tree.names[label] for label in given) or 'none'}), and "
+                "the classes of these data are exclusive; give every image one label, or data.exclusive=False"
+            )
+        row[given[0]] = 1
     return hot
 
 

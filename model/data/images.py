@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from downpour.model.data.batches import Batches, PlacedBatch, check_batch_size, multi_hot, new_images
+from downpour.model.data.batches import Batches, PlacedBatch, check_batch_size, multi_hot, new_images, one_hot
 from downpour.model.data.order import Lease, Order, Place, augmentation
+from downpour.model.vision import scored_classes
 from downpour.model.vision.decode import Decoder, Picture
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import RecordCounts, RecordIndex, read_records
+from downpour.model.vision.scored_classes import ANNOTATED_FILE, ScoredClasses
 
 _STREAMED_BLOCK = 64  # consecutive records, read from one place of the disk
 
@@ -32,6 +35,9 @@ _STREAMED_BLOCK = 64  # consecutive records, read from one place of the disk
 @dataclass(frozen=True)
 class ImageRecords:
     """Images out of the TFRecord files of a folder: `train-*.tfrecord`, `heldout-*.tfrecord` and `labels.json`.
+
+    A folder of `validation_sets` needs no training files. If it has an `annotated.json`, only the classes listed there
+    are scored (`downpour.model.vision.scored_classes`).
 
     Training images are treated as in Sun et al. 2017, section 4.1: resized to `resize` x `resize`, a random
     `crop` x `crop` window taken, values scaled to [-1, 1], mirrored left to right half of the time. Held-out ones
@@ -49,6 +55,9 @@ class ImageRecords:
         crop: Side, in pixels, of the window that the network sees; at most `resize`.
         mirror: Whether to mirror half of the training images.
         memory_bytes: Limit of the memory that decoded training images take in one process.
+        exclusive: Whether each image has exactly one label, which excludes the others: rows are then one-hot, ancestors
+            are not filled in, and a job's own loss is scored by top-1 and top-5 accuracy.
+        class_weights: File of class weights for mAP, JSON or CSV; "" for popularity in the held-out images.
     """
 
     folder: Path | str
@@ -57,6 +66,8 @@ class ImageRecords:
     crop: int = 299
     mirror: bool = True
     memory_bytes: int = 1 << 28
+    exclusive: bool = False
+    class_weights: Path | str = ""
 
     def __post_init__(self) -> None:
         if self.num_labels < 1:
@@ -87,6 +98,16 @@ class ImageRecords:
             )
         return tree
 
+    @cached_property
+    def scored_classes(self) -> ScoredClasses:
+        """Which classes count in mAP, and their weights; read once.
+
+        Raises:
+            ValueError: `annotated.json` or the file of class weights cannot be used.
+        """
+        annotated = Path(self.folder) / ANNOTATED_FILE
+        return scored_classes.read(self.labels, annotated if annotated.is_file() else None, self.class_weights or None)
+
     @property
     def num_records(self) -> int:
         """See `Dataset.num_records`."""
@@ -96,9 +117,8 @@ class ImageRecords:
         """See `Dataset.check`."""
         if not Path(self.folder).is_dir():
             raise ValueError(f"data folder {self.folder} is missing; {_HOW_TO_PREPARE.format(folder=self.folder)}")
-        for split in ("train", "heldout"):
-            self._files(split)
-        self.labels  # noqa: B018  # raises
+        self._files("heldout")
+        self.scored_classes  # noqa: B018  # raises, as `labels` does
 
     def training(self, *, batch_size: int, seed: int, leases: Iterator[Lease]) -> Batches:
         """See `Dataset.training`."""
@@ -165,7 +185,11 @@ class ImageRecords:
                 image[:] = picture.image[top : top + self.crop, left : left + self.crop][:, ::step]
                 image *= np.float32(1 / 127.5)
                 image -= 1
-            yield (images, multi_hot(self.labels, [picture.labels for _, picture in members])), position
+            yield (images, self._rows([picture.labels for _, picture in members])), position
+
+    def _rows(self, labels: list[tuple[int, ...]]) -> NDArray[np.float32]:
+        """[B, C] targets."""
+        return (one_hot if self.exclusive else multi_hot)(self.labels, labels)
 
     def _window(self, place: Place | None, seed: int) -> tuple[int, int, int]:
         """Returns top, left, and -1 if mirrored, else 1; without a place, the central window, not mirrored."""

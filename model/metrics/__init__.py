@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from downpour.model.metrics.average_precision import MeanAveragePrecision
     from downpour.model.metrics.evaluation import Evaluation
+    from downpour.model.metrics.top_k import TopKAccuracy
 
-__all__ = ["Evaluation", "MeanAveragePrecision"]
+__all__ = ["Evaluation", "MeanAveragePrecision", "TopKAccuracy"]
 
-_WHERE = {"MeanAveragePrecision": "average_precision", "Evaluation": "evaluation"}
+_WHERE = {"MeanAveragePrecision": "average_precision", "Evaluation": "evaluation", "TopKAccuracy": "top_k"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ so a function that updates the metric must not be compiled by XLA (`jit_compile=
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from downpour.model.vision.metrics import BestPredictions, check_labels
+from downpour.model.vision.scored_classes import ScoredClasses
 
 
 @keras.saving.register_keras_serializable(package="downpour")
@@ -29,19 +31,33 @@ class MeanAveragePrecision(keras.metrics.Metric):
 
     Args:
         cut: Predictions kept per example; at least 1.
-        name: Name of the score, classes weighted by popularity; that of the unweighted one ends in `_unweighted`.
+        name: Name of the score, classes weighted; that of the unweighted one ends in `_unweighted`.
         chance_name: Name of what random scores reach, unweighted; that of the weighted one ends in `_weighted`.
             A model with two such metrics needs two of each name.
         dtype: Ignored: values are float64.
+        class_weights: [C], the weight of each class; None for popularity. Those of a file are
+            `ImageRecords(...).scored_classes.weights`.
+        annotated: Indices of the classes that are scored; None for all.
     """
 
     def __init__(
-        self, cut: int = 100, name: str = "map_at_100", chance_name: str = "chance", dtype: Any = None
+        self,
+        cut: int = 100,
+        name: str = "map_at_100",
+        chance_name: str = "chance",
+        dtype: Any = None,
+        *,
+        class_weights: Sequence[float] | np.ndarray | None = None,
+        annotated: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.cut = cut
         self.chance_name = chance_name
-        self._best = BestPredictions(cut)
+        self.classes = ScoredClasses(
+            None if annotated is None else np.sort(np.asarray(annotated, np.intp)),
+            None if class_weights is None else np.asarray(class_weights, np.float64),
+        )
+        self._best = BestPredictions(cut, self.classes)
         # Orders results after updates in a graph, and holds what Keras may save; the arrays are beside it.
         self._num_examples = self.add_variable(shape=(), initializer="zeros", dtype="int64", name="num_examples")
 
@@ -79,12 +95,19 @@ class MeanAveragePrecision(keras.metrics.Metric):
 
     def reset_state(self) -> None:
         """Forgets all batches."""
-        self._best = BestPredictions(self.cut)
+        self._best = BestPredictions(self.cut, self.classes)
         super().reset_state()
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
-        return {**super().get_config(), "cut": self.cut, "chance_name": self.chance_name}
+        weights, annotated = self.classes.weights, self.classes.annotated
+        return {
+            **super().get_config(),
+            "cut": self.cut,
+            "chance_name": self.chance_name,
+            "class_weights": None if weights is None else weights.tolist(),
+            "annotated": None if annotated is None else annotated.tolist(),
+        }
 
     def _add(self, scores: np.ndarray, labels: np.ndarray) -> np.int64:
         check_labels(labels)

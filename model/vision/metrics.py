@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from downpour.model.vision.scored_classes import ALL, ScoredClasses
+
 
 class NotFinite(ValueError):
     """Predictions are not finite: the model has diverged."""
@@ -21,8 +23,8 @@ class MeanPrecision:
     """A mean of per-class average precision.
 
     Attributes:
-        weighted: Classes weighted by popularity: the number of images that carry each.
-        unweighted: Plain mean over the classes that at least one image carries.
+        weighted: Classes weighted as given, or by popularity: the number of images that carry each.
+        unweighted: Plain mean over the classes that are scored and at least one image carries.
         num_classes: Number of those classes.
     """
 
@@ -39,10 +41,14 @@ class BestPredictions:
     as in scikit-learn's `average_precision_score`. An image that carries the class but whose prediction of it was not
     kept is never found, so recall stays below 1. Sun et al. 2017, section 4.2; classes weighted by popularity there.
 
+    Where only some classes are annotated, the predictions of the others are left out before the best are kept: nobody
+    knows whether they are right.
+
     Kept predictions take 9 bytes each in float32, so 900 bytes an image at K = 100, whatever C is.
 
     Args:
         cut: Predictions kept per image.
+        classes: The classes that count, and their weights.
 
     Attributes:
         num_images: Images added so far.
@@ -51,11 +57,12 @@ class BestPredictions:
         ValueError: `cut` is below 1.
     """
 
-    def __init__(self, cut: int = 100) -> None:
+    def __init__(self, cut: int = 100, classes: ScoredClasses = ALL) -> None:
         if cut < 1:
             raise ValueError(f"cut is {cut}; keep at least 1 prediction per image")
         self.num_images = 0
         self._cut = cut
+        self._classes = classes
         self._popularity = np.zeros(0, int)  # [C] from the first batch on: images that carry each class
         self._kept: list[tuple[NDArray, NDArray, NDArray]] = []  # of each batch: classes, scores, hits, [B * K] each
 
@@ -67,10 +74,13 @@ class BestPredictions:
             labels: [B, C], above 0.5 where the label holds.
 
         Raises:
-            ValueError: Shapes differ, from each other or from earlier batches', or a score is not finite.
+            ValueError: Shapes differ, from each other or from earlier batches', or from the number of classes that have
+                weights; or a score is not finite.
         """
         scores, truth = np.asarray(scores), np.asarray(labels) > 0.5
-        _check(scores, truth)
+        _check(scores, truth, self._classes)
+        if self._classes.annotated is not None:
+            scores, truth = scores[:, self._classes.annotated], truth[:, self._classes.annotated]
         popularity = truth.sum(axis=0)
         if self._kept and popularity.shape != self._popularity.shape:
             raise ValueError(f"a batch has {len(popularity)} classes, those before it {len(self._popularity)}")
@@ -82,11 +92,15 @@ class BestPredictions:
         self._kept.append((columns.astype(np.int32), scores[rows, columns], truth[rows, columns]))
 
     def mean(self) -> MeanPrecision:
-        """mAP@cut of all images so far; raises `ValueError` if none carries any label."""
+        """mAP@cut of all images so far.
+
+        Raises:
+            ValueError: None carries any label that is scored, or all classes that they carry have weight 0.
+        """
         precisions = np.zeros(len(self._popularity))
         for label, ranked, hits in self._by_class():
             precisions[label] = _average_precision(ranked, hits, int(self._popularity[label]))
-        return _mean(precisions, self._popularity)
+        return self._mean(precisions)
 
     def chance(self) -> MeanPrecision:
         """Expected mAP of random scores on all images so far, if no prediction is cut.
@@ -96,13 +110,34 @@ class BestPredictions:
         classes chance is lower still, so a comparison with this value is conservative.
 
         Raises:
-            ValueError: No image carries any label.
+            ValueError: As `mean` does.
         """
-        return _mean(_expected_precision(self._popularity, self.num_images), self._popularity)
+        return self._mean(_expected_precision(self._popularity, self.num_images))
 
     def has_labels(self) -> bool:
-        """Whether any image so far carries a label."""
-        return bool(self._popularity.any())
+        """Whether any image so far carries a label of a class that is scored and has a weight."""
+        return bool(self._kept) and bool(self._weights[self._popularity > 0].any())
+
+    @property
+    def _weights(self) -> NDArray:
+        """The weight of each class that is scored, present or not."""
+        weights = self._popularity if self._classes.weights is None else self._classes.weights
+        if self._classes.weights is None or self._classes.annotated is None:
+            return weights
+        return weights[self._classes.annotated]
+
+    def _mean(self, precisions: NDArray) -> MeanPrecision:
+        present = self._popularity > 0
+        if not present.any():
+            raise ValueError("no image carries any label that is scored; give at least one labelled image to score")
+        weights = self._weights[present]
+        if not weights.any():
+            raise ValueError("all classes that images carry have weight 0; give one of them a class weight above 0")
+        return MeanPrecision(
+            weighted=float(np.average(precisions[present], weights=weights)),
+            unweighted=float(np.mean(precisions[present])),
+            num_classes=int(present.sum()),
+        )
 
     def _by_class(self) -> Iterator[tuple[int, NDArray, NDArray]]:
         """Each class that was kept at all, its kept scores, best first, and whether each is a hit."""
@@ -127,11 +162,18 @@ def check_labels(labels: NDArray) -> None:
         )
 
 
-def _check(scores: NDArray, truth: NDArray) -> None:
-    if scores.ndim != 2 or scores.shape != truth.shape:
-        raise ValueError(f"scores are {scores.shape} and labels {truth.shape}; give both as [images, classes]")
+def check_finite(scores: NDArray) -> None:
+    """Raises `NotFinite` for predictions that are not."""
     if not np.isfinite(scores).all():
         raise NotFinite(f"{np.count_nonzero(~np.isfinite(scores))} scores are not finite; score a sound checkpoint")
+
+
+def _check(scores: NDArray, truth: NDArray, classes: ScoredClasses) -> None:
+    if scores.ndim != 2 or scores.shape != truth.shape:
+        raise ValueError(f"scores are {scores.shape} and labels {truth.shape}; give both as [images, classes]")
+    if classes.weights is not None and len(classes.weights) != scores.shape[1]:
+        raise ValueError(f"there are weights of {len(classes.weights)} classes, but scores of {scores.shape[1]}")
+    check_finite(scores)
 
 
 def _best_columns(scores: NDArray, keep: int) -> NDArray:
@@ -161,14 +203,3 @@ def _expected_precision(popularity: NDArray, num_images: int) -> NDArray:
     harmonic = float(np.sum(1.0 / np.arange(1, n + 1)))
     others = (m - 1) / max(n - 1, 1)
     return np.where(m > 0, (harmonic + others * (n - harmonic)) / n, 0.0)
-
-
-def _mean(precisions: NDArray, popularity: NDArray) -> MeanPrecision:
-    present = popularity > 0
-    if not present.any():
-        raise ValueError("no image carries any label; give at least one labelled image to score")
-    return MeanPrecision(
-        weighted=float(np.average(precisions[present], weights=popularity[present])),
-        unweighted=float(np.mean(precisions[present])),
-        num_classes=int(present.sum()),
-    )

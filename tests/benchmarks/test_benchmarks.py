@@ -212,3 +212,11 @@ def test_fleet(small: Path, run: Run) -> None:
 )
 def test_a_sample_belongs_to_the_group_of_its_chain(chain: str, group: str) -> None:
     assert cpu_account.group_of(chain) == group
+
+
+@pytest.mark.slow
+def test_scoring_is_measured_in_the_evaluators_own_process(run: Run) -> None:
+    small = ["model.depth=18", "model.width=4", "data.image_size=32", "data.num_labels=60", "cluster.num_ps=2"]
+    found = run("scoring", "--images=200", "--scored=4", "--batch_size=2", *(f"--set={one}" for one in small))
+    assert found["peak_rss_mb"] > found["evaluator_rss_mb"] > 100 and 0 < found["closure_share"] < 1
+    assert set(found["scores"]) == {"map_at_100", "map_at_100_unweighted", "chance", "chance_weighted"}

@@ -3,7 +3,8 @@
 The scores of further sets of held-out examples have their names, `val_NAME_loss`.
 
 The scores of a compiled model are its own loss and metrics, `val_loss` and so on as in Keras' `fit`. Those of a job
-with a loss of its own are mAP@100 where the data are labelled images, and otherwise the mean of that loss, `val_loss`.
+with a loss of its own are mAP@100 where the data are labelled images, top-1 and top-5 accuracy where the classes of
+these are exclusive, and otherwise the mean of that loss, `val_loss`.
 
 Threads: one. TensorFlow is allowed here.
 """
@@ -11,6 +12,7 @@ Threads: one. TensorFlow is allowed here.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -22,9 +24,9 @@ from absl import logging
 
 from downpour.model import keras_private, weights
 from downpour.model.data import Dataset
-from downpour.model.data.batches import Batch, has_labelled_images
+from downpour.model.data.batches import Batch, are_exclusive, has_labelled_images, scored_classes_of
 from downpour.model.data.nests import num_examples
-from downpour.model.metrics import Evaluation
+from downpour.model.metrics import Evaluation, TopKAccuracy
 from downpour.model.vision import metrics
 from downpour.model.vision.records import RecordCounts
 from downpour.proto.chief_pb2 import Score
@@ -86,7 +88,8 @@ class Evaluator:
         """
         saved = checkpoint.load(directory)
         restore.check(saved, self._layout.variables)
-        return self.score_values(weights.named(saved, self._average))
+        weights.load(self._model, saved, self._average)
+        return self._score()
 
     def score_values(self, values: Mapping[str, np.ndarray]) -> tuple[dict[str, float], RecordCounts]:
         """Scores values of the variables, by name; returns what `score` does.
@@ -95,6 +98,9 @@ class Evaluator:
             ValueError: The data cannot be read.
         """
         weights.assign(self._model, values)
+        return self._score()
+
+    def _score(self) -> tuple[dict[str, float], RecordCounts]:
         scores: dict[str, float] = {}
         counts = RecordCounts()
         for name, data in self._data.items():
@@ -117,11 +123,13 @@ class Evaluator:
                     f"data source {type(data).__name__} gives no held-out batch to score; give held-out ones, "
                     "or start with --noevaluator to train without scores"
                 )
-            scores = {} if first is None else self._evaluate(itertools.chain([first], batches))
+            scores = {} if first is None else self._evaluate(itertools.chain([first], batches), data)
             return scores, batches.counts
 
 
-Evaluate = Callable[[Iterable[Batch]], dict[str, float]]
+Evaluate = Callable[[Iterable[Batch], Dataset], dict[str, float]]  # of batches, and what they are of
+_TOP = (1, 5)
+_VALUES_AT_ONCE = 1 << 20  # of images
 _AVERAGE_PRECISION = ("map_at_100", "map_at_100_unweighted", "chance", "chance_weighted")
 
 
@@ -136,8 +144,12 @@ def score_names(model: keras.Model, data: Dataset, loss: Loss, sets: Iterable[st
     """
     if loss is None:
         names = [f"val_{name}" for name in Evaluation(model).names]
+    elif not has_labelled_images(data):
+        names = ["val_loss"]
+    elif are_exclusive(data):
+        names = [f"top_{k}_accuracy" for k in _TOP]
     else:
-        names = list(_AVERAGE_PRECISION) if has_labelled_images(data) else ["val_loss"]
+        names = list(_AVERAGE_PRECISION)
     return [*names, *(_name_in(one, name) for one in sets for name in names)]
 
 
@@ -147,33 +159,69 @@ def _name_in(of_set: str, name: str) -> str:
 
 
 def _evaluation(model: keras.Model, data: Dataset, loss: Loss) -> Evaluate:
-    """Returns the function that computes the scores of a model on batches."""
+    """Returns the function that computes the scores of a model on batches; `data` decides which scores."""
     if loss is None:
         evaluation = Evaluation(model)
-        return lambda batches: {f"val_{n}": float(v) for n, v in evaluation(batches).items() if not np.ndim(v)}
+        return lambda batches, _: {f"val_{n}": float(v) for n, v in evaluation(batches).items() if not np.ndim(v)}
     if has_labelled_images(data):
-        return _average_precision(model)
+        return _top_k(model) if are_exclusive(data) else _average_precision(model)
     return _mean_loss(model, loss)
 
 
 def _average_precision(model: keras.Model) -> Evaluate:
     """Scores labelled images.
 
-    The scores are `map_at_100` (classes weighted by popularity), `map_at_100_unweighted`, and what random scores would
-    reach, `chance` (unweighted) and `chance_weighted`.
+    The scores are `map_at_100` (classes weighted as the data say, by default by popularity), `map_at_100_unweighted`,
+    and what random scores would reach, `chance` (unweighted) and `chance_weighted`.
     """
-    predict = tf.function(lambda images: infer(model, images), reduce_retracing=True, autograph=False)
+    predict = _predictor(model)
 
-    def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
-        best = metrics.BestPredictions()
+    def evaluate(batches: Iterable[Batch], data: Dataset) -> dict[str, float]:
+        best = metrics.BestPredictions(classes=scored_classes_of(data))
         for images, labels in batches:
             metrics.check_labels(np.asarray(labels))
-            best.add(predict(images).numpy(), labels)
+            best.add(predict(images), labels)
         mean, chance = best.mean(), best.chance()
         values = mean.weighted, mean.unweighted, chance.unweighted, chance.weighted
         return dict(zip(_AVERAGE_PRECISION, values, strict=True))
 
     return evaluate
+
+
+def _top_k(model: keras.Model) -> Evaluate:
+    """Scores images with one label each, a single crop: `top_1_accuracy` and `top_5_accuracy`."""
+    predict = _predictor(model)
+    scores = [TopKAccuracy(k) for k in _TOP]
+
+    def evaluate(batches: Iterable[Batch], data: Dataset) -> dict[str, float]:
+        for score in scores:
+            score.reset_state()
+        for images, labels in batches:
+            predicted = predict(images)
+            metrics.check_finite(predicted)
+            for score in scores:
+                score.update_state(labels, predicted)
+        return {score.name: float(score.result()) for score in scores}
+
+    return evaluate
+
+
+def _predictor(model: keras.Model) -> Callable[[Any], np.ndarray]:
+    """Returns a function that computes the model's outputs for images [B, S, S, 3] in inference mode, [B, C].
+
+    On a processor large images are computed a few at a time, since activations take some 20 MB an image of 299 x 299.
+    """
+    compiled: Any = tf.function(lambda images: infer(model, images), reduce_retracing=True, autograph=False)
+    is_sized = any(tensor.shape[0] is not None for tensor in tf.nest.flatten(getattr(model, "inputs", None) or []))
+    in_parts = not (is_sized or tf.config.list_logical_devices("GPU"))
+
+    def predict(images: Any) -> np.ndarray:
+        images = tensors_of(images)
+        size = max(1, _VALUES_AT_ONCE // math.prod(images.shape[1:])) if in_parts else len(images)
+        parts = [compiled(images[at : at + size]).numpy() for at in range(0, len(images), size)]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    return predict
 
 
 def _mean_loss(model: keras.Model, loss: Callable[[Any, Any], Any]) -> Evaluate:
@@ -184,7 +232,7 @@ def _mean_loss(model: keras.Model, loss: Callable[[Any, Any], Any]) -> Evaluate:
 
     compute = tf.function(of_batch, reduce_retracing=True, autograph=False)
 
-    def evaluate(batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(batches: Iterable[Batch], data: Dataset) -> dict[str, float]:
         total, count = 0.0, 0
         for inputs, labels, *rest in batches:
             if rest and rest[0] is not None:

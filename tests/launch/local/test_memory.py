@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -33,3 +34,26 @@ def test_peaks_of_this_process_are_plausible_and_never_fall():
     before = memory.pss["worker/0"] = 1 << 50
     memory.sample({"worker/0": os.getpid()})
     assert memory.pss["worker/0"] == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_pages_of_libraries_leave_the_process_and_come_back_when_they_are_needed() -> None:
+    """In a process of its own, where numpy computes as before."""
+    program = """
+import re
+from pathlib import Path
+import numpy as np
+from downpour.launch.local import memory
+
+def resident():
+    return int(re.search(r"RssFile:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+values = np.random.default_rng(0).normal(size=(60, 60))
+before, expected = resident(), np.linalg.inv(values)
+memory.release_libraries()
+after = resident()
+assert after < before / 2, (before, after)
+np.testing.assert_array_equal(np.linalg.inv(values), expected)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
-from downpour.model.data.batches import ALIGNMENT, multi_hot, new_images
+from downpour.model.data.batches import ALIGNMENT, check_same_labels, multi_hot, new_images
 from downpour.model.data.order import Lease, Order, forever
 from downpour.model.vision.decode import Decoder
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
@@ -313,12 +313,39 @@ def test_a_sound_set_passes_its_check(make_folder):
     image_records(make_folder()).check()
 
 
+def test_exclusive_classes_are_one_hot_without_ancestors_and_one_label_each(make_folder, tmp_path):
+    folder = make_folder()
+    records = ImageRecords(folder, num_labels=5, resize=12, crop=8, exclusive=True)
+    (_, labels), *_ = list(records.heldout(batch_size=7))
+    assert labels.sum(axis=1).tolist() == [1] * 7 and not labels[:, [0, 3]].any()
+    write_records(folder / "heldout-00000.tfrecord", [numbered_image(0)._replace(labels=(1, 2))])
+    with pytest.raises(ValueError, match=r"an image has 2 labels \(apple, pear\), and the classes .* are exclusive"):
+        list(ImageRecords(folder, num_labels=5, resize=12, crop=8, exclusive=True).heldout(batch_size=7))
+
+
+def test_a_mistake_in_the_class_weights_is_found_by_the_check(make_folder, tmp_path):
+    weights = tmp_path / "weights.json"
+    weights.write_text('{"hamer": 1}')
+    with pytest.raises(ValueError, match=r"weights.json names 'hamer' \(did you mean 'hammer'\?\)"):
+        ImageRecords(make_folder(), num_labels=5, class_weights=weights).check()
+
+
+def test_a_further_set_of_other_labels_is_refused_with_the_first_that_differs(make_folder, tmp_path):
+    ours = image_records(make_folder())
+    (tmp_path / "other").mkdir()
+    LabelTree(("fruit", "plum", "pear", "tool", "hammer"), (-1, 0, 0, -1, 3)).save(tmp_path / "other" / LABELS_FILE)
+    theirs = image_records(tmp_path / "other")
+    check_same_labels("same", ours, ours)
+    with pytest.raises(ValueError, match=r"\['x'\] has other labels than data: label 1 is 'plum' there and 'apple'"):
+        check_same_labels("x", theirs, ours)
+
+
 def test_missing_or_empty_folders_say_what_prepares_them(make_folder, tmp_path):
     missing = image_records(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"nowhere is missing.*downpour prepare openmoji --out=.*nowhere"):
         missing.check()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no records in .*empty/train-\*.*downpour prepare"):
+    with pytest.raises(ValueError, match=r"no records in .*empty/heldout-\*.*downpour prepare"):
         image_records(tmp_path / "empty").check()
     folder = make_folder()
     (folder / "heldout-00000.tfrecord").write_bytes(b"")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from downpour.model.metrics import Evaluation, MeanAveragePrecision
 from downpour.model.vision.metrics import BestPredictions
+from downpour.model.vision.scored_classes import ScoredClasses
 from tests.model.vision.test_metrics import chance, mean_average_precision_at
 
 
@@ -155,3 +156,20 @@ def test_batches_of_other_classes_are_refused() -> None:
         metric.update_state(np.eye(4), np.eye(4))
     with pytest.raises(ValueError, match="cut is 0"):
         MeanAveragePrecision(0)
+
+
+def test_it_takes_class_weights_and_annotated_classes_and_survives_being_saved() -> None:
+    scores, labels = drawn(1, 50, 8, None)
+    weights, annotated = np.arange(8.0), [5, 1, 2]
+    metric = MeanAveragePrecision(class_weights=weights, annotated=annotated)
+    again = MeanAveragePrecision.from_config(metric.get_config())
+    assert math.isnan(numbers(again.result())["map_at_100"])
+    best = BestPredictions(100, ScoredClasses(np.array([1, 2, 5]), weights))
+    best.add(scores, labels)
+    for one in (metric, again):
+        for _ in range(2):
+            one.reset_state()
+            one.update_state(labels, scores)
+        found = numbers(one.result())
+        assert found["map_at_100"] == best.mean().weighted != best.mean().unweighted
+        assert found["chance_weighted"] == best.chance().weighted

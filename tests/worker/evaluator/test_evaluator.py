@@ -11,11 +11,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from downpour.launch.job import recipe
 from downpour.model.data import Examples
-from downpour.model.vision.losses import per_label_logistic
+from downpour.model.vision.losses import per_label_logistic, softmax_cross_entropy
+from downpour.model.vision.metrics import NotFinite
 from downpour.model.vision.records import RecordCounts
+from downpour.model.vision.scored_classes import ScoredClasses
 from downpour.proto.errors import LayoutMismatch
 from downpour.ps.layout import Slicing, Variable, lay_out
 from downpour.ps.policy.averages import Polyak
@@ -58,6 +61,62 @@ def test_it_scores_the_parameters_or_the_average(tmp_path: Path, average: bool, 
     save(tmp_path, layout, [{"parameters": right, "slot.average": -right}])
     metrics, _ = Evaluator(model, layout, Data(), 8, per_label_logistic, average).score(str(tmp_path))  # type: ignore[arg-type]
     assert metrics["map_at_100_unweighted"] == pytest.approx(score)
+
+
+def test_images_of_exclusive_classes_are_scored_by_top_1_and_top_5(tmp_path: Path) -> None:
+    class Exclusive(Data):
+        exclusive = True
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")])
+    layout = lay_out(variables_of(model), 1)
+    shifted = np.roll(np.eye(3, dtype=np.float32), 1, axis=1)
+    shifted[0] = 1, 0, 0  # right for the first image alone
+    save(tmp_path, layout, [{"parameters": shifted.ravel()}])
+    data: Any = Exclusive()
+    evaluator = Evaluator(model, layout, data, 8, softmax_cross_entropy)
+    for _ in range(2):
+        scores, _ = evaluator.score(str(tmp_path))
+        assert scores == pytest.approx({"top_1_accuracy": 1 / 3, "top_5_accuracy": 1.0})
+    assert score_names(model, data, softmax_cross_entropy) == list(scores)
+    save(tmp_path / "diverged", layout, [{"parameters": np.full(9, np.nan, np.float32)}])
+    with pytest.raises(NotFinite, match="9 scores are not finite"):
+        evaluator.score(str(tmp_path / "diverged"))
+
+
+def test_classes_count_as_each_set_says(tmp_path: Path) -> None:
+    """Of three images, the model ranks the labels of classes 0 and 1 first, and class 2's last."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, use_bias=False, name="head")])
+    layout = lay_out(variables_of(model), 1)
+    save(tmp_path, layout, [{"parameters": np.diag(np.float32([1, 1, -1])).ravel()}])
+
+    class Weighted(Data):
+        scored_classes = ScoredClasses(weights=np.array([1.0, 0.0, 3.0]))
+
+    class Annotated(Data):
+        scored_classes = ScoredClasses(annotated=np.array([0, 1]))
+
+    sets: Any = {"weighted": Weighted(), "annotated": Annotated()}
+    scores, _ = Evaluator(model, layout, Data(), 8, per_label_logistic, sets=sets).score(str(tmp_path))  # type: ignore[arg-type]
+    assert scores["map_at_100"] == pytest.approx(7 / 9)
+    assert scores["val_weighted_map_at_100"] == pytest.approx((1 + 3 / 3) / 4)
+    assert scores["val_weighted_map_at_100_unweighted"] == pytest.approx(7 / 9)
+    assert scores["val_annotated_map_at_100"] == scores["val_annotated_map_at_100_unweighted"] == 1.0
+
+
+def test_large_images_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("downpour.worker.evaluator.evaluator._VALUES_AT_ONCE", 6)
+    sizes: list[Any] = []
+
+    class Watched(keras.layers.Dense):
+        def call(self, x: Any) -> Any:
+            tf.py_function(lambda given: sizes.append(len(given)), [x], [])
+            return super().call(x)
+
+    model = keras.Sequential([keras.Input((3,)), Watched(3, use_bias=False, name="head")])
+    layout = lay_out(variables_of(model), 1)
+    save(tmp_path, layout, [{"parameters": np.eye(3, dtype=np.float32).ravel()}])
+    scores, _ = Evaluator(model, layout, Data(), 8, per_label_logistic).score(str(tmp_path))  # type: ignore[arg-type]
+    assert sizes == [2, 1] and scores["map_at_100"] == pytest.approx(1.0)
 
 
 def test_every_score_begins_with_the_states_of_a_fresh_recurrent_layer(tmp_path: Path) -> None:
