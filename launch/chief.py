@@ -139,6 +139,8 @@ def run(config: ChiefConfig) -> None:
             logging.info(
                 "empty shards take their initial values from %s; shards that hold parameters keep them", source.path
             )
+        elif getattr(job.model, "frozen", ()) and config.checkpoints.resume == "no":
+            logging.warning("model.frozen without --init_from: frozen layers keep random values; give a checkpoint")
         model = _Model(job, source, config.prepared)
         # A restarted chief needs no model, so that it is ready within a second.
         layout = chief.known_layout(shards) or model.layout()
