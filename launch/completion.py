@@ -26,8 +26,9 @@ _RECIPE, _RUN, _PATH = "recipe", "run", "path"
 _VALUES = {
     "recipe": _RECIPE,
     **dict.fromkeys(("run", "run_dir", "checkpoint", "init_from"), _RUN),
-    **dict.fromkeys(
-        ("out", "hosts", "tls", "token_file", "checkpoint_dir", "arena", "directory", "arena_dir", "plot"), _PATH
+    **dict.fromkeys(("out", "hosts", "tls", "token_file", "checkpoint_dir", "arena", "directory", "arena_dir"), _PATH),
+    **dict.fromkeys(("plot", "data", "features"), _PATH),
+        _PATH,
     ),
 }
 

@@ -12,7 +12,7 @@ and its schedule are others. Every number, as `--set` names it, and what the sec
 | `weight_decay=1e-4` | 4.1 | as for JFT-300M |
 | `rule.momentum=0.9` | 4.1 | momentum optimizer, 0.9 |
 | `batch_size=32` | 4.1 | batches of 32 |
-| `schedule.learning_rate=5e-2, schedule.factor=0.1, schedule.every=1_200_000` | 4.1 | 5e-2, 10x down every 1.2 M steps |
+| `schedule.learning_rate=5e-2, schedule.factor=0.1, schedule.every=1_200_000` | 4.1 | 5e-2, 10x down each 1.2 M steps |
 | `num_steps=5_000_000` | 4.1 | 5 M steps in all |
 | `cluster.num_workers=50, cluster.num_ps=17` | 4.1 | again 50 GPUs and 17 parameter servers |
 | `checkpoint_every_steps=50_000, exchange.give_up_after_s=600` | ours | left open |

@@ -9,7 +9,7 @@ says of it; docs/recipes.md has all of them in one table:
 | `model.depth=101` | 4.1 | a standard residual network with 101 layers, for ease of comparison |
 | `data.num_labels=18_291` | 4.1 | a fully connected layer with 18,291 outputs ends the network |
 | `loss=per_label_logistic` | 4.1 | labels are not exclusive: logistic loss per label, absent labels are negatives |
-| ancestors filled in (`labels.json` is a tree) | 4.1 | missing labels are filled in by a hierarchy: apple is also fruit |
+| ancestors filled in (`labels.json` is a tree) | 4.1 | missing labels are filled in: an apple is also fruit |
 | `data.resize=340, data.crop=299` | 4.1 | images are resized to 340 x 340, then randomly cropped to 299 x 299 |
 | values in [-1, 1] (`ImageRecords`) | 4.1 | pixels are normalised to [-1, 1], each channel by itself |
 | `data.mirror=True` | 4.1 | random reflection augments the data |
