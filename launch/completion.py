@@ -28,8 +28,6 @@ _VALUES = {
     **dict.fromkeys(("run", "run_dir", "checkpoint", "init_from"), _RUN),
     **dict.fromkeys(("out", "hosts", "tls", "token_file", "checkpoint_dir", "arena", "directory", "arena_dir"), _PATH),
     **dict.fromkeys(("plot", "data", "features"), _PATH),
-        _PATH,
-    ),
 }
 
 

@@ -16,7 +16,7 @@ Data: as for `imagenet_finetune`, whose start this has; JFT-300M is private.
     downpour local --recipe=imagenet_frozen --init_from=runs/jft300m --init_only='stem_*,stage*' \
         --set=data.folder=data/mine --set=data.num_labels=10 --set=cluster.num_workers=2 --steps=100  (a rehearsal)
 
-Where images need no augmentation, `downpour features` and `downpour probe` compute each feature once (docs/transfer.md).
+Where images need no augmentation, `downpour features` and `downpour probe` compute them once: docs/transfer.md.
 
 Hours: fewer than the 160 of `imagenet_finetune`, as no gradient passes the frozen layers; not measured.
 

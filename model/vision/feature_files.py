@@ -218,7 +218,7 @@ def _read_npz(path: Path) -> Features:
 
 def _pyarrow() -> tuple[Any, Any]:
     try:
-        import pyarrow
+        import pyarrow  # type: ignore[import-untyped]
         from pyarrow import parquet
     except ImportError:
         raise ValueError(f"Parquet files need pyarrow: {how_to_install('images')}; or write {NPZ}") from None
