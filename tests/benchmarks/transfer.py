@@ -39,7 +39,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Draws of these, and of initial values
 _RATES = flags.DEFINE_list("rates", ["3e-4", "1e-3", "3e-3"], "Rates that are tried for every arm.")
 _STEPS = flags.DEFINE_integer("steps", 150, "Steps on digits, of every arm.", 1)
 _FIRST = flags.DEFINE_integer("first_images", 20_000, "Pictures of Fashion-MNIST.", 1)
-_FIRST_STEPS = flags.DEFINE_integer("first_steps", 600, "Steps on them.", 1)
+_FIRST_STEPS = flags.DEFINE_integer("first_steps", 1000, "Steps on them.", 1)
 _OUT = flags.DEFINE_string("out", "runs/transfer", "Folder of the results.")
 
 RECIPE = ROOT / "tests/benchmarks/transfer_job.py"
