@@ -26,8 +26,8 @@ _RECIPE, _RUN, _PATH = "recipe", "run", "path"
 _VALUES = {
     "recipe": _RECIPE,
     **dict.fromkeys(("run", "run_dir", "checkpoint", "init_from"), _RUN),
-    **dict.fromkeys(("out", "hosts", "tls", "token_file", "checkpoint_dir", "arena", "directory", "arena_dir"), _PATH),
-    **dict.fromkeys(("plot", "data", "features"), _PATH),
+    **dict.fromkeys(("out", "path", "tree", "hosts", "tls", "token_file", "checkpoint_dir", "arena"), _PATH),
+    **dict.fromkeys(("directory", "arena_dir", "plot", "data", "features"), _PATH),
 }
 
 
@@ -92,7 +92,8 @@ def commands() -> dict[str, Command]:
             continue
         found = command_line.flags_of(module.define)
         options = {flag: tuple(_options(definition)) for flag, definition in found.items()}
-        argument = options[module.SYNTAX.positional][0] if module.SYNTAX.positional else None
+        positional = module.SYNTAX.positional.split()
+        argument = options[positional[0]][0] if positional else None
         known[name] = Command(tuple(option for both in options.values() for option in both), argument)
     return known
 

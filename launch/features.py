@@ -3,8 +3,8 @@
     downpour features data/mine --recipe=quickstart --checkpoint=runs/quickstart --out=features.parquet
     downpour probe features.parquet
 
-The folder holds prepared records, or plain pictures (JPEG, PNG, GIF, BMP) whose labels are the folders that they lie
-in; folders `train` and `heldout` (or `val`, `test`) at its top are splits. `--checkpoint` is a checkpoint, a run's
+The folder holds prepared records, or plain pictures in folders that are their labels, read as `downpour prepare folder`
+reads them: awkward pictures, nested folders and splits mean the same. `--checkpoint` is a checkpoint, a run's
 folder for its newest, or a file of Keras; the recipe, with the overrides it was trained with, defines the network and
 how pictures are resized and cropped. A `.keras` or `.h5` file needs no recipe: it is a network for pictures in [-1, 1].
 
@@ -28,7 +28,7 @@ from downpour.launch.roles.command_line import Syntax
 from downpour.model import weights
 from downpour.model.vision import extracting, feature_files
 from downpour.model.vision.feature_files import About
-from downpour.model.vision.pictures import PictureFolder
+from downpour.model.vision.picture_folder import PictureFolder
 from downpour.model.vision.records import RecordCounts
 
 SYNTAX = Syntax("data recipe set checkpoint layer pool out batch_size", positional="data")

@@ -19,8 +19,8 @@ and its schedule are others. Every number, as `--set` names it, and what the sec
 
 The paper calls 1.2 M steps 30 epochs, which is 1,281,167 images in batches of 32.
 
-Data: ILSVRC 2012, on request from image-net.org, and not private as JFT-300M is. A folder as
-`downpour.model.data.ImageRecords` describes it, whose `labels.json` is flat: 1,000 names without parents.
+Data: ILSVRC 2012, on request from image-net.org, and not private as JFT-300M is. Without a WordNet file and `--tree`
+`downpour prepare imagenet FOLDER --out=data/imagenet` writes 1,000 labels without parents, as this loss needs them.
 
     downpour chief --recipe=imagenet --set=data.folder=/data/imagenet --ps=... --port=2222   (and so on, or a TFJob)
     downpour local --recipe=imagenet --set=data.folder=data/mine --set=data.num_labels=10 --set=model.width=8 \

@@ -12,8 +12,8 @@ schedule has as many epochs. The numbers are those of `jft300m`, but for these, 
 
 Data: Open Images (storage.googleapis.com/openimages), not private: 9,011,219 training images, labelled by machine with
 confidences and in part by hand, long-tailed; its hierarchy covers the 600 classes that have boxes, all other labels are
-roots. A folder as `downpour.model.data.ImageRecords` describes it. Another version, or a selection of labels, has
-another number of them: `--set=data.num_labels=`, as the error that names both says.
+roots. `downpour prepare open-images FOLDER --out=data/open_images` writes it. Another version, or a selection of
+labels, has another number of them: `--set=data.num_labels=`, as the error that names both says.
 
     downpour chief --recipe=open_images --set=data.folder=/data/open_images --ps=... --port=2222   (and so on)
     downpour local --recipe=open_images --set=data.folder=data/openmoji --set=data.num_labels=130 \

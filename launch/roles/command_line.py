@@ -31,7 +31,8 @@ class Syntax:
 
     Attributes:
         shown: Names of the flags that `--help` shows, in this order, blanks between; "" for all of Downpour's.
-        positional: Flag whose value may be given as an argument without a name; "" for none.
+        positional: Flags whose values may be given as arguments without a name, in this order, blanks between; "" for
+            none.
     """
 
     shown: str = ""
@@ -66,10 +67,11 @@ def parse(doc: str, syntax: Syntax) -> None:
         rest = flags.FLAGS(sys.argv)[1:]
     except flags.UnrecognizedFlagError as error:
         raise ValueError(_unknown(error.flagname)) from None
-    if rest and syntax.positional and flags.FLAGS[syntax.positional].value is None:
-        flags.FLAGS[syntax.positional].parse(rest.pop(0))
+    for name in syntax.positional.split():
+        if rest and flags.FLAGS[name].value is None:
+            flags.FLAGS[name].parse(rest.pop(0))
     if rest:
-        may = f", but for one {syntax.positional}" if syntax.positional else ""
+        may = f", but for one {' and one '.join(syntax.positional.split())}" if syntax.positional else ""
         raise ValueError(f"unexpected argument {rest[0]!r}; every argument is a flag, --name=value{may} (see --help)")
 
 
@@ -122,7 +124,7 @@ def form_of(flag: flags.Flag[object], syntax: Syntax = PLAIN) -> str:
     """How a flag is written: `--[no]evaluator`, `--steps=N`, `[--recipe=]...`."""
     if flag.boolean:
         return f"--[no]{flag.name}" if flag.default else f"--{flag.name}"
-    name = f"[--{flag.name}=]" if flag.name == syntax.positional else f"--{flag.name}="
+    name = f"[--{flag.name}=]" if flag.name in syntax.positional.split() else f"--{flag.name}="
     return name + _SHORT_TYPES.get(flag.flag_type(), "...")
 
 

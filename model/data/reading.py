@@ -225,7 +225,7 @@ def _process_pool(reader: Reader, num_processes: int) -> ProcessPoolExecutor:
 
 def _begin(files: dict[str, str], pickled: bytes) -> None:
     global _reader
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     for name, file in files.items():
         _import(name, file)
     _reader = pickle.loads(pickled)
@@ -242,7 +242,7 @@ def _import(name: str, file: str) -> None:
         spec.loader.exec_module(module)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ends this process when the one that started it is gone, however it ended."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downpour.model.data.batches import new_images
-from downpour.model.vision.pictures import Named
+from downpour.model.vision.picture_folder import Named
 
 if TYPE_CHECKING:
     import keras

@@ -6,36 +6,48 @@ Pure Python, no arrays: `data` converts labels and their ancestors to multi-hot 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 LABELS_FILE = "labels.json"
+_ROOT = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class LabelTree:
-    """Names of all labels and the parent of each; a forest, since several labels may be roots.
+    """Names of all labels and the parents of each: a directed acyclic graph, in most data sets a forest.
+
+    Several labels may be roots, and a label may lie in several others, as "police dog" in "dog" and in "police".
+
+    Args:
+        names: See the attribute.
+        parents: Of each label the index of the label that contains it, -1 for a root, or a sequence of indices, empty
+            for a root.
 
     Attributes:
         names: Label `i` is called `names[i]`; no name occurs twice.
-        parents: Index of the label that contains label `i`, or -1 for a root.
+        parents: Indices of the labels that directly contain label `i`, in the order given, each once; none for a root.
 
     Raises:
         ValueError: Lengths differ, a name occurs twice, a parent does not exist, or labels contain each other.
     """
 
     names: tuple[str, ...]
-    parents: tuple[int, ...]
+    parents: tuple[tuple[int, ...], ...]
 
-    def __post_init__(self) -> None:
+    def __init__(self, names: Iterable[str], parents: Iterable[int | Sequence[int]]) -> None:
+        object.__setattr__(self, "names", tuple(names))
+        object.__setattr__(self, "parents", tuple(map(_each_once, parents)))
         if len(self.names) != len(self.parents):
             raise ValueError(f"label tree: {len(self.names)} names but {len(self.parents)} parents; give one per name")
         self._check_names()
         self._check_range()
-        self._check_cycles()
+        if len(self._parents_first) < len(self.names):
+            raise ValueError(f"label tree: labels contain each other, {self._circle()}; make one of them a root")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,12 +70,32 @@ class LabelTree:
 
     @cached_property
     def lineages(self) -> tuple[tuple[int, ...], ...]:
-        """For each label: itself, its parent, and so on up to its root."""
-        return tuple(tuple(self._climb(label)) for label in range(len(self.names)))
+        """For each label: itself, then all labels that contain it, each once; of a forest, in order up to the root."""
+        found: list[tuple[int, ...]] = [()] * len(self.names)
+        for label in self._parents_first:
+            above = (ancestor for parent in self.parents[label] for ancestor in found[parent])
+            found[label] = (label, *dict.fromkeys(above))
+        return tuple(found)
+
+    @cached_property
+    def depth(self) -> int:
+        """Number of labels on the longest path from a root down: 1 if all labels are roots."""
+        levels = [0] * len(self.names)
+        for label in self._parents_first:
+            levels[label] = 1 + max((levels[parent] for parent in self.parents[label]), default=0)
+        return max(levels, default=0)
+
+    @property
+    def widest(self) -> tuple[str, int]:
+        """The label with most children, the first of several, and their number; `("", 0)` if none has any."""
+        counts = [len(children) for children in self._children]
+        most = max(counts, default=0)
+        return (self.names[counts.index(most)], most) if most else ("", 0)
 
     def save(self, path: Path | str) -> None:
-        """Writes the tree as JSON: `{"names": [...], "parents": [...]}`."""
-        content = {"names": self.names, "parents": self.parents}
+        """Writes the tree as JSON: `{"names": [...], "parents": [...]}`; several parents are a list of numbers."""
+        parents = [list(each) if len(each) > 1 else next(iter(each), _ROOT) for each in self.parents]
+        content = {"names": self.names, "parents": parents}
         Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
     @classmethod
@@ -78,14 +110,42 @@ class LabelTree:
             names, parents = _columns(content)
         except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f'{path} is not a label tree: {error!r}; it holds {{"names": [text, ...], "parents": [number, ...]}}'
+                f'{path} is not a label tree: {error!r}; it holds {{"names": [text, ...], "parents": [number, ...]}}, '
+                "a list of numbers for a label in several others"
             ) from error
         return cls(names, parents)
 
-    def _climb(self, label: int) -> Iterable[int]:
-        while label >= 0:
-            yield label
-            label = self.parents[label]
+    @cached_property
+    def _children(self) -> tuple[list[int], ...]:
+        children: tuple[list[int], ...] = tuple([] for _ in self.names)
+        for label, parents in enumerate(self.parents):
+            for parent in parents:
+                children[parent].append(label)
+        return children
+
+    @cached_property
+    def _parents_first(self) -> list[int]:
+        """All labels, each behind its parents, but those in a circle of parents and below it (Kahn 1962)."""
+        missing = [len(parents) for parents in self.parents]
+        order = [label for label, count in enumerate(missing) if not count]
+        for label in order:  # which grows
+            for child in self._children[label]:
+                missing[child] -= 1
+                if not missing[child]:
+                    order.append(child)
+        return order
+
+    def _circle(self) -> str:
+        """Names a whole circle of parents: `"a" -> "b" -> "a"`, each followed by a label that contains it."""
+        outside = set(self._parents_first)
+        label = next(label for label in range(len(self.names)) if label not in outside)
+        path: dict[int, None] = {}
+        while label not in path:
+            path[label] = None
+            label = next(parent for parent in self.parents[label] if parent not in outside)
+        steps = list(path)
+        circle = [*steps[steps.index(label) :], label]
+        return " -> ".join(f'"{self.names[each]}"' for each in circle)
 
     def _check_names(self) -> None:
         seen: set[str] = set()
@@ -95,28 +155,25 @@ class LabelTree:
             seen.add(name)
 
     def _check_range(self) -> None:
-        for name, parent in zip(self.names, self.parents, strict=True):
-            if not -1 <= parent < len(self.names):
-                raise ValueError(
-                    f"label tree: the parent of {name!r} is {parent}; give -1 for a root or 0 to {len(self.names) - 1}"
-                )
-
-    def _check_cycles(self) -> None:
-        rooted: set[int] = set()
-        for label in range(len(self.names)):
-            path: list[int] = []
-            for step in self._climb(label):
-                if step in rooted:
-                    break
-                if len(path) == len(self.names):
-                    raise ValueError(f"label tree: {self.names[label]!r} lies in a circle of parents; make one a root")
-                path.append(step)
-            rooted.update(path)
+        for name, parents in zip(self.names, self.parents, strict=True):
+            for parent in parents:
+                if not 0 <= parent < len(self.names):
+                    raise ValueError(
+                        f"label tree: the parent of {name!r} is {parent}; give -1 for a root or 0 to "
+                        f"{len(self.names) - 1}"
+                    )
 
 
-def _columns(content: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _each_once(parents: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(parents, Sequence):
+        return tuple(dict.fromkeys(map(operator.index, parents)))
+    return () if parents == _ROOT else (operator.index(parents),)
+
+
+def _columns(content: Any) -> tuple[list[str], list[int | list[int]]]:
     names, parents = content["names"], content["parents"]
-    for value, kind in [(name, str) for name in names] + [(parent, int) for parent in parents]:
+    numbers = [number for each in parents for number in (each if isinstance(each, list) else [each])]
+    for value, kind in [(name, str) for name in names] + [(number, int) for number in numbers]:
         if not isinstance(value, kind):
             raise TypeError(f"{value!r} is not of type {kind.__name__}")
-    return tuple(names), tuple(parents)
+    return names, parents

@@ -24,7 +24,7 @@ _LINES = {
     "downpour status al": {"runs/alpha"},
     "downpour export --checkpoint = runs/b": {"runs/beta"},
     "downpour train --resume --run_dir = runs/": {"runs/alpha", "runs/beta"},
-    "downpour prepare o": {"openmoji"},
+    "downpour prepare o": {"openmoji", "open-images"},
     "downpour completion z": {"zsh"},
     "downpour train --batch_size = ": set(),
     "downpour nonsense ": {"--help", "--helpfull"},

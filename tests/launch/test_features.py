@@ -48,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = [{"parameters": vector} for vector in layout.scatter(initial_values(model))]
     save(f"{place}/run/checkpoints/step-0000000020", layout, vectors, step=20)
     weights.save(model, place / "net.keras", weights.KERAS)
+    (place / "empty").mkdir()
     return place
 
 
@@ -119,7 +120,7 @@ def test_plain_pictures_and_a_keras_file_need_no_recipe(folder: Path, caplog: py
     found = feature_files.read(out)
     tree = found.about.tree
     assert {"even", "odd", "even/0", "odd/9"} <= set(tree.names) and len(tree) == 12
-    assert found.splits == ["heldout"] * 10 + ["train"] * 30
+    assert found.splits == ["train"] * 30 + ["heldout"] * 10
     for name, labels in zip(found.names, found.labels, strict=True):
         assert tree.names[labels[0]] == Path(name).parent.relative_to(Path(name).parts[0]).as_posix()
         assert len(tree.with_ancestors(labels)) == 2
@@ -129,7 +130,7 @@ def test_plain_pictures_and_a_keras_file_need_no_recipe(folder: Path, caplog: py
     ("changes", "message"),
     [
         ({"data": "nowhere"}, "data folder .*nowhere is missing; give a prepared folder, or one of pictures"),
-        ({"data": "run"}, "holds neither train-.* nor pictures, .bmp, .gif, .jpeg, .jpg, .png"),
+        ({"data": "empty"}, "empty has no folder with pictures; folders are the labels"),
         ({"out": "f.csv"}, "ends in '.csv'; accepted are .parquet and .npz"),
         ({"checkpoint": "nowhere.keras"}, "nowhere.keras is missing; give a .keras"),
         ({"layer": "conv9"}, "--layer=conv9: the model 'resnet18' has no such layer; give pooled, conv2 to conv5"),
