@@ -24,7 +24,7 @@ def test_a_start_from_other_pictures_is_better(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=shape.ROOT)
         assert done.returncode == 0, done.stdout + done.stderr
         found.append(json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT ")))
-    assert found[0] == found[1] and len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3
+    assert found[0] == found[1] and len((tmp_path / "runs.jsonl").read_text().splitlines()) == 6
     means = {arm: statistics.fmean(found[0][arm]) for arm in ("scratch", "fine_tuned", "frozen", "probe")}
     assert means["fine_tuned"] > means["scratch"] and found[0]["gain"] > 0
     assert min(means.values()) > 0.3, "three times chance"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -161,13 +162,16 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_first_difference(fo
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_both_commands(folder: Path, tmp_path: Path, run_python: Callable[..., object]) -> None:
-    code = "from downpour.launch.cli import main; main()"
+def test_both_commands(folder: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "downpour.launch.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
     out = tmp_path / "f.npz"
-    done = run_python(code, "features", folder / "records", f"--checkpoint={folder / 'net.keras'}", f"--out={out}")
+    done = run("features", folder / "records", f"--checkpoint={folder / 'net.keras'}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("0 skipped\n")
-    done = run_python(code, "probe", out)
+    done = run("probe", out)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert (result["num_train"], result["num_heldout"], result["num_labels"]) == (30, 10, 10)
@@ -176,5 +180,5 @@ def test_both_commands(folder: Path, tmp_path: Path, run_python: Callable[..., o
         (("features", folder / "records"), "features lacks --checkpoint and --out; give FOLDER --checkpoint=RUN"),
         (("probe",), "no features; give the file that downpour features has written"),
     ):
-        done = run_python(code, *arguments)
+        done = run(*arguments)
         assert done.returncode == 2 and message in done.stderr
