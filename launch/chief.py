@@ -139,8 +139,6 @@ def run(config: ChiefConfig) -> None:
             logging.info(
                 "empty shards take their initial values from %s; shards that hold parameters keep them", source.path
             )
-        elif getattr(job.model, "frozen", ()) and config.checkpoints.resume == "no":
-            logging.warning("model.frozen without --init_from: frozen layers keep random values; give a checkpoint")
         model = _Model(job, source, config.prepared)
         # A restarted chief needs no model, so that it is ready within a second.
         layout = chief.known_layout(shards) or model.layout()
@@ -186,6 +184,8 @@ class _Model:
 
     def initial_values(self) -> list[np.ndarray]:
         """Returns one array per variable."""
+        if self._source is None and getattr(self._job.model, "frozen", ()):
+            logging.warning("model.frozen without --init_from: frozen layers keep random values; give a checkpoint")
         if self._prepared:
             return prepared.read_values(self._prepared)
         model, layout = self._built

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from downpour.launch import chief
 from downpour.launch.job import Job, overrides, recipe
 from downpour.launch.job.build import build
+from downpour.launch.local import prepared
 from downpour.launch.planning.simulation import simulate
-from downpour.ps.layout import FROZEN, Layout
+from downpour.ps.layout import FROZEN, Layout, Variable, lay_out
 from tests import pictures
 
 PAGE = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text()
@@ -214,3 +216,13 @@ def test_two_steps_on_frozen_features(folder: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in BASES if name != "imagenet_frozen"])
 def test_two_steps_at_toy_size(name: str, folder: Path) -> None:
     check_two_steps(toy(name, folder))
+
+
+@pytest.mark.parametrize("name", ["imagenet_frozen", "imagenet_finetune"])
+def test_frozen_layers_that_begin_at_random_are_warned_of(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared.write(tmp_path / "prepared.npz", lay_out([Variable("head/kernel", (2,))], 1), [np.zeros(2)])
+    chief._Model(recipe.load(name), None, tmp_path / "prepared.npz").initial_values()
+    warned = "model.frozen without --init_from: frozen layers keep random values" in caplog.text
+    assert warned == (name == "imagenet_frozen")
