@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples fidelity fidelity-small overlap fleet consistency chaos soak exact \
+.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples transfer fidelity fidelity-small overlap fleet consistency chaos soak exact \
 	conformance fuzz strangers docs proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
@@ -54,6 +54,10 @@ codecs: $(VENV)/quickstart
 # Thirteen of Keras' public examples, three seeds each, beside plain Keras; an hour.
 examples: $(VENV)/dev
 	$(BIN)/python -m tests.benchmarks.keras_examples
+
+# 100 digits from a network of Fashion-MNIST beside from scratch, frozen and probed, three seeds; a quarter of an hour.
+transfer: $(VENV)/dev
+	$(BIN)/python -m tests.benchmarks.transfer
 
 # Does asynchrony cost score: plain Keras beside 2 to 8 real and 16 to 200 simulated workers, three seeds; two hours.
 fidelity: $(VENV)/quickstart

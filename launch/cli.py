@@ -25,6 +25,8 @@ COMMANDS = {
     "simulate": ("downpour.launch.simulate", "train in one process as fleets of any size would"),
     "advise": ("downpour.launch.advise", "recommend settings for a fleet, by simulating it"),
     "export": ("downpour.launch.export", "write a checkpoint as a file that Keras loads"),
+    "features": ("downpour.launch.features", "write what a network computes below its head for pictures"),
+    "probe": ("downpour.launch.probe", "fit and score a linear classifier on features"),
     "ssh": ("downpour.launch.ssh", "train on the hosts that a file lists"),
     "kubernetes": ("downpour.launch.kubernetes.command", "write Kubernetes manifests of a recipe's job"),
     "certs": ("downpour.launch.certs", "make a job's certificates"),

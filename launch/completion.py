@@ -28,7 +28,7 @@ _VALUES = {
     "recipe": _RECIPE,
     **dict.fromkeys(("run", "run_dir", "checkpoint", "init_from"), _RUN),
     **dict.fromkeys(("out", "path", "tree", "hosts", "tls", "token_file", "checkpoint_dir", "arena"), _PATH),
-    **dict.fromkeys(("directory", "arena_dir", "plot"), _PATH),
+    **dict.fromkeys(("directory", "arena_dir", "plot", "data", "features"), _PATH),
 }
 
 

@@ -30,9 +30,10 @@ def _main() -> None:
     from downpour.launch import recipes
     from downpour.launch.job import recipe
 
+    width = max(map(len, recipe.names()))
     for name in recipe.names():
         first = (importlib.import_module(f"{recipes.__name__}.{name}").__doc__ or "").partition("\n")[0]
-        print(f"{name:<14} {first}")
+        print(f"{name:<{width}}  {first}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ check the name of a file without it.
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +163,28 @@ def read(path: str | Path, model: keras.Model, names: Collection[str]) -> dict[s
     return found
 
 
+def layers_in(path: str | Path) -> list[str]:
+    """Returns the names of the layers that have variables in a Keras file, in its order; for messages.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    import h5py  # type: ignore[import-untyped]
+
+    try:
+        with contextlib.ExitStack() as closing:
+            stored: Any = path
+            if file_ending(path) == KERAS:
+                stored = closing.enter_context(closing.enter_context(zipfile.ZipFile(path)).open("model.weights.h5"))
+            file = closing.enter_context(h5py.File(stored))
+            root = file.get("model_weights", file)
+            if legacy := _texts(root, "layer_names"):
+                return [name for name in legacy if _texts(root[name], "weight_names")]
+            return [name for name, group in _groups(path, file) if len(group)]
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as a file of Keras: {error}; give another file") from None
+
+
 def _read_keras(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs:
     """Reads layer by layer: the variables of a loaded model may have other paths than when it was saved."""
     import keras
@@ -176,7 +200,7 @@ def _read_keras(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs
 
 def _read_hdf5(path: str | Path, model: keras.Model, wanted: set[str]) -> Pairs:
     """Reads Keras 3's or legacy weights, whichever the file holds: both endings are in use for both."""
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     try:
         with h5py.File(path) as file:

@@ -37,6 +37,7 @@ WITH_TENSORFLOW = {
     "worker/step/step.py",
     "worker/step/traced.py",
     "worker/step/variables.py",
+    "launch/features.py",
     "launch/fit.py",
     "launch/fitting/callbacks.py",
     "launch/fitting/run.py",

@@ -32,6 +32,7 @@ _WHEEL = "tests/test_install.py::test_a_shard_runs_from_a_wheel_in_a_venv_withou
 _PREPARE = "tests/launch/test_prepare.py::test_the_commands_of_the_page_prepare_photographs_and_train_on_them"
 _SLURM = "tests/launch/test_slurm.py::test_a_job_trains_on_five_nodes_and_ends"
 _IMAGE = "tests/launch/kubernetes/test_images.py::test_the_shard_image_starts_a_shard_and_has_no_tensorflow"
+_TRANSFER = "tests/benchmarks/test_transfer.py::"
 _KUSTOMIZE = "tests/launch/kubernetes/test_kustomize.py::"
 COVERED = {
     r"pip install '\.\[worker,quickstart\]'": "tests/test_install.py::test_what_make_quickstart_installs_is_enough",
@@ -42,6 +43,9 @@ COVERED = {
     ),
     r"downpour prepare (folder|csv) ": _PREPARE,
     r"downpour train on_photos\.py": _PREPARE,
+    r"downpour train imagenet_finetune ": f"{_TRANSFER}test_a_start_from_other_pictures_is_better",
+    r"downpour features ": "tests/launch/test_features.py::test_both_commands",
+    r"downpour probe ": "tests/launch/test_features.py::test_both_commands",
     r"downpour simulate ": "tests/launch/test_simulate.py::test_workers_and_variants_stand_side_by_side",
     r"downpour advise ": "tests/launch/test_simulate.py::test_advice_names_what_to_set",
     r"downpour duplicates ": "tests/launch/test_duplicates.py::test_the_command_lists_and_removes",

@@ -133,8 +133,8 @@ def _with_source(model: Any, layout: Layout, source: Source, fresh: list[np.ndar
     names = [variable.name for variable in layout.variables]
     of_model = [name for name in names if not name.endswith(weights.ASSIGNED)]
     wanted = set().union(*(matching("--init_only", pattern, of_model) for pattern in source.only))
-    found = _read(source.path, model, wanted)
-    _check_found([variable for variable in layout.variables if variable.name in wanted], found, source)
+    found = read(source.path, model, wanted)
+    _check_found(layout, wanted, found, source)
     logging.info("%d of %d variables begin as in %s", len(wanted), len(names), source.path)
     return [found.get(name, value) for name, value in zip(names, fresh, strict=True)]
 
@@ -157,22 +157,55 @@ def _is_folder(path: str) -> bool:
     return "://" in path or Path(path).is_dir()
 
 
-def _read(path: str, model: Any, wanted: Collection[str]) -> dict[str, np.ndarray]:
+def read(path: str, model: Any, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """Reads the values of variables from a Keras file, a checkpoint or a run; those that are not there are left out.
+
+    Args:
+        path: A Keras file, a checkpoint, or a run's folder.
+        model: The model that needs them; see `weights.read`.
+        wanted: Names of the variables.
+
+    Raises:
+        ValueError: The source cannot be read.
+    """
     if not _is_folder(path):
         return weights.read(path, model, wanted)
     saved = weights.named(load_checkpoint(path))
     return {name: value for name, value in saved.items() if name in wanted}
 
 
-def _check_found(wanted: list[Variable], found: Mapping[str, np.ndarray], source: Source) -> None:
-    wrong = [v for v in wanted if v.name not in found or found[v.name].shape != v.shape]
+def _check_found(layout: Layout, names: Collection[str], found: Mapping[str, np.ndarray], source: Source) -> None:
+    wanted = [variable for variable in layout.variables if variable.name in names]
+    wrong = differences(wanted, found)
     if wrong:
-        examples = "; ".join(_difference(v, found.get(v.name)) for v in wrong[:_SHOWN])
+        instead = "" if all(v.name in found for v in wanted) else _instead(layout, source)
+        examples = "; ".join(wrong[:_SHOWN])
         raise ValueError(
             f"--init_from={source.path}: {len(wrong)} of the {len(wanted)} variables of "
             f"--init_only={','.join(source.only)} are missing there or have another shape: {examples}; "
-            "give --init_only patterns without them, or another source"
+            f"{instead}give --init_only patterns without them, or another source"
         )
+
+
+def _instead(layout: Layout, source: Source) -> str:
+    """For messages, the first layers that a source of another architecture has and the model lacks."""
+    if _is_folder(source.path):
+        there = [_layer(variable.name) for variable in load_checkpoint(source.path).layout.variables]
+    else:
+        there = weights.layers_in(source.path)
+    mine = {_layer(variable.name) for variable in layout.variables}
+    others = list(dict.fromkeys(name for name in there if name not in mine))
+    return f"layers that only the source has: {', '.join(others[:_SHOWN])}; " if others else ""
+
+
+def _layer(variable: str) -> str:
+    """The layer in the name of its variable: `stem_conv` of `stem_conv/kernel`."""
+    return variable.rpartition("/")[0].rpartition("/")[2] or variable
+
+
+def differences(wanted: Iterable[Variable], found: Mapping[str, np.ndarray]) -> list[str]:
+    """One text for each variable that is missing in what was read, or has another shape there."""
+    return [_difference(v, found.get(v.name)) for v in wanted if v.name not in found or found[v.name].shape != v.shape]
 
 
 def _difference(wanted: Variable, found: np.ndarray | None) -> str:

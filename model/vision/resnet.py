@@ -8,6 +8,7 @@ Shapes: `B` images in a batch, `S` side of an image, `F` features, `C` classes.
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ class ResNet:
             log-odds log(p / (1 - p)) as the best constant; with many rare labels and a start at 0, the first steps
             learn nothing else, since the loss sums over all labels.
         norm_momentum: Momentum of the batch-norm moving averages; lower for short training.
+        frozen: `fnmatch` patterns of layers that keep the values they begin with, `("stem_*", "stage*")` for all but
+            the head. They compute as in inference, batch norm with its moving averages, and are never pushed. The
+            job's own `frozen` names variables instead, and leaves batch norm on the averages of the batch.
 
     Raises:
         ValueError: A depth or stem that is not listed, or a number out of range.
@@ -51,6 +55,7 @@ class ResNet:
     stem: str = "7x7"
     head_bias: float = 0.0
     norm_momentum: float = 0.99
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.depth not in _DEPTHS:
@@ -61,12 +66,15 @@ class ResNet:
             raise ValueError(f"width is {self.width}; give at least 1 channel")
         if not 0 <= self.norm_momentum < 1:
             raise ValueError(f"norm_momentum is {self.norm_momentum}; give a number from 0 up to, not including, 1")
+        if isinstance(self.frozen, str):
+            raise ValueError(f"frozen is {self.frozen!r}, a text; give a tuple of patterns, such as ({self.frozen!r},)")
 
     def build(self, image_size: int, num_labels: int) -> keras.Model:
         """The built model: [B, S, S, 3] float32 in [-1, 1] to [B, C] float32 logits.
 
         Raises:
-            ValueError: `image_size` or `num_labels` is below 1.
+            ValueError: `image_size` or `num_labels` is below 1; a pattern of `frozen` matches no layer, or they match
+                every layer that is trained.
         """
         import keras
 
@@ -83,7 +91,22 @@ class ResNet:
         features = keras.layers.GlobalAveragePooling2D(data_format=_FORMAT, name="features")(x)
         bias = keras.initializers.Constant(self.head_bias)
         logits = keras.layers.Dense(num_labels, name="head", bias_initializer=bias, dtype="float32")(features)
-        return keras.Model(images, logits, name=f"resnet{self.depth}")
+        model = keras.Model(images, logits, name=f"resnet{self.depth}")
+        self._freeze(model)
+        return model
+
+    def _freeze(self, model: keras.Model) -> None:
+        for pattern in self.frozen:
+            matched = [layer for layer in model.layers if fnmatch.fnmatchcase(layer.name, pattern)]
+            if not matched:
+                raise ValueError(
+                    f"model.frozen: pattern {pattern!r} matches no layer; layers are named like stem_conv, "
+                    "stage1_block1_1_norm and head"
+                )
+            for layer in matched:
+                layer.trainable = False
+        if not model.trainable_variables:
+            raise ValueError(f"model.frozen: {', '.join(self.frozen)} match every layer; leave something to train")
 
     def _stem(self, x: Any) -> Any:
         import keras

@@ -78,7 +78,11 @@ def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("recipe", "tinny", "no recipe 'tinny'; the recipes are jft300m, paper_shape, quickstart, or give the path"),
+        (
+            "recipe",
+            "tinny",
+            "no recipe 'tinny'; the recipes are imagenet, imagenet_finetune, imagenet_frozen, ",
+        ),
         ("arena_parent", Path("/missing"), "folder /missing is missing or not writable; give another --arena_parent"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from downpour.launch import cli, completion
 from downpour.launch.completion import Command
+from downpour.launch.job import recipe
 
 # The words of a line as bash splits them, "=" among the characters that break words; then what is offered.
 _LINES = {
@@ -19,7 +20,7 @@ _LINES = {
     "downpour train --recipe = qu": {"quickstart"},
     "downpour train --recipe=qu": {"--recipe=quickstart"},
     "downpour train mi": {"mine.py"},
-    "downpour train --recipe = ": {"jft300m", "paper_shape", "quickstart", "mine.py", "runs/"},
+    "downpour train --recipe = ": {*recipe.names(), "mine.py", "runs/"},
     "downpour status al": {"runs/alpha"},
     "downpour export --checkpoint = runs/b": {"runs/beta"},
     "downpour train --resume --run_dir = runs/": {"runs/alpha", "runs/beta"},

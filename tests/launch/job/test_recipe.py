@@ -53,7 +53,7 @@ def test_refused_overrides_name_the_key(override):
 
 @pytest.mark.parametrize("name", ["quikstart", "missing.py", ""])
 def test_unknown_recipe_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match="jft300m, paper_shape, quickstart"):
+    with pytest.raises(ValueError, match="jft300m_from_imagenet, open_images, paper_shape, quickstart, or give"):
         recipe.load(name)
 
 

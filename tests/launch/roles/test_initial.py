@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import keras
@@ -144,6 +145,24 @@ def test_the_first_three_missing_variables_are_named(sources: Path) -> None:
     assert "15 of the 15 variables" in message
     assert message.count("missing there;") == 3
     assert "stage3_block6_1_conv/kernel is [1, 1, 32, 8] here, missing there; " in message
+
+
+@pytest.mark.parametrize("form", FORMS[:-1])
+def test_a_source_of_another_architecture_is_refused_with_the_first_difference(sources: Path, form: str) -> None:
+    """Its own layers are named where the model's are missing."""
+    keras.utils.set_random_seed(2)
+    images = keras.Input((8, 8, 3))
+    layers = keras.layers
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(2, 3, use_bias=False, name="conv1")(images))
+    model = keras.Model(images, layers.Dense(7, name="head")(x))
+    with pytest.raises(ValueError) as refused:
+        initial.values(model, lay_out(variables_of(model), 1), Source(str(sources / form)))
+    assert "2 of the 3 variables of --init_only=* are missing there or have another shape: " in str(refused.value)
+    assert "shape: conv1/kernel is [3, 3, 3, 2] here, missing there; head/kernel is [2, 7] here, [16, 7] there" in str(
+        refused.value
+    )
+    # Files of Keras 3 have their layers in another order.
+    assert re.search(r"layers that only the source has: (stem|stage)\w+, (stem|stage)\w+, \w+; ", str(refused.value))
 
 
 def test_a_pattern_that_matches_nothing_is_refused(sources: Path) -> None:

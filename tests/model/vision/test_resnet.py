@@ -84,3 +84,22 @@ def test_unknown_networks_are_refused(arguments, message):
 def test_empty_pictures_and_label_sets_are_refused():
     with pytest.raises(ValueError, match="num_labels 0"):
         SMALL.build(32, 0)
+
+
+def test_frozen_layers_are_not_trained_and_batch_norm_in_them_computes_as_in_inference():
+    model = ResNet(depth=18, width=2, stem="3x3/2", frozen=("stem_*", "stage*")).build(16, 5)
+    assert [variable.path for variable in model.trainable_variables] == ["head/kernel", "head/bias"]
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3)).astype(np.float32)
+    before = [variable.numpy() for variable in model.variables]
+    np.testing.assert_array_equal(model(images, training=True), model(images, training=False))
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_patterns_that_freeze_nothing_or_everything_are_refused():
+    with pytest.raises(ValueError, match=r"model.frozen: pattern 'steam_\*' matches no layer; .* stem_conv"):
+        ResNet(depth=18, width=2, frozen=("steam_*",)).build(16, 5)
+    with pytest.raises(ValueError, match=r"model.frozen: \* match every layer; leave something to train"):
+        ResNet(depth=18, width=2, frozen=("*",)).build(16, 5)
+    with pytest.raises(ValueError, match=r"frozen is 'stem_\*', a text; give a tuple of patterns"):
+        ResNet(frozen="stem_*")
