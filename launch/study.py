@@ -155,6 +155,8 @@ def _data_size(job: Job, values: dict[str, Any]) -> Study:
 def _labels(job: Job, values: dict[str, Any]) -> Study:
     sizes = grid.whole_sizes(values["sizes"])
     tree = job.data.labels if has_labelled_images(job.data) else None
+    if tree is not None:
+        vocabulary.check_sizes(sizes, len(tree))  # before counting, which takes long
     choose = {"frequency": vocabulary.most_frequent, "subtree": vocabulary.subtrees}[values["by"]]
     vocabularies = choose(vocabulary.counts_of(job.data, job.batch_size), sizes, tree)
     trials = grid.of_labels(job, vocabularies, values["scored"])

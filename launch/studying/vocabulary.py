@@ -50,11 +50,16 @@ def most_frequent(counts: NDArray[np.int64], sizes: Sequence[int], tree: LabelTr
     Raises:
         ValueError: There are fewer labels than the largest size.
     """
-    if sizes[-1] > len(counts):
-        raise ValueError(f"--sizes: {sizes[-1]} is more than the {len(counts)} labels that there are")
+    check_sizes(sizes, len(counts))
     depth = [len(line) for line in tree.lineages] if tree else [0] * len(counts)
     order = sorted(range(len(counts)), key=lambda label: (-counts[label], depth[label], label))
     return [tuple(sorted(order[:size])) for size in sizes]
+
+
+def check_sizes(sizes: Sequence[int], num_labels: int) -> None:
+    """Raises `ValueError` for a size, the last being the largest, beyond the number of labels."""
+    if sizes[-1] > num_labels:
+        raise ValueError(f"--sizes: {sizes[-1]} is more than the {num_labels} labels that there are")
 
 
 def subtrees(counts: NDArray[np.int64], sizes: Sequence[int], tree: LabelTree | None) -> list[tuple[int, ...]]:
