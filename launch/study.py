@@ -4,7 +4,7 @@
     downpour study labels --recipe=quickstart --sizes=20,60,130
     downpour study capacity --recipe=quickstart --field=model.width --sizes=4,8,16
     downpour study epochs --recipe=quickstart --scores=10
-    downpour study init --recipe=quickstart --init_from=runs/first --init_only='stem_*,stage*'
+    downpour study init --recipe=quickstart --init_from=runs/first
 
 Every training is a local run with its own processes, as `downpour train`. `data-size` trains on parts of the examples,
 all for the recipe's steps, or with --equal=epochs for its epochs. `labels` keeps the most frequent labels, or with

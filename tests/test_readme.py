@@ -38,6 +38,7 @@ COVERED = {
     r"python -m build --wheel": _WHEEL,
     r"downpour simulate ": "tests/launch/test_simulate.py::test_workers_and_variants_stand_side_by_side",
     r"downpour advise ": "tests/launch/test_simulate.py::test_advice_names_what_to_set",
+    r"downpour study ": "tests/launch/test_study.py::test_a_study_that_was_killed_goes_on",
     r"downpour ssh ": "tests/launch/test_ssh.py::test_a_job_on_four_hosts_trains_with_tls_and_leaves_nothing_behind",
     r"export RECIPE=": _SLURM,
     r"sbatch docs/slurm\.sbatch": _SLURM,
