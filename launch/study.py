@@ -2,7 +2,7 @@
 
     downpour study data-size --recipe=quickstart --fractions=0.1,0.3,1
     downpour study labels --recipe=quickstart --sizes=20,60,130
-    downpour study capacity --recipe=quickstart --field=model.width --sizes=4,8,16
+    downpour study capacity --recipe=quickstart --field=model.width --sizes=8,16
     downpour study epochs --recipe=quickstart --scores=10
     downpour study init --recipe=quickstart --init_from=runs/first
 
