@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples transfer fidelity fidelity-small overlap fleet consistency chaos soak exact \
-	conformance fuzz strangers docs proto clean
+.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples transfer fidelity fidelity-small overlap fleet consistency chaos \
+	soak exact conformance fuzz strangers study docs proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
 # folder runs/quickstart is this demonstration's own.
@@ -67,6 +67,14 @@ fidelity: $(VENV)/quickstart
 # The same of Fashion-MNIST (Debian's dataset-fashion-mnist) alone, 2 real and 50 simulated workers; a quarter of an hour.
 fidelity-small: $(VENV)/dev
 	$(BIN)/python -m tests.benchmarks.fidelity --data=fashion --workers=2 --simulated=50 --out=runs/fidelity_small
+
+# How the score grows with data, the last line of Fashion-MNIST (Debian's dataset-fashion-mnist); half an hour.
+study: $(VENV)/dev
+	$(BIN)/downpour prepare openmoji --out=data/openmoji
+	$(BIN)/python -m downpour.launch.cli study data-size --recipe=quickstart --fractions=0.1,0.316,1 --seeds=2 --set=cluster.num_ps=2 \
+		--set=num_steps=350 --set=schedule.every=150 --set=checkpoint_every_steps=350 --out=runs/study_quickstart
+	$(BIN)/python -m downpour.launch.cli study data-size --recipe=tests/benchmarks/fashion_tree_job.py \
+		--sizes=600,2000,6000,20000,60000 --out=runs/study_fashion_mnist
 
 # What overlapping the exchange brings on a thin line, and whether it is found; a quarter of an hour, root, alone.
 overlap: $(VENV)/dev

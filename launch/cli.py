@@ -23,6 +23,7 @@ COMMANDS = {
     "layout": ("downpour.launch.layout_table", "print where a recipe's parameters are placed"),
     "plan": ("downpour.launch.plan", "predict steps a second, bottleneck, staleness, number of shards"),
     "simulate": ("downpour.launch.simulate", "train in one process as fleets of any size would"),
+    "study": ("downpour.launch.study", "train a grid: how a score grows with data, labels, capacity"),
     "advise": ("downpour.launch.advise", "recommend settings for a fleet, by simulating it"),
     "export": ("downpour.launch.export", "write a checkpoint as a file that Keras loads"),
     "features": ("downpour.launch.features", "write what a network computes below its head for pictures"),

@@ -49,6 +49,7 @@ COVERED = {
     r"downpour simulate ": "tests/launch/test_simulate.py::test_workers_and_variants_stand_side_by_side",
     r"downpour advise ": "tests/launch/test_simulate.py::test_advice_names_what_to_set",
     r"downpour duplicates ": "tests/launch/test_duplicates.py::test_the_command_lists_and_removes",
+    r"downpour study ": "tests/launch/test_study.py::test_a_study_that_was_killed_goes_on",
     r"downpour ssh ": "tests/launch/test_ssh.py::test_a_job_on_four_hosts_trains_with_tls_and_leaves_nothing_behind",
     r"export RECIPE=": _SLURM,
     r"sbatch docs/slurm\.sbatch": _SLURM,

@@ -22,11 +22,12 @@ from downpour.model.data.nests import num_examples
 from downpour.model.data.order import Lease, Order, Place
 from downpour.model.data.preparation import Preparation, blank_like, check_alike
 from downpour.model.data.reading import Reader, check_picklable, items_read
+from downpour.model.data.restriction import Restriction
 from downpour.model.vision.records import RecordCounts
 
 
 @dataclass(frozen=True, eq=False)
-class Examples(Preparation):
+class Examples(Preparation, Restriction):
     """Examples out of indexed sources; batches are `(x, y, sample_weight)`.
 
     A source is one of: an array; a dict or tuple of arrays (nested as x, y and weights are), indexed along axis 0;
@@ -57,6 +58,7 @@ class Examples(Preparation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_restriction()
         for name, least in (("num_threads", 1), ("num_processes", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -69,7 +71,7 @@ class Examples(Preparation):
         Raises:
             ValueError: The source is refused; see `check`.
         """
-        return len(self._train)
+        return self.num_used(len(self._train))
 
     def positions_in_batch(self, batch_size: int) -> int:
         """Positions of the leases that a batch takes: its examples, or 1 where items are batches."""
@@ -149,14 +151,16 @@ class Examples(Preparation):
                 example is refused.
         """
         check_batch_size(batch_size)
-        reader = Reader(self._train, self.map, seed, self.num_records)
+        num_items = len(self._train)
+        reader = Reader(self._train, self.map, seed, num_items)
         if self._train.opened.batched:
             first = zip([0], reader.read([Place(0, 0, 0)]), strict=True)
             counts, batcher = RecordCounts(), self.batcher("train", is_training=True)
             next(whole(first, batcher, batch_size, counts, by_examples=False), None)  # refuses another size
         else:
             check_fits(batch_size, self.num_records)
-        return self._load(reader, Order(self.num_records, seed, shuffle=self.shuffle), leases, batch_size)
+        order = Order(self.num_records, seed, shuffle=self.shuffle, chosen=self.chosen(num_items, seed))
+        return self._load(reader, order, leases, batch_size)
 
     def heldout(self, *, batch_size: int) -> Batches:
         """One pass over the held-out examples in the order of the source; the last batch may be short.
@@ -216,7 +220,7 @@ class Examples(Preparation):
             made = gathered(items, len(source), batcher, batch_size, counts)
         if is_training and not source.batched:
             made = of_size(made, batch_size)
-        return Batches(made, counts)
+        return Batches(self.with_labels(made, is_training=is_training), counts)
 
     def _items(self, reader: Reader, places: Iterable[Place], size: int) -> Iterator[tuple[int, Any]]:
         threads = self._num_at_once("threads", self.num_threads, 1)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from downpour.model.data.batches import Batches, PlacedBatch, check_batch_size, multi_hot, new_images, one_hot
 from downpour.model.data.order import Lease, Order, Place, augmentation
 from downpour.model.vision import scored_classes
+from downpour.model.data.restriction import Restriction
 from downpour.model.vision.decode import Decoder, Picture
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import RecordCounts, RecordIndex, read_records
@@ -33,7 +34,7 @@ _STREAMED_BLOCK = 64  # consecutive records, read from one place of the disk
 
 
 @dataclass(frozen=True)
-class ImageRecords:
+class ImageRecords(Restriction):
     """Images out of the TFRecord files of a folder: `train-*.tfrecord`, `heldout-*.tfrecord` and `labels.json`.
 
     A folder of `validation_sets` needs no training files. If it has an `annotated.json`, only the classes listed there
@@ -70,6 +71,7 @@ class ImageRecords:
     class_weights: Path | str = ""
 
     def __post_init__(self) -> None:
+        self.check_restriction()
         if self.num_labels < 1:
             raise ValueError(f"num_labels is {self.num_labels}; give a whole number of at least 1")
         if not 1 <= self.crop <= self.resize:
@@ -111,7 +113,7 @@ class ImageRecords:
     @property
     def num_records(self) -> int:
         """See `Dataset.num_records`."""
-        return len(self._index)
+        return self.num_used(len(self._index))
 
     def check(self) -> None:
         """See `Dataset.check`."""
@@ -126,10 +128,11 @@ class ImageRecords:
         self.check()
         keep = self._fits_memory()
         counts = RecordCounts(judge_after=None) if keep else RecordCounts()
-        places = Order(self.num_records, seed, 1 if keep else _STREAMED_BLOCK).places(leases)
-        pictures = self._kept(places, counts) if keep else self._streamed(places, counts)
+        chosen = self.chosen(len(self._index), seed)
+        places = Order(self.num_records, seed, 1 if keep else _STREAMED_BLOCK, chosen=chosen).places(leases)
+        pictures = self._kept(places, chosen, counts) if keep else self._streamed(places, counts)
         whole = (group for group in _groups(pictures, batch_size) if len(group.members) == batch_size)
-        return Batches(self._assemble(whole, seed), counts)
+        return Batches(self.with_labels(self._assemble(whole, seed), is_training=True), counts)
 
     def heldout(self, *, batch_size: int) -> Batches:
         """See `Dataset.heldout`."""
@@ -137,7 +140,8 @@ class ImageRecords:
         self.check()
         counts = RecordCounts(judge_after=None)
         pictures = ((None, picture) for picture in self._in_order("heldout", counts))
-        return Batches(self._assemble(_groups(pictures, batch_size), seed=0), counts)
+        made = self._assemble(_groups(pictures, batch_size), seed=0)
+        return Batches(self.with_labels(made, is_training=False), counts)
 
     def _files(self, split: str) -> list[Path]:
         files = sorted(Path(self.folder).glob(f"{split}-*.tfrecord"))
@@ -151,8 +155,16 @@ class ImageRecords:
     def _index(self) -> RecordIndex:
         return RecordIndex(self._files("train"))
 
-    def _kept(self, places: Iterator[Place], counts: RecordCounts) -> Iterator[_Member]:
-        pictures = list(self._in_order("train", counts))
+    def _kept(
+        self, places: Iterator[Place], chosen: NDArray[np.int64] | None, counts: RecordCounts
+    ) -> Iterator[_Member]:
+        if chosen is None:
+            pictures = dict(enumerate(self._in_order("train", counts)))
+        else:
+            numbers = chosen.tolist()
+            decoded = Decoder(self.resize, self.num_labels).decode_all(self._index.read(numbers), counts)
+            pictures = dict(zip(numbers, decoded, strict=True))
+            counts.judge()
         for place in places:
             yield place, pictures[place.record]
 

@@ -52,9 +52,18 @@ class Order:
         seed: Another seed gives another order; at least 0.
         block: Consecutive records that stay in one window; 1 shuffles all records.
         shuffle: If False, position p of every epoch has record p.
+        chosen: [num_records] numbers of the records that epochs are made of, ascending; None for the first ones.
     """
 
-    def __init__(self, num_records: int, seed: int, block: int = 1, *, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        num_records: int,
+        seed: int,
+        block: int = 1,
+        *,
+        shuffle: bool = True,
+        chosen: NDArray[np.int64] | None = None,
+    ) -> None:
         if num_records < 1 or seed < 0 or block < 1:
             raise ValueError(
                 f"num_records is {num_records}, seed {seed} and block {block}; give at least 1 record, 0 and 1"
@@ -63,6 +72,7 @@ class Order:
         self._seed = seed
         self._block = block
         self._shuffle = shuffle
+        self._chosen = chosen
         self._num_blocks = -(-num_records // block)
         self._permutations: dict[int, NDArray[np.int64]] = {}
 
@@ -77,11 +87,8 @@ class Order:
                 f"positions {lease.start} to {lease.stop} are not within an epoch of {self._num_records} records; "
                 "chief and workers count different records: give all of them the same data"
             )
-        if not self._shuffle:
-            return np.arange(lease.start, lease.stop)
-        if self._block == 1:
-            return self._permutation(lease.epoch)[lease.start : lease.stop]
-        return self._in_blocks(lease.epoch, self._within_windows(lease))
+        numbers = self._shuffled(lease) if self._shuffle else np.arange(lease.start, lease.stop)
+        return numbers if self._chosen is None else self._chosen[numbers]
 
     def places(self, leases: Iterable[Lease]) -> Iterator[Place]:
         """Yields every position of the leases, in order."""
@@ -107,6 +114,11 @@ class Order:
                 missing -= len(numbers)
         if parts:
             yield np.concatenate(parts)
+
+    def _shuffled(self, lease: Lease) -> NDArray[np.int64]:
+        if self._block == 1:
+            return self._permutation(lease.epoch)[lease.start : lease.stop]
+        return self._in_blocks(lease.epoch, self._within_windows(lease))
 
     def _within_windows(self, lease: Lease) -> NDArray[np.int64]:
         """[stop - start] int64: the positions in the permuted blocks of a lease, after every window is shuffled."""
