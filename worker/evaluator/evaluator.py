@@ -168,7 +168,7 @@ def _average_precision(model: keras.Model) -> Evaluate:
         best = metrics.BestPredictions()
         for images, labels in batches:
             metrics.check_labels(np.asarray(labels))
-            best.add(predict(images).numpy(), labels)
+            best.add(predict(tensors_of(images)).numpy(), labels)
         mean, chance = best.mean(), best.chance()
         values = mean.weighted, mean.unweighted, chance.unweighted, chance.weighted
         return dict(zip(_AVERAGE_PRECISION, values, strict=True))
