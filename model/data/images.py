@@ -26,7 +26,7 @@ from downpour.model.data.pixels import Pixels
 from downpour.model.vision.decode import Decoder, Picture
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import RecordCounts, RecordIndex, read_records
-from downpour.model.vision.resampling import Window
+from downpour.model.vision.window import Window
 
 _STREAMED_BLOCK = 64  # consecutive records, read from one place of the disk
 

@@ -1,9 +1,9 @@
 """Decodes records to pictures on a few threads, in order, and counts every failure.
 
 TensorFlow decodes, with its own settings: JPEG by libjpeg-turbo's fast integer transform and smooth chroma upsampling.
-It is imported when a `Decoder` is made. Decoding and resizing release Python's interpreter lock, so plain threads keep
-all cores busy; the records keep their order, and a record that fails is reported by file and number. tf.data's
-`ignore_errors` would drop it unreported.
+It and numba are imported when a `Decoder` is made. Decoding and resizing release Python's interpreter lock, so plain
+threads keep all cores busy; the records keep their order, and a record that fails is reported by file and number.
+tf.data's `ignore_errors` would drop it unreported.
 
 A record is parsed and decoded by two calls, not by a `tf.function`, whose call alone takes 0.3 ms, as an eighth of a
 JPEG of ImageNet's size.
@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from downpour.model.vision.records import IMAGE_KEY, LABELS_KEY, NAME_KEY, Record, RecordCounts
-from downpour.model.vision.resampling import Window, resized
+from downpour.model.vision.window import Window
 
 _MOST_THREADS = 16
 _AHEAD = 8  # records of each thread
@@ -44,7 +44,10 @@ class Decoder:
     def __init__(self, resize: int, num_labels: int) -> None:
         import tensorflow as tf
 
+        from downpour.model.vision.resampling import resized
+
         self._tf: Any = tf
+        self._resized = resized
         self._errors = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)
         self._resize = resize
         self._num_labels = num_labels
@@ -65,7 +68,7 @@ class Decoder:
             image = self._tf.io.decode_image(encoded, channels=3, expand_animations=False)
         except self._errors as error:
             raise ValueError(_gist(error.message)) from error
-        return Picture(resized(np.asarray(image), self._resize, window), self._in_range(labels))
+        return Picture(self._resized(np.asarray(image), self._resize, window), self._in_range(labels))
 
     def _parsed(self, data: bytes) -> tuple[bytes, list[int]]:
         features = self._features(data)
@@ -143,5 +146,6 @@ def num_cores() -> int:
 
 
 def _gist(message: str) -> str:
-    """The relevant part of a TensorFlow error: its last line, without the name of the operation."""
-    return message.partition("\n\t [[")[0].splitlines()[-1].partition(" [Op:")[0][:160]
+    """The relevant part of a TensorFlow error: its last line, without the names of nodes and of the operation."""
+    line = message.partition("\n\t [[")[0].splitlines()[-1]
+    return line.rpartition("}} ")[2].partition(" [Op:")[0][:160]

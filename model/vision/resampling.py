@@ -14,30 +14,16 @@ Shapes: `R` side after the resize, `S` side of a window.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
 from downpour.compiled import declared
+from downpour.model.vision.window import Window
 
 _CHANNELS = 3
 _f = np.float32
-
-
-class Window(NamedTuple):
-    """A square part of a resized image, in pixels; `is_mirrored` turns its left to its right."""
-
-    top: int
-    left: int
-    side: int
-    is_mirrored: bool = False
-
-    def of(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A view of the window of a whole image [R, R, 3]."""
-        part = image[self.top : self.top + self.side, self.left : self.left + self.side]
-        return part[:, ::-1] if self.is_mirrored else part
 
 
 def resized(image: NDArray[np.uint8], resize: int, window: Window | None = None) -> NDArray[np.uint8]:

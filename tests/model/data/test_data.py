@@ -432,7 +432,7 @@ def test_recipes_can_name_data_and_networks_without_tensorflow():
         "import sys; from downpour.model import data;"
         "from downpour.model.vision import labels, losses, metrics, openmoji, records, resnet;"
         "data.ImageRecords('x', 5); data.GeneratedImages(); resnet.ResNet();"
-        "sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
+        "sys.exit(bool({'tensorflow', 'keras', 'numba'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from downpour.model.vision.resampling import Window, resized
+from downpour.model.vision.resampling import resized
+from downpour.model.vision.window import Window
 
 SHAPES = [
     (375, 500, 340),
