@@ -4,7 +4,7 @@
 
 JPEGs of ImageNet's usual size, 500 x 375 pixels and about 110 KB, in TFRecord files: decode, resize to 340 x 340, cut
 a random window of 299 x 299, mirror half of them, scale to [-1, 1], batches of 32 float tensors, labels as multi-hot
-rows. The pictures are cut out of the JPEGs below `--photographs`, each in several ways, or of scikit-learn's two photographs.
+rows. The pictures are cut out of the JPEGs below `--photographs`, each in several ways, or of scikit-learn's two.
 
 | pipeline  | what                                                                                             |
 |-----------|--------------------------------------------------------------------------------------------------|
