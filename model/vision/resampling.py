@@ -1,4 +1,4 @@
-"""Resizes a decoded image to a square and cuts a window out of it, computing only the window.
+"""Resizes a decoded image to a square and cuts a window out of it, computing only the window; makes floats of bytes.
 
 The result is that of `tf.image.resize(image, [R, R], antialias=True)` rounded to bytes: bilinear, and where the image
 shrinks the triangle is as wide as it shrinks. Of 81 M bytes of photographs 1 in 74,000 differs from TensorFlow's, by
@@ -114,5 +114,17 @@ def _resample(image, row_firsts, row_weights, firsts, weights, out):  # type: ig
             line[i] = np.uint8(np.rint(sums[i]))
 
 
-if __name__ == "__main__":  # compiles it beforehand, for images of containers
+def scaled(values: NDArray[np.uint8], scale: np.float32, offset: np.float32, out: NDArray[np.float32]) -> None:
+    """Fills `out` with `values * scale + offset`, rounded after each of the two; both contiguous, of one size."""
+    _scale()(values.reshape(-1), scale, offset, out.reshape(-1))
+
+
+@declared(types.Array(types.uint8, 1, "C", readonly=True), types.float32, types.float32, types.float32[::1])
+def _scale(values, scale, offset, out):  # type: ignore[no-untyped-def]
+    for i in range(out.size):
+        out[i] = values[i] * scale + offset
+
+
+if __name__ == "__main__":  # compiles them beforehand, for images of containers
     _resample()
+    _scale()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from downpour.model.data import pixels as pixel_module
 from downpour.model.data.nests import num_examples
 from downpour.model.data.pixels import Pixels
 from downpour.worker.step.sharing import specs_of, tensors_of
@@ -21,7 +22,10 @@ def expected() -> np.ndarray:
     return floats
 
 
-def test_every_reader_gets_the_same_bits() -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_every_reader_gets_the_same_bits(on_device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator the same function computes; here it runs on the processor."""
+    monkeypatch.setattr(pixel_module, "has_accelerator", lambda: on_device)
     pixels = Pixels(ALL)
     (tensor,) = tensors_of((pixels,))
     readings = np.asarray(pixels), np.stack(list(pixels)), tensor.numpy(), tf.convert_to_tensor(pixels).numpy()
