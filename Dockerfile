@@ -56,6 +56,7 @@ RUN case "${ACCELERATOR}" in cpu) worker=worker-cpu cuda= ;; gpu) worker=worker 
 RUN find /opt/downpour/venv -path '*/downpour/*' -name '*.py' -exec touch --date=@1000000000 {} + \
     && python -m compileall -q -f --invalidation-mode=unchecked-hash /opt/downpour/venv/lib/python3.11/site-packages/downpour
 RUN python -m downpour.ps.apply.kernels \
+    && python -m downpour.model.vision.resampling \
     && python -m pip uninstall --quiet --yes setuptools pip \
     && chmod -R a+rX /opt/downpour
 

@@ -39,7 +39,7 @@ class RegisterReply(_message.Message):
     def __init__(self, stop: bool = ..., incarnation: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("worker", "incarnation", "version", "steps", "examples", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds", "epochs", "wait_seconds", "exchanges_ahead", "pulls_late", "staleness_own_sum", "staleness_early_sum", "periods", "period_seconds", "period_square_seconds")
+    __slots__ = ("worker", "incarnation", "version", "steps", "examples", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds", "epochs", "wait_seconds", "exchanges_ahead", "pulls_late", "staleness_own_sum", "staleness_early_sum", "periods", "period_seconds", "period_square_seconds", "input_share")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class WorkerReport(_message.Message):
     PERIODS_FIELD_NUMBER: _ClassVar[int]
     PERIOD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PERIOD_SQUARE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_SHARE_FIELD_NUMBER: _ClassVar[int]
     worker: int
     incarnation: int
     version: int
@@ -104,7 +105,8 @@ class WorkerReport(_message.Message):
     periods: int
     period_seconds: float
     period_square_seconds: float
-    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ..., epochs: _Optional[_Iterable[_Union[EpochSums, _Mapping]]] = ..., wait_seconds: _Optional[float] = ..., exchanges_ahead: _Optional[int] = ..., pulls_late: _Optional[int] = ..., staleness_own_sum: _Optional[float] = ..., staleness_early_sum: _Optional[float] = ..., periods: _Optional[int] = ..., period_seconds: _Optional[float] = ..., period_square_seconds: _Optional[float] = ...) -> None: ...
+    input_share: float
+    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ..., epochs: _Optional[_Iterable[_Union[EpochSums, _Mapping]]] = ..., wait_seconds: _Optional[float] = ..., exchanges_ahead: _Optional[int] = ..., pulls_late: _Optional[int] = ..., staleness_own_sum: _Optional[float] = ..., staleness_early_sum: _Optional[float] = ..., periods: _Optional[int] = ..., period_seconds: _Optional[float] = ..., period_square_seconds: _Optional[float] = ..., input_share: _Optional[float] = ...) -> None: ...
 
 class EpochSums(_message.Message):
     __slots__ = ("epoch", "steps", "loss_sum")
@@ -265,7 +267,7 @@ class ProgressReply(_message.Message):
         shards: _containers.RepeatedCompositeFieldContainer[ProgressReply.Shard]
         def __init__(self, recipe: _Optional[str] = ..., job_id: _Optional[str] = ..., epochs: _Optional[float] = ..., train_seconds: _Optional[float] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., score_step: _Optional[int] = ..., checkpoint: _Optional[str] = ..., checkpoint_step: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[ProgressReply.Worker, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ProgressReply.Shard, _Mapping]]] = ...) -> None: ...
     class Worker(_message.Message):
-        __slots__ = ("index", "state", "host", "incarnation", "steps", "examples", "silent_seconds")
+        __slots__ = ("index", "state", "host", "incarnation", "steps", "examples", "silent_seconds", "input_share")
         class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
             __slots__ = ()
             STATE_UNSPECIFIED: _ClassVar[ProgressReply.Worker.State]
@@ -285,6 +287,7 @@ class ProgressReply(_message.Message):
         STEPS_FIELD_NUMBER: _ClassVar[int]
         EXAMPLES_FIELD_NUMBER: _ClassVar[int]
         SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        INPUT_SHARE_FIELD_NUMBER: _ClassVar[int]
         index: int
         state: ProgressReply.Worker.State
         host: str
@@ -292,7 +295,8 @@ class ProgressReply(_message.Message):
         steps: int
         examples: int
         silent_seconds: float
-        def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ProgressReply.Worker.State, str]] = ..., host: _Optional[str] = ..., incarnation: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., silent_seconds: _Optional[float] = ...) -> None: ...
+        input_share: float
+        def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ProgressReply.Worker.State, str]] = ..., host: _Optional[str] = ..., incarnation: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., silent_seconds: _Optional[float] = ..., input_share: _Optional[float] = ...) -> None: ...
     class Shard(_message.Message):
         __slots__ = ("address", "state", "version", "pushes", "state_bytes")
         class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):

@@ -14,7 +14,7 @@ import downpour
 
 ROOT = Path(__file__).parents[1]
 # Belongs to no folder and imports none, so that all may import it.
-COMMON = {name for name, value in vars(downpour).items() if not isinstance(value, ModuleType)} | {"files"}
+COMMON = {name for name, value in vars(downpour).items() if not isinstance(value, ModuleType)} | {"files", "compiled"}
 ALLOWED = {
     "proto": {"proto"},
     "ps": {"proto", "ps"},

@@ -23,6 +23,7 @@ from downpour.proto.errors import DownpourError, Unreachable
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Answer
 from downpour.worker.exchange.overlap import Course
+from downpour.worker.input_share import InputShare, Spent
 
 _EVERY_S = 1.0
 _LOOK_EVERY_S = 0.1
@@ -66,6 +67,8 @@ class Reporter:
         self._sums: dict[int, EpochSums] = {}
         self._computed_s: float | None = None  # when the last step was computed
         self._lease_since_s: float | None = None  # when a lease was requested that has not come; None: reported since
+        self._lease_s = 0.0  # waited for leases
+        self._input = InputShare()
         self._unsent: set[int] = set()  # epochs whose sums have changed since the last acknowledged report
         self._lock = threading.Lock()
         self._refusal: DownpourError | None = None
@@ -146,12 +149,22 @@ class Reporter:
                 logging.debug("push %d/%d/%d acknowledged", self._worker, self.incarnation, name)
 
     def read(self, counts: RecordCounts, input_s: float) -> None:
-        """Sets the numbers of records read and skipped so far; counts the seconds that the loop waited for a batch."""
+        """Sets the numbers of records read and skipped so far; counts the seconds that the loop waited for a batch.
+
+        Warns once if these are much of a step; see `InputShare`.
+        """
         with self._lock:
-            self._totals.input_seconds += input_s
-            self._totals.records_read = counts.read
-            self._totals.records_skipped = counts.skipped
-            self._totals.skipped_examples[:] = counts.examples
+            totals = self._totals
+            totals.input_seconds += input_s
+            totals.records_read = counts.read
+            totals.records_skipped = counts.skipped
+            totals.skipped_examples[:] = counts.examples
+            others_s = totals.compute_seconds + totals.wait_seconds
+            spent = Spent(totals.steps, totals.examples, totals.input_seconds, self._lease_s, others_s)
+            warning = self._input.add(spent)
+            totals.input_share = self._input.largest
+        if warning:
+            logging.warning("%s", warning)
 
     def leases(self) -> Iterator[Lease]:
         """Yields leases without end, each requested from the chief when it is needed.
@@ -161,9 +174,11 @@ class Reporter:
             Unreachable: The chief does not answer.
         """
         for number in itertools.count():
-            self._lease_since_s = time.monotonic()
+            begin_s = self._lease_since_s = time.monotonic()
             lease = self._chief.lease(self._worker, self.incarnation, number)
             self._lease_since_s = None
+            with self._lock:
+                self._lease_s += time.monotonic() - begin_s
             yield lease
 
     def finish(self, failure: str = "") -> None:

@@ -27,12 +27,13 @@ from downpour.worker.chief.details import details
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
+from downpour.worker.input_share import LIMIT
 
 _WITHIN_S = 5.0  # for an answer
 _SHARD_STATUS = "/downpour.v1.ParameterServer/Status"
 _FILES = (owner.SUMMARY, owner.JOURNAL, report.HISTORY_FILE, owner.LOCK, owner.LAUNCHER_LOCK)
 _SAME_IN_SUMMARY = (
-    *("recipe", "seconds", "loss", "staleness_mean", "seconds_per_step", "epochs"),
+    *("recipe", "seconds", "loss", "staleness_mean", "seconds_per_step", "input_bound", "epochs"),
     *("ended_by", "ended_because", "failure", "best"),
 )
 _FAULTS = ("records_repeated", "records_skipped", "steps_skipped", "pushes_dropped", "pushes_refused")
@@ -148,6 +149,9 @@ def _of_reply(reply: pb.ProgressReply) -> dict[str, Any]:
         "checkpoint": {"step": more.checkpoint_step, "directory": more.checkpoint} if more.checkpoint else None,
         "failure": reply.failure,
         "faults": dict(more.faults),
+        "input_bound": {
+            str(worker.index): round(worker.input_share, 3) for worker in more.workers if worker.input_share > LIMIT
+        },
         "workers": [_of_worker(worker) for worker in more.workers],
         "shards": [_of_known_shard(shard) for shard in more.shards],
     }
@@ -162,6 +166,7 @@ def _of_worker(worker: pb.ProgressReply.Worker) -> dict[str, Any]:
         "steps": worker.steps,
         "examples": worker.examples,
         "silent_seconds": round(worker.silent_seconds, 1),
+        "input_share": round(worker.input_share, 3),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from downpour.launch.observe.report import step_words
 
 _MOST_ROWS = 20  # of workers, and of shards
+_MOST_NAMED = 4  # workers that wait for data
 _LABEL = 12  # columns
 _MB = 1e6
 
@@ -59,6 +60,7 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "speed", _speed(status)
     seconds = status.get("seconds_per_step") or {}
     yield "a step", f"{step_words(seconds)} s of a worker" if seconds else ""
+    yield "input", _input(status.get("input_bound") or {})
     yield "memory", ", ".join(f"{role} {size:.0f} MB" for role, size in (status.get("peak_pss_mb") or {}).items())
     saved = status.get("checkpoint")
     yield "checkpoint", f"step {saved['step']}, {saved['directory']}" if saved else ""
@@ -71,6 +73,16 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     faults = ", ".join(f"{name} {count}" for name, count in status.get("faults", {}).items())
     yield "faults", faults or ("none" if "faults" in status else "")
+
+
+def _input(shares: Mapping[str, float]) -> str:
+    """Which workers compute faster than they read."""
+    if not shares:
+        return ""
+    shown = sorted(shares, key=lambda worker: -shares[worker])[:_MOST_NAMED]
+    names = ", ".join(f"worker {worker} for {shares[worker]:.0%}" for worker in shown)
+    more = f" and {len(shares) - len(shown)} more" if len(shares) > len(shown) else ""
+    return f"waits for data: {names} of a step{more}; more threads or less to decode (docs/data.md)"
 
 
 def _ended(status: Mapping[str, Any]) -> str:

@@ -29,8 +29,8 @@ ALIGNMENT = 64  # bytes; TensorFlow computes with memory that begins at a multip
 class Batches:
     """Iterator of batches `(x, y)` or `(x, y, sample_weight)`, each a nest of arrays whose first axis is B.
 
-    Those of image data sets are `(images, labels)`: images [B, S, S, 3] float32 in [-1, 1], labels [B, C] float32
-    multi-hot with ancestors.
+    Those of image data sets are `(images, labels)`: images [B, S, S, 3] float32 in [-1, 1], held as bytes where they
+    come from records (`pixels.Pixels`), labels [B, C] float32 multi-hot with ancestors.
 
     Close it, or use it as a context manager, to stop its threads and close its files. A worker iterates and
     closes on one thread, which is not its main thread (see `prefetch`).

@@ -1,10 +1,10 @@
 """Data sets of image files: training batches of the leased records, and one ordered pass over held-out images.
 
-Batches are numpy arrays, made by the thread that iterates; `decode` has threads of its own, which stop with the
-iterator. TensorFlow is imported only when records are decoded, so that a recipe can name its data without it.
+Batches are made by the thread that iterates; `decode` has threads of its own, which stop with the iterator. TensorFlow
+is imported only when records are decoded, so that a recipe can name its data without it.
 
-Pixels are read where TensorFlow has decoded them and written once, to where it reads the batch: windows are cut out,
-mirrored and scaled in one pass, and no array is copied to become a tensor, or to cease to be one.
+Pixels stay bytes: the resize reads them where TensorFlow has decoded them and computes nothing but the window, mirrored
+where it is to be, of which a batch is made. They become floats in the step (`pixels`).
 
 Shapes: `B` images in a batch, `S` side of an image in pixels, `C` classes, `R` side after the resize.
 """
@@ -21,14 +21,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from downpour.model.data.batches import Batches, PlacedBatch, check_batch_size, multi_hot, new_images, one_hot
+from downpour.model.data.batches import Batches, PlacedBatch, check_batch_size, multi_hot, one_hot
 from downpour.model.data.order import Lease, Order, Place, augmentation
-from downpour.model.vision import scored_classes
+from downpour.model.data.pixels import Pixels
 from downpour.model.data.restriction import Restriction
+from downpour.model.vision import scored_classes
 from downpour.model.vision.decode import Decoder, Picture
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import RecordCounts, RecordIndex, read_records
 from downpour.model.vision.scored_classes import ANNOTATED_FILE, ScoredClasses
+from downpour.model.vision.window import Window
 
 _STREAMED_BLOCK = 64  # consecutive records, read from one place of the disk
 
@@ -130,17 +132,17 @@ class ImageRecords(Restriction):
         counts = RecordCounts(judge_after=None) if keep else RecordCounts()
         chosen = self.chosen(len(self._index), seed)
         places = Order(self.num_records, seed, 1 if keep else _STREAMED_BLOCK, chosen=chosen).places(leases)
-        pictures = self._kept(places, chosen, counts) if keep else self._streamed(places, counts)
-        whole = (group for group in _groups(pictures, batch_size) if len(group.members) == batch_size)
-        return Batches(self.with_labels(self._assemble(whole, seed), is_training=True), counts)
+        pictures = self._kept(places, chosen, seed, counts) if keep else self._streamed(places, seed, counts)
+        whole = (group for group in _groups(pictures, batch_size) if len(group.pictures) == batch_size)
+        return Batches(self.with_labels(self._assemble(whole), is_training=True), counts)
 
     def heldout(self, *, batch_size: int) -> Batches:
         """See `Dataset.heldout`."""
         check_batch_size(batch_size)
         self.check()
         counts = RecordCounts(judge_after=None)
-        pictures = ((None, picture) for picture in self._in_order("heldout", counts))
-        made = self._assemble(_groups(pictures, batch_size), seed=0)
+        pictures = self._in_order("heldout", counts, self._window(None, seed=0))
+        made = self._assemble(_groups(pictures, batch_size))
         return Batches(self.with_labels(made, is_training=False), counts)
 
     def _files(self, split: str) -> list[Path]:
@@ -156,62 +158,61 @@ class ImageRecords(Restriction):
         return RecordIndex(self._files("train"))
 
     def _kept(
-        self, places: Iterator[Place], chosen: NDArray[np.int64] | None, counts: RecordCounts
-    ) -> Iterator[_Member]:
+        self, places: Iterator[Place], chosen: NDArray[np.int64] | None, seed: int, counts: RecordCounts
+    ) -> Iterator[Picture | None]:
         if chosen is None:
-            pictures = dict(enumerate(self._in_order("train", counts)))
+            pictures = dict(enumerate(self._in_order("train", counts, window=None)))
         else:
             numbers = chosen.tolist()
-            decoded = Decoder(self.resize, self.num_labels).decode_all(self._index.read(numbers), counts)
+            records = ((record, None) for record in self._index.read(numbers))
+            decoded = Decoder(self.resize, self.num_labels).decode_all(records, counts)
             pictures = dict(zip(numbers, decoded, strict=True))
             counts.judge()
         for place in places:
-            yield place, pictures[place.record]
+            picture = pictures[place.record]
+            yield picture and Picture(self._window(place, seed).of(picture.image), picture.labels)
 
-    def _streamed(self, places: Iterator[Place], counts: RecordCounts) -> Iterator[_Member]:
-        ahead, settled = itertools.tee(places)
+    def _streamed(self, places: Iterator[Place], seed: int, counts: RecordCounts) -> Iterator[Picture | None]:
+        ahead, wanted = itertools.tee(places)
         records = self._index.read(place.record for place in ahead)
-        pictures = Decoder(self.resize, self.num_labels).decode_all(records, counts)
-        for picture, place in zip(pictures, settled, strict=True):
+        windows = (self._window(place, seed) for place in wanted)
+        decoder = Decoder(self.resize, self.num_labels)
+        for picture in decoder.decode_all(zip(records, windows, strict=True), counts):
             if counts.read % self.num_records == 0:
                 counts.judge()
-            yield place, picture
+            yield picture
 
     def _fits_memory(self) -> bool:
         if sum(path.stat().st_size for path in self._files("train")) > self.memory_bytes:
             return False
         return self.num_records * self.resize**2 * 3 <= self.memory_bytes
 
-    def _in_order(self, split: str, counts: RecordCounts) -> Iterator[Picture | None]:
-        records = (record for path in self._files(split) for record in read_records(path))
+    def _in_order(self, split: str, counts: RecordCounts, window: Window | None) -> Iterator[Picture | None]:
+        records = ((record, window) for path in self._files(split) for record in read_records(path))
         yield from Decoder(self.resize, self.num_labels).decode_all(records, counts)
         counts.judge()
 
-    def _assemble(self, groups: Iterator[_Group], seed: int) -> Generator[PlacedBatch, None, None]:
-        """Yields the batch of every group; pictures that have a place are augmented."""
-        for members, position in groups:
-            images = new_images(len(members), self.crop, self.crop, 3)
-            # Image by image, so that scaling works in the cache.
-            for image, (place, picture) in zip(images, members, strict=True):
-                top, left, step = self._window(place, seed)
-                image[:] = picture.image[top : top + self.crop, left : left + self.crop][:, ::step]
-                image *= np.float32(1 / 127.5)
-                image -= 1
-            yield (images, self._rows([picture.labels for _, picture in members])), position
+    def _assemble(self, groups: Iterator[_Group]) -> Generator[PlacedBatch, None, None]:
+        """Yields the batch of every group."""
+        for pictures, position in groups:
+            images = np.empty((len(pictures), self.crop, self.crop, 3), np.uint8)
+            for image, picture in zip(images, pictures, strict=True):
+                image[:] = picture.image
+            yield (Pixels(images), self._rows([picture.labels for picture in pictures])), position
 
     def _rows(self, labels: list[tuple[int, ...]]) -> NDArray[np.float32]:
         """[B, C] targets."""
         return (one_hot if self.exclusive else multi_hot)(self.labels, labels)
 
-    def _window(self, place: Place | None, seed: int) -> tuple[int, int, int]:
-        """Returns top, left, and -1 if mirrored, else 1; without a place, the central window, not mirrored."""
+    def _window(self, place: Place | None, seed: int) -> Window:
+        """The window of an image at a place; without one, that in the centre."""
         room = self.resize - self.crop
         if place is None:
-            return room // 2, room // 2, 1
+            return Window(room // 2, room // 2, self.crop)
         top, left, mirrored = augmentation(seed, place.epoch, place.position).integers(
             0, [room, room, 1], endpoint=True
         )
-        return int(top), int(left), -1 if mirrored and self.mirror else 1
+        return Window(int(top), int(left), self.crop, bool(mirrored) and self.mirror)
 
 
 _HOW_TO_PREPARE = (
@@ -220,26 +221,22 @@ _HOW_TO_PREPARE = (
 )
 
 
-# A record's place, None in the held-out pass, and its picture, None for a bad record.
-_Member = tuple[Place | None, Picture | None]
-
-
 class _Group(NamedTuple):
     """The pictures of a batch, all good, and the number of records read up to the last of them, bad ones included."""
 
-    members: list[tuple[Place | None, Picture]]
+    pictures: list[Picture]
     position: int
 
 
-def _groups(pictures: Iterator[_Member], size: int) -> Iterator[_Group]:
-    """Yields groups of `size` good pictures; the last one may be short."""
-    members: list[tuple[Place | None, Picture]] = []
+def _groups(pictures: Iterator[Picture | None], size: int) -> Iterator[_Group]:
+    """Yields groups of `size` good pictures, None being bad ones; the last group may be short."""
+    group: list[Picture] = []
     position = 0
-    for position, (place, picture) in enumerate(pictures, start=1):
+    for position, picture in enumerate(pictures, start=1):
         if picture is not None:
-            members.append((place, picture))
-        if len(members) == size:
-            yield _Group(members, position)
-            members = []
-    if members:
-        yield _Group(members, position)
+            group.append(picture)
+        if len(group) == size:
+            yield _Group(group, position)
+            group = []
+    if group:
+        yield _Group(group, position)

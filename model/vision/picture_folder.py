@@ -64,7 +64,7 @@ class PictureFolder:
         """Yields the pictures that can be read, each resized to `resize` x `resize`; `counts` has the others."""
         decoder = Decoder(resize, len(self.tree))
         ahead, beside = itertools.tee(self._each())
-        decoded = decoder.decode_all((record for _, record in ahead), counts)
+        decoded = decoder.decode_all(((record, None) for _, record in ahead), counts)
         for (split, record), picture in zip(beside, decoded, strict=True):
             if picture is not None and record.data is not None:
                 yield Named(decoder.name(record.data), split, picture)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from downpour.proto.numerics.compiled import declared
+from downpour.compiled import declared
 
 _V, _S = types.float32[::1], types.float32  # a vector, a scalar
 _BITS16, _BITS32, _BYTES = types.uint16[::1], types.uint32[::1], types.int8[::1]

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numba import types
 
-from downpour.proto.numerics.compiled import declared_for
+from downpour.compiled import declared_for
 
 _NUMBERS, _FIRST = types.int64[::1], types.intp
 # Values of float32, or 16 bits of another wire dtype. They may be a view of an immutable message, at any byte.

@@ -19,9 +19,9 @@ from typing import Protocol
 import numpy as np
 from google.protobuf import json_format
 
+from downpour.compiled import Loop
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.numerics import convert, sparse
-from downpour.proto.numerics.compiled import Loop
 from downpour.ps.apply import loops
 from downpour.ps.policy import rules, staleness
 from downpour.ps.policy.named import from_message

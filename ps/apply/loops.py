@@ -23,7 +23,7 @@ from numba import types
 from numba.extending import overload, register_jitable
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from downpour.proto.numerics.compiled import Loop, declared, declared_for
+from downpour.compiled import Loop, declared, declared_for
 from downpour.ps.apply.pointers import cut, keep_order, vector_at
 
 _V, _S = types.float32[::1], types.float32  # a vector, a scalar

@@ -196,6 +196,14 @@ def test_fleet(small: Path, run: Run) -> None:
     assert "dp" not in subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
+def test_the_input_is_measured_beside_tf_data(run: Run) -> None:
+    result = run("input", "--pictures=40", "--rounds=1", "--batches=1", "--cores=1")
+    assert result["pictures"] == 40
+    for rates in result["cores_1"].values():
+        assert all(rates[name] > 0 for name in ("ours", "tf.data", "bilinear", "ratio_to_tf.data"))
+
+
 @pytest.mark.parametrize(
     ("chain", "group"),
     [

@@ -72,6 +72,7 @@ def _workers(coordinator: Coordinator, now_s: float) -> Iterator[pb.ProgressRepl
             steps=report.steps,
             examples=report.examples,
             silent_seconds=max(now_s - worker.last_heard_s, 0.0),
+            input_share=report.input_share,
         )
 
 

@@ -75,6 +75,13 @@ class Reports:
         """Sum of a field over all workers, divided by their steps."""
         return self.total(value) / max(self.total(lambda r: r.steps), 1)
 
+    def input_shares(self) -> dict[int, float]:
+        """Largest share of its steps that each worker waited for data, over its incarnations; see `InputShare`."""
+        shares: dict[int, float] = {}
+        for (worker, _), report in self._newest.items():
+            shares[worker] = max(shares.get(worker, 0.0), report.input_share)
+        return shares
+
     def skipped_examples(self) -> list[str]:
         """Up to five records that workers skipped, sorted, each once."""
         return sorted({example for report in self._newest.values() for example in report.skipped_examples})[:5]

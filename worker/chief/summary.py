@@ -16,6 +16,7 @@ from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.reports import Reports
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Loss
+from downpour.worker.input_share import LIMIT
 
 
 def summary(
@@ -65,6 +66,7 @@ def summary(
         "pushes_refused": sum(status.pushes_refused for status in statuses),
         "seconds_per_step": {part: round(value, 4) for part, value in seconds_per_step(coordinator.reports).items()},
         "worker_steps": worker_steps(coordinator.reports),
+        "input_bound": input_bound(coordinator.reports),
         "exchanges_ahead": int(coordinator.reports.total(lambda r: r.exchanges_ahead)),
         "pulls_late": int(coordinator.reports.total(lambda r: r.pulls_late)),
         "bytes_per_step": int(coordinator.reports.mean(lambda r: r.bytes_pulled + r.bytes_pushed)),
@@ -95,6 +97,11 @@ def worker_steps(reports: Reports) -> dict[str, dict[str, float]]:
         spread = math.sqrt(variance) / mean if mean else 0.0
         found[str(worker)] = {"steps": totals.steps, "seconds": round(mean, 6), "spread": round(spread, 4)}
     return found
+
+
+def input_bound(reports: Reports) -> dict[str, float]:
+    """Workers that computed faster than they read: the largest share of their steps that was waiting for data."""
+    return {str(worker): round(share, 3) for worker, share in sorted(reports.input_shares().items()) if share > LIMIT}
 
 
 def staleness_by_cause(reports: Reports) -> dict[str, float]:

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
+from downpour.compiled import declared
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.numerics import convert
-from downpour.proto.numerics.compiled import declared
 from downpour.proto.numerics.sparse import Runs
 from downpour.ps.layout import TRAINED, Layout, Range, Variable
 from downpour.worker.exchange.packing import Packer

@@ -150,6 +150,16 @@ def test_a_chief_that_is_refused_leaves_the_reason_until_the_next_one_begins(tmp
         assert of_folder(tmp_path)["state"] == "stopped"
 
 
+def test_workers_that_wait_for_data_are_named_those_that_wait_most_first() -> None:
+    shares = {str(worker): 0.2 + worker / 100 for worker in range(6)}
+    text = status_text.text({"run": "runs/mine", "state": "training", "input_bound": shares})
+    assert (
+        "  input       waits for data: worker 5 for 25%, worker 4 for 24%, worker 3 for 23%, worker 2 for 22%" in text
+    )
+    assert "of a step and 2 more; more threads or less to decode (docs/data.md)" in text
+    assert "waits for data" not in status_text.text({"run": "runs/mine", "state": "training", "input_bound": {}})
+
+
 def test_a_shard_is_described_too(halfway: tuple[Cluster, Any]) -> None:
     cluster, _ = halfway
     found = of_address(cluster.addresses[1])

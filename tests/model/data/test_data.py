@@ -14,9 +14,10 @@ import pytest
 from downpour.model.data import Batches, GeneratedImages, ImageRecords
 from downpour.model.data.batches import ALIGNMENT, check_same_labels, multi_hot, new_images
 from downpour.model.data.order import Lease, Order, forever
-from downpour.model.vision.decode import Decoder
+from downpour.model.data.pixels import Pixels
 from downpour.model.vision.labels import LABELS_FILE, LabelTree
 from downpour.model.vision.records import LabelledImage, TooManyBadRecords, read_records, write_records
+from downpour.worker.chief.leases import LeaseTable, lease_records
 
 TREE = LabelTree(names=("fruit", "apple", "pear", "tool", "hammer"), parents=(-1, 0, 0, -1, 3))
 
@@ -195,6 +196,7 @@ def test_crops_reach_every_corner_and_half_are_mirrored(tmp_path):
     data = image_records(gradient_folder(tmp_path / "g"), resize=20, crop=16)
     with training(data, batch_size=1000, seed=3) as batches:
         images, _ = next(batches)
+    images = np.asarray(images)
     assert images.min() >= -1
     assert images.max() <= 1
     windows = corners(images)
@@ -206,13 +208,13 @@ def test_crops_reach_every_corner_and_half_are_mirrored(tmp_path):
 def test_mirror_can_be_turned_off(tmp_path):
     data = image_records(gradient_folder(tmp_path / "g"), resize=20, crop=16, mirror=False)
     with training(data, batch_size=200, seed=3) as batches:
-        assert {step for *_, step in corners(next(batches)[0])} == {1}
+        assert {step for *_, step in corners(np.asarray(next(batches)[0]))} == {1}
 
 
 def test_heldout_takes_the_centre_unmirrored(tmp_path):
     data = image_records(gradient_folder(tmp_path / "g"), resize=20, crop=16)
     ((images, labels),) = data.heldout(batch_size=8)
-    assert corners(images) == [(2, 2, 1)]
+    assert corners(np.asarray(images)) == [(2, 2, 1)]
     assert labels.tolist() == [[0, 0, 0, 1, 1]]
 
 
@@ -457,7 +459,7 @@ def test_recipes_can_name_data_and_networks_without_tensorflow():
         "import sys; from downpour.model import data;"
         "from downpour.model.vision import labels, losses, metrics, openmoji, records, resnet;"
         "data.ImageRecords('x', 5); data.GeneratedImages(); resnet.ResNet();"
-        "sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
+        "sys.exit(bool({'tensorflow', 'keras', 'numba'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -467,12 +469,43 @@ def test_reader_and_writer_agree_on_the_folder(make_folder):
     assert sum(1 for path in folder.glob("train-*") for _ in read_records(path)) == 9
 
 
-def test_pixels_are_read_where_they_were_decoded_and_written_where_a_step_can_read_them(make_folder):
-    folder = make_folder()
-    record = next(read_records(folder / "train-00000.tfrecord"))
-    assert not Decoder(12, len(TREE))(record.data).image.flags.owndata
-    for data in (image_records(folder, resize=12, crop=7), GeneratedImages(image_size=7, num_labels=5)):
-        with training(data, batch_size=5) as batches:
-            images, _ = next(batches)
-        for given in (images, new_images(3, 7, 7, 3)):
-            assert given.ctypes.data % ALIGNMENT == 0 and given.flags.c_contiguous and given.flags.writeable
+def test_generated_images_are_written_where_a_step_can_read_them():
+    with training(GeneratedImages(image_size=7, num_labels=5), batch_size=5) as batches:
+        images, _ = next(batches)
+    for given in (images, new_images(3, 7, 7, 3)):
+        assert given.ctypes.data % ALIGNMENT == 0 and given.flags.c_contiguous and given.flags.writeable
+
+
+def test_images_of_records_are_bytes_until_they_are_computed_with(make_folder):
+    data = image_records(make_folder(), resize=12, crop=7)
+    for batches in (training(data, batch_size=5), data.heldout(batch_size=5)):
+        images, _ = next(batches)
+        assert isinstance(images, Pixels) and images.bytes.nbytes == 5 * 7 * 7 * 3
+
+
+def test_a_window_is_the_same_whether_pictures_are_kept_or_streamed(tmp_path):
+    """It is cut out of the resized picture, or it alone is computed. With one record, both have one order."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 47, 3), np.uint8)
+    folder = gradient_folder(tmp_path / "noise")
+    write_records(folder / "train-0.tfrecord", [LabelledImage(png(noise), (1,), "noise")])
+    found = []
+    for memory_bytes in (IN_MEMORY, STREAMED):
+        data = image_records(folder, resize=36, crop=32, memory_bytes=memory_bytes)
+        with training(data, batch_size=20, seed=4, leases=(Lease(epoch, 0, 1) for epoch in range(20))) as batches:
+            found.append(next(batches)[0].bytes)
+    assert np.array_equal(*found)
+    assert len({image.tobytes() for image in found[0]}) > 10
+
+
+def test_more_workers_than_files_and_than_records_share_an_epoch(make_folder):
+    """Leases are of positions, not of files; whoever finds the epoch granted goes on with the next."""
+    data = image_records(make_folder(num_images=20, num_files=1), resize=12, crop=8, memory_bytes=STREAMED)
+    num_workers = 25
+    table = LeaseTable(data.num_records, lease_records(data.num_records, 1, num_workers))
+    seen = {0: [], 1: []}
+    for worker in range(num_workers):
+        lease = table.grant(worker, incarnation=1, number=0)
+        with training(data, batch_size=1, leases=iter([lease])) as batches:
+            seen[lease.epoch] += numbers(batches, 1)
+    assert sorted(seen[0]) == list(range(20))
+    assert len(set(seen[1])) == 5

@@ -102,6 +102,7 @@ def test_prepared_folder_is_a_data_set_with_credit(tmp_path):
     data.check()
     with data.heldout(batch_size=1000) as batches:
         images, labels = next(batches)
+    images = np.asarray(images)
     assert len(images) == facts["num_heldout"] == batches.counts.read
     assert labels.sum(axis=1).min() >= 0
     assert np.mean(images[:, 0, 0] > 0.95) > 0.9, "corners should be white"
