@@ -184,7 +184,8 @@ class _Model:
 
     def initial_values(self) -> list[np.ndarray]:
         """Returns one array per variable."""
-        if self._source is None and getattr(self._job.model, "frozen", ()):
+        frozen: Any = getattr(self._job.model, "frozen", ())
+        if frozen and self._source is None:
             logging.warning("model.frozen without --init_from: frozen layers keep random values; give a checkpoint")
         if self._prepared:
             return prepared.read_values(self._prepared)

@@ -126,7 +126,7 @@ def run(config: FeaturesConfig) -> str:
             if not number:
                 raise ValueError(f"no picture in {config.data} can be read; for example: {'; '.join(counts.examples)}")
     except OSError as error:
-        raise ValueError(f"cannot write --out={config.out}: {error}; give another --out") from None
+        raise ValueError(f"features of {config.data} cannot be written to {config.out}: {error}") from None
     if counts.skipped:
         logging.warning("%d pictures cannot be read: %s", counts.skipped, "; ".join(counts.examples))
     size = " x ".join(map(str, about.shape))

@@ -54,6 +54,8 @@ class PictureFolder:
         self._records = {split: sorted(place.glob(f"{split}-*.tfrecord")) for split in (TRAIN, HELDOUT)}
         self._files: Folder | None = None
         if any(self._records.values()):
+            if not (place / LABELS_FILE).is_file():
+                raise ValueError(f"{place / LABELS_FILE} is missing; prepare the folder again")
             self.tree = LabelTree.load(place / LABELS_FILE)
         else:
             pictures.check_installed()

@@ -50,6 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(f"{place}/run/checkpoints/step-0000000020", layout, vectors, step=20)
     weights.save(model, place / "net.keras", weights.KERAS)
     (place / "empty").mkdir()
+    (place / "no_labels").mkdir()
+    (place / "no_labels" / "train-0.tfrecord").touch()
     return place
 
 
@@ -132,6 +134,7 @@ def test_plain_pictures_and_a_keras_file_need_no_recipe(folder: Path, caplog: py
     [
         ({"data": "nowhere"}, "data folder .*nowhere is missing; give a prepared folder, or one of pictures"),
         ({"data": "empty"}, "empty has no folder with pictures; folders are the labels"),
+        ({"data": "no_labels"}, "labels.json is missing; prepare the folder again"),
         ({"out": "f.csv"}, "ends in '.csv'; accepted are .parquet and .npz"),
         ({"checkpoint": "nowhere.keras"}, "nowhere.keras is missing; give a .keras"),
         ({"layer": "conv9"}, "--layer=conv9: the model 'resnet18' has no such layer; give pooled, conv2 to conv5"),
