@@ -92,6 +92,7 @@ def test_labels_of_a_study_are_the_most_frequent(tmp_path: Path, parse: object) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.process
 def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
     folder = jobs.write_images(tmp_path / "images", 24, 8)
@@ -101,12 +102,12 @@ def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
     command += ["--sizes=8,24", "--seeds=2", "--set=cluster.num_workers=1", f"--out={out}"]
     begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: (out / RUNS_FILE).exists(), "the first training to end", 240)
+        wait_until(lambda: (out / RUNS_FILE).exists(), "the first training to end", 900)
     finally:
         begun.kill()
         begun.wait()
     (first,) = (out / RUNS_FILE).read_text().splitlines()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert "4 trainings, 1 of them done before" in done.stderr
     rows = [json.loads(line) for line in (out / RUNS_FILE).read_text().splitlines()]
@@ -121,16 +122,17 @@ def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.process
 def test_curves_from_random_and_from_a_checkpoint(tmp_path: Path) -> None:
     recipe = jobs.write_recipe(tmp_path)
     few = ["--set=num_steps=12", "--set=cluster.num_workers=1"]
     cli = [sys.executable, "-m", "downpour.launch.cli"]
     first = [*cli, "local", f"--recipe={recipe}", f"--run_dir={tmp_path / 'first'}", "--noevaluator", *few]
-    subprocess.run(first, check=True, timeout=300, capture_output=True)
+    subprocess.run(first, check=True, timeout=900, capture_output=True)
     command = [*cli, "study", "init", f"--recipe={recipe}", f"--init_from={tmp_path / 'first'}", "--init_only=stem*"]
     command += [*few, "--scores=3", "--seeds=1", f"--out={tmp_path / 'out'}", f"--plot={tmp_path / 'a.svg'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert result["sizes"] == [4, 8, 12] and result["kind"] == "init"
