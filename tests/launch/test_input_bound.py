@@ -9,9 +9,10 @@ import pytest
 from downpour.launch import status
 from downpour.launch.observe import status_text
 from downpour.proto.security.config import PLAIN
+from downpour.worker.input_share import LIMIT
 from tests.launch.jobs import LocalJob, write_images, write_recipe
 
-pytestmark = [pytest.mark.process, pytest.mark.slow]
+pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SLOW = """
 import time
@@ -24,7 +25,7 @@ class Slow(ImageRecords):
 
         def slowly():
             for batch in fast:
-                time.sleep(0.1)
+                time.sleep(0.4)  # longer than a step takes on a busy machine
                 yield batch, fast.position
 
         return Batches(slowly(), fast.counts)
@@ -41,10 +42,10 @@ def test_workers_of_a_slow_source_say_so_and_summary_and_status_name_them(tmp_pa
     folder = write_images(tmp_path / "data", num_train=200, num_heldout=4)
     recipe = write_recipe(tmp_path, SLOW.replace("{folder!r}", repr(str(folder))))
     local = LocalJob(recipe, tmp_path)
-    assert local.end(300) == 0, local.stderr
+    assert local.end(800) == 0, local.stderr
     summary = local.result()
     assert set(summary["input_bound"]) == {"0", "1", "2"}
-    assert all(share > 0.5 for share in summary["input_bound"].values())
+    assert all(share > LIMIT for share in summary["input_bound"].values())
     assert summary["epochs"] > 7 and summary["records_repeated"] == 0
     for worker in range(3):
         log = (local.run_dir / "logs" / f"worker-{worker}.log").read_text()
