@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -46,12 +45,9 @@ def test_the_commands_of_the_page_prepare_photographs_and_train_on_them(tmp_path
     for name, text in files_of(PAGE).items():
         (tmp_path / name).write_text(text)
     for command in commands_of(PAGE):
-        if re.match("downpour train", command):
-            command = f"{command} {SHORTER}"
-        said = run(tmp_path, command)
-        if "--max_side" in command:
-            assert re.search(r"\d+ converted", said)
-    assert "RESULT {" in said
+        trains = command.startswith("downpour train")
+        said = run(tmp_path, f"{command} {SHORTER}" if trains else command)
+        assert said.splitlines()[-1].startswith("RESULT {" if trains else "prepared ")
     summary = json.loads(next((tmp_path / "runs").glob("*/summary.json")).read_text())
     assert summary["global_steps"] >= 2
 
