@@ -7,7 +7,7 @@ the paper's measure on FastEval14k (4.2), and one that ranks pictures, so that i
 RMSProp with momentum 0.9, as the paper; its rate falls to zero over all steps. Small batch norm network, no
 augmentation. Data: Debian's dataset-fashion-mnist.
 
-    downpour study data-size --recipe=tests/benchmarks/fashion_tree_job.py --sizes=600,2000,6000,20000,60000
+    PYTHONPATH=. downpour study data-size --recipe=tests/benchmarks/fashion_tree_job.py --sizes=600,6000,60000
 """
 
 from typing import Any
