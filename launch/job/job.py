@@ -262,8 +262,9 @@ class Job:
     @property
     def treatment(self) -> Treatment:
         """Treatment of stale gradients, never `Auto`."""
-        pushes_gradients = isinstance(self.cadence, EveryStep | Accumulate)
-        return staleness.resolved(self.staleness, self.rule, self.pace, pushes_gradients=pushes_gradients)
+        gradients = isinstance(self.cadence, EveryStep | Accumulate)
+        workers = self.cluster.most_workers
+        return staleness.resolved(self.staleness, self.rule, self.pace, workers, pushes_gradients=gradients)
 
     @property
     def publish_every(self) -> int:

@@ -2,7 +2,7 @@
 
 | treatment | effect on the gradient g of a push that begins with staleness s |
 |---|---|
-| `Auto` | the default: `Lookahead()` where the rule has a momentum, otherwise `Keep` (`resolved`) |
+| `Auto` | the default: `Lookahead()` or `Keep`; see `resolved` |
 | `Keep` | applied as it is |
 | `Divide(power)` | its rate is divided by max(s, 1)^power (Zhang et al. 2016, arXiv 1511.05950: power 1) |
 | `Compensate(strength)` | g + strength * g * g * (w_now - w_then) (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326) |
@@ -44,7 +44,9 @@ from dataclasses import dataclass
 
 from downpour.ps.policy import rules
 from downpour.ps.policy.pace import Mode, Sync
-from downpour.ps.policy.rules import Rule
+from downpour.ps.policy.rules import Adam, KerasAdam, Rule
+
+_FEW_WORKERS = 2  # whose stale gradients Adam bears
 
 
 @dataclass(frozen=True)
@@ -117,18 +119,24 @@ Treatment = Auto | Keep | Divide | Compensate | Drop | Lookahead
 BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (Auto, Keep, Divide, Compensate, Drop, Lookahead)}
 
 
-def resolved(treatment: Treatment, rule: Rule, pace: Mode, *, pushes_gradients: bool) -> Treatment:
+def resolved(treatment: Treatment, rule: Rule, pace: Mode, num_workers: int, *, pushes_gradients: bool) -> Treatment:
     """Returns the treatment that `Auto` stands for, any other as it is.
+
+    That is `Lookahead()` where the rule has a momentum, but `Keep()` for Adam with one or two workers: it bears a
+    gradient that is one update late, and a longer momentum makes it slower (docs/benchmarks.md, examples of Keras).
 
     Args:
         treatment: As the job says.
         rule: The job's.
         pace: The job's.
+        num_workers: Workers that the job may have.
         pushes_gradients: Whether pushes are gradients, not what a worker's own steps have changed.
     """
     if not isinstance(treatment, Auto):
         return treatment
-    return Lookahead() if pushes_gradients and rules.momentum_of(rule) and not isinstance(pace, Sync) else Keep()
+    bears_it = isinstance(rule, Adam | KerasAdam) and num_workers <= _FEW_WORKERS
+    goes = pushes_gradients and rules.momentum_of(rule) and not isinstance(pace, Sync)
+    return Lookahead() if goes and not bears_it else Keep()
 
 
 def check(treatment: Treatment, rule: Rule, pace: Mode) -> None:
