@@ -73,10 +73,8 @@ class Reporter:
         self._lock = threading.Lock()
         self._refusal: DownpourError | None = None
         self._ending = threading.Event()
-        host = f"{socket.gethostname()} process {os.getpid()}"
-        hello = RegisterRequest(
-            worker=worker, fingerprint=fingerprint, host=host, process=secrets.token_hex(8), job=job or {}
-        )
+        host, process = f"{socket.gethostname()} process {os.getpid()}", secrets.token_hex(8)
+        hello = RegisterRequest(worker=worker, fingerprint=fingerprint, host=host, process=process, job=job or {})
         reply = chief.register(hello)
         self.incarnation, self.job_id = reply.incarnation, reply.job_id
         self._totals = WorkerReport(worker=worker, incarnation=self.incarnation)
@@ -93,7 +91,7 @@ class Reporter:
             totals.examples += num_examples
             totals.loss_sum += loss
             totals.compute_seconds += seconds
-            self._count_period(time.monotonic())
+            self._computed_s = _count_period(totals, self._computed_s, time.monotonic())
             totals.version = max(totals.version, version)
             if self._epochs is not None:
                 epoch = self._epochs.of(version)
@@ -101,15 +99,6 @@ class Reporter:
                 sums.steps += 1
                 sums.loss_sum += loss
                 self._unsent.add(epoch)
-
-    def _count_period(self, now_s: float) -> None:
-        """Counts the seconds since the last step was computed, but not those that include the graph's compilation."""
-        if self._computed_s is not None:
-            seconds = now_s - self._computed_s
-            self._totals.periods += 1
-            self._totals.period_seconds += seconds
-            self._totals.period_square_seconds += seconds**2
-        self._computed_s = now_s
 
     def skipped(self) -> None:
         """Counts a step that was skipped because it overflowed under loss scaling."""
@@ -241,3 +230,16 @@ class Reporter:
                 self._refusal = error  # raised by `finish`
                 self.stop.set()
                 return
+
+
+def _count_period(totals: WorkerReport, before_s: float | None, now_s: float) -> float:
+    """Counts the seconds since a step was computed, if one was; returns now.
+
+    The first step, in which the graph is compiled, is not in a period.
+    """
+    if before_s is not None:
+        seconds = now_s - before_s
+        totals.periods += 1
+        totals.period_seconds += seconds
+        totals.period_square_seconds += seconds**2
+    return now_s
