@@ -37,7 +37,7 @@ COVERED = {
     r"pip install '\.\[worker,quickstart\]'": "tests/test_install.py::test_what_make_quickstart_installs_is_enough",
     r"pip install 'dist/.*\.whl\[worker\]'": _WHEEL,
     r"python -m build --wheel": _WHEEL,
-    r"downpour train imagenet_finetune ": f"{_TRANSFER}test_a_start_from_other_pictures_is_better",
+    r"downpour train imagenet_finetune ": f"{_TRANSFER}test_every_arm_learns_by_real_runs_which_are_not_repeated",
     r"downpour features ": "tests/launch/test_features.py::test_both_commands",
     r"downpour probe ": "tests/launch/test_features.py::test_both_commands",
     r"downpour simulate ": "tests/launch/test_simulate.py::test_workers_and_variants_stand_side_by_side",
