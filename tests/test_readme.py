@@ -43,7 +43,7 @@ COVERED = {
     ),
     r"downpour prepare (folder|csv) ": _PREPARE,
     r"downpour train on_photos\.py": _PREPARE,
-    r"downpour train imagenet_finetune ": f"{_TRANSFER}test_a_start_from_other_pictures_is_better",
+    r"downpour train imagenet_finetune ": f"{_TRANSFER}test_every_arm_learns_by_real_runs_which_are_not_repeated",
     r"downpour features ": "tests/launch/test_features.py::test_both_commands",
     r"downpour probe ": "tests/launch/test_features.py::test_both_commands",
     r"downpour simulate ": "tests/launch/test_simulate.py::test_workers_and_variants_stand_side_by_side",
