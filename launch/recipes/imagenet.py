@@ -6,7 +6,7 @@ and its schedule are others. Every number, as `--set` names it, and what the sec
 | here | where | the paper's statement, paraphrased |
 |---|---|---|
 | `model.depth=101` | 4.1 | the network is again ResNet-101 |
-| `data.num_labels=1_000` | 5.1 | ILSVRC 2012, whose images have one of 1,000 classes each |
+| `data.num_labels=1_000, data.exclusive=True` | 5.1 | ILSVRC 2012, whose images have one of 1,000 classes each |
 | `loss=softmax_cross_entropy` | ours | the classes exclude each other; the paper does not name the loss |
 | `data.resize=340, data.crop=299, data.mirror=True` | 4.1 | images are treated as those of JFT-300M |
 | `weight_decay=1e-4` | 4.1 | as for JFT-300M |
@@ -49,7 +49,7 @@ def job() -> Job:
     return replace(
         jft300m.job(),
         name="imagenet",
-        data=ImageRecords(folder="data/imagenet", num_labels=1_000, resize=340, crop=299, mirror=True),
+        data=ImageRecords("data/imagenet", num_labels=1_000, resize=340, crop=299, mirror=True, exclusive=True),
         loss=softmax_cross_entropy,
         rule=Momentum(momentum=0.9),
         schedule=StaircaseExponential(learning_rate=5e-2, factor=0.1, every=1_200_000),
