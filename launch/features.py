@@ -1,7 +1,7 @@
 """Writes the features of a folder of pictures: what a trained network computes below its head.
 
-    downpour features data/mine --recipe=quickstart --checkpoint=runs/quickstart --out=features.parquet
-    downpour probe features.parquet
+    downpour features photos --recipe=r.py --checkpoint=runs/r --out=f.npz
+    downpour probe f.npz
 
 The folder holds prepared records, or plain pictures in folders that are their labels, read as `downpour prepare folder`
 reads them: awkward pictures, nested folders and splits mean the same. `--checkpoint` is a checkpoint, a run's

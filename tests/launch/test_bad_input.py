@@ -95,8 +95,8 @@ def test_a_wrong_setting_is_refused(tmp_path: Path, name: str, value: Any, messa
     ("files", "message"),
     [
         (None, "data folder {folder} is missing; it should hold train-*.tfrecord, heldout-*.tfrecord and labels.json"),
-        ([], "no records in {folder}/train-*.tfrecord; it should hold"),
-        (["train-00000.tfrecord"], "no records in {folder}/train-*.tfrecord; it should hold"),
+        ([], "no records in {folder}/heldout-*.tfrecord; it should hold"),
+        (["heldout-00000.tfrecord"], "no records in {folder}/heldout-*.tfrecord; it should hold"),
     ],
 )
 def test_data_that_are_not_there_are_refused(tmp_path: Path, files: list[str] | None, message: str) -> None:

@@ -14,7 +14,7 @@ from downpour.launch.job import recipe
 
 # The words of a line as bash splits them, "=" among the characters that break words; then what is offered.
 _LINES = {
-    "downpour st": {"status"},
+    "downpour st": {"status", "study"},
     "downpour train --st": {"--steps="},
     "downpour train --noe": {"--noevaluator"},
     "downpour train --recipe = qu": {"quickstart"},

@@ -102,7 +102,7 @@ def test_every_record_of_awkward_files_decodes(tmp_path: Path) -> None:
         (folder / "a" / name).write_bytes(data)
     found = prepared(folder, tmp_path / "out", heldout=0.3)
     counts, decoder = RecordCounts(), Decoder(resize=8, num_labels=1)
-    records = (record for path in (tmp_path / "out").glob("*.tfrecord") for record in read_records(path))
+    records = ((record, None) for path in (tmp_path / "out").glob("*.tfrecord") for record in read_records(path))
     assert all(picture is not None for picture in decoder.decode_all(records, counts))
     assert counts.read == sum(found["pictures"].values()) > 15
 
