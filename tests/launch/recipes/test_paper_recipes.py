@@ -203,6 +203,7 @@ def check_two_steps(job: Job) -> None:
     assert all(np.isfinite(score) for score in done.last.scores.values()) and done.last.scores
 
 
+@pytest.mark.slow  # as the other recipes: 5 s
 def test_two_steps_on_frozen_features(folder: Path) -> None:
     """The head alone is pushed, and batch norm below it computes as in inference: nothing of it is assigned."""
     job = toy("imagenet_frozen", folder)
