@@ -138,6 +138,7 @@ def vectors(job: jobs.LocalJob) -> dict[str, list[np.ndarray]]:
     }
 
 
+@pytest.mark.slow
 def test_resume_equals_continue(started: list[jobs.LocalJob], tmp_path: Path) -> None:
     """Everything is killed after a checkpoint; the same numbers come out. Then it goes on with other shards."""
     jobs.write_images(tmp_path / "images", num_train=90, num_heldout=10)
