@@ -185,8 +185,8 @@ def of_checkpoints(job: Job, num_scores: int, init_from: str = "", init_only: Se
     if not 2 <= num_scores <= job.num_steps:
         raise ValueError(f"--scores={num_scores}; give from 2 to {job.num_steps}, the steps of the training")
     every = -(-job.num_steps // num_scores)
-    # All are kept until the evaluator has scored them, however busy it is.
-    changes = (f"checkpoint_every_steps={every}", f"keep_checkpoints={num_scores + 1}")
+    # As ends of epochs, of which the evaluator scores each; of other checkpoints it takes the newest.
+    changes = (f"steps_per_epoch={every}", "checkpoint_every_epoch=true", f"checkpoint_every_steps={job.num_steps}")
     trials: tuple[Trial, ...] = (Trial(0, changes),)
     if init_from:
         random = Trial(0, changes, RANDOM)

@@ -115,7 +115,8 @@ def test_wrong_capacities_are_refused(field: str, values: list[str], message: st
 def test_checkpoints_of_a_training_are_points() -> None:
     study = grid.of_checkpoints(QUICKSTART, 7)
     assert (study.kind, study.every, study.num_steps, len(study.trials)) == ("epochs", 100, 700, 1)
-    assert study.trials[0].overrides == ("checkpoint_every_steps=100", "keep_checkpoints=8")
+    changes = ("steps_per_epoch=100", "checkpoint_every_epoch=true", "checkpoint_every_steps=700")
+    assert study.trials[0].overrides == changes, "each is scored, however busy the evaluator is"
     both = grid.of_checkpoints(QUICKSTART, 7, "runs/first", ("stem_*",))
     assert [(one.curve, one.init_from, one.init_only) for one in both.trials] == [
         ("random", "", ()), ("checkpoint", "runs/first", ("stem_*",)),
