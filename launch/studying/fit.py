@@ -1,4 +1,4 @@
-"""A straight line through scores over the logarithm of a size, by least squares. Pure numpy.
+"""A straight line through scores over the logarithm of a size, by least squares. In numpy; scipy has the quantile.
 
     score = intercept + slope * log10(size) + error
 
@@ -50,8 +50,7 @@ class Fit:
         if self.num_points == 2:
             return np.full(np.shape(sizes), np.inf)
         x = np.log10(np.asarray(sizes, np.float64)) - self._mean_x
-        quantile = student_quantile(CONFIDENCE, self.num_points - 2)
-        return quantile * self._error * np.sqrt(1 / self.num_points + x**2 / self._spread)
+        return _quantile(self.num_points - 2) * self._error * np.sqrt(1 / self.num_points + x**2 / self._spread)
 
 
 def fit(sizes: Sequence[float], scores: Sequence[float]) -> Fit:
@@ -75,37 +74,13 @@ def fit(sizes: Sequence[float], scores: Sequence[float]) -> Fit:
     unexplained, total = float(residuals @ residuals), float(((y - y.mean()) ** 2).sum())
     num = len(x)
     error = math.sqrt(unexplained / (num - 2)) if num > 2 else 0.0
-    margin = student_quantile(CONFIDENCE, num - 2) * error / math.sqrt(spread) if num > 2 else math.inf
+    margin = _quantile(num - 2) * error / math.sqrt(spread) if num > 2 else math.inf
     r2 = 1 - unexplained / total if total else math.nan
     return Fit(slope, intercept, r2, num, margin, float(x.mean()), spread, error)
 
 
-def student_quantile(confidence: float, degrees: int) -> float:
-    """The t with P(|T| <= t) = confidence, of Student's T with `degrees` degrees of freedom.
+def _quantile(degrees: int) -> float:
+    """The t with P(|T| <= t) = `CONFIDENCE`, of Student's T with so many degrees of freedom."""
+    from scipy import stats
 
-    By bisection of the probability, for which whole degrees have a finite sum (Abramowitz and Stegun 1964, 26.7.3 and
-    26.7.4, with theta = atan(t / sqrt(degrees))).
-
-    Raises:
-        ValueError: There is no degree of freedom, or the confidence is not between 0 and 1.
-    """
-    if degrees < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"confidence {confidence} with {degrees} degrees of freedom; give one in (0, 1) and at least 1"
-        )
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _probability(middle, degrees) < confidence else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _probability(theta: float, degrees: int) -> float:
-    """P(|T| <= sqrt(degrees) tan(theta))."""
-    sine, cosine, is_odd = math.sin(theta), math.cos(theta), degrees % 2
-    term = cosine if is_odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 + is_odd, degrees - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    return 2 / math.pi * (theta + sine * total) if is_odd else sine * total
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))

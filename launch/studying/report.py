@@ -196,13 +196,14 @@ def _finite(value: Any) -> Any:
 
 
 def check_drawable(path: Path) -> None:
-    """Raises `ValueError` if a figure cannot be drawn to a path: before the work, not after it."""
+    """Raises `ValueError` if no figure can be drawn to a path, or no line fitted: before the work, not after it."""
     if path.suffix[1:] not in FORMATS:
         raise ValueError(f"--plot={path}; give a file that ends with .{', .'.join(FORMATS)}")
     try:
         import matplotlib  # noqa: F401
-    except ImportError:
-        raise ValueError(f"a study is drawn, and matplotlib is not installed; {how_to_install('images')}") from None
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"a study needs {error.name}, which is not installed; {how_to_install('images')}") from None
 
 
 def draw(data: Found, path: Path) -> None:

@@ -225,7 +225,7 @@ def _process_pool(reader: Reader, num_processes: int) -> ProcessPoolExecutor:
 
 def _begin(files: dict[str, str], pickled: bytes) -> None:
     global _reader
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     for name, file in files.items():
         _import(name, file)
     _reader = pickle.loads(pickled)
@@ -243,11 +243,15 @@ def _import(name: str, file: str) -> None:
 
 
 def end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, however it ended."""
+    """Has this process end when the one that started it is gone, however it ended; a thread waits for that."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+
+    def watch() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _read_there(places: list[Place]) -> list[Any]:

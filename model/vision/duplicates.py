@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -206,12 +205,8 @@ def _hash_each(paths: Sequence[Path], mirrored: bool) -> Iterator[Hashed]:
         yield from (hash_file(path, mirrored) for path in paths)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, context, initializer=_begin) as pool:
+    with ProcessPoolExecutor(num_processes, context, initializer=end_with_parent) as pool:
         yield from pool.map(hash_file, paths, [mirrored] * len(paths))
-
-
-def _begin() -> None:
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def hash_file(path: Path, mirrored: bool) -> Hashed:
