@@ -117,8 +117,8 @@ def run(config: FeaturesConfig) -> str:
     number = 0
     try:
         with feature_files.writing(config.out, about) as writer:
-            named = pictures.decoded(resize, counts)
-            for members, values in extracting.features(net, named, resize, crop, config.batch_size):
+            named = pictures.decoded(resize, crop, counts)
+            for members, values in extracting.features(net, named, config.batch_size):
                 writer.add(
                     [m.name for m in members], [m.split for m in members], [m.picture.labels for m in members], values
                 )

@@ -1,6 +1,6 @@
 """Features of pictures: the output of a layer of a network, batch by batch. Keras is imported in the functions.
 
-Shapes: `B` pictures in a batch, `S` side of what the network sees, `R` side after the resize, `F` features.
+Shapes: `B` pictures in a batch, `S` side of what the network sees, `F` features.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downpour.model.data.batches import new_images
+from downpour.model.data.pixels import Pixels
 from downpour.model.vision.picture_folder import Named
 
 if TYPE_CHECKING:
@@ -65,23 +65,18 @@ def _layer(model: keras.Model, layer: str) -> Any:
 
 
 def features(
-    net: keras.Model, pictures: Iterable[Named], resize: int, crop: int, batch_size: int
+    net: keras.Model, pictures: Iterable[Named], batch_size: int
 ) -> Iterator[tuple[Sequence[Named], np.ndarray]]:
     """Yields pictures in batches, each with the network's output in inference mode, float32 [B, ...].
 
-    As the evaluator's, images are the central `crop` x `crop` window of the resized ones, in [-1, 1].
+    Images are in [-1, 1], as the evaluator's.
     """
     import tensorflow as tf
 
     compute = tf.function(lambda images: tf.cast(net(images, training=False), tf.float32), reduce_retracing=True)
-    margin = (resize - crop) // 2
     for members in _batches(pictures, batch_size):
-        images = new_images(len(members), crop, crop, 3)
-        for image, named in zip(images, members, strict=True):
-            image[:] = named.picture.image[margin : margin + crop, margin : margin + crop]
-        images *= np.float32(1 / 127.5)
-        images -= 1
-        yield members, compute(images).numpy()
+        images = Pixels(np.stack([named.picture.image for named in members]))
+        yield members, compute(tf.convert_to_tensor(images)).numpy()
 
 
 def _batches(pictures: Iterable[Named], size: int) -> Iterator[list[Named]]:

@@ -51,9 +51,7 @@ class About:
     @classmethod
     def of(cls, layer: str, shape: Sequence[int], checkpoint: str, tree: LabelTree) -> About:
         """Returns it, with a label tree as JSON."""
-        with tempfile.TemporaryDirectory(prefix="downpour-") as folder:
-            tree.save(Path(folder, "labels.json"))
-            return cls(layer, tuple(shape), checkpoint, json.loads(Path(folder, "labels.json").read_text("utf-8")))
+        return cls(layer, tuple(shape), checkpoint, tree.as_json())
 
     @property
     def tree(self) -> LabelTree:
@@ -62,9 +60,7 @@ class About:
         Raises:
             ValueError: It is not valid.
         """
-        with tempfile.TemporaryDirectory(prefix="downpour-") as folder:
-            Path(folder, "labels.json").write_text(json.dumps(self.labels), "utf-8")
-            return LabelTree.load(Path(folder, "labels.json"))
+        return LabelTree.of_json(self.labels, "the label tree of the features")
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,14 @@ class LabelTree:
         most = max(counts, default=0)
         return (self.names[counts.index(most)], most) if most else ("", 0)
 
-    def save(self, path: Path | str) -> None:
-        """Writes the tree as JSON: `{"names": [...], "parents": [...]}`; several parents are a list of numbers."""
+    def as_json(self) -> dict[str, Any]:
+        """The tree as JSON values: `{"names": [...], "parents": [...]}`; several parents are a list of numbers."""
         parents = [list(each) if len(each) > 1 else next(iter(each), _ROOT) for each in self.parents]
-        content = {"names": self.names, "parents": parents}
-        Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        return {"names": list(self.names), "parents": parents}
+
+    def save(self, path: Path | str) -> None:
+        """Writes the tree as JSON; see `as_json`."""
+        Path(path).write_text(json.dumps(self.as_json(), ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path | str) -> LabelTree:
@@ -107,12 +110,25 @@ class LabelTree:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise _no_tree(path, error) from error
+        return cls.of_json(content, path)
+
+    @classmethod
+    def of_json(cls, content: Any, where: Path | str) -> LabelTree:
+        """Reads what `as_json` returned.
+
+        Args:
+            content: JSON values.
+            where: What holds them, for messages.
+
+        Raises:
+            ValueError: It is something else, or its tree is not valid.
+        """
+        try:
             names, parents = _columns(content)
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f'{path} is not a label tree: {error!r}; it holds {{"names": [text, ...], "parents": [number, ...]}}, '
-                "a list of numbers for a label in several others"
-            ) from error
+        except (KeyError, TypeError) as error:
+            raise _no_tree(where, error) from error
         return cls(names, parents)
 
     @cached_property
@@ -162,6 +178,13 @@ class LabelTree:
                         f"label tree: the parent of {name!r} is {parent}; give -1 for a root or 0 to "
                         f"{len(self.names) - 1}"
                     )
+
+
+def _no_tree(where: Path | str, error: Exception) -> ValueError:
+    return ValueError(
+        f'{where} is not a label tree: {error!r}; it holds {{"names": [text, ...], "parents": [number, ...]}}, a list '
+        "of numbers for a label in several others"
+    )
 
 
 def _each_once(parents: int | Sequence[int]) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 The folder holds prepared records (`train-*.tfrecord`, `heldout-*.tfrecord`, `labels.json`), or plain files, which are
 listed and checked as `downpour prepare folder` does it. Threads: one, and those of `decode`.
+
+Shapes: `R` side after the resize, `S` side of the window.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from downpour.model.vision.preparing import pictures
 from downpour.model.vision.preparing.folder import Folder
 from downpour.model.vision.preparing.items import HELDOUT, TRAIN, Item, read_bytes
 from downpour.model.vision.records import LabelledImage, Record, RecordCounts, read_records, to_example
+from downpour.model.vision.window import Window
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Named:
     Attributes:
         name: As stored in its record; of a file, its path in the folder.
         split: `train` or `heldout`; empty in a folder that is not divided.
-        picture: Pixels [R, R, 3] uint8, and labels as stored, without their ancestors.
+        picture: Pixels [S, S, 3] uint8, and labels as stored, without their ancestors.
     """
 
     name: str
@@ -62,11 +65,18 @@ class PictureFolder:
             self._files = Folder(place)
             self.tree = self._files.tree
 
-    def decoded(self, resize: int, counts: RecordCounts) -> Iterator[Named]:
-        """Yields the pictures that can be read, each resized to `resize` x `resize`; `counts` has the others."""
+    def decoded(self, resize: int, crop: int, counts: RecordCounts) -> Iterator[Named]:
+        """Yields the central windows of the pictures that can be read; `counts` has the others.
+
+        Args:
+            resize: R.
+            crop: S, at most R.
+            counts: Counts the pictures.
+        """
         decoder = Decoder(resize, len(self.tree))
+        window = Window((resize - crop) // 2, (resize - crop) // 2, crop)
         ahead, beside = itertools.tee(self._each())
-        decoded = decoder.decode_all(((record, None) for _, record in ahead), counts)
+        decoded = decoder.decode_all(((record, window) for _, record in ahead), counts)
         for (split, record), picture in zip(beside, decoded, strict=True):
             if picture is not None and record.data is not None:
                 yield Named(decoder.name(record.data), split, picture)
