@@ -126,7 +126,7 @@ def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_curves_from_random_and_from_a_checkpoint(tmp_path: Path) -> None:
     recipe = jobs.write_recipe(tmp_path)
-    few = ["--set=num_steps=12", "--set=cluster.num_workers=1"]
+    few = ["--set=num_steps=2400", "--set=cluster.num_workers=1"]  # seconds: a checkpoint comes up to one late
     cli = [sys.executable, "-m", "downpour.launch.cli"]
     first = [*cli, "local", f"--recipe={recipe}", f"--run_dir={tmp_path / 'first'}", "--noevaluator", *few]
     subprocess.run(first, check=True, timeout=900, capture_output=True)
@@ -135,6 +135,7 @@ def test_curves_from_random_and_from_a_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
-    assert result["sizes"] == [4, 8, 12] and result["kind"] == "init"
-    assert len(result["scores_random"]) == len(result["scores_checkpoint"]) == 3
+    assert result["sizes"] == [800, 1600, 2400] and result["kind"] == "init"
+    for curve in ("scores_random", "scores_checkpoint"):
+        assert len(result[curve]) == 3 and None not in result[curve], "every checkpoint is scored"
     assert (tmp_path / "a.svg").exists()
