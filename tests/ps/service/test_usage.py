@@ -84,10 +84,11 @@ def test_a_failed_push_and_a_push_that_waits_are_seen(shard: tuple[list[Channel]
     go_on, threads = threading.Event(), list[threading.Thread]()
 
     def held(worker: int) -> Iterator[list[bytes]]:
-        first, *others = chunks(1, worker)
+        first, second, last = chunks(1, worker)
         yield [first]
+        yield [second]  # a client sends a message when it has the next one
         go_on.wait(20)
-        yield from ([other] for other in others)
+        yield [last]
 
     for worker, push in enumerate(pushes, 1):  # three are admitted at a time
         threads.append(threading.Thread(target=push, args=(held(worker),), kwargs={"timeout": 20}))
