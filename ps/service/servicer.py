@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.specification import policies_of
+from downpour.ps.service.usage import Usage
 from downpour.ps.shard.publication import live, only
 from downpour.ps.shard.shard import Shard
 
@@ -87,6 +89,7 @@ class Servicer:
         self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
         self._pushing = Admission(_MAX_PUSHES, GroupCommit(Processors()) if group_commit else None)
         self._pulling = Admission(_MAX_PULLS)
+        self._usage = Usage()
         arena = Arena.open(arena_path, index) if arena_path else None
         self._shard = Shard(arena) if arena else None
         if self._shard:
@@ -120,6 +123,8 @@ class Servicer:
     def status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
         """Counters; see `ParameterServer.Status`."""
         reply = pb.StatusReply(shard=self._index) if self._shard is None else self._shard.status()
+        reply.MergeFrom(self._usage.status())
+        reply.pushes_waiting, reply.pulls_waiting = self._pushing.num_waiting, self._pulling.num_waiting
         if self._gate:
             reply.guests.MergeFrom(pb.StatusReply.Guests(**asdict(self._gate.counts())))
         if self._shard is not None and request.with_layout:
@@ -220,15 +225,18 @@ class Servicer:
             self._shard.close()
 
     def _push(self, messages: Iterator[bytes]) -> tuple[pb.PushHeader, pb.PushReply]:
-        with self._pushing.place(self._shard.patience_s if self._shard else 0.0) as member:
-            chunks = map(codec.decode_chunk, messages)
+        queued_s, patience_s = time.perf_counter(), self._shard.patience_s if self._shard else 0.0
+        with self._pushing.place(patience_s) as member, self._usage.push(queued_s) as meter:
+            chunks = meter.chunks(messages)
             first = next(chunks, None)
             if first is None or not isinstance(first.header, pb.PushHeader):
                 raise MalformedChunk("the first chunk does not name a push")
             shard = self._check(first.header)
             push = shard.begin(first.header, member)
             for chunk in itertools.chain((first,) if first.count else (), chunks):
+                began_s = time.thread_time()
                 shard.apply(push, chunk)
+                meter.apply_s += time.thread_time() - began_s
             reply = shard.finish(push)
         _log_push(push.header, reply)
         return push.header, reply
@@ -237,9 +245,11 @@ class Servicer:
         self, request: pb.PullRequest, shard: Shard, context: grpc.ServicerContext, pushed: pb.PushReply | None = None
     ) -> Iterator[Message]:
         _check_codecs(request, shard)
-        shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
+        with self._usage.pace():
+            shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
+        queued_s = time.perf_counter()
         with self._pulling.place():
-            yield from messages_of_pull(request, shard, pushed)
+            yield from self._usage.pull(messages_of_pull(request, shard, pushed), queued_s)
 
     def _check_index(self, shard: int) -> None:
         if shard != self._index:
