@@ -94,6 +94,7 @@ def test_speed_is_noted_as_growth_since_the_last_entry(
     settings: JobSettings, state: JobState, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(observer_module, "_LEAST_S", 0.0)
+    monkeypatch.setattr(observer_module, "_OF_TIME", 0.0)
     observer, begin = Observer(settings, state, folder), time.monotonic() - 10.0
     for number, counts in enumerate(([2, 1], [2, 5], None, [3, 5])):
         report(state, 10 * number + 10, begin + number)
