@@ -111,10 +111,11 @@ def test_speed_is_noted_as_growth_since_the_last_entry(
 def test_entries_come_less_often_as_the_run_goes_on(
     settings: JobSettings, state: JobState, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observer, seconds = Observer(settings, state, folder), iter(range(1, 2000))
+    observer, seconds = Observer(settings, state, folder), [0.0]
     report(state, 1, time.monotonic())
-    monkeypatch.setattr(type(state.coordinator.time), "train_s", lambda self, now: float(next(seconds)))
+    monkeypatch.setattr(type(state.coordinator.time), "train_s", lambda self, now: seconds[0])
     for _ in range(1000):
+        seconds[0] += 1.0
         observer.look()
     at = [entry["seconds"] for entry in noted(folder, "progress")]
     assert at[:3] == [2.0, 4.0, 6.0] and at[-1] - at[-2] > 9.0 and len(at) < 300
