@@ -40,7 +40,7 @@ def _obstacle() -> str | None:
 
 @pytest.fixture(scope="session")
 def image(request: pytest.FixtureRequest) -> Image:
-    """What all containers run; its loops are compiled once: the tiny recipe's, and with slow tests all, as for users."""
+    """What all containers run; its loops are compiled once: those of the tiny recipe, with slow tests all."""
     obstacle = _obstacle()
     if obstacle:
         pytest.skip(obstacle)
