@@ -35,9 +35,10 @@ def test_a_shard_runs_from_a_wheel_in_a_venv_without_tensorflow(tmp_path: Path) 
     subprocess.run([sys.executable, "-m", "build", "--wheel", f"--outdir={tmp_path}", str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl"
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+    pip = [sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet"]
+    pip += ["--constraint", str(ROOT / "constraints.txt")]
     subprocess.run([*pip, str(wheel)], check=True)
     assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True, check=False).returncode != 0
     # As launchers do: otherwise the first start of all compiles the rule's loops.
