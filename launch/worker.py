@@ -107,7 +107,7 @@ def run(config: WorkerConfig) -> None:
         _connect(exchange, reporter)
         ready.set()
         _train(job, model, layout, exchange, _Worker(config.index, chief, reporter))
-    logging.info("trained")
+    entry.conclude("trained")
 
 
 def _is_over(chief: ChiefClient) -> bool:
@@ -116,7 +116,7 @@ def _is_over(chief: ChiefClient) -> bool:
     over = found is not None and found.state in _OVER
     if found is not None and over:
         how = f"failed ({found.failure})" if found.failure else "has reached its number of steps"
-        logging.info("the job %s: it is at step %d of %d, so this worker ends", how, found.step, found.num_steps)
+        entry.conclude("the job %s: it is at step %d of %d, so this worker ends", how, found.step, found.num_steps)
     return over
 
 
@@ -180,7 +180,7 @@ class _Worker:
             if entry.parent_is_gone() or self._chief.look(_LOOK_S) is None:
                 ending.end_now()
         told = self.reporter.leave(_LOOK_S)
-        logging.info(
+        entry.conclude(
             "stopping; the chief %s", "has its leases back" if told else "did not answer, so its leases must expire"
         )
         ending.end_now()

@@ -80,8 +80,8 @@ class Chief:
         self._ending = threading.Event()
         self._events = Events(settings.callbacks, self._state)
         self._scores = Scores(settings, self._state, self._folder, self._events)
-        service = Service(settings, self._state, self._scores)
-        handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
+        self._service = Service(settings, self._state, self._scores)
+        handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, self._service))
         self._server = Server(handler, host, port, _NUM_THREADS, security)
         self.port = self._server.port
         owner.write_address(run_dir, host, self.port)
@@ -164,6 +164,10 @@ class Chief:
     def ready(self) -> bool:
         """Whether the layout is known and workers can register."""
         return self._state.layout is not None  # unlocked: a slightly stale answer is harmless
+
+    def progress(self) -> pb.ProgressReply:
+        """Returns the job's progress with its details, as the method `Progress` does; called by any thread."""
+        return self._service.progress(detailed=True)
 
     def close(self) -> None:
         """Stops serving, after a grace period in which callers can still read that the job is over."""

@@ -100,6 +100,10 @@ class Service(chief_pb2_grpc.ChiefServicer):
 
     def Progress(self, request: pb.ProgressRequest, context: grpc.ServicerContext) -> pb.ProgressReply:
         """See `downpour/proto/chief.proto`."""
+        return self.progress(detailed=request.detailed)
+
+    def progress(self, *, detailed: bool) -> pb.ProgressReply:
+        """Returns the answer to `Progress`; called by any thread."""
         state = self._state
         with state.changed:
             reply = state.coordinator.progress(time.monotonic())
@@ -107,7 +111,7 @@ class Service(chief_pb2_grpc.ChiefServicer):
             reply.state = pb.ProgressReply.STATE_PREPARING if waits else state.phase
             if state.journal_state.score is not None:
                 reply.metrics.update(state.journal_state.score.metrics)
-            if request.detailed:
+            if detailed:
                 recipe, now = self._settings.recipe, time.monotonic()
                 reply.details.CopyFrom(details(recipe, state.job_id, state.journal_state, state.shards, now))
         return reply
