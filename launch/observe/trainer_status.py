@@ -74,8 +74,8 @@ def server_of(environment: Mapping[str, str]) -> StatusServer | None:
     """Returns the server that the environment names; None outside a TrainJob."""
     for prefix in _PREFIXES:
         if url := environment.get(f"{prefix}_URL"):
-            files = (environment.get(f"{prefix}_{name}", "") for name in ("TOKEN", "CA_CERT"))
-            return StatusServer(url, *files, variable=f"{prefix}_URL")
+            token_file, ca_file = environment.get(f"{prefix}_TOKEN", ""), environment.get(f"{prefix}_CA_CERT", "")
+            return StatusServer(url, token_file, ca_file, f"{prefix}_URL")
     return None
 
 
