@@ -49,7 +49,7 @@ from downpour.worker.chief.settings import JobSettings
 
 SYNTAX = Syntax(
     shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
-    " stop_shards tls token_file health_port listen_in_plain_text_on_the_network",
+    " stop_shards tls token_file health_port log_format listen_in_plain_text_on_the_network",
 )
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 

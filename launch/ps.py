@@ -27,7 +27,7 @@ from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange.clients import ChiefClient
 
 SYNTAX = Syntax(
-    shown="index host port arena chief grace_s group_commit tls token_file health_port "
+    shown="index host port arena chief grace_s group_commit tls token_file health_port log_format "
     "listen_in_plain_text_on_the_network",
 )
 _ASK_EVERY_S, _ANSWER_WITHIN_S = 0.25, 2.0

@@ -249,7 +249,8 @@ def _supervise(config: SshConfig, job_id: str) -> None:
 
 
 SYNTAX = Syntax(
-    shown="recipe set hosts run_dir tls token_file directory python via port arena_dir checkpoint_dir resume overwrite",
+    shown="recipe set hosts run_dir tls token_file directory python via port arena_dir checkpoint_dir resume overwrite "
+    "log_format",
     positional="recipe",
 )
 
@@ -263,6 +264,7 @@ def main() -> None:
 def define() -> None:
     """Defines the flags."""
     recipe_flags.define()
+    entry.define_log_format()
     role_flags.define_checkpoints()
     flags.DEFINE_string("hosts", None, "File that lists hosts and their roles.")
     flags.DEFINE_string("via", "ssh -tt -o BatchMode=yes {}", "Runs a shell command, given after it, on host {}.")

@@ -37,7 +37,7 @@ from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 
-SYNTAX = Syntax("recipe set index ps chief run_dir tls token_file health_port")
+SYNTAX = Syntax("recipe set index ps chief run_dir tls token_file health_port log_format")
 _OVER = (ProgressReply.STATE_SCORING, ProgressReply.STATE_DONE, ProgressReply.STATE_FAILED)
 _LEAVE_WITHIN_S = 6.0  # from SIGTERM to the last report
 _LOOK_S, _LOOK_AGAIN_S = 2.0, 0.5  # deadline of the chief's answer; pause between two requests

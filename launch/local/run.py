@@ -43,7 +43,8 @@ _CONTRADICT = (*_CONTRADICT_WITH_VALUE, "resume", "noresume", "resume_if_any", "
 
 
 SYNTAX = Syntax(
-    shown="recipe set epochs steps batch_size run_dir resume overwrite evaluator checkpoint_dir init_from init_only",
+    shown="recipe set epochs steps batch_size run_dir resume overwrite evaluator checkpoint_dir init_from init_only "
+    "log_format",
     positional="recipe",
 )
 
@@ -57,6 +58,7 @@ def main() -> None:
 def define() -> None:
     """Defines the flags."""
     recipe_flags.define()
+    entry.define_log_format()
     role_flags.define_run_dir()
     role_flags.define_checkpoints()
     role_flags.define_initial_values()

@@ -182,9 +182,14 @@ class _JsonFormatter(python_logging.Formatter):
         return log_lines.as_json(_role, context=_context, **log_lines.described(record))
 
 
-def _define_flags() -> None:
+def define_log_format() -> None:
+    """Defines `--log_format`, which every command has; those whose `--help` shows it call this."""
     if "log_format" not in flags.FLAGS:
         flags.DEFINE_enum("log_format", "text", log_lines.FORMATS, "Log lines: text, or one JSON object a line.")
+
+
+def _define_flags() -> None:
+    define_log_format()
     if "die_with_parent" not in flags.FLAGS:
         text = "Process id of the parent; this process ends when its parent has ended. 0: never."
         flags.DEFINE_integer("die_with_parent", 0, text, lower_bound=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ END_S = 300.0  # when other tests keep this machine busy; alone it takes a tenth
 
 def write(tmp_path: Path) -> Path:
     recipe = write_recipe(tmp_path)
-    return manifests.write(tmp_path / "deploy", str(recipe), "tiny", "--set=exchange.give_up_after_s=300")
+    more = ("--set=exchange.give_up_after_s=300", "--log_format=json")
+    return manifests.write(tmp_path / "deploy", str(recipe), "tiny", *more)
 
 
 def run(kubernetes: Cluster, folder: Path) -> None:
@@ -35,6 +37,14 @@ def test_a_job_runs_from_its_manifests_to_its_end(kubernetes: Cluster, tmp_path:
     run(kubernetes, write(tmp_path) / "base")
     assert not kubernetes.pods
     assert not any(job.failures for job in kubernetes.jobs.values()), kubernetes.describe()
+    said = [text for _, text in kubernetes.events]
+    assert any(text.startswith("tiny-chief-0: container ended with 0: [chief] done: ") for text in said), said
+    assert "tiny-worker-1: container ended with 0: [worker/1] trained" in " ".join(said), said
+    for index, log in enumerate(log for log in kubernetes.logs("tiny-ps").values() if log):
+        first = json.loads(log.splitlines()[0])
+        assert (first["role"], first["severity"]) == ("ps", "INFO"), index
+        assert first["message"].startswith("listens on ")
+        assert all(json.loads(line)["time"] for line in log.splitlines())
 
 
 @pytest.mark.slow
