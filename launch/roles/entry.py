@@ -125,7 +125,7 @@ def refuse(error: BaseException) -> int:
 
 def say(message: str) -> None:
     """Writes a line of this process on stderr, whatever its verbosity."""
-    print(log_lines.as_json(_role, message) if in_json() else f"[{_role}] {message}", file=sys.stderr, flush=True)
+    print(log_lines.as_json(_process(), message) if in_json() else f"[{_role}] {message}", file=sys.stderr, flush=True)
 
 
 def say_failed(message: str) -> None:
@@ -140,6 +140,12 @@ def conclude(message: str, *arguments: object, level: int = logging.INFO) -> Non
     _tell_kubernetes(f"{prefix()} {message % arguments}")
 
 
+def _process() -> str:
+    """The role and, as soon as it is known, the index of this process: `worker/3`."""
+    index = flags.FLAGS["index"].value if "index" in flags.FLAGS else None
+    return _role if index is None or "/" in _role else f"{_role}/{index}"
+
+
 def in_json() -> bool:
     """Whether the lines of this process are JSON."""
     return "log_format" in flags.FLAGS and flags.FLAGS["log_format"].value == "json"
@@ -151,7 +157,9 @@ def _write_end(message: str, severity: str, error: BaseException | None = None, 
     _tell_kubernetes(line)
     if in_json():
         source = log_lines.source_of(error) if error else ""
-        line = log_lines.as_json(_role, message, severity=severity, context=_context, source=source, exception=calls)
+        line = log_lines.as_json(
+            _process(), message, severity=severity, context=_context, source=source, exception=calls
+        )
     elif calls:
         line = f"{calls.rstrip()}\n{line}"
     with contextlib.suppress(OSError):  # its disk may be full
@@ -179,7 +187,7 @@ class _JsonFormatter(python_logging.Formatter):
 
     def format(self, record: python_logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        return log_lines.as_json(_role, context=_context, **log_lines.described(record))
+        return log_lines.as_json(_process(), context=_context, **log_lines.described(record))
 
 
 def define_log_format() -> None:
