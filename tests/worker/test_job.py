@@ -32,6 +32,7 @@ from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Keep
 from downpour.ps.service.server import ShardServer
 from downpour.worker.chief import chief as chief_module
+from downpour.worker.chief import watch
 from downpour.worker.chief.chief import Chief, JobSettings
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
@@ -372,7 +373,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(
 def test_the_chief_logs_its_progress_now_and_then(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chief_module, "_SAY_EVERY_S", 0.0)
+    monkeypatch.setattr(watch, "_SAY_EVERY_S", 0.0)
     with caplog.at_level("INFO", "absl"):
         chief = cluster.run_chief()
         cluster.work(0)
