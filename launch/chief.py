@@ -45,7 +45,7 @@ from downpour.worker.chief.settings import JobSettings
 
 SYNTAX = Syntax(
     shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
-    " stop_shards tls token_file health_port listen_in_plain_text_on_the_network",
+    "trace stop_shards tls token_file health_port listen_in_plain_text_on_the_network",
 )
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
@@ -65,6 +65,7 @@ class ChiefConfig:
         prepared: File of layout and initial values, written by a launcher; None to build the model.
         job_id: Id of a new run; "" for a random one.
         stop_shards: Whether the shards are ended when the job is over.
+        trace_steps: How many steps every worker traces, into `trace.json` of the run.
         access: Identity, access and health port.
     """
 
@@ -78,6 +79,7 @@ class ChiefConfig:
     prepared: Path | None = None
     job_id: str = ""
     stop_shards: bool = False
+    trace_steps: int = 0
     access: Access = field(default_factory=Access)
 
 
@@ -116,6 +118,7 @@ def from_flags() -> ChiefConfig:
         prepared=Path(prepared) if prepared else None,
         job_id=role_flags.job_id(),
         stop_shards=bool(role_flags.value("stop_shards")),
+        trace_steps=role_flags.trace_steps(),
         access=role_flags.access("chief"),
     )
 
@@ -210,6 +213,7 @@ def _plan(config: ChiefConfig) -> JobSettings:
         checkpoint_every_steps=job.checkpoint_every_steps,
         checkpoint_every_epoch=job.checkpoint_every_epoch,
         chooses_overlap=job.overlap is None,
+        trace_steps=config.trace_steps,
         epochs=epochs_of(job),
         max_train_s=job.max_train_s,
         num_records=job.data.num_records,

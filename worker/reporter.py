@@ -18,15 +18,18 @@ from absl import logging
 from downpour.model.data.epochs import Epochs
 from downpour.model.data.order import Lease
 from downpour.model.vision.records import RecordCounts
-from downpour.proto.chief_pb2 import EpochSums, RegisterRequest, WorkerReport
+from downpour.proto.chief_pb2 import EpochSums, RegisterRequest, ReportReply, WorkerReport
 from downpour.proto.errors import DownpourError, Unreachable
+from downpour.proto.spans import MOST_IN_MESSAGE
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Answer
 from downpour.worker.exchange.overlap import Course
 from downpour.worker.input_share import InputShare, Spent
+from downpour.worker.tracing import Tracer
 
 _EVERY_S = 1.0
 _LOOK_EVERY_S = 0.1
+_FIRST_REPORTS = 8  # one after another, of a worker that traces steps
 _LATE_S = 0.001  # that the loop waits for an exchange in flight, from which it counts as late
 
 
@@ -45,6 +48,7 @@ class Reporter:
         job_id: Id of the job whose parameters the shards must hold.
         stop: Set when the chief ends training or refuses this worker.
         overlap: Whether exchanges should run while a batch is computed, as the chief has answered last.
+        tracer: Takes the spans of as many steps as the chief wants traced; sent with the reports.
 
     Raises:
         LayoutMismatch: The chief runs another job.
@@ -77,6 +81,7 @@ class Reporter:
         hello = RegisterRequest(worker=worker, fingerprint=fingerprint, host=host, process=process, job=job or {})
         reply = chief.register(hello)
         self.incarnation, self.job_id = reply.incarnation, reply.job_id
+        self.tracer = Tracer(worker, reply.trace_steps)
         self._totals = WorkerReport(worker=worker, incarnation=self.incarnation)
         if reply.stop:
             self.stop.set()
@@ -179,12 +184,15 @@ class Reporter:
         """
         self._ending.set()
         self._thread.join()
+        self.tracer.end()
         if self._refusal and not (failure and isinstance(self._refusal, Unreachable)):
             raise self._refusal
+        while self.tracer.num_waiting > MOST_IN_MESSAGE:
+            self._send()
         with self._lock:
             self._totals.finished = True
             self._totals.failure = failure
-        self._chief.report(self._report())
+        self._send()
 
     def leave(self, within_s: float) -> bool:
         """Sends the last report of a worker that stops early, once; returns whether it arrived.
@@ -202,7 +210,16 @@ class Reporter:
         with self._lock:
             report.CopyFrom(self._totals)
             report.epochs.extend(self._sums[epoch] for epoch in sorted(self._unsent))
+        self.tracer.write(report)
         return report
+
+    def _send(self) -> ReportReply:
+        """Sends a report, and notes what the chief has received."""
+        report, asked_s = self._report(), time.monotonic()
+        reply = self._chief.report(report)
+        self.tracer.answered(report, reply, asked_s)
+        self._sent(report)
+        return reply
 
     def _sent(self, report: WorkerReport) -> None:
         with self._lock:
@@ -210,22 +227,22 @@ class Reporter:
 
     def _run(self) -> None:
         sent_s = time.monotonic()
-        while not self._ending.wait(min(_LOOK_EVERY_S, _EVERY_S)):
+        num_first = _FIRST_REPORTS if self.tracer.active else 0  # to compare clocks
+        while num_first or not self._ending.wait(min(_LOOK_EVERY_S, _EVERY_S)):
             now, since_s = time.monotonic(), self._lease_since_s
             # A lease that does not come may wait for the end of an epoch, which this report may complete.
             hurry = since_s is not None and now > since_s + _LOOK_EVERY_S
-            if now < sent_s + _EVERY_S and not hurry:
+            more = num_first or self.tracer.num_waiting > MOST_IN_MESSAGE
+            if now < sent_s + _EVERY_S and not hurry and not more:
                 continue
             if hurry:
                 self._lease_since_s = None
-            sent_s = now
-            report = self._report()
+            sent_s, num_first = now, max(0, num_first - 1)
             try:
-                reply = self._chief.report(report)
+                reply = self._send()
                 self.overlap = reply.overlap
                 if reply.stop:
                     self.stop.set()
-                self._sent(report)
             except DownpourError as error:
                 self._refusal = error  # raised by `finish`
                 self.stop.set()

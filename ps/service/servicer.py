@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChunk, NotReady
 from downpour.proto.http2.connection import Message
 from downpour.proto.security.gate import Gate
+from downpour.proto.spans import SpanBuffer
 from downpour.ps.apply.admission import Admission
 from downpour.ps.apply.group_commit import GroupCommit
 from downpour.ps.apply.processors import Processors
@@ -31,6 +33,7 @@ from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.specification import policies_of
+from downpour.ps.service.tracing import CallPhases
 from downpour.ps.shard.publication import live, only
 from downpour.ps.shard.shard import Shard
 
@@ -66,6 +69,7 @@ class Servicer:
         stop_soon: Begins to stop the server and returns at once.
         gate: The server's gate; its counts are in the status.
         group_commit: Whether pushes may be delayed so that others are applied with them.
+        clock: Clock of the spans of traced steps, in seconds.
 
     Raises:
         ValueError: The arena cannot be used.
@@ -79,8 +83,10 @@ class Servicer:
         gate: Gate | None = None,
         *,
         group_commit: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._index = index
+        self._spans = SpanBuffer(clock)
         self._stop_soon = stop_soon
         self._gate = gate
         self._arena_path = arena_path
@@ -127,6 +133,8 @@ class Servicer:
             reply.layout = specification.layout
             reply.specification.CopyFrom(specification)
             reply.specification.ClearField("layout")
+        if request.HasField("trace"):
+            reply.trace.CopyFrom(self._spans.after(request.trace))
         return reply
 
     def initialize(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.InitializeReply:
@@ -220,7 +228,9 @@ class Servicer:
             self._shard.close()
 
     def _push(self, messages: Iterator[bytes]) -> tuple[pb.PushHeader, pb.PushReply]:
+        phases = CallPhases(self._spans)
         with self._pushing.place(self._shard.patience_s if self._shard else 0.0) as member:
+            phases.end("queue")
             chunks = map(codec.decode_chunk, messages)
             first = next(chunks, None)
             if first is None or not isinstance(first.header, pb.PushHeader):
@@ -228,18 +238,26 @@ class Servicer:
             shard = self._check(first.header)
             push = shard.begin(first.header, member)
             for chunk in itertools.chain((first,) if first.count else (), chunks):
+                phases.end("receive")
                 shard.apply(push, chunk)
+                phases.end("apply")
             reply = shard.finish(push)
+        phases.keep(first.header)
         _log_push(push.header, reply)
         return push.header, reply
 
     def _pull(
         self, request: pb.PullRequest, shard: Shard, context: grpc.ServicerContext, pushed: pb.PushReply | None = None
     ) -> Iterator[Message]:
+        phases = CallPhases(self._spans)
         _check_codecs(request, shard)
         shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
+        phases.end("pace")
         with self._pulling.place():
+            phases.end("queue")
             yield from messages_of_pull(request, shard, pushed)
+            phases.end("send")
+        phases.keep(request)
 
     def _check_index(self, shard: int) -> None:
         if shard != self._index:

@@ -42,6 +42,8 @@ from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards, known_layout
 from downpour.worker.chief.state import LOOK_EVERY_S, JobState
 from downpour.worker.chief.summary import summary
+from downpour.worker.chief.traces import Traces
+from downpour.worker.chief.tracing import Tracing
 
 _SAY_EVERY_S = 10.0  # between two progress lines in the log
 _WORKERS_END_S = 120.0
@@ -60,6 +62,7 @@ class Chief:
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
         security: Security configuration of this process.
+        clock: Clock of the trace, in seconds.
 
     Attributes:
         port: The port it listens on.
@@ -69,7 +72,14 @@ class Chief:
     """
 
     def __init__(
-        self, settings: JobSettings, run_dir: Path, *, host: str, port: int, security: Security = PLAIN
+        self,
+        settings: JobSettings,
+        run_dir: Path,
+        *,
+        host: str,
+        port: int,
+        security: Security = PLAIN,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._security = security
@@ -80,7 +90,9 @@ class Chief:
         self._ending = threading.Event()
         self._events = Events(settings.callbacks, self._state)
         self._scores = Scores(settings, self._state, self._folder, self._events)
-        service = Service(settings, self._state, self._scores)
+        traces = Traces(settings.trace_steps, settings.num_workers, clock)
+        self._tracing = Tracing(traces, self._folder, lambda: {"recipe": settings.recipe, "job_id": self._state.job_id})
+        service = Service(settings, self._state, self._scores, traces)
         handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
         self._server = Server(handler, host, port, _NUM_THREADS, security)
         self.port = self._server.port
@@ -129,12 +141,14 @@ class Chief:
             state.phase = pb.ProgressReply.STATE_TRAINING
             state.coordinator.members.opened_s = time.monotonic()
         threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()
+        self._tracing.start(self._shards)
         self._watch(self._shards, checkpoints, ends)
         self._state.enter(pb.ProgressReply.STATE_SCORING)
         if healer.gave_up:  # there is nothing left to write
             self._end(self._shards, failed=True, stop_shards=stop_shards)
             raise JobFailed(state.coordinator.failure)
         self._wait_for_workers(self._shards, checkpoints)
+        self._tracing.finish()
         checkpoints.write_last(_INSIST_S)
         if not state.coordinator.failure:
             self._scores.wait_for_last()
@@ -169,6 +183,7 @@ class Chief:
         """Stops serving, after a grace period in which callers can still read that the job is over."""
         self._ending.set()
         self._events.close()
+        self._tracing.finish()
         self._server.stop(2.0).wait()
         if self._shards is not None:
             self._shards.close()
@@ -178,6 +193,7 @@ class Chief:
         """Notes complete epochs, commits the journal and answers no further calls: this process is about to stop."""
         if self._ends is not None:
             self._ends.hold()
+        self._tracing.write()
         self._state.hold()
 
     def see_off(self, within_s: float) -> None:

@@ -17,6 +17,7 @@ from absl import logging
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError, LayoutMismatch
 from downpour.proto.security.config import PLAIN, Security
+from downpour.proto.trace_pb2 import RoundTrip, Spans, SpansReceived
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.manifest import Checkpoint
@@ -97,6 +98,23 @@ class Shards:
     def look(self) -> list[pb.StatusReply | None]:
         """Returns the status of every shard, or None for one that does not answer within `_LOOK_S`."""
         return self._on_all(lambda client: client.look(_LOOK_S))
+
+    def spans(self, received: Sequence[SpansReceived], clock: Callable[[], float]) -> list[Spans | None]:
+        """Returns the spans of every shard after some, each with the times of its call by `clock`; None as `look`."""
+
+        def ask(client: ShardClient) -> Spans | None:
+            asked_s = clock()
+            spans = client.spans(received[client.shard], _LOOK_S)
+            if spans is not None:
+                there = spans.clock_seconds
+                spans.round_trip.CopyFrom(
+                    RoundTrip(
+                        asked_seconds=asked_s, received_seconds=there, replied_seconds=there, answered_seconds=clock()
+                    )
+                )
+            return spans
+
+        return self._on_all(ask)
 
     def check_job(self) -> None:
         """Waits until all shards hold parameters, and compares their specification with this job's.

@@ -19,6 +19,7 @@ from downpour.proto.http2.connection import Message
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.retry import call
 from downpour.proto.security.config import PLAIN, Security
+from downpour.proto.trace_pb2 import Spans, SpansReceived
 from downpour.ps import layout as layouts
 from downpour.ps.layout import Layout
 from downpour.ps.layout.chunks import chunks_of_values
@@ -96,6 +97,14 @@ class ShardClient:
         except grpc.RpcError:
             return None
         return reply
+
+    def spans(self, received: SpansReceived, timeout_s: float) -> Spans | None:
+        """Returns the shard's spans after some, or None if it does not answer within `timeout_s` seconds."""
+        try:
+            reply: pb.StatusReply = self._status(pb.StatusRequest(trace=received), timeout=timeout_s)
+        except grpc.RpcError:
+            return None
+        return reply.trace if reply.HasField("trace") else None
 
     def wait_ready(self) -> None:
         """Waits until the shard is initialised, and compares index, layout and job.

@@ -27,6 +27,7 @@ from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.packing import Packer
 from downpour.worker.exchange.pulled import Pulled
 from downpour.worker.exchange.rows import RowPacker, Rows
+from downpour.worker.tracing import Tracer
 
 # Concurrent calls of one worker. All of them hold messages in memory, here and on the shards. On two cores, where calls
 # wait for the processor, more were not faster; over slow networks to many hosts that was not measured.
@@ -158,6 +159,7 @@ class Exchanger:
         give_up_after_s: See `ShardClient`.
         security: Security configuration of this process.
         job_id: See `ShardClient`.
+        tracer: Takes the spans of pushes and pulls of traced steps.
 
     Attributes:
         wire: As given.
@@ -180,8 +182,10 @@ class Exchanger:
         joined: bool = False,
         security: Security = PLAIN,
         job_id: str = "",
+        tracer: Tracer | None = None,
     ) -> None:
         self._layout = layout
+        self._tracer = tracer or Tracer()
         self.wire = wire
         self.incarnation = incarnation
         self._publish_every = publish_every
@@ -244,6 +248,7 @@ class Exchanger:
             self._name.sequence += 1
         name = pb.PushHeader()
         name.CopyFrom(self._name)
+        name.traced_step = self._tracer.step
         submit, order, self._begun_s = self._pool.submit, self._order, time.monotonic()
         self._now = threading.Event()
         for pulled in self._pulled if ahead else ():
@@ -278,19 +283,29 @@ class Exchanger:
 
     def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> list[_Pushed]:
         """Pushes to one shard."""
+        begun = time.monotonic()
         header, chunks = self._packed(shard, name, gradients)
         reply = self._clients[shard].push(header, chunks)
-        return [_Pushed(shard, reply, time.monotonic(), _num_bytes(chunks))]
+        ended = time.monotonic()
+        self._tracer.call("push", name.traced_step, shard, begun, ended)
+        return [_Pushed(shard, reply, ended, _num_bytes(chunks))]
 
     def _push_pull(self, name: pb.PushHeader, gradients: Gradients, ahead: bool) -> list[_Pushed]:
         """Pushes to all shards and pulls from them, in one call each: sends to all, then receives."""
-        begun = []
+        begun, pushed = [], []
         for shard in self._order:
+            begun_s = time.monotonic()
             header, chunks = self._packed(shard, name, gradients)
             header.pull.CopyFrom(self._request(name, ahead))
             receive = self._clients[shard].push_pull(header, chunks, self._pulled[shard])
-            begun.append((shard, receive, _num_bytes(chunks)))
-        return [_Pushed(shard, *receive(), num_bytes, time.monotonic()) for shard, receive, num_bytes in begun]
+            begun.append((shard, begun_s, receive, _num_bytes(chunks)))
+        for shard, begun_s, receive, num_bytes in begun:
+            reply, ended_s = receive()
+            pull_ended_s = time.monotonic()
+            self._tracer.call("push", name.traced_step, shard, begun_s, ended_s)
+            self._tracer.call("pull", name.traced_step, shard, ended_s, pull_ended_s)
+            pushed.append(_Pushed(shard, reply, ended_s, num_bytes, pull_ended_s))
+        return pushed
 
     def _packed(
         self, shard: int, name: pb.PushHeader, gradients: Gradients
@@ -309,7 +324,9 @@ class Exchanger:
         request = self._request(name, ahead)
         request.fingerprint = name.fingerprint
         self._clients[shard].pull(request, self._pulled[shard])
-        return begun, time.monotonic()
+        ended = time.monotonic()
+        self._tracer.call("pull", name.traced_step, shard, begun, ended)
+        return begun, ended
 
     def _request(self, name: pb.PushHeader, ahead: bool) -> pb.PullRequest:
         return pb.PullRequest(
@@ -319,6 +336,7 @@ class Exchanger:
             num_pushes=name.sequence + ahead,
             publish_every=self._publish_every,
             differences=self._differences,
+            traced_step=name.traced_step,
         )
 
     def _collect(self, pulls: list[Future[_Span]]) -> Answer:
