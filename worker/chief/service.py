@@ -30,11 +30,12 @@ class Service(chief_pb2_grpc.ChiefServicer):
         settings: The job's settings.
         state: The job's state.
         scores: Takes scores.
-        traces: Takes spans of traced steps.
+        traces: Takes spans of traced steps; None: none is traced.
     """
 
-    def __init__(self, settings: JobSettings, state: JobState, scores: Scores, traces: Traces) -> None:
-        self._settings, self._state, self._scores, self._traces = settings, state, scores, traces
+    def __init__(self, settings: JobSettings, state: JobState, scores: Scores, traces: Traces | None = None) -> None:
+        self._settings, self._state, self._scores = settings, state, scores
+        self._traces = traces or Traces(0, 0)
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""

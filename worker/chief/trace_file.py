@@ -111,9 +111,12 @@ def _flows(drawn: Sequence[_Drawn]) -> Iterator[Event]:
                 continue
             begin, end = one.at(span)
             found = receipts.get((span.shard, span.worker, span.step), [])
-            # A worker that was started again numbers its steps from 1 again.
-            ends = [there.at(receipt)[1] for there, receipt in found]
-            within = [pair for pair, at in zip(found, ends, strict=True) if begin <= at <= end]
+            # A worker that was started again numbers its steps from 1 again: those of another time are left out.
+            within = []
+            for there, receipt in found:
+                error = 1e6 * (one.clock.error_s + there.clock.error_s)
+                if begin - error <= there.at(receipt)[1] <= end + error:
+                    within.append((there, receipt))
             if within:
                 there, receipt = min(within, key=lambda pair: pair[1].begin_seconds)
                 flow = {"name": "push", "cat": "push", "id": next(numbers)}
