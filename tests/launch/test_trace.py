@@ -21,7 +21,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[jobs.LocalJob]:
     """A job that has ended."""
     folder = tmp_path_factory.mktemp("traced")
     # The learning rate is too small to matter: every worker comes to its steps before the job has its own.
-    more = "\n\ndef job():\n    return tiny(num_steps=400, schedule=Constant(1e-5), overlap=False)\n"
+    more = "\n\ndef job():\n    return tiny(num_steps=400, schedule=Constant(1e-5), exchange=Exchange(overlap=False))\n"
     job = jobs.LocalJob(jobs.write_recipe(folder, more), folder, f"--trace={NUM_STEPS}", "--noevaluator")
     try:
         assert job.end() == 0, job.stderr
