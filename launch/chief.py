@@ -225,6 +225,7 @@ def _plan(config: ChiefConfig) -> JobSettings:
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
         callbacks=job.callbacks,
+        sinks=job.sinks,
         resume=checkpoints.resume,
         overwrite=checkpoints.overwrite,
         job_id=config.job_id,

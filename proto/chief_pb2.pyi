@@ -239,7 +239,7 @@ class ProgressReply(_message.Message):
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     class Details(_message.Message):
-        __slots__ = ("recipe", "job_id", "epochs", "train_seconds", "seconds_per_step", "score_step", "checkpoint", "checkpoint_step", "faults", "workers", "shards")
+        __slots__ = ("recipe", "job_id", "epochs", "train_seconds", "seconds_per_step", "score_step", "checkpoint", "checkpoint_step", "faults", "workers", "shards", "checkpoint_age_seconds", "learning_rate", "staleness_histogram", "events")
         class SecondsPerStepEntry(_message.Message):
             __slots__ = ("key", "value")
             KEY_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +265,10 @@ class ProgressReply(_message.Message):
         FAULTS_FIELD_NUMBER: _ClassVar[int]
         WORKERS_FIELD_NUMBER: _ClassVar[int]
         SHARDS_FIELD_NUMBER: _ClassVar[int]
+        CHECKPOINT_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+        STALENESS_HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
+        EVENTS_FIELD_NUMBER: _ClassVar[int]
         recipe: str
         job_id: str
         epochs: float
@@ -276,9 +280,24 @@ class ProgressReply(_message.Message):
         faults: _containers.ScalarMap[str, int]
         workers: _containers.RepeatedCompositeFieldContainer[ProgressReply.Worker]
         shards: _containers.RepeatedCompositeFieldContainer[ProgressReply.Shard]
-        def __init__(self, recipe: _Optional[str] = ..., job_id: _Optional[str] = ..., epochs: _Optional[float] = ..., train_seconds: _Optional[float] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., score_step: _Optional[int] = ..., checkpoint: _Optional[str] = ..., checkpoint_step: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[ProgressReply.Worker, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ProgressReply.Shard, _Mapping]]] = ...) -> None: ...
+        checkpoint_age_seconds: float
+        learning_rate: float
+        staleness_histogram: _containers.RepeatedScalarFieldContainer[int]
+        events: _containers.RepeatedCompositeFieldContainer[ProgressReply.Event]
+        def __init__(self, recipe: _Optional[str] = ..., job_id: _Optional[str] = ..., epochs: _Optional[float] = ..., train_seconds: _Optional[float] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., score_step: _Optional[int] = ..., checkpoint: _Optional[str] = ..., checkpoint_step: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[ProgressReply.Worker, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ProgressReply.Shard, _Mapping]]] = ..., checkpoint_age_seconds: _Optional[float] = ..., learning_rate: _Optional[float] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[_Union[ProgressReply.Event, _Mapping]]] = ...) -> None: ...
+    class Event(_message.Message):
+        __slots__ = ("time", "step", "kind", "text")
+        TIME_FIELD_NUMBER: _ClassVar[int]
+        STEP_FIELD_NUMBER: _ClassVar[int]
+        KIND_FIELD_NUMBER: _ClassVar[int]
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        time: float
+        step: int
+        kind: str
+        text: str
+        def __init__(self, time: _Optional[float] = ..., step: _Optional[int] = ..., kind: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
     class Worker(_message.Message):
-        __slots__ = ("index", "state", "host", "incarnation", "steps", "examples", "silent_seconds", "input_share")
+        __slots__ = ("index", "state", "host", "incarnation", "steps", "examples", "silent_seconds", "input_share", "seconds", "seconds_per_step", "examples_per_second", "staleness_mean", "version", "bytes_pulled", "bytes_pushed")
         class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
             __slots__ = ()
             STATE_UNSPECIFIED: _ClassVar[ProgressReply.Worker.State]
@@ -291,6 +310,20 @@ class ProgressReply(_message.Message):
         STATE_RUNNING: ProgressReply.Worker.State
         STATE_LOST: ProgressReply.Worker.State
         STATE_FINISHED: ProgressReply.Worker.State
+        class SecondsEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: float
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        class SecondsPerStepEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: float
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
         INDEX_FIELD_NUMBER: _ClassVar[int]
         STATE_FIELD_NUMBER: _ClassVar[int]
         HOST_FIELD_NUMBER: _ClassVar[int]
@@ -299,6 +332,13 @@ class ProgressReply(_message.Message):
         EXAMPLES_FIELD_NUMBER: _ClassVar[int]
         SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
         INPUT_SHARE_FIELD_NUMBER: _ClassVar[int]
+        SECONDS_FIELD_NUMBER: _ClassVar[int]
+        SECONDS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+        EXAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+        STALENESS_MEAN_FIELD_NUMBER: _ClassVar[int]
+        VERSION_FIELD_NUMBER: _ClassVar[int]
+        BYTES_PULLED_FIELD_NUMBER: _ClassVar[int]
+        BYTES_PUSHED_FIELD_NUMBER: _ClassVar[int]
         index: int
         state: ProgressReply.Worker.State
         host: str
@@ -307,9 +347,16 @@ class ProgressReply(_message.Message):
         examples: int
         silent_seconds: float
         input_share: float
-        def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ProgressReply.Worker.State, str]] = ..., host: _Optional[str] = ..., incarnation: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., silent_seconds: _Optional[float] = ..., input_share: _Optional[float] = ...) -> None: ...
+        seconds: _containers.ScalarMap[str, float]
+        seconds_per_step: _containers.ScalarMap[str, float]
+        examples_per_second: float
+        staleness_mean: float
+        version: int
+        bytes_pulled: int
+        bytes_pushed: int
+        def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ProgressReply.Worker.State, str]] = ..., host: _Optional[str] = ..., incarnation: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., silent_seconds: _Optional[float] = ..., input_share: _Optional[float] = ..., seconds: _Optional[_Mapping[str, float]] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., examples_per_second: _Optional[float] = ..., staleness_mean: _Optional[float] = ..., version: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ...) -> None: ...
     class Shard(_message.Message):
-        __slots__ = ("address", "state", "version", "pushes", "state_bytes")
+        __slots__ = ("address", "state", "version", "pushes", "state_bytes", "pulls", "bytes_received", "bytes_sent", "pushes_waiting", "seconds", "memory_bytes", "uptime_seconds", "pushes_refused", "pushes_dropped", "pushes_per_second", "staleness_mean", "seconds_per_push", "bytes_received_per_second", "bytes_sent_per_second")
         class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
             __slots__ = ()
             STATE_UNSPECIFIED: _ClassVar[ProgressReply.Shard.State]
@@ -320,17 +367,59 @@ class ProgressReply(_message.Message):
         STATE_SILENT: ProgressReply.Shard.State
         STATE_EMPTY: ProgressReply.Shard.State
         STATE_READY: ProgressReply.Shard.State
+        class SecondsEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: float
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        class SecondsPerPushEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: float
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
         ADDRESS_FIELD_NUMBER: _ClassVar[int]
         STATE_FIELD_NUMBER: _ClassVar[int]
         VERSION_FIELD_NUMBER: _ClassVar[int]
         PUSHES_FIELD_NUMBER: _ClassVar[int]
         STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+        PULLS_FIELD_NUMBER: _ClassVar[int]
+        BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+        BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+        PUSHES_WAITING_FIELD_NUMBER: _ClassVar[int]
+        SECONDS_FIELD_NUMBER: _ClassVar[int]
+        MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+        UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        PUSHES_REFUSED_FIELD_NUMBER: _ClassVar[int]
+        PUSHES_DROPPED_FIELD_NUMBER: _ClassVar[int]
+        PUSHES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+        STALENESS_MEAN_FIELD_NUMBER: _ClassVar[int]
+        SECONDS_PER_PUSH_FIELD_NUMBER: _ClassVar[int]
+        BYTES_RECEIVED_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+        BYTES_SENT_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
         address: str
         state: ProgressReply.Shard.State
         version: int
         pushes: int
         state_bytes: int
-        def __init__(self, address: _Optional[str] = ..., state: _Optional[_Union[ProgressReply.Shard.State, str]] = ..., version: _Optional[int] = ..., pushes: _Optional[int] = ..., state_bytes: _Optional[int] = ...) -> None: ...
+        pulls: int
+        bytes_received: int
+        bytes_sent: int
+        pushes_waiting: int
+        seconds: _containers.ScalarMap[str, float]
+        memory_bytes: int
+        uptime_seconds: float
+        pushes_refused: int
+        pushes_dropped: int
+        pushes_per_second: float
+        staleness_mean: float
+        seconds_per_push: _containers.ScalarMap[str, float]
+        bytes_received_per_second: float
+        bytes_sent_per_second: float
+        def __init__(self, address: _Optional[str] = ..., state: _Optional[_Union[ProgressReply.Shard.State, str]] = ..., version: _Optional[int] = ..., pushes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., pulls: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., pushes_waiting: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., memory_bytes: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., pushes_refused: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., pushes_per_second: _Optional[float] = ..., staleness_mean: _Optional[float] = ..., seconds_per_push: _Optional[_Mapping[str, float]] = ..., bytes_received_per_second: _Optional[float] = ..., bytes_sent_per_second: _Optional[float] = ...) -> None: ...
     STATE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]

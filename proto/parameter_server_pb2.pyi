@@ -244,7 +244,7 @@ class StatusRequest(_message.Message):
     def __init__(self, with_layout: bool = ..., trace: _Optional[_Union[_trace_pb2.SpansReceived, _Mapping]] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests", "job_id", "incarnation", "rate", "trace")
+    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests", "job_id", "incarnation", "rate", "trace", "bytes_received", "bytes_sent", "pulls", "queue_seconds", "push_seconds", "receive_seconds", "apply_seconds", "pull_seconds", "pace_seconds", "pushes_waiting", "pulls_waiting", "memory_bytes", "uptime_seconds")
     class Guests(_message.Message):
         __slots__ = ("connections", "connections_admitted", "refused_role", "refused_token", "refused_malformed", "broken_off", "connections_malformed", "connections_dropped")
         CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -281,6 +281,19 @@ class StatusReply(_message.Message):
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    PULLS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PUSH_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    APPLY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PULL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_WAITING_FIELD_NUMBER: _ClassVar[int]
+    PULLS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     shard: int
     fingerprint: bytes
@@ -298,7 +311,20 @@ class StatusReply(_message.Message):
     incarnation: int
     rate: Rate
     trace: _trace_pb2.Spans
-    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., guests: _Optional[_Union[StatusReply.Guests, _Mapping]] = ..., job_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., rate: _Optional[_Union[Rate, _Mapping]] = ..., trace: _Optional[_Union[_trace_pb2.Spans, _Mapping]] = ...) -> None: ...
+    bytes_received: int
+    bytes_sent: int
+    pulls: int
+    queue_seconds: float
+    push_seconds: float
+    receive_seconds: float
+    apply_seconds: float
+    pull_seconds: float
+    pace_seconds: float
+    pushes_waiting: int
+    pulls_waiting: int
+    memory_bytes: int
+    uptime_seconds: float
+    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., guests: _Optional[_Union[StatusReply.Guests, _Mapping]] = ..., job_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., rate: _Optional[_Union[Rate, _Mapping]] = ..., trace: _Optional[_Union[_trace_pb2.Spans, _Mapping]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., pulls: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., receive_seconds: _Optional[float] = ..., apply_seconds: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., pace_seconds: _Optional[float] = ..., pushes_waiting: _Optional[int] = ..., pulls_waiting: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
 
 class WriteCheckpointRequest(_message.Message):
     __slots__ = ("fingerprint", "directory", "check_only", "shard", "job_id")

@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from absl import logging
 
@@ -67,13 +67,11 @@ class Reporter:
         self.overlap = False
         self._chief = chief
         self._worker = worker
-        self._epochs = epochs
-        self._sums: dict[int, EpochSums] = {}
+        self._losses = _EpochLosses(epochs)
         self._computed_s: float | None = None  # when the last step was computed
         self._lease_since_s: float | None = None  # when a lease was requested that has not come; None: reported since
         self._lease_s = 0.0  # waited for leases
         self._input = InputShare()
-        self._unsent: set[int] = set()  # epochs whose sums have changed since the last acknowledged report
         self._lock = threading.Lock()
         self._refusal: DownpourError | None = None
         self._ending = threading.Event()
@@ -98,12 +96,7 @@ class Reporter:
             totals.compute_seconds += seconds
             self._computed_s = _count_period(totals, self._computed_s, time.monotonic())
             totals.version = max(totals.version, version)
-            if self._epochs is not None:
-                epoch = self._epochs.of(version)
-                sums = self._sums.setdefault(epoch, EpochSums(epoch=epoch))
-                sums.steps += 1
-                sums.loss_sum += loss
-                self._unsent.add(epoch)
+            self._losses.add(version, loss)
 
     def skipped(self) -> None:
         """Counts a step that was skipped because it overflowed under loss scaling."""
@@ -119,28 +112,7 @@ class Reporter:
             course: What it meant for the loop.
         """
         with self._lock:
-            totals = self._totals
-            totals.wait_seconds += course.waited_s
-            totals.exchanges_ahead += course.ahead
-            totals.pulls_late += course.ahead and course.waited_s > _LATE_S
-            totals.staleness_own_sum += course.own
-            totals.staleness_early_sum += course.early
-            seen = totals.versions or [0] * len(answer.versions)
-            totals.versions[:] = [max(pair) for pair in zip(seen, answer.versions, strict=True)]
-            totals.version = max(totals.version, *answer.versions)
-            if answer.parameters is not None:
-                totals.pull_seconds += answer.pull_s
-                totals.bytes_pulled += answer.bytes_pulled
-            if answer.acknowledged:
-                totals.pushes_acknowledged += 1
-                totals.records_done = records_done
-                totals.pushes_dropped += answer.dropped
-                totals.staleness_sum += answer.staleness
-                totals.push_seconds += answer.push_s
-                totals.bytes_pushed += answer.bytes_pushed
-                # Every push of an incarnation is acknowledged before the next begins, so their count identifies it.
-                name = totals.pushes_acknowledged
-                logging.debug("push %d/%d/%d acknowledged", self._worker, self.incarnation, name)
+            _count_exchange(self._totals, answer, records_done, course)
 
     def read(self, counts: RecordCounts, input_s: float) -> None:
         """Sets the numbers of records read and skipped so far; counts the seconds that the loop waited for a batch.
@@ -209,7 +181,7 @@ class Reporter:
         report = WorkerReport()
         with self._lock:
             report.CopyFrom(self._totals)
-            report.epochs.extend(self._sums[epoch] for epoch in sorted(self._unsent))
+            report.epochs.extend(self._losses.unsent())
         self.tracer.write(report)
         return report
 
@@ -223,7 +195,7 @@ class Reporter:
 
     def _sent(self, report: WorkerReport) -> None:
         with self._lock:
-            self._unsent -= {sums.epoch for sums in report.epochs if sums.steps == self._sums[sums.epoch].steps}
+            self._losses.sent(report.epochs)
 
     def _run(self) -> None:
         sent_s = time.monotonic()
@@ -247,6 +219,57 @@ class Reporter:
                 self._refusal = error  # raised by `finish`
                 self.stop.set()
                 return
+
+
+class _EpochLosses:
+    """Sums of losses by the epoch in which a step began; without epochs, none. The caller's lock guards them."""
+
+    def __init__(self, epochs: Epochs | None) -> None:
+        self._epochs = epochs
+        self._sums: dict[int, EpochSums] = {}
+        self._unsent: set[int] = set()  # epochs whose sums have changed since the last acknowledged report
+
+    def add(self, version: int, loss: float) -> None:
+        """Adds the loss of a step."""
+        if self._epochs is not None:
+            epoch = self._epochs.of(version)
+            sums = self._sums.setdefault(epoch, EpochSums(epoch=epoch))
+            sums.steps += 1
+            sums.loss_sum += loss
+            self._unsent.add(epoch)
+
+    def unsent(self) -> list[EpochSums]:
+        """The sums that have changed since they were sent."""
+        return [self._sums[epoch] for epoch in sorted(self._unsent)]
+
+    def sent(self, acknowledged: Iterable[EpochSums]) -> None:
+        """Notes sums that were acknowledged; those that have changed meanwhile are to be sent again."""
+        self._unsent -= {sums.epoch for sums in acknowledged if sums.steps == self._sums[sums.epoch].steps}
+
+
+def _count_exchange(totals: WorkerReport, answer: Answer, records_done: int, course: Course) -> None:
+    """See `Reporter.exchanged`."""
+    totals.wait_seconds += course.waited_s
+    totals.exchanges_ahead += course.ahead
+    totals.pulls_late += course.ahead and course.waited_s > _LATE_S
+    totals.staleness_own_sum += course.own
+    totals.staleness_early_sum += course.early
+    seen = totals.versions or [0] * len(answer.versions)
+    totals.versions[:] = [max(pair) for pair in zip(seen, answer.versions, strict=True)]
+    totals.version = max(totals.version, *answer.versions)
+    if answer.parameters is not None:
+        totals.pull_seconds += answer.pull_s
+        totals.bytes_pulled += answer.bytes_pulled
+    if answer.acknowledged:
+        totals.pushes_acknowledged += 1
+        totals.records_done = records_done
+        totals.pushes_dropped += answer.dropped
+        totals.staleness_sum += answer.staleness
+        totals.push_seconds += answer.push_s
+        totals.bytes_pushed += answer.bytes_pushed
+        # Every push of an incarnation is acknowledged before the next begins, so their count identifies it.
+        name = totals.pushes_acknowledged
+        logging.debug("push %d/%d/%d acknowledged", totals.worker, totals.incarnation, name)
 
 
 def _count_period(totals: WorkerReport, before_s: float | None, now_s: float) -> float:

@@ -52,12 +52,17 @@ class Tracer:
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Measures a phase of the step under way: `input`, `compute` or `wait`."""
-        return self._measured(name) if self.step else _UNTRACED
+        return self._measured(name, self.step) if self.step else _UNTRACED
 
-    def call(self, name: str, step: int, shard: int, begin_s: float, end_s: float) -> None:
-        """Adds a `push` to a shard or a `pull` from it, moments of `time.monotonic()`, if its step is traced."""
+    def call(self, name: str, step: int, shard: int) -> AbstractContextManager[None]:
+        """Measures a `push` to a shard or a `pull` from it; `step`: of this tracer when the exchange was begun."""
+        return self._measured(name, step, shard) if step else _UNTRACED
+
+    def joined(self, step: int, shard: int, begin_s: float, pushed_s: float) -> None:
+        """Adds a push and the pull in the same call, which has just ended; moments of `time.monotonic()`."""
         if step:
-            self._add(name, f"shard {shard}", step, begin_s, end_s, shard)
+            self._add("push", step, begin_s, pushed_s, shard)
+            self._add("pull", step, pushed_s, time.monotonic(), shard)
 
     def end(self) -> None:
         """No step follows."""
@@ -98,20 +103,21 @@ class Tracer:
             return
         self.step = self._num_begun
         try:
-            with self._measured("step"):
+            with self._measured("step", self.step):
                 yield
         finally:
             self.step = 0
 
     @contextlib.contextmanager
-    def _measured(self, name: str) -> Iterator[None]:
+    def _measured(self, name: str, step: int, shard: int | None = None) -> Iterator[None]:
         begin_s = time.monotonic()
         try:
             yield
         finally:
-            self._add(name, LOOP, self.step, begin_s, time.monotonic())
+            self._add(name, step, begin_s, time.monotonic(), shard)
 
-    def _add(self, name: str, track: str, step: int, begin_s: float, end_s: float, shard: int | None = None) -> None:
+    def _add(self, name: str, step: int, begin_s: float, end_s: float, shard: int | None) -> None:
+        track = LOOP if shard is None else f"shard {shard}"
         span = Span(name=name, track=track, begin_seconds=begin_s, end_seconds=end_s, worker=self._worker, step=step)
         if shard is not None:
             span.shard = shard

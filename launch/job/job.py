@@ -22,7 +22,9 @@ from downpour.ps.policy.rules import Rule
 from downpour.ps.policy.schedules import Schedule
 from downpour.ps.policy.staleness import Auto, Compensate, Treatment
 from downpour.worker.chief import callbacks as kinds
+from downpour.worker.chief import sinks
 from downpour.worker.chief.callbacks import Callback
+from downpour.worker.chief.sinks import Sink
 from downpour.worker.exchange import cadence
 from downpour.worker.exchange.cadence import Accumulate, Cadence, EveryStep
 from downpour.worker.step.clip import Clip
@@ -184,6 +186,7 @@ class Job:
         max_train_s: Seconds of training after which the job ends even if steps are left; when resumed, as many again.
         callbacks: What the chief does when checkpoints are written and scored: `EarlyStopping`, `KeepBest`,
             `ReduceOnPlateau`, or objects of own subclasses of `Callback`.
+        sinks: What hears the history of the run while it is written: objects of subclasses of `Sink`.
         steps_per_epoch: Global steps of an epoch; 0 for the batches of the training examples, which may have no end.
         seed: Seed of initial values, shuffling and augmentation.
     """
@@ -218,6 +221,7 @@ class Job:
     keep_every_steps: int = 0
     max_train_s: float = math.inf
     callbacks: tuple[Callback, ...] = ()
+    sinks: tuple[Sink, ...] = ()
     steps_per_epoch: int = 0
     validation_sets: Mapping[str, Dataset] = field(default_factory=dict)
     seed: int = 0
@@ -231,6 +235,7 @@ class Job:
         pace.check(self.pace, self.cluster.num_workers, self.cluster.most_workers, overlap=self.overlap is True)
         cadence.check(self.cadence, overlap=self.overlap is True)
         kinds.check(self.callbacks)
+        sinks.check(self.sinks)
         fields.check_sets("validation_sets", self.validation_sets)
         staleness.check(self.staleness, self.rule, self.pace)
         if isinstance(self.staleness, Compensate) and self.exchange.push != "same":

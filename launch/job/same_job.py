@@ -9,7 +9,7 @@ between processes and are left out:
 | `cluster.max_workers` | the chief's value decides; it may be raised while others run |
 | `exchange.give_up_after_s` | how long this process tries |
 | `data.folder`, `data.class_weights`, and any value that is a path | where a machine has the data |
-| `callbacks` | only the chief calls them |
+| `callbacks`, `sinks` | only the chief calls them |
 
 How many records and labels the data have is compared. Functions and classes are compared by their names, not by what
 they do.
@@ -39,7 +39,7 @@ MAY_DIFFER = (
     "data.folder",
     "data.class_weights",
 )
-_CHIEFS_OWN = "callbacks"
+_CHIEFS_OWN = ("callbacks", "sinks")
 _LONG = 100  # entries of a list that is compared as a whole
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -53,7 +53,9 @@ def same_fields(job: Job) -> dict[str, str]:
     found = dict(_fields("", job))
     counts = ("num_records", "num_labels") if has_labelled_images(job.data) else ("num_records",)
     found |= {f"data.{name}": repr(getattr(job.data, name)) for name in counts}
-    return {key: text for key, text in found.items() if key not in MAY_DIFFER and key.partition(".")[0] != _CHIEFS_OWN}
+    return {
+        key: text for key, text in found.items() if key not in MAY_DIFFER and key.partition(".")[0] not in _CHIEFS_OWN
+    }
 
 
 def _fields(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,6 @@ and history. Numbers that are not known are None. Reads only; imports no framewo
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from downpour.worker.chief.details import details
 from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
-from downpour.worker.input_share import LIMIT
+from downpour.worker.chief.progress import as_json, finite
 
 _WITHIN_S = 5.0  # for an answer
 _SHARD_STATUS = "/downpour.v1.ParameterServer/Status"
@@ -73,7 +72,7 @@ def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
         DownpourError: It refuses to answer.
     """
     try:
-        return {"run": address, "chief": address, **_of_reply(_progress(address, security))}
+        return {"run": address, "chief": address, **as_json(_progress(address, security))}
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.UNIMPLEMENTED and not _is_other_role(error):
             raise _refusal(address, error) from None
@@ -128,58 +127,6 @@ def _refusal(address: str, error: grpc.RpcError) -> DownpourError:
     )
 
 
-def _of_reply(reply: pb.ProgressReply) -> dict[str, Any]:
-    more = reply.details
-    return {
-        "state": pb.ProgressReply.State.Name(reply.state).removeprefix("STATE_").lower(),
-        "recipe": more.recipe,
-        "job_id": more.job_id,
-        "step": reply.step,
-        "num_steps": reply.num_steps,
-        "epochs": more.epochs,
-        "seconds": more.train_seconds,
-        "seconds_left": reply.seconds_left if reply.seconds_left >= 0 else None,
-        "loss": _finite(reply.loss) if reply.step else None,
-        "examples_per_second": reply.examples_per_second,
-        "pushes_per_second": reply.pushes_per_second,
-        "staleness_mean": reply.staleness_mean,
-        "scores": {name: _finite(value) for name, value in sorted(reply.metrics.items())},
-        "score_step": more.score_step if reply.metrics else None,
-        "seconds_per_step": dict(more.seconds_per_step),
-        "checkpoint": {"step": more.checkpoint_step, "directory": more.checkpoint} if more.checkpoint else None,
-        "failure": reply.failure,
-        "faults": dict(more.faults),
-        "input_bound": {
-            str(worker.index): round(worker.input_share, 3) for worker in more.workers if worker.input_share > LIMIT
-        },
-        "workers": [_of_worker(worker) for worker in more.workers],
-        "shards": [_of_known_shard(shard) for shard in more.shards],
-    }
-
-
-def _of_worker(worker: pb.ProgressReply.Worker) -> dict[str, Any]:
-    return {
-        "worker": worker.index,
-        "state": pb.ProgressReply.Worker.State.Name(worker.state).removeprefix("STATE_").lower(),
-        "host": worker.host,
-        "incarnation": worker.incarnation,
-        "steps": worker.steps,
-        "examples": worker.examples,
-        "silent_seconds": round(worker.silent_seconds, 1),
-        "input_share": round(worker.input_share, 3),
-    }
-
-
-def _of_known_shard(shard: pb.ProgressReply.Shard) -> dict[str, Any]:
-    return {
-        "address": shard.address,
-        "state": pb.ProgressReply.Shard.State.Name(shard.state).removeprefix("STATE_").lower(),
-        "version": shard.version,
-        "pushes": shard.pushes,
-        "state_bytes": shard.state_bytes,
-    }
-
-
 def _of_shard(status: ps_pb.StatusReply) -> dict[str, Any]:
     counts = list(status.staleness_histogram)
     pushes = sum(counts)
@@ -210,7 +157,7 @@ def _of_files(run_dir: Path) -> dict[str, Any]:
         reply.num_steps = int(num_steps or 0)
         reply.details.CopyFrom(details("", str(journal.get("job_id", "")), known, (), 0.0))
         del reply.details.workers[:]
-        found = _of_reply(reply) | {"state": "stopped", "num_steps": reply.num_steps or None, "seconds_left": None}
+        found = as_json(reply) | {"state": "stopped", "num_steps": reply.num_steps or None, "seconds_left": None}
         found["seconds"] = known.coordinator.time.seconds_before
     found |= _last_of_history(run_dir)
     summary = _read_summary(run_dir)
@@ -240,9 +187,9 @@ def _last_of_history(run_dir: Path) -> dict[str, Any]:
     losses, scores = report.read_history(run_dir)
     found: dict[str, Any] = {}
     if losses:
-        found |= {"step": losses[-1]["step"], "loss": _finite(losses[-1]["loss"]), "seconds": losses[-1]["seconds"]}
+        found |= {"step": losses[-1]["step"], "loss": finite(losses[-1]["loss"]), "seconds": losses[-1]["seconds"]}
     if scores:
-        values = {name: _finite(value) for name, value in scores[-1].items() if name not in ("kind", "step", "seconds")}
+        values = {name: finite(value) for name, value in scores[-1].items() if name not in ("kind", "step", "seconds")}
         found |= {"scores": values, "score_step": scores[-1]["step"]}
     return found
 
@@ -264,13 +211,8 @@ def _of_summary(summary: dict[str, Any]) -> dict[str, Any]:
         **known,
         "state": "failed" if summary.get("failure") else "done",
         "step": summary["global_steps"],
-        "loss": _finite(summary.get("loss")),
+        "loss": finite(summary.get("loss")),
         "examples_per_second": rate,
         "faults": faults,
         "peak_pss_mb": summary.get("peak_pss_mb"),
     }
-
-
-def _finite(value: Any) -> float | None:
-    """The number, or None for NaN and infinity, which JSON has not."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

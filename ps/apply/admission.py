@@ -89,6 +89,11 @@ class Admission:
         self._num_inside = 0
         self._since: float | None = None  # when there were first both a free place and a queued call
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls that are queued now; read unlocked."""
+        return len(self._line)
+
     @contextlib.contextmanager
     def place(self, patience_s: float = 0.0) -> Iterator[Member]:
         """Waits to be admitted; the place is held while the block lasts.

@@ -40,9 +40,8 @@ def traced_run(folder: Path, *, overlap: bool) -> traces.Trace:
     settings = replace(plan_in(folder), trace_steps=NUM_STEPS, num_steps=60)
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(ShardServer(i, clock=ahead(s))) for i, s in enumerate(SHARDS_S)]
-        chief = stack.enter_context(
-            contextlib.closing(Chief(settings, folder, host="127.0.0.1", port=0, clock=ahead(CHIEF_S)))
-        )
+        chief = stack.enter_context(contextlib.closing(Chief(settings, folder, host="127.0.0.1", port=0)))
+        chief._tracing.traces.clock = ahead(CHIEF_S)
         pool = stack.enter_context(ThreadPoolExecutor(4))
         cluster = Cluster(servers, chief, pool, folder)
         done = cluster.run_chief()
@@ -81,8 +80,8 @@ def test_with_overlap_calls_of_a_step_go_on_during_the_next_one(tmp_path: Path) 
 
 def test_steps_that_are_not_traced_leave_no_span(tmp_path: Path) -> None:
     tracer, report = Tracer(3, 0), WorkerReport()
-    with tracer.steps(), tracer.phase("input"):
-        tracer.call("push", tracer.step, 0, 1.0, 2.0)
+    with tracer.steps(), tracer.phase("input"), tracer.call("push", tracer.step, 0):
+        tracer.joined(tracer.step, 0, 1.0, 2.0)
     tracer.write(report)
     assert not tracer.active and tracer.num_waiting == 0 and report == WorkerReport()
 
@@ -172,7 +171,8 @@ def test_a_trace_that_cannot_be_written_is_logged_and_ends_nothing(
     chief.take("worker", 0, Spans(spans=[Span(name="step")]))
     folder = RunFolder(tmp_path, str(tmp_path / "checkpoints"))
     with contextlib.closing(folder):
-        tracing = Tracing(chief, folder, dict)
+        tracing = Tracing(plan_in(tmp_path), folder)
+        tracing.traces = chief
         (tmp_path / "trace.json").mkdir()
         tracing.write()
         assert "the trace cannot be written: " in caplog.text and "training goes on" in caplog.text

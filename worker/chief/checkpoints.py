@@ -61,6 +61,8 @@ class Checkpoints:
             if last:
                 raise
             logging.warning("the checkpoint at step %d cannot be written: %s", step, error)
+            with state.changed:
+                state.happened.append(("checkpoint_failed", f"the one at step {step:,} cannot be written: {error}"))
             return
         self._newest = saved
         with state.changed:
@@ -72,6 +74,7 @@ class Checkpoints:
         with state.journaled():
             reply = pb.NextCheckpointReply(directory=saved.directory, step=step, last=last)
             state.journal_state.checkpoint = reply
+            state.checkpoint_s = time.monotonic()
             if self._settings.checkpoint_every_epoch and self._settings.expects_evaluator:
                 others = [one for one in state.unscored if one.step != step]
                 state.unscored = [*others, reply][-MOST_UNSCORED:]

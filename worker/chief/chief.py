@@ -35,14 +35,15 @@ from downpour.worker.chief.checkpoints import Checkpoints
 from downpour.worker.chief.epoch_ends import EpochEnds
 from downpour.worker.chief.events import Events
 from downpour.worker.chief.healer import Healer
+from downpour.worker.chief.observer import Observer
 from downpour.worker.chief.run_folder import RunFolder, insist
 from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.service import Service
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards, known_layout
+from downpour.worker.chief.sinks import Sinks
 from downpour.worker.chief.state import LOOK_EVERY_S, JobState
 from downpour.worker.chief.summary import summary
-from downpour.worker.chief.traces import Traces
 from downpour.worker.chief.tracing import Tracing
 
 _SAY_EVERY_S = 10.0  # between two progress lines in the log
@@ -62,7 +63,6 @@ class Chief:
         host: Address to listen on.
         port: Port to listen on; 0 lets the kernel choose.
         security: Security configuration of this process.
-        clock: Clock of the trace, in seconds.
 
     Attributes:
         port: The port it listens on.
@@ -72,14 +72,7 @@ class Chief:
     """
 
     def __init__(
-        self,
-        settings: JobSettings,
-        run_dir: Path,
-        *,
-        host: str,
-        port: int,
-        security: Security = PLAIN,
-        clock: Callable[[], float] = time.monotonic,
+        self, settings: JobSettings, run_dir: Path, *, host: str, port: int, security: Security = PLAIN
     ) -> None:
         self._settings = settings
         self._security = security
@@ -89,10 +82,10 @@ class Chief:
         self._ends: EpochEnds | None = None  # set when the state is ready
         self._ending = threading.Event()
         self._events = Events(settings.callbacks, self._state)
+        self._sinks = Sinks(settings.sinks)
         self._scores = Scores(settings, self._state, self._folder, self._events)
-        traces = Traces(settings.trace_steps, settings.num_workers, clock)
-        self._tracing = Tracing(traces, self._folder, lambda: {"recipe": settings.recipe, "job_id": self._state.job_id})
-        service = Service(settings, self._state, self._scores, traces)
+        self._tracing = Tracing(settings, self._folder)
+        service = Service(settings, self._state, self._scores, self._tracing.traces)
         handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
         self._server = Server(handler, host, port, _NUM_THREADS, security)
         self.port = self._server.port
@@ -140,9 +133,11 @@ class Chief:
             state.layout = layout
             state.phase = pb.ProgressReply.STATE_TRAINING
             state.coordinator.members.opened_s = time.monotonic()
+        self._begin_sinks(layout, len(shards))
+        observer = Observer(self._settings, state, self._folder)
         threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()
         self._tracing.start(self._shards)
-        self._watch(self._shards, checkpoints, ends)
+        self._watch(self._shards, checkpoints, ends, observer)
         self._state.enter(pb.ProgressReply.STATE_SCORING)
         if healer.gave_up:  # there is nothing left to write
             self._end(self._shards, failed=True, stop_shards=stop_shards)
@@ -156,8 +151,10 @@ class Chief:
         if not state.coordinator.failure:
             self._scores.finish()
         failure = state.coordinator.failure  # of a worker or a callback
+        observer.look()
         found = self._summary(self._shards)
         unwritten = insist(lambda: self._folder.write_summary(found), "the summary", _INSIST_S)
+        self._sinks.end(found)
         self._end(self._shards, failed=bool(failure), stop_shards=stop_shards)
         where = self._folder.checkpoints.url
         if failure:
@@ -184,6 +181,7 @@ class Chief:
         self._ending.set()
         self._events.close()
         self._tracing.finish()
+        self._sinks.close()
         self._server.stop(2.0).wait()
         if self._shards is not None:
             self._shards.close()
@@ -205,7 +203,7 @@ class Chief:
                     return
                 state.changed.wait(_GATHER_S / 4)
 
-    def _watch(self, shards: Shards, checkpoints: Checkpoints, ends: EpochEnds) -> None:
+    def _watch(self, shards: Shards, checkpoints: Checkpoints, ends: EpochEnds, observer: Observer) -> None:
         """Until training is over, records the loss about once a second and writes checkpoints when they are due."""
         state, coordinator = self._state, self._state.coordinator
         noted, said_s = -1, time.monotonic()
@@ -226,6 +224,7 @@ class Chief:
             if step > noted and math.isfinite(loss):
                 self._folder.note({"kind": "loss", "step": step, "seconds": round(seconds, 2), "loss": loss})
                 noted = step
+            observer.look()
             if step and now >= said_s + _SAY_EVERY_S:
                 said_s = now
                 logging.info("step %d of %d, loss %.4g, %.1f examples/s", step, self._settings.num_steps, loss, rate)
@@ -233,6 +232,21 @@ class Chief:
                 return
             if due:
                 checkpoints.write()
+
+    def _begin_sinks(self, layout: Layout, num_shards: int) -> None:
+        """Has the sinks hear of the job and of all that is added to the history from now on."""
+        job = {
+            "recipe": self._settings.recipe,
+            "job_id": self._state.job_id,
+            "run_dir": str(self._folder.path),
+            "step": self._state.coordinator.step,
+            "num_steps": self._settings.num_steps,
+            "num_shards": num_shards,
+            "fields": dict(self._settings.job),
+            "layout": [{"name": one.name, "shape": list(one.shape), "kind": one.kind} for one in layout.variables],
+        }
+        self._sinks.begin(job)
+        self._folder.heard = self._sinks.entry
 
     def _name_absent(self, shards: Shards, now_s: float) -> None:
         """Reports absent workers to the shards, so that no pull blocks on them; repeated, since shards may restart."""

@@ -104,7 +104,7 @@ class Coordinator:
             self.time.start(now_s - report.compute_seconds)
         if report.failure and not self.failure:
             self.failure = f"worker {report.worker}: {report.failure}"
-        self.reports.mark(now_s)
+        self.reports.mark(now_s, report)
         return self.should_stop(now_s)
 
     def saw(self, version: int) -> None:

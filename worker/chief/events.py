@@ -5,21 +5,16 @@ Threads: any may add an event, except `finish`, which is for the chief's main th
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from downpour.worker.chief.callbacks import Callback
+from downpour.worker.chief.deliveries import Deliveries, described
 from downpour.worker.chief.state import JobState
 
-MOST_WAITING = 100  # events
 FINISH_WITHIN_S = 600.0  # for calls that are waiting when training is over, and `on_train_end`
 _METHODS = ("on_epoch_end", "on_checkpoint", "on_train_end")
 
@@ -41,74 +36,40 @@ class Events:
     def __init__(self, callbacks: Sequence[Callback], state: JobState) -> None:
         self._callbacks = [one for one in callbacks if any(_overrides(one, method) for method in _METHODS)]
         self._state = state
-        self._waiting = queue.Queue[_Event | None](MOST_WAITING)
-        self._thread = threading.Thread(target=self._run, name="callbacks", daemon=True)
-        self._left_out = 0
+        self._deliveries = Deliveries[_Event]("callbacks", self._deliver)
         if self._callbacks:
-            self._thread.start()
+            self._deliveries.start()
 
     def checkpoint(self, step: int, path: str) -> None:
         """A checkpoint has been written: `Callback.on_checkpoint`."""
-        self._add(_Event("on_checkpoint", (step, path)))
+        self._deliveries.add(_Event("on_checkpoint", (step, path)))
 
     def epoch(self, epoch: int, logs: dict[str, float]) -> None:
         """An epoch has ended: `Callback.on_epoch_end`."""
-        self._add(_Event("on_epoch_end", (epoch, logs)))
+        self._deliveries.add(_Event("on_epoch_end", (epoch, logs)))
 
     def finish(self, logs: dict[str, float]) -> None:
         """Training is over: waits for the calls of all events, then of `on_train_end`, up to `FINISH_WITHIN_S`."""
-        if not self._thread.is_alive():
-            return
-        deadline = time.monotonic() + FINISH_WITHIN_S
-        try:
-            for last in (_Event("on_train_end", (logs,)), None):
-                self._waiting.put(last, timeout=FINISH_WITHIN_S)
-        except queue.Full:
-            pass
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        if self._thread.is_alive():
-            logging.warning("callbacks have not returned within %.0f s; the job ends without them", FINISH_WITHIN_S)
+        self._deliveries.finish(_Event("on_train_end", (logs,)), FINISH_WITHIN_S)
 
     def close(self) -> None:
         """Has the thread end once the call under way has returned; the other events are dropped."""
-        while self._thread.is_alive():
+        self._deliveries.close()
+
+    def _deliver(self, event: _Event) -> bool:
+        for callback in self._callbacks:
+            if not _overrides(callback, event.method):
+                continue
+            arguments = [dict(given) if isinstance(given, dict) else given for given in event.arguments]
             try:
-                self._waiting.put_nowait(None)
-                return
-            except queue.Full:
-                self._drop()
-
-    def _add(self, event: _Event) -> None:
-        if not self._thread.is_alive():
-            return
-        try:
-            self._waiting.put_nowait(event)
-        except queue.Full:
-            self._left_out += 1
-            if self._left_out == 1:
-                words = "callbacks are slower than the job: %d events wait; those that follow are left out meanwhile"
-                logging.warning(words, MOST_WAITING)
-
-    def _drop(self) -> None:
-        try:
-            self._waiting.get_nowait()
-        except queue.Empty:
-            pass
-
-    def _run(self) -> None:
-        while (event := self._waiting.get()) is not None:
-            for callback in self._callbacks:
-                if not _overrides(callback, event.method):
-                    continue
-                arguments = [dict(given) if isinstance(given, dict) else given for given in event.arguments]
-                try:
-                    getattr(callback, event.method)(*arguments)
-                except BaseException as error:  # of the user's code, `SystemExit` included: this thread must not vanish
-                    logging.debug("a callback failed", exc_info=True)
-                    self._fail(_described(callback, event.method, error))
-                    return
-                if callback.stop_training:
-                    self._stop(type(callback).__name__)
+                getattr(callback, event.method)(*arguments)
+            except BaseException as error:  # of the user's code, `SystemExit` included: this thread must not vanish
+                logging.debug("a callback failed", exc_info=True)
+                self._fail(described(callback, event.method, error))
+                return False
+            if callback.stop_training:
+                self._stop(type(callback).__name__)
+        return True
 
     def _stop(self, name: str) -> None:
         with self._state.journaled():
@@ -123,13 +84,3 @@ class Events:
 
 def _overrides(callback: Callback, method: str) -> bool:
     return getattr(type(callback), method) is not getattr(Callback, method)
-
-
-def _described(callback: Callback, method: str, error: BaseException) -> str:
-    """Names a callback's method, its exception, and the line that raised it: in the callback's own file, if any."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # without our own
-    code: Any = getattr(getattr(type(callback), method), "__code__", None)
-    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-    said = " ".join(str(error).split())
-    return f"{type(callback).__name__}.{method} raised {type(error).__name__}{f': {said}' if said else ''}{place}"

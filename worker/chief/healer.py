@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.proto.errors import DownpourError
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged
+from downpour.worker.chief.details import shard_totals
 from downpour.worker.chief.run_folder import RunFolder
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.state import JobState
@@ -81,6 +83,9 @@ class Healer:
         statuses = self._shards.look()
         with self._state.changed:
             self._state.shards = list(zip(self._shards.addresses, statuses, strict=True))
+            for address, status in self._state.shards:
+                if status is not None:
+                    self._state.shard_windows.add(address, status.job_id, time.monotonic(), shard_totals(status))
         with contextlib.ExitStack() as reading:
 
             def newest(check: Callable[[Checkpoint], None]) -> Checkpoint | None:

@@ -14,8 +14,9 @@ from typing import Any
 from google.protobuf import json_format
 
 from downpour.proto import chief_pb2 as pb
+from downpour.worker.chief.windows import WINDOW_S, Growth, Windows
 
-_RATE_WINDOW_S = 15.0
+PARTS = ("input", "pull", "compute", "push", "wait")  # of a step; see `summary.seconds_per_step`
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Reports:
     def __init__(self) -> None:
         self._newest: dict[tuple[int, int], pb.WorkerReport] = {}
         self._marks = deque[Mark]()
+        self._windows = Windows()
 
     def add(self, report: pb.WorkerReport) -> None:
         """Replaces the last report of the same incarnation."""
@@ -86,8 +88,15 @@ class Reports:
         """Up to five records that workers skipped, sorted, each once."""
         return sorted({example for report in self._newest.values() for example in report.skipped_examples})[:5]
 
-    def mark(self, now_s: float) -> None:
-        """Records the totals of this moment, for rates."""
+    def recent(self, worker: int, now_s: float) -> Growth:
+        """Growth of a worker's totals over the last seconds: `steps`, `examples`, `staleness`, and seconds by part."""
+        return self._windows.growth(worker, now_s)
+
+    def mark(self, now_s: float, report: pb.WorkerReport) -> None:
+        """Records the totals of this moment, for rates: those of the worker that has reported, and of all."""
+        totals = {f"{part}_seconds": getattr(report, f"{part}_seconds") for part in PARTS}
+        totals |= {"steps": report.steps, "examples": report.examples, "staleness": report.staleness_sum}
+        self._windows.add(report.worker, report.incarnation, now_s, totals)
         self._marks.append(
             Mark(
                 now_s,
@@ -98,7 +107,7 @@ class Reports:
                 self.total(lambda r: r.staleness_sum),
             )
         )
-        while len(self._marks) > 2 and now_s - self._marks[1].at_s > _RATE_WINDOW_S:
+        while len(self._marks) > 2 and now_s - self._marks[1].at_s > WINDOW_S:
             self._marks.popleft()
 
     def window(self) -> tuple[Mark, Mark]:

@@ -1,6 +1,6 @@
 """The folder of a run, as the chief writes it: history, journal, summary, place of the checkpoints.
 
-    history.jsonl    losses and scores, a line each
+    history.jsonl    losses, scores, speed and events, a line each: docs/runs.md
     journal.json     everything that a restarted chief needs: `downpour.worker.chief.journal`
     summary.json     final figures: `downpour.worker.chief.summary`
     trace.json       traced steps: `downpour.worker.chief.trace_file`
@@ -52,6 +52,7 @@ class RunFolder:
         path: Path of the folder.
         checkpoints: Folder of the checkpoints.
         journal: The chief's journal.
+        heard: Called with every entry of the history; must return at once.
 
     Raises:
         ValueError: One of the folders cannot be written, or the run's belongs to another chief.
@@ -61,6 +62,7 @@ class RunFolder:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir
         self._noting, self._reading = threading.Lock(), threading.Lock()
+        self.heard: Callable[[Mapping[str, Any]], None] = lambda entry: None
         self._unwritten: list[str] = []  # lines not yet in the history; guarded by `_noting`
         self._history = Reluctant(run_dir / _HISTORY)
         self.journal = Journal(run_dir / JOURNAL)
@@ -188,6 +190,7 @@ class RunFolder:
         """Adds a line to the history, after those that could not be added before."""
         with self._noting:
             self._unwritten.append(json.dumps(entry) + "\n")
+            self.heard(entry)
             if self._history.attempt(lambda: _append(self.path / _HISTORY, "".join(self._unwritten))):
                 self._unwritten.clear()
 

@@ -157,8 +157,14 @@ class Scores:
         for note in seen.notes:
             self._folder.note({"kind": note["kind"], "step": step, "seconds": seconds} | note)
             if "learning_rate" in note:
+                self._happened("learning_rate", f"reduced to {note['learning_rate']:.4g}")
                 logging.info("the learning rate is reduced to %.4g after step %d", note["learning_rate"], step)
         if seen.mistake:
             logging.error("%s", seen.mistake)
         if seen.stop:
+            self._happened("stopped", f"training ends early: {seen.stop}")
             logging.info("training ends early at step %d: %s", step, seen.stop)
+
+    def _happened(self, kind: str, text: str) -> None:
+        with self._state.changed:
+            self._state.happened.append((kind, text))

@@ -13,7 +13,7 @@ from absl import logging
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
 from downpour.proto.errors import NotYet
-from downpour.worker.chief.details import details
+from downpour.worker.chief.progress import progress
 from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.state import JobState
@@ -110,17 +110,8 @@ class Service(chief_pb2_grpc.ChiefServicer):
 
     def Progress(self, request: pb.ProgressRequest, context: grpc.ServicerContext) -> pb.ProgressReply:
         """See `downpour/proto/chief.proto`."""
-        state = self._state
-        with state.changed:
-            reply = state.coordinator.progress(time.monotonic())
-            waits = state.phase == pb.ProgressReply.STATE_TRAINING and state.coordinator.time.started_s is None
-            reply.state = pb.ProgressReply.STATE_PREPARING if waits else state.phase
-            if state.journal_state.score is not None:
-                reply.metrics.update(state.journal_state.score.metrics)
-            if request.detailed:
-                recipe, now = self._settings.recipe, time.monotonic()
-                reply.details.CopyFrom(details(recipe, state.job_id, state.journal_state, state.shards, now))
-        return reply
+        with self._state.changed:
+            return progress(self._settings, self._state, detailed=request.detailed)
 
     def Leaving(self, request: pb.LeavingRequest, context: grpc.ServicerContext) -> pb.LeavingReply:
         """See `downpour/proto/chief.proto`."""

@@ -10,6 +10,7 @@ from downpour.model.data.epochs import ENDLESS, Epochs
 from downpour.proto import chief_pb2
 from downpour.proto.errors import LayoutMismatch, TooManyWorkers
 from downpour.worker.chief.callbacks import Callback
+from downpour.worker.chief.sinks import Sink
 
 # Fields of a job that a run which is resumed seldom means to change, by their first name.
 _LEARNING = {"batch_size", "data", "loss", "model", "rule", "seed", "weight_decay"}
@@ -46,6 +47,7 @@ class JobSettings:
             resumed keeps its own.
         job: Fields of the job and their values that must be the same in workers and evaluator.
         callbacks: What happens when checkpoints are written and scored.
+        sinks: What hears the history while it is written.
         epochs: Which steps make an epoch; by default there is one that never ends.
         checkpoint_every_epoch: Whether every epoch ends with a checkpoint, which the evaluator scores.
         chooses_overlap: Whether the chief decides if workers overlap.
@@ -77,6 +79,7 @@ class JobSettings:
     job_id: str = ""
     job: Mapping[str, str] = field(default_factory=dict)
     callbacks: tuple[Callback, ...] = ()
+    sinks: tuple[Sink, ...] = ()
     epochs: Epochs = ENDLESS
     checkpoint_every_epoch: bool = False
     chooses_overlap: bool = False

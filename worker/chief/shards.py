@@ -101,20 +101,7 @@ class Shards:
 
     def spans(self, received: Sequence[SpansReceived], clock: Callable[[], float]) -> list[Spans | None]:
         """Returns the spans of every shard after some, each with the times of its call by `clock`; None as `look`."""
-
-        def ask(client: ShardClient) -> Spans | None:
-            asked_s = clock()
-            spans = client.spans(received[client.shard], _LOOK_S)
-            if spans is not None:
-                there = spans.clock_seconds
-                spans.round_trip.CopyFrom(
-                    RoundTrip(
-                        asked_seconds=asked_s, received_seconds=there, replied_seconds=there, answered_seconds=clock()
-                    )
-                )
-            return spans
-
-        return self._on_all(ask)
+        return self._on_all(lambda client: _spans(client, received[client.shard], clock))
 
     def check_job(self) -> None:
         """Waits until all shards hold parameters, and compares their specification with this job's.
@@ -260,6 +247,18 @@ def known_layout(addresses: Sequence[str], security: Security = PLAIN) -> Layout
     for client in clients:
         client.close()
     return next((from_canonical(status.layout) for status in statuses if status is not None and status.ready), None)
+
+
+def _spans(client: ShardClient, received: SpansReceived, clock: Callable[[], float]) -> Spans | None:
+    asked_s = clock()
+    status = client.look(_LOOK_S, trace=received)
+    answered_s = clock()
+    if status is None or not status.HasField("trace"):
+        return None
+    there = status.trace.clock_seconds
+    trip = RoundTrip(asked_seconds=asked_s, received_seconds=there, replied_seconds=there, answered_seconds=answered_s)
+    status.trace.round_trip.CopyFrom(trip)
+    return status.trace
 
 
 def _words(named: pb.Named) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from downpour.proto import chief_pb2 as pb
@@ -26,8 +27,10 @@ from downpour.worker.chief.overlap import OverlapChoice
 from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.training_time import TrainingTime
+from downpour.worker.chief.windows import Windows
 
 LOOK_EVERY_S = 1.0
+MOST_EVENTS = 200  # that are shown
 
 
 class JobState:
@@ -50,6 +53,10 @@ class JobState:
         lease_waits: Whether a worker waits for a lease until an epoch has its checkpoint; set by the service.
         overlap: Whether workers overlap, where the job leaves it open; only then updated.
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
+        checkpoint_s: When this chief's last checkpoint was complete; None before its first.
+        events: What has happened, for people; the newest.
+        happened: Kind and text of what is to be added to `events`.
+        shard_windows: Totals of every shard over the last seconds, by address; see `details.shard_totals`.
         shards: Address of every shard and its newest answer, None while it does not answer; none before the first look.
     """
 
@@ -80,6 +87,10 @@ class JobState:
         self.phase = pb.ProgressReply.STATE_PREPARING
         self.overlap = OverlapChoice()
         self.evaluator_heard_s: float | None = None
+        self.checkpoint_s: float | None = None
+        self.events = deque[pb.ProgressReply.Event](maxlen=MOST_EVENTS)
+        self.happened: list[tuple[str, str]] = []
+        self.shard_windows = Windows()
         self.shards: Sequence[tuple[str, ps_pb.StatusReply | None]] = ()
         self._job = settings.description.get("job")
         self._journal = journal

@@ -13,7 +13,7 @@ from downpour.proto import chief_pb2 as pb
 from downpour.proto import parameter_server_pb2 as ps_pb
 from downpour.ps.layout import Layout
 from downpour.worker.chief.coordinator import Coordinator
-from downpour.worker.chief.reports import Reports
+from downpour.worker.chief.reports import PARTS, Reports
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Loss
 from downpour.worker.input_share import LIMIT
@@ -84,8 +84,7 @@ def seconds_per_step(reports: Reports) -> dict[str, float]:
     A step lasts `input` + `compute` + `wait`, which is what the loop waited for exchanges. `pull` and `push` are what
     the exchange took, of which some is not waited for where it overlaps.
     """
-    parts = ("input", "pull", "compute", "push", "wait")
-    return {part: reports.mean(operator.attrgetter(f"{part}_seconds")) for part in parts}
+    return {part: reports.mean(operator.attrgetter(f"{part}_seconds")) for part in PARTS}
 
 
 def worker_steps(reports: Reports) -> dict[str, dict[str, float]]:
@@ -116,8 +115,14 @@ def staleness_by_cause(reports: Reports) -> dict[str, float]:
 
 def _histogram(statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:
     """Pushes by staleness, over all shards; a staleness without pushes is left out."""
-    counts = np.sum([status.staleness_histogram for status in statuses], axis=0)
+    counts = staleness_counts(statuses)
     return {str(staleness): int(count) for staleness, count in enumerate(counts) if count}
+
+
+def staleness_counts(statuses: Sequence[ps_pb.StatusReply]) -> list[int]:
+    """Pushes of staleness 0, 1, ..., over all shards; the last counts all above."""
+    known = [status.staleness_histogram for status in statuses if status.staleness_histogram]
+    return [int(count) for count in np.sum(known, axis=0)] if known else []
 
 
 def _updates_lost(losses: Sequence[Loss], statuses: Sequence[ps_pb.StatusReply]) -> dict[str, int]:

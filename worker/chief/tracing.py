@@ -6,13 +6,14 @@ Threads: one of its own, from `start` on; `finish` and `write` may be called by 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from absl import logging
 
 from downpour.worker.chief.run_folder import RunFolder
+from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards
 from downpour.worker.chief.trace_file import chrome_trace
 from downpour.worker.chief.traces import Traces
@@ -26,13 +27,18 @@ class Tracing:
     """The trace of a run.
 
     Args:
-        traces: Collects the spans.
+        settings: The job's settings.
         folder: Folder of the run, which the trace is written to.
-        about: What the trace's metadata say about the run.
+        clock: The chief's clock, in seconds.
+
+    Attributes:
+        traces: Takes the spans of workers.
     """
 
-    def __init__(self, traces: Traces, folder: RunFolder, about: Callable[[], Mapping[str, Any]]) -> None:
-        self._traces, self._folder, self._about = traces, folder, about
+    def __init__(self, settings: JobSettings, folder: RunFolder, clock: Callable[[], float] = time.monotonic) -> None:
+        self.traces = Traces(settings.trace_steps, settings.num_workers, clock)
+        self._folder = folder
+        self._about = {"recipe": settings.recipe, "steps_of_a_worker": settings.trace_steps}
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._writing = threading.Lock()
@@ -40,7 +46,7 @@ class Tracing:
 
     def start(self, shards: Shards) -> None:
         """Begins to collect, if steps are to be traced."""
-        if self._traces.num_steps and self._thread is None:
+        if self.traces.num_steps and self._thread is None:
             self._thread = threading.Thread(target=self._run, args=(shards,), name="tracing", daemon=True)
             self._thread.start()
 
@@ -54,12 +60,12 @@ class Tracing:
     def write(self) -> None:
         """Writes the spans that are known, if there are more than in the file; logs what prevents it."""
         with self._writing:
-            processes = self._traces.processes()
+            processes = self.traces.processes()
             count = sum(len(process.spans) for process in processes)
             if count <= self._written:
                 return
-            now = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "written_at_s": self._traces.clock()}
-            trace = chrome_trace(processes, {**self._about(), "steps_of_a_worker": self._traces.num_steps, **now})
+            now = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "written_at_s": self.traces.clock()}
+            trace = chrome_trace(processes, self._about | now)
             try:
                 path = self._folder.write_trace(trace)
             except OSError as error:
@@ -73,7 +79,7 @@ class Tracing:
             self._ask(shards)
         over = False
         while not over:
-            over = self._ending.wait(_ASK_EVERY_S) or self._traces.complete  # the spans of shards are there before
+            over = self._ending.wait(_ASK_EVERY_S) or self.traces.complete  # the spans of shards are there before
             for _ in range(_MOST_ROUNDS):
                 if not self._ask(shards):
                     break
@@ -81,9 +87,9 @@ class Tracing:
 
     def _ask(self, shards: Shards) -> int:
         """Asks every shard for its spans once; returns how many came."""
-        received = [self._traces.received("ps", shard) for shard in range(len(shards))]
-        answers = shards.spans(received, self._traces.clock)
+        received = [self.traces.received("ps", shard) for shard in range(len(shards))]
+        answers = shards.spans(received, self.traces.clock)
         for shard, spans in enumerate(answers):
             if spans is not None:
-                self._traces.take("ps", shard, spans)
+                self.traces.take("ps", shard, spans)
         return sum(len(spans.spans) for spans in answers if spans is not None)

@@ -8,10 +8,9 @@ No TensorFlow here.
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from downpour.proto.numerics import convert
 from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.futures import after
 from downpour.worker.exchange.packing import Packer
 from downpour.worker.exchange.pulled import Pulled
 from downpour.worker.exchange.rows import RowPacker, Rows
@@ -195,7 +195,8 @@ class Exchanger:
         self._joined = joined and max(map(layout.size, range(layout.num_shards))) <= _MOST_JOINED
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [
-            ShardClient(i, address, layout, give_up_after_s, security, job_id) for i, address in enumerate(addresses)
+            ShardClient(i, address, layout, give_up_after_s, security, job_id, self._tracer)
+            for i, address in enumerate(addresses)
         ]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._row_packers = [RowPacker(layout, i, packer) for i, packer in enumerate(self._packers)]
@@ -265,7 +266,7 @@ class Exchanger:
                 due = _Due(self._begun_s + delay_s, self._now)
                 pulls = [submit(self._pull, shard, name, of_shards.get(shard), ahead, due) for shard in order]
         self._pushes = pushes
-        return _after([*pushes, *pulls], lambda: self._collect(pulls))
+        return after([*pushes, *pulls], lambda: self._collect(pulls))
 
     def hurry(self) -> None:
         """Begins the pulls of the exchange started last, if they are delayed."""
@@ -283,29 +284,19 @@ class Exchanger:
 
     def _push(self, shard: int, name: pb.PushHeader, gradients: Gradients) -> list[_Pushed]:
         """Pushes to one shard."""
-        begun = time.monotonic()
         header, chunks = self._packed(shard, name, gradients)
         reply = self._clients[shard].push(header, chunks)
-        ended = time.monotonic()
-        self._tracer.call("push", name.traced_step, shard, begun, ended)
-        return [_Pushed(shard, reply, ended, _num_bytes(chunks))]
+        return [_Pushed(shard, reply, time.monotonic(), _num_bytes(chunks))]
 
     def _push_pull(self, name: pb.PushHeader, gradients: Gradients, ahead: bool) -> list[_Pushed]:
         """Pushes to all shards and pulls from them, in one call each: sends to all, then receives."""
-        begun, pushed = [], []
+        begun = []
         for shard in self._order:
-            begun_s = time.monotonic()
             header, chunks = self._packed(shard, name, gradients)
             header.pull.CopyFrom(self._request(name, ahead))
             receive = self._clients[shard].push_pull(header, chunks, self._pulled[shard])
-            begun.append((shard, begun_s, receive, _num_bytes(chunks)))
-        for shard, begun_s, receive, num_bytes in begun:
-            reply, ended_s = receive()
-            pull_ended_s = time.monotonic()
-            self._tracer.call("push", name.traced_step, shard, begun_s, ended_s)
-            self._tracer.call("pull", name.traced_step, shard, ended_s, pull_ended_s)
-            pushed.append(_Pushed(shard, reply, ended_s, num_bytes, pull_ended_s))
-        return pushed
+            begun.append((shard, receive, _num_bytes(chunks)))
+        return [_Pushed(shard, *receive(), num_bytes, time.monotonic()) for shard, receive, num_bytes in begun]
 
     def _packed(
         self, shard: int, name: pb.PushHeader, gradients: Gradients
@@ -324,9 +315,7 @@ class Exchanger:
         request = self._request(name, ahead)
         request.fingerprint = name.fingerprint
         self._clients[shard].pull(request, self._pulled[shard])
-        ended = time.monotonic()
-        self._tracer.call("pull", name.traced_step, shard, begun, ended)
-        return begun, ended
+        return begun, time.monotonic()
 
     def _request(self, name: pb.PushHeader, ahead: bool) -> pb.PullRequest:
         return pb.PullRequest(
@@ -399,20 +388,3 @@ def _parameters(pulled: Sequence[Pulled], staleness: float) -> Parameters:
 
 def _num_bytes(chunks: Sequence[codec.Outgoing]) -> int:
     return sum(chunk.num_bytes for chunk in chunks)
-
-
-def _after(calls: Sequence[Future[Any]], collect: Callable[[], Answer]) -> Future[Answer]:
-    """Returns a future of what `collect` returns or raises, called by the thread that ends the last of some calls."""
-    answer: Future[Answer] = Future()
-    left = itertools.count(len(calls) - 1, -1)  # taking one is atomic
-
-    def done(_: Future[Any]) -> None:
-        if next(left) == 0:
-            try:
-                answer.set_result(collect())
-            except BaseException as error:  # the caller raises it
-                answer.set_exception(error)
-
-    for call in calls:
-        call.add_done_callback(done)
-    return answer

@@ -15,6 +15,7 @@ from downpour.ps.policy.pace import Async
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Keep
+from downpour.worker.chief import deliveries
 from downpour.worker.chief import events as events_module
 from downpour.worker.chief.callbacks import Callback, EarlyStopping
 from downpour.worker.chief.events import Events
@@ -96,7 +97,7 @@ def test_calls_come_in_order_in_one_thread_and_nobody_waits(made: Callable[..., 
 def test_a_slow_callback_loses_events_and_not_the_end(
     made: Callable[..., Events], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(events_module, "MOST_WAITING", 3)
+    monkeypatch.setattr(deliveries, "MOST_WAITING", 3)
     slow = Listens()
     events = made(slow)
     events.epoch(0, {})

@@ -1,0 +1,100 @@
+"""Sinks: what hears the history of a run while it is written, such as TensorBoard or a user's own tracker.
+
+Threads: any may add an entry; one thread calls all sinks, one after another. Nothing waits for them: where they are
+slower than the job, entries in between are left out, which is logged. A sink that raises is logged and called no more;
+the job goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from downpour.worker.chief.deliveries import Deliveries, described
+
+FINISH_WITHIN_S = 60.0
+
+
+class Sink:
+    """Base of sinks: override what is needed. Objects live on the chief, which holds no model.
+
+    `downpour.fit` writes a sink into a recipe, so its class must be at the top level of a file, and be a dataclass if
+    it has attributes; files and connections are opened in `on_begin`.
+    """
+
+    def on_begin(self, job: dict[str, Any]) -> None:
+        """A chief begins, or goes on with, a job.
+
+        Args:
+            job: `recipe`, `job_id`, `run_dir`, `step` that it goes on from, `num_steps`, `fields` (those of the job, as
+                text by name), `layout` (a row each variable: `name`, `shape`, `kind`) and `num_shards`.
+        """
+
+    def on_entry(self, entry: dict[str, Any]) -> None:
+        """A line was added to `history.jsonl`.
+
+        Args:
+            entry: `kind`, `step`, `seconds` of training, and what the kind has: see [runs](runs.md).
+        """
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        """The job is over, failed or not; not called where the chief's process dies.
+
+        Args:
+            summary: As in `summary.json`.
+        """
+
+
+class Sinks:
+    """The sinks of one job.
+
+    Args:
+        sinks: They.
+    """
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = list(sinks)
+        self._deliveries = Deliveries[tuple[str, Mapping[str, Any]]]("sinks", self._deliver)
+
+    def begin(self, job: Mapping[str, Any]) -> None:
+        """Has all hear of the job; entries before are dropped."""
+        if self._sinks:
+            self._deliveries.start()
+            self._deliveries.add(("on_begin", job))
+
+    def entry(self, entry: Mapping[str, Any]) -> None:
+        """Has all hear of an entry of the history."""
+        self._deliveries.add(("on_entry", entry))
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Waits, up to `FINISH_WITHIN_S`, until all have heard of every entry and the end."""
+        self._deliveries.finish(("on_end", summary), FINISH_WITHIN_S)
+
+    def close(self) -> None:
+        """Has the thread end once the call under way has returned."""
+        self._deliveries.close()
+
+    def _deliver(self, event: tuple[str, Mapping[str, Any]]) -> bool:
+        method, given = event
+        for sink in tuple(self._sinks):
+            try:
+                getattr(sink, method)(dict(given))
+            except BaseException as error:  # of the user's code, `SystemExit` included: this thread must not vanish
+                logging.debug("a sink failed", exc_info=True)
+                logging.error("%s; it is called no more, and the job goes on", described(sink, method, error))
+                self._sinks.remove(sink)
+        return bool(self._sinks)
+
+
+def check(sinks: Sequence[Any]) -> None:
+    """Checks the sinks of a job.
+
+    Raises:
+        ValueError: One is not a sink.
+    """
+    for number, sink in enumerate(sinks):
+        if not isinstance(sink, Sink):
+            what = f"the class {sink.__name__}" if isinstance(sink, type) else repr(sink)
+            raise ValueError(f"sinks.{number} is {what}; give objects of subclasses of downpour.Sink")
