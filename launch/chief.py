@@ -30,6 +30,7 @@ from downpour.launch.job.build import build, check_data
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
+from downpour.launch.observe import otel
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
@@ -225,7 +226,7 @@ def _plan(config: ChiefConfig) -> JobSettings:
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
         callbacks=job.callbacks,
-        sinks=job.sinks,
+        sinks=(*job.sinks, *otel.sinks()),
         resume=checkpoints.resume,
         overwrite=checkpoints.overwrite,
         job_id=config.job_id,

@@ -64,7 +64,7 @@ class Tracing:
             count = sum(len(process.spans) for process in processes)
             if count <= self._written:
                 return
-            now = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "written_at_s": self.traces.clock()}
+            now = {"written": datetime.now(UTC).isoformat(timespec="microseconds"), "written_at_s": self.traces.clock()}
             trace = chrome_trace(processes, self._about | now)
             try:
                 path = self._folder.write_trace(trace)
