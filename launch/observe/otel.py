@@ -65,7 +65,7 @@ class OpenTelemetry(Sink):
         """See `Sink`; exports the spans of the run's `trace.json`, if there is one."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        self._metrics.shutdown()
+        self._metrics.shutdown()  # type: ignore[no-untyped-call]
         path = self._run_dir / "trace.json"
         if path.exists():
             spans, exporter = spans_of(json.loads(path.read_text()), self._about), OTLPSpanExporter()
