@@ -11,12 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from google.protobuf import json_format
+
 from downpour.launch.local import progress
 from downpour.launch.local.config import RunConfig
 from downpour.launch.local.supervisor import ProcessFailed, Program, Supervisor
 from downpour.launch.roles import topology
 from downpour.launch.roles.topology import FlagValue
 from downpour.proto.chief_pb2 import ProgressReply
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.rules import Rule
 from downpour.worker.chief import owner
 from downpour.worker.exchange.clients import ChiefClient
 
@@ -46,13 +50,13 @@ class LocalCluster:
     unsaved: bool = False
 
     def prepare(self) -> str:
-        """Compiles the shards' kernels while another process checks the job; returns the layout's table."""
+        """Compiles the kernels of the job's rule while another process checks the job; returns the layout's table."""
         config, out = self.config, self.scratch / "layout.txt"
         values: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides, "out": out}
         values |= {"preflight": True, "evaluator": config.evaluator, "prepared_out": self.scratch / _PREPARED}
-        values |= {"verbosity": config.verbosity, **_parent_flag()}
+        values |= {"verbosity": config.verbosity, **self._own_flags()}
         programs = {
-            "kernels": [sys.executable, "-m", "downpour.ps.apply.kernels"],
+            "kernels": kernels_command(config.job.rule),
             "preflight": preflight_command(values),
         }
         for name, command in programs.items():
@@ -66,7 +70,7 @@ class LocalCluster:
         shards = {f"ps/{i}": self._shard_flags(i) for i in range(config.job.cluster.num_ps)}
         self._start_servers("ps", shards)
         where: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides, "run_dir": config.folder}
-        where |= {**_parent_flag(), "ps": ",".join(self._address(name) for name in shards)}
+        where |= {**self._own_flags(), "ps": ",".join(self._address(name) for name in shards)}
         source = config.source.flags() if config.source else {"prepared": self.scratch / _PREPARED}
         chief = where | {"evaluator": config.evaluator, **source, **config.checkpoints.flags()}
         chief["trace"] = config.trace_steps or None
@@ -101,7 +105,12 @@ class LocalCluster:
         return progress.ChiefWatcher(self._address("chief"))
 
     def _shard_flags(self, index: int) -> dict[str, FlagValue]:
-        return {"arena": self.scratch / f"shard-{index}.arena", **_parent_flag()}
+        return {"arena": self.scratch / f"shard-{index}.arena", **self._own_flags()}
+
+    def _own_flags(self) -> dict[str, FlagValue]:
+        """Flags of every process: that it ends with this one, and the format of its log."""
+        log_format = self.config.log_format
+        return {"die_with_parent": os.getpid(), "log_format": log_format if log_format != "text" else None}
 
     def _start_servers(self, role: str, servers: Mapping[str, dict[str, FlagValue]]) -> None:
         """Starts processes that listen, waits for their ports, and sets the same ports for restarts."""
@@ -131,10 +140,12 @@ class LocalCluster:
         return f"{_HOST}:{self.ports[name]}"
 
 
+def kernels_command(rule: Rule) -> list[str]:
+    """The command of the process that compiles a rule's kernels, so that the shards need not all do it at once."""
+    text = json_format.MessageToJson(to_message(rule), indent=None)
+    return [sys.executable, "-m", "downpour.ps.apply.kernels", f"--rule={text}"]
+
+
 def preflight_command(values: Mapping[str, FlagValue]) -> list[str]:
     """The command of the process that builds the model, reads a batch and traces the step before any role starts."""
     return [sys.executable, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values)]
-
-
-def _parent_flag() -> dict[str, FlagValue]:
-    return {"die_with_parent": os.getpid()}
