@@ -65,13 +65,13 @@ class OpenTelemetry(Sink):
         """See `Sink`; exports the spans of the run's `trace.json`, if there is one."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        self._metrics.shutdown()  # type: ignore[no-untyped-call]
+        self._metrics.shutdown()
         path = self._run_dir / "trace.json"
         if path.exists():
             spans, exporter = spans_of(json.loads(path.read_text()), self._about), OTLPSpanExporter()
             for start in range(0, len(spans), _BATCH):
                 exporter.export(spans[start : start + _BATCH])
-            exporter.shutdown()
+            exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
 def spans_of(trace: dict[str, Any], about: dict[str, str]) -> list[Any]:
