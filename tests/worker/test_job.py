@@ -113,13 +113,15 @@ class Cluster:
             incarnation=reporter.incarnation,
             give_up_after_s=GIVE_UP_S,
             job_id=reporter.job_id,
+            tracer=reporter.tracer,
         )
         try:
             exchange.connect()
             failure = ""
             try:
-                batches = FakeBatches(reporter.leases())
-                train(step, exchange, batches, reporter, num_steps=num_steps, overlap=overlap)  # type: ignore[arg-type]
+                batches: Any = FakeBatches(reporter.leases())
+                given: Any = {"num_steps": num_steps, "overlap": overlap, "tracer": reporter.tracer}
+                train(step, exchange, batches, reporter, **given)
             except JobFailed as error:
                 failure = str(error)
                 raise

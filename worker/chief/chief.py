@@ -42,6 +42,7 @@ from downpour.worker.chief.shards import Shards, known_layout
 from downpour.worker.chief.sinks import Sinks
 from downpour.worker.chief.state import JobState
 from downpour.worker.chief.summary import summary
+from downpour.worker.chief.tracing import Tracing
 from downpour.worker.chief.watch import Watch
 
 _GATHER_S = 1.0  # for shards that stop at the same time to report it
@@ -80,7 +81,8 @@ class Chief:
         self._events = Events(settings.callbacks, self._state)
         self._sinks = Sinks(settings.sinks)
         self._scores = Scores(settings, self._state, self._folder, self._events)
-        service = Service(settings, self._state, self._scores)
+        self._tracing = Tracing(settings, self._folder)
+        service = Service(settings, self._state, self._scores, self._tracing.traces)
         handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
         self._server = Server(handler, host, port, _NUM_THREADS, security)
         self.port = self._server.port
@@ -132,6 +134,7 @@ class Chief:
         observer = Observer(self._settings, state, self._folder)
         watch = Watch(self._settings, state, self._folder, self._shards, checkpoints, observer)
         threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()
+        self._tracing.start(self._shards)
         watch.until_trained(ends)
         self._state.enter(pb.ProgressReply.STATE_SCORING)
         if healer.gave_up:  # there is nothing left to write
@@ -139,6 +142,7 @@ class Chief:
             self._end(self._shards, failed=True, stop_shards=stop_shards)
             raise JobFailed(state.coordinator.failure)
         watch.until_workers_have_ended()
+        self._tracing.finish()
         checkpoints.write_last(_INSIST_S)
         if not state.coordinator.failure:
             self._scores.wait_for_last()
@@ -180,6 +184,7 @@ class Chief:
         """Stops serving, after a grace period in which callers can still read that the job is over."""
         self._ending.set()
         self._events.close()
+        self._tracing.finish()
         self._sinks.close()
         self._server.stop(2.0).wait()
         if self._shards is not None:
@@ -190,6 +195,7 @@ class Chief:
         """Notes complete epochs, commits the journal and answers no further calls: this process is about to stop."""
         if self._ends is not None:
             self._ends.hold()
+        self._tracing.write()
         self._state.hold()
 
     def see_off(self, within_s: float) -> None:
