@@ -16,11 +16,11 @@ or failed; at SIGTERM it then first writes the checkpoint of shards that are ter
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
@@ -30,7 +30,8 @@ from downpour.launch.job.build import build, check_data
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
-from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
+from downpour.launch.observe.metrics.chief import metrics_of_chief
+from downpour.launch.roles import ending, entry, initial, metrics, role_flags, security, topology
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import Topology
@@ -43,9 +44,12 @@ from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
 from downpour.worker.chief.settings import JobSettings
 
+if TYPE_CHECKING:
+    from downpour.launch.observe.metrics.scrape import Scrape
+
 SYNTAX = Syntax(
     shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
-    " stop_shards tls token_file health_port listen_in_plain_text_on_the_network",
+    " stop_shards tls token_file health_port metrics_port listen_in_plain_text_on_the_network",
 )
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
@@ -65,7 +69,7 @@ class ChiefConfig:
         prepared: File of layout and initial values, written by a launcher; None to build the model.
         job_id: Id of a new run; "" for a random one.
         stop_shards: Whether the shards are ended when the job is over.
-        access: Identity, access and health port.
+        access: Identity, access, health port and metrics port.
     """
 
     job: Job
@@ -131,7 +135,8 @@ def run(config: ChiefConfig) -> None:
     host, port = config.listening.host, config.listening.port
     chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)
     health = security.health(config.access.health_port, lambda: chief.ready)
-    with contextlib.closing(chief), _recorded_failure(config.run_dir), health:
+    observed = metrics.serve(config.access, _metrics(config, chief))
+    with contextlib.closing(chief), _recorded_failure(config.run_dir), health, observed:
         ending.on_sigterm(lambda: _leave(chief, config.stop_shards))
         # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(config.listening.port_file, chief.port)
@@ -145,6 +150,13 @@ def run(config: ChiefConfig) -> None:
         give_up_after_s = job.exchange.give_up_after_s
         found = chief.run(layout, shards, model.initial_values, give_up_after_s, stop_shards=config.stop_shards)
     logging.info("done: %d steps, loss %.4g, ended by %s", found["global_steps"], found["loss"], found["ended_by"])
+
+
+def _metrics(config: ChiefConfig, chief: Chief) -> Callable[[Scrape], None]:
+    job, checkpoints = config.job, config.checkpoints.of(config.run_dir)
+    folders = {"run": config.run_dir} | ({} if "://" in checkpoints else {"checkpoints": Path(checkpoints)})
+    every = 0 if job.checkpoint_every_epoch else job.checkpoint_every_steps
+    return metrics_of_chief(chief.progress, chief.gate, chief.times, every, folders)
 
 
 @contextlib.contextmanager

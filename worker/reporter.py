@@ -184,7 +184,7 @@ class Reporter:
         with self._lock:
             self._totals.finished = True
             self._totals.failure = failure
-        self._chief.report(self._report())
+        self._chief.report(self.totals())
 
     def leave(self, within_s: float) -> bool:
         """Sends the last report of a worker that stops early, once; returns whether it arrived.
@@ -195,9 +195,10 @@ class Reporter:
         self._thread.join(within_s)
         with self._lock:
             self._totals.finished = True
-        return self._chief.report_once(self._report(), within_s)
+        return self._chief.report_once(self.totals(), within_s)
 
-    def _report(self) -> WorkerReport:
+    def totals(self) -> WorkerReport:
+        """The totals now, as they are reported."""
         report = WorkerReport()
         with self._lock:
             report.CopyFrom(self._totals)
@@ -219,7 +220,7 @@ class Reporter:
             if hurry:
                 self._lease_since_s = None
             sent_s = now
-            report = self._report()
+            report = self.totals()
             try:
                 reply = self._chief.report(report)
                 self.overlap = reply.overlap

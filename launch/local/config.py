@@ -9,6 +9,7 @@ from pathlib import Path
 
 from downpour.launch.job import Job, keras_settings, recipe
 from downpour.launch.job.build import check_data
+from downpour.launch.local import targets
 from downpour.launch.local.scratch import find_kept
 from downpour.launch.roles import initial
 from downpour.launch.roles.config import Checkpoints
@@ -32,6 +33,7 @@ class RunConfig:
         init_only: Name patterns of the variables that are read; none for all.
         print_layout: Whether the layout is printed to stdout; None: if the job is `paper_shape`.
         verbosity: `--verbosity` of the process that checks the job; None for its default.
+        metrics_port: First of the ports of loopback on which the processes serve Prometheus' `/metrics`; 0 for none.
         how_to_resume: How the caller continues an interrupted run, for the last message of it.
     """
 
@@ -45,6 +47,7 @@ class RunConfig:
     init_only: tuple[str, ...] = ()
     print_layout: bool | None = None
     verbosity: int | None = None
+    metrics_port: int = 0
     how_to_resume: str = 'the same configuration with checkpoints=Checkpoints(resume="yes")'
 
     @cached_property
@@ -81,6 +84,8 @@ def check(config: RunConfig) -> None:
     job, run_dir, source, resume = config.job, config.folder, config.source, config.checkpoints.resume
     if config.arena_parent is not None and not os.access(config.arena_parent, os.W_OK | os.X_OK):
         raise ValueError(f"folder {config.arena_parent} is missing or not writable; give another --arena_parent")
+    if config.metrics_port:
+        targets.check_free(job, config.metrics_port, evaluator=config.evaluator)
     keras_settings.check()
     check_data(job)
     if source:

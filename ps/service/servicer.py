@@ -120,7 +120,7 @@ class Servicer:
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    def status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
+    def status(self, request: pb.StatusRequest, context: grpc.ServicerContext | None = None) -> pb.StatusReply:
         """Counters; see `ParameterServer.Status`."""
         reply = pb.StatusReply(shard=self._index) if self._shard is None else self._shard.status()
         reply.MergeFrom(self._usage.status())

@@ -24,8 +24,10 @@ from absl import logging
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
 from downpour.proto.errors import JobFailed
+from downpour.proto.rpc.call_times import CallTimes
 from downpour.proto.rpc.server import Server, handler_of
 from downpour.proto.security.config import PLAIN, Security
+from downpour.proto.security.gate import Gate
 from downpour.ps.layout import Layout
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.specification import specification_of
@@ -36,6 +38,7 @@ from downpour.worker.chief.epoch_ends import EpochEnds
 from downpour.worker.chief.events import Events
 from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.observer import Observer
+from downpour.worker.chief.progress import progress
 from downpour.worker.chief.run_folder import RunFolder, insist
 from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.service import Service
@@ -171,6 +174,21 @@ class Chief:
     def ready(self) -> bool:
         """Whether the layout is known and workers can register."""
         return self._state.layout is not None  # unlocked: a slightly stale answer is harmless
+
+    @property
+    def gate(self) -> Gate:
+        """Admits and counts calls."""
+        return self._server.gate
+
+    @property
+    def times(self) -> CallTimes:
+        """How long calls took."""
+        return self._server.times
+
+    def progress(self) -> pb.ProgressReply:
+        """The progress with its details, as `Chief.Progress` answers it."""
+        with self._state.changed:
+            return progress(self._settings, self._state, detailed=True)
 
     def close(self) -> None:
         """Stops serving, after a grace period in which callers can still read that the job is over."""
