@@ -53,7 +53,9 @@ def same_fields(job: Job) -> dict[str, str]:
     found = dict(_fields("", job))
     counts = ("num_records", "num_labels") if has_labelled_images(job.data) else ("num_records",)
     found |= {f"data.{name}": repr(getattr(job.data, name)) for name in counts}
-    return {key: text for key, text in found.items() if key not in MAY_DIFFER and key.partition(".")[0] not in _CHIEFS_OWN}
+    return {
+        key: text for key, text in found.items() if key not in MAY_DIFFER and key.partition(".")[0] not in _CHIEFS_OWN
+    }
 
 
 def _fields(key: str, value: Any) -> Iterator[tuple[str, str]]:

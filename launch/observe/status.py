@@ -7,7 +7,6 @@ and history. Numbers that are not known are None. Reads only; imports no framewo
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from downpour.worker.chief.journal import Journal
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.leases import LeaseTable
 from downpour.worker.chief.progress import as_json, finite
-from downpour.worker.input_share import LIMIT
 
 _WITHIN_S = 5.0  # for an answer
 _SHARD_STATUS = "/downpour.v1.ParameterServer/Status"

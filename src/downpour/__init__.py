@@ -4,15 +4,19 @@ The five packages below this one live at the top of the checkout (`ps/`, `worker
 `launch/`); the links beside this file give them their import names, `downpour.ps` and so on.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from downpour.launch.fit import fit as fit
+    from downpour.worker.chief.sinks import Sink as Sink
 
 __version__ = "0.1.0"
 
 # What pip calls it: on PyPI the name `downpour` belongs to another project.
 DISTRIBUTION = "downpour-training"
+
+_PUBLIC = {"fit": "downpour.launch.fit", "Sink": "downpour.worker.chief.sinks"}
 
 
 def how_to_install(extra: str) -> str:
@@ -21,9 +25,7 @@ def how_to_install(extra: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `fit` on first use: a shard needs nothing of it."""
-    if name != "fit":
+    """Imports what is public on first use: a shard needs nothing of it."""
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from downpour.launch.fit import fit
-
-    return fit
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -20,12 +20,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from downpour.proto import chief_pb2 as pb
 from downpour.worker.input_share import LIMIT
 
-Details = pb.ProgressReply.Details
-_Worker, _Shard = pb.ProgressReply.Worker, pb.ProgressReply.Shard
+Details: TypeAlias = pb.ProgressReply.Details
+Worker: TypeAlias = pb.ProgressReply.Worker
+Shard: TypeAlias = pb.ProgressReply.Shard
 FAULTS = {
     "updates_lost": "{} updates lost by a shard that lost its memory, in all",
     "pushes_dropped": "{} pushes dropped, in all",
@@ -40,7 +42,7 @@ def changes(before: Details, after: Details) -> Iterator[tuple[str, str]]:
     """Yields kind and text of what has happened, workers first."""
     workers = {worker.index: worker for worker in before.workers}
     for worker in after.workers:
-        yield from _of_worker(workers.get(worker.index, _Worker()), worker)
+        yield from _of_worker(workers.get(worker.index, Worker()), worker)
     shards = {shard.address: shard for shard in before.shards}
     for index, shard in enumerate(after.shards):
         if shard.address in shards:
@@ -52,29 +54,29 @@ def changes(before: Details, after: Details) -> Iterator[tuple[str, str]]:
         yield "checkpoint", f"the checkpoint at step {after.checkpoint_step:,} is complete"
 
 
-def _of_worker(before: _Worker, after: _Worker) -> Iterator[tuple[str, str]]:
+def _of_worker(before: Worker, after: Worker) -> Iterator[tuple[str, str]]:
     name = f"worker {after.index}"
     if after.incarnation != before.incarnation:
         if before.incarnation:
             yield "worker_replaced", f"{name} was taken over by {after.host or 'another process'}"
         else:
             yield "worker_joined", f"{name} has joined: {after.host or 'known from before'}"
-    if after.state == _Worker.STATE_LOST != before.state:
+    if after.state == Worker.STATE_LOST != before.state:
         yield "worker_lost", f"{name} has not reported for {after.silent_seconds:.0f} s; others take its records"
-    if after.state == _Worker.STATE_RUNNING and before.state == _Worker.STATE_LOST:
+    if after.state == Worker.STATE_RUNNING and before.state == Worker.STATE_LOST:
         yield "worker_back", f"{name} reports again"
-    if after.state == _Worker.STATE_FINISHED != before.state:
+    if after.state == Worker.STATE_FINISHED != before.state:
         yield "worker_finished", f"{name} has ended after {after.steps:,} steps"
     if after.input_share > LIMIT >= before.input_share:
         yield "worker_input_bound", f"{name} has waited for data for {after.input_share:.0%} of a hundred steps"
 
 
-def _of_shard(index: int, before: _Shard, after: _Shard) -> Iterator[tuple[str, str]]:
-    name = f"shard {index}"
-    if after.state == _Shard.STATE_SILENT != before.state:
+def _of_shard(index: int, before: Shard, after: Shard) -> Iterator[tuple[str, str]]:
+    name, empty = f"shard {index}", after.state == Shard.STATE_EMPTY
+    if after.state == Shard.STATE_SILENT != before.state:
         yield "shard_silent", f"{name} at {after.address} does not answer"
         return
-    if before.state == _Shard.STATE_SILENT != after.state:
-        yield "shard_back", f"{name} answers" + (" and holds no parameters" if after.state == _Shard.STATE_EMPTY else "")
+    if before.state == Shard.STATE_SILENT != after.state:
+        yield "shard_back", f"{name} answers{' and holds no parameters' if empty else ''}"
     if after.uptime_seconds < before.uptime_seconds:
         yield "shard_restarted", f"{name} was started again {after.uptime_seconds:.0f} s ago"

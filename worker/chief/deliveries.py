@@ -8,8 +8,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from absl import logging
 
@@ -78,3 +80,13 @@ class Deliveries(Generic[T]):
         while (event := self._waiting.get()) is not None:
             if not self._deliver(event):
                 return
+
+
+def described(heard: Any, method: str, error: BaseException) -> str:
+    """Names an object's method, its exception, and the line that raised it: in the object's own file, if any."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without our own
+    code: Any = getattr(getattr(type(heard), method), "__code__", None)
+    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
+    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    said = " ".join(str(error).split())
+    return f"{type(heard).__name__}.{method} raised {type(error).__name__}{f': {said}' if said else ''}{place}"

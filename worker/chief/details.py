@@ -16,8 +16,10 @@ from downpour.worker.chief.summary import seconds_per_step, staleness_counts
 from downpour.worker.chief.windows import Growth, Windows
 
 # Fields of a shard's status that are passed on.
-_SAME = ("version", "pushes", "state_bytes", "pulls", "bytes_received", "bytes_sent", "pushes_waiting")
-_SAME += ("memory_bytes", "uptime_seconds", "pushes_refused", "pushes_dropped")
+_SAME = (
+    *("version", "pushes", "state_bytes", "pulls", "bytes_received", "bytes_sent", "pushes_waiting"),
+    *("memory_bytes", "uptime_seconds", "pushes_refused", "pushes_dropped"),
+)
 
 ShardAnswer = tuple[str, ps_pb.StatusReply | None]  # address, and None while it does not answer
 

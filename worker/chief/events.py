@@ -5,16 +5,14 @@ Threads: any may add an event, except `finish`, which is for the chief's main th
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from downpour.worker.chief.callbacks import Callback
-from downpour.worker.chief.deliveries import Deliveries
+from downpour.worker.chief.deliveries import Deliveries, described
 from downpour.worker.chief.state import JobState
 
 FINISH_WITHIN_S = 600.0  # for calls that are waiting when training is over, and `on_train_end`
@@ -86,13 +84,3 @@ class Events:
 
 def _overrides(callback: Callback, method: str) -> bool:
     return getattr(type(callback), method) is not getattr(Callback, method)
-
-
-def described(heard: Any, method: str, error: BaseException) -> str:
-    """Names an object's method, its exception, and the line that raised it: in the object's own file, if any."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # without our own
-    code: Any = getattr(getattr(type(heard), method), "__code__", None)
-    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-    said = " ".join(str(error).split())
-    return f"{type(heard).__name__}.{method} raised {type(error).__name__}{f': {said}' if said else ''}{place}"

@@ -73,8 +73,10 @@ class Observer:
         before, self._counts = self._counts or [0] * len(counts), counts
         same = ("learning_rate", "examples_per_second", "pushes_per_second", "staleness_mean")
         workers = ("state", "steps", "examples_per_second", "staleness_mean", "seconds_per_step")
-        shards = ("state", "version", "pushes_per_second", "pushes_waiting", "seconds_per_push", "memory_bytes")
-        shards += ("bytes_received_per_second", "bytes_sent_per_second")
+        shards = (
+            *("state", "version", "pushes_per_second", "pushes_waiting", "seconds_per_push", "memory_bytes"),
+            *("bytes_received_per_second", "bytes_sent_per_second"),
+        )
         return {
             "kind": "progress",
             "step": reply.step,

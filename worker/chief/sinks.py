@@ -1,7 +1,8 @@
 """Sinks: what hears the history of a run while it is written, such as TensorBoard or a user's own tracker.
 
-Threads: any may add an entry; one thread calls all sinks, one after another. Nothing waits for them: where they are slower than the
-job, entries in between are left out, which is logged. A sink that raises is logged and called no more; the job goes on.
+Threads: any may add an entry; one thread calls all sinks, one after another. Nothing waits for them: where they are
+slower than the job, entries in between are left out, which is logged. A sink that raises is logged and called no more;
+the job goes on.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from downpour.worker.chief.deliveries import Deliveries
-from downpour.worker.chief.events import described
+from downpour.worker.chief.deliveries import Deliveries, described
 
 FINISH_WITHIN_S = 60.0
 
@@ -20,8 +20,8 @@ FINISH_WITHIN_S = 60.0
 class Sink:
     """Base of sinks: override what is needed. Objects live on the chief, which holds no model.
 
-    `downpour.fit` writes a sink into a recipe, so its class must be at the top level of a file, and be a dataclass if it
-    has attributes; files and connections are opened in `on_begin`.
+    `downpour.fit` writes a sink into a recipe, so its class must be at the top level of a file, and be a dataclass if
+    it has attributes; files and connections are opened in `on_begin`.
     """
 
     def on_begin(self, job: dict[str, Any]) -> None:

@@ -53,6 +53,10 @@ class JobState:
         lease_waits: Whether a worker waits for a lease until an epoch has its checkpoint; set by the service.
         overlap: Whether workers overlap, where the job leaves it open; only then updated.
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
+        checkpoint_s: When this chief's last checkpoint was complete; None before its first.
+        events: What has happened, for people; the newest.
+        happened: Kind and text of what is to be added to `events`.
+        shard_windows: Totals of every shard over the last seconds, by address; see `details.shard_totals`.
         shards: Address of every shard and its newest answer, None while it does not answer; none before the first look.
     """
 

@@ -58,7 +58,9 @@ class Windows:
 
     def growth(self, sender: Hashable, now_s: float) -> Growth:
         """What a sender's totals have grown by over the last seconds; nothing if it has been silent that long."""
-        _, marks = self._known.get(sender, (None, ()))
+        if sender not in self._known:
+            return Growth()
+        _, marks = self._known[sender]
         if len(marks) < 2 or now_s - marks[-1][0] > WINDOW_S:
             return Growth()
         (begin_s, before), (end_s, after) = marks[0], marks[-1]
