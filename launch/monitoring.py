@@ -65,8 +65,8 @@ def from_flags() -> MonitoringConfig:
     for path in targets:
         if not _TARGETS.fullmatch(str(path)):
             raise ValueError(
-                f"--targets={path}: Prometheus takes files that end with .json or .yml, with at most one '*', in the last "
-                "part; give such as runs/mine/metrics_targets.json"
+                f"--targets={path}: Prometheus takes files that end with .json or .yml, with at most one '*', in the "
+                "last part; give such as runs/mine/metrics_targets.json"
             )
     return MonitoringConfig(Path(flags.FLAGS.out), targets)
 
@@ -89,14 +89,15 @@ def run(config: MonitoringConfig) -> None:
 
 def files(config: MonitoringConfig) -> dict[str, str]:
     """Returns the text of every file by its name."""
+    sources = (
+        [{"files": [str(path) for path in config.targets], "refresh_interval": f"{_EVERY_S}s"}]
+        if config.targets
+        else []
+    )
     scrapes = {
         "global": {"scrape_interval": f"{_EVERY_S}s", "evaluation_interval": f"{_EVERY_S}s"},
         "rule_files": [RULES],
-        "scrape_configs": [
-            {"job_name": "downpour", "file_sd_configs": [{"files": [str(path) for path in config.targets]}]}
-        ]
-        if config.targets
-        else [],
+        "scrape_configs": [{"job_name": "downpour", "file_sd_configs": sources}],
     }
     head = "Written by `downpour monitoring`."
     return {

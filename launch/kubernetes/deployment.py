@@ -138,6 +138,7 @@ class Deployment:
             "tls": names.TLS,
             "token_file": f"{names.TOKEN}/token",
             "health_port": names.HEALTH_PORT,
+            "metrics_port": names.METRICS_PORT,
         }
 
 
