@@ -199,11 +199,10 @@ class Reporter:
 
     def totals(self) -> WorkerReport:
         """The totals now, as they are reported."""
-        report = WorkerReport()
         with self._lock:
-            report.CopyFrom(self._totals)
-            report.epochs.extend(self._sums[epoch] for epoch in sorted(self._unsent))
-        return report
+            report = WorkerReport(epochs=[self._sums[epoch] for epoch in sorted(self._unsent)])
+            report.MergeFrom(self._totals)
+            return report
 
     def _sent(self, report: WorkerReport) -> None:
         with self._lock:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -87,9 +86,8 @@ class Servicer:
         self._gate = gate
         self._arena_path = arena_path
         self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
-        self._pushing = Admission(_MAX_PUSHES, GroupCommit(Processors()) if group_commit else None)
-        self._pulling = Admission(_MAX_PULLS)
-        self._usage = Usage()
+        pushing = Admission(_MAX_PUSHES, GroupCommit(Processors()) if group_commit else None)
+        self._usage = Usage(pushing, Admission(_MAX_PULLS))
         arena = Arena.open(arena_path, index) if arena_path else None
         self._shard = Shard(arena) if arena else None
         if self._shard:
@@ -124,7 +122,6 @@ class Servicer:
         """Counters; see `ParameterServer.Status`."""
         reply = pb.StatusReply(shard=self._index) if self._shard is None else self._shard.status()
         reply.MergeFrom(self._usage.status())
-        reply.pushes_waiting, reply.pulls_waiting = self._pushing.num_waiting, self._pulling.num_waiting
         if self._gate:
             reply.guests.MergeFrom(pb.StatusReply.Guests(**asdict(self._gate.counts())))
         if self._shard is not None and request.with_layout:
@@ -225,8 +222,7 @@ class Servicer:
             self._shard.close()
 
     def _push(self, messages: Iterator[bytes]) -> tuple[pb.PushHeader, pb.PushReply]:
-        queued_s, patience_s = time.perf_counter(), self._shard.patience_s if self._shard else 0.0
-        with self._pushing.place(patience_s) as member, self._usage.push(queued_s) as meter:
+        with self._usage.push(self._shard.patience_s if self._shard else 0.0) as (member, meter):
             chunks = meter.chunks(messages)
             first = next(chunks, None)
             if first is None or not isinstance(first.header, pb.PushHeader):
@@ -234,9 +230,7 @@ class Servicer:
             shard = self._check(first.header)
             push = shard.begin(first.header, member)
             for chunk in itertools.chain((first,) if first.count else (), chunks):
-                began_s = time.thread_time()
-                shard.apply(push, chunk)
-                meter.apply_s += time.thread_time() - began_s
+                meter.apply(shard, push, chunk)
             reply = shard.finish(push)
         _log_push(push.header, reply)
         return push.header, reply
@@ -247,9 +241,7 @@ class Servicer:
         _check_codecs(request, shard)
         with self._usage.pace():
             shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
-        queued_s = time.perf_counter()
-        with self._pulling.place():
-            yield from self._usage.pull(messages_of_pull(request, shard, pushed), queued_s)
+        yield from self._usage.pull(messages_of_pull(request, shard, pushed))
 
     def _check_index(self, shard: int) -> None:
         if shard != self._index:

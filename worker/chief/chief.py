@@ -24,10 +24,8 @@ from absl import logging
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
 from downpour.proto.errors import JobFailed
-from downpour.proto.rpc.call_times import CallTimes
 from downpour.proto.rpc.server import Server, handler_of
 from downpour.proto.security.config import PLAIN, Security
-from downpour.proto.security.gate import Gate
 from downpour.ps.layout import Layout
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.specification import specification_of
@@ -67,6 +65,7 @@ class Chief:
         security: Security configuration of this process.
 
     Attributes:
+        server: Its server.
         port: The port it listens on.
 
     Raises:
@@ -88,8 +87,8 @@ class Chief:
         self._scores = Scores(settings, self._state, self._folder, self._events)
         service = Service(settings, self._state, self._scores)
         handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
-        self._server = Server(handler, host, port, _NUM_THREADS, security)
-        self.port = self._server.port
+        self.server = Server(handler, host, port, _NUM_THREADS, security)
+        self.port = self.server.port
         owner.write_address(run_dir, host, self.port)
 
     def known_layout(self, shards: Sequence[str]) -> Layout | None:
@@ -175,16 +174,6 @@ class Chief:
         """Whether the layout is known and workers can register."""
         return self._state.layout is not None  # unlocked: a slightly stale answer is harmless
 
-    @property
-    def gate(self) -> Gate:
-        """Admits and counts calls."""
-        return self._server.gate
-
-    @property
-    def times(self) -> CallTimes:
-        """How long calls took."""
-        return self._server.times
-
     def progress(self) -> pb.ProgressReply:
         """The progress with its details, as `Chief.Progress` answers it."""
         with self._state.changed:
@@ -195,7 +184,7 @@ class Chief:
         self._ending.set()
         self._events.close()
         self._sinks.close()
-        self._server.stop(2.0).wait()
+        self.server.stop(2.0).wait()
         if self._shards is not None:
             self._shards.close()
         self._folder.close()

@@ -60,7 +60,7 @@ def test_a_scrape_has_what_was_added(server: MetricsServer) -> None:
     assert kind.startswith("application/openmetrics-text") and text.endswith("# EOF\n")
 
 
-@pytest.mark.parametrize("path", ["/", "/metricsx", "/../etc/passwd", "//metrics"])
+@pytest.mark.parametrize("path", ["/", "/metricsx", "/../etc/passwd"])
 def test_there_is_nothing_else(server: MetricsServer, path: str) -> None:
     status, _, text = get(server.port, path)
     assert (status, text) == (404, "there is only /metrics\n")
