@@ -78,7 +78,7 @@ class MetricsServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 16
+    request_queue_size = 128
     allow_reuse_address = True
     allow_reuse_port = False
 

@@ -33,10 +33,13 @@ pytestmark = [
     pytest.mark.skipif(PROMETHEUS is None, reason="there is no prometheus here (Debian package prometheus)"),
 ]
 
-ROLES = ("chief", "evaluator", "ps/0", "ps/1", "worker/0", "worker/1")
+ROLES = ("chief", "evaluator", "ps/0", "ps/1", "worker/0")
 SHORT = (("[5m]", "[8s]"), ("[10m]", "[1m]"))
 PATH = "/downpour.v1.ParameterServer/"
-RECIPE = jobs.PACED.replace("num_steps=600, checkpoint_every_steps=50", "num_steps=700, checkpoint_every_steps=20")
+RECIPE = jobs.PACED.replace(
+    "num_steps=600, checkpoint_every_steps=50",
+    "num_steps=300, checkpoint_every_steps=10, cluster=Cluster(num_ps=2, num_workers=1, threads_per_worker=1)",
+)
 
 
 @dataclass
