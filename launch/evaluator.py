@@ -21,7 +21,7 @@ from downpour.launch.roles.config import Access
 from downpour.model import lean
 from downpour.worker.exchange.clients import ChiefClient
 
-SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port metrics_port")
+SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port metrics_port log_format")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class RunConfig:
         print_layout: Whether the layout is printed to stdout; None: if the job is `paper_shape`.
         verbosity: `--verbosity` of the process that checks the job; None for its default.
         metrics_port: First of the ports of loopback on which the processes serve Prometheus' `/metrics`; 0 for none.
+        log_format: `--log_format` of every process, and of what the launcher writes to stderr: "text" or "json".
         how_to_resume: How the caller continues an interrupted run, for the last message of it.
     """
 
@@ -48,6 +49,7 @@ class RunConfig:
     print_layout: bool | None = None
     verbosity: int | None = None
     metrics_port: int = 0
+    log_format: str = "text"
     how_to_resume: str = 'the same configuration with checkpoints=Checkpoints(resume="yes")'
 
     @cached_property

@@ -1,7 +1,8 @@
 """Displays a running job: log lines by role, and one line of progress requested from the chief.
 
-On a terminal the progress is a bar at the bottom; elsewhere a plain line about every ten seconds. All of it goes to
-stderr; stdout is for results. Entered by one thread, the supervisor's.
+On a terminal the progress is a bar at the bottom; elsewhere a plain line about every ten seconds, or with
+`--log_format=json` a JSON object. All of it goes to stderr; stdout is for results. Entered by one thread, the
+supervisor's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from downpour.launch.observe.status_text import duration as duration
+from downpour.launch.roles import log_lines
 from downpour.proto import chief_pb2, chief_pb2_grpc
 from downpour.proto.rpc.client import Channel
 
@@ -69,9 +71,11 @@ class Display(Protocol):
     ) -> None: ...
 
 
-def display(stream: TextIO | None = None) -> Display:
-    """Returns the display for a stream, stderr by default."""
+def display(stream: TextIO | None = None, log_format: str = "text") -> Display:
+    """Returns the display for a stream, stderr by default, and a format of `--log_format`."""
     stream = stream or sys.stderr
+    if log_format == "json":
+        return JsonDisplay(stream)
     return BarDisplay(stream) if stream.isatty() else PlainDisplay(stream)
 
 
@@ -92,15 +96,25 @@ class PlainDisplay:
 
     def line(self, name: str, text: str) -> None:
         """See `Display.line`."""
-        if not is_noise(text):
-            print(prefixed(name, text), file=self._stream, flush=True)
+        if not is_noise(log_lines.as_text(text)):
+            self._print(name, text)
 
     def show(self, reply: chief_pb2.ProgressReply) -> None:
         """See `Display.show`."""
         now, state = time.monotonic(), state_name(reply)
         if now >= self._next_at or state != self._state:
             self._next_at, self._state = now + self._every_s, state
-            print(f"[progress] {summary(reply)}", file=self._stream, flush=True)
+            self._print("progress", summary(reply))
+
+    def _print(self, name: str, text: str) -> None:
+        print(prefixed(name, text), file=self._stream, flush=True)
+
+
+class JsonDisplay(PlainDisplay):
+    """As `PlainDisplay`, with a JSON object a line; lines of processes that are none are put into one."""
+
+    def _print(self, name: str, text: str) -> None:
+        print(log_lines.wrapped(name, text), file=self._stream, flush=True)
 
 
 class BarDisplay:

@@ -175,7 +175,7 @@ class Chief:
         return self._state.layout is not None  # unlocked: a slightly stale answer is harmless
 
     def progress(self) -> pb.ProgressReply:
-        """The progress with its details, as `Chief.Progress` answers it."""
+        """Returns the job's progress with its details, as the method `Progress` does; called by any thread."""
         with self._state.changed:
             return progress(self._settings, self._state, detailed=True)
 
