@@ -21,6 +21,7 @@ SHARD = [
     "hpack>=4.1",
     "numba>=0.63",
     "numpy>=2.0",
+    "prometheus-client>=0.21",  # pure Python, without dependencies; imported only with --metrics_port
     "protobuf>=6.31.1,<8",
 ]
 WORKER = ["psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]

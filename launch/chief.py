@@ -18,11 +18,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
@@ -33,8 +33,9 @@ from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
 from downpour.launch.observe import otel, trainer_status
+from downpour.launch.observe.metrics.chief import metrics_of_chief
 from downpour.launch.observe.trainer_status import StatusServer
-from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
+from downpour.launch.roles import ending, entry, initial, metrics, role_flags, security, topology
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import Topology
@@ -47,9 +48,12 @@ from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
 from downpour.worker.chief.settings import JobSettings
 
+if TYPE_CHECKING:
+    from downpour.launch.observe.metrics.scrape import Scrape
+
 SYNTAX = Syntax(
     shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
-    "trace stop_shards tls token_file health_port log_format listen_in_plain_text_on_the_network",
+    "trace stop_shards tls token_file health_port metrics_port log_format listen_in_plain_text_on_the_network",
 )
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
@@ -70,7 +74,7 @@ class ChiefConfig:
         job_id: Id of a new run; "" for a random one.
         stop_shards: Whether the shards are ended when the job is over.
         trace_steps: How many steps every worker traces, into `trace.json` of the run.
-        access: Identity, access and health port.
+        access: Identity, access, health port and metrics port.
         status_server: Where Kubeflow Trainer takes the job's progress; None for nowhere.
     """
 
@@ -141,9 +145,10 @@ def run(config: ChiefConfig) -> None:
     host, port = config.listening.host, config.listening.port
     chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)
     health = security.health(config.access.health_port, lambda: chief.ready)
+    observed = metrics.serve(config.access, _metrics(config, chief))
     has_time_limit = math.isfinite(job.max_train_s)
     reporting = trainer_status.reporting(config.status_server, chief.progress, has_time_limit=has_time_limit)
-    with contextlib.closing(chief), _recorded_failure(config.run_dir), health, reporting:
+    with contextlib.closing(chief), _recorded_failure(config.run_dir), health, observed, reporting:
         ending.on_sigterm(lambda: _leave(chief, config.stop_shards))
         # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(config.listening.port_file, chief.port)
@@ -157,6 +162,13 @@ def run(config: ChiefConfig) -> None:
         give_up_after_s = job.exchange.give_up_after_s
         found = chief.run(layout, shards, model.initial_values, give_up_after_s, stop_shards=config.stop_shards)
     entry.conclude("done: %d steps, loss %.4g, ended by %s", found["global_steps"], found["loss"], found["ended_by"])
+
+
+def _metrics(config: ChiefConfig, chief: Chief) -> Callable[[Scrape], None]:
+    job, checkpoints = config.job, config.checkpoints.of(config.run_dir)
+    folders = {"run": config.run_dir} | ({} if "://" in checkpoints else {"checkpoints": Path(checkpoints)})
+    every = 0 if job.checkpoint_every_epoch else job.checkpoint_every_steps
+    return metrics_of_chief(chief.progress, chief.server.gate, chief.server.times, every, folders)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ COMMANDS = {
     "probe": ("downpour.launch.probe", "fit and score a linear classifier on features"),
     "ssh": ("downpour.launch.ssh", "train on the hosts that a file lists"),
     "kubernetes": ("downpour.launch.kubernetes.command", "write Kubernetes manifests of a recipe's job"),
+    "monitoring": ("downpour.launch.monitoring", "write alert rules and a dashboard for Prometheus and Grafana"),
     "certs": ("downpour.launch.certs", "make a job's certificates"),
     "ps": ("downpour.launch.ps", "run one parameter-server shard"),
     "worker": ("downpour.launch.worker", "run one worker"),

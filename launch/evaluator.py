@@ -14,13 +14,14 @@ from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data, limit_threads
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import memory
-from downpour.launch.roles import ending, entry, role_flags, security
+from downpour.launch.observe.metrics.worker import EvaluatorMetrics
+from downpour.launch.roles import ending, entry, metrics, role_flags, security
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access
 from downpour.model import lean
 from downpour.worker.exchange.clients import ChiefClient
 
-SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port log_format")
+SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port metrics_port log_format")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class EvaluatorConfig:
     Attributes:
         job: The job.
         chief: `host:port` of the chief.
-        access: Identity, access and health port.
+        access: Identity, access, health port and metrics port.
     """
 
     job: Job
@@ -67,11 +68,12 @@ def run(config: EvaluatorConfig) -> None:
     limit_threads(config.job.cluster.threads_per_worker)
     check_data(config.job)
     ready = threading.Event()
-    with security.health(config.access.health_port, ready.is_set):
-        _score(config, ready)
+    observed = EvaluatorMetrics()
+    with security.health(config.access.health_port, ready.is_set), metrics.serve(config.access, observed):
+        _score(config, ready, observed)
 
 
-def _score(config: EvaluatorConfig, ready: threading.Event) -> None:
+def _score(config: EvaluatorConfig, ready: threading.Event, observed: EvaluatorMetrics) -> None:
     job = config.job
     from downpour.worker.evaluator import evaluator
 
@@ -88,7 +90,7 @@ def _score(config: EvaluatorConfig, ready: threading.Event) -> None:
         )
         # An error of the network or the data before the first score would recur after a restart.
         with mistakes.final(lambda: not scorer.has_scored):
-            evaluator.run(scorer, chief)
+            evaluator.run(scorer, chief, observed.scored)
     finally:
         chief.close()
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from absl import logging
 
-from downpour.launch.roles import ending, entry, role_flags, security, topology
+from downpour.launch.observe.metrics.shard import metrics_of_shard
+from downpour.launch.roles import ending, entry, metrics, role_flags, security, topology
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Listening
 from downpour.proto.http2.sockets import host_and_port
@@ -27,7 +28,7 @@ from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange.clients import ChiefClient
 
 SYNTAX = Syntax(
-    shown="index host port arena chief grace_s group_commit tls token_file health_port log_format "
+    shown="index host port arena chief grace_s group_commit tls token_file health_port metrics_port log_format "
     "listen_in_plain_text_on_the_network",
 )
 _ASK_EVERY_S, _ANSWER_WITHIN_S = 0.25, 2.0
@@ -43,7 +44,7 @@ class ShardConfig:
         arena: File with its state; None for memory that ends with the process.
         chief: `host:port` of the chief that is asked for a checkpoint at SIGTERM; "" for none.
         grace_s: Seconds to wait for that checkpoint.
-        access: Identity, access and health port.
+        access: Identity, access, health port and metrics port.
         group_commit: Whether pushes may be delayed so that others are applied with them, where processors are short.
     """
 
@@ -94,8 +95,9 @@ def run(config: ShardConfig) -> int:
     ending.on_sigterm(end.leave)
     signal.signal(signal.SIGINT, lambda *_: server.stop_soon())
     logging.info("listens on %s", host_and_port(host, server.port))
-    topology.write_port(config.listening.port_file, server.port)
-    with security.health(config.access.health_port, lambda: server.ready):
+    observed = metrics.serve(access, metrics_of_shard(server.status, server.times, config.arena))
+    with security.health(access.health_port, lambda: server.ready), observed:
+        topology.write_port(config.listening.port_file, server.port)
         server.wait()
     logging.info("stopped")
     return end.code

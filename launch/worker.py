@@ -20,7 +20,8 @@ from downpour.launch.job.build import build, check_data, limit_threads
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.job.step import overlap_of, training_step
-from downpour.launch.roles import ending, entry, role_flags, security
+from downpour.launch.observe.metrics.worker import WorkerMetrics
+from downpour.launch.roles import ending, entry, metrics, role_flags, security
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access
 from downpour.launch.roles.topology import Topology
@@ -37,7 +38,7 @@ from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 
-SYNTAX = Syntax("recipe set index ps chief run_dir tls token_file health_port log_format")
+SYNTAX = Syntax("recipe set index ps chief run_dir tls token_file health_port metrics_port log_format")
 _OVER = (ProgressReply.STATE_SCORING, ProgressReply.STATE_DONE, ProgressReply.STATE_FAILED)
 _LEAVE_WITHIN_S = 6.0  # from SIGTERM to the last report
 _LOOK_S, _LOOK_AGAIN_S = 2.0, 0.5  # deadline of the chief's answer; pause between two requests
@@ -51,7 +52,7 @@ class WorkerConfig:
         job: The job.
         topology: The cluster.
         index: Index of the worker.
-        access: Identity, access and health port.
+        access: Identity, access, health port and metrics port.
     """
 
     job: Job
@@ -88,6 +89,8 @@ def run(config: WorkerConfig) -> None:
     job, mine, ready = config.job, config.access.security, threading.Event()
     with contextlib.ExitStack() as closing:
         closing.enter_context(security.health(config.access.health_port, ready.is_set))
+        observed = WorkerMetrics(config.index)
+        closing.enter_context(metrics.serve(config.access, observed))
         chief = ChiefClient(config.topology.chief, job.exchange.give_up_after_s, mine)
         closing.callback(chief.close)
         if _is_over(chief):  # before TensorFlow, which takes seconds, and the shards, which may have stopped
@@ -97,6 +100,7 @@ def run(config: WorkerConfig) -> None:
         model, layout = build(job)
         # First: the chief assigns incarnations and checks that this is its job.
         reporter = Reporter(chief, config.index, layout.fingerprint, same_fields(job), epochs_of(job))
+        observed.totals = reporter.totals
         if reporter.stop.is_set():  # the shards may have stopped
             reporter.finish()
             return

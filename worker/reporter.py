@@ -175,19 +175,21 @@ class Reporter:
         self._thread.join(within_s)
         with self._lock:
             self._totals.finished = True
-        return self._chief.report_once(self._report(), within_s)
-
-    def _report(self) -> WorkerReport:
-        report = WorkerReport()
-        with self._lock:
-            report.CopyFrom(self._totals)
-            report.epochs.extend(self._losses.unsent())
+        report = self.totals()
         self.tracer.write(report)
-        return report
+        return self._chief.report_once(report, within_s)
+
+    def totals(self) -> WorkerReport:
+        """The totals now, as they are reported."""
+        with self._lock:
+            report = WorkerReport(epochs=self._losses.unsent())
+            report.MergeFrom(self._totals)
+            return report
 
     def _send(self) -> ReportReply:
         """Sends a report, and notes what the chief has received."""
-        report, asked_s = self._report(), time.monotonic()
+        report, asked_s = self.totals(), time.monotonic()
+        self.tracer.write(report)
         reply = self._chief.report(report)
         self.tracer.answered(report, reply, asked_s)
         self._sent(report)

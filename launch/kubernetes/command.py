@@ -23,7 +23,7 @@ from absl import flags
 from downpour.files import replacing
 from downpour.launch import recipes
 from downpour.launch.job import Job, recipe, recipe_flags
-from downpour.launch.kubernetes import jobs, jobset, names, objects, overlays, tfjob
+from downpour.launch.kubernetes import jobs, jobset, monitoring, names, objects, overlays, tfjob
 from downpour.launch.kubernetes.deployment import Deployment
 from downpour.launch.kubernetes.sizes import measure
 from downpour.launch.kubernetes.text import render
@@ -227,6 +227,10 @@ def files(deployment: Deployment) -> dict[str, str]:
         "jobset/jobset.yaml": text(jobset.document(deployment), about=jobset.HEAD),
         "tfjob/kustomization.yaml": folder(["tfjob.yaml", "../base/common", "../base/certs"]),
         "tfjob/tfjob.yaml": text(tfjob.document(deployment), about=tfjob.HEAD),
+        "monitoring/kustomization.yaml": folder(["podmonitor.yaml", "rules.yaml", "dashboard.yaml"]),
+        "monitoring/podmonitor.yaml": text(monitoring.pod_monitor(deployment), about=monitoring.HEAD),
+        "monitoring/rules.yaml": text(monitoring.rules()),
+        "monitoring/dashboard.yaml": text(monitoring.grafana()),
         "restart.sh": _RESTART.replace("NAMESPACE", deployment.namespace).replace("NAME", deployment.name),
     }
     return found

@@ -140,6 +140,7 @@ class Deployment:
             "tls": names.TLS,
             "token_file": f"{names.TOKEN}/token",
             "health_port": names.HEALTH_PORT,
+            "metrics_port": names.METRICS_PORT,
             "log_format": self.log_format if self.log_format != "text" else None,
         }
 

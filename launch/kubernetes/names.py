@@ -6,6 +6,7 @@ import re
 
 PORTS = {"ps": 2222, "chief": 2223}
 HEALTH_PORT = 2224
+METRICS_PORT = 2225
 
 # Without an account in a small image; distroless images use it. It only must not be root's.
 USER = 65532

@@ -41,7 +41,7 @@ def service(deployment: Deployment) -> dict[str, Any]:
 
 
 def network_policies(deployment: Deployment) -> list[dict[str, Any]]:
-    """One policy per role, which admits only its callers and health checks."""
+    """One policy per role, which admits only its callers, health checks and what reads metrics."""
     return [_network_policy(deployment, role) for role in ROLES]
 
 
@@ -51,6 +51,11 @@ def _network_policy(deployment: Deployment, role: str) -> dict[str, Any]:
     health = {
         "#ports": "Health checks come from anywhere: the kubelet's come from its machine's address.",
         "ports": [{"protocol": "TCP", "port": names.HEALTH_PORT}],
+    }
+    metrics = {
+        "#from": "Metrics: any pod of the cluster, since Prometheus may be in any namespace; nobody from outside.",
+        "from": [{"namespaceSelector": {}}],
+        "ports": [{"protocol": "TCP", "port": names.METRICS_PORT}],
     }
     why = (
         "What comes in. What goes out is left open: checkpoints and data may be in an object store, whose addresses "
@@ -65,7 +70,7 @@ def _network_policy(deployment: Deployment, role: str) -> dict[str, Any]:
             "podSelector": {"matchLabels": names.labels(deployment.name, role)},
             "#policyTypes": why,
             "policyTypes": ["Ingress"],
-            "ingress": [*([own] if own else []), health],
+            "ingress": [*([own] if own else []), health, metrics],
         },
     )
 

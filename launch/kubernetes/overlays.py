@@ -7,6 +7,7 @@ base/certs/      Secrets, of the files that `downpour certs` makes
 overlays/spot/          the base, with workers on spot machines
 overlays/arena-claim/   the base, with arenas on a volume claim
 overlays/cert-manager/  jobs + common, with certificates that cert-manager makes
+monitoring/             PodMonitor, alert rules and dashboard, for clusters with the Prometheus operator
 jobset/, tfjob/         common + certs and one object in place of the Jobs
 """
 

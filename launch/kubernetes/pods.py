@@ -30,7 +30,15 @@ def template(deployment: Deployment, role: str, command: list[str], container: s
         container: Name of its container; the role's by default.
     """
     return {
-        "metadata": {"labels": names.labels(deployment.name, role)},
+        "metadata": {
+            "labels": names.labels(deployment.name, role),
+            "#annotations": "For a Prometheus that finds pods by these; the folder `monitoring` is for its operator.",
+            "annotations": {
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": str(names.METRICS_PORT),
+                "prometheus.io/path": "/metrics",
+            },
+        },
         "spec": {
             "serviceAccountName": deployment.name,
             "#automountServiceAccountToken": "Nothing in this job asks Kubernetes for anything.",
@@ -57,7 +65,8 @@ def template(deployment: Deployment, role: str, command: list[str], container: s
 def ports(role: str) -> list[dict[str, Any]]:
     """Ports that a role listens on."""
     own = [{"name": "grpc", "containerPort": names.PORTS[role]}] if role in names.PORTS else []
-    return [*own, {"name": "health", "containerPort": names.HEALTH_PORT}]
+    served = [{"name": "health", "containerPort": names.HEALTH_PORT}]
+    return [*own, *served, {"name": "metrics", "containerPort": names.METRICS_PORT}]
 
 
 def _grace(role: str) -> dict[str, Any]:

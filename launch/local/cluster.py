@@ -9,11 +9,12 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from google.protobuf import json_format
 
-from downpour.launch.local import progress
+from downpour.launch.local import progress, targets
 from downpour.launch.local.config import RunConfig
 from downpour.launch.local.supervisor import ProcessFailed, Program, Supervisor
 from downpour.launch.roles import topology
@@ -67,6 +68,8 @@ class LocalCluster:
     def start(self) -> None:
         """Starts every role; shards and chief first, since the others need their addresses."""
         config = self.config
+        if self._metrics:
+            targets.write(config.folder, self._metrics)
         shards = {f"ps/{i}": self._shard_flags(i) for i in range(config.job.cluster.num_ps)}
         self._start_servers("ps", shards)
         where: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides, "run_dir": config.folder}
@@ -78,9 +81,17 @@ class LocalCluster:
         self._start_servers("chief", {"chief": chief})
         where["chief"] = self._address("chief")
         for i in range(config.job.cluster.num_workers):
-            self.supervisor.start(Program(f"worker/{i}", topology.command("worker", i, where)))
+            observed = targets.flags(self._metrics, f"worker/{i}")
+            self.supervisor.start(Program(f"worker/{i}", topology.command("worker", i, where | observed)))
         if config.evaluator:
-            self.supervisor.start(Program("evaluator", topology.command("evaluator", 0, where)))
+            observed = targets.flags(self._metrics, "evaluator")
+            self.supervisor.start(Program("evaluator", topology.command("evaluator", 0, where | observed)))
+
+    @cached_property
+    def _metrics(self) -> dict[str, int]:
+        """Ports of the processes' metrics, by process name; none unless they are asked for."""
+        job, first = self.config.job, self.config.metrics_port
+        return targets.ports(job, first, evaluator=self.config.evaluator) if first else {}
 
     def all_shards_run(self) -> bool:
         """Whether every shard is running, to write its part of a checkpoint."""
@@ -118,7 +129,7 @@ class LocalCluster:
         def command(name: str, port: int) -> list[str]:
             index = int(name.partition("/")[2] or 0)
             listen: dict[str, FlagValue] = {"host": _HOST, "port": port, "port_file": self._port_file(name)}
-            return topology.command(role, index, listen | servers[name])
+            return topology.command(role, index, listen | servers[name] | targets.flags(self._metrics, name))
 
         for name in servers:
             self.supervisor.start(Program(name, command(name, 0), endless=role == "ps"))

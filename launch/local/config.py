@@ -9,6 +9,7 @@ from pathlib import Path
 
 from downpour.launch.job import Job, keras_settings, recipe
 from downpour.launch.job.build import check_data
+from downpour.launch.local import targets
 from downpour.launch.local.scratch import find_kept
 from downpour.launch.roles import initial
 from downpour.launch.roles.config import Checkpoints
@@ -34,6 +35,7 @@ class RunConfig:
         trace_steps: How many steps every worker traces, into `trace.json` of the run; 0 for none.
         print_layout: Whether the layout is printed to stdout; None: if the job is `paper_shape`.
         verbosity: `--verbosity` of the process that checks the job; None for its default.
+        metrics_port: First of the ports of loopback on which the processes serve Prometheus' `/metrics`; 0 for none.
         log_format: `--log_format` of every process, and of what the launcher writes to stderr: "text" or "json".
         how_to_resume: How the caller continues an interrupted run, for the last message of it.
     """
@@ -49,6 +51,7 @@ class RunConfig:
     trace_steps: int = 0
     print_layout: bool | None = None
     verbosity: int | None = None
+    metrics_port: int = 0
     log_format: str = "text"
     how_to_resume: str = 'the same configuration with checkpoints=Checkpoints(resume="yes")'
 
@@ -87,6 +90,8 @@ def check(config: RunConfig) -> None:
     if config.arena_parent is not None and not os.access(config.arena_parent, os.W_OK | os.X_OK):
         raise ValueError(f"folder {config.arena_parent} is missing or not writable; give another --arena_parent")
     spans.check_steps(config.trace_steps)
+    if config.metrics_port:
+        targets.check_free(job, config.metrics_port, evaluator=config.evaluator)
     keras_settings.check()
     check_data(job)
     if source:

@@ -68,6 +68,8 @@ def define() -> None:
     flags.DEFINE_integer("steps", None, "Short for --set=num_steps=N.")
     flags.DEFINE_float("epochs", None, "Passes over the data, in place of a number of steps: --set=epochs=N.")
     flags.DEFINE_boolean("print_layout", None, "Print the layout first; paper_shape does by default.")
+    text = "First port of loopback for Prometheus' /metrics; every process takes the next one. 0: none."
+    flags.DEFINE_integer("metrics_port", 0, text, lower_bound=0, upper_bound=65535)
     flags.DEFINE_string("arena_parent", None, "Where the shards' memory is kept; /dev/shm if it has room.")
 
 
@@ -89,6 +91,7 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
         print_layout=values["print_layout"],
         log_format=values["log_format"],
         verbosity=None if flags.FLAGS["verbosity"].using_default_value else values["verbosity"],
+        metrics_port=values["metrics_port"],
         how_to_resume=resume_command(argv),
     )
 

@@ -32,15 +32,19 @@ class Listening:
 
 @dataclass(frozen=True)
 class Access:
-    """Identity of a process, access to it, and its health service.
+    """Identity of a process, access to it, its health service and its metrics.
 
     Attributes:
         security: Certificates and token.
         health_port: Port of grpc.health.v1, in plain text; None for none.
+        metrics_port: Port of Prometheus' `/metrics`, in plain text; None or 0 for none.
+        metrics_host: Address on which that is served; "" for every interface.
     """
 
     security: Security = PLAIN
     health_port: int | None = None
+    metrics_port: int | None = None
+    metrics_host: str = ""
 
 
 @dataclass(frozen=True)

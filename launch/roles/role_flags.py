@@ -25,6 +25,7 @@
 | `--tls` | all | folder with `tls.crt`, `tls.key` and `ca.crt` of the role; `downpour certs` makes them |
 | `--token_file` | all | file with the job's token, which is then sent with every call |
 | `--health_port` | all | port of grpc.health.v1, in plain text; none by default |
+| `--metrics_port`, `--metrics_host` | all | where Prometheus' `/metrics` is served, in plain text; none by default |
 | `--log_format` | all | log lines: text or JSON, see `downpour.launch.roles.log_lines` |
 | `--listen_in_plain_text_on_the_network` | ps, chief | without it a server listens on loopback or with `--tls` |
 
@@ -96,6 +97,8 @@ def define_credentials() -> None:
 def _define_access(role: str) -> None:
     define_credentials()
     _define(flags.DEFINE_integer, "health_port", None, "Port of the gRPC health service, in plain text.", **_PORT)
+    _define(flags.DEFINE_integer, "metrics_port", None, "Port of Prometheus' /metrics, plain text; 0: none.", **_PORT)
+    _define(flags.DEFINE_string, "metrics_host", "", "Address on which that is served; every interface by default.")
     if role in SERVERS:
         text = "Serve every peer that can reach this machine, unencrypted. Use --tls instead."
         _define(flags.DEFINE_boolean, "listen_in_plain_text_on_the_network", False, text)
@@ -171,7 +174,7 @@ def listening(role: str, where: Topology, index: int) -> Listening:
 
 
 def access(role: str) -> Access:
-    """Returns a role's identity, access and health port; "" is any role that only calls.
+    """Returns a role's identity, access, health port and metrics port; "" is any role that only calls.
 
     Raises:
         ValueError: The certificate or the token cannot be used by this role.
@@ -179,7 +182,7 @@ def access(role: str) -> Access:
     folder, token_file = value("tls"), value("token_file")
     plain = bool(value("listen_in_plain_text_on_the_network"))
     mine = security.load(role, Path(folder) if folder else None, Path(token_file) if token_file else None, plain)
-    return Access(mine, value("health_port"))
+    return Access(mine, value("health_port"), value("metrics_port"), str(value("metrics_host") or ""))
 
 
 def checkpoints() -> Checkpoints:

@@ -25,6 +25,7 @@ from downpour.proto.http2.frames import ErrorCode
 from downpour.proto.http2.headers import Headers
 from downpour.proto.http2.sockets import Buffer, Deadline
 from downpour.proto.http2.stream import Ended, Stream
+from downpour.proto.rpc.call_times import OTHER, CallTimes
 from downpour.proto.rpc.context import Aborted, Caller, Context
 from downpour.proto.security.gate import Gate
 
@@ -50,6 +51,7 @@ class Call:
         stream: Stream of the call, whose header fields have been received.
         caller: The peer that made it.
         buffers: Buffers of its messages.
+        times: Counts calls by method and status.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Call:
         stream: Stream,
         caller: Caller,
         buffers: Buffers,
+        times: CallTimes,
     ) -> None:
         self._find = find
         self._gate = gate
@@ -67,6 +70,8 @@ class Call:
         self._stream = stream
         self._caller = caller
         self._buffers = buffers
+        self._times = times
+        self._method = OTHER  # until the call is admitted
         self._context = Context(stream, caller)
         self._fields = dict(stream.headers)
         self._sent = False  # whether any part of the answer was sent
@@ -80,16 +85,19 @@ class Call:
         if kind[:16] != "application/grpc" or kind[16:17] not in ("", "+", ";"):
             return headers.write(number, ((":status", "415"),), end=True)
         path = self._fields[":path"]
+        is_known = self._find(path) is not None
+        self._method = path.removeprefix("/") if is_known else OTHER
+        self._times.began(self._method)
         try:
             self._gate.admit(path, self._context)
         except DownpourError as error:
             return self._refused(error)
-        if self._find(path) is None:
-            return answer(number, grpc.StatusCode.UNIMPLEMENTED, f"there is no method {path[:200]}")
+        if not is_known:
+            return self._unimplemented(f"there is no method {path[:200]}")
         if (encoding := self._fields.get("grpc-encoding", "identity")) != "identity":
             words = f"messages compressed with {encoding[:40]} are not supported"
             accepted = (("grpc-accept-encoding", "identity"),)
-            return answer(number, grpc.StatusCode.UNIMPLEMENTED, words, accepted)
+            return self._unimplemented(words, accepted)
         return None
 
     def expire(self) -> None:
@@ -126,13 +134,22 @@ class Call:
 
     def _refused(self, error: DownpourError) -> bytes:
         self._gate.refused(error)
+        self._count(error.status)
         trailing = ((ERROR_KEY, type(error).__name__),)
         return answer(self._stream.number, error.status, str(error), trailing)
+
+    def _unimplemented(self, words: str, metadata: Headers = ()) -> bytes:
+        self._count(grpc.StatusCode.UNIMPLEMENTED)
+        return answer(self._stream.number, grpc.StatusCode.UNIMPLEMENTED, words, metadata)
+
+    def _count(self, status: grpc.StatusCode) -> None:
+        self._times.ended(self._method, status, time.monotonic() - self._stream.began_at)
 
     def _end(self) -> None:
         try:
             self._finish()
         finally:
+            self._count(self._context.status)
             self._connection.forget(self._stream)
 
     def _run(self) -> None:

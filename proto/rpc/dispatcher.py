@@ -70,7 +70,7 @@ class Dispatcher:
         """
         host, connection, caller = self._host, self._connection, self._weak_caller()
         assert caller is not None
-        call = calls.Call(host.find, host.gate, connection, stream, caller, host.buffers)
+        call = calls.Call(host.find, host.gate, connection, stream, caller, host.buffers, host.times)
         if host.is_stopping:
             self._end(stream, b"", ErrorCode.REFUSED_STREAM)
         elif (refusal := call.refusal()) is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from downpour.proto.http2.assembly import Buffers
+from downpour.proto.rpc.call_times import CallTimes
 from downpour.proto.security.gate import Gate
 
 
@@ -15,11 +16,13 @@ class Host(Protocol):
     Attributes:
         buffers: For messages.
         gate: Admits and counts calls.
+        times: Counts calls by method and status.
         is_stopping: Whether new calls are refused.
     """
 
     buffers: Buffers
     gate: Gate
+    times: CallTimes
 
     @property
     def is_stopping(self) -> bool:

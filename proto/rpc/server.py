@@ -27,6 +27,7 @@ from downpour.proto.http2 import tcp_info
 from downpour.proto.http2.assembly import Buffers
 from downpour.proto.http2.sockets import host_and_port
 from downpour.proto.rpc.acceptor import Acceptor
+from downpour.proto.rpc.call_times import CallTimes
 from downpour.proto.rpc.server_connection import ServerConnection
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.gate import Gate
@@ -64,6 +65,7 @@ class Server:
         port: The port it listens on.
         buffers: For messages.
         gate: The gate in use.
+        times: How long calls took.
 
     Raises:
         ValueError: The address cannot be bound, or this security does not allow it.
@@ -83,6 +85,7 @@ class Server:
         self._handler = handler
         self._security = security
         self.gate = gate or Gate(security)
+        self.times = CallTimes()
         self._found: dict[str, Any] = {}
         self._most_jobs = CALLS_PER_THREAD * num_threads
         self._most_threads = num_threads

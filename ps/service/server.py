@@ -9,6 +9,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
+from downpour.proto import parameter_server_pb2 as pb
+from downpour.proto.rpc.call_times import CallTimes
 from downpour.proto.rpc.server import Server
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.gate import Gate
@@ -63,6 +65,15 @@ class ShardServer:
     def ready(self) -> bool:
         """Whether the shard holds parameters."""
         return self._servicer.ready
+
+    @property
+    def times(self) -> CallTimes:
+        """How long its calls took."""
+        return self._server.times
+
+    def status(self) -> pb.StatusReply:
+        """The counters, as `ParameterServer.Status` answers them."""
+        return self._servicer.status(pb.StatusRequest())
 
     def __enter__(self) -> ShardServer:
         """Returns the server, which is serving already."""

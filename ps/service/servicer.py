@@ -92,9 +92,8 @@ class Servicer:
         self._gate = gate
         self._arena_path = arena_path
         self._initializing, self._checkpointing = threading.Lock(), threading.Lock()
-        self._pushing = Admission(_MAX_PUSHES, GroupCommit(Processors()) if group_commit else None)
-        self._pulling = Admission(_MAX_PULLS)
-        self._usage = Usage()
+        pushing = Admission(_MAX_PUSHES, GroupCommit(Processors()) if group_commit else None)
+        self._usage = Usage(pushing, Admission(_MAX_PULLS))
         arena = Arena.open(arena_path, index) if arena_path else None
         self._shard = Shard(arena) if arena else None
         if self._shard:
@@ -110,11 +109,10 @@ class Servicer:
         """The methods, as `downpour/proto/parameter_server.proto` describes them."""
         return _handler(self)
 
-    def status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
+    def status(self, request: pb.StatusRequest, context: grpc.ServicerContext | None = None) -> pb.StatusReply:
         """Counters; see `ParameterServer.Status`."""
         reply = pb.StatusReply(shard=self._index) if self._shard is None else self._shard.status()
         reply.MergeFrom(self._usage.status())
-        reply.pushes_waiting, reply.pulls_waiting = self._pushing.num_waiting, self._pulling.num_waiting
         if self._gate:
             reply.guests.MergeFrom(pb.StatusReply.Guests(**asdict(self._gate.counts())))
         if self._shard is not None and request.with_layout:
@@ -204,9 +202,8 @@ class Servicer:
             self._shard.close()
 
     def _push(self, messages: Iterator[bytes]) -> tuple[pb.PushHeader, pb.PushReply]:
-        phases, queued_s = CallPhases(self._spans), time.perf_counter()
-        patience_s = self._shard.patience_s if self._shard else 0.0
-        with self._pushing.place(patience_s) as member, self._usage.push(queued_s) as meter:
+        phases = CallPhases(self._spans)
+        with self._usage.push(self._shard.patience_s if self._shard else 0.0) as (member, meter):
             phases.end("queue")
             chunks = meter.chunks(messages)
             first = next(chunks, None)
@@ -216,9 +213,7 @@ class Servicer:
             push = shard.begin(first.header, member)
             for chunk in itertools.chain((first,) if first.count else (), chunks):
                 phases.end("receive")
-                began_s = time.thread_time()
-                shard.apply(push, chunk)
-                meter.apply_s += time.thread_time() - began_s
+                meter.apply(shard, push, chunk)
                 phases.end("apply")
             reply = shard.finish(push)
         phases.keep(first.header)
@@ -233,11 +228,8 @@ class Servicer:
         with self._usage.pace():
             shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
         phases.end("pace")
-        queued_s = time.perf_counter()
-        with self._pulling.place():
-            phases.end("queue")
-            yield from self._usage.pull(messages_of_pull(request, shard, pushed), queued_s)
-            phases.end("send")
+        yield from self._usage.pull(messages_of_pull(request, shard, pushed), lambda: phases.end("queue"))
+        phases.end("send")
         phases.keep(request)
 
     def _check_index(self, shard: int) -> None:

@@ -15,12 +15,15 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.http2.connection import Message
+from downpour.ps.apply.admission import Admission, Member
+from downpour.ps.apply.regions import Push
+from downpour.ps.shard.shard import Shard
 
 _MEMORY_FOR_S = 1.0  # that a reading of the memory is used again; one takes the kernel about a millisecond
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
@@ -50,11 +53,23 @@ class PushMeter:
             self.num_bytes += len(message)
             yield codec.decode_chunk(message)
 
+    def apply(self, shard: Shard, push: Push, chunk: codec.Chunk) -> None:
+        """Applies a chunk; see `Shard.apply`."""
+        began_s = time.thread_time()
+        shard.apply(push, chunk)
+        self.apply_s += time.thread_time() - began_s
+
 
 class Usage:
-    """Totals since the process began; the fields of `StatusReply` say what each is."""
+    """Totals since the process began; the fields of `StatusReply` say what each is.
 
-    def __init__(self) -> None:
+    Args:
+        pushing: Admits pushes.
+        pulling: Admits pulls.
+    """
+
+    def __init__(self, pushing: Admission, pulling: Admission) -> None:
+        self._pushing, self._pulling = pushing, pulling
         self._began_s = time.monotonic()
         self._lock = threading.Lock()
         self._memory = Memory()
@@ -63,23 +78,21 @@ class Usage:
         self._queue_s = self._push_s = self._receive_s = self._apply_s = self._pull_s = self._pace_s = 0.0
 
     @contextlib.contextmanager
-    def push(self, queued_s: float) -> Iterator[PushMeter]:
-        """Measures a push that has been admitted, to the end of the block.
-
-        Args:
-            queued_s: When it was queued, of `time.perf_counter()`.
-        """
-        began_s, meter = time.perf_counter(), PushMeter()
-        try:
-            yield meter
-        finally:
-            push_s = time.perf_counter() - began_s
-            with self._lock:
-                self._queue_s += began_s - queued_s
-                self._push_s += push_s
-                self._receive_s += meter.receive_s
-                self._apply_s += meter.apply_s
-                self._bytes_received += meter.num_bytes
+    def push(self, patience_s: float) -> Iterator[tuple[Member, PushMeter]]:
+        """Waits for a push to be admitted, and measures it to the end of the block; see `Admission.place`."""
+        queued_s, meter = time.perf_counter(), PushMeter()
+        with self._pushing.place(patience_s) as member:
+            began_s = time.perf_counter()
+            try:
+                yield member, meter
+            finally:
+                push_s = time.perf_counter() - began_s
+                with self._lock:
+                    self._queue_s += began_s - queued_s
+                    self._push_s += push_s
+                    self._receive_s += meter.receive_s
+                    self._apply_s += meter.apply_s
+                    self._bytes_received += meter.num_bytes
 
     @contextlib.contextmanager
     def pace(self) -> Iterator[None]:
@@ -91,25 +104,23 @@ class Usage:
             with self._lock:
                 self._pace_s += time.perf_counter() - began_s
 
-    def pull(self, messages: Iterator[Message], queued_s: float) -> Iterator[Message]:
-        """Measures a pull that has been admitted while its messages are sent.
-
-        Args:
-            messages: The messages of the answer.
-            queued_s: When it was queued, of `time.perf_counter()`.
-        """
-        began_s, num_bytes, num_pulls = time.perf_counter(), 0, 0
-        try:
-            for message in messages:
-                num_bytes += sum(map(len, message))
-                yield message
-            num_pulls = 1
-        finally:
-            with self._lock:
-                self._queue_s += began_s - queued_s
-                self._pull_s += time.perf_counter() - began_s
-                self._bytes_sent += num_bytes
-                self._pulls += num_pulls
+    def pull(self, messages: Iterator[Message], admitted: Callable[[], None] = lambda: None) -> Iterator[Message]:
+        """Waits for a pull to be admitted, calls `admitted`, and measures the pull while its answer is sent."""
+        queued_s = time.perf_counter()
+        with self._pulling.place():
+            admitted()
+            began_s, num_bytes, num_pulls = time.perf_counter(), 0, 0
+            try:
+                for message in messages:
+                    num_bytes += sum(map(len, message))
+                    yield message
+                num_pulls = 1
+            finally:
+                with self._lock:
+                    self._queue_s += began_s - queued_s
+                    self._pull_s += time.perf_counter() - began_s
+                    self._bytes_sent += num_bytes
+                    self._pulls += num_pulls
 
     def status(self) -> pb.StatusReply:
         """The totals, and what the process is now."""
@@ -124,6 +135,8 @@ class Usage:
                 apply_seconds=self._apply_s,
                 pull_seconds=self._pull_s,
                 pace_seconds=self._pace_s,
+                pushes_waiting=self._pushing.num_waiting,
+                pulls_waiting=self._pulling.num_waiting,
                 memory_bytes=self._memory.read(),
                 uptime_seconds=time.monotonic() - self._began_s,
             )

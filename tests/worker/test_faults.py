@@ -172,7 +172,7 @@ def kill(chief: Chief, run: Future[Any]) -> None:
     def killed(number: int) -> None:
         raise Killed
 
-    chief._server.stop(None).wait()
+    chief.server.stop(None).wait()
     chief._ending.set()
     chief._folder.close()  # a process that dies lets go of its lock
     chief._folder.journal.commit = killed  # type: ignore[method-assign]

@@ -62,6 +62,7 @@ class Chief:
         security: Security configuration of this process.
 
     Attributes:
+        server: Its server.
         port: The port it listens on.
 
     Raises:
@@ -84,8 +85,8 @@ class Chief:
         self._tracing = Tracing(settings, self._folder)
         service = Service(settings, self._state, self._scores, self._tracing.traces)
         handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
-        self._server = Server(handler, host, port, _NUM_THREADS, security)
-        self.port = self._server.port
+        self.server = Server(handler, host, port, _NUM_THREADS, security)
+        self.port = self.server.port
         owner.write_address(run_dir, host, self.port)
 
     def known_layout(self, shards: Sequence[str]) -> Layout | None:
@@ -186,7 +187,7 @@ class Chief:
         self._events.close()
         self._tracing.finish()
         self._sinks.close()
-        self._server.stop(2.0).wait()
+        self.server.stop(2.0).wait()
         if self._shards is not None:
             self._shards.close()
         self._folder.close()

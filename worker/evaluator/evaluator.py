@@ -244,8 +244,16 @@ def _mean_loss(model: keras.Model, loss: Callable[[Any, Any], Any]) -> Evaluate:
     return evaluate
 
 
-def run(evaluator: Evaluator, chief: ChiefClient) -> None:
-    """Scores each new checkpoint and reports it to the chief, until the last one."""
+def run(
+    evaluator: Evaluator, chief: ChiefClient, scored: Callable[[int, float, int, int], None] = lambda *_: None
+) -> None:
+    """Scores each new checkpoint and reports it to the chief, until the last one.
+
+    Args:
+        evaluator: Scores them.
+        chief: The chief.
+        scored: Called with each one's step, the seconds that it took, and the records read and skipped.
+    """
     step = -1
     while True:
         found = chief.next_checkpoint(step)
@@ -255,6 +263,7 @@ def run(evaluator: Evaluator, chief: ChiefClient) -> None:
             time.sleep(_ASK_EVERY_S)
             continue
         step, directory = found.step, found.directory
+        began_s = time.monotonic()
         try:
             metrics_, counts = evaluator.score(directory)
         except ValueError as error:
@@ -276,6 +285,7 @@ def run(evaluator: Evaluator, chief: ChiefClient) -> None:
                 skipped_examples=counts.examples,
             )
         )
+        scored(step, time.monotonic() - began_s, counts.read, counts.skipped)
         if found.last:
             return
 

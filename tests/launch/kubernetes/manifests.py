@@ -94,7 +94,7 @@ def build(folder: Path) -> list[Document]:
 
 def every_document(out: Path) -> Iterator[Document]:
     """Of every folder that somebody may apply."""
-    for path in ALL_PATHS:
+    for path in (*ALL_PATHS, "monitoring"):
         yield from build(out / path)
 
 

@@ -47,11 +47,68 @@ _SPECS = {
 }
 
 
+# Likewise from the API reference of the Prometheus operator.
+_ANY_STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
+
+
+def _closed_object(required: Sequence[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
+
+
+_DURATION = {"type": "string", "pattern": "^(0|([0-9]+[smhd])+)[a-z]?$"}
+_OPERATOR_SPECS = {
+    "PodMonitor": _closed_object(
+        ["selector", "podMetricsEndpoints"],
+        selector=_closed_object(["matchLabels"], matchLabels=_ANY_STRINGS),
+        podMetricsEndpoints={
+            "type": "array",
+            "items": _closed_object(
+                ["port", "path", "interval", "relabelings"],
+                port=_STRING,
+                path=_STRING,
+                interval=_DURATION,
+                relabelings={
+                    "type": "array",
+                    "items": _closed_object(
+                        ["sourceLabels", "regex", "targetLabel"],
+                        sourceLabels={"type": "array", "items": {"pattern": "^[a-zA-Z_][a-zA-Z0-9_]*$"}},
+                        regex=_STRING,
+                        targetLabel={"type": "string", "pattern": "^[a-z_]+$"},
+                    ),
+                },
+            ),
+        },
+    ),
+    "PrometheusRule": _closed_object(
+        ["groups"],
+        groups={
+            "type": "array",
+            "items": _closed_object(
+                ["name", "rules"],
+                name=_STRING,
+                rules={
+                    "type": "array",
+                    "items": _closed_object(
+                        ["alert", "expr", "for", "labels", "annotations"],
+                        **{"alert": _STRING, "expr": _STRING, "for": _DURATION},
+                        labels=_ANY_STRINGS,
+                        annotations=_ANY_STRINGS,
+                    ),
+                },
+            ),
+        },
+    ),
+}
+
+
 def check(document: dict[str, Any], versions: Sequence[str] = VERSIONS) -> None:
     """Raises `jsonschema.ValidationError` unless a document is valid, in every version, with no unknown field."""
     api = document["apiVersion"]
     if api == "cert-manager.io/v1":
-        jsonschema.validate(document, _cert_manager(document["kind"]))
+        spec = {"properties": _SPECS[document["kind"]], "additionalProperties": False}
+        jsonschema.validate(document, _custom(spec))
+    elif api == "monitoring.coreos.com/v1":
+        jsonschema.validate(document, _custom(_OPERATOR_SPECS[document["kind"]]))
     elif api in _CRDS:
         validator, kind = _crd(api)
         assert document["kind"] == kind
@@ -101,14 +158,14 @@ def _closed(schema: Any) -> Any:
     return closed
 
 
-def _cert_manager(kind: str) -> dict[str, Any]:
+def _custom(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "properties": {
             "apiVersion": {},
             "kind": {},
             "metadata": {"required": ["name", "labels"], "properties": {k: {} for k in ("name", "namespace", "labels")},
                          "additionalProperties": False},
-            "spec": {"properties": _SPECS[kind], "additionalProperties": False},
+            "spec": spec,
         },
         "required": ["apiVersion", "kind", "metadata", "spec"],
         "additionalProperties": False,

@@ -43,7 +43,8 @@ for line in sys.stdin:
     found = role_flags.listening(role, where, index)
     listen = (found.host, found.port) if role in ("ps", "chief") else None
     values = flags.FLAGS.flag_values_dict()
-    kept = ("arena", "stop_shards", "resume_if_any", "grace_s", "health_port", "tls", "token_file", "run_dir")
+    kept = ("arena", "stop_shards", "resume_if_any", "grace_s", "health_port", "metrics_port", "tls", "token_file")
+    kept += ("run_dir",)
     print(json.dumps({
         "ps": where.ps, "chief": where.chief, "index": index, "listen": listen, "set": values.get("set"),
         "job": repr(job), "max_workers": job and job.cluster.max_workers, **{key: values.get(key) for key in kept},
@@ -122,7 +123,7 @@ def test_roles_accept_their_commands_and_addresses_are_hosts(out: Path, tmp_path
             assert found["chief"] == ("" if role == "chief" else chief)
             assert found["listen"] == {"ps": ["0.0.0.0", 2222], "chief": ["0.0.0.0", 2223]}.get(role)
             assert (found["tls"], found["token_file"]) == (names.TLS, f"{names.TOKEN}/token")
-            assert found["health_port"] == names.HEALTH_PORT
+            assert (found["health_port"], found["metrics_port"]) == (names.HEALTH_PORT, names.METRICS_PORT)
             if role == "ps":
                 assert found["arena"] == f"{names.ARENA}/shard-{index}.arena"
                 assert found["grace_s"] < template["spec"]["terminationGracePeriodSeconds"]

@@ -42,6 +42,8 @@ KINDS = {
     "TFJob",
     "Issuer",
     "Certificate",
+    "PodMonitor",
+    "PrometheusRule",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -101,7 +103,16 @@ def fields(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if isinstance(value, dict):
         for key, child in value.items():
             yield (*at, key)
-            user_defined = {"labels", "matchLabels", "selector", "data", "requests", "limits", "tfReplicaSpecs"}
+            user_defined = {
+                "annotations",
+                "labels",
+                "matchLabels",
+                "selector",
+                "data",
+                "requests",
+                "limits",
+                "tfReplicaSpecs",
+            }
             if key == "tfReplicaSpecs":
                 for role, replica in child.items():
                     yield from fields(replica, (*at, key, role))
@@ -188,7 +199,8 @@ def test_the_network_lets_only_callers_in(plain: Path) -> None:
     for role in ROLES:
         policy = find(documents, "NetworkPolicy", f"tiny-{role}")
         assert policy["spec"]["podSelector"]["matchLabels"] == names.labels("tiny", role)
-        *own, health = policy["spec"]["ingress"]
+        *own, health, metrics = policy["spec"]["ingress"]
+        assert metrics == {"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": 2225}]}
         assert health == {"ports": [{"protocol": "TCP", "port": 2224}]}
         callers = [
             peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for rule in own for peer in rule["from"]

@@ -37,7 +37,7 @@ def kubectl(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("path", [*ALL_PATHS, "base/jobs", "base/common"])
+@pytest.mark.parametrize("path", [*ALL_PATHS, "base/jobs", "base/common", "monitoring"])
 def test_a_folder_builds(out: Path, path: str) -> None:
     documents = by_name(build(out / path))
     assert documents
@@ -46,7 +46,7 @@ def test_a_folder_builds(out: Path, path: str) -> None:
 
 @pytest.mark.process
 @pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl here; what a kustomization names was still checked")
-@pytest.mark.parametrize("path", [*ALL_PATHS, "base/jobs", "base/common"])
+@pytest.mark.parametrize("path", [*ALL_PATHS, "base/jobs", "base/common", "monitoring"])
 def test_kubectl_builds_the_same(out: Path, path: str) -> None:
     done = kubectl(out / path)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import pytest
 from downpour.proto import codec
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.rpc.client import Channel
+from downpour.ps.apply.admission import Admission
 from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.pace import Async
 from downpour.ps.policy.rules import RMSProp
@@ -106,7 +107,7 @@ def test_a_failed_push_and_a_push_that_waits_are_seen(shard: tuple[list[Channel]
 
 
 def test_memory_is_read_again_only_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    usage, readings = Usage(), list[int]()
+    usage, readings = Usage(Admission(1), Admission(1)), list[int]()
     monkeypatch.setattr("downpour.ps.service.usage._memory_bytes", lambda: readings.append(1) or len(readings))
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
