@@ -3,9 +3,9 @@
     downpour top runs/quickstart
     downpour top 127.0.0.1:2223 --once
 
-It fills the terminal; q or Ctrl-C ends it, and the run goes on. Where there is no terminal, or TERM is dumb, it prints a
-line every few seconds, and one each event and finding. It ends when the run ends, and waits a minute for a chief that is
-started again.
+It fills the terminal; q or Ctrl-C ends it, and the run goes on. Where there is no terminal, or TERM is dumb, it prints
+a line every few seconds, and one each event and finding. It ends when the run ends, and waits a minute for a chief that
+is started again.
 
 Exit codes: 0 the run is done, or you have ended the view; 3 the run failed, or was stopped before its end; 2 there is
 no such run; 69 nobody answers. Needs no TensorFlow.
