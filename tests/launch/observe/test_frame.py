@@ -67,10 +67,10 @@ def test_a_run_that_was_recorded_fits_80_columns_and_24_lines() -> None:
 def test_the_slow_worker_of_a_run_that_was_recorded_is_called_out_and_has_the_longest_bar() -> None:
     lines = drawn(of(recorded("slow")), height=30)
     (called,) = [line for line in lines if line.startswith("▶ worker")]
-    assert called.startswith("▶ worker 2 takes 0.4") and "; its input 0.4" in called, called
-    bars = {index: sum(row(lines, "worker", str(index)).count(glyph) for glyph in "▒█░") for index in range(4)}
-    assert max(bars, key=lambda index: bars[index]) == 2 and bars[2] > 2 * bars[0] > 0
-    assert row(lines, "worker", "2").count("▒") > 0.8 * bars[2], "most of it is input"
+    assert called.startswith("▶ worker 1 takes 0.2") and "; its input 0.18" in called, called
+    bars = {index: sum(row(lines, "worker", str(index)).count(glyph) for glyph in "▒█░") for index in range(3)}
+    assert max(bars, key=lambda index: bars[index]) == 1 and bars[1] > 2 * bars[0] > 0
+    assert row(lines, "worker", "1").count("▒") > 0.8 * bars[1], "most of it is input"
 
 
 def test_of_200_workers_and_50_shards_the_worst_are_shown_and_the_others_counted() -> None:
