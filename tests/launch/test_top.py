@@ -193,7 +193,7 @@ def test_the_numbers_of_a_frame_are_those_of_the_run(watched: Watched) -> None:
 
 
 def test_a_chief_that_was_killed_is_missed_and_then_followed_again(watched: Watched) -> None:
-    assert "▶ the chief has not answered for 0:" in watched.top.text
+    assert "! the chief has not answered for 0:" in watched.top.text
     assert "has not answered" not in "\n".join(watched.back)
 
 
