@@ -42,6 +42,7 @@ class Terminal:
         self.process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
             env=environment | {"TERM": "xterm-256color", "PYTHONUTF8": "1"},
+            preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
         )  # fmt: skip
         os.close(theirs)
         self._bytes = bytearray()
