@@ -116,9 +116,9 @@ def _facts(trail: Trail, width: int, glyphs: Glyphs) -> list[tuple[str, Text]]:
         speed += f", learning rate {status['learning_rate']:.3g}" if status.get("learning_rate") else ""
     staleness = Text()
     if sum(counts) and mean is not None:
-        staleness = Text(f"mean {mean:<5.2f}").append(
-            gauges.distribution(counts, min(width - 10, 60), glyphs), "magenta"
-        )
+        least, _, rest = gauges.distribution(counts, min(width - 10, 60), glyphs).partition(" ")
+        columns, _, most = rest.rpartition(" ")
+        staleness = Text.assemble(f"mean {mean:<5.2f}{least} ", (columns, "magenta"), f" {most}")
     saved = status.get("checkpoint")
     faults = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in status.get("faults", {}).items())
     return [

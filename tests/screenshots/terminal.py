@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from downpour.launch.observe.frame import frame
@@ -29,4 +31,5 @@ def draw(run: LocalJob, folder: Path) -> None:
     console = Console(record=True, width=_WIDTH, file=io.StringIO(), color_system="truecolor", force_terminal=True)
     for line in frame(trail, _WIDTH, _HEIGHT):
         console.print(line, no_wrap=True)
-    console.save_svg(str(folder / "top.svg"), title="downpour top runs/uneven")
+    own_fonts = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)  # nothing from elsewhere
+    console.save_svg(str(folder / "top.svg"), title="downpour top runs/uneven", code_format=own_fonts)
