@@ -228,7 +228,7 @@ def test_the_local_run_shows_the_same_view_below_its_lines(watched: Watched) -> 
 
 
 def test_without_rich_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['rich'] = None; sys.argv[1:] = ['top', 'x']; from downpour.launch import cli; cli.main()"
+    code = "import sys; sys.modules['rich'] = None; from downpour.launch import cli; sys.argv[1:] = ['top']; cli.main()"
     refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert refused.returncode == 2 and "top needs rich, which is not installed: pip install" in refused.stderr
 
