@@ -32,6 +32,7 @@ class RunConfig:
         init_only: Name patterns of the variables that are read; none for all.
         print_layout: Whether the layout is printed to stdout; None: if the job is `paper_shape`.
         verbosity: `--verbosity` of the process that checks the job; None for its default.
+        log_format: `--log_format` of every process, and of what the launcher writes to stderr: "text" or "json".
         how_to_resume: How the caller continues an interrupted run, for the last message of it.
     """
 
@@ -45,6 +46,7 @@ class RunConfig:
     init_only: tuple[str, ...] = ()
     print_layout: bool | None = None
     verbosity: int | None = None
+    log_format: str = "text"
     how_to_resume: str = 'the same configuration with checkpoints=Checkpoints(resume="yes")'
 
     @cached_property

@@ -36,6 +36,7 @@ from downpour.worker.chief.epoch_ends import EpochEnds
 from downpour.worker.chief.events import Events
 from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.observer import Observer
+from downpour.worker.chief.progress import progress
 from downpour.worker.chief.run_folder import RunFolder, insist
 from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.service import Service
@@ -171,6 +172,11 @@ class Chief:
     def ready(self) -> bool:
         """Whether the layout is known and workers can register."""
         return self._state.layout is not None  # unlocked: a slightly stale answer is harmless
+
+    def progress(self) -> pb.ProgressReply:
+        """Returns the job's progress with its details, as the method `Progress` does; called by any thread."""
+        with self._state.changed:
+            return progress(self._settings, self._state, detailed=True)
 
     def close(self) -> None:
         """Stops serving, after a grace period in which callers can still read that the job is over."""
