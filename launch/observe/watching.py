@@ -202,7 +202,7 @@ class _Lines:
 
     def __init__(self, trail: Trail, stream: TextIO) -> None:
         self._trail, self._stream = trail, stream
-        self._next_s, self._state = 0.0, ""
+        self._next_s, self._said = 0.0, ("", False)
         self._found: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Callable[..., bool]:
@@ -218,8 +218,9 @@ class _Lines:
         for text in (text for key, text in found.items() if key not in self._found):
             self._print(f"[finding] {text}")
         self._found = set(found)
-        if now_s >= self._next_s or status["state"] != self._state:
-            self._next_s, self._state = now_s + _PLAIN_EVERY_S, status["state"]
+        said = status["state"], silent_s is not None
+        if now_s >= self._next_s or said != self._said:
+            self._next_s, self._said = now_s + _PLAIN_EVERY_S, said
             silent = f"the chief has not answered for {silent_s:.0f} s; before: " if silent_s is not None else ""
             self._print(f"[run] {silent}{status_text.line(status)}")
         time.sleep(_KEYS_EVERY_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -21,6 +22,7 @@ import pytest
 from downpour.launch.observe.status import of_folder
 from tests.conftest import wait_until
 from tests.launch import jobs
+from tests.worker.test_job import Parameters, serving, toward_one
 
 pytestmark = pytest.mark.process
 
@@ -85,6 +87,88 @@ class Terminal:
         os.close(self._ours)
 
 
+def _wait(condition: Callable[[], object]) -> None:
+    wait_until(lambda: bool(condition()), "what is waited for", GIVE_UP_S)
+
+
+class Halted:
+    """What was seen of a chief and three shards in this process, whose only worker waits at step 15 of 30.
+
+    Attributes:
+        status: Of the run, meanwhile.
+        frame: Of a view on a terminal.
+        ended: Exit codes of views that were ended by `q` and by Ctrl-C.
+        screen: All that the first of them has drawn, with the escape codes.
+        plain: Lines and exit code of a view without a terminal, to the end of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        go_on, halted = threading.Event(), threading.Event()
+
+        def step(parameters: Parameters, images: Any, labels: Any) -> Any:
+            if max(parameters.versions) >= 15:
+                halted.set()
+                go_on.wait(GIVE_UP_S)
+            return toward_one(parameters, images, labels)
+
+        with serving(folder, description={"job": {"num_steps": "30"}}) as cluster, contextlib.ExitStack() as closing:
+            closing.callback(go_on.set)
+            cluster.run_chief()
+            worker = cluster.pool.submit(cluster.work, 0, step=step, overlap=False)
+            assert halted.wait(GIVE_UP_S)
+            run = str(cluster.run_dir)
+            plain = closing.enter_context(subprocess.Popen([*_TOP, run], stdout=subprocess.PIPE, text=True))
+            closing.callback(plain.kill)
+            views = [Terminal(*_TOP, run), Terminal(*_TOP, f"127.0.0.1:{cluster.chief.port}")]
+            for view, key in zip(views, "q\x03", strict=True):
+                closing.callback(view.close)
+                _wait(lambda view=view: any(line.startswith("     0  ") for line in view.frame()))
+                self.frame, self.status = view.frame(), of_folder(cluster.run_dir)
+                view.press(key)
+            self.ended, self.screen = [view.end() for view in views], views[0].raw
+            lines = iter(plain.stdout or ())
+            first = next(lines)
+            go_on.set()
+            worker.result(GIVE_UP_S)
+            _wait(lambda: of_folder(cluster.run_dir)["state"] == "done")
+            self.plain = [line.rstrip() for line in (first, *lines)], plain.wait(GIVE_UP_S)
+
+
+@pytest.fixture(scope="module")
+def halted(tmp_path_factory: pytest.TempPathFactory) -> Halted:
+    return Halted(tmp_path_factory.mktemp("halted"))
+
+
+def test_the_numbers_of_a_frame_are_those_of_the_run(halted: Halted) -> None:
+    found, lines = halted.status, halted.frame
+    text = "\n".join(lines)
+    assert lines[0].startswith(f"{found['chief']}: training, step {found['step']} of 30, epoch {found['epochs']:.2f}")
+    assert f"loss       {found['loss']:.4g} " in text and f"checkpoint step {found['checkpoint']['step']}, " in text
+    row = next(line.split() for line in lines if line.startswith("     0  "))
+    assert row[:2] == ["0", str(found["workers"][0]["steps"])]
+    assert any(line.startswith("     1 ") and "expected" in line for line in lines)
+    begin = next(number for number, line in enumerate(lines) if line.startswith(" shard version"))
+    for number, shard in enumerate(found["shards"]):
+        cells = lines[begin + 1 + number].split()
+        assert (cells[:2], cells[-1]) == ([str(number), str(shard["version"])], "ready")
+    assert len(lines) <= _HEIGHT and max(map(len, lines)) <= _WIDTH and lines[-1].startswith("q ends this view")
+
+
+def test_q_and_ctrl_c_end_the_view_and_not_the_run(halted: Halted) -> None:
+    assert halted.ended == [0, 0]
+    assert halted.screen.count("\x1b[?1049h") == halted.screen.count("\x1b[?1049l") == 1, "the screen is given back"
+    assert halted.plain[0][-1] and "step 30" in "\n".join(halted.plain[0])
+
+
+def test_without_a_terminal_lines_are_printed_until_the_run_is_done(halted: Halted) -> None:
+    lines, code = halted.plain
+    assert code == 0
+    assert lines[0].startswith("[run] ") and "training, step 1" in lines[0]
+    assert any(line.startswith("[event] ") and "the checkpoint at step" in line for line in lines)
+    assert any(re.fullmatch(r".*: done, step 3\d of 30, epoch 1.5\d", line) for line in lines), "the status comes last"
+    assert "\x1b" not in "".join(lines)
+
+
 class Watched:
     """What was seen of one job.
 
@@ -97,7 +181,6 @@ class Watched:
         back: The frame after the chief was back.
         plain: Lines and exit code of a view without a terminal, to the end of the run.
         once: What `--once` printed.
-        interrupted: Exit code of a view that was ended by Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -130,10 +213,6 @@ class Watched:
         self.back = self.top.frame()
         self.top.press("q")
         self.top.end()
-        other = self._terminal(*_TOP, self._status()["chief"])
-        _wait(lambda: other.frame())
-        other.press("\x03")
-        self.interrupted = other.end()
         self.once = subprocess.run([*_TOP, "--once", str(self.run_dir)], capture_output=True, text=True)
         slow.unlink()
         lines = plain.communicate(timeout=GIVE_UP_S)[0].splitlines()
@@ -168,10 +247,6 @@ class Watched:
         return chief
 
 
-def _wait(condition: Callable[[], object]) -> None:
-    wait_until(lambda: bool(condition()), "what is waited for", GIVE_UP_S)
-
-
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     found = Watched()
@@ -182,7 +257,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         found.close()
 
 
-def test_the_numbers_of_a_frame_are_those_of_the_run(watched: Watched) -> None:
+@pytest.mark.slow
+def test_a_real_run_is_followed(watched: Watched) -> None:
     text = "\n".join(watched.frame)
     assert watched.frame[0].startswith(f"{watched.run_dir}: training, step ") or str(watched.run_dir)[:40] in text
     low, high = watched.between
@@ -194,18 +270,14 @@ def test_the_numbers_of_a_frame_are_those_of_the_run(watched: Watched) -> None:
     assert len(watched.frame) <= _HEIGHT and max(map(len, watched.frame)) <= _WIDTH
 
 
+@pytest.mark.slow
 def test_a_chief_that_was_killed_is_missed_and_then_followed_again(watched: Watched) -> None:
     assert "! the chief has not answered for 0:" in watched.top.text
     assert "has not answered" not in "\n".join(watched.back)
 
 
-def test_q_and_ctrl_c_end_the_view_and_not_the_run(watched: Watched) -> None:
-    assert watched.top.process.returncode == 0 and watched.interrupted == 0
-    assert watched.top.raw.count("\x1b[?1049h") == watched.top.raw.count("\x1b[?1049l") == 1, "the screen is given back"
-    assert watched.local.process.returncode == 0
-
-
-def test_without_a_terminal_lines_are_printed_until_the_run_is_done(watched: Watched) -> None:
+@pytest.mark.slow
+def test_lines_say_that_the_chief_was_away(watched: Watched) -> None:
     lines, code = watched.plain
     assert code == 0
     assert "\x1b" not in "".join(lines)
@@ -215,11 +287,13 @@ def test_without_a_terminal_lines_are_printed_until_the_run_is_done(watched: Wat
     assert any(line.startswith(f"{watched.run_dir}: done, step 50") for line in lines), "the status comes last"
 
 
+@pytest.mark.slow
 def test_once_prints_one_frame(watched: Watched) -> None:
     assert watched.once.returncode == 0, watched.once.stderr
     assert watched.once.stdout.count("training, step") == 1 and "\x1b" not in watched.once.stdout
 
 
+@pytest.mark.slow
 def test_the_local_run_shows_the_same_view_below_its_lines(watched: Watched) -> None:
     text = watched.local.text
     for words in ("tiny: training, step ", "worker  steps", "shard version", "[chief] ended with signal SIGKILL"):

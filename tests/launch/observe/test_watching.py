@@ -61,8 +61,14 @@ def test_lines_are_one_a_state_one_an_event_and_one_a_finding() -> None:
 
 def test_a_chief_that_is_started_again_is_waited_for() -> None:
     away: list[dict[str, Any] | None] = [None, None, {"run": "runs/mine", "state": "starting"}, status(state="stopped")]
-    last, _ = followed(status(), *away, status(step=900), status(state="failed", failure="x"))
+    last, lines = followed(status(), *away, status(step=900), status(state="failed", failure="x"))
     assert last is not None and last["state"] == "failed"
+    assert [line.split(":")[0].partition(" for ")[0] for line in lines] == [
+        "[run] runs/mine",
+        "[run] the chief has not answered",
+        "[run] runs/mine",
+        "[run] runs/mine",
+    ]
 
 
 def test_a_chief_that_does_not_come_back_is_a_problem_and_one_that_has_trained_is_done() -> None:
