@@ -199,7 +199,7 @@ class Watched:
             [*_TOP, str(self.run_dir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self._closing.append(plain.kill)
-        first = self._step()
+        first, line = self._step(), plain.stdout.readline() if plain.stdout else ""
         _wait(lambda: self._drawn_step() > first)
         before = self._drawn_step()
         self.frame = self.top.frame()
@@ -216,7 +216,7 @@ class Watched:
         self.once = subprocess.run([*_TOP, "--once", str(self.run_dir)], capture_output=True, text=True)
         slow.unlink()
         lines = plain.communicate(timeout=GIVE_UP_S)[0].splitlines()
-        self.plain = lines, plain.returncode
+        self.plain = [line, *lines], plain.returncode
         self.local.end()
 
     def close(self) -> None:
