@@ -117,7 +117,7 @@ strangers: $(VENV)/dev
 # Regenerates the committed code of the .proto files; a test checks that it matches.
 proto: $(VENV)/dev
 	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src --grpc_python_out=src \
-		src/downpour/proto/parameter_server.proto src/downpour/proto/chief.proto
+		src/downpour/proto/trace.proto src/downpour/proto/parameter_server.proto src/downpour/proto/chief.proto
 
 clean:
 	rm -rf $(VENV) build dist data runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

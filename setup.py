@@ -33,6 +33,7 @@ GRAIN = ["grain>=0.2.18,<0.3"]  # sources that are Grain's MapDataset or IterDat
 # `downpour prepare` of folders, tables and published sets, `features`, `probe`, `duplicates`, `study`.
 IMAGES = ["imagehash>=4.3", "matplotlib>=3.9", "pillow>=11.0", "pyarrow>=19", "scikit-learn>=1.6", "scipy>=1.14"]
 BEAM = ["apache-beam>=2.70,<3"]  # `downpour prepare --runner`: what outgrows one machine
+OTEL = ["opentelemetry-exporter-otlp-proto-http>=1.30", "opentelemetry-sdk>=1.30"]
 S3 = ["s3fs>=2025.3"]
 TLS = ["cryptography>=49", "pyopenssl>=26.4,<27"]  # the latter also beneath its methods: proto/security/openssl.py
 DEV = [
@@ -80,10 +81,11 @@ setup(
         "grain": GRAIN,
         "images": IMAGES,
         "beam": [*IMAGES, *BEAM],
+        "otel": OTEL,
         "s3": S3,
         "tls": TLS,
         "docs": DOCS,
-        "dev": [*EXAMPLES, *GRAIN, *IMAGES, *BEAM, *S3, *TLS, *DEV],
+        "dev": [*EXAMPLES, *GRAIN, *IMAGES, *BEAM, *OTEL, *S3, *TLS, *DEV],
     },
     entry_points={"console_scripts": ["downpour = downpour.launch.cli:main"]},
 )

@@ -32,7 +32,7 @@ from downpour.launch.job.build import build, check_data
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
-from downpour.launch.observe import trainer_status
+from downpour.launch.observe import otel, trainer_status
 from downpour.launch.observe.trainer_status import StatusServer
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
 from downpour.launch.roles.command_line import Syntax
@@ -49,7 +49,7 @@ from downpour.worker.chief.settings import JobSettings
 
 SYNTAX = Syntax(
     shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
-    " stop_shards tls token_file health_port log_format listen_in_plain_text_on_the_network",
+    "trace stop_shards tls token_file health_port log_format listen_in_plain_text_on_the_network",
 )
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
@@ -69,6 +69,7 @@ class ChiefConfig:
         prepared: File of layout and initial values, written by a launcher; None to build the model.
         job_id: Id of a new run; "" for a random one.
         stop_shards: Whether the shards are ended when the job is over.
+        trace_steps: How many steps every worker traces, into `trace.json` of the run.
         access: Identity, access and health port.
         status_server: Where Kubeflow Trainer takes the job's progress; None for nowhere.
     """
@@ -83,6 +84,7 @@ class ChiefConfig:
     prepared: Path | None = None
     job_id: str = ""
     stop_shards: bool = False
+    trace_steps: int = 0
     access: Access = field(default_factory=Access)
     status_server: StatusServer | None = None
 
@@ -122,6 +124,7 @@ def from_flags() -> ChiefConfig:
         prepared=Path(prepared) if prepared else None,
         job_id=role_flags.job_id(),
         stop_shards=bool(role_flags.value("stop_shards")),
+        trace_steps=role_flags.trace_steps(),
         access=role_flags.access("chief"),
         status_server=trainer_status.server_of(os.environ),
     )
@@ -219,6 +222,7 @@ def _plan(config: ChiefConfig) -> JobSettings:
         checkpoint_every_steps=job.checkpoint_every_steps,
         checkpoint_every_epoch=job.checkpoint_every_epoch,
         chooses_overlap=job.overlap is None,
+        trace_steps=config.trace_steps,
         epochs=epochs_of(job),
         max_train_s=job.max_train_s,
         num_records=job.data.num_records,
@@ -230,7 +234,7 @@ def _plan(config: ChiefConfig) -> JobSettings:
         keep_checkpoints=job.keep_checkpoints,
         keep_every_steps=job.keep_every_steps,
         callbacks=job.callbacks,
-        sinks=job.sinks,
+        sinks=(*job.sinks, *otel.sinks()),
         resume=checkpoints.resume,
         overwrite=checkpoints.overwrite,
         job_id=config.job_id,

@@ -39,6 +39,7 @@ from downpour.model.data import Examples, Stream
 from downpour.model.data.given import data_set, named_as_given
 from downpour.model.data.streams import ENDLESS
 from downpour.model.keras_private import has_automatic_name
+from downpour.proto.spans import check_steps
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
@@ -81,6 +82,7 @@ def fit(
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
+    trace: int = 0,
     **job_fields: Any,
 ) -> FitRun:
     """Starts to train a model; returns at once.
@@ -111,6 +113,7 @@ def fit(
         overwrite: Whether an earlier run in that folder is removed.
         resume: Whether it is continued, with these arguments; model and data must be the same.
         dry_run: Whether only the recipe is written; the run that is returned is not started.
+        trace: How many steps every worker traces, into `trace.json` of the run (docs/traces.md); 0 for none.
         **job_fields: Other fields of `downpour.launch.job.Job`. The exchange is float32 without overlap by default, as
             plain Keras computes.
 
@@ -120,6 +123,7 @@ def fit(
     if recipes.is_loading():
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
     _check_numbers(workers=workers, shards=shards, batch_size=1 if batch_size is None else batch_size)
+    check_steps(trace)
     verbosity(verbose)
     called = converted(callbacks)
     _check_names(unnamed, job_fields)
@@ -156,7 +160,14 @@ def fit(
     with named_as_given(data):
         recipe = _write(given_model, fields, folder / _JOB)
     again = "downpour.fit(..., resume=True)"
-    config = RunConfig(recipe, run_dir=folder, evaluator=is_scored, checkpoints=checkpoints, how_to_resume=again)
+    config = RunConfig(
+        recipe,
+        run_dir=folder,
+        evaluator=is_scored,
+        checkpoints=checkpoints,
+        trace_steps=trace,
+        how_to_resume=again,
+    )
     run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))
     return run if dry_run else run.start()
 

@@ -74,6 +74,7 @@ class SshConfig:
         token_file: File with the job's token; "" for none.
         listen_in_plain_text_on_the_network: Whether servers accept unencrypted connections from other hosts.
         checkpoints: Where checkpoints go, and whether the run continues from one.
+        trace_steps: How many steps every worker traces.
         log_format: `--log_format` of every process.
     """
 
@@ -90,6 +91,7 @@ class SshConfig:
     token_file: str = ""
     listen_in_plain_text_on_the_network: bool = False
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    trace_steps: int = 0
     log_format: str = "text"
 
     def job_flags(self) -> dict[str, FlagValue]:
@@ -155,6 +157,7 @@ def shell_command(config: SshConfig, place: Placement, job_id: str = "") -> str:
             "stop_shards": True,
             "evaluator": cluster.evaluator,
             "job_id": job_id,
+            "trace": config.trace_steps or None,
         }
         values |= more | config.checkpoints.flags()
     begin, end = "exec ", ""
@@ -210,6 +213,7 @@ def from_flags() -> SshConfig:
         token_file=values["token_file"] or "",
         listen_in_plain_text_on_the_network=bool(values["listen_in_plain_text_on_the_network"]),
         checkpoints=role_flags.checkpoints(),
+        trace_steps=role_flags.trace_steps(),
         log_format=values["log_format"],
     )
 
@@ -266,6 +270,7 @@ def define() -> None:
     recipe_flags.define()
     entry.define_log_format()
     role_flags.define_checkpoints()
+    role_flags.define_trace()
     flags.DEFINE_string("hosts", None, "File that lists hosts and their roles.")
     flags.DEFINE_string("via", "ssh -tt -o BatchMode=yes {}", "Runs a shell command, given after it, on host {}.")
     flags.DEFINE_integer("port", 2222, "Port of the first shard; others count up.", lower_bound=1)

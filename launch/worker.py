@@ -143,6 +143,7 @@ def _exchange(config: WorkerConfig, layout: Layout, reporter: Reporter) -> Excha
         joined=isinstance(job.pace, Async),
         security=config.access.security,
         job_id=reporter.job_id,
+        tracer=reporter.tracer,
     )
 
 
@@ -217,6 +218,7 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _W
                         cadence=job.cadence,
                         leaving=worker.leaving,
                         check_position=leases.check,
+                        tracer=reporter.tracer,
                     )
                 finally:
                     worker.trained.set()

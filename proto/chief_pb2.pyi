@@ -1,3 +1,4 @@
+from downpour.proto import trace_pb2 as _trace_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -29,17 +30,19 @@ class RegisterRequest(_message.Message):
     def __init__(self, worker: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., host: _Optional[str] = ..., process: _Optional[str] = ..., job: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("stop", "incarnation", "job_id")
+    __slots__ = ("stop", "incarnation", "job_id", "trace_steps")
     STOP_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    TRACE_STEPS_FIELD_NUMBER: _ClassVar[int]
     stop: bool
     incarnation: int
     job_id: str
-    def __init__(self, stop: bool = ..., incarnation: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
+    trace_steps: int
+    def __init__(self, stop: bool = ..., incarnation: _Optional[int] = ..., job_id: _Optional[str] = ..., trace_steps: _Optional[int] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("worker", "incarnation", "version", "steps", "examples", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds", "epochs", "wait_seconds", "exchanges_ahead", "pulls_late", "staleness_own_sum", "staleness_early_sum", "periods", "period_seconds", "period_square_seconds", "input_share")
+    __slots__ = ("worker", "incarnation", "version", "steps", "examples", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds", "epochs", "wait_seconds", "exchanges_ahead", "pulls_late", "staleness_own_sum", "staleness_early_sum", "periods", "period_seconds", "period_square_seconds", "input_share", "trace")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +76,7 @@ class WorkerReport(_message.Message):
     PERIOD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PERIOD_SQUARE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     INPUT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     worker: int
     incarnation: int
     version: int
@@ -106,7 +110,8 @@ class WorkerReport(_message.Message):
     period_seconds: float
     period_square_seconds: float
     input_share: float
-    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ..., epochs: _Optional[_Iterable[_Union[EpochSums, _Mapping]]] = ..., wait_seconds: _Optional[float] = ..., exchanges_ahead: _Optional[int] = ..., pulls_late: _Optional[int] = ..., staleness_own_sum: _Optional[float] = ..., staleness_early_sum: _Optional[float] = ..., periods: _Optional[int] = ..., period_seconds: _Optional[float] = ..., period_square_seconds: _Optional[float] = ..., input_share: _Optional[float] = ...) -> None: ...
+    trace: _trace_pb2.Spans
+    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ..., epochs: _Optional[_Iterable[_Union[EpochSums, _Mapping]]] = ..., wait_seconds: _Optional[float] = ..., exchanges_ahead: _Optional[int] = ..., pulls_late: _Optional[int] = ..., staleness_own_sum: _Optional[float] = ..., staleness_early_sum: _Optional[float] = ..., periods: _Optional[int] = ..., period_seconds: _Optional[float] = ..., period_square_seconds: _Optional[float] = ..., input_share: _Optional[float] = ..., trace: _Optional[_Union[_trace_pb2.Spans, _Mapping]] = ...) -> None: ...
 
 class EpochSums(_message.Message):
     __slots__ = ("epoch", "steps", "loss_sum")
@@ -119,12 +124,18 @@ class EpochSums(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., steps: _Optional[int] = ..., loss_sum: _Optional[float] = ...) -> None: ...
 
 class ReportReply(_message.Message):
-    __slots__ = ("stop", "overlap")
+    __slots__ = ("stop", "overlap", "trace_received", "received_seconds", "replied_seconds")
     STOP_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    TRACE_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REPLIED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     stop: bool
     overlap: bool
-    def __init__(self, stop: bool = ..., overlap: bool = ...) -> None: ...
+    trace_received: _trace_pb2.SpansReceived
+    received_seconds: float
+    replied_seconds: float
+    def __init__(self, stop: bool = ..., overlap: bool = ..., trace_received: _Optional[_Union[_trace_pb2.SpansReceived, _Mapping]] = ..., received_seconds: _Optional[float] = ..., replied_seconds: _Optional[float] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
     __slots__ = ("worker", "incarnation", "number")

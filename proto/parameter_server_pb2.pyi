@@ -1,3 +1,4 @@
+from downpour.proto import trace_pb2 as _trace_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -110,7 +111,7 @@ class InitializeReply(_message.Message):
     def __init__(self, kept: bool = ..., version: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("fingerprint", "codec", "worker", "incarnation", "num_pushes", "publish_every", "publication", "differences", "shard", "job_id")
+    __slots__ = ("fingerprint", "codec", "worker", "incarnation", "num_pushes", "publish_every", "publication", "differences", "shard", "job_id", "traced_step")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +122,7 @@ class PullRequest(_message.Message):
     DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    TRACED_STEP_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     codec: Codec
     worker: int
@@ -131,7 +133,8 @@ class PullRequest(_message.Message):
     differences: Codec
     shard: int
     job_id: str
-    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ..., differences: _Optional[_Union[Codec, str]] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
+    traced_step: int
+    def __init__(self, fingerprint: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_pushes: _Optional[int] = ..., publish_every: _Optional[int] = ..., publication: _Optional[int] = ..., differences: _Optional[_Union[Codec, str]] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ..., traced_step: _Optional[int] = ...) -> None: ...
 
 class PullHeader(_message.Message):
     __slots__ = ("version", "publication", "live", "pushed")
@@ -146,7 +149,7 @@ class PullHeader(_message.Message):
     def __init__(self, version: _Optional[int] = ..., publication: _Optional[int] = ..., live: bool = ..., pushed: _Optional[_Union[PushReply, _Mapping]] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version", "shard", "job_id", "pull")
+    __slots__ = ("fingerprint", "worker", "incarnation", "sequence", "base_version", "shard", "job_id", "pull", "traced_step")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +158,7 @@ class PushHeader(_message.Message):
     SHARD_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
+    TRACED_STEP_FIELD_NUMBER: _ClassVar[int]
     fingerprint: bytes
     worker: int
     incarnation: int
@@ -163,7 +167,8 @@ class PushHeader(_message.Message):
     shard: int
     job_id: str
     pull: PullRequest
-    def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ..., pull: _Optional[_Union[PullRequest, _Mapping]] = ...) -> None: ...
+    traced_step: int
+    def __init__(self, fingerprint: _Optional[bytes] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., shard: _Optional[int] = ..., job_id: _Optional[str] = ..., pull: _Optional[_Union[PullRequest, _Mapping]] = ..., traced_step: _Optional[int] = ...) -> None: ...
 
 class PushReply(_message.Message):
     __slots__ = ("version", "staleness", "repeated", "dropped")
@@ -231,13 +236,15 @@ class SetRateReply(_message.Message):
     def __init__(self, rate: _Optional[_Union[Rate, _Mapping]] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
-    __slots__ = ("with_layout",)
+    __slots__ = ("with_layout", "trace")
     WITH_LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     with_layout: bool
-    def __init__(self, with_layout: bool = ...) -> None: ...
+    trace: _trace_pb2.SpansReceived
+    def __init__(self, with_layout: bool = ..., trace: _Optional[_Union[_trace_pb2.SpansReceived, _Mapping]] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests", "job_id", "incarnation", "rate", "bytes_received", "bytes_sent", "pulls", "queue_seconds", "push_seconds", "receive_seconds", "apply_seconds", "pull_seconds", "pace_seconds", "pushes_waiting", "pulls_waiting", "memory_bytes", "uptime_seconds")
+    __slots__ = ("ready", "shard", "fingerprint", "layout", "version", "pushes_refused", "pushes_repeated", "staleness_histogram", "state_bytes", "pushes", "pushes_dropped", "specification", "guests", "job_id", "incarnation", "rate", "trace", "bytes_received", "bytes_sent", "pulls", "queue_seconds", "push_seconds", "receive_seconds", "apply_seconds", "pull_seconds", "pace_seconds", "pushes_waiting", "pulls_waiting", "memory_bytes", "uptime_seconds")
     class Guests(_message.Message):
         __slots__ = ("connections", "connections_admitted", "refused_role", "refused_token", "refused_malformed", "broken_off", "connections_malformed", "connections_dropped")
         CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +280,7 @@ class StatusReply(_message.Message):
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     PULLS_FIELD_NUMBER: _ClassVar[int]
@@ -302,6 +310,7 @@ class StatusReply(_message.Message):
     job_id: str
     incarnation: int
     rate: Rate
+    trace: _trace_pb2.Spans
     bytes_received: int
     bytes_sent: int
     pulls: int
@@ -315,7 +324,7 @@ class StatusReply(_message.Message):
     pulls_waiting: int
     memory_bytes: int
     uptime_seconds: float
-    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., guests: _Optional[_Union[StatusReply.Guests, _Mapping]] = ..., job_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., rate: _Optional[_Union[Rate, _Mapping]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., pulls: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., receive_seconds: _Optional[float] = ..., apply_seconds: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., pace_seconds: _Optional[float] = ..., pushes_waiting: _Optional[int] = ..., pulls_waiting: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, ready: bool = ..., shard: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., layout: _Optional[str] = ..., version: _Optional[int] = ..., pushes_refused: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., state_bytes: _Optional[int] = ..., pushes: _Optional[int] = ..., pushes_dropped: _Optional[int] = ..., specification: _Optional[_Union[ShardSpecification, _Mapping]] = ..., guests: _Optional[_Union[StatusReply.Guests, _Mapping]] = ..., job_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., rate: _Optional[_Union[Rate, _Mapping]] = ..., trace: _Optional[_Union[_trace_pb2.Spans, _Mapping]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., pulls: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., receive_seconds: _Optional[float] = ..., apply_seconds: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., pace_seconds: _Optional[float] = ..., pushes_waiting: _Optional[int] = ..., pulls_waiting: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
 
 class WriteCheckpointRequest(_message.Message):
     __slots__ = ("fingerprint", "directory", "check_only", "shard", "job_id")

@@ -25,6 +25,7 @@ from downpour.worker.exchange.overlap import Exchanges
 from downpour.worker.exchange.replica import contribution
 from downpour.worker.reporter import Reporter
 from downpour.worker.step import loss_scale
+from downpour.worker.tracing import Tracer
 
 if TYPE_CHECKING:
     from downpour.worker.step.step import StepResult
@@ -47,6 +48,7 @@ def train(
     cadence: Cadence = _EVERY_STEP,
     leaving: Future[None] = _NEVER,
     check_position: Callable[[int], None] = lambda position: None,
+    tracer: Tracer | None = None,
 ) -> None:
     """Trains until a shard's version reaches `num_steps`, the chief ends training, or this worker is asked to stop.
 
@@ -73,11 +75,13 @@ def train(
         leaving: Done when this worker is asked to stop.
         check_position: Called with the batches' position before each is trained on; raises if it is beyond the leases.
             Called by the thread that iterates over them.
+        tracer: Takes the spans of traced steps.
 
     Raises:
         JobFailed: The loss or a gradient is not finite, and no smaller loss scale can mend it. Nothing of that step has
             been pushed.
     """
+    tracer = tracer or Tracer()
     mine, exchanges = contribution(cadence, exchange.wire), Exchanges(exchange, reporter, leaving, overlap)
     answer = exchanges.begin()
     if answer is None or answer.parameters is None:
@@ -86,26 +90,30 @@ def train(
     num_batches = 0  # computed
     with Prefetch(batches, check_position) as prefetched, contextlib.closing(exchanges):
         while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
-            begin = time.monotonic()
-            batch = next(prefetched)
-            input_s = time.monotonic() - begin
-            gradients = _compute(step, mine.parameters, batch, reporter)
-            reporter.read(prefetched.counts, input_s)
-            if gradients is None:
-                continue
-            mine.computed(gradients)
-            num_batches += 1
-            push, fetch = num_batches % cadence.push_every == 0, num_batches % cadence.fetch_every == 0
-            if leaving.done():
-                return
-            if not push and not fetch:
-                continue
-            latest = exchanges.next(mine.take() if push else None, pull=fetch, position=prefetched.position)
-            if latest is None:
-                return
-            answer = latest
-            if answer.parameters is not None:
-                mine.fetched(answer.parameters)
+            with tracer.steps():
+                begin = time.monotonic()
+                with tracer.phase("input"):
+                    batch = next(prefetched)
+                input_s = time.monotonic() - begin
+                with tracer.phase("compute"):
+                    gradients = _compute(step, mine.parameters, batch, reporter)
+                reporter.read(prefetched.counts, input_s)
+                if gradients is None:
+                    continue
+                mine.computed(gradients)
+                num_batches += 1
+                push, fetch = num_batches % cadence.push_every == 0, num_batches % cadence.fetch_every == 0
+                if leaving.done():
+                    return
+                if not push and not fetch:
+                    continue
+                with tracer.phase("wait"):
+                    latest = exchanges.next(mine.take() if push else None, pull=fetch, position=prefetched.position)
+                if latest is None:
+                    return
+                answer = latest
+                if answer.parameters is not None:
+                    mine.fetched(answer.parameters)
 
 
 def is_usable(result: StepResult, version: int) -> bool:

@@ -11,22 +11,25 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from absl import logging
 
 from downpour.model.data.epochs import Epochs
 from downpour.model.data.order import Lease
 from downpour.model.vision.records import RecordCounts
-from downpour.proto.chief_pb2 import EpochSums, RegisterRequest, WorkerReport
+from downpour.proto.chief_pb2 import EpochSums, RegisterRequest, ReportReply, WorkerReport
 from downpour.proto.errors import DownpourError, Unreachable
+from downpour.proto.spans import MOST_IN_MESSAGE
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Answer
 from downpour.worker.exchange.overlap import Course
 from downpour.worker.input_share import InputShare, Spent
+from downpour.worker.tracing import Tracer
 
 _EVERY_S = 1.0
 _LOOK_EVERY_S = 0.1
+_FIRST_REPORTS = 8  # one after another, of a worker that traces steps
 _LATE_S = 0.001  # that the loop waits for an exchange in flight, from which it counts as late
 
 
@@ -45,6 +48,7 @@ class Reporter:
         job_id: Id of the job whose parameters the shards must hold.
         stop: Set when the chief ends training or refuses this worker.
         overlap: Whether exchanges should run while a batch is computed, as the chief has answered last.
+        tracer: Takes the spans of as many steps as the chief wants traced; sent with the reports.
 
     Raises:
         LayoutMismatch: The chief runs another job.
@@ -63,13 +67,11 @@ class Reporter:
         self.overlap = False
         self._chief = chief
         self._worker = worker
-        self._epochs = epochs
-        self._sums: dict[int, EpochSums] = {}
+        self._losses = _EpochLosses(epochs)
         self._computed_s: float | None = None  # when the last step was computed
         self._lease_since_s: float | None = None  # when a lease was requested that has not come; None: reported since
         self._lease_s = 0.0  # waited for leases
         self._input = InputShare()
-        self._unsent: set[int] = set()  # epochs whose sums have changed since the last acknowledged report
         self._lock = threading.Lock()
         self._refusal: DownpourError | None = None
         self._ending = threading.Event()
@@ -77,6 +79,7 @@ class Reporter:
         hello = RegisterRequest(worker=worker, fingerprint=fingerprint, host=host, process=process, job=job or {})
         reply = chief.register(hello)
         self.incarnation, self.job_id = reply.incarnation, reply.job_id
+        self.tracer = Tracer(worker, reply.trace_steps)
         self._totals = WorkerReport(worker=worker, incarnation=self.incarnation)
         if reply.stop:
             self.stop.set()
@@ -93,12 +96,7 @@ class Reporter:
             totals.compute_seconds += seconds
             self._computed_s = _count_period(totals, self._computed_s, time.monotonic())
             totals.version = max(totals.version, version)
-            if self._epochs is not None:
-                epoch = self._epochs.of(version)
-                sums = self._sums.setdefault(epoch, EpochSums(epoch=epoch))
-                sums.steps += 1
-                sums.loss_sum += loss
-                self._unsent.add(epoch)
+            self._losses.add(version, loss)
 
     def skipped(self) -> None:
         """Counts a step that was skipped because it overflowed under loss scaling."""
@@ -114,28 +112,7 @@ class Reporter:
             course: What it meant for the loop.
         """
         with self._lock:
-            totals = self._totals
-            totals.wait_seconds += course.waited_s
-            totals.exchanges_ahead += course.ahead
-            totals.pulls_late += course.ahead and course.waited_s > _LATE_S
-            totals.staleness_own_sum += course.own
-            totals.staleness_early_sum += course.early
-            seen = totals.versions or [0] * len(answer.versions)
-            totals.versions[:] = [max(pair) for pair in zip(seen, answer.versions, strict=True)]
-            totals.version = max(totals.version, *answer.versions)
-            if answer.parameters is not None:
-                totals.pull_seconds += answer.pull_s
-                totals.bytes_pulled += answer.bytes_pulled
-            if answer.acknowledged:
-                totals.pushes_acknowledged += 1
-                totals.records_done = records_done
-                totals.pushes_dropped += answer.dropped
-                totals.staleness_sum += answer.staleness
-                totals.push_seconds += answer.push_s
-                totals.bytes_pushed += answer.bytes_pushed
-                # Every push of an incarnation is acknowledged before the next begins, so their count identifies it.
-                name = totals.pushes_acknowledged
-                logging.debug("push %d/%d/%d acknowledged", self._worker, self.incarnation, name)
+            _count_exchange(self._totals, answer, records_done, course)
 
     def read(self, counts: RecordCounts, input_s: float) -> None:
         """Sets the numbers of records read and skipped so far; counts the seconds that the loop waited for a batch.
@@ -179,12 +156,15 @@ class Reporter:
         """
         self._ending.set()
         self._thread.join()
+        self.tracer.end()
         if self._refusal and not (failure and isinstance(self._refusal, Unreachable)):
             raise self._refusal
+        while self.tracer.num_waiting > MOST_IN_MESSAGE:
+            self._send()
         with self._lock:
             self._totals.finished = True
             self._totals.failure = failure
-        self._chief.report(self._report())
+        self._send()
 
     def leave(self, within_s: float) -> bool:
         """Sends the last report of a worker that stops early, once; returns whether it arrived.
@@ -201,35 +181,95 @@ class Reporter:
         report = WorkerReport()
         with self._lock:
             report.CopyFrom(self._totals)
-            report.epochs.extend(self._sums[epoch] for epoch in sorted(self._unsent))
+            report.epochs.extend(self._losses.unsent())
+        self.tracer.write(report)
         return report
+
+    def _send(self) -> ReportReply:
+        """Sends a report, and notes what the chief has received."""
+        report, asked_s = self._report(), time.monotonic()
+        reply = self._chief.report(report)
+        self.tracer.answered(report, reply, asked_s)
+        self._sent(report)
+        return reply
 
     def _sent(self, report: WorkerReport) -> None:
         with self._lock:
-            self._unsent -= {sums.epoch for sums in report.epochs if sums.steps == self._sums[sums.epoch].steps}
+            self._losses.sent(report.epochs)
 
     def _run(self) -> None:
         sent_s = time.monotonic()
-        while not self._ending.wait(min(_LOOK_EVERY_S, _EVERY_S)):
+        num_first = _FIRST_REPORTS if self.tracer.active else 0  # to compare clocks
+        while num_first or not self._ending.wait(min(_LOOK_EVERY_S, _EVERY_S)):
             now, since_s = time.monotonic(), self._lease_since_s
             # A lease that does not come may wait for the end of an epoch, which this report may complete.
             hurry = since_s is not None and now > since_s + _LOOK_EVERY_S
-            if now < sent_s + _EVERY_S and not hurry:
+            more = num_first or self.tracer.num_waiting > MOST_IN_MESSAGE
+            if now < sent_s + _EVERY_S and not hurry and not more:
                 continue
             if hurry:
                 self._lease_since_s = None
-            sent_s = now
-            report = self._report()
+            sent_s, num_first = now, max(0, num_first - 1)
             try:
-                reply = self._chief.report(report)
+                reply = self._send()
                 self.overlap = reply.overlap
                 if reply.stop:
                     self.stop.set()
-                self._sent(report)
             except DownpourError as error:
                 self._refusal = error  # raised by `finish`
                 self.stop.set()
                 return
+
+
+class _EpochLosses:
+    """Sums of losses by the epoch in which a step began; without epochs, none. The caller's lock guards them."""
+
+    def __init__(self, epochs: Epochs | None) -> None:
+        self._epochs = epochs
+        self._sums: dict[int, EpochSums] = {}
+        self._unsent: set[int] = set()  # epochs whose sums have changed since the last acknowledged report
+
+    def add(self, version: int, loss: float) -> None:
+        """Adds the loss of a step."""
+        if self._epochs is not None:
+            epoch = self._epochs.of(version)
+            sums = self._sums.setdefault(epoch, EpochSums(epoch=epoch))
+            sums.steps += 1
+            sums.loss_sum += loss
+            self._unsent.add(epoch)
+
+    def unsent(self) -> list[EpochSums]:
+        """The sums that have changed since they were sent."""
+        return [self._sums[epoch] for epoch in sorted(self._unsent)]
+
+    def sent(self, acknowledged: Iterable[EpochSums]) -> None:
+        """Notes sums that were acknowledged; those that have changed meanwhile are to be sent again."""
+        self._unsent -= {sums.epoch for sums in acknowledged if sums.steps == self._sums[sums.epoch].steps}
+
+
+def _count_exchange(totals: WorkerReport, answer: Answer, records_done: int, course: Course) -> None:
+    """See `Reporter.exchanged`."""
+    totals.wait_seconds += course.waited_s
+    totals.exchanges_ahead += course.ahead
+    totals.pulls_late += course.ahead and course.waited_s > _LATE_S
+    totals.staleness_own_sum += course.own
+    totals.staleness_early_sum += course.early
+    seen = totals.versions or [0] * len(answer.versions)
+    totals.versions[:] = [max(pair) for pair in zip(seen, answer.versions, strict=True)]
+    totals.version = max(totals.version, *answer.versions)
+    if answer.parameters is not None:
+        totals.pull_seconds += answer.pull_s
+        totals.bytes_pulled += answer.bytes_pulled
+    if answer.acknowledged:
+        totals.pushes_acknowledged += 1
+        totals.records_done = records_done
+        totals.pushes_dropped += answer.dropped
+        totals.staleness_sum += answer.staleness
+        totals.push_seconds += answer.push_s
+        totals.bytes_pushed += answer.bytes_pushed
+        # Every push of an incarnation is acknowledged before the next begins, so their count identifies it.
+        name = totals.pushes_acknowledged
+        logging.debug("push %d/%d/%d acknowledged", totals.worker, totals.incarnation, name)
 
 
 def _count_period(totals: WorkerReport, before_s: float | None, now_s: float) -> float:

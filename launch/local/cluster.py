@@ -73,6 +73,7 @@ class LocalCluster:
         where |= {**self._own_flags(), "ps": ",".join(self._address(name) for name in shards)}
         source = config.source.flags() if config.source else {"prepared": self.scratch / _PREPARED}
         chief = where | {"evaluator": config.evaluator, **source, **config.checkpoints.flags()}
+        chief["trace"] = config.trace_steps or None
         chief["job_id"] = owner.new_job_id()  # a restarted chief continues the same run
         self._start_servers("chief", {"chief": chief})
         where["chief"] = self._address("chief")

@@ -12,6 +12,7 @@ from downpour.launch.job.build import check_data
 from downpour.launch.local.scratch import find_kept
 from downpour.launch.roles import initial
 from downpour.launch.roles.config import Checkpoints
+from downpour.proto import spans
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder
 from downpour.worker.chief import owner
@@ -30,6 +31,7 @@ class RunConfig:
         checkpoints: Where checkpoints go, whether the run continues from one or replaces an earlier run.
         init_from: Where initial values are read: a Keras file, a checkpoint or a run's folder; "" for fresh ones.
         init_only: Name patterns of the variables that are read; none for all.
+        trace_steps: How many steps every worker traces, into `trace.json` of the run; 0 for none.
         print_layout: Whether the layout is printed to stdout; None: if the job is `paper_shape`.
         verbosity: `--verbosity` of the process that checks the job; None for its default.
         log_format: `--log_format` of every process, and of what the launcher writes to stderr: "text" or "json".
@@ -44,6 +46,7 @@ class RunConfig:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     init_from: str = ""
     init_only: tuple[str, ...] = ()
+    trace_steps: int = 0
     print_layout: bool | None = None
     verbosity: int | None = None
     log_format: str = "text"
@@ -83,6 +86,7 @@ def check(config: RunConfig) -> None:
     job, run_dir, source, resume = config.job, config.folder, config.source, config.checkpoints.resume
     if config.arena_parent is not None and not os.access(config.arena_parent, os.W_OK | os.X_OK):
         raise ValueError(f"folder {config.arena_parent} is missing or not writable; give another --arena_parent")
+    spans.check_steps(config.trace_steps)
     keras_settings.check()
     check_data(job)
     if source:

@@ -44,7 +44,7 @@ _CONTRADICT = (*_CONTRADICT_WITH_VALUE, "resume", "noresume", "resume_if_any", "
 
 SYNTAX = Syntax(
     shown="recipe set epochs steps batch_size run_dir resume overwrite evaluator checkpoint_dir init_from init_only "
-    "log_format",
+    "trace log_format",
     positional="recipe",
 )
 
@@ -62,6 +62,7 @@ def define() -> None:
     role_flags.define_run_dir()
     role_flags.define_checkpoints()
     role_flags.define_initial_values()
+    role_flags.define_trace()
     role_flags.define_evaluator("Whether to score checkpoints on held-out data.")
     flags.DEFINE_integer("batch_size", None, "Short for --set=batch_size=N.")
     flags.DEFINE_integer("steps", None, "Short for --set=num_steps=N.")
@@ -84,6 +85,7 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
         checkpoints=role_flags.checkpoints(),
         init_from=values["init_from"] or "",
         init_only=tuple(values["init_only"] or ()),
+        trace_steps=role_flags.trace_steps(),
         print_layout=values["print_layout"],
         log_format=values["log_format"],
         verbosity=None if flags.FLAGS["verbosity"].using_default_value else values["verbosity"],

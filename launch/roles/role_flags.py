@@ -11,6 +11,7 @@
 | `--run_dir` | worker, chief, evaluator | where the job writes |
 | `--ps`, `--chief` | worker, chief, evaluator | addresses; without them TF_CONFIG decides |
 | `--chief`, `--grace_s` | ps | whom to ask for a checkpoint at SIGTERM, and how long to wait for it |
+| `--trace` | chief | how many steps every worker traces, into `trace.json` of the run |
 | `--stop_shards` | chief | whether it ends the shards when the job is over |
 | `--evaluator` | chief | whether an evaluator will score the checkpoints |
 | `--host`, `--port`, `--port_file` | ps, chief | where to listen; where to write the port |
@@ -42,6 +43,7 @@ from absl import flags
 from downpour.launch.roles import entry, security, topology
 from downpour.launch.roles.config import Access, Checkpoints, Listening
 from downpour.launch.roles.topology import CLIENTS, SERVERS, Topology
+from downpour.proto import spans
 
 if TYPE_CHECKING:
     from downpour.launch.job import Job
@@ -78,6 +80,7 @@ def define(role: str) -> None:
         define_evaluator("Whether an evaluator will score the checkpoints.")
         define_checkpoints()
         define_initial_values()
+        define_trace()
         text = "Id of a run that begins, the same whenever its chief is restarted; a random one by default."
         _define(flags.DEFINE_string, "job_id", "", text)
         text = "File of layout and initial values that a launcher has written."
@@ -116,6 +119,12 @@ def define_checkpoints() -> None:
     _define(flags.DEFINE_boolean, "resume_if_any", False, "Continue from the newest checkpoint, if there is one.")
     text = "Remove the run in the folders of the run and its checkpoints, and begin a new one."
     _define(flags.DEFINE_boolean, "overwrite", False, text)
+
+
+def define_trace() -> None:
+    """Defines `--trace`."""
+    text = f"Trace N steps of every worker, at most {spans.MOST_STEPS}, into trace.json of the run; 0 for none."
+    _define(flags.DEFINE_integer, "trace", 0, text)
 
 
 def define_initial_values() -> None:
@@ -184,6 +193,15 @@ def checkpoints() -> Checkpoints:
         "yes" if value("resume") else "if_any" if value("resume_if_any") else "no",
         bool(value("overwrite")),
     )
+
+
+def trace_steps() -> int:
+    """Returns how many steps every worker traces.
+
+    Raises:
+        ValueError: There are too many, or they are below 0.
+    """
+    return spans.check_steps(int(value("trace") or 0))
 
 
 def job_id() -> str:

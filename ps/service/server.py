@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -26,6 +28,7 @@ class ShardServer:
         arena: File of the arena; None for anonymous memory.
         security: Security of this process.
         group_commit: Whether pushes may be delayed so that others are applied with them.
+        clock: See `Servicer`.
 
     Attributes:
         port: The port it listens on.
@@ -47,11 +50,12 @@ class ShardServer:
         security: Security = PLAIN,
         *,
         group_commit: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # A queue, since the server's own wait wakes up ten times a second; this one is safe in a signal handler.
         self._stopping: SimpleQueue[threading.Event] = SimpleQueue()
         gate = Gate(security)
-        self._servicer = Servicer(index, arena, self.stop_soon, gate, group_commit=group_commit)
+        self._servicer = Servicer(index, arena, self.stop_soon, gate, group_commit=group_commit, clock=clock)
         self._server = Server(self._servicer.handler(), host, port, _NUM_THREADS, security, gate)
         self.port = self._server.port
 

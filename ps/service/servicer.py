@@ -23,6 +23,7 @@ from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import CheckpointFailed, LayoutMismatch, MalformedChunk, NotReady
 from downpour.proto.http2.connection import Message
 from downpour.proto.security.gate import Gate
+from downpour.proto.spans import SpanBuffer
 from downpour.ps.apply.admission import Admission
 from downpour.ps.apply.group_commit import GroupCommit
 from downpour.ps.apply.processors import Processors
@@ -32,6 +33,7 @@ from downpour.ps.checkpoint.shard_file import write_shard
 from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.specification import policies_of
+from downpour.ps.service.tracing import CallPhases
 from downpour.ps.service.usage import Usage
 from downpour.ps.shard.publication import live, only
 from downpour.ps.shard.shard import Shard
@@ -68,6 +70,7 @@ class Servicer:
         stop_soon: Begins to stop the server and returns at once.
         gate: The server's gate; its counts are in the status.
         group_commit: Whether pushes may be delayed so that others are applied with them.
+        clock: Clock of the spans of traced steps, in seconds.
 
     Raises:
         ValueError: The arena cannot be used.
@@ -81,8 +84,10 @@ class Servicer:
         gate: Gate | None = None,
         *,
         group_commit: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._index = index
+        self._spans = SpanBuffer(clock)
         self._stop_soon = stop_soon
         self._gate = gate
         self._arena_path = arena_path
@@ -103,22 +108,7 @@ class Servicer:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The methods, as `downpour/proto/parameter_server.proto` describes them."""
-        pull = grpc.unary_stream_rpc_method_handler(self.pull, pb.PullRequest.FromString, None)
-        push = grpc.stream_unary_rpc_method_handler(self.push, None, pb.PushReply.SerializeToString)
-        initialize = grpc.stream_unary_rpc_method_handler(self.initialize, None, pb.InitializeReply.SerializeToString)
-        methods = {
-            "Status": _unary(self.status, pb.StatusRequest, pb.StatusReply),
-            "Initialize": initialize,
-            "Restore": _unary(self.restore, pb.RestoreRequest, pb.InitializeReply),
-            "Pull": pull,
-            "Push": push,
-            "PushPull": grpc.stream_stream_rpc_method_handler(self.push_pull, None, None),
-            "Absent": _unary(self.absent, pb.AbsentRequest, pb.AbsentReply),
-            "SetRate": _unary(self.set_rate, pb.SetRateRequest, pb.SetRateReply),
-            "WriteCheckpoint": _unary(self.write_checkpoint, pb.WriteCheckpointRequest, pb.WriteCheckpointReply),
-            "Stop": _unary(self.stop, pb.StopRequest, pb.StopReply),
-        }
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        return _handler(self)
 
     def status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
         """Counters; see `ParameterServer.Status`."""
@@ -132,6 +122,8 @@ class Servicer:
             reply.layout = specification.layout
             reply.specification.CopyFrom(specification)
             reply.specification.ClearField("layout")
+        if request.HasField("trace"):
+            reply.trace.CopyFrom(self._spans.after(request.trace))
         return reply
 
     def initialize(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.InitializeReply:
@@ -155,18 +147,8 @@ class Servicer:
             if self._shard is not None:
                 self._check(request.specification)
                 return pb.InitializeReply(kept=True, version=self._shard.version)
-            try:
-                saved = checkpoint.load(request.directory)
-                _check_job(request, saved)
-                self._check_index(request.specification.shard)
-                policies_of(request.specification)
-                arena = restore.arena_of(
-                    self._arena_path, request.specification, saved, with_slots=not request.without_slots
-                )
-            except ValueError as error:
-                raise CheckpointFailed(f"shard {self._index}: {error}") from None
-            with arena.closed_on_error():
-                self._shard = _complete(arena)
+            self._check_index(request.specification.shard)
+            self._shard = _restored(self._arena_path, request)
         logging.info("restored from %s at version %d", request.directory, self._shard.version)
         return pb.InitializeReply(version=self._shard.version)
 
@@ -203,10 +185,7 @@ class Servicer:
         """Writes a checkpoint's file; see `ParameterServer.WriteCheckpoint`."""
         shard = self._check(request)
         if request.check_only:
-            try:
-                Folder(request.directory).check()
-            except ValueError as error:
-                raise CheckpointFailed(f"shard {self._index}: {error}") from None
+            _check_folder(self._index, request.directory)
             return pb.WriteCheckpointReply()
         with self._checkpointing, shard.snapshot() as snapshot:
             return write_shard(request.directory, shard.arena.specification, snapshot)
@@ -225,8 +204,10 @@ class Servicer:
             self._shard.close()
 
     def _push(self, messages: Iterator[bytes]) -> tuple[pb.PushHeader, pb.PushReply]:
-        queued_s, patience_s = time.perf_counter(), self._shard.patience_s if self._shard else 0.0
+        phases, queued_s = CallPhases(self._spans), time.perf_counter()
+        patience_s = self._shard.patience_s if self._shard else 0.0
         with self._pushing.place(patience_s) as member, self._usage.push(queued_s) as meter:
+            phases.end("queue")
             chunks = meter.chunks(messages)
             first = next(chunks, None)
             if first is None or not isinstance(first.header, pb.PushHeader):
@@ -234,22 +215,30 @@ class Servicer:
             shard = self._check(first.header)
             push = shard.begin(first.header, member)
             for chunk in itertools.chain((first,) if first.count else (), chunks):
+                phases.end("receive")
                 began_s = time.thread_time()
                 shard.apply(push, chunk)
                 meter.apply_s += time.thread_time() - began_s
+                phases.end("apply")
             reply = shard.finish(push)
+        phases.keep(first.header)
         _log_push(push.header, reply)
         return push.header, reply
 
     def _pull(
         self, request: pb.PullRequest, shard: Shard, context: grpc.ServicerContext, pushed: pb.PushReply | None = None
     ) -> Iterator[Message]:
+        phases = CallPhases(self._spans)
         _check_codecs(request, shard)
         with self._usage.pace():
             shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
+        phases.end("pace")
         queued_s = time.perf_counter()
         with self._pulling.place():
+            phases.end("queue")
             yield from self._usage.pull(messages_of_pull(request, shard, pushed), queued_s)
+            phases.end("send")
+        phases.keep(request)
 
     def _check_index(self, shard: int) -> None:
         if shard != self._index:
@@ -268,6 +257,25 @@ class Servicer:
         return self._shard
 
 
+def _handler(servicer: Servicer) -> grpc.GenericRpcHandler:
+    pull = grpc.unary_stream_rpc_method_handler(servicer.pull, pb.PullRequest.FromString, None)
+    push = grpc.stream_unary_rpc_method_handler(servicer.push, None, pb.PushReply.SerializeToString)
+    initialize = grpc.stream_unary_rpc_method_handler(servicer.initialize, None, pb.InitializeReply.SerializeToString)
+    methods = {
+        "Status": _unary(servicer.status, pb.StatusRequest, pb.StatusReply),
+        "Initialize": initialize,
+        "Restore": _unary(servicer.restore, pb.RestoreRequest, pb.InitializeReply),
+        "Pull": pull,
+        "Push": push,
+        "PushPull": grpc.stream_stream_rpc_method_handler(servicer.push_pull, None, None),
+        "Absent": _unary(servicer.absent, pb.AbsentRequest, pb.AbsentReply),
+        "SetRate": _unary(servicer.set_rate, pb.SetRateRequest, pb.SetRateReply),
+        "WriteCheckpoint": _unary(servicer.write_checkpoint, pb.WriteCheckpointRequest, pb.WriteCheckpointReply),
+        "Stop": _unary(servicer.stop, pb.StopRequest, pb.StopReply),
+    }
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
 def _check_same(mine: pb.ShardSpecification, call: _Call, another: str) -> None:
     """Raises `LayoutMismatch` for a call of another layout or job than the shard's; `another` ends the message."""
     if call.fingerprint != mine.fingerprint:
@@ -280,6 +288,14 @@ def _check_same(mine: pb.ShardSpecification, call: _Call, another: str) -> None:
             f"shard {mine.shard} holds parameters of job {mine.job_id or 'without an id'}, the call is of job "
             f"{call.job_id}; give every job its own shards{another}"
         )
+
+
+def _check_folder(shard: int, directory: str) -> None:
+    """Raises `CheckpointFailed` for a folder that cannot be written."""
+    try:
+        Folder(directory).check()
+    except ValueError as error:
+        raise CheckpointFailed(f"shard {shard}: {error}") from None
 
 
 def _check_codecs(request: pb.PullRequest, shard: Shard) -> None:
@@ -316,6 +332,19 @@ def _check_job(request: pb.RestoreRequest, saved: checkpoint.Checkpoint) -> None
 
 def _unary(method: Callable[..., Any], request: Any, reply: Any) -> grpc.RpcMethodHandler:
     return grpc.unary_unary_rpc_method_handler(method, request.FromString, reply.SerializeToString)
+
+
+def _restored(path: Path | None, request: pb.RestoreRequest) -> Shard:
+    """Creates a shard with the values of a checkpoint."""
+    try:
+        saved = checkpoint.load(request.directory)
+        _check_job(request, saved)
+        policies_of(request.specification)
+        arena = restore.arena_of(path, request.specification, saved, with_slots=not request.without_slots)
+    except ValueError as error:
+        raise CheckpointFailed(f"shard {request.specification.shard}: {error}") from None
+    with arena.closed_on_error():
+        return _complete(arena)
 
 
 def _create(path: Path | None, specification: pb.ShardSpecification, chunks: Iterable[codec.Chunk]) -> Shard:

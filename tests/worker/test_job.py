@@ -32,6 +32,7 @@ from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Keep
 from downpour.ps.service.server import ShardServer
 from downpour.worker.chief import chief as chief_module
+from downpour.worker.chief import watch
 from downpour.worker.chief.chief import Chief, JobSettings
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
@@ -112,13 +113,15 @@ class Cluster:
             incarnation=reporter.incarnation,
             give_up_after_s=GIVE_UP_S,
             job_id=reporter.job_id,
+            tracer=reporter.tracer,
         )
         try:
             exchange.connect()
             failure = ""
             try:
-                batches = FakeBatches(reporter.leases())
-                train(step, exchange, batches, reporter, num_steps=num_steps, overlap=overlap)  # type: ignore[arg-type]
+                batches: Any = FakeBatches(reporter.leases())
+                given: Any = {"num_steps": num_steps, "overlap": overlap, "tracer": reporter.tracer}
+                train(step, exchange, batches, reporter, **given)
             except JobFailed as error:
                 failure = str(error)
                 raise
@@ -372,7 +375,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(
 def test_the_chief_logs_its_progress_now_and_then(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chief_module, "_SAY_EVERY_S", 0.0)
+    monkeypatch.setattr(watch, "_SAY_EVERY_S", 0.0)
     with caplog.at_level("INFO", "absl"):
         chief = cluster.run_chief()
         cluster.work(0)

@@ -11,7 +11,6 @@ callbacks. No TensorFlow: the initial values are passed in.
 from __future__ import annotations
 
 import functools
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
@@ -27,7 +25,6 @@ from downpour.proto.errors import JobFailed
 from downpour.proto.rpc.server import Server, handler_of
 from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
-from downpour.ps.policy.pace import Async
 from downpour.ps.policy.specification import specification_of
 from downpour.worker.chief import owner
 from downpour.worker.chief.beginning import begin
@@ -43,11 +40,11 @@ from downpour.worker.chief.service import Service
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.shards import Shards, known_layout
 from downpour.worker.chief.sinks import Sinks
-from downpour.worker.chief.state import LOOK_EVERY_S, JobState
+from downpour.worker.chief.state import JobState
 from downpour.worker.chief.summary import summary
+from downpour.worker.chief.tracing import Tracing
+from downpour.worker.chief.watch import Watch
 
-_SAY_EVERY_S = 10.0  # between two progress lines in the log
-_WORKERS_END_S = 120.0
 _GATHER_S = 1.0  # for shards that stop at the same time to report it
 _INSIST_S = 20.0  # of retries of the last checkpoint and the summary, until there is room
 # Room for every worker of the reference fleet (50) and the evaluator to be in a call at once.
@@ -84,7 +81,8 @@ class Chief:
         self._events = Events(settings.callbacks, self._state)
         self._sinks = Sinks(settings.sinks)
         self._scores = Scores(settings, self._state, self._folder, self._events)
-        service = Service(settings, self._state, self._scores)
+        self._tracing = Tracing(settings, self._folder)
+        service = Service(settings, self._state, self._scores, self._tracing.traces)
         handler = handler_of(functools.partial(chief_pb2_grpc.add_ChiefServicer_to_server, service))
         self._server = Server(handler, host, port, _NUM_THREADS, security)
         self.port = self._server.port
@@ -134,13 +132,17 @@ class Chief:
             state.coordinator.members.opened_s = time.monotonic()
         self._begin_sinks(layout, len(shards))
         observer = Observer(self._settings, state, self._folder)
+        watch = Watch(self._settings, state, self._folder, self._shards, checkpoints, observer)
         threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()
-        self._watch(self._shards, checkpoints, ends, observer)
+        self._tracing.start(self._shards)
+        watch.until_trained(ends)
         self._state.enter(pb.ProgressReply.STATE_SCORING)
         if healer.gave_up:  # there is nothing left to write
+            self._sinks.end({"failure": state.coordinator.failure})
             self._end(self._shards, failed=True, stop_shards=stop_shards)
             raise JobFailed(state.coordinator.failure)
-        self._wait_for_workers(self._shards, checkpoints)
+        watch.until_workers_have_ended()
+        self._tracing.finish()
         checkpoints.write_last(_INSIST_S)
         if not state.coordinator.failure:
             self._scores.wait_for_last()
@@ -182,6 +184,7 @@ class Chief:
         """Stops serving, after a grace period in which callers can still read that the job is over."""
         self._ending.set()
         self._events.close()
+        self._tracing.finish()
         self._sinks.close()
         self._server.stop(2.0).wait()
         if self._shards is not None:
@@ -192,6 +195,7 @@ class Chief:
         """Notes complete epochs, commits the journal and answers no further calls: this process is about to stop."""
         if self._ends is not None:
             self._ends.hold()
+        self._tracing.write()
         self._state.hold()
 
     def see_off(self, within_s: float) -> None:
@@ -202,36 +206,6 @@ class Chief:
                 if now > begin + _GATHER_S and not state.departures.waiting(now):
                     return
                 state.changed.wait(_GATHER_S / 4)
-
-    def _watch(self, shards: Shards, checkpoints: Checkpoints, ends: EpochEnds, observer: Observer) -> None:
-        """Until training is over, records the loss about once a second and writes checkpoints when they are due."""
-        state, coordinator = self._state, self._state.coordinator
-        noted, said_s = -1, time.monotonic()
-        while True:
-            hurry = ends.look()
-            with state.journaled():
-                state.changed.wait(0 if hurry else LOOK_EVERY_S)
-                now = time.monotonic()
-                rate = coordinator.progress(now).examples_per_second
-                over = coordinator.should_stop(now)
-                if self._settings.chooses_overlap:
-                    state.overlap.look(coordinator, now)
-                step, loss = coordinator.step, coordinator.reports.recent_loss()
-                seconds = coordinator.time.train_s(now)
-                due = coordinator.checkpoint_due()
-            self._name_absent(shards, now)
-            checkpoints.write_for_departures()
-            if step > noted and math.isfinite(loss):
-                self._folder.note({"kind": "loss", "step": step, "seconds": round(seconds, 2), "loss": loss})
-                noted = step
-            observer.look()
-            if step and now >= said_s + _SAY_EVERY_S:
-                said_s = now
-                logging.info("step %d of %d, loss %.4g, %.1f examples/s", step, self._settings.num_steps, loss, rate)
-            if over:
-                return
-            if due:
-                checkpoints.write()
 
     def _begin_sinks(self, layout: Layout, num_shards: int) -> None:
         """Has the sinks hear of the job and of all that is added to the history from now on."""
@@ -247,24 +221,6 @@ class Chief:
         }
         self._sinks.begin(job)
         self._folder.heard = self._sinks.entry
-
-    def _name_absent(self, shards: Shards, now_s: float) -> None:
-        """Reports absent workers to the shards, so that no pull blocks on them; repeated, since shards may restart."""
-        with self._state.changed:
-            absent = [] if isinstance(self._settings.pace, Async) else self._state.coordinator.members.absent(now_s)
-        if absent:
-            shards.absent(absent)
-
-    def _wait_for_workers(self, shards: Shards, checkpoints: Checkpoints) -> None:
-        """Waits until all workers have ended; reports those that have to the shards, since pulls may block on them."""
-        deadline = time.monotonic() + _WORKERS_END_S
-        while time.monotonic() < deadline:
-            with self._state.changed:
-                if self._state.coordinator.members.all_gone(time.monotonic()):
-                    return
-                self._state.changed.wait(LOOK_EVERY_S)
-            self._name_absent(shards, time.monotonic())
-            checkpoints.write_for_departures()
 
     def _summary(self, shards: Shards) -> dict[str, Any]:
         state, known, statuses = self._state, self._state.journal_state, shards.statuses()

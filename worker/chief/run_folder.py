@@ -3,6 +3,7 @@
     history.jsonl    losses, scores, speed and events, a line each: docs/runs.md
     journal.json     everything that a restarted chief needs: `downpour.worker.chief.journal`
     summary.json     final figures: `downpour.worker.chief.summary`
+    trace.json       traced steps: `downpour.worker.chief.trace_file`
     checkpoints/     or elsewhere: a folder or a URL
     owner.lock, job.json   lock and job of the folder: `downpour.worker.chief.owner`
 
@@ -37,7 +38,7 @@ from downpour.worker.chief.journal import Journal, Reluctant
 from downpour.worker.chief.owner import JOURNAL, SUMMARY, Identity
 
 _INSIST_EVERY_S = 1.0
-_HISTORY = "history.jsonl"
+_HISTORY, _TRACE = "history.jsonl", "trace.json"
 
 
 class RunFolder:
@@ -89,7 +90,7 @@ class RunFolder:
     def begin(self, job_id: str, *, overwrites: bool = False) -> None:
         """Begins a new run: removes what an earlier one left, which would be taken for this one's."""
         self.remember(Identity(job_id, begun=False, overwrites=overwrites))
-        for name in (SUMMARY, JOURNAL, _HISTORY):
+        for name in (SUMMARY, JOURNAL, _HISTORY, _TRACE):
             (self.path / name).unlink(missing_ok=True)
         for name in self.checkpoints.names():
             if name.startswith("step-"):
@@ -216,6 +217,15 @@ class RunFolder:
             OSError: It cannot be written.
         """
         files.write(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n", durable=True)
+
+    def write_trace(self, trace: Mapping[str, Any]) -> Path:
+        """Writes the trace; returns its path.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        files.write(self.path / _TRACE, json.dumps(trace, separators=(",", ":")) + "\n")
+        return self.path / _TRACE
 
     def remember(self, identity: Identity) -> None:
         """Records the job of the folder."""

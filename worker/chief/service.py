@@ -17,6 +17,7 @@ from downpour.worker.chief.progress import progress
 from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.state import JobState
+from downpour.worker.chief.traces import Traces
 
 _LEASE_WITHIN_S, _LOOK_AGAIN_S = 0.25, 0.05  # for a lease that waits for an epoch's checkpoint or score
 _CHECKPOINT_WITHIN_S = 0.5
@@ -29,10 +30,12 @@ class Service(chief_pb2_grpc.ChiefServicer):
         settings: The job's settings.
         state: The job's state.
         scores: Takes scores.
+        traces: Takes spans of traced steps; None: none is traced.
     """
 
-    def __init__(self, settings: JobSettings, state: JobState, scores: Scores) -> None:
+    def __init__(self, settings: JobSettings, state: JobState, scores: Scores, traces: Traces | None = None) -> None:
         self._settings, self._state, self._scores = settings, state, scores
+        self._traces = traces or Traces(0, 0)
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         """See `downpour/proto/chief.proto`."""
@@ -43,16 +46,23 @@ class Service(chief_pb2_grpc.ChiefServicer):
             incarnation = state.coordinator.give_incarnation(request, now)
             stop = state.coordinator.should_stop(now)
         logging.info("worker %d is %s, incarnation %d", request.worker, request.host, incarnation)
-        return pb.RegisterReply(stop=stop, incarnation=incarnation, job_id=state.job_id)
+        trace_steps = self._traces.steps_of(request.worker)
+        return pb.RegisterReply(stop=stop, incarnation=incarnation, job_id=state.job_id, trace_steps=trace_steps)
 
     def Report(self, request: pb.WorkerReport, context: grpc.ServicerContext) -> pb.ReportReply:
         """See `downpour/proto/chief.proto`."""
-        state = self._state
+        state, received_s = self._state, self._traces.clock()
+        spans = request.trace if request.HasField("trace") else None
+        request.ClearField("trace")  # the rest is kept, and written to the journal
         with state.changed:
             state.ready()
             stop = state.coordinator.report(request, time.monotonic())
             state.changed.notify_all()
-        return pb.ReportReply(stop=stop, overlap=state.overlap.overlaps)
+        reply = pb.ReportReply(stop=stop, overlap=state.overlap.overlaps)
+        if spans is not None:
+            reply.trace_received.CopyFrom(self._traces.take("worker", request.worker, spans))
+            reply.received_seconds, reply.replied_seconds = received_s, self._traces.clock()
+        return reply
 
     def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
         """See `downpour/proto/chief.proto`."""

@@ -51,6 +51,7 @@ class JobSettings:
         epochs: Which steps make an epoch; by default there is one that never ends.
         checkpoint_every_epoch: Whether every epoch ends with a checkpoint, which the evaluator scores.
         chooses_overlap: Whether the chief decides if workers overlap.
+        trace_steps: How many steps every worker traces, after its first one.
     """
 
     recipe: str
@@ -82,6 +83,7 @@ class JobSettings:
     epochs: Epochs = ENDLESS
     checkpoint_every_epoch: bool = False
     chooses_overlap: bool = False
+    trace_steps: int = 0
 
     def check_job(self, who: str, theirs: Mapping[str, str]) -> None:
         """Raises `LayoutMismatch` with the first field in which the job of another process differs from this job."""

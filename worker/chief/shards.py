@@ -17,6 +17,7 @@ from absl import logging
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import DownpourError, LayoutMismatch
 from downpour.proto.security.config import PLAIN, Security
+from downpour.proto.trace_pb2 import RoundTrip, Spans, SpansReceived
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.manifest import Checkpoint
@@ -97,6 +98,10 @@ class Shards:
     def look(self) -> list[pb.StatusReply | None]:
         """Returns the status of every shard, or None for one that does not answer within `_LOOK_S`."""
         return self._on_all(lambda client: client.look(_LOOK_S))
+
+    def spans(self, received: Sequence[SpansReceived], clock: Callable[[], float]) -> list[Spans | None]:
+        """Returns the spans of every shard after some, each with the times of its call by `clock`; None as `look`."""
+        return self._on_all(lambda client: _spans(client, received[client.shard], clock))
 
     def check_job(self) -> None:
         """Waits until all shards hold parameters, and compares their specification with this job's.
@@ -242,6 +247,18 @@ def known_layout(addresses: Sequence[str], security: Security = PLAIN) -> Layout
     for client in clients:
         client.close()
     return next((from_canonical(status.layout) for status in statuses if status is not None and status.ready), None)
+
+
+def _spans(client: ShardClient, received: SpansReceived, clock: Callable[[], float]) -> Spans | None:
+    asked_s = clock()
+    status = client.look(_LOOK_S, trace=received)
+    answered_s = clock()
+    if status is None or not status.HasField("trace"):
+        return None
+    there = status.trace.clock_seconds
+    trip = RoundTrip(asked_seconds=asked_s, received_seconds=there, replied_seconds=there, answered_seconds=answered_s)
+    status.trace.round_trip.CopyFrom(trip)
+    return status.trace
 
 
 def _words(named: pb.Named) -> str:

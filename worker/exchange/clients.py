@@ -5,6 +5,7 @@ Threads: a client may be used from several threads; it keeps no state but its ch
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,10 +20,12 @@ from downpour.proto.http2.connection import Message
 from downpour.proto.rpc.client import Channel
 from downpour.proto.rpc.retry import call
 from downpour.proto.security.config import PLAIN, Security
+from downpour.proto.trace_pb2 import SpansReceived
 from downpour.ps import layout as layouts
 from downpour.ps.layout import Layout
 from downpour.ps.layout.chunks import chunks_of_values
 from downpour.worker.exchange.pulled import Pulled
+from downpour.worker.tracing import Tracer
 
 Reply = TypeVar("Reply")
 
@@ -40,6 +43,7 @@ class ShardClient:
         give_up_after_s: Deadline of a call, and how long a failing one is retried before `Unreachable`.
         security: Security configuration of this process.
         job_id: Id of the job whose parameters the shard must hold; empty: not compared.
+        tracer: Takes the spans of pushes and pulls of traced steps.
 
     Attributes:
         peer: Role and address, for messages.
@@ -55,7 +59,9 @@ class ShardClient:
         give_up_after_s: float,
         security: Security = PLAIN,
         job_id: str = "",
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer or Tracer()
         self.peer = f"shard {shard} at {address}"
         self.shard = shard
         self.job_id = job_id
@@ -87,12 +93,13 @@ class ShardClient:
         request = pb.StatusRequest(with_layout=True)
         return self._call(lambda: self._status(request, timeout=self._give_up_after_s))
 
-    def look(self, timeout_s: float, *, with_layout: bool = False) -> pb.StatusReply | None:
-        """Returns the shard's status, or None if it does not answer within `timeout_s` seconds."""
+    def look(
+        self, timeout_s: float, *, with_layout: bool = False, trace: SpansReceived | None = None
+    ) -> pb.StatusReply | None:
+        """Returns the shard's status, or None if it does not answer within `timeout_s`; `trace` asks for its spans."""
+        request = pb.StatusRequest(with_layout=with_layout, trace=trace)
         try:
-            reply: pb.StatusReply = self._status(
-                pb.StatusRequest(with_layout=with_layout), timeout=timeout_s, wait_for_ready=True
-            )
+            reply: pb.StatusReply = self._status(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.RpcError:
             return None
         return reply
@@ -155,12 +162,14 @@ class ShardClient:
             request.publication = into.begin()
             _receive(self._pull(request, timeout=self._give_up_after_s, place=into.place), into, self.peer)
 
-        self._call(attempt)
+        with self._tracer.call("pull", request.traced_step, self.shard):
+            self._call(attempt)
 
     def push(self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing]) -> pb.PushReply:
         """Sends a push, as cut by `worker.packing`; without chunks only its header. Sets shard and job in that."""
         header.shard, header.job_id = self.shard, self.job_id
-        return self._call(lambda: self._push(_messages(header, chunks), timeout=self._give_up_after_s))
+        with self._tracer.call("push", header.traced_step, self.shard):
+            return self._call(lambda: self._push(_messages(header, chunks), timeout=self._give_up_after_s))
 
     def push_pull(
         self, header: pb.PushHeader, chunks: Sequence[codec.Outgoing], into: Pulled
@@ -176,11 +185,12 @@ class ShardClient:
             header.pull.publication = into.begin()
             return self._push_pull(_messages(header, chunks), timeout=self._give_up_after_s, place=into.place)
 
-        begun = [self._call(begin)]
+        begun_s, begun = time.monotonic(), [self._call(begin)]
 
         def attempt() -> tuple[pb.PushReply, float]:
             _receive(begun.pop() if begun else begin(), into, self.peer, is_after_push=True)
             assert into.pushed is not None
+            self._tracer.joined(header.traced_step, self.shard, begun_s, into.pushed[1])
             return into.pushed
 
         return lambda: self._call(attempt)

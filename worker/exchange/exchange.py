@@ -8,10 +8,9 @@ No TensorFlow here.
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +23,11 @@ from downpour.proto.numerics import convert
 from downpour.proto.security.config import PLAIN, Security
 from downpour.ps.layout import Layout
 from downpour.worker.exchange.clients import ShardClient
+from downpour.worker.exchange.futures import after
 from downpour.worker.exchange.packing import Packer
 from downpour.worker.exchange.pulled import Pulled
 from downpour.worker.exchange.rows import RowPacker, Rows
+from downpour.worker.tracing import Tracer
 
 # Concurrent calls of one worker. All of them hold messages in memory, here and on the shards. On two cores, where calls
 # wait for the processor, more were not faster; over slow networks to many hosts that was not measured.
@@ -158,6 +159,7 @@ class Exchanger:
         give_up_after_s: See `ShardClient`.
         security: Security configuration of this process.
         job_id: See `ShardClient`.
+        tracer: Takes the spans of pushes and pulls of traced steps.
 
     Attributes:
         wire: As given.
@@ -180,8 +182,10 @@ class Exchanger:
         joined: bool = False,
         security: Security = PLAIN,
         job_id: str = "",
+        tracer: Tracer | None = None,
     ) -> None:
         self._layout = layout
+        self._tracer = tracer or Tracer()
         self.wire = wire
         self.incarnation = incarnation
         self._publish_every = publish_every
@@ -191,7 +195,8 @@ class Exchanger:
         self._joined = joined and max(map(layout.size, range(layout.num_shards))) <= _MOST_JOINED
         self._name = pb.PushHeader(fingerprint=layout.fingerprint, worker=worker, incarnation=incarnation, sequence=0)
         self._clients = [
-            ShardClient(i, address, layout, give_up_after_s, security, job_id) for i, address in enumerate(addresses)
+            ShardClient(i, address, layout, give_up_after_s, security, job_id, self._tracer)
+            for i, address in enumerate(addresses)
         ]
         self._packers = [Packer(layout, i, wire, push or wire) for i in range(len(addresses))]
         self._row_packers = [RowPacker(layout, i, packer) for i, packer in enumerate(self._packers)]
@@ -244,6 +249,7 @@ class Exchanger:
             self._name.sequence += 1
         name = pb.PushHeader()
         name.CopyFrom(self._name)
+        name.traced_step = self._tracer.step
         submit, order, self._begun_s = self._pool.submit, self._order, time.monotonic()
         self._now = threading.Event()
         for pulled in self._pulled if ahead else ():
@@ -260,7 +266,7 @@ class Exchanger:
                 due = _Due(self._begun_s + delay_s, self._now)
                 pulls = [submit(self._pull, shard, name, of_shards.get(shard), ahead, due) for shard in order]
         self._pushes = pushes
-        return _after([*pushes, *pulls], lambda: self._collect(pulls))
+        return after([*pushes, *pulls], lambda: self._collect(pulls))
 
     def hurry(self) -> None:
         """Begins the pulls of the exchange started last, if they are delayed."""
@@ -319,6 +325,7 @@ class Exchanger:
             num_pushes=name.sequence + ahead,
             publish_every=self._publish_every,
             differences=self._differences,
+            traced_step=name.traced_step,
         )
 
     def _collect(self, pulls: list[Future[_Span]]) -> Answer:
@@ -381,20 +388,3 @@ def _parameters(pulled: Sequence[Pulled], staleness: float) -> Parameters:
 
 def _num_bytes(chunks: Sequence[codec.Outgoing]) -> int:
     return sum(chunk.num_bytes for chunk in chunks)
-
-
-def _after(calls: Sequence[Future[Any]], collect: Callable[[], Answer]) -> Future[Answer]:
-    """Returns a future of what `collect` returns or raises, called by the thread that ends the last of some calls."""
-    answer: Future[Answer] = Future()
-    left = itertools.count(len(calls) - 1, -1)  # taking one is atomic
-
-    def done(_: Future[Any]) -> None:
-        if next(left) == 0:
-            try:
-                answer.set_result(collect())
-            except BaseException as error:  # the caller raises it
-                answer.set_exception(error)
-
-    for call in calls:
-        call.add_done_callback(done)
-    return answer
