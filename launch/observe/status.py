@@ -20,6 +20,8 @@ from downpour.proto.errors import DownpourError, Unreachable, from_rpc_error
 from downpour.proto.rpc.client import Channel
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.tls import WrongPeer
+from downpour.ps.checkpoint import manifest
+from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.worker.chief import owner
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.details import details
@@ -41,9 +43,23 @@ _FAULTS = ("records_repeated", "records_skipped", "steps_skipped", "pushes_dropp
 def of_folder(run_dir: Path, security: Security = PLAIN) -> dict[str, Any]:
     """Describes the run in a folder; `problem` says why, if its chief cannot be asked.
 
+    The `checkpoint` says whether it is `whole`, if its files can be seen from here.
+
     Raises:
         ValueError: The folder holds no run.
     """
+    found = _of_run(run_dir, security)
+    if saved := found.get("checkpoint"):
+        found["checkpoint"] = saved | {"whole": _is_whole(saved["directory"])}
+    return found
+
+
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    """The entries of a run's history, in the order in which they were written; none if it has no history yet."""
+    return report.read_entries(run_dir)[0] if (run_dir / report.HISTORY_FILE).exists() else []
+
+
+def _of_run(run_dir: Path, security: Security) -> dict[str, Any]:
     if not any((run_dir / name).exists() for name in FILES):
         raise ValueError(f"{run_dir} holds no run; give the folder of one, such as runs/quickstart")
     found: dict[str, Any] = {"run": str(run_dir)}
@@ -81,6 +97,18 @@ def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
     except grpc.RpcError as error:
         raise _refusal(address, error) from None
     return {"run": address, **_of_shard(status)}
+
+
+def _is_whole(directory: str) -> bool | None:
+    """Whether a checkpoint has an intact manifest and all its files; None if its folder cannot be read here."""
+    if "://" not in directory and not Path(directory).is_dir():
+        return None
+    try:
+        return manifest.load(directory).is_whole()
+    except Damaged:
+        return False
+    except (OSError, ValueError):
+        return None
 
 
 def _ended_since(run_dir: Path) -> bool:

@@ -52,7 +52,7 @@ def tiles(values: Iterable[tuple[str, str, str]]) -> str:
     """Large figures: name, value and, where it helps, a remark."""
     one = "<div><dt>{}</dt><dd>{}{}</dd></div>"
     found = "".join(
-        one.format(escape(name), escape(value), f"<small>{escape(more)}</small>" if more else "")
+        one.format(escape(name).replace("_", "_<wbr>"), escape(value), f"<small>{escape(more)}</small>" if more else "")
         for name, value, more in values
     )
     return f'<dl class="tiles">{found}</dl>'

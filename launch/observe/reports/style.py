@@ -23,12 +23,12 @@ a { color: var(--c0) }
 .bad { color: var(--bad) }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: .5rem 0; margin: .8rem 0 0;
   border-top: 1px solid var(--rule); border-bottom: 1px solid var(--rule) }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: .6rem; margin: .9rem 0 }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(138px, 1fr)); gap: .6rem; margin: .9rem 0 }
 .tiles div { background: var(--tile); border-radius: 6px; padding: .5rem .7rem; print-color-adjust: exact }
 .tiles dt { color: var(--soft); font-size: .85rem }
 .tiles dd { margin: 0; font-size: 1.2rem; font-weight: 600 }
 .tiles small { display: block; font-size: .8rem; font-weight: 400; color: var(--soft) }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.4rem }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 1.4rem }
 figure { margin: .5rem 0 0; break-inside: avoid; max-width: 580px }
 figure h3 { margin: 0 }
 figcaption { font-size: .85rem }

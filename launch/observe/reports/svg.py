@@ -19,7 +19,7 @@ Point = tuple[float, float]
 _WIDTH, _HEIGHT, _TOP, _RIGHT, _BOTTOM = 400, 230, 12, 16, 40
 _CHARACTER = 7.2  # units of width, at most
 _MOST_POINTS = 400  # of a line
-_MOST_BARS = 24
+_MOST_BARS, _REST = 24, 0.005
 _TIMES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 
 
@@ -69,8 +69,7 @@ def lines(
     xs, ys = [x for _, points in kept for x, _ in points], [y for _, points in kept for _, y in points]
     logarithmic = logarithmic and min(ys) > 0 and max(ys) > 4 * min(ys)
     low, high, y_ticks = _log_axis(min(ys), max(ys)) if logarithmic else _axis(0.0 if from_zero else min(ys), max(ys))
-    x_low, x_high = (0.0 if min(xs) < 0.2 * max(xs) else min(xs)), max(xs)
-    x_high = x_high if x_high > x_low else x_low + 1
+    x_low, x_high = 0.0, max(*xs, 1.0)
     left = 10 + _CHARACTER * max(len(number(tick)) for tick in y_ticks)
     across = _scale(x_low, x_high, left, _WIDTH - _RIGHT)
     up = _scale(*map(math.log, (low, high)), _HEIGHT - _BOTTOM, _TOP) if logarithmic else None
@@ -96,17 +95,18 @@ def bars(title: str, counts: Mapping[int, int], x_name: str, note: str = "") -> 
     total = sum(counts.values())
     if not total:
         return ""
-    width = -(-(max(counts) + 1) // _MOST_BARS)
-    binned = [0] * (max(counts) // width + 1)
-    for value, count in counts.items():
-        binned[value // width] += count
+    most, left_out = 0, total  # the last bar has the rest, at most one in two hundred
+    while left_out > total * _REST and most < _MOST_BARS:
+        left_out -= counts.get(most, 0)
+        most += 1
+    binned = [counts.get(value, 0) for value in range(most)] + ([left_out] if left_out else [])
     shares = [100 * count / total for count in binned]
     _, high, ticks = _axis(0.0, max(shares))
     left = 10 + _CHARACTER * max(len(f"{number(tick)} %") for tick in ticks)
     each = (_WIDTH - _RIGHT - left) / len(shares)
     height = _scale(0.0, high, _HEIGHT - _BOTTOM, _TOP)
     parts = [_grid(height(tick), left, f"{number(tick)} %") for tick in ticks]
-    names = [str(i) if width == 1 else f"{i * width}-{(i + 1) * width - 1}" for i in range(len(shares))]
+    names = [*map(str, range(most)), *([f"{most}+"] if left_out else [])]
     every = math.ceil(max(map(len, names)) * (_CHARACTER + 2) / each)
     for i, (name, share, count) in enumerate(zip(names, shares, binned, strict=True)):
         x, y = left + i * each, height(share)
@@ -117,8 +117,8 @@ def bars(title: str, counts: Mapping[int, int], x_name: str, note: str = "") -> 
         if i % every == 0:
             parts.append(_text(x + each / 2, _HEIGHT - _BOTTOM + 16, name, "middle"))
     parts.append(_text((left + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_name, "middle"))
-    most = max(range(len(shares)), key=shares.__getitem__)
-    return _figure(title, note, [], f"{title}. {names[most]}: {shares[most]:.0f} % of {total:,}", _HEIGHT, parts)
+    words = ", ".join(f"{name}: {share:.1f} %" for name, share in zip(names, shares, strict=True))
+    return _figure(title, note, [], f"{title}, of {total:,}. {words}", _HEIGHT, parts)
 
 
 def stacked(
