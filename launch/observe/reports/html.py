@@ -48,6 +48,12 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{_class(kind)}>{escape(text)}</p>" if text else ""
 
 
+def listed(texts: Sequence[str]) -> str:
+    """A list of what is to be noticed; nothing without one."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<ul class="noticed">{items}</ul>' if items else ""
+
+
 def tiles(values: Iterable[tuple[str, str, str]]) -> str:
     """Large figures: name, value and, where it helps, a remark."""
     one = "<div><dt>{}</dt><dd>{}{}</dd></div>"
@@ -87,6 +93,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "", mo
         f"<tbody>{body}</tbody></table></div>"
         + (paragraph(f"and {left:,} more; {more}".removesuffix("; "), "soft") if left > 0 else "")
     )
+
+
+def table_of_all(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Tables of at most 40 rows each that together have all rows."""
+    return "".join(table(head, rows[i : i + MOST_ROWS]) for i in range(0, len(rows), MOST_ROWS))
 
 
 def folded(summary: str, body: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from downpour import __version__, files
 from downpour.launch.observe.reports import figures, html, tables
 from downpour.launch.observe.reports.html import number
+from downpour.launch.observe.reports.noticed import extremes, noticed
 from downpour.launch.observe.reports.recorded import GOES_ON, Recorded, read
 from downpour.launch.observe.status_text import duration
 
@@ -55,6 +56,7 @@ def page(run: Recorded) -> str:
         ("Checkpoints", _checkpoints(run)),
     ]
     lead = html.paragraph(ended(run), "bad" if run.state in ("failed", "stopped") else "")
+    lead += html.listed(noticed(run))
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     foot = f"Made by Downpour {__version__} on {made} from the folder {run.folder.name}."
     if run.num_unreadable:
@@ -104,25 +106,17 @@ def _what_ran(run: Recorded) -> str:
     shards = tables.shards(run)
     return (
         facts
-        + html.folded(f"All {len(fields)} fields of the job", _all(["field", "value"], fields))
+        + html.folded(f"All {len(fields)} fields of the job", html.table_of_all(["field", "value"], fields))
         + html.folded(f"The {len(shards.rows)} shards", html.table(shards.head, shards.rows, "numbers", shards.more))
     )
 
 
-def _all(head: list[str], rows: list[list[str]]) -> str:
-    """Tables of all rows: those of a page are cut at 40."""
-    most = html.MOST_ROWS
-    return "".join(html.table(head, rows[i : i + most]) for i in range(0, len(rows), most))
-
-
 def _speed(run: Recorded) -> str:
     rows = tables.workers(run)
-    bound = run.status.get("input_bound") or {}
-    names = ", ".join(f"worker {worker} for {share:.0%} of a step" for worker, share in bound.items())
     return (
         html.charts([*figures.speed(run), figures.step_parts(run)])
+        + "".join(html.paragraph(text) for text in extremes(run))
         + html.table(rows.head, rows.rows, "numbers", rows.more)
-        + html.paragraph(f"Workers that waited for data: {names}." if names else "")
     )
 
 
@@ -145,7 +139,7 @@ def _faults(run: Recorded) -> str:
         what = "No process died or fell silent, no update was lost, no push refused or dropped, no record skipped."
         words = what if found else "Nothing is recorded of faults."
     rows = [[_at(one), f"{one['step']:,}", f"{'Fault: ' if bad else ''}{one.get('text', '')}"] for one, bad in found]
-    listed = _all(["time", "step", "what"], rows)
+    listed = html.table_of_all(["time", "step", "what"], rows)
     return (
         html.paragraph(words)
         + html.table(["what", "how many", "meaning"], counts)

@@ -21,9 +21,10 @@ p { max-width: 46rem; margin: .4rem 0 }
 a { color: var(--c0) }
 .soft, figcaption, footer { color: var(--soft) }
 .bad { color: var(--bad) }
+.noticed { border-left: 4px solid var(--c1); padding: .2rem 0 .2rem 1.6rem; margin: .6rem 0; max-width: 46rem }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: .5rem 0; margin: .8rem 0 0;
   border-top: 1px solid var(--rule); border-bottom: 1px solid var(--rule) }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(138px, 1fr)); gap: .6rem; margin: .9rem 0 }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: .6rem; margin: .9rem 0 }
 .tiles div { background: var(--tile); border-radius: 6px; padding: .5rem .7rem; print-color-adjust: exact }
 .tiles dt { color: var(--soft); font-size: .85rem }
 .tiles dd { margin: 0; font-size: 1.2rem; font-weight: 600 }

@@ -19,6 +19,7 @@ Point = tuple[float, float]
 _WIDTH, _HEIGHT, _TOP, _RIGHT, _BOTTOM = 400, 230, 12, 16, 40
 _CHARACTER = 7.2  # units of width, at most
 _MOST_POINTS = 400  # of a line
+_LONG_NAME = 14  # characters
 _MOST_BARS, _REST = 24, 0.005
 _TIMES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 
@@ -135,12 +136,13 @@ def stacked(
     longest = max((max(sum(first.values()), sum(second.values())) for _, first, second in rows), default=0.0)
     if not longest:
         return ""
-    left = 8 + _CHARACTER * max(len(name) for name, *_ in rows)
-    right = 8 + _CHARACTER * max(len(seconds(sum(first.values()))) for _, first, _ in rows)
+    above = 18 if max(len(name) for name, *_ in rows) > _LONG_NAME else 0  # what a name above its bar takes
+    left, row = 8 + (0 if above else _CHARACTER * max(len(name) for name, *_ in rows)), 34 + above
+    right = 14 + _CHARACTER * max(len(seconds(sum(first.values()))) for _, first, _ in rows)
     across, parts = _scale(0.0, longest, 0.0, _WIDTH - left - right), list[str]()
     for index, (name, first, second) in enumerate(rows):
-        y, ends = 4 + 34 * index, list[float]()
-        parts.append(_text(left - 6, y + 14, name, "end", "strong"))
+        y, ends = 4 + row * index + above, list[float]()
+        parts.append(_text(left - 6, y + 14, name, "end", "strong") if not above else _text(left, y - 5, name, "start"))
         for values, top, height in ((first, y, 18), (second, y + 20, 6)):
             x = left
             for part, value in values.items():
@@ -156,7 +158,7 @@ def stacked(
         f"{name}: {', '.join(f'{part} {seconds(value)}' for part, value in {**first, **second}.items())}"
         for name, first, second in rows
     )
-    return _figure(title, note, list(enumerate(names)), f"{title}. {words}", 34 * len(rows) + 6, parts, swatch="bar")
+    return _figure(title, note, list(enumerate(names)), f"{title}. {words}", row * len(rows) + 6, parts, swatch="bar")
 
 
 def timeline(title: str, rows: Mapping[str, Sequence[tuple[float, str, bool]]], end: float, note: str) -> str:
