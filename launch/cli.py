@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("downpour.launch.local.run", "train on this machine, every role as a process of its own"),
     "local": ("downpour.launch.local.run", "the same"),
     "status": ("downpour.launch.status", "show what a run does, or how it ended"),
+    "top": ("downpour.launch.top", "show what a run does, all the time, in the terminal"),
     "report": ("downpour.launch.report", "write a run's report, one HTML file"),
     "compare": ("downpour.launch.compare", "lay runs side by side"),
     "recipes": ("downpour.launch.list_recipes", "list the recipes that come with Downpour"),

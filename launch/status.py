@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def define() -> None:
 def _main() -> int:
     run = flags.FLAGS["run"].value or ""
     found, folder = look(run, role_flags.access("").security), folder_of(run)
+    if saved := found.get("checkpoint"):
+        found["checkpoint"] = saved | {"whole": status.is_whole(saved["directory"])}
     history = status.history(folder) if folder else []
     if flags.FLAGS["json"].value:
         found["findings"] = [vars(finding) for finding in findings(found, history)]
@@ -70,7 +73,7 @@ def look(run: str, security: Security) -> dict[str, Any]:
     """
     if folder := folder_of(run):
         return status.of_folder(folder, security)
-    if is_address(run):
+    if _is_address(run):
         return status.of_address(run, security)
     given = f"{run!r} is no folder and no host:port" if run else "no run"
     known = sorted(str(folder) for folder in _RUNS.glob("*/") if folder.is_dir())
@@ -83,13 +86,13 @@ def folder_of(run: str) -> Path | None:
     return next((folder for folder in (Path(run), _RUNS / run) if folder.is_dir()), None) if run else None
 
 
-def is_address(run: str) -> bool:
+def _is_address(run: str) -> bool:
     """Whether it is `host:port`."""
     address = _ADDRESS.fullmatch(run)
     return address is not None and 0 < int(address[2]) < 65536
 
 
-def exit_code(found: dict[str, Any]) -> int:
+def exit_code(found: Mapping[str, Any]) -> int:
     """Exit code for a status."""
     if found.get("problem"):
         return entry.UNREACHABLE

@@ -45,8 +45,8 @@ class Slowest:
         text = f"worker {self.worker} takes {seconds_text(self.step_s)} a step"
         if self.usual_step_s is None or self.usual_part_s is None:
             return f"{text}, most of it {self.part} ({seconds_text(self.part_s)})"
-        both = f"{self.part} takes {seconds_text(self.part_s)}, there {seconds_text(self.usual_part_s)}"
-        return f"{text}, the others {seconds_text(self.usual_step_s)}: {both}"
+        part = f"its {self.part} {seconds_text(self.part_s)}, theirs {seconds_text(self.usual_part_s)}"
+        return f"{text}, others {seconds_text(self.usual_step_s)}; {part}"
 
 
 @dataclass(frozen=True)

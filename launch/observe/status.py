@@ -43,23 +43,9 @@ _FAULTS = ("records_repeated", "records_skipped", "steps_skipped", "pushes_dropp
 def of_folder(run_dir: Path, security: Security = PLAIN) -> dict[str, Any]:
     """Describes the run in a folder; `problem` says why, if its chief cannot be asked.
 
-    The `checkpoint` says whether it is `whole`, if its files can be seen from here.
-
     Raises:
         ValueError: The folder holds no run.
     """
-    found = _of_run(run_dir, security)
-    if saved := found.get("checkpoint"):
-        found["checkpoint"] = saved | {"whole": _is_whole(saved["directory"])}
-    return found
-
-
-def history(run_dir: Path) -> list[dict[str, Any]]:
-    """The entries of a run's history, in the order in which they were written; none if it has no history yet."""
-    return report.read_entries(run_dir)[0] if (run_dir / report.HISTORY_FILE).exists() else []
-
-
-def _of_run(run_dir: Path, security: Security) -> dict[str, Any]:
     if not any((run_dir / name).exists() for name in FILES):
         raise ValueError(f"{run_dir} holds no run; give the folder of one, such as runs/quickstart")
     found: dict[str, Any] = {"run": str(run_dir)}
@@ -74,6 +60,11 @@ def _of_run(run_dir: Path, security: Security) -> dict[str, Any]:
     if chief or (launcher and not _ended_since(run_dir)):
         return found | {"state": "starting"}
     return found | of_files(run_dir)
+
+
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    """The entries of a run's history, in the order in which they were written; none if it has no history yet."""
+    return report.read_entries(run_dir)[0] if (run_dir / report.HISTORY_FILE).exists() else []
 
 
 def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
@@ -99,9 +90,9 @@ def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
     return {"run": address, **_of_shard(status)}
 
 
-def _is_whole(directory: str) -> bool | None:
+def is_whole(directory: str) -> bool | None:
     """Whether a checkpoint has an intact manifest and all its files; None if its folder cannot be read here."""
-    if "://" not in directory and not Path(directory).is_dir():
+    if not Path(directory).is_dir():  # of another machine, or a URL
         return None
     try:
         return manifest.load(directory).is_whole()

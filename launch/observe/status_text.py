@@ -24,6 +24,22 @@ def text(status: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()) -
     return "\n".join([headline(status), *_facts(status), *found, *_workers(status), *_shards(status)])
 
 
+def line(status: Mapping[str, Any]) -> str:
+    """The state in one line: `runs/mine: training, step 321 of 700, ...; loss 0.4213; 492.0 examples/s, ...`."""
+    known = dict(_labelled(status))
+    return "; ".join(
+        filter(
+            None,
+            (
+                headline(status),
+                f"loss {known['loss']}" if known["loss"] else "",
+                f"held-out {known['held-out']}" if known["held-out"] else "",
+                known["speed"],
+            ),
+        )
+    )
+
+
 def duration(seconds: float) -> str:
     """`0:42`, `12:05`, `3:07:00` or `61 days`."""
     if seconds >= 2 * 86400:

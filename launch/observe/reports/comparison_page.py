@@ -35,7 +35,7 @@ def page(found: Comparison) -> str:
     sections = [
         ("How they did", html.table(["figure", *found.head], _cells(found.figures))),
         ("What differs in the job", _differing(found, "field", found.fields, same_fields_words(found))),
-        ("What differs around it", _differing(found, "what", found.versions, same_versions_words(found))),
+        ("What else differs", _differing(found, "what", found.versions, same_versions_words(found))),
         ("Curves", html.charts(_curves(found))),
         ("How each ended", html.table(["run", "end"], [[str(run.folder), ended(run)] for run in runs])),
     ]

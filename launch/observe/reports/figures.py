@@ -45,7 +45,7 @@ def learning(run: Recorded) -> Iterator[str]:
     raw, last = losses(run), run.summary.get("loss")
     if raw:
         curve = smoothed(raw)
-        value = float(last) if _is_number(last) else curve[-1][1]
+        value = float(last) if last is not None and _is_number(last) else raw[-1][1]
         both = [Line("", raw, 0, "raw"), Line("loss", curve, 0, "", number(value))]
         note = "Mean over the last seconds of all workers; the strong line is a moving mean."
         yield svg.lines("Training loss", both, "global step", note, logarithmic=True)

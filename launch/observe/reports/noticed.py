@@ -29,24 +29,18 @@ def extremes(run: Recorded) -> Iterator[str]:
 
 def _status(run: Recorded) -> dict[str, Any]:
     """The run as the status of one that trains, whose last seconds are the whole run."""
-    workers = [
-        {
-            "worker": index,
-            "state": "running",
-            "steps": totals["steps"],
-            "examples_per_second": 1.0,
-            "silent_seconds": 0.0,
-        }
-        for index, totals in run.workers.items()
-    ]
     parts = worker_parts(run)
+    running = {"state": "running", "examples_per_second": 1.0, "silent_seconds": 0.0}
     return {
         "state": "training",
         "step": run.step,
         "seconds": 0.0,
         "faults": run.status.get("faults") or {},
         "input_bound": run.status.get("input_bound") or {},
-        "workers": [one | {"seconds_per_step": parts[int(one["worker"])]} for one in workers],
+        "workers": [
+            {**running, "worker": worker, "steps": totals["steps"], "seconds_per_step": parts[worker]}
+            for worker, totals in run.workers.items()
+        ],
         "shards": _shards(run),
     }
 

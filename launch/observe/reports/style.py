@@ -48,6 +48,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { text-align: left; vertical-align: top; padding: .22rem .9rem .22rem 0; border-bottom: 1px solid var(--rule) }
 thead th { color: var(--soft); font-weight: 600; font-size: .85rem }
 tbody th { font-weight: 500 }
+th { overflow-wrap: break-word }
 .numbers td, .numbers thead th + th { text-align: right; white-space: nowrap }
 .facts tbody th { min-width: 8.5rem; color: var(--soft) }
 td.changed { font-weight: 600 }

@@ -73,7 +73,7 @@ def lines(
     x_low, x_high = 0.0, max(*xs, 1.0)
     left = 10 + _CHARACTER * max(len(number(tick)) for tick in y_ticks)
     across = _scale(x_low, x_high, left, _WIDTH - _RIGHT)
-    up = _scale(*map(math.log, (low, high)), _HEIGHT - _BOTTOM, _TOP) if logarithmic else None
+    up = _scale(math.log(low), math.log(high), _HEIGHT - _BOTTOM, _TOP) if logarithmic else None
     linear = _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
     height: Callable[[float], float] = (lambda y: up(math.log(y))) if up else linear
     parts = [_grid(height(tick), left, number(tick)) for tick in y_ticks]
@@ -234,7 +234,7 @@ def _x_axis(
 ) -> list[str]:
     if times:
         step = next((one for one in _TIMES if (high - low) / one <= 5), 86400 * math.ceil((high - low) / (5 * 86400)))
-        ticks = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        ticks = [float(i * step) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
     else:
         ticks = [tick for tick in _ticks(low, high, 5) if low <= tick <= high]
     words = duration if times else number

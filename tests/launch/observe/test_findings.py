@@ -52,15 +52,15 @@ def test_a_slow_worker_is_named_with_the_phase_that_is_slow(changes: dict[str, f
     workers = [worker(0), worker(1, compute=0.11), worker(2, **changes), worker(3)]
     found = the_finding(status(workers=workers))
     assert (found.kind, found.subject) == ("slow_worker", "worker 2")
-    assert f": {part} takes " in found.text, found.text
-    assert "the others 0.13 s" in found.text
+    assert f"; its {part} " in found.text, found.text
+    assert "others 0.13 s" in found.text
 
 
 def test_where_all_wait_for_one_worker_the_one_that_computes_longest_is_slow() -> None:
     """A synchronous pace: every step lasts 0.4 s."""
     workers = [worker(0, wait=0.3, pull=0.29), worker(1, compute=0.38, wait=0.02), worker(2, wait=0.3, pull=0.29)]
     found = the_finding(status(workers=workers))
-    assert found.subject == "worker 1" and ": compute takes 0.38 s, there 0.1 s" in found.text
+    assert found.subject == "worker 1" and "; its compute 0.38 s, theirs 0.1 s" in found.text
 
 
 def test_the_slowest_worker_is_known_without_a_finding() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from downpour.launch import certs, chief, status
 from downpour.launch.observe import status_text
-from downpour.launch.observe.status import _is_whole, of_address, of_folder
+from downpour.launch.observe.status import is_whole, of_address, of_folder
 from downpour.launch.roles import entry
 from downpour.proto.errors import Unauthenticated, Unreachable
 from downpour.proto.security.config import PLAIN
@@ -156,7 +156,7 @@ def test_what_was_found_is_said_before_the_tables() -> None:
     found = statuses.status(workers=workers, input_bound={str(worker): 0.2 + worker / 100 for worker in range(6)})
     lines = status_text.text(found).splitlines()
     assert lines[lines.index("") - 2 : lines.index("")] == [
-        "  finding     worker 1 takes 0.43 s a step, the others 0.13 s: compute takes 0.4 s, there 0.1 s",
+        "  finding     worker 1 takes 0.43 s a step, others 0.13 s; its compute 0.4 s, theirs 0.1 s",
         "  finding     workers 5, 4, 3, 2 and 2 more wait for data for 25% of a step; give the data more threads, or "
         "less to decode (docs/data.md)",
     ]
@@ -168,14 +168,16 @@ def test_what_was_found_is_said_before_the_tables() -> None:
 def test_a_checkpoint_is_said_to_be_whole_or_not(halfway: tuple[Cluster, Any]) -> None:
     cluster, _ = halfway
     found = looked(cluster.run_dir, lambda found: found.get("checkpoint"))
-    assert found["checkpoint"]["whole"] and ", 0:0" in (text := status_text.text(found)) and " ago, whole, " in text
     folder = Path(found["checkpoint"]["directory"])
+    assert is_whole(str(folder)) is True
+    found["checkpoint"] |= {"whole": True, "age_seconds": 6.2}
+    assert f"checkpoint  step {found['checkpoint']['step']}, 0:06 ago, whole, {folder}" in status_text.text(found)
     shutil.copytree(folder, copy := cluster.run_dir.parent / "copy")
     next(copy.glob("shard-*")).unlink()
-    assert _is_whole(str(copy)) is False
+    assert is_whole(str(copy)) is False
     (copy / "manifest.json").write_text("{")
-    assert _is_whole(str(copy)) is False
-    assert _is_whole(str(copy / "elsewhere")) is None
+    assert is_whole(str(copy)) is False
+    assert is_whole(str(copy / "elsewhere")) is None
 
 
 def test_a_shard_is_described_too(halfway: tuple[Cluster, Any]) -> None:
