@@ -18,6 +18,8 @@ COMMANDS = {
     "local": ("downpour.launch.local.run", "the same"),
     "status": ("downpour.launch.status", "show what a run does, or how it ended"),
     "top": ("downpour.launch.top", "show what a run does, all the time, in the terminal"),
+    "report": ("downpour.launch.report", "write a run's report, one HTML file"),
+    "compare": ("downpour.launch.compare", "lay runs side by side"),
     "recipes": ("downpour.launch.list_recipes", "list the recipes that come with Downpour"),
     "prepare": ("downpour.launch.prepare", "write a data set's files"),
     "duplicates": ("downpour.launch.duplicates", "find pictures of one data set that recur in another"),

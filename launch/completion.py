@@ -27,7 +27,7 @@ _VALUES = {
     **dict.fromkeys(("first", "second", "remove"), _PATH),
     "recipe": _RECIPE,
     **dict.fromkeys(("run", "run_dir", "checkpoint", "init_from"), _RUN),
-    **dict.fromkeys(("out", "path", "tree", "hosts", "tls", "token_file", "checkpoint_dir", "arena"), _PATH),
+    **dict.fromkeys(("out", "html", "path", "tree", "hosts", "tls", "token_file", "checkpoint_dir", "arena"), _PATH),
     **dict.fromkeys(("directory", "arena_dir", "plot", "data", "features"), _PATH),
 }
 

@@ -1,10 +1,11 @@
-"""Peak memory of processes: RSS, and PSS, which divides a page's size among the processes that map it.
+"""What processes use: processor time, and peak memory as RSS and as PSS, which divides a page's size among its users.
 
 Read from Linux' `/proc`; elsewhere RSS comes from psutil and PSS is unknown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 from collections.abc import Mapping
@@ -24,25 +25,34 @@ _SIZE = re.compile(rb"^(VmHWM|Pss):\s+(\d+) kB", re.MULTILINE)
 
 
 class PeakMemory:
-    """The highest observed RSS and PSS of every named process, in bytes."""
+    """The highest observed RSS and PSS of every named process, in bytes, and its processor time, in seconds."""
 
     def __init__(self) -> None:
         self.rss: dict[str, int] = {}
         self.pss: dict[str, int] = {}
+        self.processor_s: dict[tuple[str, int], float] = {}  # by name and pid: one that is started again begins at 0
 
     def sample(self, pids: Mapping[str, int]) -> None:
         """Samples processes by name; those that have ended are skipped."""
         for name, pid in pids.items():
             self.rss[name] = max(self.rss.get(name, 0), _rss_bytes(pid))
             self.pss[name] = max(self.pss.get(name, 0), _linux_bytes(pid, "smaps_rollup", b"Pss"))
+            with contextlib.suppress(psutil.Error):
+                times = psutil.Process(pid).cpu_times()
+                self.processor_s[name, pid] = times.user + times.system
 
     def summary(self) -> dict[str, object]:
-        """The largest process of each role, in MB; PSS of the shards also one by one, in order."""
+        """The largest process of each role, in MB; PSS of the shards also one by one, in order; processor seconds."""
+        seconds: dict[str, float] = {}
+        for (name, _), spent in self.processor_s.items():
+            role = name.partition("/")[0]
+            seconds[role] = round(seconds.get(role, 0.0) + spent, 1)
         shards = sorted((int(name[3:]), size) for name, size in self.pss.items() if name.startswith("ps/"))
         return {
             "peak_rss_mb": _by_role(self.rss),
             "peak_pss_mb": _by_role(self.pss),
             "peak_pss_mb_by_shard": [_mb(size) for _, size in shards],
+            "processor_seconds": seconds,
         }
 
 

@@ -1,4 +1,4 @@
-"""How a run that ends early keeps its last steps: in a checkpoint, else in the shards' memory, which is kept.
+"""What is kept of a run that ends: its report, and of its last steps a checkpoint, else the shards' memory.
 
 Entered by the thread of the supervisor only.
 """
@@ -10,10 +10,12 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from downpour.launch.job import mistakes
 from downpour.launch.local.cluster import LocalCluster
 from downpour.launch.local.config import RunConfig
 from downpour.launch.local.progress import Display
 from downpour.launch.local.scratch import find_kept
+from downpour.launch.observe.reports.run import write_report
 from downpour.launch.roles import entry
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.storage import Folder, StorageError
@@ -44,6 +46,14 @@ def save(cluster: LocalCluster, display: Display) -> None:
                 break
             time.sleep(_SAVE_LOOK_S / 5)
     cluster.unsaved = not supervisor.hurried and supervisor.exit_code("chief") not in (entry.OK, entry.REFUSED)
+
+
+def report(run_dir: Path, display: Display) -> None:
+    """Writes the report of a run and says where it is; where it cannot be made, one line says why."""
+    try:
+        display.line("local", f"the report of the run is {write_report(run_dir)}")
+    except Exception as error:  # of whatever the folder holds: the run itself has ended as it has
+        display.line("local", f"no report of the run: {mistakes.describe(error)}")
 
 
 def take_kept(config: RunConfig, display: Display) -> Path | None:

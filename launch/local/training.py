@@ -70,6 +70,8 @@ def train(config: RunConfig, supervisor: Supervisor, display: Display) -> dict[s
             if isinstance(error, ProcessFailed):
                 refused = error.code == entry.REFUSED and not cluster.trained
                 owner.write_failure(config.folder, f"{'refused before training: ' if refused else ''}{error}")
+            if cluster.trained:
+                saving.report(config.folder, display)
             raise
     return _finish(config.folder, memory, display)
 
@@ -127,7 +129,7 @@ def _end(cluster: LocalCluster, display: Display) -> None:
 
 
 def _finish(run_dir: Path, memory: PeakMemory, display: Display) -> dict[str, Any]:
-    """Adds the memory to the chief's summary and draws the learning curve."""
+    """Adds the memory to the chief's summary, draws the learning curve and writes the report."""
     path = run_dir / report.SUMMARY_FILE
     if not path.exists():
         raise ProcessFailed(1, f"the chief ended without {path}; see {run_dir}/logs/chief.log")
@@ -137,4 +139,5 @@ def _finish(run_dir: Path, memory: PeakMemory, display: Display) -> dict[str, An
         report.learning_curve(run_dir)
     except (ValueError, OSError) as error:  # the chief's summary remains
         display.line("local", str(error))
+    saving.report(run_dir, display)
     return summary

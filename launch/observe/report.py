@@ -7,6 +7,7 @@ The chief appends one JSON object per line: `{"kind": "loss", "step", "seconds",
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,18 +47,37 @@ def learning_curve(run_dir: Path) -> Path:
 
 
 def read_history(run_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Reads losses and scores in the order of their steps. Lines that are no JSON are skipped."""
+    """Reads losses and scores in the order of their steps; see `read_entries`."""
+    rows = sorted(read_entries(run_dir)[0], key=lambda row: int(row["step"]))
+    return [row for row in rows if row["kind"] == "loss"], [row for row in rows if row["kind"] == "score"]
+
+
+def read_entries(run_dir: Path) -> tuple[list[dict[str, Any]], int]:
+    """Reads the history of a run: its entries as they were written, and how many lines are none.
+
+    A line that is cut off, or lacks kind, step, seconds or its loss, is left out and counted.
+
+    Raises:
+        ValueError: There is no history.
+    """
     path = run_dir / HISTORY_FILE
     if not path.exists():
         raise ValueError(f"no {path}; give the folder of a run that has trained")
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    rows.sort(key=lambda row: int(row["step"]))
-    return [row for row in rows if row["kind"] == "loss"], [row for row in rows if row["kind"] == "score"]
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    found = [entry for line in lines if (entry := _entry(line)) is not None]
+    return found, len(lines) - len(found)
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+        return None
+    numbers = ["step", "seconds", *(["loss"] if entry["kind"] == "loss" else [])]
+    known = all(isinstance(entry.get(name), int | float) for name in numbers)
+    return entry if known and math.isfinite(entry["step"]) and math.isfinite(entry["seconds"]) else None
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:

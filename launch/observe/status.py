@@ -32,7 +32,7 @@ from downpour.worker.chief.progress import as_json, finite
 
 _WITHIN_S = 5.0  # for an answer
 _SHARD_STATUS = "/downpour.v1.ParameterServer/Status"
-_FILES = (owner.SUMMARY, owner.JOURNAL, report.HISTORY_FILE, owner.LOCK, owner.LAUNCHER_LOCK)
+FILES = (owner.SUMMARY, owner.JOURNAL, report.HISTORY_FILE, owner.LOCK, owner.LAUNCHER_LOCK)
 _SAME_IN_SUMMARY = (
     *("recipe", "seconds", "loss", "staleness_mean", "seconds_per_step", "input_bound", "epochs"),
     *("ended_by", "ended_because", "failure", "best"),
@@ -46,7 +46,7 @@ def of_folder(run_dir: Path, security: Security = PLAIN) -> dict[str, Any]:
     Raises:
         ValueError: The folder holds no run.
     """
-    if not any((run_dir / name).exists() for name in _FILES):
+    if not any((run_dir / name).exists() for name in FILES):
         raise ValueError(f"{run_dir} holds no run; give the folder of one, such as runs/quickstart")
     found: dict[str, Any] = {"run": str(run_dir)}
     chief, launcher = owner.holder(run_dir / owner.LOCK), owner.holder(run_dir / owner.LAUNCHER_LOCK)
@@ -56,21 +56,15 @@ def of_folder(run_dir: Path, security: Security = PLAIN) -> dict[str, Any]:
             return of_address(address, security) | found
         except DownpourError as error:
             problem = f"the run belongs to {chief}, and {error}"
-            return found | _of_files(run_dir) | {"state": "unknown", "problem": problem}
+            return found | of_files(run_dir) | {"state": "unknown", "problem": problem}
     if chief or (launcher and not _ended_since(run_dir)):
         return found | {"state": "starting"}
-    return found | _of_files(run_dir)
+    return found | of_files(run_dir)
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
     """The entries of a run's history, in the order in which they were written; none if it has no history yet."""
-    path, found = run_dir / report.HISTORY_FILE, []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:  # being written, or cut off
-            continue
-    return [entry for entry in found if isinstance(entry, dict)]
+    return report.read_entries(run_dir)[0] if (run_dir / report.HISTORY_FILE).exists() else []
 
 
 def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
@@ -171,7 +165,7 @@ def _of_shard(status: ps_pb.StatusReply) -> dict[str, Any]:
     }
 
 
-def _of_files(run_dir: Path) -> dict[str, Any]:
+def of_files(run_dir: Path) -> dict[str, Any]:
     """Describes a run that does not go on: what its journal and history know, and its summary if that is current."""
     found: dict[str, Any] = {"state": "stopped"}
     journal = Journal(run_dir / owner.JOURNAL).read()

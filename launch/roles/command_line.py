@@ -33,10 +33,12 @@ class Syntax:
         shown: Names of the flags that `--help` shows, in this order, blanks between; "" for all of Downpour's.
         positional: Flags whose values may be given as arguments without a name, in this order, blanks between; "" for
             none.
+        repeats: Whether the last of these takes all further arguments, too.
     """
 
     shown: str = ""
     positional: str = ""
+    repeats: bool = False
 
 
 PLAIN = Syntax()
@@ -70,6 +72,9 @@ def parse(doc: str, syntax: Syntax) -> None:
     for name in syntax.positional.split():
         if rest and flags.FLAGS[name].value is None:
             flags.FLAGS[name].parse(rest.pop(0))
+    if syntax.repeats and rest:
+        flags.FLAGS[syntax.positional.split()[-1]].parse(rest)
+        rest = []
     if rest:
         may = f", but for one {' and one '.join(syntax.positional.split())}" if syntax.positional else ""
         raise ValueError(f"unexpected argument {rest[0]!r}; every argument is a flag, --name=value{may} (see --help)")

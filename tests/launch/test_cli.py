@@ -9,7 +9,7 @@ RUN = "import sys; from downpour.launch.cli import main; main()"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no command; the commands are train, local, status, top, recipes, prepare"),
+        ((), "no command; the commands are train, local, status, top, report, compare"),
         (("trian",), "unknown command 'trian'; did you mean 'train'? the commands are train, local,"),
         (("local",), "no recipe; give --recipe=NAME, one of imagenet, imagenet_finetune, imagenet_frozen, jft300m,"),
         (("local", "--recipe=nope"), "no recipe 'nope'"),

@@ -112,6 +112,7 @@ def test_a_run_from_start_to_summary(run_with_stand_ins, tmp_path, capfd):
     assert len(summary["peak_pss_mb_by_shard"]) == 3
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert (tmp_path / "run" / "learning_curve.png").exists()
+    assert (tmp_path / "run" / "report.html").exists()
     assert not list((tmp_path / "scratch").iterdir())
     assert "[ps/1] ended with signal SIGKILL; restart 1 of 3" in capfd.readouterr().err
 

@@ -29,6 +29,7 @@ from downpour.ps.policy.specification import specification_of
 from downpour.worker.chief import owner
 from downpour.worker.chief.beginning import begin
 from downpour.worker.chief.checkpoints import Checkpoints
+from downpour.worker.chief.environment import environment_entry
 from downpour.worker.chief.epoch_ends import EpochEnds
 from downpour.worker.chief.events import Events
 from downpour.worker.chief.healer import Healer
@@ -130,8 +131,10 @@ class Chief:
         with state.changed:
             state.layout = layout
             state.phase = pb.ProgressReply.STATE_TRAINING
-            state.coordinator.members.opened_s = time.monotonic()
+            state.coordinator.members.opened_s = now = time.monotonic()
+            step, seconds = state.coordinator.step, state.coordinator.time.train_s(now)
         self._begin_sinks(layout, len(shards))
+        self._folder.note(environment_entry(layout, self._settings.description, step, seconds))
         observer = Observer(self._settings, state, self._folder)
         watch = Watch(self._settings, state, self._folder, self._shards, checkpoints, observer)
         threading.Thread(target=healer.run, args=(self._ending,), name="healer", daemon=True).start()

@@ -13,10 +13,12 @@ def test_largest_process_of_each_role():
     memory = PeakMemory()
     memory.rss = {"ps/0": 1 << 20, "ps/10": 3 << 20, "ps/2": 2 << 20, "chief": 5 << 20}
     memory.pss = dict(memory.rss)
+    memory.processor_s = {("worker/0", 7): 2.5, ("worker/0", 8): 1.0, ("worker/1", 9): 0.25}
     assert memory.summary() == {
         "peak_rss_mb": {"ps": 3.0, "chief": 5.0},
         "peak_pss_mb": {"ps": 3.0, "chief": 5.0},
         "peak_pss_mb_by_shard": [1.0, 2.0, 3.0],
+        "processor_seconds": {"worker": 3.8},
     }
 
 
@@ -31,6 +33,7 @@ def test_peaks_of_this_process_are_plausible_and_never_fall():
     memory = PeakMemory()
     memory.sample({"worker/0": os.getpid()})
     assert 0 < memory.pss["worker/0"] <= memory.rss["worker/0"]
+    assert 0 < memory.processor_s["worker/0", os.getpid()] < 3600
     before = memory.pss["worker/0"] = 1 << 50
     memory.sample({"worker/0": os.getpid()})
     assert memory.pss["worker/0"] == before

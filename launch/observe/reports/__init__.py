@@ -1,0 +1,1 @@
+"""Reports of runs and comparisons between them, as HTML and as text."""
