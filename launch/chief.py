@@ -25,11 +25,15 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from downpour import files
 from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
+from downpour.launch.observe import report
+from downpour.launch.observe.page import ADDRESS_FILE
+from downpour.launch.observe.page.server import PageServer
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
@@ -45,7 +49,7 @@ from downpour.worker.chief.settings import JobSettings
 
 SYNTAX = Syntax(
     shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
-    " stop_shards tls token_file health_port listen_in_plain_text_on_the_network",
+    " stop_shards page_port page_host tls token_file health_port listen_in_plain_text_on_the_network",
 )
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
@@ -65,6 +69,7 @@ class ChiefConfig:
         prepared: File of layout and initial values, written by a launcher; None to build the model.
         job_id: Id of a new run; "" for a random one.
         stop_shards: Whether the shards are ended when the job is over.
+        page: Where the page for browsers is served; None for nowhere.
         access: Identity, access and health port.
     """
 
@@ -78,6 +83,7 @@ class ChiefConfig:
     prepared: Path | None = None
     job_id: str = ""
     stop_shards: bool = False
+    page: Listening | None = None
     access: Access = field(default_factory=Access)
 
 
@@ -116,6 +122,7 @@ def from_flags() -> ChiefConfig:
         prepared=Path(prepared) if prepared else None,
         job_id=role_flags.job_id(),
         stop_shards=bool(role_flags.value("stop_shards")),
+        page=role_flags.page(),
         access=role_flags.access("chief"),
     )
 
@@ -131,7 +138,7 @@ def run(config: ChiefConfig) -> None:
     host, port = config.listening.host, config.listening.port
     chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)
     health = security.health(config.access.health_port, lambda: chief.ready)
-    with contextlib.closing(chief), _recorded_failure(config.run_dir), health:
+    with contextlib.closing(chief), _recorded_failure(config.run_dir), health, _page(config, chief):
         ending.on_sigterm(lambda: _leave(chief, config.stop_shards))
         # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(config.listening.port_file, chief.port)
@@ -145,6 +152,23 @@ def run(config: ChiefConfig) -> None:
         give_up_after_s = job.exchange.give_up_after_s
         found = chief.run(layout, shards, model.initial_values, give_up_after_s, stop_shards=config.stop_shards)
     logging.info("done: %d steps, loss %.4g, ended by %s", found["global_steps"], found["loss"], found["ended_by"])
+
+
+@contextlib.contextmanager
+def _page(config: ChiefConfig, chief: Chief) -> Iterator[None]:
+    """Serves the page, if one is wanted; its address is in the folder of the run meanwhile."""
+    if config.page is None:
+        yield
+        return
+    address, history = config.run_dir / ADDRESS_FILE, config.run_dir / report.HISTORY_FILE
+    server = PageServer(config.page.host, config.page.port, chief.status, history, config.access.security)
+    with contextlib.closing(server):
+        logging.info("page %s", server.url)
+        with contextlib.suppress(OSError):  # the disk may be full; the address is for people only
+            files.write(address, f"{server.url}\n")
+        yield
+    with contextlib.suppress(OSError):
+        address.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ class RunConfig:
         init_only: Name patterns of the variables that are read; none for all.
         print_layout: Whether the layout is printed to stdout; None: if the job is `paper_shape`.
         verbosity: `--verbosity` of the process that checks the job; None for its default.
+        page_port: Port on loopback of the page for browsers, 0 for any; None for no page.
         how_to_resume: How the caller continues an interrupted run, for the last message of it.
     """
 
@@ -45,6 +46,7 @@ class RunConfig:
     init_only: tuple[str, ...] = ()
     print_layout: bool | None = None
     verbosity: int | None = None
+    page_port: int | None = None
     how_to_resume: str = 'the same configuration with checkpoints=Checkpoints(resume="yes")'
 
     @cached_property

@@ -26,7 +26,7 @@ _ASK_TIMEOUT_S = 0.5
 _MOST_SCORES = 2  # in a line
 _NOISE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .*failed call to cuInit"
-    r"|\[chief[^]]*\] step \d+ of \d+, loss "  # shown as progress
+    r"|\[chief[^]]*\] (?:step \d+ of \d+, loss |page http)"  # shown as progress, and by the launcher
 )
 _COLORS = {"ps": "cyan", "worker": "green", "chief": "magenta", "evaluator": "yellow"}
 
