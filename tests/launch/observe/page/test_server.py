@@ -21,6 +21,7 @@ from downpour.launch.observe.page import server as server_module
 from downpour.launch.observe.page.server import MOST_CONNECTIONS, MOST_REQUEST_BYTES, PageServer
 from downpour.proto.security.config import PLAIN, Security
 from tests import certificates
+from tests.conftest import wait_until
 
 TOKEN = "a-token-of-this-job-0123456789"
 SECRET = "the run's own name"
@@ -211,7 +212,7 @@ def test_beyond_loopback_it_is_served_over_the_jobs_tls(tmp_path: Path, status: 
         assert answer.startswith(b"HTTP/1.0 200") and SECRET.encode() in answer
         assert "Secure" in str(server.access.cookie(TOKEN))
         assert raw(server, b"GET / HTTP/1.0\r\n\r\n") == b"", "plain text is not answered"
-        assert not server._open
+        wait_until(lambda: not server._open, "the end of every connection", 10)
     finally:
         server._cached_s = -1e9
         server.close()
