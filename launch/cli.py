@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("downpour.launch.local.run", "train on this machine, every role as a process of its own"),
     "local": ("downpour.launch.local.run", "the same"),
     "status": ("downpour.launch.status", "show what a run does, or how it ended"),
+    "top": ("downpour.launch.top", "show what a run does, all the time, in the terminal"),
     "recipes": ("downpour.launch.list_recipes", "list the recipes that come with Downpour"),
     "prepare": ("downpour.launch.prepare", "write a data set's files"),
     "duplicates": ("downpour.launch.duplicates", "find pictures of one data set that recur in another"),

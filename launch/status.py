@@ -1,10 +1,11 @@
-"""Shows what a run does, or how it ended: step, speed, loss, scores, workers, shards, checkpoint, faults.
+"""Shows what a run does, or how it ended: step, speed, loss, scores, workers, shards, checkpoint, faults, findings.
 
     downpour status runs/quickstart
     downpour status 127.0.0.1:2223 --json
 
 It is asked of the chief, whose address is in the folder of a run that goes on, or given as host:port; a shard's address
-shows that shard. A run that does not go on is described by its summary, journal and history.
+shows that shard. A run that does not go on is described by its summary, journal and history. Findings are what is worth
+knowing: a slow worker and in which phase, a hot shard, growing staleness, an old checkpoint, what has died or was lost.
 
 Exit codes: 0 the run goes on or is done; 3 it failed, or was stopped before its end; 2 there is no such run; 69 nobody
 answers. Needs no TensorFlow.
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from downpour.launch.observe import status, status_text
+from downpour.launch.observe.findings import findings
 from downpour.launch.roles import entry, role_flags
 from downpour.launch.roles.command_line import Syntax
 from downpour.proto.security.config import Security
@@ -44,8 +47,16 @@ def define() -> None:
 
 
 def _main() -> int:
-    found = look(flags.FLAGS["run"].value or "", role_flags.access("").security)
-    print(json.dumps(found, indent=2) if flags.FLAGS["json"].value else status_text.text(found), flush=True)
+    run = flags.FLAGS["run"].value or ""
+    found, folder = look(run, role_flags.access("").security), folder_of(run)
+    if saved := found.get("checkpoint"):
+        found["checkpoint"] = saved | {"whole": status.is_whole(saved["directory"])}
+    history = status.history(folder) if folder else []
+    if flags.FLAGS["json"].value:
+        found["findings"] = [vars(finding) for finding in findings(found, history)]
+        print(json.dumps(found, indent=2), flush=True)
+    else:
+        print(status_text.text(found, history), flush=True)
     return exit_code(found)
 
 
@@ -60,11 +71,9 @@ def look(run: str, security: Security) -> dict[str, Any]:
         ValueError: There is no such run.
         Unreachable: Nobody answers at that address.
     """
-    for folder in (Path(run), _RUNS / run) if run else ():
-        if folder.is_dir():
-            return status.of_folder(folder, security)
-    address = _ADDRESS.fullmatch(run)
-    if address and 0 < int(address[2]) < 65536:
+    if folder := folder_of(run):
+        return status.of_folder(folder, security)
+    if _is_address(run):
         return status.of_address(run, security)
     given = f"{run!r} is no folder and no host:port" if run else "no run"
     known = sorted(str(folder) for folder in _RUNS.glob("*/") if folder.is_dir())
@@ -72,7 +81,18 @@ def look(run: str, security: Security) -> dict[str, Any]:
     raise ValueError(f"{given}; give the folder of a run, or host:port of its chief or of a shard{there}")
 
 
-def exit_code(found: dict[str, Any]) -> int:
+def folder_of(run: str) -> Path | None:
+    """The folder that is meant, itself or below `runs/`; None if there is none."""
+    return next((folder for folder in (Path(run), _RUNS / run) if folder.is_dir()), None) if run else None
+
+
+def _is_address(run: str) -> bool:
+    """Whether it is `host:port`."""
+    address = _ADDRESS.fullmatch(run)
+    return address is not None and 0 < int(address[2]) < 65536
+
+
+def exit_code(found: Mapping[str, Any]) -> int:
     """Exit code for a status."""
     if found.get("problem"):
         return entry.UNREACHABLE

@@ -33,6 +33,8 @@ class Latest:
         reply: The newest progress; None before the first.
     """
 
+    detailed = False
+
     def __init__(self) -> None:
         self.reply: ProgressReply | None = None
         self._lines = deque[str](maxlen=_MOST_LINES)

@@ -1,7 +1,8 @@
 """Displays a running job: log lines by role, and one line of progress requested from the chief.
 
-On a terminal the progress is a bar at the bottom; elsewhere a plain line about every ten seconds. All of it goes to
-stderr; stdout is for results. Entered by one thread, the supervisor's.
+On a terminal the frame of `downpour top` stays at the bottom, in up to half of its lines, and log lines scroll above it;
+elsewhere, and where TERM is dumb, the progress is a plain line about every ten seconds. All of it goes to stderr; stdout
+is for results. Entered by one thread, the supervisor's.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from types import TracebackType
 from typing import Protocol, Self, TextIO
 
 import grpc
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
 from rich.text import Text
 
+from downpour.launch.observe import watching
+from downpour.launch.observe.frame import frame
 from downpour.launch.observe.status_text import duration as duration
+from downpour.launch.observe.trail import Trail
 from downpour.proto import chief_pb2, chief_pb2_grpc
 from downpour.proto.rpc.client import Channel
+from downpour.worker.chief.progress import as_json
 
 _PLAIN_EVERY_S = 10.0
 _ASK_TIMEOUT_S = 0.5
 _MOST_SCORES = 2  # in a line
+_LEAST_LINES = 12  # of a frame
 _NOISE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .*failed call to cuInit"
     r"|\[chief[^]]*\] (?:step \d+ of \d+, loss |page http)"  # shown as progress, and by the launcher
@@ -38,10 +44,11 @@ class ChiefWatcher:
         self._channel = Channel(address, role="chief")
         self._stub = chief_pb2_grpc.ChiefStub(self._channel)  # type: ignore[no-untyped-call]
 
-    def ask(self, timeout_s: float = _ASK_TIMEOUT_S) -> chief_pb2.ProgressReply | None:
-        """The chief's answer; None when it does not answer in time."""
+    def ask(self, timeout_s: float = _ASK_TIMEOUT_S, *, detailed: bool = False) -> chief_pb2.ProgressReply | None:
+        """The chief's answer, with its details if asked for; None when it does not answer in time."""
         try:
-            reply: chief_pb2.ProgressReply = self._stub.Progress(chief_pb2.ProgressRequest(), timeout=timeout_s)
+            request = chief_pb2.ProgressRequest(detailed=detailed)
+            reply: chief_pb2.ProgressReply = self._stub.Progress(request, timeout=timeout_s)
             return reply
         except grpc.RpcError:
             return None
@@ -52,7 +59,13 @@ class ChiefWatcher:
 
 
 class Display(Protocol):
-    """Shows lines and progress. A context manager."""
+    """Shows lines and progress. A context manager.
+
+    Attributes:
+        detailed: Whether it shows the details of a reply.
+    """
+
+    detailed: bool
 
     def line(self, name: str, text: str) -> None:
         """Shows a line that the process `name` wrote."""
@@ -72,11 +85,13 @@ class Display(Protocol):
 def display(stream: TextIO | None = None) -> Display:
     """Returns the display for a stream, stderr by default."""
     stream = stream or sys.stderr
-    return BarDisplay(stream) if stream.isatty() else PlainDisplay(stream)
+    return LiveDisplay(stream) if watching.is_terminal(stream) else PlainDisplay(stream)
 
 
 class PlainDisplay:
     """Prints lines as they arrive and the progress every ten seconds, and whenever the state changes."""
+
+    detailed = False
 
     def __init__(self, stream: TextIO, every_s: float = _PLAIN_EVERY_S) -> None:
         self._stream, self._every_s = stream, every_s
@@ -103,23 +118,24 @@ class PlainDisplay:
             print(f"[progress] {summary(reply)}", file=self._stream, flush=True)
 
 
-class BarDisplay:
-    """A bar at the bottom of a terminal, log lines scrolling above it."""
+class LiveDisplay:
+    """The newest frame at the bottom of a terminal, log lines scrolling above it."""
+
+    detailed = True
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False)
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
-        self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
-        self._task = self._bar.add_task("starting", total=None, text="")
+        self._glyphs, self._trail = watching.glyphs_of(stream), Trail()
+        self._live = Live(Text("starting", style="bold"), console=self._console, transient=True, auto_refresh=False)
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._live.start(refresh=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._live.stop()
 
     def line(self, name: str, text: str) -> None:
         """See `Display.line`."""
@@ -131,9 +147,11 @@ class BarDisplay:
 
     def show(self, reply: chief_pb2.ProgressReply) -> None:
         """See `Display.show`."""
-        text = summary(reply).removeprefix(state_name(reply)).strip()
-        total = reply.num_steps or None
-        self._bar.update(self._task, description=state_name(reply), completed=reply.step, total=total, text=text)
+        status = as_json(reply)
+        self._trail.add(status | {"run": status["recipe"] or "run"})
+        size = self._console.size
+        lines = frame(self._trail, size.width, max(size.height // 2, _LEAST_LINES), self._glyphs)
+        self._live.update(Group(*lines), refresh=True)
 
 
 def is_noise(text: str) -> bool:

@@ -86,7 +86,7 @@ def _watch(cluster: LocalCluster, display: Display, memory: PeakMemory) -> None:
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + _LOOK_EVERY_S
                 memory.sample(cluster.supervisor.pids())
-                reply = watcher.ask()
+                reply = watcher.ask(detailed=display.detailed)
                 if reply:
                     display.show(reply)
                     cluster.record(reply)

@@ -20,6 +20,8 @@ from downpour.proto.errors import DownpourError, Unreachable, from_rpc_error
 from downpour.proto.rpc.client import Channel
 from downpour.proto.security.config import PLAIN, Security
 from downpour.proto.security.tls import WrongPeer
+from downpour.ps.checkpoint import manifest
+from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.worker.chief import owner
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.details import details
@@ -60,6 +62,17 @@ def of_folder(run_dir: Path, security: Security = PLAIN) -> dict[str, Any]:
     return found | _of_files(run_dir)
 
 
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    """The entries of a run's history, in the order in which they were written; none if it has no history yet."""
+    path, found = run_dir / report.HISTORY_FILE, []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:  # being written, or cut off
+            continue
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
 def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
     """Describes the run of a chief, or a shard.
 
@@ -81,6 +94,18 @@ def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
     except grpc.RpcError as error:
         raise _refusal(address, error) from None
     return {"run": address, **_of_shard(status)}
+
+
+def is_whole(directory: str) -> bool | None:
+    """Whether a checkpoint has an intact manifest and all its files; None if its folder cannot be read here."""
+    if not Path(directory).is_dir():  # of another machine, or a URL
+        return None
+    try:
+        return manifest.load(directory).is_whole()
+    except Damaged:
+        return False
+    except (OSError, ValueError):
+        return None
 
 
 def _ended_since(run_dir: Path) -> bool:

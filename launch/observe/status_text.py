@@ -5,17 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from downpour.launch.observe.findings import findings
 from downpour.launch.observe.report import step_words
 
 _MOST_ROWS = 20  # of workers, and of shards
-_MOST_NAMED = 4  # workers that wait for data
 _LABEL = 12  # columns
 _MB = 1e6
 
 
-def text(status: Mapping[str, Any]) -> str:
-    """Returns the lines that `downpour status` prints."""
-    return "\n".join([_headline(status), *_facts(status), *_workers(status), *_shards(status)])
+def text(status: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Returns the lines that `downpour status` prints.
+
+    Args:
+        status: The run's status.
+        history: Entries of its history, for what is found in it; see `downpour.launch.observe.findings`.
+    """
+    found = [f"  {'finding':<{_LABEL}}{finding.text}" for finding in findings(status, history)]
+    return "\n".join([headline(status), *_facts(status), *found, *_workers(status), *_shards(status)])
+
+
+def line(status: Mapping[str, Any]) -> str:
+    """The state in one line: `runs/mine: training, step 321 of 700, ...; loss 0.4213; 492.0 examples/s, ...`."""
+    known = dict(_labelled(status))
+    return "; ".join(
+        filter(
+            None,
+            (
+                headline(status),
+                f"loss {known['loss']}" if known["loss"] else "",
+                f"held-out {known['held-out']}" if known["held-out"] else "",
+                known["speed"],
+            ),
+        )
+    )
 
 
 def duration(seconds: float) -> str:
@@ -27,7 +49,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _headline(status: Mapping[str, Any]) -> str:
+def headline(status: Mapping[str, Any]) -> str:
     """`runs/mine: training, step 321 of 700, epoch 3.21, 0:42 left`."""
     parts = [f"{status['run']}: {status['state']}"]
     if status.get("shard") is not None:
@@ -60,10 +82,9 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "speed", _speed(status)
     seconds = status.get("seconds_per_step") or {}
     yield "a step", f"{step_words(seconds)} s of a worker" if seconds else ""
-    yield "input", _input(status.get("input_bound") or {})
     yield "memory", ", ".join(f"{role} {size:.0f} MB" for role, size in (status.get("peak_pss_mb") or {}).items())
     saved = status.get("checkpoint")
-    yield "checkpoint", f"step {saved['step']}, {saved['directory']}" if saved else ""
+    yield "checkpoint", f"{checkpoint_text(saved)}, {saved['directory']}" if saved else ""
     best = (f"{name} {_number(one['score'])} (step {one['step']})" for name, one in status.get("best", {}).items())
     yield "best", ", ".join(best)
     if "version" in status:
@@ -75,14 +96,14 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "faults", faults or ("none" if "faults" in status else "")
 
 
-def _input(shares: Mapping[str, float]) -> str:
-    """Which workers compute faster than they read."""
-    if not shares:
-        return ""
-    shown = sorted(shares, key=lambda worker: -shares[worker])[:_MOST_NAMED]
-    names = ", ".join(f"worker {worker} for {shares[worker]:.0%}" for worker in shown)
-    more = f" and {len(shares) - len(shown)} more" if len(shares) > len(shown) else ""
-    return f"waits for data: {names} of a step{more}; more threads or less to decode (docs/data.md)"
+def checkpoint_text(saved: Mapping[str, Any]) -> str:
+    """`step 700, 0:06 ago, whole`; what is not known is left out."""
+    parts = [f"step {saved['step']}"]
+    if saved.get("age_seconds") is not None:
+        parts.append(f"{duration(saved['age_seconds'])} ago")
+    if saved.get("whole") is not None:
+        parts.append("whole" if saved["whole"] else "with files missing")
+    return ", ".join(parts)
 
 
 def _ended(status: Mapping[str, Any]) -> str:

@@ -51,4 +51,4 @@ def test_workers_of_a_slow_source_say_so_and_summary_and_status_name_them(tmp_pa
         log = (local.run_dir / "logs" / f"worker-{worker}.log").read_text()
         assert log.count("this worker waits for its data for ") == 1
     text = status_text.text(status.look(str(local.run_dir), PLAIN))
-    assert "  input       waits for data: worker " in text and " of a step; more threads or less to decode" in text
+    assert "  finding     workers " in text and " of a step; give the data more threads, or less to decode" in text

@@ -93,10 +93,14 @@ class Reports:
         return self._windows.growth(worker, now_s)
 
     def mark(self, now_s: float, report: pb.WorkerReport) -> None:
-        """Records the totals of this moment, for rates: those of the worker that has reported, and of all."""
+        """Records the totals of this moment, for rates: those of the worker that has reported, and of all.
+
+        A worker's first step is in none of its rates: it compiles.
+        """
         totals = {f"{part}_seconds": getattr(report, f"{part}_seconds") for part in PARTS}
         totals |= {"steps": report.steps, "examples": report.examples, "staleness": report.staleness_sum}
-        self._windows.add(report.worker, report.incarnation, now_s, totals)
+        if report.steps:
+            self._windows.add(report.worker, report.incarnation, now_s, totals)
         self._marks.append(
             Mark(
                 now_s,

@@ -15,13 +15,14 @@ import pytest
 
 from downpour.launch import certs, chief, status
 from downpour.launch.observe import status_text
-from downpour.launch.observe.status import of_address, of_folder
+from downpour.launch.observe.status import is_whole, of_address, of_folder
 from downpour.launch.roles import entry
 from downpour.proto.errors import Unauthenticated, Unreachable
 from downpour.proto.security.config import PLAIN
 from downpour.ps.service.server import ShardServer
 from downpour.worker.chief import owner
 from tests import certificates
+from tests.launch.observe import statuses
 from tests.worker.test_job import GIVE_UP_S, Cluster, Parameters, serving, toward_one
 
 
@@ -150,14 +151,33 @@ def test_a_chief_that_is_refused_leaves_the_reason_until_the_next_one_begins(tmp
         assert of_folder(tmp_path)["state"] == "stopped"
 
 
-def test_workers_that_wait_for_data_are_named_those_that_wait_most_first() -> None:
-    shares = {str(worker): 0.2 + worker / 100 for worker in range(6)}
-    text = status_text.text({"run": "runs/mine", "state": "training", "input_bound": shares})
-    assert (
-        "  input       waits for data: worker 5 for 25%, worker 4 for 24%, worker 3 for 23%, worker 2 for 22%" in text
-    )
-    assert "of a step and 2 more; more threads or less to decode (docs/data.md)" in text
-    assert "waits for data" not in status_text.text({"run": "runs/mine", "state": "training", "input_bound": {}})
+def test_what_was_found_is_said_before_the_tables() -> None:
+    workers = [statuses.worker(0), statuses.worker(1, compute=0.4), statuses.worker(2)]
+    found = statuses.status(workers=workers, input_bound={str(worker): 0.2 + worker / 100 for worker in range(6)})
+    lines = status_text.text(found).splitlines()
+    assert lines[lines.index("") - 2 : lines.index("")] == [
+        "  finding     worker 1 takes 0.43 s a step, others 0.13 s; its compute 0.4 s, theirs 0.1 s",
+        "  finding     workers 5, 4, 3, 2 and 2 more wait for data for 25% of a step; give the data more threads, or "
+        "less to decode (docs/data.md)",
+    ]
+    grown = [statuses.entry(number, {str(number // 10): 40}) for number in range(40)]
+    assert "staleness grows" in status_text.text(statuses.status(), grown)
+    assert "finding" not in status_text.text(statuses.status())
+
+
+def test_a_checkpoint_is_said_to_be_whole_or_not(halfway: tuple[Cluster, Any]) -> None:
+    cluster, _ = halfway
+    found = looked(cluster.run_dir, lambda found: found.get("checkpoint"))
+    folder = Path(found["checkpoint"]["directory"])
+    assert is_whole(str(folder)) is True
+    found["checkpoint"] |= {"whole": True, "age_seconds": 6.2}
+    assert f"checkpoint  step {found['checkpoint']['step']}, 0:06 ago, whole, {folder}" in status_text.text(found)
+    shutil.copytree(folder, copy := cluster.run_dir.parent / "copy")
+    next(copy.glob("shard-*")).unlink()
+    assert is_whole(str(copy)) is False
+    (copy / "manifest.json").write_text("{")
+    assert is_whole(str(copy)) is False
+    assert is_whole(str(copy / "elsewhere")) is None
 
 
 def test_a_shard_is_described_too(halfway: tuple[Cluster, Any]) -> None:

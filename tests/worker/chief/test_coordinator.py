@@ -144,6 +144,15 @@ def test_progress_gives_rates_over_the_last_seconds() -> None:
     assert progress.seconds_left == pytest.approx(60 / 4)
 
 
+def test_the_first_step_of_a_worker_which_compiles_is_in_none_of_its_rates() -> None:
+    c = coordinator()
+    c.report(report(), 0.0)
+    for steps, compute_s in ((0, 0.0), (1, 20.0), (5, 20.4), (11, 21.0)):
+        c.report(report(steps=steps, compute_seconds=compute_s), 1.0 + compute_s)
+    recent = c.reports.recent(0, 22.0)
+    assert recent.mean("compute_seconds", "steps") == pytest.approx(0.1)
+
+
 def test_progress_before_anything_happened() -> None:
     progress = coordinator().progress(5.0)
     assert math.isnan(progress.loss) and progress.seconds_left == -1.0
