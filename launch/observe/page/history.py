@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from downpour.worker.chief.progress import finite
 MOST_POINTS = 300  # of a curve in an answer
 MOST_CURVES = 16
 _KEPT = 2048  # points of a curve in memory
+_MOST_ENTRIES = 300  # on progress: one comes after a hundredth of the time so far
 _READ_BYTES = 1 << 20  # at a time
 _NO_SCORES = ("kind", "step", "seconds", "time")
 _OF_PROGRESS = ("examples_per_second", "staleness_mean", "learning_rate")
@@ -62,6 +64,13 @@ class Curves:
         self._file = 0  # inode; another one replaces it where a run begins anew or goes back to a checkpoint
         self._offset = self._lines = 0  # what was read of it
         self._curves: dict[str, Curve] = {}
+        self._progress = deque[dict[str, Any]](maxlen=_MOST_ENTRIES)
+        self._states: dict[str, dict[str, str]] = {}  # one object for all workers in a state
+
+    def progress(self) -> list[dict[str, Any]]:
+        """The newest entries of the kind `progress`, with what `downpour.launch.observe.findings` needs of them."""
+        self._read()
+        return list(self._progress)
 
     def after(self, line: int) -> dict[str, Any]:
         """Returns the curves, as JSON values.
@@ -85,6 +94,7 @@ class Curves:
                 found = os.fstat(file.fileno())
                 if found.st_ino != self._file or found.st_size < self._offset:
                     self._file, self._offset, self._lines, self._curves = found.st_ino, 0, 0, {}
+                    self._progress.clear()
                 file.seek(self._offset)
                 rest = b""
                 while piece := file.read(_READ_BYTES):
@@ -100,11 +110,18 @@ class Curves:
         try:
             entry = json.loads(line)
             values, step, seconds = dict(_values(entry)), int(entry["step"]), float(entry.get("seconds") or 0.0)
+            if entry["kind"] == "progress":
+                self._progress.append(self._trimmed(entry))
         except (ValueError, KeyError, TypeError, AttributeError):  # cut off, or not of the chief
             return
         for name, value in values.items():
             if name in self._curves or len(self._curves) < MOST_CURVES:
                 self._curves.setdefault(name, Curve()).add((self._lines, step, seconds, value))
+
+    def _trimmed(self, entry: dict[str, Any]) -> dict[str, Any]:
+        states = {index: str(one["state"]) for index, one in entry["workers"].items()}
+        workers = {index: self._states.setdefault(state, {"state": state}) for index, state in states.items()}
+        return {name: entry[name] for name in ("kind", "step", "seconds", "staleness")} | {"workers": workers}
 
 
 def _values(entry: dict[str, Any]) -> Iterator[tuple[str, float]]:

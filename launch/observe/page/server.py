@@ -15,6 +15,7 @@ stay. While nobody looks, nothing is read or computed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http
 import json
 import math
@@ -31,6 +32,7 @@ from typing import IO, Any
 
 from absl import logging
 
+from downpour.launch.observe.findings import findings
 from downpour.launch.observe.page.access import Access, check
 from downpour.launch.observe.page.history import Curves
 from downpour.proto.http2.sockets import host_and_port
@@ -142,6 +144,9 @@ class PageServer(ThreadingHTTPServer):
         with self._asking:
             if time.monotonic() >= self._cached_s + _STATUS_FOR_S:
                 found = {"time": time.time(), **self._status()}
+                with self._reading:
+                    progress = self._curves.progress()
+                found["findings"] = [dataclasses.asdict(one) for one in findings(found, progress)]
                 self._cached, self._cached_s = _dumped(found), time.monotonic()
             return self._cached
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from downpour.launch.observe.page.history import MOST_CURVES, MOST_POINTS, Curves
 
 
-def line(kind: str, step: int, **values: float | None) -> str:
+def line(kind: str, step: int, **values: object) -> str:
     return json.dumps({"kind": kind, "step": step, "seconds": step / 10, **values}) + "\n"
 
 
@@ -22,7 +22,9 @@ def test_curves_grow_with_the_file_and_a_late_score_is_not_missed(tmp_path: Path
     with path.open("a") as file:
         file.write('0, "seconds": 3, "loss": 0.5}\n' + line("score", 10, top_1=0.5) + "nonsense\n[1]\n")
         file.write(line("loss", 40, loss=float("nan")))
-        file.write(line("progress", 40, examples_per_second=7.0, staleness_mean=1.5, learning_rate=0.1))
+        rates = {"examples_per_second": 7.0, "staleness_mean": 1.5, "learning_rate": 0.1}
+        more = {"staleness": {"1": 5}, "workers": {"0": {"state": "running", "steps": 9}}, "shards": []}
+        file.write(line("progress", 40, **rates, **more))
     later = curves.after(found["next"])
     assert later["file"] == found["file"]
     assert later["curves"] == {
@@ -33,6 +35,8 @@ def test_curves_grow_with_the_file_and_a_late_score_is_not_missed(tmp_path: Path
         "learning_rate": [(40, 4.0, 0.1)],
     }
     assert not any(curves.after(later["next"])["curves"].values())
+    (entry,) = curves.progress()
+    assert entry["staleness"] == {"1": 5} and entry["workers"] == {"0": {"state": "running"}}
 
 
 def test_a_history_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
