@@ -51,9 +51,7 @@ def status(run: jobs.LocalJob) -> dict[str, Any]:
 
 def shown(page: Any) -> dict[str, str]:
     """The facts on the page, by name."""
-    rows = page.evaluate(
-        "Array.from(document.querySelectorAll('#facts > div'), (d) => [d.children[0].innerText, d.children[1].innerText])"
-    )
+    rows = [text.split("\n", 1) for text in page.locator("#facts > div").all_inner_texts()]
     return {name: value for name, value in rows}
 
 
@@ -69,7 +67,7 @@ def step(page: Any) -> int:
 
 def test_the_numbers_are_the_runs_and_go_on(run: jobs.LocalJob, page: Any) -> None:
     before = status(run)
-    page.wait_for_function(f"Number(document.getElementById('steps-text').innerText.split(' ')[1]) > {before['step']}")
+    run.wait(lambda: step(page) > before["step"], "a later step on the page")
     facts, at = shown(page), step(page)
     after = status(run)
     assert before["step"] < at <= after["step"]
@@ -108,7 +106,7 @@ def test_it_goes_on_when_the_chief_does(run: jobs.LocalJob, page: Any) -> None:
     page.wait_for_selector("#connection:has-text('No answer since')")
     run.wait(lambda: "[chief] ended with signal SIGKILL; restart 1 of 3" in run.stderr, "the chief's end")
     page.wait_for_selector("#connection:has-text('No answer')", state="detached")
-    page.wait_for_function(f"Number(document.getElementById('steps-text').innerText.split(' ')[1]) > {before}")
+    run.wait(lambda: step(page) > before, "a later step on the page")
     page.wait_for_selector("#state:has-text('training')")
     assert page.evaluate("window.sameDocument"), "without a reload"
     assert run.stderr.count("page http") == 1, "its address is printed once"

@@ -1,4 +1,4 @@
-"""The page in a real browser: made-up runs of any size, and who is let in; `tests/launch/test_page.py` has a real one."""
+"""The page in a real browser: made-up runs of any size, and who is let in; tests/launch/test_page.py has a real one."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_two_hundred_workers_are_readable(browser: Any, large: Run, scheme: str,
     assert more.inner_text() == "Show 190 more workers"
     more.focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('#workers tbody tr').length === 200")
+    page.wait_for_selector("#workers tbody tr:nth-child(200)")
     page.locator("figure summary").first.focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("#curve-loss tbody tr")
