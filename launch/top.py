@@ -3,9 +3,9 @@
     downpour top runs/quickstart
     downpour top 127.0.0.1:2223 --once
 
-It fills the terminal; q or Ctrl-C ends it, and the run goes on. Where there is no terminal, or TERM is dumb, it prints a
-line every few seconds, and one each event and finding. It ends when the run ends, and waits a minute for a chief that is
-started again.
+It fills the terminal; q or Ctrl-C ends it, and the run goes on. Where there is no terminal, or TERM is dumb, it prints
+a line every few seconds, and one each event and finding. It ends when the run ends, and waits a minute for a chief that
+is started again.
 
 Exit codes: 0 the run is done, or you have ended the view; 3 the run failed, or was stopped before its end; 2 there is
 no such run; 69 nobody answers. Needs no TensorFlow.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
@@ -66,16 +66,7 @@ def show(run: str, security: Security, *, once: bool) -> int:
     from downpour.launch.observe import watching
     from downpour.launch.observe.trail import Trail
 
-    whole: dict[str, bool | None] = {}  # by checkpoint
-
-    def look() -> Mapping[str, Any]:
-        found = command.look(run, security)
-        if saved := found.get("checkpoint"):
-            directory = saved["directory"]
-            whole.setdefault(directory, status.is_whole(directory))
-            found["checkpoint"] = saved | {"whole": whole[directory]}
-        return found
-
+    look = looks_at(run, security)
     found, folder = look(), command.folder_of(run)
     if "version" in found and "workers" not in found:
         raise ValueError(f"{run} is a shard; give its chief's address, or see downpour status {run}")
@@ -90,6 +81,22 @@ def show(run: str, security: Security, *, once: bool) -> int:
         return entry.OK
     print(status_text.text(last, status.history(folder) if folder else []))
     return command.exit_code(last)
+
+
+def looks_at(run: str, security: Security) -> Callable[[], Mapping[str, Any]]:
+    """Returns what gives the run's status, with whether its checkpoint is whole; each checkpoint is examined once."""
+    whole: dict[str, bool | None] = {}
+
+    def look() -> Mapping[str, Any]:
+        found = command.look(run, security)
+        if saved := found.get("checkpoint"):
+            directory = saved["directory"]
+            if directory not in whole:
+                whole[directory] = status.is_whole(directory)
+            found["checkpoint"] = saved | {"whole": whole[directory]}
+        return found
+
+    return look
 
 
 if __name__ == "__main__":

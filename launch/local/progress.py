@@ -1,8 +1,8 @@
 """Displays a running job: log lines by role, and one line of progress requested from the chief.
 
-On a terminal the frame of `downpour top` stays at the bottom, in up to half of its lines, and log lines scroll above it;
-elsewhere, and where TERM is dumb, the progress is a plain line about every ten seconds. All of it goes to stderr; stdout
-is for results. Entered by one thread, the supervisor's.
+On a terminal the frame of `downpour top` stays at the bottom, in up to half of its lines, and log lines scroll above
+it; elsewhere, and where TERM is dumb, the progress is a plain line about every ten seconds. All of it goes to stderr;
+stdout is for results. Entered by one thread, the supervisor's.
 """
 
 from __future__ import annotations

@@ -43,11 +43,11 @@ def frame(trail: Trail, width: int, height: int, glyphs: Glyphs = BLOCKS, silent
     """
     status, lines = trail.status, [Text(headline(trail.status), style="bold")]
     if silent_s is not None:
-        words = f"{glyphs.mark} the chief has not answered for {duration(silent_s)}; this is what it said last"
+        words = f"! the chief has not answered for {duration(silent_s)}; this is what it said last"
         lines.append(Text(words, style="bold red"))
     lines += [_done(status, width, glyphs), *_loss(trail, width, height, glyphs)]
     lines += [_labelled(label, text) for label, text in _facts(trail, width - _LABEL, glyphs) if text]
-    lines += _found(trail, width, max(height // 8, 2), glyphs)
+    lines += _found(trail, width, max(height // 8, 2))
     workers, shards, events = status.get("workers", ()), status.get("shards", ()), status.get("events", ())
     room = height - len(lines) - (1 if workers else 0) - (1 if shards else 0)
     num_events = min(len(events), max(min(room // 5, _MOST_EVENTS), 1), max(room - 2, 0))
@@ -66,10 +66,8 @@ def frame(trail: Trail, width: int, height: int, glyphs: Glyphs = BLOCKS, silent
 def event_line(event: Mapping[str, Any]) -> Text:
     """`04:51:02 step 700: the checkpoint at step 700 is complete`, with the time of this machine's zone."""
     clock = time.strftime("%H:%M:%S", time.localtime(event["time"])) if event["time"] else "--:--:--"
-    line = Text(f"{clock} ", style="dim")
-    line.append(f"step {event['step']}: ")
     bad = any(word in event["event"] for word in _BAD_EVENTS)
-    return line.append(event["text"], style="red" if bad else "none")
+    return Text.assemble((f"{clock} step {event['step']}: ", "dim"), (event["text"], "red" if bad else ""))
 
 
 def shares(room: int, num_workers: int, num_shards: int) -> tuple[int, int]:
@@ -81,7 +79,7 @@ def shares(room: int, num_workers: int, num_shards: int) -> tuple[int, int]:
 
 
 def _labelled(label: str, text: Text) -> Text:
-    return Text(f"{label:<{_LABEL}}", style="dim").append(text)
+    return Text.assemble((f"{label:<{_LABEL}}", "dim"), text)
 
 
 def _done(status: Mapping[str, Any], width: int, glyphs: Glyphs) -> Text:
@@ -118,9 +116,9 @@ def _facts(trail: Trail, width: int, glyphs: Glyphs) -> list[tuple[str, Text]]:
         speed += f", learning rate {status['learning_rate']:.3g}" if status.get("learning_rate") else ""
     staleness = Text()
     if sum(counts) and mean is not None:
-        staleness = Text(f"mean {mean:<5.2f}").append(
-            gauges.distribution(counts, min(width - 10, 60), glyphs), "magenta"
-        )
+        least, _, rest = gauges.distribution(counts, min(width - 10, 60), glyphs).partition(" ")
+        columns, _, most = rest.rpartition(" ")
+        staleness = Text.assemble(f"mean {mean:<5.2f}{least} ", (columns, "magenta"), f" {most}")
     saved = status.get("checkpoint")
     faults = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in status.get("faults", {}).items())
     return [
@@ -134,15 +132,15 @@ def _facts(trail: Trail, width: int, glyphs: Glyphs) -> list[tuple[str, Text]]:
     ]
 
 
-def _found(trail: Trail, width: int, most: int, glyphs: Glyphs) -> list[Text]:
+def _found(trail: Trail, width: int, most: int) -> list[Text]:
     """The findings, at most so many lines."""
     lines = list[str]()
     for finding in trail.findings:
         more = textwrap.wrap(finding.text, max(width - 2, 10))
-        lines += [f"{glyphs.mark} {more[0]}", *(f"  {line}" for line in more[1:])]
+        lines += [f"! {more[0]}", *(f"  {line}" for line in more[1:])]
     if len(lines) > most:
-        hidden = sum(line.startswith(glyphs.mark) for line in lines[most - 1 :])
-        lines = [*lines[: most - 1], f"{glyphs.mark} and {hidden} more: downpour status shows all"]
+        hidden = sum(line.startswith("!") for line in lines[most - 1 :])
+        lines = [*lines[: most - 1], f"! and {hidden} more: downpour status shows all"]
     return [Text(line, style="bold yellow") for line in lines]
 
 

@@ -19,18 +19,16 @@ class Glyphs:
         parts: Of a bar: input, compute, wait.
         done: Of the part of the run that is done.
         left: Of the part that is left.
-        mark: Before what is called out.
     """
 
     levels: str
     parts: str
     done: str
     left: str
-    mark: str
 
 
-BLOCKS = Glyphs(" ▁▂▃▄▅▆▇█", "▒█░", "━", "─", "▶")
-ASCII = Glyphs(" .:-=+*#@", "=#.", "=", "-", ">")
+BLOCKS = Glyphs(" ▁▂▃▄▅▆▇█", "▒█░", "━", "─")
+ASCII = Glyphs(" .:-=+*#@", "=#.", "=", "-")
 
 
 def curve(values: Sequence[float], width: int, rows: int = 1, glyphs: Glyphs = BLOCKS) -> list[str]:

@@ -36,7 +36,8 @@ class Trail:
         known = list(history)
         self.losses = [float(entry["loss"]) for entry in known if entry.get("kind") == "loss" and entry.get("loss")]
         self._progress = deque((e for e in known if e.get("kind") == "progress"), maxlen=_MOST_ENTRIES)
-        self._counts: list[int] | None = None  # the staleness histogram at the last entry
+        self._counts: list[int] | None = None  # the staleness histogram at the last entry made here
+        self._noted_s = 0.0  # seconds of training at that entry
         self._step = -1  # of the last loss
         self._seen = set[tuple[str, int, str]]()
 
@@ -73,11 +74,11 @@ class Trail:
     def _note(self, status: Mapping[str, Any], step: int) -> None:
         """Adds an entry on staleness, as the chief adds them to the history, every two seconds."""
         seconds, counts = float(status.get("seconds") or 0.0), list(status.get("staleness_histogram", ()))
-        last = float(self._progress[-1]["seconds"]) if self._progress else 0.0
-        if not counts or status.get("state") != "training" or (self._counts and 0 <= seconds - last < _EVERY_S):
+        since = seconds - self._noted_s
+        if not counts or status.get("state") != "training" or (self._counts and 0 <= since < _EVERY_S):
             return
-        before, self._counts = self._counts, counts
-        if before is None or len(before) != len(counts) or seconds < last:
+        before, self._counts, self._noted_s = self._counts, counts, seconds
+        if before is None or len(before) != len(counts) or since < 0:
             return
         grown = {str(i): new - old for i, (new, old) in enumerate(zip(counts, before, strict=True)) if new > old}
         workers = {str(worker["worker"]): {"state": worker["state"]} for worker in status.get("workers", ())}

@@ -11,10 +11,8 @@ import contextlib
 import os
 import select
 import sys
-import termios
 import threading
 import time
-import tty
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
@@ -242,6 +240,9 @@ def _keys() -> Iterator[Callable[[float], str]]:
     if not sys.stdin.isatty():
         yield _no_key
         return
+    import termios
+    import tty
+
     number = sys.stdin.fileno()
     before = termios.tcgetattr(number)
 

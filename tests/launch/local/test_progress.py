@@ -77,16 +77,28 @@ def test_plain_display_is_sparing():
     ]
 
 
-def test_bar_display_shows_progress_and_lines():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_a_terminal_shows_lines_above_the_newest_frame(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    details = chief_pb2.ProgressReply.Details(recipe="mine", workers=[{"index": 0, "state": 2, "steps": 70}])
     stream = Terminal()
     with progress.display(stream) as display:
-        display.show(reply())
+        display.show(reply(details=details))
         display.line("ps/0", "hello [not markup]")
-    assert "hello [not markup]" in stream.getvalue()
+    shown = stream.getvalue()
+    assert "hello [not markup]" in shown
+    assert "mine: training, step 120 of 3000, 2:05 left" in shown and "210 examples/s" in shown
+    assert shown.rindex("hello [not markup]") < shown.rindex("mine: training"), "the frame is drawn again, below"
+    assert display.detailed
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(progress.display(Terminal()), progress.PlainDisplay)
 
 
 def test_a_chief_that_is_away_is_no_error():

@@ -157,7 +157,7 @@ def test_what_was_found_is_said_before_the_tables() -> None:
     lines = status_text.text(found).splitlines()
     assert lines[lines.index("") - 2 : lines.index("")] == [
         "  finding     worker 1 takes 0.43 s a step, others 0.13 s; its compute 0.4 s, theirs 0.1 s",
-        "  finding     workers 5, 4, 3, 2 and 2 more wait for data for 25% of a step; give the data more threads, or "
+        "  finding     workers 5, 4, 3, 2 and 1 more wait for data for 25% of a step; give the data more threads, or "
         "less to decode (docs/data.md)",
     ]
     grown = [statuses.entry(number, {str(number // 10): 40}) for number in range(40)]
