@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.launch.jobs import LocalJob
-from tests.screenshots import job, terminal
+from tests.screenshots import job, page, terminal
 
-PICTURES: dict[str, Callable[[LocalJob, Path], None]] = {"terminal": terminal.draw}
+PICTURES: dict[str, Callable[[LocalJob, Path], None]] = {"terminal": terminal.draw, "page": page.draw}
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 
 
