@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from email.message import Message
 
 from downpour.proto.security.config import Security, is_loopback
 
@@ -57,7 +57,7 @@ class Access:
         name, _, port = given.rpartition(":")
         return is_loopback(name if name and port.isdigit() else given)
 
-    def admits(self, headers: Mapping[str, str]) -> bool:
+    def admits(self, headers: Message) -> bool:
         """Whether a request shows that it knows the token, by `Authorization: Bearer` or by the cookie."""
         if not self._token:
             return True

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http
+import io
 import json
 import math
 import socket
@@ -28,7 +29,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from absl import logging
 
@@ -299,7 +300,7 @@ class _TooLarge(Exception):
 class _Bounded:
     """Reads at most `MOST_REQUEST_BYTES` in lines."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: io.BufferedIOBase) -> None:
         self._file, self._left = file, MOST_REQUEST_BYTES
 
     def readline(self, size: int = -1) -> bytes:
