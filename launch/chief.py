@@ -16,6 +16,8 @@ or failed; at SIGTERM it then first writes the checkpoint of shards that are ter
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,9 +33,10 @@ from downpour.launch.job.build import build, check_data
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
-from downpour.launch.observe import report
+from downpour.launch.observe import report, trainer_status
 from downpour.launch.observe.page import ADDRESS_FILE
 from downpour.launch.observe.page.server import PageServer
+from downpour.launch.observe.trainer_status import StatusServer
 from downpour.launch.roles import ending, entry, initial, role_flags, security, topology
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access, Checkpoints, Listening
@@ -45,11 +48,12 @@ from downpour.worker.chief import owner
 from downpour.worker.chief.callbacks import check_scores
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
+from downpour.worker.chief.progress import as_json
 from downpour.worker.chief.settings import JobSettings
 
 SYNTAX = Syntax(
     shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
-    " stop_shards page_port page_host tls token_file health_port listen_in_plain_text_on_the_network",
+    " stop_shards page_port page_host tls token_file health_port log_format listen_in_plain_text_on_the_network",
 )
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
@@ -71,6 +75,7 @@ class ChiefConfig:
         stop_shards: Whether the shards are ended when the job is over.
         page: Where the page for browsers is served; None for nowhere.
         access: Identity, access and health port.
+        status_server: Where Kubeflow Trainer takes the job's progress; None for nowhere.
     """
 
     job: Job
@@ -85,6 +90,7 @@ class ChiefConfig:
     stop_shards: bool = False
     page: Listening | None = None
     access: Access = field(default_factory=Access)
+    status_server: StatusServer | None = None
 
 
 def main() -> None:
@@ -124,6 +130,7 @@ def from_flags() -> ChiefConfig:
         stop_shards=bool(role_flags.value("stop_shards")),
         page=role_flags.page(),
         access=role_flags.access("chief"),
+        status_server=trainer_status.server_of(os.environ),
     )
 
 
@@ -138,7 +145,10 @@ def run(config: ChiefConfig) -> None:
     host, port = config.listening.host, config.listening.port
     chief = Chief(_plan(config), config.run_dir, host=host, port=port, security=config.access.security)
     health = security.health(config.access.health_port, lambda: chief.ready)
-    with contextlib.closing(chief), _recorded_failure(config.run_dir), health, _page(config, chief):
+    has_time_limit = math.isfinite(job.max_train_s)
+    reporting = trainer_status.reporting(config.status_server, chief.progress, has_time_limit=has_time_limit)
+    page = _page(config, chief)
+    with contextlib.closing(chief), _recorded_failure(config.run_dir), health, reporting, page:
         ending.on_sigterm(lambda: _leave(chief, config.stop_shards))
         # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(config.listening.port_file, chief.port)
@@ -151,7 +161,7 @@ def run(config: ChiefConfig) -> None:
         layout = chief.known_layout(shards) or model.layout()
         give_up_after_s = job.exchange.give_up_after_s
         found = chief.run(layout, shards, model.initial_values, give_up_after_s, stop_shards=config.stop_shards)
-    logging.info("done: %d steps, loss %.4g, ended by %s", found["global_steps"], found["loss"], found["ended_by"])
+    entry.conclude("done: %d steps, loss %.4g, ended by %s", found["global_steps"], found["loss"], found["ended_by"])
 
 
 @contextlib.contextmanager
@@ -161,7 +171,11 @@ def _page(config: ChiefConfig, chief: Chief) -> Iterator[None]:
         yield
         return
     address, history = config.run_dir / ADDRESS_FILE, config.run_dir / report.HISTORY_FILE
-    server = PageServer(config.page.host, config.page.port, chief.status, history, config.access.security)
+
+    def status() -> dict[str, Any]:
+        return as_json(chief.progress()) | {"summary": chief.summary}
+
+    server = PageServer(config.page.host, config.page.port, status, history, config.access.security)
     with contextlib.closing(server):
         logging.info("page %s", server.url)
         with contextlib.suppress(OSError):  # the disk may be full; the address is for people only
@@ -186,7 +200,7 @@ def _leave(chief: Chief, stop_shards: bool) -> None:
     if stop_shards:
         chief.see_off(_SEE_OFF_WITHIN_S)
     chief.hold()
-    logging.info("stopping at SIGTERM; the journal is written")
+    entry.conclude("stopping at SIGTERM; the journal is written")
     ending.end_now()
 
 

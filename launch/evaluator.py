@@ -20,7 +20,7 @@ from downpour.launch.roles.config import Access
 from downpour.model import lean
 from downpour.worker.exchange.clients import ChiefClient
 
-SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port")
+SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port log_format")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from downpour.ps.service.server import ShardServer
 from downpour.worker.exchange.clients import ChiefClient
 
 SYNTAX = Syntax(
-    shown="index host port arena chief grace_s group_commit tls token_file health_port "
+    shown="index host port arena chief grace_s group_commit tls token_file health_port log_format "
     "listen_in_plain_text_on_the_network",
 )
 _ASK_EVERY_S, _ANSWER_WITHIN_S = 0.25, 2.0
@@ -127,10 +127,11 @@ class _End:
         pause = threading.Event()
         while (left := begin + grace_s - time.monotonic()) > 0:
             if chief.leaving(self._config.index, incarnation, min(left, _ANSWER_WITHIN_S)):
-                logging.info("stopping; a checkpoint was written within %.1f s", time.monotonic() - begin)
+                entry.conclude("stopping; a checkpoint was written within %.1f s", time.monotonic() - begin)
                 return
             pause.wait(min(left, _ASK_EVERY_S))
-        logging.warning("stopping without a checkpoint: the chief wrote none within %.0f s", grace_s)
+        words = "stopping without a checkpoint: the chief wrote none within %.0f s"
+        entry.conclude(words, grace_s, level=logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from absl import flags
 
 from downpour.launch.job import recipe, recipe_flags
 from downpour.launch.local.supervisor import Interrupted, ProcessFailed, Program, Supervisor
-from downpour.launch.roles import entry, role_flags, topology
+from downpour.launch.roles import entry, log_lines, role_flags, topology
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Checkpoints
 from downpour.launch.roles.topology import FlagValue, Topology
@@ -74,6 +74,7 @@ class SshConfig:
         token_file: File with the job's token; "" for none.
         listen_in_plain_text_on_the_network: Whether servers accept unencrypted connections from other hosts.
         checkpoints: Where checkpoints go, and whether the run continues from one.
+        log_format: `--log_format` of every process.
     """
 
     recipe: str
@@ -89,6 +90,7 @@ class SshConfig:
     token_file: str = ""
     listen_in_plain_text_on_the_network: bool = False
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    log_format: str = "text"
 
     def job_flags(self) -> dict[str, FlagValue]:
         """Flags of chief, workers and evaluator."""
@@ -141,6 +143,7 @@ def shell_command(config: SshConfig, place: Placement, job_id: str = "") -> str:
     values: dict[str, FlagValue] = {
         "tls": f"{config.tls.rstrip('/')}/{place.role}" if config.tls else None,
         "token_file": config.token_file,
+        **_log_format(config),
     }
     values |= {"chief": cluster.chief} if place.role == "ps" else config.job_flags() | cluster.flags()
     if place.role in ("ps", "chief"):
@@ -162,10 +165,14 @@ def shell_command(config: SshConfig, place: Placement, job_id: str = "") -> str:
     return f"cd {shlex.quote(config.directory)} && {begin}{command}{end}"
 
 
+def _log_format(config: SshConfig) -> dict[str, FlagValue]:
+    return {"log_format": config.log_format} if config.log_format != "text" else {}
+
+
 def preflight_command(config: SshConfig) -> str:
     """Returns the shell command that checks the job on a worker's host (`downpour.launch.local.preflight`)."""
     values: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides}
-    values |= {"preflight": True, "evaluator": config.topology.evaluator, "out": "/dev/null"}
+    values |= {"preflight": True, "evaluator": config.topology.evaluator, "out": "/dev/null", **_log_format(config)}
     words = [config.python, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values)]
     return f"cd {shlex.quote(config.directory)} && exec {shlex.join(words)}"
 
@@ -203,6 +210,7 @@ def from_flags() -> SshConfig:
         token_file=values["token_file"] or "",
         listen_in_plain_text_on_the_network=bool(values["listen_in_plain_text_on_the_network"]),
         checkpoints=role_flags.checkpoints(),
+        log_format=values["log_format"],
     )
 
 
@@ -210,11 +218,13 @@ def run(config: SshConfig) -> int | None:
     """Runs the job on the hosts; returns the exit code if it failed or was interrupted."""
     try:
         _supervise(config, owner.new_job_id())
-    except (Interrupted, ProcessFailed) as error:
-        words = f"{error}; continue with --resume" if isinstance(error, Interrupted) else f"error: {error}"
-        print(f"[ssh] {words}", file=sys.stderr)
+    except Interrupted as error:
+        entry.say(f"{error}; continue with --resume")
         return error.code
-    print(f"[ssh] done; see {config.run_dir}/summary.json", file=sys.stderr)
+    except ProcessFailed as error:
+        entry.say_failed(str(error))
+        return error.code
+    entry.say(f"done; see {config.run_dir}/summary.json")
     return None
 
 
@@ -225,7 +235,8 @@ def _supervise(config: SshConfig, job_id: str) -> None:
         return [word.replace("{}", host) for word in shlex.split(config.via)]
 
     def show(name: str, line: str) -> None:
-        print(line if line.startswith("[") else f"[{name}] {line}", file=sys.stderr, flush=True)
+        text = line if line.startswith("[") else f"[{name}] {line}"
+        print(log_lines.wrapped(name, line) if config.log_format == "json" else text, file=sys.stderr, flush=True)
 
     with Supervisor(config.run_dir / "logs", os.environ, show) as supervisor:
         host = next(place.host for place in config.places if place.role == "worker")
@@ -238,7 +249,8 @@ def _supervise(config: SshConfig, job_id: str) -> None:
 
 
 SYNTAX = Syntax(
-    shown="recipe set hosts run_dir tls token_file directory python via port arena_dir checkpoint_dir resume overwrite",
+    shown="recipe set hosts run_dir tls token_file directory python via port arena_dir checkpoint_dir resume overwrite "
+    "log_format",
     positional="recipe",
 )
 
@@ -252,6 +264,7 @@ def main() -> None:
 def define() -> None:
     """Defines the flags."""
     recipe_flags.define()
+    entry.define_log_format()
     role_flags.define_checkpoints()
     flags.DEFINE_string("hosts", None, "File that lists hosts and their roles.")
     flags.DEFINE_string("via", "ssh -tt -o BatchMode=yes {}", "Runs a shell command, given after it, on host {}.")

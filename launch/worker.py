@@ -15,8 +15,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from absl import logging
-
 from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data, limit_threads
 from downpour.launch.job.epochs import epochs_of
@@ -39,7 +37,7 @@ from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.loop import train
 from downpour.worker.reporter import Reporter
 
-SYNTAX = Syntax("recipe set index ps chief run_dir tls token_file health_port")
+SYNTAX = Syntax("recipe set index ps chief run_dir tls token_file health_port log_format")
 _OVER = (ProgressReply.STATE_SCORING, ProgressReply.STATE_DONE, ProgressReply.STATE_FAILED)
 _LEAVE_WITHIN_S = 6.0  # from SIGTERM to the last report
 _LOOK_S, _LOOK_AGAIN_S = 2.0, 0.5  # deadline of the chief's answer; pause between two requests
@@ -107,7 +105,7 @@ def run(config: WorkerConfig) -> None:
         _connect(exchange, reporter)
         ready.set()
         _train(job, model, layout, exchange, _Worker(config.index, chief, reporter))
-    logging.info("trained")
+    entry.conclude("trained")
 
 
 def _is_over(chief: ChiefClient) -> bool:
@@ -116,7 +114,7 @@ def _is_over(chief: ChiefClient) -> bool:
     over = found is not None and found.state in _OVER
     if found is not None and over:
         how = f"failed ({found.failure})" if found.failure else "has reached its number of steps"
-        logging.info("the job %s: it is at step %d of %d, so this worker ends", how, found.step, found.num_steps)
+        entry.conclude("the job %s: it is at step %d of %d, so this worker ends", how, found.step, found.num_steps)
     return over
 
 
@@ -180,7 +178,7 @@ class _Worker:
             if entry.parent_is_gone() or self._chief.look(_LOOK_S) is None:
                 ending.end_now()
         told = self.reporter.leave(_LOOK_S)
-        logging.info(
+        entry.conclude(
             "stopping; the chief %s", "has its leases back" if told else "did not answer, so its leases must expire"
         )
         ending.end_now()

@@ -55,6 +55,7 @@ class ManifestsConfig:
         storage: Size of the job's claim.
         storage_class: Storage class of the job's claim; "" for the cluster's default.
         data_claim: Claim that holds the data; None for NAME-data if the recipe reads a folder, "" for none.
+        log_format: `--log_format` of every process.
     """
 
     recipe: str
@@ -69,11 +70,12 @@ class ManifestsConfig:
     storage: str = "10Gi"
     storage_class: str = ""
     data_claim: str | None = None
+    log_format: str = "text"
 
 
 SYNTAX = Syntax(
     shown="recipe set image shard_image out name namespace gpus_per_worker checkpoint_dir storage "
-    "storage_class data_claim",
+    "storage_class data_claim log_format",
     positional="recipe",
 )
 
@@ -87,6 +89,7 @@ def main() -> None:
 def define() -> None:
     """Defines the flags."""
     recipe_flags.define()
+    entry.define_log_format()
     flags.DEFINE_string("image", None, "Image of worker, chief and evaluator, REPO:TAG.")
     flags.DEFINE_string("shard_image", None, "Image of the shards, REPO:TAG; --image by default.")
     flags.DEFINE_string("name", None, "Name of the job; the recipe's name by default.")
@@ -126,6 +129,7 @@ def from_flags() -> ManifestsConfig:
         storage=values["storage"],
         storage_class=values["storage_class"],
         data_claim=values["data_claim"],
+        log_format=values["log_format"],
     )
 
 
@@ -173,6 +177,7 @@ def checked_deployment(config: ManifestsConfig) -> Deployment:
         storage=config.storage,
         storage_class=config.storage_class,
         data_claim=data_claim,
+        log_format=config.log_format,
     )
 
 

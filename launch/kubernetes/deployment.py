@@ -47,6 +47,7 @@ class Deployment:
         storage: Size of the claim.
         storage_class: Class of the claim; "" for the cluster's default.
         data_claim: A claim that holds the training data; "" if no data is read from one.
+        log_format: `--log_format` of every process.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Deployment:
     storage: str = "10Gi"
     storage_class: str = ""
     data_claim: str = ""
+    log_format: str = "text"
 
     @cached_property
     def topology(self) -> Topology:
@@ -138,6 +140,7 @@ class Deployment:
             "tls": names.TLS,
             "token_file": f"{names.TOKEN}/token",
             "health_port": names.HEALTH_PORT,
+            "log_format": self.log_format if self.log_format != "text" else None,
         }
 
 

@@ -12,6 +12,7 @@ _EVALUATOR_GRACE_S = 600
 _SLOW_START_S = {"ps": 60, "worker": 300, "chief": 300, "evaluator": 300}
 _CPUS = {"ps": "1", "worker": "4", "chief": "500m", "evaluator": "2"}
 
+_END = "FallbackToLogsOnError"
 _RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -105,6 +106,7 @@ def _kernels(deployment: Deployment, role: str) -> dict[str, Any]:
         "image": deployment.image_of(role),
         "imagePullPolicy": "IfNotPresent",
         "command": ["cp", "-R", f"{names.BUILT_KERNELS}/.", names.KERNELS],
+        "terminationMessagePolicy": _END,
         "resources": {"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}},
         "securityContext": _RESTRICTED,
         "volumeMounts": [{"name": "kernels", "mountPath": names.KERNELS}],
@@ -123,6 +125,11 @@ def _container(deployment: Deployment, role: str, command: list[str], name: str)
             {"name": "NUMBA_CACHE_DIR", "value": names.KERNELS},
         ],
         "ports": ports(role),
+        "#terminationMessagePolicy": (
+            "`kubectl describe pod` shows why a container has ended: what its process has written to "
+            "/dev/termination-log, or, if it could not, the end of its log."
+        ),
+        "terminationMessagePolicy": _END,
         **_probes(role),
         **_resources(deployment, role),
         "securityContext": _RESTRICTED,

@@ -58,7 +58,7 @@ class LocalCluster:
         config, out = self.config, self.scratch / "layout.txt"
         values: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides, "out": out}
         values |= {"preflight": True, "evaluator": config.evaluator, "prepared_out": self.scratch / _PREPARED}
-        values |= {"verbosity": config.verbosity, **_parent_flag()}
+        values |= {"verbosity": config.verbosity, **self._own_flags()}
         programs = {
             "kernels": kernels_command(config.job.rule),
             "preflight": preflight_command(values),
@@ -74,7 +74,7 @@ class LocalCluster:
         shards = {f"ps/{i}": self._shard_flags(i) for i in range(config.job.cluster.num_ps)}
         self._start_servers("ps", shards)
         where: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides, "run_dir": config.folder}
-        where |= {**_parent_flag(), "ps": ",".join(self._address(name) for name in shards)}
+        where |= {**self._own_flags(), "ps": ",".join(self._address(name) for name in shards)}
         source = config.source.flags() if config.source else {"prepared": self.scratch / _PREPARED}
         chief = where | {"evaluator": config.evaluator, **source, **config.checkpoints.flags()}
         chief["job_id"] = owner.new_job_id()  # a restarted chief continues the same run
@@ -110,7 +110,12 @@ class LocalCluster:
         return progress.ChiefWatcher(self._address("chief"))
 
     def _shard_flags(self, index: int) -> dict[str, FlagValue]:
-        return {"arena": self.scratch / f"shard-{index}.arena", **_parent_flag()}
+        return {"arena": self.scratch / f"shard-{index}.arena", **self._own_flags()}
+
+    def _own_flags(self) -> dict[str, FlagValue]:
+        """Flags of every process: that it ends with this one, and the format of its log."""
+        log_format = self.config.log_format
+        return {"die_with_parent": os.getpid(), "log_format": log_format if log_format != "text" else None}
 
     def _start_servers(self, role: str, servers: Mapping[str, dict[str, FlagValue]]) -> None:
         """Starts processes that listen, waits for their ports, and sets the same ports for restarts."""
@@ -153,7 +158,3 @@ def kernels_command(rule: Rule) -> list[str]:
 def preflight_command(values: Mapping[str, FlagValue]) -> list[str]:
     """The command of the process that builds the model, reads a batch and traces the step before any role starts."""
     return [sys.executable, "-m", "downpour.launch.layout_table", *topology.flag_arguments(values)]
-
-
-def _parent_flag() -> dict[str, FlagValue]:
-    return {"die_with_parent": os.getpid()}

@@ -60,7 +60,7 @@ class LocalRun:
 
     def __init__(self, config: RunConfig, display: Display | None = None) -> None:
         self.config = config
-        self._display = display or progress.display()
+        self._display = display or progress.display(log_format=config.log_format)
         logs, environment = config.folder / "logs", os.environ | _ENVIRONMENT
         environment.pop("TF_CONFIG", None)
         self._supervisor = Supervisor(logs, environment, self._display.line, handle_signals=False)

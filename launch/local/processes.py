@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from downpour.launch.roles import log_lines
 from downpour.launch.roles.entry import CRASH_LINE, NOT_SAVED, REFUSAL_LINE, REFUSED, TERMINATED
 
 _HOLD_S = 60.0  # from an error line to the end of its process, which on a busy machine unloads TensorFlow slowly
@@ -46,7 +47,8 @@ class SupervisedProcess:
     Args:
         program: The program.
         log: Its log file, which is truncated.
-        on_line: Called with name and text of every line that the process writes, except the error line of a refusal.
+        on_line: Called with name and text of every line that the process writes, text or JSON, except the error line of
+            a refusal.
 
     Attributes:
         program: What the next start runs.
@@ -150,9 +152,10 @@ class SupervisedProcess:
             text = line.decode(errors="replace").rstrip()
             if text:
                 self._release()
-                self._last_lines = [*self._last_lines[1 - _NUM_LINES :], text]
+                plain = log_lines.as_text(text)
+                self._last_lines = [*self._last_lines[1 - _NUM_LINES :], plain]
                 self._held, self._held_at = text, time.monotonic()
-                if not REFUSAL_LINE.search(text):
+                if not REFUSAL_LINE.search(plain):
                     self._release()
         # A process that is stopped while it reports its refusal ends by SIGTERM.
         quiet = (None, REFUSED, NOT_SAVED, TERMINATED, -signal.SIGTERM)

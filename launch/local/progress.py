@@ -1,8 +1,9 @@
 """Displays a running job: log lines by role, and one line of progress requested from the chief.
 
 On a terminal the frame of `downpour top` stays at the bottom, in up to half of its lines, and log lines scroll above
-it; elsewhere, and where TERM is dumb, the progress is a plain line about every ten seconds. All of it goes to stderr;
-stdout is for results. Entered by one thread, the supervisor's.
+it; elsewhere, and where TERM is dumb, the progress is a plain line about every ten seconds, or with
+`--log_format=json` a JSON object. All of it goes to stderr; stdout is for results. Entered by one thread, the
+supervisor's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from downpour.launch.observe import watching
 from downpour.launch.observe.frame import frame
 from downpour.launch.observe.status_text import duration as duration
 from downpour.launch.observe.trail import Trail
+from downpour.launch.roles import log_lines
 from downpour.proto import chief_pb2, chief_pb2_grpc
 from downpour.proto.rpc.client import Channel
 from downpour.worker.chief.progress import as_json
@@ -82,9 +84,11 @@ class Display(Protocol):
     ) -> None: ...
 
 
-def display(stream: TextIO | None = None) -> Display:
-    """Returns the display for a stream, stderr by default."""
+def display(stream: TextIO | None = None, log_format: str = "text") -> Display:
+    """Returns the display for a stream, stderr by default, and a format of `--log_format`."""
     stream = stream or sys.stderr
+    if log_format == "json":
+        return JsonDisplay(stream)
     return LiveDisplay(stream) if watching.is_terminal(stream) else PlainDisplay(stream)
 
 
@@ -107,15 +111,25 @@ class PlainDisplay:
 
     def line(self, name: str, text: str) -> None:
         """See `Display.line`."""
-        if not is_noise(text):
-            print(prefixed(name, text), file=self._stream, flush=True)
+        if not is_noise(log_lines.as_text(text)):
+            self._print(name, text)
 
     def show(self, reply: chief_pb2.ProgressReply) -> None:
         """See `Display.show`."""
         now, state = time.monotonic(), state_name(reply)
         if now >= self._next_at or state != self._state:
             self._next_at, self._state = now + self._every_s, state
-            print(f"[progress] {summary(reply)}", file=self._stream, flush=True)
+            self._print("progress", summary(reply))
+
+    def _print(self, name: str, text: str) -> None:
+        print(prefixed(name, text), file=self._stream, flush=True)
+
+
+class JsonDisplay(PlainDisplay):
+    """As `PlainDisplay`, with a JSON object a line; lines of processes that are none are put into one."""
+
+    def _print(self, name: str, text: str) -> None:
+        print(log_lines.wrapped(name, text), file=self._stream, flush=True)
 
 
 class LiveDisplay:

@@ -44,7 +44,7 @@ _CONTRADICT = (*_CONTRADICT_WITH_VALUE, "resume", "noresume", "resume_if_any", "
 
 SYNTAX = Syntax(
     shown="recipe set epochs steps batch_size run_dir resume overwrite evaluator checkpoint_dir init_from init_only "
-    "page_port",
+    "page_port log_format",
     positional="recipe",
 )
 
@@ -58,6 +58,7 @@ def main() -> None:
 def define() -> None:
     """Defines the flags."""
     recipe_flags.define()
+    entry.define_log_format()
     role_flags.define_run_dir()
     role_flags.define_checkpoints()
     role_flags.define_initial_values()
@@ -85,6 +86,7 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
         init_from=values["init_from"] or "",
         init_only=tuple(values["init_only"] or ()),
         print_layout=values["print_layout"],
+        log_format=values["log_format"],
         verbosity=None if flags.FLAGS["verbosity"].using_default_value else values["verbosity"],
         page_port=role_flags.page_port(),
         how_to_resume=resume_command(argv),
@@ -110,13 +112,13 @@ def run(config: RunConfig) -> int | None:
         with signals.handled(local.interrupt), local:
             summary = local.start().wait()
     except Stopped as error:
-        print(f"[local] {error}; every process has ended", file=sys.stderr)
+        entry.say(f"{error}; every process has ended")
         _print_notes(error)
         return error.code
     except ProcessFailed as error:
         _print_notes(error)
         full = shutil.disk_usage(config.folder).free < _FULL_BYTES
-        print(f"[local] error: {error}{f'; the disk of {config.folder} is full' if full else ''}", file=sys.stderr)
+        entry.say_failed(f"{error}{f'; the disk of {config.folder} is full' if full else ''}")
         return error.code
     print(report.cost_table(summary))
     if ended := report.early_end(summary, config.job):
@@ -127,4 +129,4 @@ def run(config: RunConfig) -> int | None:
 
 def _print_notes(error: BaseException) -> None:
     for note in getattr(error, "__notes__", ()):
-        print(f"[local] {note}", file=sys.stderr)
+        entry.say(note)

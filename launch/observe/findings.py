@@ -36,6 +36,7 @@ _OLD_INTERVALS, _OLD_S = 3, 3600.0
 _LEAST_ENTRIES = 6  # of the history, before staleness can grow
 _DROPPED = 0.01  # of all pushes; below it they are what the pace or treatment means to drop
 _MOST_NAMED = 4
+_DEATHS = ("worker_lost", "worker_replaced", "shard_restarted")
 _GOES_ON = ("training", "scoring")
 _LOST = {
     "updates_lost": "{} updates were lost with a shard's memory; it was restored from a checkpoint",
@@ -79,6 +80,25 @@ def findings(status: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = (
             found.append(Finding("hot_shard", f"shard {hot.shard}", str(hot)))
         found += _staleness(progress)
     return found
+
+
+def died(status: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()) -> str:
+    """What has died since the run began, and whether anything was lost with it; "" if no event is known.
+
+    Args:
+        status: The run's status.
+        history: Entries of its history, for a run that does not go on, whose status has no events.
+    """
+    events = status.get("events") or [entry for entry in history if entry.get("kind") == "event"]
+    if not events:
+        return ""
+    deaths = [event for event in events if event["event"] in _DEATHS]
+    lost = int(status.get("faults", {}).get("updates_lost", 0))
+    if not deaths:
+        return f"{lost:,} updates were lost" if lost else "nothing"
+    last = deaths[-1]
+    times = f"{len(deaths)} times, last" if len(deaths) > 1 else "once,"
+    return f"{times} at step {last['step']:,}: {last['text']}; {f'{lost:,}' if lost else 'no'} updates lost"
 
 
 def _lost(status: Mapping[str, Any]) -> Iterator[Finding]:

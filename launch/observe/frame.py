@@ -17,6 +17,7 @@ from rich.text import Text
 
 from downpour.launch.observe import gauges, outliers
 from downpour.launch.observe.columns import Column, table
+from downpour.launch.observe.findings import died
 from downpour.launch.observe.gauges import BLOCKS, Glyphs, short, size, time_text
 from downpour.launch.observe.status_text import checkpoint_text, duration, headline
 from downpour.launch.observe.trail import Trail
@@ -127,6 +128,7 @@ def _facts(trail: Trail, width: int, glyphs: Glyphs) -> list[tuple[str, Text]]:
         ("staleness", staleness),
         ("checkpoint", Text(checkpoint_text(saved) if saved else "")),
         ("faults", Text(faults, style="red")),
+        ("died", Text("" if (dead := died(status)) == "nothing" else dead, style="red")),
         ("failure", Text(status.get("failure") or "", style="bold red")),
         ("problem", Text(status.get("problem") or "", style="bold red")),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from downpour.launch.observe.findings import findings
+from downpour.launch.observe.findings import died, findings
 from downpour.launch.observe.report import step_words
 
 _MOST_ROWS = 20  # of workers, and of shards
@@ -21,7 +21,7 @@ def text(status: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()) -
         history: Entries of its history, for what is found in it; see `downpour.launch.observe.findings`.
     """
     found = [f"  {'finding':<{_LABEL}}{finding.text}" for finding in findings(status, history)]
-    return "\n".join([headline(status), *_facts(status), *found, *_workers(status), *_shards(status)])
+    return "\n".join([headline(status), *_facts(status, history), *found, *_workers(status), *_shards(status)])
 
 
 def line(status: Mapping[str, Any]) -> str:
@@ -64,8 +64,8 @@ def headline(status: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _facts(status: Mapping[str, Any]) -> Iterator[str]:
-    for label, fact in _labelled(status):
+def _facts(status: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for label, fact in (*_labelled(status), ("died", died(status, history))):
         if fact:
             yield f"  {label:<{_LABEL}}{fact}"
 

@@ -25,6 +25,7 @@
 | `--tls` | all | folder with `tls.crt`, `tls.key` and `ca.crt` of the role; `downpour certs` makes them |
 | `--token_file` | all | file with the job's token, which is then sent with every call |
 | `--health_port` | all | port of grpc.health.v1, in plain text; none by default |
+| `--log_format` | all | log lines: text or JSON, see `downpour.launch.roles.log_lines` |
 | `--listen_in_plain_text_on_the_network` | ps, chief | without it a server listens on loopback or with `--tls` |
 
 Imports only what a shard has installed.
@@ -52,6 +53,7 @@ _PORT = {"lower_bound": 0, "upper_bound": 65535}
 
 def define(role: str) -> None:
     """Defines every flag of a role, except `--recipe` and `--set`; flags that are defined already are kept."""
+    entry.define_log_format()
     _define_access(role)
     if role in ("ps", "worker"):
         _define(flags.DEFINE_integer, "index", None, "Index of this process in its role.", lower_bound=0)

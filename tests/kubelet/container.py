@@ -66,6 +66,7 @@ class Settings:
         environment: What the manifest gives.
         mounts: Folder, place, whether read-only; in the order of their places.
         names: Folder with the file `hosts`, which may change.
+        termination: File of this machine, and where the container finds it.
         user: Its id.
         group: Its group's id.
         groups: Further groups.
@@ -80,6 +81,7 @@ class Settings:
     environment: Mapping[str, str]
     mounts: Sequence[tuple[str, str, bool]]
     names: Path
+    termination: tuple[Path, str]
     user: int
     group: int
     groups: Sequence[int]
@@ -120,6 +122,7 @@ class Container:
             "files": {"/etc/nsswitch.conf": "hosts: files\n", "/etc/passwd": users},
             "links": {**_links(), "/etc/hosts": "names/hosts"},
             "mounts": [*settings.mounts, (str(settings.names), "/etc/names", True)],
+            "termination": [str(settings.termination[0]), settings.termination[1]],
             "hostname": settings.hostname,
             "user": settings.user,
             "group": settings.group,

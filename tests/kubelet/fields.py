@@ -32,6 +32,7 @@ _POD = {
 }
 _POD_SECURITY = {"runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy", "seccompProfile"}
 _CONTAINER = {"name", "image", "imagePullPolicy", "command", "args", "env", "ports", "resources", "securityContext"}
+_TERMINATION = {"terminationMessagePath", "terminationMessagePolicy"}
 _PROBES = {"startupProbe", "readinessProbe", "livenessProbe"}
 _CONTAINER_SECURITY = {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}
 
@@ -50,10 +51,10 @@ def check_pod(spec: Document) -> None:
     known(spec["securityContext"], *_POD_SECURITY)
     assert spec["securityContext"]["runAsNonRoot"] is True
     for container in spec.get("initContainers", []):
-        known(container, *_CONTAINER, "volumeMounts")
+        known(container, *_CONTAINER, *_TERMINATION, "volumeMounts")
         _check_container(container)
     (container,) = spec["containers"]  # several are not played
-    known(container, *_CONTAINER, *_PROBES, "volumeMounts")
+    known(container, *_CONTAINER, *_TERMINATION, *_PROBES, "volumeMounts")
     _check_container(container)
 
 

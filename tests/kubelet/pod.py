@@ -18,6 +18,8 @@ from tests.kubelet.volumes import FindObject, Volumes
 PENDING, RUNNING, SUCCEEDED, FAILED = "Pending", "Running", "Succeeded", "Failed"
 _BACK_OFF_S, _MOST_BACK_OFF_S = 10.0, 300.0
 _GRACE_S = 30
+_TERMINATION_LOG, _MOST_OF_FILE = "/dev/termination-log", 4096
+_MOST_OF_LOG, _MOST_LINES = 2048, 80  # bytes and lines of it, where they are the message
 _KINDS = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -57,6 +59,7 @@ class Pod:
         labels: Of its metadata.
         phase: As Kubernetes says it.
         exit_code: Of its container, when that has ended last; None before.
+        message: As `kubectl describe pod` shows it of that end.
         conditions: Those that are True.
         restarts: Of its container.
         started_s: From the start of each container to the first success of its startup probe.
@@ -68,6 +71,7 @@ class Pod:
         check_pod(template["spec"])
         self.name, self.uid, self.labels = name, uid, template["metadata"]["labels"]
         self.phase, self.exit_code, self.conditions = PENDING, None, set[str]()
+        self.message = ""
         self.restarts, self.started_s = 0, list[float]()
         self.deleted, self.finished_at = False, 0.0
         self._node, self._spec = node, template["spec"]
@@ -196,6 +200,7 @@ class Pod:
     def _start(self, container: Document) -> Container:
         security, own = self._spec["securityContext"], container["securityContext"]
         variables = environment(container)
+        self._num_started += 1
         settings = Settings(
             image=self._node.image,
             namespace=self._namespace,
@@ -204,6 +209,7 @@ class Pod:
             environment=variables,
             mounts=self._volumes.mounts(container),
             names=self._names,
+            termination=(self._termination(), container.get("terminationMessagePath", _TERMINATION_LOG)),
             user=security["runAsUser"],
             group=security["runAsGroup"],
             groups=[security["fsGroup"]],
@@ -211,7 +217,6 @@ class Pod:
             read_only=own["readOnlyRootFilesystem"],
         )
         self._told_to_end, self._kill_at = True, float("inf")
-        self._num_started += 1
         self.log.parent.mkdir(exist_ok=True)
         return Container(settings, self._folder / f"container-{self._num_started}", self.log)
 
@@ -239,17 +244,34 @@ class Pod:
         self._running = None
         self._close_probes()
         if main:
-            self.exit_code = code
+            self.exit_code, self.message = code, self._message(code)
             self._node.memory[self.name] = max(used, self._node.memory.get(self.name, 0))
         else:
             assert code == 0 or self.deleted, f"an init container ended with {code}:\n{self.log.read_text()}"
         if not main and not self.deleted:
             return
-        self._node.told(f"{self.name}: {'' if main else 'init '}container ended with {code}")
+        said = f": {self.message}" if main and self.message else ""
+        self._node.told(f"{self.name}: {'' if main else 'init '}container ended with {code}{said}")
         if self.deleted or self._spec["restartPolicy"] == "Never" or code == 0:
             self._finish(SUCCEEDED if main and code == 0 else FAILED)
         else:
             self._restart()
+
+    def _termination(self) -> Path:
+        """An empty file for the newest container, which any user may write to."""
+        path = self._folder / f"termination-{self._num_started}"
+        path.touch()
+        path.chmod(0o666)
+        return path
+
+    def _message(self, code: int) -> str:
+        """What the container has written to its file; with `FallbackToLogsOnError` else the end of its log."""
+        written = (self._folder / f"termination-{self._num_started}").read_bytes()[:_MOST_OF_FILE]
+        policy = self._spec["containers"][0].get("terminationMessagePolicy", "File")
+        assert policy in ("File", "FallbackToLogsOnError"), policy
+        if not written and code and policy == "FallbackToLogsOnError":
+            written = b"".join(self.log.read_bytes().splitlines(keepends=True)[-_MOST_LINES:])[-_MOST_OF_LOG:]
+        return written.decode(errors="replace")
 
     def _restart(self) -> None:
         """The first time at once, then with growing pauses."""

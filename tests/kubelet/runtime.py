@@ -83,6 +83,10 @@ def _make_root(root: Path, told: dict) -> None:
     for name in _DEVICES:
         (root / "dev" / name).touch()
         _mount(f"/dev/{name}", root / "dev" / name, flags=_BIND)
+    source, path = told["termination"]
+    place = root / path.lstrip("/")
+    place.touch()
+    _mount(source, place, flags=_BIND)
     _mount("tmpfs", _place(root, "/dev/shm"), "tmpfs", data="mode=1777,size=64m")
     if told["read_only"]:
         _mount("tmpfs", root, flags=_REMOUNT | _READ_ONLY, data="mode=755")

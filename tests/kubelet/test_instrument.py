@@ -120,6 +120,31 @@ def test_restarts_keep_an_empty_dir_and_new_pods_do_not(kubernetes: Cluster, mon
     assert pods["j-0"].address != address
 
 
+WHY = """
+    case $JOB_COMPLETION_INDEX in
+        0) echo nothing; printf why > /dev/termination-log; exit 3;;
+        1) echo one; echo last; exit 4;;
+        2) echo nothing; exit 0;;
+    esac
+"""
+
+
+def test_why_a_container_has_ended_is_in_its_file_or_its_log(kubernetes: Cluster) -> None:
+    pod = template(WHY)
+    pod["spec"]["containers"][0]["terminationMessagePolicy"] = "FallbackToLogsOnError"
+    start(kubernetes, pod, completions=3, backoffLimit=6)
+
+    def ended() -> set[str]:
+        return {text for _, text in kubernetes.events if "container ended" in text}
+
+    said = {
+        "j-0: container ended with 3: why",
+        "j-1: container ended with 4: one\nlast\n",
+        "j-2: container ended with 0",
+    }
+    kubernetes.wait(lambda: said <= ended(), "their ends", DEADLINE_S)
+
+
 def test_what_is_not_played_is_refused() -> None:
     pod = template("true")["spec"]
     check_pod(pod)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ END_S = 300.0  # when other tests keep this machine busy; alone it takes a tenth
 
 def write(tmp_path: Path) -> Path:
     recipe = write_recipe(tmp_path)
-    return manifests.write(tmp_path / "deploy", str(recipe), "tiny", "--set=exchange.give_up_after_s=300")
+    more = ("--set=exchange.give_up_after_s=300", "--log_format=json")
+    return manifests.write(tmp_path / "deploy", str(recipe), "tiny", *more)
 
 
 def run(kubernetes: Cluster, folder: Path) -> None:
@@ -35,6 +38,15 @@ def test_a_job_runs_from_its_manifests_to_its_end(kubernetes: Cluster, tmp_path:
     run(kubernetes, write(tmp_path) / "base")
     assert not kubernetes.pods
     assert not any(job.failures for job in kubernetes.jobs.values()), kubernetes.describe()
+    said = [text for _, text in kubernetes.events]
+    assert any(text.startswith("tiny-chief-0: container ended with 0: [chief] done: ") for text in said), said
+    trained = re.compile(r"tiny-worker-(\d): container ended with 0: \[worker/\1[^]]*\] trained")
+    assert any(trained.fullmatch(text) for text in said), said  # the first that ends ends the others
+    for index, log in enumerate(log for log in kubernetes.logs("tiny-ps").values() if log):
+        first = json.loads(log.splitlines()[0])
+        assert (first["role"], first["severity"]) == ("ps", "INFO"), index
+        assert first["message"].startswith("listens on ")
+        assert all(json.loads(line)["time"] for line in log.splitlines())
 
 
 @pytest.mark.slow

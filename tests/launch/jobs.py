@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -130,7 +131,7 @@ def cut_off(path: Path) -> None:
 
 
 class LocalJob:
-    """A `downpour local` of its own process, whose output goes into files.
+    """A `downpour local` of its own process, with more arguments and environment, whose output goes into files.
 
     Attributes:
         run_dir: Where the job writes.
@@ -138,7 +139,7 @@ class LocalJob:
         scratch: Holds the folder that holds the shards' arenas.
     """
 
-    def __init__(self, recipe: Path, folder: Path, *arguments: str) -> None:
+    def __init__(self, recipe: Path, folder: Path, *arguments: str, **environment: str) -> None:
         self.run_dir = folder / "run"
         self._folder = folder
         self._out, self._err = folder / "stdout", folder / "stderr"
@@ -147,7 +148,10 @@ class LocalJob:
         command = [sys.executable, "-m", "downpour.launch.local", f"--recipe={recipe}", f"--run_dir={self.run_dir}"]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*command, f"--arena_parent={self.scratch}", *arguments], stdout=out, stderr=err
+                [*command, f"--arena_parent={self.scratch}", *arguments],
+                stdout=out,
+                stderr=err,
+                env=os.environ | environment,
             )
 
     @property

@@ -6,7 +6,6 @@ import fcntl
 import os
 import pty
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -122,8 +121,10 @@ class Watched:
         before = self._drawn_step()
         self.frame = self.top.frame()
         self.between = before, self._step()
-        self._kill_the_chief()
+        chief = self._chief()
+        chief.suspend()  # as one that is killed and takes a while to start again
         _wait(lambda: "the chief has not answered for" in self.top.text)
+        chief.kill()
         _wait(lambda: self._drawn_step() > self.between[1] and self._state() == "training")
         _wait(lambda: "has not answered" not in "\n".join(self.top.frame()))
         self.back = self.top.frame()
@@ -161,10 +162,10 @@ class Watched:
         found = re.search(r"training, step (\d+) of 500", "\n".join(self.top.frame()))
         return int(found[1]) if found else -1
 
-    def _kill_the_chief(self) -> None:
+    def _chief(self) -> psutil.Process:
         children = psutil.Process(self.local.process.pid).children()
         (chief,) = [child for child in children if "downpour.launch.chief" in child.cmdline()]
-        chief.send_signal(signal.SIGKILL)
+        return chief
 
 
 def _wait(condition: Callable[[], object]) -> None:
@@ -226,7 +227,13 @@ def test_the_local_run_shows_the_same_view_below_its_lines(watched: Watched) -> 
     assert text.rstrip().splitlines()[-1].startswith("RESULT {")
 
 
-def test_a_run_that_failed_ends_with_3_and_a_shard_is_refused(watched: Watched, tmp_path: Path) -> None:
+def test_without_rich_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['rich'] = None; from downpour.launch import cli; sys.argv[1:] = ['top']; cli.main()"
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert refused.returncode == 2 and "top needs rich, which is not installed: pip install" in refused.stderr
+
+
+def test_a_run_that_failed_ends_with_3_and_nobody_with_69(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"recipe": "a", "global_steps": 7, "failure": "worker 1: loss nan"}')
     failed = subprocess.run([*_TOP, str(tmp_path)], capture_output=True, text=True)
     assert failed.returncode == 3 and "worker 1: loss nan" in failed.stdout

@@ -12,10 +12,10 @@ from PIL import Image
 from tests.browser import chromium
 from tests.launch.jobs import LocalJob
 
-_COLORS = 64  # in a picture: flat areas and text
+_COLORS = 128  # in a picture: flat areas and text
 _VIEWS: dict[str, dict[str, Any]] = {
-    "page": {"viewport": {"width": 1200, "height": 1500}},
-    "page_dark": {"viewport": {"width": 1200, "height": 800}, "color_scheme": "dark"},
+    "page": {"viewport": {"width": 1200, "height": 2000}},
+    "page_dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
     "page_phone": {"viewport": {"width": 360, "height": 1400}},
 }
 _STEP = 900  # with a dozen scores
@@ -34,7 +34,7 @@ def draw(run: LocalJob, folder: Path) -> None:
             run.wait(lambda page=page: _step(page) >= _STEP, f"step {_STEP}")
             page.wait_for_selector("#findings-section:not([hidden])")
             picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            picture.quantize(_COLORS).save(folder / f"{name}.png", optimize=True)
+            picture.quantize(_COLORS, Image.Quantize.MAXCOVERAGE).save(folder / f"{name}.png", optimize=True)
             page.close()
 
 

@@ -36,7 +36,7 @@ from downpour.worker.chief.epoch_ends import EpochEnds
 from downpour.worker.chief.events import Events
 from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.observer import Observer
-from downpour.worker.chief.progress import as_json, progress
+from downpour.worker.chief.progress import progress
 from downpour.worker.chief.run_folder import RunFolder, insist
 from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.service import Service
@@ -66,6 +66,7 @@ class Chief:
 
     Attributes:
         port: The port it listens on.
+        summary: The summary, once the job is over.
 
     Raises:
         ValueError: The folder of the run or of its checkpoints cannot be written, or the port is taken.
@@ -81,7 +82,7 @@ class Chief:
         self._shards: Shards | None = None
         self._ends: EpochEnds | None = None  # set when the state is ready
         self._ending = threading.Event()
-        self._ended: dict[str, Any] | None = None  # the summary, when the job is over
+        self.summary: dict[str, Any] | None = None
         self._events = Events(settings.callbacks, self._state)
         self._sinks = Sinks(settings.sinks)
         self._scores = Scores(settings, self._state, self._folder, self._events)
@@ -150,7 +151,7 @@ class Chief:
             self._scores.finish()
         failure = state.coordinator.failure  # of a worker or a callback
         observer.look()
-        found = self._ended = self._summary(self._shards)
+        found = self.summary = self._summary(self._shards)
         unwritten = insist(lambda: self._folder.write_summary(found), "the summary", _INSIST_S)
         self._sinks.end(found)
         self._end(self._shards, failed=bool(failure), stop_shards=stop_shards)
@@ -174,11 +175,10 @@ class Chief:
         """Whether the layout is known and workers can register."""
         return self._state.layout is not None  # unlocked: a slightly stale answer is harmless
 
-    def status(self) -> dict[str, Any]:
-        """What `downpour status` shows, as JSON values, and `summary` when the job is over; called by any thread."""
+    def progress(self) -> pb.ProgressReply:
+        """Returns the job's progress with its details, as the method `Progress` does; called by any thread."""
         with self._state.changed:
-            found = progress(self._settings, self._state, detailed=True)
-        return as_json(found) | {"summary": self._ended}
+            return progress(self._settings, self._state, detailed=True)
 
     def close(self) -> None:
         """Stops serving, after a grace period in which callers can still read that the job is over."""

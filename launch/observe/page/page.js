@@ -7,6 +7,8 @@ const FEW = 10, MOST_ROWS = 500, FEW_EVENTS = 12, MOST_POINTS = 600;
 const NAMES = {
   loss: "Training loss", examples_per_second: "Examples/s", staleness_mean: "Staleness, mean", learning_rate: "Learning rate",
 };
+const SCORES = { map_at_100: "mAP@100", map_at_100_unweighted: "mAP@100, unweighted" };
+const GUESSING = { map_at_100: "chance_weighted", map_at_100_unweighted: "chance" }; // what a score is without learning
 const byId = (id) => document.getElementById(id);
 const view = { status: null, answered: null, since: null, file: null, next: 0, curves: {}, open: new Set(), newest: null };
 
@@ -91,7 +93,7 @@ function showNow(status) {
   const rows = [
     ["Time left", training ? duration(status.seconds_left) : ended ? "none" : "–", `trained for ${duration(status.seconds)}`],
     ["Training loss", number(status.loss)],
-    ...Object.entries(status.scores).map(([name, value]) => [`Held-out ${words(name)}`, number(value), `at step ${number(status.score_step)}`]),
+    ...Object.entries(status.scores).filter(([name]) => isScore(name)).map(([name, value]) => [heldOut(name), number(value), atStep(status, name)]),
     ["Examples/s", number(status.examples_per_second), `${number(status.pushes_per_second, 3)} pushes/s`],
     ["Staleness, mean", number(status.staleness_mean, 3), "updates behind"],
     ["Epoch", number(status.epochs, 3)],
@@ -107,6 +109,14 @@ function showNow(status) {
     byId("findings").dataset.text = JSON.stringify(findings);
     byId("findings").replaceChildren(...findings.map((one) => make("li", { "data-kind": one.kind }, one.text)));
   }
+}
+
+const heldOut = (name) => `Held-out ${SCORES[name] || words(name)}`;
+const isScore = (name) => !Object.values(GUESSING).includes(name);
+
+function atStep(status, name) {
+  const guessing = status.scores[GUESSING[name]];
+  return `at step ${number(status.score_step)}${guessing === undefined ? "" : `; guessing ${number(guessing, 3)}`}`;
 }
 
 const percent = (status) => (status.num_steps ? `${Math.floor((100 * status.step) / status.num_steps)} %` : "");
@@ -247,7 +257,7 @@ function numbers(details, caption, heads, rows) {
 }
 
 function showCurve(name, points) {
-  const score = name.startsWith("score."), title = score ? `Held-out ${words(name.slice(6))}` : NAMES[name] || words(name);
+  const score = name.startsWith("score."), title = score ? heldOut(name.slice(6)) : NAMES[name] || words(name);
   const found = figure(byId("curves"), `curve-${name}`, title);
   const [, svg, details] = found.children, steps = points.map((p) => p[0]), values = points.map((p) => p[2]);
   let low = Math.min(...values), high = Math.max(...values);
@@ -321,7 +331,7 @@ function show() {
   showStaleness(status.staleness_histogram);
   showEvents(status.events, status.time);
   const order = (name) => ["loss", "score", "examples_per_second", "staleness_mean", "learning_rate"].indexOf(name.split(".")[0]);
-  const names = Object.keys(view.curves).filter((name) => view.curves[name].length).sort((a, b) => order(a) - order(b));
+  const names = Object.keys(view.curves).filter((name) => view.curves[name].length && isScore(name.replace("score.", ""))).sort((a, b) => order(a) - order(b));
   byId("no-curves").hidden = names.length > 0;
   for (const name of names) showCurve(name, view.curves[name]);
   names.forEach((name, i) => {

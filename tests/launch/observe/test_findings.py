@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from downpour.launch.observe.findings import Finding, findings
+from downpour.launch.observe.findings import Finding, died, findings
 from downpour.launch.observe.outliers import Hottest, Slowest, hottest, slowest
 from tests.launch.observe.statuses import entry, event, shard, status, worker
 
@@ -161,3 +161,15 @@ def test_what_is_gone_and_what_was_lost_is_said_first() -> None:
     assert found[-1].subject == "worker 2"
     alone = findings(status(workers=[worker(0, state="lost", silent_seconds=60.0)]))
     assert [(one.kind, one.subject) for one in alone] == [("lost", "worker 0"), ("stalled", "run")]
+
+
+def test_what_has_died_is_said_when_it_is_back_too() -> None:
+    assert died(status()) == "nothing" and died(status(events=[])) == ""
+    replaced = event("worker_replaced", 310, "worker 1 was taken over by host-7 process 1")
+    restarted = event("shard_restarted", 1420, "shard 3 was started again 2 s ago")
+    once = died(status(events=[*status()["events"], replaced]))
+    assert once == "once, at step 310: worker 1 was taken over by host-7 process 1; no updates lost"
+    twice = died(status(events=[replaced, restarted], faults={"updates_lost": 12}))
+    assert twice == "2 times, last at step 1,420: shard 3 was started again 2 s ago; 12 updates lost"
+    ended = [{"kind": "loss", "step": 1}, {"kind": "event", **replaced}]
+    assert died({"state": "done"}, ended) == once

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downpour.launch import certs, chief, status
+from downpour.launch import certs, chief, status, top
 from downpour.launch.observe import status_text
 from downpour.launch.observe.status import is_whole, of_address, of_folder
 from downpour.launch.roles import entry
@@ -185,6 +185,8 @@ def test_a_shard_is_described_too(halfway: tuple[Cluster, Any]) -> None:
     found = of_address(cluster.addresses[1])
     assert (found["state"], found["shard"], found["pushes"]) == ("ready", 1, found["version"])
     assert f"{cluster.addresses[1]}: shard 1, ready" in status_text.text(found)
+    with pytest.raises(ValueError, match=f"{cluster.addresses[1]} is a shard; give its chief's address"):
+        top.show(cluster.addresses[1], PLAIN, once=True)
     assert status.exit_code(found) == entry.OK
 
 

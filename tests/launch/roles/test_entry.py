@@ -77,7 +77,11 @@ def test_refused_flags_exit_with_2(run_entry, argument, message):
 def test_help_says_what_the_program_is_and_takes(run_entry):
     result = run_entry("print('ran')", "--help")
     assert result.returncode == 0
-    for text in ("The program's own words.", "--count=N  How many. Default: 1."):
+    for text in (
+        "The program's own words.",
+        "--count=N         How many. Default: 1.",
+        "--log_format=...  <text|json>: Log",
+    ):
         assert text in result.stdout, result.stdout
     assert "--die_with_parent" not in result.stdout
     assert "--die_with_parent" in run_entry("print('ran')", "--helpfull").stdout

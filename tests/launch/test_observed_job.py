@@ -1,0 +1,108 @@
+"""A real job whose environment is that of a TrainJob, and whose processes log JSON: one job for all assertions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch import jobs
+from tests.launch.trainer import Trainer
+
+pytestmark = pytest.mark.process
+
+WARNS = """
+from absl import logging
+
+
+def job():
+    logging.warning("of the recipe")
+    return tiny()
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that has ended.
+
+    Attributes:
+        job: The job.
+        told: What Trainer has accepted, in order.
+        refused: What it has refused.
+    """
+
+    job: jobs.LocalJob
+    told: list[dict[str, Any]]
+    refused: list[tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
+    folder = tmp_path_factory.mktemp("observed")
+    with Trainer(folder) as trainer:
+        recipe = jobs.write_recipe(folder, WARNS)
+        job = jobs.LocalJob(recipe, folder, "--log_format=json", **trainer.environment)
+        try:
+            assert job.end() == 0, job.stderr
+            yield Ended(job, trainer.accepted, trainer.refused)
+        finally:
+            job.kill()
+
+
+def metrics(status: dict[str, Any]) -> dict[str, float]:
+    return {metric["name"]: float(metric["value"]) for metric in status["metrics"]}
+
+
+def test_trainer_is_told_of_begin_and_end(ended: Ended) -> None:
+    result = ended.job.result()
+    assert not ended.refused
+    first, last = ended.told[0], ended.told[-1]
+    assert first["progressPercentage"] == 0
+    assert "estimatedRemainingSeconds" not in first
+    assert (last["progressPercentage"], last["estimatedRemainingSeconds"]) == (100, 0)
+    assert [status["progressPercentage"] for status in ended.told].count(100) == 1
+    found = metrics(last)
+    assert found["step"] == result["global_steps"]
+    assert found["map_at_100"] == pytest.approx(result["map_at_100"], rel=1e-5)
+    assert found["num_steps"] == 40
+    assert found["epochs"] == pytest.approx(result["epochs"], abs=1e-3)
+    assert all(0 <= status["progressPercentage"] <= 99 for status in ended.told[:-1])
+
+
+def test_every_line_of_the_launcher_is_an_object(ended: Ended) -> None:
+    entries = [json.loads(line) for line in ended.job.stderr.splitlines()]
+    assert {"ps", "chief", "worker", "evaluator", "progress"} <= {entry["role"] for entry in entries}
+    assert {0, 1} <= {entry.get("index") for entry in entries if entry["role"] == "worker"}
+    progress = [entry["message"] for entry in entries if entry["role"] == "progress"]
+    assert any(message.startswith("preparing 0/40") for message in progress), progress
+
+
+@pytest.mark.parametrize("name", ["ps-0", "ps-1", "chief", "worker-0", "worker-1", "evaluator"])
+def test_every_role_logs_objects(ended: Ended, name: str) -> None:
+    role, _, index = name.partition("-")
+    lines = (ended.job.run_dir / "logs" / f"{name}.log").read_text().splitlines()
+    entries = [json.loads(line) for line in lines if line.startswith("{")]  # C++ of TensorFlow writes text
+    assert entries
+    for entry in entries:
+        assert entry["role"] == role
+        assert entry.get("index", "") == (int(index) if index else "")
+        assert entry["time"].endswith("Z")
+        assert Path(entry["source"].rpartition(":")[0]).name
+    assert not [line for line in lines if line.startswith("[")]
+    if role != "ps":
+        warnings = [entry for entry in entries if entry["severity"] == "WARNING"]
+        assert "of the recipe" in {entry["message"] for entry in warnings}
+        assert any(Path(entry["source"].rpartition(":")[0]).name == "tiny.py" for entry in warnings)
+
+
+def test_a_refusal_of_the_launcher_is_one_object(ended: Ended, tmp_path: Path) -> None:
+    again = jobs.LocalJob(jobs.write_recipe(tmp_path), tmp_path, "--log_format=json", f"--run_dir={ended.job.run_dir}")
+    assert again.end() == 2
+    (line,) = again.stderr.splitlines()
+    entry = json.loads(line)
+    assert (entry["severity"], entry["role"]) == ("ERROR", "local")
+    assert "holds another run" in entry["message"], entry
