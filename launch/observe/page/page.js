@@ -44,7 +44,10 @@ function duration(seconds) {
   return h ? `${h} h ${m} min` : `${m} min ${s % 60} s`;
 }
 
-const bytes = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(1)} GB` : `${(value / 1e6).toFixed(value < 1e7 ? 1 : 0)} MB`);
+const bytes = (value) => {
+  const [unit, size] = value >= 1e9 ? ["GB", 1e9] : value >= 1e6 ? ["MB", 1e6] : ["KB", 1e3];
+  return `${number(value / size, 3)} ${unit}`;
+};
 const ms = (seconds) => (seconds === undefined ? "–" : number(seconds * 1000, 3));
 const sum = (values) => values.reduce((total, one) => total + (one || 0), 0);
 const words = (name) => name.replaceAll("_", " ");
