@@ -38,6 +38,7 @@ OTEL = ["opentelemetry-exporter-otlp-proto-http>=1.30", "opentelemetry-sdk>=1.30
 S3 = ["s3fs>=2025.3"]
 TLS = ["cryptography>=49", "pyopenssl>=26.4,<27"]  # the latter also beneath its methods: proto/security/openssl.py
 DEV = [
+    "axe-playwright-python>=0.1.8",  # brings axe-core, which checks that the page is accessible
     "build>=1.2",
     "flask>=3.1",
     "flask-cors>=6.0",
@@ -51,6 +52,7 @@ DEV = [
     "mypy>=1.18",
     "nbclient>=0.10",
     "nbformat>=5.10",
+    "playwright>=1.60",  # drives the system's chromium; downloads no browser
     "pytest>=8.4",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
@@ -72,7 +74,11 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_namespace_packages("src", include=["downpour*"]),
-    package_data={"downpour": ["py.typed"], "downpour.proto": ["*.proto", "*.pyi"]},
+    package_data={
+        "downpour": ["py.typed"],
+        "downpour.proto": ["*.proto", "*.pyi"],
+        "downpour.launch.observe.page": ["page.html", "page.css", "page.js"],
+    },
     install_requires=SHARD,
     extras_require={
         "worker": WORKER,

@@ -27,13 +27,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
+from downpour import files
 from downpour.launch.job import Job, mistakes, recipe, recipe_flags
 from downpour.launch.job.build import build, check_data
 from downpour.launch.job.epochs import epochs_of
 from downpour.launch.job.same_job import same_fields
 from downpour.launch.local import prepared
-from downpour.launch.observe import otel, trainer_status
+from downpour.launch.observe import otel, report, trainer_status
 from downpour.launch.observe.metrics.chief import metrics_of_chief
+from downpour.launch.observe.page import ADDRESS_FILE
+from downpour.launch.observe.page.server import PageServer
 from downpour.launch.observe.trainer_status import StatusServer
 from downpour.launch.roles import ending, entry, initial, metrics, role_flags, security, topology
 from downpour.launch.roles.command_line import Syntax
@@ -46,6 +49,7 @@ from downpour.worker.chief import owner
 from downpour.worker.chief.callbacks import check_scores
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.leases import lease_records
+from downpour.worker.chief.progress import as_json
 from downpour.worker.chief.settings import JobSettings
 
 if TYPE_CHECKING:
@@ -53,7 +57,8 @@ if TYPE_CHECKING:
 
 SYNTAX = Syntax(
     shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
-    "trace stop_shards tls token_file health_port metrics_port log_format listen_in_plain_text_on_the_network",
+    "trace stop_shards page_port page_host tls token_file health_port metrics_port log_format "
+    "listen_in_plain_text_on_the_network",
 )
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s
 
@@ -74,6 +79,7 @@ class ChiefConfig:
         job_id: Id of a new run; "" for a random one.
         stop_shards: Whether the shards are ended when the job is over.
         trace_steps: How many steps every worker traces, into `trace.json` of the run.
+        page: Where the page for browsers is served; None for nowhere.
         access: Identity, access, health port and metrics port.
         status_server: Where Kubeflow Trainer takes the job's progress; None for nowhere.
     """
@@ -89,6 +95,7 @@ class ChiefConfig:
     job_id: str = ""
     stop_shards: bool = False
     trace_steps: int = 0
+    page: Listening | None = None
     access: Access = field(default_factory=Access)
     status_server: StatusServer | None = None
 
@@ -129,6 +136,7 @@ def from_flags() -> ChiefConfig:
         job_id=role_flags.job_id(),
         stop_shards=bool(role_flags.value("stop_shards")),
         trace_steps=role_flags.trace_steps(),
+        page=role_flags.page(),
         access=role_flags.access("chief"),
         status_server=trainer_status.server_of(os.environ),
     )
@@ -148,7 +156,8 @@ def run(config: ChiefConfig) -> None:
     observed = metrics.serve(config.access, _metrics(config, chief))
     has_time_limit = math.isfinite(job.max_train_s)
     reporting = trainer_status.reporting(config.status_server, chief.progress, has_time_limit=has_time_limit)
-    with contextlib.closing(chief), _recorded_failure(config.run_dir), health, observed, reporting:
+    page = _page(config, chief)
+    with contextlib.closing(chief), _recorded_failure(config.run_dir), health, observed, reporting, page:
         ending.on_sigterm(lambda: _leave(chief, config.stop_shards))
         # Before the model is built, which takes seconds: workers and evaluator build theirs meanwhile.
         topology.write_port(config.listening.port_file, chief.port)
@@ -169,6 +178,27 @@ def _metrics(config: ChiefConfig, chief: Chief) -> Callable[[Scrape], None]:
     folders = {"run": config.run_dir} | ({} if "://" in checkpoints else {"checkpoints": Path(checkpoints)})
     every = 0 if job.checkpoint_every_epoch else job.checkpoint_every_steps
     return metrics_of_chief(chief.progress, chief.server.gate, chief.server.times, every, folders)
+
+
+@contextlib.contextmanager
+def _page(config: ChiefConfig, chief: Chief) -> Iterator[None]:
+    """Serves the page, if one is wanted; its address is in the folder of the run meanwhile."""
+    if config.page is None:
+        yield
+        return
+    address, history = config.run_dir / ADDRESS_FILE, config.run_dir / report.HISTORY_FILE
+
+    def status() -> dict[str, Any]:
+        return as_json(chief.progress()) | {"summary": chief.summary}
+
+    server = PageServer(config.page.host, config.page.port, status, history, config.access.security)
+    with contextlib.closing(server):
+        logging.info("page %s", server.url)
+        with contextlib.suppress(OSError):  # the disk may be full; the address is for people only
+            files.write(address, f"{server.url}\n")
+        yield
+    with contextlib.suppress(OSError):
+        address.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

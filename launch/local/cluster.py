@@ -5,6 +5,7 @@ Entered by the thread of the supervisor only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from google.protobuf import json_format
 from downpour.launch.local import progress, targets
 from downpour.launch.local.config import RunConfig
 from downpour.launch.local.supervisor import ProcessFailed, Program, Supervisor
+from downpour.launch.observe.page import ADDRESS_FILE
 from downpour.launch.roles import topology
 from downpour.launch.roles.topology import FlagValue
 from downpour.proto.chief_pb2 import ProgressReply
@@ -39,6 +41,7 @@ class LocalCluster:
         config: Configuration of the run.
         scratch: Folder for the shards' memory and files of the start.
         ports: Ports of shards and chief, by process name.
+        page: URL of the chief's page; "" for none.
         trained: Whether a step of this run has been reported.
         unsaved: Whether only the shards' memory has the last steps.
     """
@@ -47,6 +50,7 @@ class LocalCluster:
     config: RunConfig
     scratch: Path
     ports: dict[str, int] = field(default_factory=dict)
+    page: str = ""
     trained: bool = False
     unsaved: bool = False
 
@@ -78,6 +82,8 @@ class LocalCluster:
         chief = where | {"evaluator": config.evaluator, **source, **config.checkpoints.flags()}
         chief["trace"] = config.trace_steps or None
         chief["job_id"] = owner.new_job_id()  # a restarted chief continues the same run
+        if config.page_port is not None:
+            chief["page_port"] = config.page_port
         self._start_servers("chief", {"chief": chief})
         where["chief"] = self._address("chief")
         for i in range(config.job.cluster.num_workers):
@@ -135,6 +141,10 @@ class LocalCluster:
             self.supervisor.start(Program(name, command(name, 0), endless=role == "ps"))
         for name in servers:
             self.ports[name] = self._wait_for_port(name)
+            if "page_port" in servers[name]:
+                with contextlib.suppress(OSError):  # the chief could not write it: the disk is full
+                    self.page = (self.config.folder / ADDRESS_FILE).read_text().strip()
+                    servers[name]["page_port"] = self.page.rpartition(":")[2]
             self.supervisor.change_command(name, command(name, self.ports[name]))
 
     def _wait_for_port(self, name: str) -> int:

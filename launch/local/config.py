@@ -36,6 +36,7 @@ class RunConfig:
         print_layout: Whether the layout is printed to stdout; None: if the job is `paper_shape`.
         verbosity: `--verbosity` of the process that checks the job; None for its default.
         metrics_port: First of the ports of loopback on which the processes serve Prometheus' `/metrics`; 0 for none.
+        page_port: Port on loopback of the page for browsers, 0 for any; None for no page.
         log_format: `--log_format` of every process, and of what the launcher writes to stderr: "text" or "json".
         how_to_resume: How the caller continues an interrupted run, for the last message of it.
     """
@@ -52,6 +53,7 @@ class RunConfig:
     print_layout: bool | None = None
     verbosity: int | None = None
     metrics_port: int = 0
+    page_port: int | None = None
     log_format: str = "text"
     how_to_resume: str = 'the same configuration with checkpoints=Checkpoints(resume="yes")'
 

@@ -34,7 +34,7 @@ _MOST_SCORES = 2  # in a line
 _LEAST_LINES = 12  # of a frame
 _NOISE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .*failed call to cuInit"
-    r"|\[chief[^]]*\] step \d+ of \d+, loss "  # shown as progress
+    r"|\[chief[^]]*\] (?:step \d+ of \d+, loss |page http)"  # shown as progress, and by the launcher
 )
 _COLORS = {"ps": "cyan", "worker": "green", "chief": "magenta", "evaluator": "yellow"}
 

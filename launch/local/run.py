@@ -44,7 +44,7 @@ _CONTRADICT = (*_CONTRADICT_WITH_VALUE, "resume", "noresume", "resume_if_any", "
 
 SYNTAX = Syntax(
     shown="recipe set epochs steps batch_size run_dir resume overwrite evaluator checkpoint_dir init_from init_only "
-    "trace log_format",
+    "page_port trace log_format",
     positional="recipe",
 )
 
@@ -63,6 +63,7 @@ def define() -> None:
     role_flags.define_checkpoints()
     role_flags.define_initial_values()
     role_flags.define_trace()
+    role_flags.define_page(0)
     role_flags.define_evaluator("Whether to score checkpoints on held-out data.")
     flags.DEFINE_integer("batch_size", None, "Short for --set=batch_size=N.")
     flags.DEFINE_integer("steps", None, "Short for --set=num_steps=N.")
@@ -92,6 +93,7 @@ def from_flags(argv: Sequence[str]) -> RunConfig:
         log_format=values["log_format"],
         verbosity=None if flags.FLAGS["verbosity"].using_default_value else values["verbosity"],
         metrics_port=values["metrics_port"],
+        page_port=role_flags.page_port(),
         how_to_resume=resume_command(argv),
     )
 

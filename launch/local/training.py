@@ -57,6 +57,8 @@ def train(config: RunConfig, supervisor: Supervisor, display: Display) -> dict[s
                 if config.shows_layout:
                     print(table, flush=True)
                 cluster.start()
+                if cluster.page:
+                    display.line("local", f"page {cluster.page}")
                 _watch(cluster, display, memory)
                 _end(cluster, display)
         except (Stopped, ProcessFailed) as error:

@@ -18,6 +18,7 @@
 | `--checkpoint_dir` | chief | where checkpoints go, a path or a URL that shards and evaluator reach, too |
 | `--resume`, `--resume_if_any` | chief | empty shards continue from the newest checkpoint |
 | `--overwrite` | chief | a new run removes another run's files in `--run_dir` and `--checkpoint_dir` |
+| `--page_port`, `--page_host` | chief | where it serves a page to browsers: `downpour.launch.observe.page` |
 | `--job_id` | chief | id of a new run; a restart with the same id continues it |
 | `--init_from`, `--init_only` | chief | see `downpour.launch.roles.initial` |
 | `--arena` | ps | file with the shard's state |
@@ -82,6 +83,9 @@ def define(role: str) -> None:
         define_checkpoints()
         define_initial_values()
         define_trace()
+        define_page(-1)
+        text = "Interface of that page; beyond loopback it needs --token_file."
+        _define(flags.DEFINE_string, "page_host", "127.0.0.1", text)
         text = "Id of a run that begins, the same whenever its chief is restarted; a random one by default."
         _define(flags.DEFINE_string, "job_id", "", text)
         text = "File of layout and initial values that a launcher has written."
@@ -136,6 +140,24 @@ def define_initial_values() -> None:
     _define(flags.DEFINE_string, "init_from", None, text)
     text = "Name patterns of the variables to read, with commas; all by default."
     _define(flags.DEFINE_list, "init_only", [], text)
+
+
+def define_page(default: int) -> None:
+    """Defines `--page_port`, with a default."""
+    text = "Port of a page for browsers that shows the run live, 0 for any; -1 for none."
+    _define(flags.DEFINE_integer, "page_port", default, text, lower_bound=-1, upper_bound=65535)
+
+
+def page_port() -> int | None:
+    """Returns the port of the page; None for no page."""
+    port = value("page_port", -1)
+    return None if port < 0 else int(port)
+
+
+def page() -> Listening | None:
+    """Returns where the chief serves its page; None for nowhere."""
+    port = page_port()
+    return None if port is None else Listening(value("page_host"), port)
 
 
 def cluster(role: str, job: Job | None = None) -> tuple[Topology, int]:

@@ -5,6 +5,7 @@ Threads: any; there is a lock.
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -45,6 +46,7 @@ class Certificates:
         self.job = tls.check(folder, self._files, role).job
         self._number = 1
         self._contexts: dict[bool, tuple[int, SSL.Context]] = {}  # by whether it is a server's
+        self._for_browsers: tuple[int, ssl.SSLContext] | None = None
         self._look_at = time.monotonic() + _LOOK_EVERY_S
 
     def latest(self) -> tuple[int, tls.Files]:
@@ -71,6 +73,17 @@ class Certificates:
                 self._contexts[is_server] = number, tls_socket.context(files, is_server=is_server)
             context = self._contexts[is_server][1]
         return tls_socket.TlsSocket(plain, context, server_name)
+
+    def for_browsers(self) -> ssl.SSLContext:
+        """Returns a server's context with the newest certificate, which asks browsers for none of theirs."""
+        number, _ = self.latest()
+        with self._lock:
+            if self._for_browsers is None or self._for_browsers[0] != number:
+                made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                made.minimum_version = ssl.TLSVersion.TLSv1_2
+                made.load_cert_chain(self._folder / tls.CERTIFICATE, self._folder / tls.KEY)
+                self._for_browsers = number, made
+            return self._for_browsers[1]
 
     def _look(self) -> None:
         stamp = self._stamp_now()

@@ -34,7 +34,7 @@ class Security:
 
     def check_host(self, host: str) -> None:
         """Raises `ValueError` if a server may not listen on `host`."""
-        if self.certificates or self.plain_text_on_the_network or _is_loopback(host):
+        if self.certificates or self.plain_text_on_the_network or is_loopback(host):
             return
         raise ValueError(
             f"listening on {host} in plain text would let every peer on the network read and change the model; give "
@@ -65,7 +65,8 @@ def read_token(path: Path) -> str:
     return token
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine's loopback interface, by address or as `localhost`."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -13,9 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.launch.jobs import LocalJob
-from tests.screenshots import job, report, terminal
+from tests.screenshots import job, page, report, terminal
 
-PICTURES: dict[str, Callable[[LocalJob, Path], None]] = {"terminal": terminal.draw, "report": report.draw}
+PICTURES: dict[str, Callable[[LocalJob, Path], None]] = {
+    "terminal": terminal.draw,
+    "page": page.draw,
+    "report": report.draw,
+}
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 
 

@@ -65,6 +65,7 @@ class Chief:
     Attributes:
         server: Its server.
         port: The port it listens on.
+        summary: The summary, once the job is over.
 
     Raises:
         ValueError: The folder of the run or of its checkpoints cannot be written, or the port is taken.
@@ -80,6 +81,7 @@ class Chief:
         self._shards: Shards | None = None
         self._ends: EpochEnds | None = None  # set when the state is ready
         self._ending = threading.Event()
+        self.summary: dict[str, Any] | None = None
         self._events = Events(settings.callbacks, self._state)
         self._sinks = Sinks(settings.sinks)
         self._scores = Scores(settings, self._state, self._folder, self._events)
@@ -155,7 +157,7 @@ class Chief:
             self._scores.finish()
         failure = state.coordinator.failure  # of a worker or a callback
         observer.look()
-        found = self._summary(self._shards)
+        found = self.summary = self._summary(self._shards)
         unwritten = insist(lambda: self._folder.write_summary(found), "the summary", _INSIST_S)
         self._sinks.end(found)
         self._end(self._shards, failed=bool(failure), stop_shards=stop_shards)
