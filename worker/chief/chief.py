@@ -67,7 +67,7 @@ class Chief:
         port: The port it listens on.
 
     Raises:
-        ValueError: The folder of the run or of its checkpoints cannot be written, or the port is taken.
+        ValueError: The folder of the run or of its checkpoints cannot be written, the port is taken, or a sink refuses.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class Chief:
     ) -> None:
         self._settings = settings
         self._security = security
+        for sink in settings.sinks:
+            sink.check(run_dir)
         self._folder = RunFolder(run_dir, settings.checkpoint_dir)
         self._state = JobState(settings, self._folder.journal)
         self._shards: Shards | None = None
