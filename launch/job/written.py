@@ -68,8 +68,8 @@ class Writer:
 
         Args:
             value: Plain values, arrays, functions and classes at the top level of a file, dataclasses, callbacks
-                and sinks without attributes, and tuples, lists and dicts of them; long lists and objects with length and index,
-                which are data sources.
+                and sinks without attributes, and tuples, lists and dicts of them; long lists and objects with length
+                and index, which are data sources.
             name: What messages call it.
 
         Raises:

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ class TensorBoard(Sink):
 
     folder: str = ""
     if_installed: bool = False
-    _events: Any = field(default=None, init=False, repr=False, compare=False)  # tensorboardX's EventsWriter
-    _flushed_s: float = field(default=0.0, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._events: Any = None  # tensorboardX's EventsWriter, from `on_begin` to `on_end`
+        self._flushed_s = 0.0
 
     def check(self, run_dir: Path) -> None:
         """Raises `ValueError` if the package is missing or the folder cannot be written."""
@@ -80,9 +82,7 @@ class TensorBoard(Sink):
             self._write(Event(step=last + 1, session_log=SessionLog(status=SessionLog.START)))
         for name, text in tags.pages(job).items():
             self._summary(summary.text(name, text), job["step"])
-        self._summary(
-            summary.custom_scalars({of: {k: list(v) for k, v in c.items()} for of, c in tags.charts().items()})
-        )
+        self._summary(summary.custom_scalars(tags.charts()))
         self._events.flush()
 
     def on_entry(self, entry: dict[str, Any]) -> None:
