@@ -71,7 +71,7 @@ fidelity-small: $(VENV)/dev
 # How the score grows with data, the last line of Fashion-MNIST (Debian's dataset-fashion-mnist); half an hour.
 study: $(VENV)/dev
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
-	$(BIN)/downpour study data-size --recipe=quickstart --fractions=0.1,0.316,1 --seeds=2 --out=runs/study_quickstart $(SHORTER)
+	$(BIN)/downpour study data-size --recipe=quickstart --fractions=0.1,0.316,1 --out=runs/study_quickstart $(SHORTER)
 	$(BIN)/downpour study data-size --recipe=tests/benchmarks/fashion_tree_job.py --sizes=600,2000,6000,20000,60000 --out=runs/study_fashion_mnist
 
 study: SHORTER := --set=cluster.num_ps=2 --set=num_steps=350 --set=schedule.every=150 --set=checkpoint_every_steps=350

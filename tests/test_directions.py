@@ -47,6 +47,7 @@ WITH_TENSORFLOW = {
     "launch/job/compiled/model.py",
     "launch/job/compiled/optimizer.py",
     "launch/job/given_model.py",
+    "launch/job/loading.py",
     "launch/job/written.py",
     "launch/local/preflight.py",
     "launch/planning/trainable.py",

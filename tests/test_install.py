@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from downpour import DISTRIBUTION, __version__, how_to_install
+from downpour.launch.local.cluster import kernels_command
 from downpour.ps.layout import Variable, lay_out
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import Constant
@@ -34,13 +35,14 @@ def test_a_shard_runs_from_a_wheel_in_a_venv_without_tensorflow(tmp_path: Path) 
     subprocess.run([sys.executable, "-m", "build", "--wheel", f"--outdir={tmp_path}", str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl"
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+    pip = [sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet"]
+    pip += ["--constraint", str(ROOT / "constraints.txt")]
     subprocess.run([*pip, str(wheel)], check=True)
     assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True, check=False).returncode != 0
-    # As the image of a shard does: otherwise the first start of all compiles the rules' loops.
-    subprocess.run([python, "-m", "downpour.ps.apply.kernels"], cwd=tmp_path, check=True)
+    # As launchers do: otherwise the first start of all compiles the rule's loops.
+    subprocess.run([python, *kernels_command(SGD())[1:]], cwd=tmp_path, check=True)
     seconds = [_start_and_end(python, tmp_path / f"port-{i}") for i in range(3)]
     print(f"a shard's start, to ready: {', '.join(f'{s:.2f}' for s in seconds)} s")
     assert min(seconds) < READY_WITHIN_S, seconds
@@ -84,4 +86,4 @@ def _start_and_end(python: Path, port_file: Path) -> float:
         return time.monotonic() - begin
     finally:
         shard.terminate()
-        assert shard.wait(30) == 0
+        assert shard.wait(120) == 0

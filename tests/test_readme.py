@@ -62,9 +62,10 @@ COVERED = {
     r"deploy/restart\.sh": f"{_KUSTOMIZE}test_restart_ends_the_shards_first_and_keeps_the_rest",
 }
 # Flags that shorten a command, the first that matches.
-_NARROW, _ONE = "--set=model.width=4", "--noevaluator --set=cluster.num_workers=1 --set=cluster.num_ps=2"
+_NARROW, _FEW = "--set=model.width=4", "--set=cluster.num_workers=1 --set=cluster.num_ps=4"
+_ONE = "--noevaluator --set=cluster.num_workers=1 --set=cluster.num_ps=2"
 SHORT = [
-    (r"local --recipe=quickstart --overwrite", f"--steps=4 --batch_size=16 --set=cluster.num_ps=4 {_NARROW}"),
+    (r"local --recipe=quickstart --overwrite", f"--steps=4 --batch_size=16 {_FEW} {_NARROW}"),
     (r"local --recipe=quickstart --resume", f"--steps=8 --batch_size=16 {_NARROW} {_ONE} --set=cluster.num_ps=6"),
     (r"(local --recipe=|train )quickstart", f"--steps=4 --batch_size=16 {_NARROW} {_ONE}"),
     (r"(local --recipe=|train )mine", f"--steps=4 --batch_size=16 {_ONE}"),

@@ -13,6 +13,7 @@ from absl import logging
 
 from downpour.launch.job import keras_settings, mistakes
 from downpour.launch.job.job import Job
+from downpour.launch.job.loading import load_tensorflow
 from downpour.model import keras_private
 from downpour.model.data import nests
 from downpour.model.data.batches import (
@@ -47,6 +48,7 @@ def limit_threads(num_threads: int) -> None:
     """
     if not num_threads:
         return
+    load_tensorflow()
     import tensorflow as tf
 
     try:
@@ -78,6 +80,7 @@ def build(job: Job) -> tuple[Any, Layout]:
     with mistakes.final():
         batch = blank_batch(job.data, job.batch_size)
 
+    load_tensorflow()
     import keras
 
     from downpour.model.keras_private import restart_numbering

@@ -11,12 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from google.protobuf import json_format
+
 from downpour.launch.local import progress
 from downpour.launch.local.config import RunConfig
 from downpour.launch.local.supervisor import ProcessFailed, Program, Supervisor
 from downpour.launch.roles import topology
 from downpour.launch.roles.topology import FlagValue
 from downpour.proto.chief_pb2 import ProgressReply
+from downpour.ps.policy.named import to_message
+from downpour.ps.policy.rules import Rule
 from downpour.worker.chief import owner
 from downpour.worker.exchange.clients import ChiefClient
 
@@ -46,13 +50,13 @@ class LocalCluster:
     unsaved: bool = False
 
     def prepare(self) -> str:
-        """Compiles the shards' kernels while another process checks the job; returns the layout's table."""
+        """Compiles the kernels of the job's rule while another process checks the job; returns the layout's table."""
         config, out = self.config, self.scratch / "layout.txt"
         values: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides, "out": out}
         values |= {"preflight": True, "evaluator": config.evaluator, "prepared_out": self.scratch / _PREPARED}
         values |= {"verbosity": config.verbosity, **_parent_flag()}
         programs = {
-            "kernels": [sys.executable, "-m", "downpour.ps.apply.kernels"],
+            "kernels": kernels_command(config.job.rule),
             "preflight": preflight_command(values),
         }
         for name, command in programs.items():
@@ -128,6 +132,12 @@ class LocalCluster:
 
     def _address(self, name: str) -> str:
         return f"{_HOST}:{self.ports[name]}"
+
+
+def kernels_command(rule: Rule) -> list[str]:
+    """The command of the process that compiles a rule's kernels, so that the shards need not all do it at once."""
+    text = json_format.MessageToJson(to_message(rule), indent=None)
+    return [sys.executable, "-m", "downpour.ps.apply.kernels", f"--rule={text}"]
 
 
 def preflight_command(values: Mapping[str, FlagValue]) -> list[str]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging as python_logging
 import os
 import re
@@ -88,6 +89,7 @@ def run(main: Callable[[], int | None], role: str, syntax: Syntax = command_line
         print(f"[{_role}] crashed: {mistakes.describe(error)}", file=sys.stderr, flush=True)
         code = BUG
     logging.flush()
+    gc.freeze()  # the interpreter would search all of TensorFlow for garbage before it ends, which takes a second
     sys.exit(code)
 
 

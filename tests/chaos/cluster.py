@@ -7,7 +7,6 @@ again, a server at its old port. Entered by the main thread only.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,12 @@ from pathlib import Path
 import psutil
 
 from downpour.launch.job import Cluster as Counts
+from downpour.launch.local.cluster import kernels_command
 from downpour.launch.local.supervisor import ProcessFailed, Program, Supervisor
 from downpour.launch.roles import topology
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto import parameter_server_pb2_grpc
+from downpour.ps.policy.rules import Rule
 from downpour.worker.chief import owner
 from tests.channels import plain
 from tests.chaos.proxy import Proxies
@@ -40,6 +41,7 @@ class Cluster:
         supervisor: Starts and restarts them.
         common: Flags of chief, workers and evaluator: recipe, overrides and folder of the run.
         counts: How many there are.
+        rule: What the shards compile before they start.
         scratch: Folder for arenas and port files.
         proxies: Between clients and servers; None for none.
         verbose: Whether they log every push.
@@ -49,6 +51,7 @@ class Cluster:
     supervisor: Supervisor
     common: Flags
     counts: Counts
+    rule: Rule
     scratch: Path
     proxies: Proxies | None = None
     verbose: bool = True
@@ -57,7 +60,7 @@ class Cluster:
 
     def start(self) -> None:
         """Starts every role; shards and chief first, since the others need their addresses."""
-        self.supervisor.run(Program("kernels", [sys.executable, "-m", "downpour.ps.apply.kernels"], max_restarts=0))
+        self.supervisor.run(Program("kernels", kernels_command(self.rule), max_restarts=0))
         own: Flags = {"die_with_parent": os.getpid(), "verbosity": _DEBUG if self.verbose else None}
         shards = [f"ps/{i}" for i in range(self.counts.num_ps)]
         for name in shards:

@@ -148,7 +148,7 @@ def run(what: Run, faults: Sequence[Fault], *, with_proxies: bool = True) -> Out
         on_line = functools.partial(_hear, outcome)
         supervisor = closing.enter_context(Supervisor(what.run_dir / "logs", _environment(places), on_line))
         used = proxies if with_proxies else None
-        cluster = Cluster(supervisor, what.flags(), what.job().cluster, places.arenas, used)
+        cluster = Cluster(supervisor, what.flags(), what.job().cluster, what.job().rule, places.arenas, used)
         striker = Striker(faults, Attacks(supervisor.pids, proxies, places, cluster.command).of, _tell)
         outcome.strikes = striker.strikes
         try:

@@ -80,10 +80,11 @@ def run(run_dir: Path, seconds: float, every_s: float, warm_up_s: float) -> Soak
     for manifest in _manifests(run_dir):  # of a run before, which would be taken for this one's
         manifest.unlink()
     path = write_recipe(run_dir)
+    job = recipe.load(path)
     common: Flags = {"recipe": path, "set": _OVERRIDES, "run_dir": run_dir}
     environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"} | ENVIRONMENT
     with scratch_folder() as scratch, Supervisor(run_dir / "logs", environment) as supervisor:
-        cluster = Cluster(supervisor, common, recipe.load(path).cluster, scratch, verbose=False)
+        cluster = Cluster(supervisor, common, job.cluster, job.rule, scratch, verbose=False)
         cluster.start()
         if not supervisor.wait(lambda: bool(_manifests(run_dir)), _START_S):
             raise ProcessFailed(1, f"no checkpoint within {_START_S:.0f} s; see {run_dir}/logs")

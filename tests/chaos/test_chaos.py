@@ -32,7 +32,7 @@ def test_a_job_under_faults_loses_nothing_and_doubles_nothing(tmp_path: Path) ->
             f"--recipe={write_recipe(tmp_path)}",
             f"--run_dir={tmp_path / 'run'}",
         ),
-        *(f"--faults={NUM_FAULTS}", f"--seed={SEED}", "--seconds=24", "--steps_per_s=220", "--undisturbed="),
+        *(f"--faults={NUM_FAULTS}", f"--seed={SEED}", "--seconds=24", "--steps_per_s=160", "--undisturbed="),
         *(f"--set={setting}" for setting in SETTINGS),
         f"--kinds={','.join(kinds)}",
     ]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from downpour.launch.local.cluster import kernels_command
+from downpour.ps.policy.rules import Momentum
 from tests.kubelet.cluster import Cluster, cluster
 from tests.kubelet.container import Image
 from tests.kubelet.network import network
@@ -38,14 +40,16 @@ def _obstacle() -> str | None:
 
 @pytest.fixture(scope="session")
 def image(request: pytest.FixtureRequest) -> Image:
-    """What all containers run; its loops are compiled once."""
+    """What all containers run; its loops are compiled once: those of the tiny recipe, with slow tests all."""
     obstacle = _obstacle()
     if obstacle:
         pytest.skip(obstacle)
     assert request.config.cache is not None
     kernels = request.config.cache.mkdir("kubelet_kernels")
     made = Image(kernels)
-    command = [sys.executable, "-m", "downpour.ps.apply.kernels"]  # as the Dockerfile says
+    command = kernels_command(Momentum(0.9))
+    if any(item.get_closest_marker("slow") for item in request.session.items):
+        command = [sys.executable, "-m", "downpour.ps.apply.kernels"]  # as the Dockerfile says
     subprocess.run(command, check=True, capture_output=True, env=made.environment | {"NUMBA_CACHE_DIR": str(kernels)})
     return made
 

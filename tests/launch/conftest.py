@@ -18,9 +18,9 @@ RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def wait_for() -> WaitFor:
-    """`wait_for(predicate, timeout_s=20)`: returns once it is true, fails when that takes too long."""
+    """`wait_for(predicate, timeout_s=60)`: returns once it is true, fails when that takes too long."""
 
-    def wait(predicate: Callable[[], object], timeout_s: float = 20.0) -> None:
+    def wait(predicate: Callable[[], object], timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not predicate():
             assert time.monotonic() < deadline, f"not true after {timeout_s} s"
@@ -36,7 +36,7 @@ def run_python() -> RunPython:
     def run(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, *map(str, arguments)]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=os.environ | environment, check=False
+            command, capture_output=True, text=True, timeout=120, env=os.environ | environment, check=False
         )
 
     return run

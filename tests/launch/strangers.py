@@ -73,7 +73,7 @@ class GuardedShard:
     def __exit__(self, *error: object) -> None:
         self._chief.close()
         self._process.terminate()
-        assert self._process.wait(30) == 0, self.log
+        assert self._process.wait(120) == 0, self.log
 
     @property
     def address(self) -> str:
@@ -132,7 +132,7 @@ class Pusher:
     def wait_for_more(self, number: int = 20) -> None:
         """Until so many more are acknowledged."""
         wanted = self.acknowledged + number
-        wait_until(lambda: self.acknowledged >= wanted or not self._thread.is_alive(), "a push", 20)
+        wait_until(lambda: self.acknowledged >= wanted or not self._thread.is_alive(), "a push")
         assert self.acknowledged >= wanted, "the worker has ended"
 
     def _run(self) -> None:

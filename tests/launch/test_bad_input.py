@@ -173,7 +173,7 @@ def refusal(process: subprocess.Popen[str], code: int = 2) -> str:
 
 def test_a_shard_whose_port_is_taken_says_so(start_role: StartRole, taken_port: int) -> None:
     shard = start_role("ps", 3, {"host": "127.0.0.1", "port": taken_port})
-    _, err = shard.communicate(timeout=30)
+    _, err = shard.communicate(timeout=120)
     assert shard.returncode == 2
     expected = (
         rf"\[ps/3\] error: cannot listen on 127.0.0.1:{taken_port}: the port is taken .*; give another --port .*\n"

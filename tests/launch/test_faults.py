@@ -102,7 +102,7 @@ def test_a_chief_that_is_killed_goes_on_and_no_record_is_lost_or_repeated(
 def test_a_shard_that_loses_its_memory_comes_back_from_a_checkpoint_and_the_loss_is_told(
     started: list[jobs.LocalJob], tmp_path: Path
 ) -> None:
-    job = start(started, tmp_path, jobs.PACED, "--set=num_steps=300")
+    job = start(started, tmp_path, jobs.PACED, "--set=num_steps=300", "--noevaluator")
     watcher = jobs.Watcher(job)
     watcher.wait_for_step(55)
     checkpoints = Folder(job.run_dir / "checkpoints")
@@ -197,15 +197,18 @@ def go_on(started: list[jobs.LocalJob], job: jobs.LocalJob, words: list[str]) ->
     return started[-1]
 
 
+INTERRUPTED = "--set=num_steps=120", "--set=checkpoint_every_steps=1000", "--noevaluator"
+
+
 def interrupted(started: list[jobs.LocalJob], tmp_path: Path) -> tuple[jobs.LocalJob, int]:
     """A job that was ended by one Ctrl-C, and the step that its last line names."""
     (tmp_path / "slow").touch()
-    job = start(started, tmp_path, jobs.PACED, "--set=num_steps=120", "--set=checkpoint_every_steps=1000")
+    job = start(started, tmp_path, jobs.PACED, *INTERRUPTED)
     watcher = jobs.Watcher(job)
     watcher.wait_for_step(4)
     watcher.close()
     job.process.send_signal(signal.SIGINT)
-    assert job.end(60) == 130
+    assert job.end() == 130
     assert "the chief writes a checkpoint" in job.stderr and "Traceback" not in job.stderr
     (name,) = checkpoint.complete(Folder(job.run_dir / "checkpoints"))
     return job, int(name.removeprefix("step-"))
@@ -258,7 +261,7 @@ def test_a_shard_that_cannot_be_kept_alive_loses_nothing(started: list[jobs.Loca
         watcher.wait_for_step(watcher.progress().step + 2)
     watcher.close()
     job.role("ps/1").kill()
-    assert job.end(60) == 1
+    assert job.end() == 1
     assert "ps/1 crashed 4 times" in job.the_error()
     (tmp_path / "slow").unlink()
     resumed = go_on(started, job, resume_command(job))

@@ -20,6 +20,10 @@ from downpour.launch.roles import topology
 
 pytestmark = pytest.mark.process
 
+END_S = (
+    120.0  # catches what hangs: a launcher may wait 30 s for a checkpoint and 10 s for processes before it kills them
+)
+
 RECIPE = """
 from downpour.launch.job import Cluster, Job
 from downpour.model.data import GeneratedImages
@@ -188,7 +192,7 @@ def real_launcher(tiny, tmp_path, wait_for):
 def test_a_signal_ends_every_real_process(real_launcher, is_alive, group_members, tmp_path, number, code):
     process, pids = real_launcher
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=END_S)
     assert process.returncode == code
     assert b"every process has ended" in err
     assert b"Traceback" not in err
@@ -200,4 +204,4 @@ def test_a_signal_ends_every_real_process(real_launcher, is_alive, group_members
 def test_a_killed_launcher_leaves_no_real_process(real_launcher, is_alive, wait_for):
     process, pids = real_launcher
     process.kill()
-    wait_for(lambda: not [pid for pid in pids if is_alive(pid)], 30)
+    wait_for(lambda: not [pid for pid in pids if is_alive(pid)], END_S)

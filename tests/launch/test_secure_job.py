@@ -221,4 +221,4 @@ def test_it_does_when_the_flag_says_so(tmp_path: Path) -> None:
         wait_until((tmp_path / "port").exists, "the shard's port")
     finally:
         shard.terminate()
-        assert shard.wait(30) == 0
+        assert shard.wait(120) == 0

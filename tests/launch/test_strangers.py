@@ -209,7 +209,7 @@ def test_a_message_of_two_gigabytes_is_refused_before_it_comes(
         assert call.is_ended(10.0)
         call.close()
     # One or the other, whatever the shard learns first: that the call has ended, or that there is no message.
-    wait_until(lambda: change.of("broken_off") + change.of("refused_malformed") >= 5, "five refusals", 10)
+    wait_until(lambda: change.of("broken_off") + change.of("refused_malformed") >= 5, "five refusals")
     assert psutil.Process(shard.pid).memory_info().rss - before < 100 << 20
     pusher.wait_for_more()
 

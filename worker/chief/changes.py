@@ -77,6 +77,7 @@ def _of_shard(index: int, before: Shard, after: Shard) -> Iterator[tuple[str, st
         yield "shard_silent", f"{name} at {after.address} does not answer"
         return
     if before.state == Shard.STATE_SILENT != after.state:
-        yield "shard_back", f"{name} answers{' and holds no parameters' if empty else ''}"
-    if after.uptime_seconds < before.uptime_seconds:
+        holds = ", which holds no parameters" if empty else ""
+        yield "shard_back", f"{name} answers; its process is {after.uptime_seconds:.0f} s old{holds}"
+    elif after.uptime_seconds < before.uptime_seconds:
         yield "shard_restarted", f"{name} was started again {after.uptime_seconds:.0f} s ago"

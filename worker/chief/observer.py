@@ -69,7 +69,8 @@ class Observer:
 
     def _progress(self, reply: pb.ProgressReply, seconds: float) -> dict[str, Any]:
         """The entry: rates, means and counts since the last one."""
-        values, counts = as_json(reply), list(reply.details.staleness_histogram)
+        values = as_json(reply)
+        counts = list(reply.details.staleness_histogram) or self._counts  # none while no shard answers
         before, self._counts = self._counts or [0] * len(counts), counts
         same = ("learning_rate", "examples_per_second", "pushes_per_second", "staleness_mean")
         workers = ("state", "steps", "examples_per_second", "staleness_mean", "seconds_per_step")

@@ -1,6 +1,6 @@
 """The folder of a run, as the chief writes it: history, journal, summary, place of the checkpoints.
 
-    history.jsonl    losses and scores, a line each
+    history.jsonl    losses, scores, speed and events, a line each: docs/runs.md
     journal.json     everything that a restarted chief needs: `downpour.worker.chief.journal`
     summary.json     final figures: `downpour.worker.chief.summary`
     checkpoints/     or elsewhere: a folder or a URL

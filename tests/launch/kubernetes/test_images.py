@@ -136,7 +136,7 @@ def test_the_shard_image_starts_a_shard_and_has_no_tensorflow(builder: Builder, 
         assert health(address, "ready") == health_pb2.HealthCheckResponse.NOT_SERVING  # nobody has filled it
     finally:
         shard.send_signal(signal.SIGTERM)
-        assert shard.wait(30) == 0
+        assert shard.wait(120) == 0
 
 
 @pytest.mark.slow

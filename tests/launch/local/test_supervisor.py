@@ -85,7 +85,7 @@ def test_a_crash_is_restarted_with_the_changed_command(supervisor, lines, tmp_pa
     crash = "import os; print('port 0'); os.kill(os.getpid(), 9)"
     supervisor.start(program("ps/0", crash))
     supervisor.change_command("ps/0", [sys.executable, "-c", "print('port 77')"])
-    supervisor.wait(lambda: supervisor.exit_code("ps/0") is not None, 20)
+    supervisor.wait(lambda: supervisor.exit_code("ps/0") is not None, 60)
     assert [line for _, line in lines] == [
         "port 0",
         "[ps/0] ended with signal SIGKILL; restart 1 of 3 in 0.2 s",
@@ -147,7 +147,7 @@ def test_an_error_line_of_a_process_that_is_not_refused_is_shown(supervisor, lin
 def test_an_error_line_of_a_process_that_goes_on_is_shown(supervisor, lines, monkeypatch):
     monkeypatch.setattr("downpour.launch.local.processes._HOLD_S", 0.1)
     supervisor.start(program("chief", f"print('[chief] error: no checkpoint', flush=True); {FOREVER}"))
-    assert supervisor.wait(lambda: lines, 20)
+    assert supervisor.wait(lambda: lines, 60)
 
 
 def test_drain_names_what_does_not_end(supervisor):
@@ -209,13 +209,13 @@ def launcher(tmp_path, read_pids):
 def test_a_signal_to_the_launcher_leaves_no_process(launcher, is_alive, group_members, number, code):
     process, pids = launcher("deaf")
     process.send_signal(number)
-    assert process.wait(20) == code
+    assert process.wait(60) == code
     assert not [pid for pid in pids if is_alive(pid) or group_members(pid)]
 
 
 def test_a_bug_in_the_launcher_leaves_no_process(launcher, is_alive, group_members):
     process, pids = launcher("fail")
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     assert not [pid for pid in pids if is_alive(pid) or group_members(pid)]
 
 

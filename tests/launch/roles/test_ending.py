@@ -188,7 +188,7 @@ def test_workers_come_and_go_and_nothing_is_lost_or_counted_twice(
         assert fleet.logged(name, "stopping; the chief has its leases back"), fleet.tail(name)
         assert took < 8, took
         fleet.wait(lambda i=name[-1]: not fleet.journal()["coordinator"]["leases"]["holders"][i]["leases"], "its lease")
-        fleet.wait_for_step(fleet.progress().step + 6, 30)
+        fleet.wait_for_step(fleet.progress().step + 6, 60)
     end_well(fleet, tmp_path, "worker/1")
     summary = fleet.summary()
     assert summary["pushes_acknowledged"] == summary["pushes_applied_min"] == summary["pushes_applied_max"]
