@@ -21,7 +21,6 @@ from downpour.worker.chief.sinks import Sink
 
 _FOLDER = "tensorboard"
 _PACKAGE = "tensorboardX"
-_FLUSH_EVERY_S = 2.0
 
 
 @dataclass
@@ -41,7 +40,6 @@ class TensorBoard(Sink):
 
     def __post_init__(self) -> None:
         self._events: Any = None  # tensorboardX's EventsWriter, from `on_begin` to `on_end`
-        self._flushed_s = 0.0
 
     def check(self, run_dir: Path) -> None:
         """Raises `ValueError` if the package is missing or the folder cannot be written."""
@@ -99,9 +97,7 @@ class TensorBoard(Sink):
             self._summary(_histogram("staleness/pushes", counts), step)
         if entry["kind"] == "event":
             self._summary(summary.text("run/events", f"**{entry['event']}** {entry['text']}"), step)
-        if time.monotonic() - self._flushed_s > _FLUSH_EVERY_S:
-            self._events.flush()
-            self._flushed_s = time.monotonic()
+        self._events.flush()
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """Adds the summary as a page, and closes the file."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 MOST_EACH = 8  # workers or shards that have curves of their own; a page of hundreds is of no use
 _MOST_ROWS = 200  # of the layout
@@ -117,7 +117,7 @@ def _each(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"{name}/median", statistics.median(found)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
