@@ -47,7 +47,7 @@ def run(folder: Path, **changes: Any) -> dict[str, Any]:
 
     with serving(folder, sinks=(TensorBoard(),), job={"rule.momentum": "0.5|x"}, **changes) as cluster:
         chief = cluster.run_chief()
-        workers = [cluster.pool.submit(cluster.work, i, step, num_steps=10_000) for i in range(2)]
+        workers = [cluster.pool.submit(cluster.work, i, step, num_steps=changes["num_steps"]) for i in range(2)]
         for worker in workers:
             worker.result(60)
         return dict(chief.result(GIVE_UP_S))
@@ -108,6 +108,15 @@ def test_steps_by_part_and_worker(runs: Runs) -> None:
         mean = sum(by_worker.values()) / len(by_worker)
         assert curve(runs.first, f"step/{part}")[0] == (entry["step"], pytest.approx(mean, abs=1e-9))
     assert curve(runs.first, "step/compute")[0][1] >= 0.05
+
+
+def test_pushes_by_part_and_shard(runs: Runs) -> None:
+    entries = [one for one in runs.history if one["kind"] == "progress"]
+    for index in range(3):
+        found = curve(runs.first, f"shards/apply/{index}")
+        assert found == [
+            (one["step"], pytest.approx(one["shards"][index]["seconds_per_push"]["apply"], abs=1e-9)) for one in entries
+        ]
 
 
 def test_staleness_is_a_histogram_with_a_bucket_each(runs: Runs) -> None:

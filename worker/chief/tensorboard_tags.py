@@ -100,7 +100,7 @@ def _of_workers(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str,
 
 
 def _of_shards(shards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
-    known = {str(index): one for index, one in enumerate(shards) if one.get("state") == "serving"}
+    known = {str(index): one for index, one in enumerate(shards) if one.get("state") == "ready"}
     yield from _each("shards/pushes_per_second", {index: one.get("pushes_per_second") for index, one in known.items()})
     for part in _PARTS_OF_PUSH:
         values = {index: one.get("seconds_per_push", {}).get(part) for index, one in known.items()}

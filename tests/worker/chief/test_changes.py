@@ -11,7 +11,7 @@ from downpour.worker.chief import changes as changes_module
 from downpour.worker.chief.changes import FAULTS, Details, Shard, Worker, changes
 
 RUNNING = {"index": 3, "state": Worker.STATE_RUNNING, "incarnation": 5, "steps": 1200, "host": "box process 9"}
-SERVING = {"address": "a:1", "state": Shard.STATE_SERVING, "uptime_seconds": 50.0}
+READY = {"address": "a:1", "state": Shard.STATE_READY, "uptime_seconds": 50.0}
 LOST = RUNNING | {"state": Worker.STATE_LOST, "silent_seconds": 31.4}
 SILENT = {"address": "a:1", "state": Shard.STATE_SILENT}
 
@@ -38,9 +38,9 @@ WORKERS = {
     ),
 }  # fmt: skip
 SHARDS = {
-    "shard_silent": (SERVING, SILENT, "shard 0 at a:1 does not answer"),
-    "shard_back": (SILENT, SERVING | {"uptime_seconds": 2.0}, "shard 0 answers; its process is 2 s old"),
-    "shard_restarted": (SERVING, SERVING | {"uptime_seconds": 4.0}, "shard 0 was started again 4 s ago"),
+    "shard_silent": (READY, SILENT, "shard 0 at a:1 does not answer"),
+    "shard_back": (SILENT, READY | {"uptime_seconds": 2.0}, "shard 0 answers; its process is 2 s old"),
+    "shard_restarted": (READY, READY | {"uptime_seconds": 4.0}, "shard 0 was started again 4 s ago"),
 }
 
 
@@ -59,9 +59,9 @@ def test_of_a_shard(kind: str) -> None:
 
 
 def test_a_shard_that_comes_back_empty_says_so_and_one_that_is_new_is_no_event() -> None:
-    ((_, text),) = changes(of_shard(SILENT), of_shard(SERVING | {"state": Shard.STATE_EMPTY}))
+    ((_, text),) = changes(of_shard(SILENT), of_shard(READY | {"state": Shard.STATE_EMPTY}))
     assert text == "shard 0 answers; its process is 50 s old, which holds no parameters"
-    assert list(changes(of_shard(None), of_shard(SERVING))) == []
+    assert list(changes(of_shard(None), of_shard(READY))) == []
 
 
 @pytest.mark.parametrize("kind", sorted(FAULTS))
