@@ -8,20 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from downpour.worker.chief import observer
 from downpour.worker.chief import tensorboard_tags as tags
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.tensorboard import TensorBoard
 from tests.worker.test_job import GIVE_UP_S, plan_in, serving, toward_one
 
-from dataclasses import replace  # isort: skip
-
 NUM_STEPS, MORE_STEPS = 120, 200
+FIELDS = {"rule.momentum": "0.5|x"}
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
@@ -45,9 +46,11 @@ def run(folder: Path, **changes: Any) -> dict[str, Any]:
         time.sleep(0.06)
         return toward_one(*given)
 
-    with serving(folder, sinks=(TensorBoard(),), job={"rule.momentum": "0.5|x"}, **changes) as cluster:
+    with serving(folder, sinks=(TensorBoard(),), job=FIELDS, **changes) as cluster:
         chief = cluster.run_chief()
-        workers = [cluster.pool.submit(cluster.work, i, step, num_steps=changes["num_steps"]) for i in range(2)]
+        workers = [
+            cluster.pool.submit(cluster.work, i, step, num_steps=changes["num_steps"], job=FIELDS) for i in range(2)
+        ]
         for worker in workers:
             worker.result(60)
         return dict(chief.result(GIVE_UP_S))
@@ -75,7 +78,9 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    yield Runs(tmp_path_factory.mktemp("run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observer, "_LEAST_S", 0.5)
+        yield Runs(tmp_path_factory.mktemp("run"))
 
 
 def expected(entries: list[dict[str, Any]], kind: str, key: str) -> list[tuple[int, Any]]:
