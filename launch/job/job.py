@@ -25,6 +25,7 @@ from downpour.worker.chief import callbacks as kinds
 from downpour.worker.chief import sinks
 from downpour.worker.chief.callbacks import Callback
 from downpour.worker.chief.sinks import Sink
+from downpour.worker.chief.tensorboard import TensorBoard
 from downpour.worker.exchange import cadence
 from downpour.worker.exchange.cadence import Accumulate, Cadence, EveryStep
 from downpour.worker.step.clip import Clip
@@ -186,7 +187,8 @@ class Job:
         max_train_s: Seconds of training after which the job ends even if steps are left; when resumed, as many again.
         callbacks: What the chief does when checkpoints are written and scored: `EarlyStopping`, `KeepBest`,
             `ReduceOnPlateau`, or objects of own subclasses of `Callback`.
-        sinks: What hears the history of the run while it is written: objects of subclasses of `Sink`.
+        sinks: What hears the history of the run while it is written: `TensorBoard`, which by default writes event files
+            where tensorboardX is installed, and objects of own subclasses of `Sink`.
         steps_per_epoch: Global steps of an epoch; 0 for the batches of the training examples, which may have no end.
         seed: Seed of initial values, shuffling and augmentation.
     """
@@ -221,13 +223,17 @@ class Job:
     keep_every_steps: int = 0
     max_train_s: float = math.inf
     callbacks: tuple[Callback, ...] = ()
-    sinks: tuple[Sink, ...] = ()
+    sinks: tuple[Sink, ...] = field(default_factory=lambda: (TensorBoard(if_installed=True),))
     steps_per_epoch: int = 0
     validation_sets: Mapping[str, Dataset] = field(default_factory=dict)
     seed: int = 0
 
     # Fields that an override may set to another dataclass by name, `--set=pace=Bounded(lead=4)`.
-    CHOICES: ClassVar[dict[str, dict[str, type]]] = {**_CHOICES, "callbacks": dict(kinds.BY_NAME)}
+    CHOICES: ClassVar[dict[str, dict[str, type]]] = {
+        **_CHOICES,
+        "callbacks": dict(kinds.BY_NAME),
+        "sinks": {"TensorBoard": TensorBoard},
+    }
 
     def __post_init__(self) -> None:
         fields.check_numbers("", self)

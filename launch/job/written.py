@@ -27,6 +27,7 @@ from downpour.model import unsaved
 from downpour.model.data import pickled
 from downpour.model.data.indexed import is_batched
 from downpour.worker.chief.callbacks import Callback
+from downpour.worker.chief.sinks import Sink
 
 if TYPE_CHECKING:
     import keras
@@ -67,8 +68,8 @@ class Writer:
 
         Args:
             value: Plain values, arrays, functions and classes at the top level of a file, dataclasses, callbacks
-                without attributes, and tuples, lists and dicts of them; long lists and objects with length and index,
-                which are data sources.
+                and sinks without attributes, and tuples, lists and dicts of them; long lists and objects with length
+                and index, which are data sources.
             name: What messages call it.
 
         Raises:
@@ -94,7 +95,7 @@ class Writer:
             fields = [f for f in dataclasses.fields(value) if f.init]
             inside = ", ".join(f"{f.name}={self.source(getattr(value, f.name), f'{name}.{f.name}')}" for f in fields)
             return f"{self.reference(type(value), name)}({inside})"
-        if isinstance(value, Callback):
+        if isinstance(value, Callback | Sink):
             if vars(value):
                 raise ValueError(
                     f"{name} is a {type(value).__name__}, whose attributes live in this process only; make its class a "

@@ -107,6 +107,8 @@ def check(config: RunConfig) -> None:
         checkpoint.to_resume(checkpoints)
     elif resume == "no" and not config.checkpoints.overwrite:
         owner.check_new_run(run_dir, checkpoints)
+    for sink in job.sinks:
+        sink.check(run_dir)
     try:
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from downpour.launch.fit import fit as fit
     from downpour.worker.chief.sinks import Sink as Sink
+    from downpour.worker.chief.tensorboard import TensorBoard as TensorBoard
 
 __version__ = "0.1.0"
 
 # What pip calls it: on PyPI the name `downpour` belongs to another project.
 DISTRIBUTION = "downpour-training"
 
-_PUBLIC = {"fit": "downpour.launch.fit", "Sink": "downpour.worker.chief.sinks"}
+_PUBLIC = {
+    "fit": "downpour.launch.fit",
+    "Sink": "downpour.worker.chief.sinks",
+    "TensorBoard": "downpour.worker.chief.tensorboard",
+}
 
 
 def how_to_install(extra: str) -> str:

@@ -68,7 +68,7 @@ class Chief:
         summary: The summary, once the job is over.
 
     Raises:
-        ValueError: The folder of the run or of its checkpoints cannot be written, or the port is taken.
+        ValueError: The folder of the run or of its checkpoints cannot be written, the port is taken, or a sink refuses.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class Chief:
     ) -> None:
         self._settings = settings
         self._security = security
+        for sink in settings.sinks:
+            sink.check(run_dir)
         self._folder = RunFolder(run_dir, settings.checkpoint_dir)
         self._state = JobState(settings, self._folder.journal)
         self._shards: Shards | None = None

@@ -56,7 +56,7 @@ class Deliveries(Generic[T]):
         deadline = time.monotonic() + within_s
         try:
             for event in (last, None):
-                self._waiting.put(event, timeout=within_s)
+                self._waiting.put(event, timeout=max(0.0, deadline - time.monotonic()))
         except queue.Full:
             pass
         self._thread.join(max(0.0, deadline - time.monotonic()))

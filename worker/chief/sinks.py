@@ -8,6 +8,7 @@ the job goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -23,6 +24,16 @@ class Sink:
     `downpour.fit` writes a sink into a recipe, so its class must be at the top level of a file, and be a dataclass if
     it has attributes; files and connections are opened in `on_begin`.
     """
+
+    def check(self, run_dir: Path) -> None:
+        """Called before the job begins, by the process that starts it and by the chief; writes nothing.
+
+        Args:
+            run_dir: The folder of the run, which may not exist yet.
+
+        Raises:
+            ValueError: Something must be mended first; the job is refused with this message.
+        """
 
     def on_begin(self, job: dict[str, Any]) -> None:
         """A chief begins, or goes on with, a job.
