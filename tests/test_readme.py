@@ -69,8 +69,6 @@ SHORT = [
     (r"local --recipe=quickstart --resume", f"--steps=8 --batch_size=16 {_NARROW} {_ONE} --set=cluster.num_ps=6"),
     (r"(local --recipe=|train )quickstart", f"--steps=4 --batch_size=16 {_NARROW} {_ONE}"),
     (r"(local --recipe=|train )mine", f"--steps=4 --batch_size=16 {_ONE}"),
-    (r"local --recipe=paper_shape", f"--steps=2 --batch_size=2 {_ONE} --set=model.depth=18 --set=model.width=8 "
-                                    "--set=data.image_size=32 --set=data.num_heldout=2"),
     (r"export .*--recipe=quickstart", _NARROW),
     (r"plan ", "--measure_s=0.1"),
 ]  # fmt: skip
