@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples transfer fidelity fidelity-small overlap fleet consistency chaos \
+.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples transfer watched fidelity fidelity-small overlap fleet consistency chaos \
 	soak exact conformance fuzz strangers study docs proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
@@ -76,6 +76,11 @@ study: $(VENV)/dev
 
 study: SHORTER := --set=cluster.num_ps=2 --set=num_steps=350 --set=schedule.every=150 --set=checkpoint_every_steps=350
 study: export PYTHONPATH := $(CURDIR)
+
+# What it costs to be watched: the quickstart with every view open beside one with none; a quarter of an hour, alone.
+watched: $(VENV)/dev
+	$(BIN)/downpour prepare openmoji --out=data/openmoji
+	$(BIN)/python -m tests.benchmarks.watching
 
 # What overlapping the exchange brings on a thin line, and whether it is found; a quarter of an hour, root, alone.
 overlap: $(VENV)/dev

@@ -9,8 +9,8 @@ Each round trains twice through `downpour local`, in turn first and second:
 | bare | `--page_port=-1 --set=sinks=()`: no page, no TensorBoard |
 | watched | TensorBoard's files, `--trace=20`, `downpour top`; all metrics scraped and the page polled once a second |
 
-What the chief counts and notes in any case (history, events, shards' counters) is in both. The ratio of a round compares
-examples a second and processor seconds an example (of chief, shards and workers; not of the start). The last line is
+What the chief counts and notes in any case (history, events, counters of shards) is in both. The ratios of a round are
+of examples a second, and of processor seconds an example, of chief, shards and workers. The last line is
 `RESULT {json}`: the ratios of every round, their medians, and the rates.
 """
 
