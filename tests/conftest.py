@@ -22,9 +22,24 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 DEADLINE_S = 60.0
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of real processes come first: a long one that began last would leave the other pytest processes idle."""
+    """Puts tests of real processes first: a long one that began last would leave the other pytest processes idle.
+
+    Tests that share a fixture of their module are of one group, so that no other process makes the fixture once more.
+    """
     items.sort(key=lambda item: item.get_closest_marker("process") is None)
+    for item in items:
+        if _shares(item) and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Whether a test uses a fixture of its module."""
+    known = getattr(item, "_fixtureinfo", None)
+    return known is not None and any(
+        definitions[-1].scope == "module" for definitions in known.name2fixturedefs.values() if definitions
+    )
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:

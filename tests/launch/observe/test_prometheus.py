@@ -29,7 +29,7 @@ from tests.launch.observe.prometheus import PROMETHEUS, Prometheus, needs_promto
 
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.xdist_group("prometheus"),
+    pytest.mark.slow,  # the small version is test_alerts, test_dashboard and test_metrics
     pytest.mark.skipif(PROMETHEUS is None, reason="there is no prometheus here (Debian package prometheus)"),
 ]
 

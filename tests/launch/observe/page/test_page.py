@@ -69,8 +69,15 @@ def open_page(browser: Any, url: str, **context: Any) -> Any:
     return page
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 1280),
+        ("dark", 360),
+        pytest.param("dark", 1280, marks=pytest.mark.slow),
+        pytest.param("light", 360, marks=pytest.mark.slow),
+    ],
+)
 def test_two_hundred_workers_are_readable(browser: Any, large: Run, scheme: str, width: int) -> None:
     page = open_page(browser, large.server.url, color_scheme=scheme, viewport={"width": width, "height": 800})
     page.wait_for_selector("#workers tbody tr")
@@ -143,6 +150,7 @@ def test_it_says_since_when_nobody_answers_and_goes_on_by_itself(browser: Any, t
     page.close()
 
 
+@pytest.mark.slow
 def test_who_does_not_look_costs_nothing(browser: Any, tmp_path: Path) -> None:
     run = Run(tmp_path)
     asked: list[float] = []
