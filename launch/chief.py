@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 SYNTAX = Syntax(
     shown="recipe set ps host port run_dir checkpoint_dir resume overwrite init_from evaluator "
-    "trace stop_shards page_port page_host tls token_file health_port metrics_port log_format "
+    "trace page_port tls token_file metrics_port log_format "
     "listen_in_plain_text_on_the_network",
 )
 _SEE_OFF_WITHIN_S = 20.0  # as a shard's --grace_s

@@ -1,6 +1,6 @@
 """Writes what Prometheus and Grafana need to watch jobs: scrape configuration, alert rules, dashboard.
 
-    downpour monitoring --out=monitoring --targets=runs/mine/metrics_targets.json
+    downpour monitoring --targets=runs/mine/metrics_targets.json
     prometheus --config.file=monitoring/prometheus.yml
 
 `grafana.json` is imported in Grafana (Dashboards, Import). A job on Kubernetes has its own files, which

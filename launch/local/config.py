@@ -107,14 +107,14 @@ def check(config: RunConfig) -> None:
         checkpoint.to_resume(checkpoints)
     elif resume == "no" and not config.checkpoints.overwrite:
         owner.check_new_run(run_dir, checkpoints)
-    for sink in job.sinks:
-        sink.check(run_dir)
     try:
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"run folder {run_dir}: {error.strerror}; give another --run_dir") from None
     if not os.access(run_dir, os.W_OK):
         raise ValueError(f"run folder {run_dir} is not writable; give another --run_dir")
+    for sink in job.sinks:
+        sink.check(run_dir)
     checkpoints.check()
 
 

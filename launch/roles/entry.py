@@ -195,7 +195,8 @@ class _JsonFormatter(python_logging.Formatter):
 def define_log_format() -> None:
     """Defines `--log_format`, which every command has; those whose `--help` shows it call this."""
     if "log_format" not in flags.FLAGS:
-        flags.DEFINE_enum("log_format", "text", log_lines.FORMATS, "Log lines: text, or one JSON object a line.")
+        text = "Log lines: text, or one JSON object a line."
+        flags.DEFINE_enum("log_format", "text", log_lines.FORMATS, text, flag_values=flags.FLAGS)
 
 
 def _define_flags() -> None:

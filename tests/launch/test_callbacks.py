@@ -145,7 +145,7 @@ def local() -> Any:
             r"callbacks\[0\] is a WithState, whose attributes live in this process only; make its",
         ),
         (local, r"callbacks\[0\] is local.<locals>.Local, a lambda or local function, which other processes cannot"),
-        (keras.callbacks.TensorBoard, "callback TensorBoard is not supported; run.history"),
+        (keras.callbacks.TensorBoard, "callback TensorBoard is not supported; where tensorboardX is installed"),
     ],
 )
 def test_a_callback_that_other_processes_cannot_have_is_refused(tmp_path: Path, make: Any, message: str) -> None:

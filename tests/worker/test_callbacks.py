@@ -23,8 +23,7 @@ from downpour.ps.layout import STATISTIC
 from downpour.ps.policy.rules import SGD
 from downpour.ps.policy.schedules import StaircaseExponential
 from downpour.worker import reporter
-from downpour.worker.chief import chief as chiefs
-from downpour.worker.chief import healer
+from downpour.worker.chief import healer, watch
 from downpour.worker.chief.callbacks import Callback, EarlyStopping, KeepBest, ReduceOnPlateau
 from downpour.worker.exchange.clients import ChiefClient, ShardClient
 from downpour.worker.exchange.exchange import Parameters
@@ -40,7 +39,7 @@ MANY = 100_000  # steps: what ends a job here are its callbacks
 def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers report, the chief looks and shards are looked after every few hundredths of a second."""
     monkeypatch.setattr(reporter, "_EVERY_S", 0.05)
-    monkeypatch.setattr(chiefs, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr(healer, "_LOOK_EVERY_S", 0.02)
 
 

@@ -39,12 +39,12 @@ def test_losses_are_reported_by_epoch_until_they_are_acknowledged(monkeypatch: p
     reporter = Reporter(chief, 0, b"", epochs=Epochs(100, 10))
     for version, loss in ((8, 1.0), (9, 2.0), (10, 4.0)):
         reporter.computed(loss=loss, num_examples=10, seconds=0.1, version=version)
-    first = reporter._report()
+    first = reporter.totals()
     assert [(sums.epoch, sums.steps, sums.loss_sum) for sums in first.epochs] == [(0, 2, 3.0), (1, 1, 4.0)]
     reporter.computed(loss=5.0, num_examples=10, seconds=0.1, version=11)  # while the report is on its way
-    assert [sums.epoch for sums in reporter._report().epochs] == [0, 1]  # it may have been lost
+    assert [sums.epoch for sums in reporter.totals().epochs] == [0, 1]  # it may have been lost
     reporter._sent(first)
-    assert [(sums.epoch, sums.steps, sums.loss_sum) for sums in reporter._report().epochs] == [(1, 2, 9.0)]
+    assert [(sums.epoch, sums.steps, sums.loss_sum) for sums in reporter.totals().epochs] == [(1, 2, 9.0)]
 
 
 def test_a_worker_whose_lease_does_not_come_reports_at_once_and_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ callbacks. No TensorFlow: the initial values are passed in.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
@@ -76,9 +77,12 @@ class Chief:
     ) -> None:
         self._settings = settings
         self._security = security
-        for sink in settings.sinks:
-            sink.check(run_dir)
         self._folder = RunFolder(run_dir, settings.checkpoint_dir)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._folder.close)
+            for sink in settings.sinks:
+                sink.check(run_dir)
+            on_error.pop_all()
         self._state = JobState(settings, self._folder.journal)
         self._shards: Shards | None = None
         self._ends: EpochEnds | None = None  # set when the state is ready

@@ -47,7 +47,7 @@ class Sink:
         """A line was added to `history.jsonl`.
 
         Args:
-            entry: `kind`, `step`, `seconds` of training, and what the kind has: see [runs](runs.md).
+            entry: `kind`, `step`, `seconds` of training, and what the kind has: see docs/runs.md.
         """
 
     def on_end(self, summary: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def test_the_rest_is_called_here(tmp_path: Path) -> None:
     [
         (callbacks.LearningRateScheduler(lambda epoch: 0.1), "LearningRateScheduler is not supported; compile the"),
         (callbacks.BackupAndRestore("x"), "BackupAndRestore is not supported; every run writes"),
-        (callbacks.TensorBoard("x"), "TensorBoard is not supported; run.history"),
+        (callbacks.TensorBoard("x"), "TensorBoard is not supported; where tensorboardX is installed"),
         (callbacks.SwapEMAWeights(), "SwapEMAWeights is not supported; compile the optimizer with use_ema=True"),
         (OfBatches(), "OfBatches has on_train_batch_end; .* other processes. Supported are EarlyStopping, ReduceLR"),
         (callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: 0), "LambdaCallback has on_train_batch_end"),
