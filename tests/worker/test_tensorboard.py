@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from downpour.worker.chief import observer
 from downpour.worker.chief import tensorboard_tags as tags
 from downpour.worker.chief.chief import Chief
+from downpour.worker.chief.run_folder import RunFolder
 from downpour.worker.chief.tensorboard import TensorBoard
 from tests.worker.test_job import GIVE_UP_S, plan_in, serving, toward_one
 
@@ -178,7 +179,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_job(tmp_path: Pat
             replace(plan_in(tmp_path), sinks=(TensorBoard(folder=str(wanted)),)), tmp_path / "run",
             host="127.0.0.1", port=0,
         )  # fmt: skip
-    assert not (tmp_path / "run").exists(), "nothing is half-written"
+    assert not (tmp_path / "run" / "history.jsonl").exists(), "nothing is begun"
+    RunFolder(tmp_path / "run", str(tmp_path / "run" / "checkpoints")).close()  # its lock is free
 
 
 def test_without_the_package_the_default_writes_nothing_and_a_wish_is_refused(
