@@ -65,7 +65,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 def _relink(text: str) -> str:
     """Pages of the top and of docs/ lie side by side on the site."""
-    return re.sub(r"\]\((?:docs/|\.\./)(?=[\w.]+(?:#|\)))", "](", text).replace("](README.md", "](index.md")
+    return re.sub(r"\]\((?:docs/|\.\./)(?=[\w./]+(?:#|\)))", "](", text).replace("](README.md", "](index.md")
 
 
 def _reference(found: re.Match[str]) -> str:

@@ -55,7 +55,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         while not (known(done, "checkpoint") and known(done, "progress")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        shutil.copytree(done, killed)
+        shutil.copytree(done, killed, ignore=shutil.ignore_patterns("*.part"))  # those are being renamed
 
     train(done, 0.2, copy)
     return done, killed
