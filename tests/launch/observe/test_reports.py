@@ -105,7 +105,8 @@ def test_the_report_has_the_numbers_of_the_run(folders: tuple[Path, Path]) -> No
 
 def saved_in(folder: Path) -> list[manifest.Checkpoint]:
     """The checkpoints of a run."""
-    return [manifest.load(one) for one in sorted((folder / "checkpoints").iterdir())]
+    whole = [one for one in (folder / "checkpoints").iterdir() if (one / manifest.MANIFEST).exists()]
+    return [manifest.load(one) for one in sorted(whole)]
 
 
 def test_a_run_that_was_killed_is_shown_up_to_where(killed: Path) -> None:
