@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from downpour.launch.local import progress, training
+from downpour.launch.local import progress, signals, training
 from downpour.launch.local.config import RunConfig, check
 from downpour.launch.local.progress import Display
 from downpour.launch.local.supervisor import Interrupted, Stopped, Supervisor
@@ -103,7 +103,7 @@ class LocalRun:
             Stopped: The run was stopped, or a signal was passed on to it.
             ProcessFailed: A process failed; the message has name and reason. Notes of the last two say how to continue.
         """
-        if not self._ended.wait(timeout_s):
+        if not signals.wait(self._ended, timeout_s):
             raise self._too_late(timeout_s)
         if self._error is not None:
             raise self._error
@@ -125,7 +125,7 @@ class LocalRun:
         if is_own:
             return
         try:
-            self._ended.wait()
+            signals.wait(self._ended)
         except BaseException:
             self._supervisor.interrupt(Stopped("stopped by the caller"), hurry=True)
             raise
@@ -146,7 +146,7 @@ class LocalRun:
         if not self._supervisor.interrupted:
             self.stop()
         elif self.running:  # a signal was passed on to it
-            self._ended.wait()
+            signals.wait(self._ended)
 
     def _too_late(self, timeout_s: float | None) -> TimeoutError:
         return TimeoutError(f"the run in {self.config.folder} has not ended within {timeout_s:g} s")
