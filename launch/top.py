@@ -63,8 +63,8 @@ def show(run: str, security: Security, *, once: bool) -> int:
         ValueError: There is no such run, or it is the address of a shard.
         Unreachable: Nobody answers at that address.
     """
-    from downpour.launch.observe import watching
-    from downpour.launch.observe.trail import Trail
+    from downpour.launch.observe.terminal import watching
+    from downpour.launch.observe.terminal.trail import Trail
 
     look = looks_at(run, security)
     found, folder = look(), command.folder_of(run)

@@ -19,10 +19,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from downpour.launch.observe import watching
-from downpour.launch.observe.frame import frame
 from downpour.launch.observe.status_text import duration as duration
-from downpour.launch.observe.trail import Trail
+from downpour.launch.observe.terminal import watching
+from downpour.launch.observe.terminal.frame import frame
+from downpour.launch.observe.terminal.trail import Trail
 from downpour.launch.roles import log_lines
 from downpour.proto import chief_pb2, chief_pb2_grpc
 from downpour.proto.rpc.client import Channel

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
-from downpour.launch.observe.frame import frame
 from downpour.launch.observe.status import history
-from downpour.launch.observe.trail import Trail
+from downpour.launch.observe.terminal.frame import frame
+from downpour.launch.observe.terminal.trail import Trail
 from downpour.launch.top import looks_at
 from downpour.proto.security.config import PLAIN
 from downpour.worker.chief import owner

@@ -51,7 +51,7 @@ class Sink:
         """
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """The job is over, failed or not; not called where the chief's process dies.
+        """The job is over, failed or not; not called where the last checkpoint cannot be written, or the process dies.
 
         Args:
             summary: As in `summary.json`.

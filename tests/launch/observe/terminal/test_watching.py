@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from downpour.launch.observe import watching
-from downpour.launch.observe.trail import Trail
-from downpour.launch.observe.watching import Ending, follow
+from downpour.launch.observe.terminal import watching
+from downpour.launch.observe.terminal.trail import Trail
+from downpour.launch.observe.terminal.watching import Ending, follow
 from downpour.proto.errors import Unreachable
 from tests.launch.observe.statuses import event, status, worker
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from rich.text import Text
 
-from downpour.launch.observe import gauges, outliers
-from downpour.launch.observe.columns import Column, table
+from downpour.launch.observe import outliers
 from downpour.launch.observe.findings import died
-from downpour.launch.observe.gauges import BLOCKS, Glyphs, short, size, time_text
 from downpour.launch.observe.status_text import checkpoint_text, duration, headline
-from downpour.launch.observe.trail import Trail
+from downpour.launch.observe.terminal import gauges
+from downpour.launch.observe.terminal.columns import Column, table
+from downpour.launch.observe.terminal.gauges import BLOCKS, Glyphs, short, size, time_text
+from downpour.launch.observe.terminal.trail import Trail
 
 _TALL = 34  # lines from which the loss has a curve of several
 _CURVE_ROWS = 4

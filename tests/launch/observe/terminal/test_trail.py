@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from downpour.launch.observe.trail import Trail
+from downpour.launch.observe.terminal.trail import Trail
 from tests.launch.observe.statuses import entry, event, status, worker
 
 

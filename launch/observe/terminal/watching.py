@@ -21,9 +21,9 @@ from rich.live import Live
 from rich.text import Text
 
 from downpour.launch.observe import status_text
-from downpour.launch.observe.frame import event_line, frame
-from downpour.launch.observe.gauges import ASCII, BLOCKS, Glyphs
-from downpour.launch.observe.trail import Trail
+from downpour.launch.observe.terminal.frame import event_line, frame
+from downpour.launch.observe.terminal.gauges import ASCII, BLOCKS, Glyphs
+from downpour.launch.observe.terminal.trail import Trail
 from downpour.proto.errors import DownpourError
 
 _EVERY_S, _PLAIN_EVERY_S, _KEYS_EVERY_S = 1.0, 5.0, 0.2

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from downpour.launch.observe.frame import frame, shares
-from downpour.launch.observe.gauges import ASCII
-from downpour.launch.observe.trail import Trail
+from downpour.launch.observe.terminal.frame import frame, shares
+from downpour.launch.observe.terminal.gauges import ASCII
+from downpour.launch.observe.terminal.trail import Trail
 from tests.launch.observe.statuses import event, shard, status, worker
 
-RECORDED = Path(__file__).parent / "recorded"
+RECORDED = Path(__file__).parents[1] / "recorded"
 
 
 def of(*statuses: dict[str, Any]) -> Trail:

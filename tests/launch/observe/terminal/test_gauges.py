@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from downpour.launch.observe import gauges
-from downpour.launch.observe.gauges import ASCII
+from downpour.launch.observe.terminal import gauges
+from downpour.launch.observe.terminal.gauges import ASCII
 
 
 def test_a_curve_is_as_wide_as_asked_and_spans_its_rows() -> None:
