@@ -21,18 +21,18 @@ import io
 import json
 import math
 import socket
-import socketserver
 import sys
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
+from downpour.launch.observe.bounded import BoundedServer
 from downpour.launch.observe.findings import findings
 from downpour.launch.observe.page.access import Access, check
 from downpour.launch.observe.page.history import Curves
@@ -45,7 +45,6 @@ MOST_REQUEST_BYTES = 16 << 10  # request line and fields: other servers of this 
 _MOST_FORM_BYTES = 2 << 10
 _SILENCE_S = 5.0
 _MOST_AT_ONCE, _A_SECOND = 64, 32  # connections: who opens more waits, so that the training keeps its processor
-_LOOK_EVERY_S = 1.0  # for connections that are too old
 _STATUS_FOR_S = 0.5  # one status serves all who ask within it
 _LOOKED_S, _LAST_LOOK_S = 10.0, 3.0  # who has looked so lately sees the end, too: the page asks every 2 s
 _HEADERS = {
@@ -84,7 +83,7 @@ _HINT = "It is in the file that every process of the job was given as --token_fi
 _WRONG = "That is not this job's token."
 
 
-class PageServer(ThreadingHTTPServer):
+class PageServer(BoundedServer):
     """Serves the page until `close`.
 
     Args:
@@ -103,42 +102,36 @@ class PageServer(ThreadingHTTPServer):
         ValueError: The page may not be served on that interface, or the port is taken.
     """
 
-    daemon_threads = True
-    block_on_close = False
     request_queue_size = MOST_CONNECTIONS
 
     def __init__(
         self, host: str, port: int, status: Callable[[], Mapping[str, Any]], history: Path, security: Security = PLAIN
     ) -> None:
         check(host, security)
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.files = {name: Path(__file__).with_name(name).read_bytes() for name in _TYPES}
         self._status, self._curves = status, Curves(history)
-        self._asking, self._reading, self._lock = threading.Lock(), threading.Lock(), threading.Lock()
+        self._asking, self._reading = threading.Lock(), threading.Lock()
         self._cached, self._cached_s = b"", -math.inf  # guarded by `_asking`
-        self._open: dict[Any, tuple[socket.socket, float]] = {}  # by the peer's address, since when; by `_lock`
         self._accepted_s = 0.0  # when the next connection is due at the allowed pace
         try:
-            super().__init__((host.strip("[]"), port), _Handler)
+            super().__init__(host, port, _Handler, most=MOST_CONNECTIONS, within_s=WITHIN_S)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(
                 f"cannot listen on {host}:{port} for the page: {reason}; give another --page_port"
             ) from None
-        port = self.server_address[1]
-        self.access = Access(host, port, security)
+        self.access = Access(host, self.port, security)
         # On loopback in plain text: no certificate of the job names it, and nobody else can listen.
         self._certificates = security.certificates if self.access.is_secure else None
         named = socket.gethostname() if host in _ANY_HOST else host.strip("[]")
-        self.url = f"http{'s' * self.access.is_secure}://{host_and_port(named, port)}"
-        threading.Thread(target=self.serve_forever, args=(_LOOK_EVERY_S,), name="page", daemon=True).start()
+        self.url = f"http{'s' * self.access.is_secure}://{host_and_port(named, self.port)}"
+        self.start("page")
 
     def close(self) -> None:
         """Stops serving; who looks sees the end before."""
         if time.monotonic() < self._cached_s + _LOOKED_S:
             time.sleep(_LAST_LOOK_S)
-        self.shutdown()
-        self.server_close()
+        super().close()
 
     def status(self) -> bytes:
         """The newest status, as JSON."""
@@ -156,49 +149,26 @@ class PageServer(ThreadingHTTPServer):
         with self._reading:
             return _dumped(self._curves.after(since))
 
-    def server_bind(self) -> None:
-        """Binds; without the base's look-up of this machine's name, which may take seconds."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Gives a new connection a thread, and ends the oldest if there are too many."""
+        """Gives a new connection a thread, no more of them a second than are allowed."""
         now = time.monotonic()
         self._accepted_s = max(self._accepted_s, now - _MOST_AT_ONCE / _A_SECOND) + 1 / _A_SECOND
         if self._accepted_s > now:
             time.sleep(self._accepted_s - now)
-        with self._lock:
-            self._open[client_address] = request, time.monotonic()
-            if len(self._open) > MOST_CONNECTIONS:
-                _cut(self._open.pop(next(iter(self._open)))[0])
         super().process_request(request, client_address)
-
-    def service_actions(self) -> None:
-        """Ends connections that take too long."""
-        with self._lock:
-            for peer, (one, since_s) in list(self._open.items()):
-                if time.monotonic() > since_s + WITHIN_S:
-                    _cut(one)
-                    del self._open[peer]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Answers a connection; in a thread of its own."""
-        try:
-            if self._certificates is None:
-                super().finish_request(request, client_address)
-                return
-            request.settimeout(_SILENCE_S)
-            with self._certificates.for_browsers().wrap_socket(
-                request, server_side=True, do_handshake_on_connect=False
-            ) as encrypted:
-                with self._lock:
-                    if client_address in self._open:
-                        self._open[client_address] = encrypted, self._open[client_address][1]
-                encrypted.do_handshake()
-                super().finish_request(encrypted, client_address)
-        finally:
-            with self._lock:
-                self._open.pop(client_address, None)
+        if self._certificates is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_SILENCE_S)
+        with self._certificates.for_browsers().wrap_socket(
+            request, server_side=True, do_handshake_on_connect=False
+        ) as encrypted:
+            self.encrypted(client_address, encrypted)
+            encrypted.do_handshake()
+            super().finish_request(encrypted, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Logs what is a mistake of this process; what peers do is none."""
@@ -319,12 +289,6 @@ class _Bounded:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _cut(connection: socket.socket) -> None:
-    """Has every call on a connection return at once, in whatever thread."""
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # of an encrypted one, too: no message to the peer
 
 
 def _dumped(value: Any) -> bytes:
