@@ -164,7 +164,7 @@ def test_a_request_of_too_many_bytes_is_refused(page: PageServer) -> None:
 def test_who_is_slow_is_cut_off_and_who_opens_too_many_makes_room(
     page: PageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "WITHIN_S", 1.0)
+    monkeypatch.setattr(page, "_within_s", 1.0)
     first = socket.create_connection(("127.0.0.1", page.server_port), 5)
     begin = time.monotonic()
     with closing(first):
@@ -173,7 +173,7 @@ def test_who_is_slow_is_cut_off_and_who_opens_too_many_makes_room(
                 first.sendall(b"G")
                 time.sleep(0.1)
         assert time.monotonic() < begin + 4
-    monkeypatch.setattr(server_module, "WITHIN_S", 60.0)
+    monkeypatch.setattr(page, "_within_s", 60.0)
     many = [socket.create_connection(("127.0.0.1", page.server_port), 5) for _ in range(MOST_CONNECTIONS + 8)]
     try:
         assert ask(page, "/status.json")[0].status == 200
