@@ -86,6 +86,7 @@ def test_pages_are_as_short_as_they_should_be() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_make_docs_notices_what_leads_nowhere_and_what_has_no_docstring(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="`make docs` installs it")
     for name in (*FOLDERS, "src", "mkdocs.yml", *(str(page) for page in PAGES if page.parent == Path())):

@@ -181,6 +181,7 @@ def test_tls(small: Path, run: Run) -> None:
 
 @pytest.mark.process
 @pytest.mark.xdist_group("hosts")
+@pytest.mark.slow
 def test_fleet(small: Path, run: Run) -> None:
     """Lines are slow enough to be the limit, however busy this machine is: then the prediction must hold."""
     reason = hosts.obstacle()

@@ -138,6 +138,7 @@ def left_behind(tmp_path: Path) -> Callable[[], list[psutil.Process]]:
     return lambda: [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
 
 
+@pytest.mark.slow
 def test_a_notebook_trains_plots_and_predicts(notebook: Notebook, left_behind: Any) -> None:
     notebook.run(PREPARE)
     refused = notebook.text(OF_THE_NOTEBOOK)

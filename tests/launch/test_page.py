@@ -14,7 +14,7 @@ import pytest
 from tests.browser import chromium, violations
 from tests.launch import jobs
 
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("page")]
+pytestmark = [pytest.mark.process, pytest.mark.slow]  # the small version: tests/launch/observe/page
 
 
 @pytest.fixture(scope="module")
