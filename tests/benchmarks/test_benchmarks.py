@@ -15,6 +15,7 @@ import pytest
 from downpour.ps.policy.rules import BY_NAME
 from tests.benchmarks import cpu_account, fashion_mnist, hosts, shape
 from tests.benchmarks.measure import Steps
+from tests.launch.jobs import write_recipe
 
 SMALL = [
     ["stem/kernel", [3, 3, 3, 64], "trained"],
@@ -229,3 +230,11 @@ def test_scoring_is_measured_in_the_evaluators_own_process(run: Run) -> None:
     found = run("scoring", "--images=200", "--scored=4", "--batch_size=2", *(f"--set={one}" for one in small))
     assert found["peak_rss_mb"] > found["evaluator_rss_mb"] > 100 and 0 < found["closure_share"] < 1
     assert set(found["scores"]) == {"map_at_100", "map_at_100_unweighted", "chance", "chance_weighted"}
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_watching(run: Run, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    found = run("watching", f"--recipe={recipe}", "--rounds=1", "--steps=1500")
+    assert found["speed_ratio"] > 0 and found["cost_ratio"] > 0 and len(found["bare"]) == len(found["watched"]) == 1
