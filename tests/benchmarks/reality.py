@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.reality [--workers=4,8] [--seeds=3] [--steps=3750] [--out=runs/reality]
 
-Fashion-MNIST (`fashion_job`), without overlap. Each run of `downpour local`, every role a process, is simulated with
+Fashion-MNIST (`reality_job`), without overlap. Each run of `downpour local`, every role a process, is simulated with
 as many workers, its seed, and the times of its steps (`downpour simulate --times_of`). Compared are
 
 - the held-out loss at each of the checkpoints, and the accuracy at the end, means over the seeds: their difference
@@ -35,10 +35,10 @@ from tests.benchmarks.shape import ROOT
 
 _WORKERS = flags.DEFINE_list("workers", ["4", "8"], "Numbers of workers.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", 1)
-_STEPS = flags.DEFINE_integer("steps", 3750, "Global steps; the rate falls to zero within them.", 5)
+_STEPS = flags.DEFINE_integer("steps", 3750, "Global steps; the rate falls to zero within the default.", 5)
 _OUT = flags.DEFINE_string("out", "runs/reality", "Folder of the runs.")
 
-_RECIPE = str(ROOT / "tests/benchmarks/fashion_job.py")
+_RECIPE = str(ROOT / "tests/benchmarks/reality_job.py")
 _POINTS = 5
 _BUCKETS = 256
 
@@ -116,7 +116,6 @@ def _main() -> None:
                 f"cluster.num_workers={workers}",
                 "exchange.overlap=false",
                 f"num_steps={_STEPS.value}",
-                f"schedule.steps={_STEPS.value}",
                 f"checkpoint_every_steps={_STEPS.value // _POINTS}",
             ]
             folder = Path(_OUT.value) / f"{workers}-{seed}"
