@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples transfer watched fidelity fidelity-small overlap fleet consistency chaos \
-	soak exact conformance fuzz strangers study docs proto clean
+.PHONY: quickstart test slow lint bench bench-kernels throughput codecs examples transfer watched fidelity fidelity-small reality overlap \
+	fleet consistency chaos soak exact conformance fuzz strangers study docs proto clean
 
 # Installs, prepares real images, trains through 17 shard processes, shows the result. Run again, it begins anew: the
 # folder runs/quickstart is this demonstration's own.
@@ -67,6 +67,10 @@ fidelity: $(VENV)/quickstart
 # The same of Fashion-MNIST (Debian's dataset-fashion-mnist) alone, 2 real and 50 simulated workers; a quarter of an hour.
 fidelity-small: $(VENV)/dev
 	$(BIN)/python -m tests.benchmarks.fidelity --data=fashion --workers=2 --simulated=50 --out=runs/fidelity_small
+
+# The simulator against real processes: 4 and 8 workers, three seeds; twenty minutes.
+reality: $(VENV)/dev
+	$(BIN)/python -m tests.benchmarks.reality
 
 # How the score grows with data, the last line of Fashion-MNIST (Debian's dataset-fashion-mnist); half an hour.
 study: $(VENV)/dev

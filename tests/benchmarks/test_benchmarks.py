@@ -234,6 +234,15 @@ def test_scoring_is_measured_in_the_evaluators_own_process(run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.process
+def test_reality(run: Run, tmp_path: Path) -> None:
+    found = run("reality", "--workers=2", "--seeds=1", "--steps=100", f"--out={tmp_path}")
+    assert 0 <= found["histograms_differ_mean"] < 1
+    accuracy = found["2"]["accuracy"]
+    assert accuracy["real"] > 0.5 and abs(accuracy["real"] - accuracy["simulated"]) < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.process
 def test_watching(run: Run, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     found = run("watching", f"--recipe={recipe}", "--rounds=1", "--steps=1500")
