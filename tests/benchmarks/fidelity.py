@@ -33,7 +33,7 @@ from downpour.launch.roles import entry
 from tests.benchmarks.learning import in_a_process, keras_scores, scores_of
 from tests.benchmarks.shape import ROOT
 
-_DATA = flags.DEFINE_list("data", ["fashion", "quickstart"], "Which jobs.")
+_DATA = flags.DEFINE_list("data", ["fashion", "quickstart"], "Which jobs: fashion (ten passes), fashion-short (two), quickstart.")
 _WORKERS = flags.DEFINE_list("workers", ["2", "4", "8"], "Numbers of real workers.")
 _SIMULATED = flags.DEFINE_list("simulated", ["16", "50", "200"], "Numbers of simulated workers.")
 _TREATMENTS = flags.DEFINE_list("treatments", ["default"], "Treatments of staleness; `default` is the job's own.")
@@ -41,8 +41,12 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each.", 1)
 _SET = flags.DEFINE_multi_string("set", [], "Further overrides of the jobs, key=value.")
 _OUT = flags.DEFINE_string("out", "runs/fidelity", "Folder of the results.")
 
-_RECIPES = {"fashion": str(ROOT / "tests/benchmarks/fashion_job.py"), "quickstart": "quickstart"}
-_SCORE = {"fashion": "accuracy", "quickstart": "map_at_100"}
+_RECIPES = {
+    "fashion": str(ROOT / "tests/benchmarks/fashion_job.py"),
+    "fashion-short": str(ROOT / "tests/benchmarks/reality_job.py"),
+    "quickstart": "quickstart",
+}
+_SCORE = {"fashion": "accuracy", "fashion-short": "accuracy", "quickstart": "map_at_100"}
 _PLAIN = "plain"
 
 
