@@ -33,7 +33,9 @@ from downpour.launch.roles import entry
 from tests.benchmarks.learning import in_a_process, keras_scores, scores_of
 from tests.benchmarks.shape import ROOT
 
-_DATA = flags.DEFINE_list("data", ["fashion", "quickstart"], "Which jobs: fashion (ten passes), fashion-short (two), quickstart.")
+_DATA = flags.DEFINE_list(
+    "data", ["fashion", "quickstart"], "Which jobs: fashion (ten passes), fashion-short (two), quickstart."
+)
 _WORKERS = flags.DEFINE_list("workers", ["2", "4", "8"], "Numbers of real workers.")
 _SIMULATED = flags.DEFINE_list("simulated", ["16", "50", "200"], "Numbers of simulated workers.")
 _TREATMENTS = flags.DEFINE_list("treatments", ["default"], "Treatments of staleness; `default` is the job's own.")
