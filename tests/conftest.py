@@ -18,6 +18,8 @@ settings.register_profile("downpour", deadline=None)
 settings.load_profile("downpour")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+_LEAN = str(Path(__file__).with_name("lean"))
+os.environ["PYTHONPATH"] = os.pathsep.join([_LEAN, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 DEADLINE_S = 60.0
 
