@@ -1,8 +1,8 @@
 """Hides from Keras what it imports only if it is there, in the process that imports this module.
 
-`tests.conftest` puts this folder on PYTHONPATH, so that processes which tests start load Keras as a worker's image does,
-which has no more than `.[worker]` installs. Here scikit-learn, Matplotlib and pandas take a third of the time that
-TensorFlow takes to be imported, in each of hundreds of processes. Whoever else imports them gets them.
+`tests.conftest` puts this folder on PYTHONPATH, so that processes which tests start load Keras as a worker's image
+does, which has no more than `.[worker]` installs. Here scikit-learn, Matplotlib and pandas take a third of the time in
+which TensorFlow is imported, in each of hundreds of processes. Whoever else imports them gets them.
 """
 
 import sys

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-with contextlib.suppress(ImportError):  # `tests/lean` has a module of this name, too, which is not found behind this one
+with contextlib.suppress(ImportError):  # what the module of this name in `tests/lean` does, which is not found now
     import keras_alone  # noqa: F401
 
 _LOOK_EVERY_S = 0.2
