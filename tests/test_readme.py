@@ -70,7 +70,7 @@ SHORT = [
     (r"(local --recipe=|train )quickstart", f"--steps=4 --batch_size=16 {_NARROW} {_ONE}"),
     (r"(local --recipe=|train )mine", f"--steps=4 --batch_size=16 {_ONE}"),
     (r"export .*--recipe=quickstart", _NARROW),
-    (r"plan ", "--measure_s=0.1"),
+    (r"plan ", f"--measure_s=0.1 {_NARROW}"),
 ]  # fmt: skip
 PLAIN_KERAS = """
 import importlib.util, sys

@@ -21,7 +21,7 @@ from tests.exact.special import REFUSABLE, SPECIAL
 SEED = 0
 NUM_MODELS = len(SPECIAL)  # which are drawn in turn
 PARTS = 5
-SMALL_PARTS = 2  # of which the plain suite trains every model; `make slow` trains all
+SMALL_PARTS = 1  # of which the plain suite trains every model; `make slow` trains all
 
 
 @functools.cache

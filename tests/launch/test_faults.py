@@ -197,7 +197,7 @@ def go_on(started: list[jobs.LocalJob], job: jobs.LocalJob, words: list[str]) ->
     return started[-1]
 
 
-INTERRUPTED = "--set=num_steps=120", "--set=checkpoint_every_steps=1000", "--noevaluator"
+INTERRUPTED = "--set=num_steps=120", "--set=checkpoint_every_steps=1000", "--set=cluster.num_workers=1", "--noevaluator"
 
 
 def interrupted(started: list[jobs.LocalJob], tmp_path: Path) -> tuple[jobs.LocalJob, int]:

@@ -17,6 +17,7 @@ from downpour.launch.local.config import check
 from downpour.launch.observe import status_text
 from downpour.launch.observe.status import of_folder
 from downpour.launch.roles import topology
+from tests.launch import jobs
 
 pytestmark = pytest.mark.process
 
@@ -24,27 +25,10 @@ END_S = (
     120.0  # catches what hangs: a launcher may wait 30 s for a checkpoint and 10 s for processes before it kills them
 )
 
-RECIPE = """
-from downpour.launch.job import Cluster, Job
-from downpour.model.data import GeneratedImages
-from downpour.model.vision.losses import per_label_logistic
-from downpour.model.vision.resnet import ResNet
-from downpour.ps.policy.rules import SGD
-from downpour.ps.policy.schedules import Constant
-
+THREE_SHARDS = """
 
 def job():
-    return Job(
-        name="tiny",
-        model=ResNet(depth=18, width=2, stem="3x3/2"),
-        data=GeneratedImages(image_size=8, num_labels=5, num_heldout=4),
-        loss=per_label_logistic,
-        rule=SGD(),
-        schedule=Constant(0.01),
-        num_steps=1000,
-        batch_size=2,
-        cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
-    )
+    return tiny(num_steps=1000, cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1))
 """
 
 # Shard 1 dies once, after its port is known, and notes the port it is given each time. The chief waits for that.
@@ -83,9 +67,7 @@ if role == "worker" and os.environ.get("REFUSE"):
 
 @pytest.fixture
 def tiny(tmp_path):
-    path = tmp_path / "tiny.py"
-    path.write_text(RECIPE)
-    return path
+    return jobs.write_recipe(tmp_path, THREE_SHARDS)
 
 
 @pytest.fixture

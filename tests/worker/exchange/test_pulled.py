@@ -343,15 +343,14 @@ def test_only_bfloat16_is_published(shard: Shard) -> None:
         next(served.pull(request, None))  # type: ignore[arg-type]
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("differences", [codec.INT8, codec.INT4])
 @pytest.mark.parametrize(("pace", "num_updates", "joined"), [(Async(), 120, True), (Sync(2), 60, False)])
 def test_training_from_differences_comes_to_its_target(
-    shards: Any, pace: Mode, num_updates: int, joined: bool, differences: pb.Codec
+    served: Any, pace: Mode, num_updates: int, joined: bool, differences: pb.Codec
 ) -> None:
     """From many small steps, by two workers through a real shard."""
     target = np.random.default_rng(5).standard_normal(NUM_TRAINED).astype(np.float32)
-    addresses, statistics = shards.start(1), np.zeros(5, np.float32)
+    addresses, statistics = served.start(1), np.zeros(5, np.float32)
     values = [np.zeros(NUM_TRAINED, np.float32), statistics, np.ones(9, np.float32)]
     initialize(addresses, LAYOUT, values, SGD(), Constant(0.1), pace=pace, num_workers=2)
     told: dict[str, Any] = {"wire": codec.BFLOAT16, "publish_every": 8, "differences": differences}
