@@ -94,7 +94,8 @@ class Newcomer:
         short = next((flags for pattern, flags in SHORT if re.search(f"^downpour {pattern}", command)), "")
         line = f"{command} {short}" if self.shortens and short else command
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
-        environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "src")}
+        lean = [str(ROOT / "tests" / "lean")] if self.shortens else []
+        environment = os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join([*lean, str(ROOT / "src")])}
         done = subprocess.run(["bash", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         return done.stdout

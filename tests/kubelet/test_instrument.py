@@ -96,7 +96,9 @@ def test_a_container_has_what_its_manifest_says_and_no_more(kubernetes: Cluster)
         assert names.split()[2:] == [
             f"j-{index}.all{end}" for end in ("", ".default", ".default.svc", ".default.svc.cluster.local")
         ]
-        assert variables == "variables GREETING JOB_COMPLETION_INDEX NUMBA_CPU_FEATURES NUMBA_CPU_NAME PATH PWD"
+        assert (
+            variables == "variables GREETING JOB_COMPLETION_INDEX NUMBA_CPU_FEATURES NUMBA_CPU_NAME PATH PWD PYTHONPATH"
+        )
 
 
 def test_restarts_keep_an_empty_dir_and_new_pods_do_not(kubernetes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
