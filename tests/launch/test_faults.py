@@ -99,6 +99,7 @@ def test_a_chief_that_is_killed_goes_on_and_no_record_is_lost_or_repeated(
     assert not job.left_behind()
 
 
+@pytest.mark.slow  # tests/launch/roles/test_ending.py takes the memory of all away, tests/worker/test_faults.py of one
 def test_a_shard_that_loses_its_memory_comes_back_from_a_checkpoint_and_the_loss_is_told(
     started: list[jobs.LocalJob], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from downpour.launch.local import ProcessFailed, RunConfig, cluster, start, training
+from downpour.launch.local import ProcessFailed, RunConfig, Stopped, cluster, start, training
 from downpour.launch.local.config import check
 from downpour.launch.observe import status_text
 from downpour.launch.observe.status import of_folder
@@ -51,6 +51,8 @@ if role == "ps":
         os.kill(os.getpid(), 9)
     signal.pause()
 (trace / f"{role}-{index}.flags").write_text(json.dumps(values))
+if role == "chief" and os.environ.get("HOLD"):
+    signal.pause()
 if role == "chief":
     while len((trace / "ps-1").read_text().splitlines()) < 2 or not (trace / "worker-1.flags").exists():
         time.sleep(0.01)
@@ -71,7 +73,9 @@ def tiny(tmp_path):
 
 
 @pytest.fixture
-def run_with_stand_ins(tiny, tmp_path, monkeypatch):
+def stand_ins(tiny, tmp_path, monkeypatch):
+    """The configuration of a run whose roles are stand-ins."""
+
     def command(role, index, values, python=sys.executable):
         return [python, "-c", STAND_IN, role, str(index), *topology.flag_arguments(values)]
 
@@ -84,7 +88,12 @@ def run_with_stand_ins(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "must not reach the roles")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    return lambda: start(RunConfig(tiny, run_dir=tmp_path / "run", arena_parent=scratch)).wait(60)
+    return RunConfig(tiny, run_dir=tmp_path / "run", arena_parent=scratch)
+
+
+@pytest.fixture
+def run_with_stand_ins(stand_ins):
+    return lambda: start(stand_ins).wait(60)
 
 
 def test_a_run_from_start_to_summary(run_with_stand_ins, tmp_path, capfd):
@@ -142,6 +151,18 @@ def test_the_status_of_a_refused_run_has_the_reason_until_the_next_start(run_wit
     assert of_folder(tmp_path / "run")["state"] == "done"
     (tmp_path / "run" / "summary.json").unlink()
     assert of_folder(tmp_path / "run")["state"] == "stopped", "the reason is gone"
+
+
+def test_a_block_that_ends_after_a_signal_was_passed_on_waits_for_the_end(stand_ins, tmp_path, monkeypatch, wait_for):
+    monkeypatch.setenv("HOLD", "1")
+    with start(stand_ins) as run:
+        wait_for((tmp_path / "worker-1.flags").exists)
+        run.interrupt(signal.SIGTERM)
+    assert not run.running and not list((tmp_path / "scratch").iterdir())
+    with pytest.raises(Stopped):
+        run.wait(0)
+    with pytest.raises(ValueError, match="was started before"):
+        run.start()
 
 
 @pytest.mark.parametrize("blocked", ["run", "run/logs"])
