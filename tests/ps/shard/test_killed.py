@@ -214,7 +214,7 @@ def test_killed_at_each_passing_of_each_point(killer: Killer, scenario: str) -> 
     kill_at(killer, scenario, lambda count: list(range(1, count + 1)))
 
 
-@ALL_IN_ORDER
+@PAIRS_IN_ORDER
 def test_killed_again_during_recovery(killer: Killer, scenario: str) -> None:
     middle = {"ledger.incarnation", "complete.ledger", "step.saved", "sync.summed", "sync.updated"}
     seen = kill_twice(killer, scenario, [point for point in killer.passed[scenario] if point in middle])
@@ -246,7 +246,7 @@ def kill_twice(killer: Killer, scenario: str, points: Iterable[str]) -> set[str]
     return seen
 
 
-@ALL_IN_ORDER
+@PAIRS_IN_ORDER
 def test_killed_again_and_again(killer: Killer, scenario: str) -> None:
     """Every process gets one piece further than the one before."""
     folder, num_lives = killer.new_folder(), 12
