@@ -215,6 +215,7 @@ def test_a_mistake_in_the_loss_ends_roles_that_are_started_by_hand_at_once(
         assert f"{slip.message} ({recipe}:{slip.line()})" in message
 
 
+@pytest.mark.slow  # tests/worker/test_job.py and tests/worker/chief/test_owner.py have each of them in one process
 def test_workers_that_do_not_belong_to_a_job_are_refused_and_leave_it_alone(
     shards: ShardProcesses, start_role: StartRole, taken_port: int, tmp_path: Path
 ) -> None:
