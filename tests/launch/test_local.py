@@ -190,9 +190,8 @@ def real_launcher(tiny, tmp_path, wait_for):
     process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # tests/launch/local/test_supervisor.py has them with other programs
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_every_real_process(real_launcher, is_alive, group_members, tmp_path, number, code):
     process, pids = real_launcher
     process.send_signal(number)
