@@ -1,4 +1,4 @@
-"""Fixtures of more than one folder: real shard processes."""
+"""Fixtures of more than one folder: real shards, as processes or in this one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from downpour.ps.service.server import ShardServer
 
 # An example may take long on a busy machine; tests have a timeout of their own.
 settings.register_profile("downpour", deadline=None)
 settings.load_profile("downpour")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+_LEAN = str(Path(__file__).with_name("lean"))
+os.environ["PYTHONPATH"] = os.pathsep.join([_LEAN, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 DEADLINE_S = 60.0
 
@@ -106,6 +112,37 @@ def shards(tmp_path: Path) -> Iterator[ShardProcesses]:
         yield processes
     finally:
         processes.stop()
+
+
+class ServedShards:
+    """The shards of `ShardProcesses`, the same servers on loopback, in this process: each starts a second sooner."""
+
+    def __init__(self) -> None:
+        self._servers: list[ShardServer] = []
+
+    def start(self, num_shards: int) -> list[str]:
+        """Starts empty shards, in place of any before, and returns their addresses."""
+        from downpour.ps.service.server import ShardServer
+
+        self.stop()
+        self._servers = [ShardServer(i) for i in range(num_shards)]
+        return [f"127.0.0.1:{server.port}" for server in self._servers]
+
+    def stop(self) -> None:
+        """Lets open calls finish for a moment."""
+        for server in self._servers:
+            server.stop(1.0)
+        self._servers = []
+
+
+@pytest.fixture
+def served() -> Iterator[ServedShards]:
+    """Shards for tests that need what a shard answers, and not that it is a process; stopped after the test."""
+    shards = ServedShards()
+    try:
+        yield shards
+    finally:
+        shards.stop()
 
 
 class SmallDisk:

@@ -62,15 +62,15 @@ COVERED = {
     r"deploy/restart\.sh": f"{_KUSTOMIZE}test_restart_ends_the_shards_first_and_keeps_the_rest",
 }
 # Flags that shorten a command, the first that matches.
-_NARROW, _FEW = "--set=model.width=4", "--set=cluster.num_workers=1 --set=cluster.num_ps=4"
+_NARROW, _FEW = "--set=model.width=4", "--set=cluster.num_workers=1 --set=cluster.num_ps=2"
 _ONE = "--noevaluator --set=cluster.num_workers=1 --set=cluster.num_ps=2"
 SHORT = [
     (r"local --recipe=quickstart --overwrite", f"--steps=4 --batch_size=16 {_FEW} {_NARROW}"),
-    (r"local --recipe=quickstart --resume", f"--steps=8 --batch_size=16 {_NARROW} {_ONE} --set=cluster.num_ps=6"),
+    (r"local --recipe=quickstart --resume", f"--steps=8 --batch_size=16 {_NARROW} {_ONE} --set=cluster.num_ps=3"),
     (r"(local --recipe=|train )quickstart", f"--steps=4 --batch_size=16 {_NARROW} {_ONE}"),
     (r"(local --recipe=|train )mine", f"--steps=4 --batch_size=16 {_ONE}"),
     (r"export .*--recipe=quickstart", _NARROW),
-    (r"plan ", "--measure_s=0.1"),
+    (r"plan ", f"--measure_s=0.1 {_NARROW}"),
 ]  # fmt: skip
 PLAIN_KERAS = """
 import importlib.util, sys
@@ -94,7 +94,8 @@ class Newcomer:
         short = next((flags for pattern, flags in SHORT if re.search(f"^downpour {pattern}", command)), "")
         line = f"{command} {short}" if self.shortens and short else command
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
-        environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "src")}
+        lean = [str(ROOT / "tests" / "lean")] if self.shortens else []
+        environment = os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join([*lean, str(ROOT / "src")])}
         done = subprocess.run(["bash", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -164,7 +165,7 @@ def look(newcomer: Newcomer, command: str, output: str) -> None:
         steps = newcomer.result(run_dir)["global_steps"]
         assert isinstance(steps, int) and steps >= (8 if "--resume" in words else 2)
         if "--set=cluster.num_ps=24" in words:  # and more shards than before, too, when it is shortened
-            assert newcomer.result(run_dir)["num_ps"] == (6 if newcomer.shortens else 24)
+            assert newcomer.result(run_dir)["num_ps"] == (3 if newcomer.shortens else 24)
     elif name == "status":
         assert output.startswith(f"{words[2]}: done, step"), output
     elif name == "top":

@@ -22,7 +22,8 @@ from downpour.launch.kubernetes.names import BUILT_KERNELS
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _RUNTIME = Path(__file__).with_name("runtime.py")
-_SOURCES = ("src", "proto", "ps", "worker", "model", "launch")
+_LEAN = "tests/lean"  # which makes Keras find no more than what the image's extras bring
+_SOURCES = ("src", "proto", "ps", "worker", "model", "launch", _LEAN)
 _LINKS = {"/bin": "usr/bin", "/lib": "usr/lib", "/lib64": "usr/lib64", "/sbin": "usr/sbin"}
 _CGROUPS = Path("/sys/fs/cgroup")
 _GONE_WITHIN_S = 30.0
@@ -51,7 +52,8 @@ class Image:
     def environment(self) -> dict[str, str]:
         """What the image gives, as the Dockerfile's ENV does; the other variables of that are in the manifests, too."""
         processor = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
-        return {"PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin", **processor}
+        path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
+        return {"PATH": path, "PYTHONPATH": str(_CHECKOUT / _LEAN), **processor}
 
 
 @dataclass(frozen=True)

@@ -89,14 +89,16 @@ def test_a_container_has_what_its_manifest_says_and_no_more(kubernetes: Cluster)
     start(kubernetes, template(SCRIPT), completions=2)
     kubernetes.wait(kubernetes.all_complete, "its end", DEADLINE_S)
     for index, log in enumerate(kubernetes.logs("j").values()):
-        user, secret, kept, full, rights, names, variables = log.splitlines()
+        user, secret, kept, full, rights, hosts, variables = log.splitlines()
         assert user == f"user 65532 65532 j-{index} hello {index}"
         assert (secret, kept, full) == ("secret secret", "kept", "full")
         assert rights.split() == ["CapEff:", "0" * 16, "CapBnd:", "0" * 16, "NoNewPrivs:", "1"]
-        assert names.split()[2:] == [
+        assert hosts.split()[2:] == [
             f"j-{index}.all{end}" for end in ("", ".default", ".default.svc", ".default.svc.cluster.local")
         ]
-        assert variables == "variables GREETING JOB_COMPLETION_INDEX NUMBA_CPU_FEATURES NUMBA_CPU_NAME PATH PWD"
+        assert (
+            variables == "variables GREETING JOB_COMPLETION_INDEX NUMBA_CPU_FEATURES NUMBA_CPU_NAME PATH PWD PYTHONPATH"
+        )
 
 
 def test_restarts_keep_an_empty_dir_and_new_pods_do_not(kubernetes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

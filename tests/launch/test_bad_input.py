@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from downpour.launch.local import RunConfig, start
+from downpour.launch.job import recipe
+from downpour.launch.local import RunConfig, preflight, start
 from downpour.launch.roles import topology
 from downpour.model.vision.labels import LABELS_FILE
 from downpour.proto.chief_pb2 import ProgressReply
@@ -130,10 +131,20 @@ def test_too_many_bad_records_end_the_job_with_their_number_and_the_first(run_re
     assert not (job.run_dir / "learning_curve.png").exists()
 
 
+TOO_MANY_SLICES = "asks for 99 slices of head/kernel, whose axis 1 has 5 columns; give 1 to 5"
+
+
+def test_more_slices_than_columns_are_refused_by_the_preflight(tmp_path: Path) -> None:
+    job = recipe.load(jobs.write_recipe(tmp_path), ["slicing.0.num_slices=99"])
+    with pytest.raises(ValueError, match=TOO_MANY_SLICES):
+        preflight.check(job, evaluator=False)
+
+
+@pytest.mark.slow  # tests/launch/test_slips.py has a mistake of a recipe that ends a run likewise
 def test_more_slices_than_columns_leave_logs_and_nothing_else(run_refused: Any) -> None:
     arguments = ("--noevaluator", "--set=cluster.num_workers=1", "--set=cluster.num_ps=1")
     job, error = run_refused("", "--set=slicing.0.num_slices=99", *arguments)
-    assert "asks for 99 slices of head/kernel, whose axis 1 has 5 columns; give 1 to 5" in error
+    assert TOO_MANY_SLICES in error
     assert {path.name for path in job.run_dir.iterdir()} == {"logs", "launcher.lock", "failure.txt"}
 
 
@@ -204,6 +215,7 @@ def test_a_mistake_in_the_loss_ends_roles_that_are_started_by_hand_at_once(
         assert f"{slip.message} ({recipe}:{slip.line()})" in message
 
 
+@pytest.mark.slow  # tests/worker/test_job.py and tests/worker/chief/test_owner.py have each of them in one process
 def test_workers_that_do_not_belong_to_a_job_are_refused_and_leave_it_alone(
     shards: ShardProcesses, start_role: StartRole, taken_port: int, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_chief_that_is_killed_goes_on_and_no_record_is_lost_or_repeated(
     assert not job.left_behind()
 
 
+@pytest.mark.slow  # tests/launch/roles/test_ending.py takes the memory of all away, tests/worker/test_faults.py of one
 def test_a_shard_that_loses_its_memory_comes_back_from_a_checkpoint_and_the_loss_is_told(
     started: list[jobs.LocalJob], tmp_path: Path
 ) -> None:
@@ -197,7 +198,7 @@ def go_on(started: list[jobs.LocalJob], job: jobs.LocalJob, words: list[str]) ->
     return started[-1]
 
 
-INTERRUPTED = "--set=num_steps=120", "--set=checkpoint_every_steps=1000", "--noevaluator"
+INTERRUPTED = "--set=num_steps=120", "--set=checkpoint_every_steps=1000", "--set=cluster.num_workers=1", "--noevaluator"
 
 
 def interrupted(started: list[jobs.LocalJob], tmp_path: Path) -> tuple[jobs.LocalJob, int]:

@@ -12,11 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from downpour.launch.local import ProcessFailed, RunConfig, cluster, start, training
+from downpour.launch.local import ProcessFailed, RunConfig, Stopped, cluster, start, training
 from downpour.launch.local.config import check
 from downpour.launch.observe import status_text
 from downpour.launch.observe.status import of_folder
 from downpour.launch.roles import topology
+from tests.launch import jobs
 
 pytestmark = pytest.mark.process
 
@@ -24,27 +25,10 @@ END_S = (
     120.0  # catches what hangs: a launcher may wait 30 s for a checkpoint and 10 s for processes before it kills them
 )
 
-RECIPE = """
-from downpour.launch.job import Cluster, Job
-from downpour.model.data import GeneratedImages
-from downpour.model.vision.losses import per_label_logistic
-from downpour.model.vision.resnet import ResNet
-from downpour.ps.policy.rules import SGD
-from downpour.ps.policy.schedules import Constant
-
+THREE_SHARDS = """
 
 def job():
-    return Job(
-        name="tiny",
-        model=ResNet(depth=18, width=2, stem="3x3/2"),
-        data=GeneratedImages(image_size=8, num_labels=5, num_heldout=4),
-        loss=per_label_logistic,
-        rule=SGD(),
-        schedule=Constant(0.01),
-        num_steps=1000,
-        batch_size=2,
-        cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1),
-    )
+    return tiny(num_steps=1000, cluster=Cluster(num_ps=3, num_workers=2, threads_per_worker=1))
 """
 
 # Shard 1 dies once, after its port is known, and notes the port it is given each time. The chief waits for that.
@@ -67,6 +51,8 @@ if role == "ps":
         os.kill(os.getpid(), 9)
     signal.pause()
 (trace / f"{role}-{index}.flags").write_text(json.dumps(values))
+if role == "chief" and os.environ.get("HOLD"):
+    signal.pause()
 if role == "chief":
     while len((trace / "ps-1").read_text().splitlines()) < 2 or not (trace / "worker-1.flags").exists():
         time.sleep(0.01)
@@ -83,13 +69,13 @@ if role == "worker" and os.environ.get("REFUSE"):
 
 @pytest.fixture
 def tiny(tmp_path):
-    path = tmp_path / "tiny.py"
-    path.write_text(RECIPE)
-    return path
+    return jobs.write_recipe(tmp_path, THREE_SHARDS)
 
 
 @pytest.fixture
-def run_with_stand_ins(tiny, tmp_path, monkeypatch):
+def stand_ins(tiny, tmp_path, monkeypatch):
+    """The configuration of a run whose roles are stand-ins."""
+
     def command(role, index, values, python=sys.executable):
         return [python, "-c", STAND_IN, role, str(index), *topology.flag_arguments(values)]
 
@@ -102,7 +88,12 @@ def run_with_stand_ins(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "must not reach the roles")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    return lambda: start(RunConfig(tiny, run_dir=tmp_path / "run", arena_parent=scratch)).wait(60)
+    return RunConfig(tiny, run_dir=tmp_path / "run", arena_parent=scratch)
+
+
+@pytest.fixture
+def run_with_stand_ins(stand_ins):
+    return lambda: start(stand_ins).wait(60)
 
 
 def test_a_run_from_start_to_summary(run_with_stand_ins, tmp_path, capfd):
@@ -162,6 +153,18 @@ def test_the_status_of_a_refused_run_has_the_reason_until_the_next_start(run_wit
     assert of_folder(tmp_path / "run")["state"] == "stopped", "the reason is gone"
 
 
+def test_a_block_that_ends_after_a_signal_was_passed_on_waits_for_the_end(stand_ins, tmp_path, monkeypatch, wait_for):
+    monkeypatch.setenv("HOLD", "1")
+    with start(stand_ins) as run:
+        wait_for((tmp_path / "worker-1.flags").exists)
+        run.interrupt(signal.SIGTERM)
+    assert not run.running and not list((tmp_path / "scratch").iterdir())
+    with pytest.raises(Stopped):
+        run.wait(0)
+    with pytest.raises(ValueError, match="was started before"):
+        run.start()
+
+
 @pytest.mark.parametrize("blocked", ["run", "run/logs"])
 def test_a_run_folder_that_cannot_be_written_is_refused(tiny, tmp_path, blocked):
     path = tmp_path / blocked
@@ -187,9 +190,8 @@ def real_launcher(tiny, tmp_path, wait_for):
     process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # tests/launch/local/test_supervisor.py has them with other programs
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_every_real_process(real_launcher, is_alive, group_members, tmp_path, number, code):
     process, pids = real_launcher
     process.send_signal(number)

@@ -168,6 +168,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_continues_from_it(
     assert not left_behind()
 
 
+@pytest.mark.slow  # tests/launch/test_local.py has it with stand-ins, tests/launch/test_faults.py the checkpoint
 def test_a_block_that_ends_after_a_signal_was_passed_on_keeps_the_checkpoint(
     paced: Callable[..., tuple[LocalRun, Seen]], tmp_path: Path, left_behind: Callable[[], list[object]]
 ) -> None:

@@ -1,4 +1,7 @@
-"""A real job whose environment is that of a TrainJob, and whose processes log JSON: one job for all assertions."""
+"""A real job whose environment is that of a TrainJob, whose processes log JSON and whose first steps are traced.
+
+One job for all assertions.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,22 @@ from typing import Any
 
 import pytest
 
+from tests import traces
 from tests.launch import jobs
 from tests.launch.trainer import Trainer
 
 pytestmark = pytest.mark.process
 
-WARNS = """
+NUM_STEPS, NUM_TRACED = 400, 3
+
+# The learning rate is too small to matter: every worker comes to the traced steps before the job has its own.
+WARNS = f"""
 from absl import logging
 
 
 def job():
     logging.warning("of the recipe")
-    return tiny()
+    return tiny(num_steps={NUM_STEPS}, schedule=Constant(1e-5), exchange=Exchange(overlap=False))
 """
 
 
@@ -45,7 +52,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
     folder = tmp_path_factory.mktemp("observed")
     with Trainer(folder) as trainer:
         recipe = jobs.write_recipe(folder, WARNS)
-        job = jobs.LocalJob(recipe, folder, "--log_format=json", **trainer.environment)
+        job = jobs.LocalJob(recipe, folder, "--log_format=json", f"--trace={NUM_TRACED}", **trainer.environment)
         try:
             assert job.end() == 0, job.stderr
             yield Ended(job, trainer.accepted, trainer.refused)
@@ -69,7 +76,7 @@ def test_trainer_is_told_of_begin_and_end(ended: Ended) -> None:
     found = metrics(last)
     assert found["step"] == result["global_steps"]
     assert found["map_at_100"] == pytest.approx(result["map_at_100"], rel=1e-5)
-    assert found["num_steps"] == 40
+    assert found["num_steps"] == NUM_STEPS
     assert found["epochs"] == pytest.approx(result["epochs"], abs=1e-3)
 
 
@@ -78,7 +85,7 @@ def test_every_line_of_the_launcher_is_an_object(ended: Ended) -> None:
     assert {"ps", "chief", "worker", "evaluator", "progress"} <= {entry["role"] for entry in entries}
     assert {0, 1} <= {entry.get("index") for entry in entries if entry["role"] == "worker"}
     progress = [entry["message"] for entry in entries if entry["role"] == "progress"]
-    assert any(message.startswith("preparing 0/40") for message in progress), progress
+    assert any(message.startswith(f"preparing 0/{NUM_STEPS}") for message in progress), progress
 
 
 @pytest.mark.parametrize("name", ["ps-0", "ps-1", "chief", "worker-0", "worker-1", "evaluator"])
@@ -97,6 +104,22 @@ def test_every_role_logs_objects(ended: Ended, name: str) -> None:
         warnings = [entry for entry in entries if entry["severity"] == "WARNING"]
         assert "of the recipe" in {entry["message"] for entry in warnings}
         assert any(Path(entry["source"].rpartition(":")[0]).name == "tiny.py" for entry in warnings)
+
+
+def test_the_trace_has_every_phase_of_every_process_on_one_clock(ended: Ended) -> None:
+    trace = traces.read(ended.job.run_dir / "trace.json")
+    traces.check(trace, num_workers=2, num_shards=2, num_steps=NUM_TRACED)
+    assert trace.about["recipe"] == "tiny" and trace.about["steps_of_a_worker"] == NUM_TRACED
+
+
+def test_clocks_of_one_machine_are_found_to_be_the_same_within_the_stated_error(ended: Ended) -> None:
+    for process in traces.read(ended.job.run_dir / "trace.json").about["processes"].values():
+        assert abs(process["offset_s"]) <= process["error_s"] + 1e-6
+
+
+def test_the_log_says_where_the_trace_is_and_what_opens_it(ended: Ended) -> None:
+    where = f"are in {ended.job.run_dir}/trace.json; open it at https://ui.perfetto.dev"
+    assert any(where in json.loads(line)["message"] for line in ended.job.stderr.splitlines())
 
 
 def test_a_refusal_of_the_launcher_is_one_object(ended: Ended, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from downpour.ps.policy.pace import Sync
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.exchange import Exchanger, Gradients
 from tests.benchmarks import shape
-from tests.conftest import ShardProcesses
+from tests.conftest import ServedShards
 from tests.launch import jobs
 from tests.launch.conftest import RunPython
 from tests.worker.cluster import initialize
@@ -75,12 +75,11 @@ def gradients(layout: Layout, job: Job) -> Gradients:
     )
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("mode", MODES)
-def test_bytes_are_those_of_a_real_exchange(mode: str, shards: ShardProcesses) -> None:
+def test_bytes_are_those_of_a_real_exchange(mode: str, served: ServedShards) -> None:
     job = job_with(**MODES[mode], publish_every=10**6)  # one publication
     layout = layouts.lay_out(VARIABLES, 2, [layouts.Slicing("head/*", 3)])
-    addresses = shards.start(2)
+    addresses = served.start(2)
     initialize(addresses, layout, shape.initial_values(layout), job.rule, job.schedule)
     exchange = Exchanger(
         addresses, layout, wire=codec.CODECS[job.exchange.codec], worker=0, incarnation=1,

@@ -87,6 +87,9 @@ class Noted(ImageRecords):
         return Batches(pass_on(), batches.counts)
 """
 
+NUM_TRAIN, NUM_STEPS = 240, 150
+CUT_OFF, SPOILT_ONE = NUM_TRAIN - 1, 8  # numbers of the two training pictures that cannot be read
+
 StartJob = Callable[..., jobs.LocalJob]
 
 
@@ -108,18 +111,33 @@ def last_checkpoint(run_dir: Path) -> checkpoint.Checkpoint:
     return checkpoint.load(max((run_dir / "checkpoints").iterdir()))
 
 
-def test_a_job_runs_to_its_end_and_names_the_few_records_it_skipped(start: StartJob, tmp_path: Path) -> None:
-    images = jobs.write_images(tmp_path / "images", num_train=240, num_heldout=110, spoilt={8, 300})
+@pytest.fixture(scope="module")
+def noted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[jobs.LocalJob]:
+    """A job that has ended, with `NOTED`; two records of training and one held out cannot be read."""
+    folder = tmp_path_factory.mktemp("noted")
+    images = jobs.write_images(folder / "images", NUM_TRAIN, num_heldout=110, spoilt={SPOILT_ONE, 300})
     jobs.cut_off(images / "train-00001.tfrecord")
-    job = start(f"""
+    more = f"""{NOTED}
+
 def job():
-    return tiny(data=ImageRecords({str(images)!r}, 5, resize=10, crop=8), num_steps=30)
-""")
-    assert job.end() == 0, job.stderr
+    data = Noted({str(images)!r}, 5, resize=10, crop=8, notes=Path({str(folder)!r}))
+    return tiny(data=data, num_steps={NUM_STEPS}, pace=Bounded(2), clip=CLIPPED)
+"""
+    job = jobs.LocalJob(jobs.write_recipe(folder, more), folder)
+    try:
+        assert job.end() == 0, job.stderr
+        yield job
+    finally:
+        job.kill()
+
+
+def test_a_job_runs_to_its_end_and_names_the_few_records_it_skipped(noted: jobs.LocalJob) -> None:
+    job, images = noted, noted.run_dir.parent / "images"
     result = job.result()
     assert RESULT_KEYS <= set(result)
     assert (result["recipe"], result["num_ps"], result["num_workers"], result["head_slices"]) == ("tiny", 2, 2, 3)
-    assert 30 <= result["global_steps"] <= 34, "each worker may have two pushes under way when the job is done"
+    most = NUM_STEPS + 4
+    assert NUM_STEPS <= result["global_steps"] <= most, "each worker may have two pushes under way when the job is done"
     assert result["ended_by"] == "steps" and "ended " not in job.stdout
     said = (job.run_dir / "logs" / "chief.log").read_text().splitlines()[-1]
     assert said.startswith("[chief] done: ") and said.endswith(f"steps, loss {result['loss']:.4g}, ended by steps")
@@ -171,20 +189,9 @@ class Notes:
             self.num_batches += len(batches)
 
 
-def test_two_workers_train_on_every_record_of_an_epoch_exactly_once(start: StartJob, tmp_path: Path) -> None:
-    images = jobs.write_images(tmp_path / "images", num_train=101, num_heldout=10, spoilt={8})
-    job = start(
-        f"""{NOTED}
-
-def job():
-    data = Noted({str(images)!r}, 5, resize=10, crop=8, notes=Path({str(tmp_path)!r}))
-    return tiny(data=data, num_steps=90, pace=Bounded(2), clip=CLIPPED)
-""",
-        "--noevaluator",
-    )
-    assert job.end() == 0, job.stderr
-    acknowledged = Counter(re.findall(r"push (\d+)/\d+/\d+ acknowledged", job.stderr))
-    result, notes = job.result(), Notes(tmp_path, acknowledged)
+def test_two_workers_train_on_every_record_of_an_epoch_exactly_once(noted: jobs.LocalJob) -> None:
+    acknowledged = Counter(re.findall(r"push (\d+)/\d+/\d+ acknowledged", noted.stderr))
+    result, notes = noted.result(), Notes(noted.run_dir.parent, acknowledged)
     assert notes.num_batches == result["pushes_acknowledged"], "every batch became an acknowledged push"
     assert len(notes.positions) == 2 and all(len(mine) > 101 for mine in notes.positions), "both took part"
     trained = [place for mine in notes.positions for place in mine]
@@ -192,20 +199,21 @@ def job():
     assert len(granted) == len(set(granted)), "each position was granted to one worker only"
     # A lease that is granted as the job ends may reach no worker; nothing of it is trained on.
     last_epoch, last_position = granted[-1]
-    given = [divmod(i, 101) for i in range(101 * last_epoch + last_position + 1)]
+    given = [divmod(i, NUM_TRAIN) for i in range(NUM_TRAIN * last_epoch + last_position + 1)]
     unread = sorted(set(given) - set(granted))
-    assert len(unread) <= result["num_workers"] * lease_records(101, 4, result["num_workers"])
+    assert len(unread) <= result["num_workers"] * lease_records(NUM_TRAIN, 4, result["num_workers"])
     notes.open += unread
     assert result["records_repeated"] == 0
-    assert result["epochs"] == pytest.approx(len(trained) / 101, abs=1e-4)
+    assert result["epochs"] == pytest.approx(len(trained) / NUM_TRAIN, abs=1e-4)
     finished = min((epoch for epoch, _ in notes.open), default=int(result["epochs"]))
     assert finished >= 2
-    # Files in turn: records 0 to 50 are the even pictures. The spoilt one is met, and is no part of a batch.
-    order = Order(101, seed=0)
-    pictures = [*range(0, 101, 2), *range(1, 101, 2)]
+    # Files in turn: the first half of the records are the even pictures. The bad ones are met, and are in no batch.
+    order = Order(NUM_TRAIN, seed=0)
+    pictures = [*range(0, NUM_TRAIN, 2), *range(1, NUM_TRAIN, 2)]
     met = Counter(pictures[order.records(Lease(epoch, at, at + 1))[0]] for epoch, at in trained)
-    assert set(met) == set(range(101)) and min(met.values()) >= finished
-    assert Counter(notes.records) == Counter({number: count for number, count in met.items() if number != 8})
+    assert set(met) == set(range(NUM_TRAIN)) and min(met.values()) >= finished
+    readable = met.keys() - {SPOILT_ONE, CUT_OFF}
+    assert Counter(notes.records) == Counter({number: met[number] for number in readable})
 
 
 @pytest.mark.slow

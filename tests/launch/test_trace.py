@@ -1,48 +1,15 @@
-"""`--trace=N` of a real job: one file that Perfetto opens, with N steps of every process on one clock."""
+"""What `--trace=N` refuses; tests/launch/test_observed_job.py has the trace of a real job."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import traces
 from tests.launch import jobs
 from tests.launch.test_bad_input import check_refused
 
 pytestmark = pytest.mark.process
-
-NUM_STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[jobs.LocalJob]:
-    """A job that has ended."""
-    folder = tmp_path_factory.mktemp("traced")
-    # The learning rate is too small to matter: every worker comes to its steps before the job has its own.
-    more = "\n\ndef job():\n    return tiny(num_steps=400, schedule=Constant(1e-5), exchange=Exchange(overlap=False))\n"
-    job = jobs.LocalJob(jobs.write_recipe(folder, more), folder, f"--trace={NUM_STEPS}", "--noevaluator")
-    try:
-        assert job.end() == 0, job.stderr
-        yield job
-    finally:
-        job.kill()
-
-
-def test_the_trace_has_every_phase_of_every_process_on_one_clock(job: jobs.LocalJob) -> None:
-    trace = traces.read(job.run_dir / "trace.json")
-    traces.check(trace, num_workers=2, num_shards=2, num_steps=NUM_STEPS)
-    assert trace.about["recipe"] == "tiny" and trace.about["steps_of_a_worker"] == NUM_STEPS
-
-
-def test_clocks_of_one_machine_are_found_to_be_the_same_within_the_stated_error(job: jobs.LocalJob) -> None:
-    for process in traces.read(job.run_dir / "trace.json").about["processes"].values():
-        assert abs(process["offset_s"]) <= process["error_s"] + 1e-6
-
-
-def test_the_log_says_where_the_trace_is_and_what_opens_it(job: jobs.LocalJob) -> None:
-    assert f"are in {job.run_dir}/trace.json; open it at https://ui.perfetto.dev" in job.stderr
 
 
 @pytest.mark.parametrize("given", ["-1", "1001"])

@@ -1,4 +1,4 @@
-"""Paces and staleness treatments through real shard processes, against what they promise."""
+"""Paces and staleness treatments through real shards, against what they promise."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from downpour.ps.policy.staleness import Compensate, Divide, Drop, Keep, Treatme
 from downpour.worker.exchange.clients import ShardClient
 from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
 from tests.worker.cluster import initialize
-
-pytestmark = pytest.mark.process
 
 FEATURES, OUTPUTS, BATCH, NUM_STEPS = 7, 5, 6, 20
 LAYOUT = lay_out([Variable("w", (FEATURES, OUTPUTS)), Variable("b", (OUTPUTS,)), Variable("mean", (3,), STATISTIC)], 2,
@@ -43,12 +41,12 @@ class Worker:
 
 
 @pytest.fixture
-def start(shards: Any) -> Any:
+def start(served: Any) -> Any:
     """`start(num_workers, pace, ...)`: initialised shards and so many workers, closed at the end."""
     workers: list[Worker] = []
 
     def begin(num_workers: int, *, pace: Mode = Async(), staleness: Treatment = Keep(), rule: Rule = SGD()) -> Any:  # noqa: B008
-        addresses = shards.start(2)
+        addresses = served.start(2)
         values = [np.full(v.shape, 0.5, np.float32) for v in LAYOUT.variables]
         initialize(addresses, LAYOUT, values, rule, Constant(RATE), pace=pace, staleness=staleness,
                    num_workers=num_workers)  # fmt: skip

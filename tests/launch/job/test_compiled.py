@@ -154,10 +154,11 @@ def test_thirty_steps_equal_the_optimizers(make: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("make", SCHEDULES, ids=kind)
 def test_thirty_steps_equal_the_schedules(make: Callable[[], Any]) -> None:
+    schedule = make()
+    rates = [float(schedule(step)) for step in range(200)]
     for optimizer in (optimizers.SGD(make()), optimizers.SGD(make(), momentum=0.9), optimizers.AdamW(make())):
         model = compiled(optimizer)
         found = from_compiled(model)
-        rates = [float(make()(step)) for step in range(200)]
         np.testing.assert_allclose([found.schedule.rate(v) for v in range(200)], rates, rtol=2e-5, atol=1e-8)
         check_close(on_a_shard(model, found)[0], in_keras(model))
 

@@ -34,7 +34,7 @@ from downpour.worker.exchange.cadence import Accumulate, Downpour, LocalSteps
 from downpour.worker.exchange.exchange import Exchanger
 from downpour.worker.loop import train
 from downpour.worker.step.variables import initial_values
-from tests.conftest import ShardProcesses
+from tests.conftest import ServedShards
 from tests.worker.cluster import initialize
 
 LABELS = 5
@@ -97,10 +97,10 @@ class Silent:
     def read(self, *_: Any) -> None: ...
 
 
-def a_real_worker(job: Job, shards: ShardProcesses) -> tuple[str, int]:
-    """Trains as `downpour worker` does, through shard processes; digest and version of what they hold in the end."""
+def a_real_worker(job: Job, served: ServedShards) -> tuple[str, int]:
+    """Trains as `downpour worker` does, through real shards; digest and version of what they hold in the end."""
     model, layout = build(job)
-    addresses = shards.start(job.cluster.num_ps)
+    addresses = served.start(job.cluster.num_ps)
     initialize(addresses, layout, initial_values(model), job.rule, job.schedule, pace=job.pace, staleness=job.treatment)
     settings: Any = {"worker": 0, "incarnation": 1, "give_up_after_s": 30.0}
     exchange = Exchanger(
@@ -126,7 +126,6 @@ def a_real_worker(job: Job, shards: ShardProcesses) -> tuple[str, int]:
         reader.close()
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     "changes",
     [
@@ -140,9 +139,9 @@ def a_real_worker(job: Job, shards: ShardProcesses) -> tuple[str, int]:
         pytest.param({"cadence": Downpour(2, 3, 1e-2)}, id="downpour", marks=pytest.mark.slow),
     ],
 )
-def test_one_simulated_worker_is_a_real_one_bit_for_bit(changes: dict[str, Any], shards: ShardProcesses) -> None:
+def test_one_simulated_worker_is_a_real_one_bit_for_bit(changes: dict[str, Any], served: ServedShards) -> None:
     job = changed(**changes)
-    digest, version = a_real_worker(job, shards)
+    digest, version = a_real_worker(job, served)
     assert version in (job.num_steps, job.num_steps + 1), "with overlap a push was in flight"
     assert simulate(job, 1, version, num_scores=2).digest == digest
 

@@ -42,6 +42,11 @@ EXPECTED = {
 # Those that always pass the same points equally often.
 IN_ORDER = [name for name, scenario in SCENARIOS.items() if not scenario.exact]
 ALL_IN_ORDER = pytest.mark.parametrize("scenario", IN_ORDER)
+# What each of these has, pairs of the others have, too: gradients of this kind, an average, and pushes in this order.
+_PAIRED = ("interleaved", "sparse", "constrained")
+PAIRS_IN_ORDER = pytest.mark.parametrize(
+    "scenario", [pytest.param(name, marks=[pytest.mark.slow] * (name in _PAIRED)) for name in IN_ORDER]
+)
 AT_ONCE = "at once"
 
 
@@ -196,7 +201,7 @@ def test_the_scenarios_pass_every_point(killer: Killer) -> None:
     assert set().union(*killer.passed.values()) == EXPECTED
 
 
-@ALL_IN_ORDER
+@PAIRS_IN_ORDER
 def test_killed_at_each_point(killer: Killer, scenario: str) -> None:
     before = killer.num_kills
     kill_at(killer, scenario, some)
@@ -209,7 +214,7 @@ def test_killed_at_each_passing_of_each_point(killer: Killer, scenario: str) -> 
     kill_at(killer, scenario, lambda count: list(range(1, count + 1)))
 
 
-@ALL_IN_ORDER
+@PAIRS_IN_ORDER
 def test_killed_again_during_recovery(killer: Killer, scenario: str) -> None:
     middle = {"ledger.incarnation", "complete.ledger", "step.saved", "sync.summed", "sync.updated"}
     seen = kill_twice(killer, scenario, [point for point in killer.passed[scenario] if point in middle])
@@ -241,7 +246,7 @@ def kill_twice(killer: Killer, scenario: str, points: Iterable[str]) -> set[str]
     return seen
 
 
-@ALL_IN_ORDER
+@PAIRS_IN_ORDER
 def test_killed_again_and_again(killer: Killer, scenario: str) -> None:
     """Every process gets one piece further than the one before."""
     folder, num_lives = killer.new_folder(), 12

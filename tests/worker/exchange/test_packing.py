@@ -82,13 +82,12 @@ def test_factors_are_sent_as_they_are_one_after_the_other(wire: Any) -> None:
         np.testing.assert_array_equal(sent, meant)
 
 
-@pytest.mark.process
-def test_training_in_int8_ends_where_float32_does(shards: Any) -> None:
+def test_training_in_int8_ends_where_float32_does(served: Any) -> None:
     """Least distance to a target, from many small steps, by two workers through a real shard."""
     target = np.random.default_rng(5).standard_normal(SIZE).astype(np.float32)
     ends, sizes = [], []
     for push in (codec.FLOAT32, codec.INT8):
-        addresses = shards.start(1)
+        addresses = served.start(1)
         initialize(addresses, LAYOUT, [np.zeros(SIZE, np.float32), NO_DIFFERENCES], SGD(), Constant(0.1))
         exchanges = [
             Exchanger(addresses, LAYOUT, wire=codec.FLOAT32, worker=i, incarnation=1, give_up_after_s=30, push=push)

@@ -161,7 +161,9 @@ VARIABLES = [
 
 
 @pytest.mark.process
-@ALL_WIRES
+@pytest.mark.parametrize(
+    "wire", [codec.BFLOAT16, pytest.param(codec.FLOAT32, marks=pytest.mark.slow)], ids=["bfloat16", "float32"]
+)
 def test_real_shards_end_with_the_same_state_either_way(shards: Any, wire: pb.Codec, tmp_path: Path) -> None:
     """Parameters, slots, counters and ledger, in checkpoints; a shard is killed in between, with rows as without."""
     layout = lay_out(VARIABLES, 3, [Slicing("head", 3), Slicing("rows", 3, 0), Slicing("columns", 3, 1)])

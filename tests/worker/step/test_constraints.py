@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -147,15 +147,14 @@ def train_plainly(num_steps: int) -> list[np.ndarray]:
     return initial_values(net)
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("factored", [False, True])
-def test_a_constrained_model_trains_as_plain_keras_trains_it(shards: Callable[..., Any], factored: bool) -> None:
-    """Through three shard processes, conv and head sliced along their outputs."""
+def test_a_constrained_model_trains_as_plain_keras_trains_it(served: Any, factored: bool) -> None:
+    """Through three shards, conv and head sliced along their outputs."""
     net = model()
     names = factored_names(net, BATCH) if factored else set()
     layout = lay_out(variables_of(net, factored=names), 3, [Slicing("head/*", 4), Slicing("conv/kernel", 2)])
     assert any(v.kind == FACTORED and v.constraint for v in layout.variables) == factored
-    addresses = shards.start(3)
+    addresses = served.start(3)
     initialize(addresses, layout, initial_values(net), KerasRMSProp(momentum=0.9), Constant(RATE))
     exchange = Exchanger(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
     step = TrainingStep(net, per_label_logistic, layout)

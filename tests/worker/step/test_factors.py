@@ -151,13 +151,12 @@ def test_shards_share_the_first_factor_and_no_gradient_is_computed_beside_the_fa
     assert [op for op in products if tuple(op.outputs[0].shape) == (BATCH, LABELS)], "x W is"
 
 
-@pytest.mark.process
-def test_training_with_factors_equals_training_without(shards: Any) -> None:
+def test_training_with_factors_equals_training_without(served: Any) -> None:
     traces = []
     for factored in (False, True):
         net = model()
         layout = layout_of(net, factored=factored)
-        addresses = shards.start(SHARDS)
+        addresses = served.start(SHARDS)
         initialize(addresses, layout, initial_values(net), RMSProp(), Constant(1e-3))
         exchange = Exchanger(addresses, layout, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=30)
         step = TrainingStep(net, per_label_logistic, layout)

@@ -14,6 +14,7 @@ from downpour.ps.policy.schedules import Constant
 from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.step.step import TrainingStep
 from downpour.worker.step.variables import initial_values, variables_of
+from tests.conftest import ServedShards
 from tests.worker.cluster import initialize
 
 LABELS = 4
@@ -137,13 +138,13 @@ def test_gradients_of_the_others_are_the_same() -> None:
         pytest.param(codec.FLOAT16, marks=pytest.mark.slow),
     ],
 )
-def test_frozen_variables_stay_and_the_rest_learns_through_real_shards(wire: int, shards: object) -> None:
+def test_frozen_variables_stay_and_the_rest_learns_through_real_shards(wire: int, served: ServedShards) -> None:
     """Five shards for the few variables that are left: one holds only frozen ones, so its pushes are empty."""
     model = network()
     layout = lay_out(variables_of(model, frozen=FROZEN_PATTERNS, rates=(Rate("net/conv2/*", 0.5),)), 5)
     assert any(layout.num_pushed(i) == 0 < layout.size(i) for i in range(5))
     before = initial_values(model)
-    addresses = shards.start(5)  # type: ignore[attr-defined]
+    addresses = served.start(5)
     initialize(addresses, layout, before, SGD(), Constant(0.1))
     exchange = Exchanger(addresses, layout, wire=wire, worker=0, incarnation=1, give_up_after_s=30)  # type: ignore[arg-type]
     step = TrainingStep(model, per_label_logistic, layout, wire)  # type: ignore[arg-type]
