@@ -26,6 +26,8 @@ def progress(settings: JobSettings, state: JobState, *, detailed: bool) -> pb.Pr
         found.learning_rate = settings.schedule.rate(reply.step) * known.reactions.factor.factor
         if state.checkpoint_s is not None:
             found.checkpoint_age_seconds = now - state.checkpoint_s
+        found.lease_seconds = settings.lease_s
+        found.checkpoint_every_steps = 0 if settings.checkpoint_every_epoch else settings.checkpoint_every_steps
         found.events.extend(state.events)
         reply.details.CopyFrom(found)
     return reply
@@ -53,6 +55,8 @@ def as_json(reply: pb.ProgressReply) -> dict[str, Any]:
         "score_step": more.score_step if reply.metrics else None,
         "seconds_per_step": dict(more.seconds_per_step),
         "checkpoint": _of_checkpoint(more) if more.checkpoint else None,
+        "checkpoint_every_steps": more.checkpoint_every_steps or None,
+        "lease_seconds": more.lease_seconds or None,
         "failure": reply.failure,
         "faults": dict(more.faults),
         "input_bound": {
