@@ -24,12 +24,34 @@ from downpour.model.data.order import Lease
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.layout import Layout
 from downpour.worker.chief import owner
+from tests import traces
+from tests.launch.fleet import first_of_free
 from tests.parity.models import MODELS, data_of
 
 SCRIPT = """
-import sys
+import dataclasses, json, sys, time, urllib.request
 import keras, numpy as np
 import downpour
+
+
+@dataclasses.dataclass
+class Lines(downpour.Sink):
+    path: str
+
+    def on_entry(self, entry):
+        with open(self.path, "a") as file:
+            file.write(json.dumps(entry) + "\\n")
+
+
+def scraped(target, seconds=120):
+    # The metrics of a process, once it serves some.
+    while True:
+        try:
+            return urllib.request.urlopen(f"http://{target}/metrics", timeout=5).read().decode()
+        except OSError:
+            seconds -= 0.1
+            assert seconds > 0, target
+            time.sleep(0.1)
 
 
 def own_loss(labels, outputs):
@@ -78,10 +100,16 @@ if __name__ == "__main__":
     stopping = keras.callbacks.EarlyStopping(patience=50, restore_best_weights=True)
     run = downpour.fit(
         model, examples(800, 0), validation_data=examples(100, 1), validation_sets={"more": examples(60, 2)}, epochs=6,
-        batch_size=40, workers=2, shards=2, run_dir=sys.argv[1], callbacks=[recorded, best, own, stopping],
+        batch_size=40, workers=2, shards=2, run_dir=sys.argv[1], callbacks=[recorded, best, own, stopping], trace=2,
+        sinks=[Lines(sys.argv[1] + "/lines")], metrics_port=int(sys.argv[2]),
     )
+    assert "downpour_job_info" in scraped(f"127.0.0.1:{sys.argv[2]}")
     summary = run.wait(240)
     assert summary["global_steps"] >= 120, summary
+    lines = [json.loads(line) for line in open(sys.argv[1] + "/lines")]
+    assert {"loss", "score", "event", "progress"} <= {line["kind"] for line in lines}, lines
+    targets = json.load(open(sys.argv[1] + "/metrics_targets.json"))
+    assert {one["labels"]["role"] for one in targets} == {"chief", "evaluator", "ps", "worker"} and len(targets) == 6
     history = run.history
     assert {len(values) for values in history.values()} == {6}, history  # though an epoch takes a tenth of a second
     assert np.isfinite(list(history.values())).all() and len(set(history["val_loss"])) >= 5, history
@@ -107,9 +135,10 @@ if __name__ == "__main__":
 def test_a_script_trains_a_model_of_its_own(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(tmp_path / "run")]
+    command = [sys.executable, str(script), str(tmp_path / "run"), str(first_of_free(6))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.endswith("all is well\n"), done.stderr[-3000:]
+    traces.check(traces.read(tmp_path / "run" / "trace.json"), num_workers=2, num_shards=2, num_steps=2)
     assert re.findall(r"Epoch (\d)/6  20/20 .*- loss: [\d.]+ - .*val_more_loss: [\d.]+", done.stdout) == list("123456")
 
 
