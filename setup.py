@@ -80,7 +80,7 @@ setup(
     package_data={
         "downpour": ["py.typed"],
         "downpour.proto": ["*.proto", "*.pyi"],
-        "downpour.launch.observe.page": ["page.html", "page.css", "page.js"],
+        "downpour.launch.observe.page": ["page.html", "page.css", "page.js", "topology.js"],
     },
     install_requires=SHARD,
     extras_require={

@@ -28,6 +28,9 @@ def progress(settings: JobSettings, state: JobState, *, detailed: bool) -> pb.Pr
             found.checkpoint_age_seconds = now - state.checkpoint_s
         found.lease_seconds = settings.lease_s
         found.checkpoint_every_steps = 0 if settings.checkpoint_every_epoch else settings.checkpoint_every_steps
+        found.expects_evaluator = settings.expects_evaluator
+        if state.evaluator_heard_s is not None:
+            found.evaluator_silent_seconds = now - state.evaluator_heard_s
         found.events.extend(state.events)
         reply.details.CopyFrom(found)
     return reply
@@ -62,6 +65,7 @@ def as_json(reply: pb.ProgressReply) -> dict[str, Any]:
         "input_bound": {
             str(worker.index): round(worker.input_share, 3) for worker in more.workers if worker.input_share > LIMIT
         },
+        "evaluator": _of_evaluator(more),
         "workers": [_of_worker(worker) for worker in more.workers],
         "shards": [_of_shard(index, shard) for index, shard in enumerate(more.shards)],
         "events": [
@@ -82,6 +86,14 @@ def _of_checkpoint(more: pb.ProgressReply.Details) -> dict[str, Any]:
         "directory": more.checkpoint,
         "age_seconds": round(age, 1) if age >= 0 else None,
     }
+
+
+def _of_evaluator(more: pb.ProgressReply.Details) -> dict[str, Any] | None:
+    """None for a job without one; one that scores is silent until it has the score."""
+    silent = more.evaluator_silent_seconds
+    if silent < 0:
+        return {"state": "expected", "silent_seconds": None} if more.expects_evaluator else None
+    return {"state": "running", "silent_seconds": round(silent, 1)}
 
 
 def _of_worker(worker: pb.ProgressReply.Worker) -> dict[str, Any]:
