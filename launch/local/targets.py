@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,13 +40,26 @@ def ports(names: Sequence[str], first: int) -> dict[str, int]:
 def check_free(job: Job, first: int, *, evaluator: bool) -> None:
     """Raises `ValueError` if one of the ports is taken."""
     for name, port in ports(processes(job, evaluator=evaluator), first).items():
-        try:
-            socket.create_server((HOST, port)).close()
-        except OSError as error:
+        if reason := _obstacle(port):
             raise ValueError(
-                f"--metrics_port={first}: {name} cannot listen on {HOST}:{port} for metrics ({error.strerror}); give "
-                "another --metrics_port, or 0 for none"
-            ) from None
+                f"--metrics_port={first}: {name} cannot listen on {HOST}:{port} for metrics ({reason}); give another "
+                "--metrics_port, or 0 for none"
+            )
+
+
+def check_page(port: int) -> None:
+    """Raises `ValueError` if the port of the chief's page is taken; 0 is any."""
+    if reason := _obstacle(port):
+        raise ValueError(f"cannot listen on {HOST}:{port} for the page: {reason}; give another --page_port")
+
+
+def _obstacle(port: int) -> str:
+    """Why nobody can listen on a port of loopback; "" if one can."""
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        return os.strerror(error.errno or errno.EADDRINUSE)  # its own text repeats the address
+    return ""
 
 
 def flags(where: Mapping[str, int], name: str, host: str = HOST) -> dict[str, FlagValue]:

@@ -173,8 +173,7 @@ def test_what_has_died_is_said_when_it_is_back_too() -> None:
     assert twice == "2 times, last at step 1,420: shard 3 was started again 2 s ago; 12 updates lost"
     gone = event("worker_lost", 300, "worker 1 has not reported for 31 s; others take its records")
     assert died(status(events=[gone, replaced])).startswith("once, at step 300: worker 1 has not reported for 31 s")
-    assert died(status(events=[gone, event("worker_back", 305, "worker 1 reports again"), replaced])).startswith(
-        "2 times"
-    )
+    back = event("worker_back", 305, "worker 1 reports again")
+    assert died(status(events=[gone, back, replaced])).startswith("2 times")
     ended = [{"kind": "loss", "step": 1}, {"kind": "event", **replaced}]
     assert died({"state": "done"}, ended) == once
