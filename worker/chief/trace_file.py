@@ -31,9 +31,7 @@ def chrome_trace(processes: Sequence[ProcessTrace], about: Mapping[str, Any]) ->
     """
     timed = [(process, process.clock) for process in processes if process.clock is not None and process.spans]
     begin_s = min((_begin_s(span, clock) for process, clock in timed for span in process.spans), default=0.0)
-    first_tid = (
-        len(timed) + 1
-    )  # a thread with its process's number is the main one to Perfetto, and comes first
+    first_tid = len(timed) + 1  # a thread with its process's number is the main one to Perfetto, and comes first
     drawn = [_Drawn(pid, first_tid, process, clock, begin_s) for pid, (process, clock) in enumerate(timed, 1)]
     events = list(itertools.chain.from_iterable(one.events() for one in drawn))
     more = {"clock": _CLOCK, "first_span_s": begin_s, "processes": {one.name: one.about() for one in drawn}}
