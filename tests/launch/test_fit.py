@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -350,6 +351,9 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (compiled, None, {"callbacks": keras.callbacks.TensorBoard("x")}, "TensorBoard is not supported"),
         (compiled, None, {"callbacks": keras.callbacks.EarlyStopping()}, "monitor is 'val_loss', and there is no"),
         (compiled, None, {"verbose": 3}, "verbose is 3; accepted are 'auto', 0"),
+        (compiled, None, {"metrics_port": -1}, "metrics_port is -1; give a whole number"),
+        (compiled, None, {"metrics_port": 65534}, "^metrics_port=65534: 5 processes need a port each"),
+        (compiled, None, {"trace": 1001}, "^trace=1001: a worker traces 1 to 1000 steps"),
         (compiled, None, {"validation_sets": [(X, X)]}, "validation_sets is a list; give a dict of held-out examples"),
         (compiled, None, {"validation_sets": {"b": X[:0]}}, r"validation_sets\['b'\]: "),
         (compiled, None, {"validation_sets": {"a b": (X, X[:, :1])}}, "validation_sets has the name 'a b'; give"),
@@ -364,6 +368,16 @@ def test_what_cannot_be_is_refused_before_anything_starts(
     with pytest.raises(ValueError, match=message) as refused:
         dry(tmp_path, model(), data, **more)
     assert "--" not in str(refused.value), "a flag of the command line"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_for_metrics_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=rf"^metrics_port={port}: chief cannot .*; give another metrics_port, or 0"
+        ):
+            dry(tmp_path, compiled(), metrics_port=port)
     assert not (tmp_path / "run").exists()
 
 
