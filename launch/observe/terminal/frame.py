@@ -175,7 +175,7 @@ def _workers(
         Column(legend, 0, 3, bar),
         Column("pull", 7, 7, lambda one, _: time_text(one.get("seconds_per_step", {}).get("pull"))),
         Column("push", 7, 8, lambda one, _: time_text(one.get("seconds_per_step", {}).get("push"))),
-        Column("heard", 8 if lease_s else 6, 4, lambda one, _: _heard(one, lease_s)),
+        Column("heard", 7 if lease_s else 6, 4, lambda one, _: _heard(one, lease_s)),
     ]
     worst, rest = _worst(workers, most, lambda one: (_URGENCY[one["state"]], -step(one), -one["silent_seconds"]))
     usual = [step(one) for one in rest if step(one)]
@@ -214,9 +214,11 @@ def _shards(shards: Sequence[Mapping[str, Any]], width: int, most: int) -> list[
 
 
 def _heard(worker: Mapping[str, Any], lease_s: float | None) -> str:
-    """How long ago, of its lease: `4/30 s`."""
-    of = f"/{lease_s:.0f}" if lease_s and worker["state"] != "finished" else ""
-    return "" if worker["state"] == "expected" else f"{short(worker['silent_seconds'])}{of} s"
+    """How long ago, of its lease: `4/30s`."""
+    if worker["state"] == "expected":
+        return ""
+    of = f"/{lease_s:.0f}" if lease_s and worker["state"] != "finished" else " "
+    return f"{short(worker['silent_seconds'])}{of}s"
 
 
 def _worst(
