@@ -30,12 +30,15 @@ _QUERY = """async (text) => {
 }"""
 
 
-# Opens the rows of all processes, closes what is below them, selects a span, so that its arrows are drawn, and zooms.
+# Opens the rows of all processes, selects a span, so that its arrows are drawn, and zooms.
 _SHOW = """async ([begin, end, span]) => {
   const trace = window.app.trace;
   await trace.commands.runCommand("dev.perfetto.ExpandAllGroups");
-  await trace.commands.runCommand("dev.perfetto.ToggleDrawer");
-  if (span !== null) trace.selection.selectSqlEvent("slice", span, { scrollToSelection: false });
+  if (span !== null) {
+    trace.selection.selectSqlEvent("slice", span, { scrollToSelection: false });
+    await new Promise((done) => setTimeout(done, 1000)); // it opens a drawer for the span
+    await trace.commands.runCommand("dev.perfetto.ToggleDrawer");
+  }
   trace.timeline.setViewportTime(BigInt(begin), BigInt(end));
 }"""
 

@@ -30,8 +30,10 @@ def draw(_: LocalJob, folder: Path) -> None:
         run = LocalJob(write_recipe(Path(place), _RECIPE), Path(place), "--trace=5", "--noevaluator")
         assert run.end() == 0, run.stderr
         with viewer(run.run_dir / "trace.json", 1280, 900) as opened:
-            ((begin, end),) = opened.query(f"select min(slice.ts), max(slice.ts + slice.dur) {_OF_STEPS} 'step'")
-            ((push,),) = opened.query(f"select min(slice.id) {_OF_STEPS} 'push'")
+            ((begin, end),) = opened.query(
+                f"select min(slice.ts) as a, max(slice.ts + slice.dur) as b {_OF_STEPS} 'step'"
+            )
+            ((push,),) = opened.query(f"select min(slice.id) as id {_OF_STEPS} 'push'")
             opened.show(begin, end, push)
             picture = Image.open(io.BytesIO(opened.page.screenshot())).convert("RGB")
     picture.quantize(_COLORS, Image.Quantize.MAXCOVERAGE).save(folder / "trace.png", optimize=True)
