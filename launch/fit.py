@@ -33,7 +33,7 @@ from downpour.launch.job.given_model import GivenModel
 from downpour.launch.job.job import Cluster, Exchange, Job
 from downpour.launch.job.overrides import did_you_mean
 from downpour.launch.job.written import Writer
-from downpour.launch.local import RunConfig
+from downpour.launch.local import RunConfig, targets
 from downpour.launch.roles.config import Checkpoints
 from downpour.model.data import Examples, Stream
 from downpour.model.data.given import data_set, named_as_given
@@ -83,6 +83,7 @@ def fit(
     resume: bool = False,
     dry_run: bool = False,
     trace: int = 0,
+    metrics_port: int = 0,
     **job_fields: Any,
 ) -> FitRun:
     """Starts to train a model; returns at once.
@@ -114,6 +115,8 @@ def fit(
         resume: Whether it is continued, with these arguments; model and data must be the same.
         dry_run: Whether only the recipe is written; the run that is returned is not started.
         trace: How many steps every worker traces, into `trace.json` of the run (docs/traces.md); 0 for none.
+        metrics_port: First of the ports of loopback on which the processes serve Prometheus' `/metrics`
+            (docs/metrics.md); 0 for none.
         **job_fields: Other fields of `downpour.launch.job.Job`. The exchange is float32 without overlap by default, as
             plain Keras computes.
 
@@ -124,6 +127,8 @@ def fit(
         raise ValueError('a process of the job imports what calls fit; call it below if __name__ == "__main__":')
     _check_numbers(workers=workers, shards=shards, batch_size=1 if batch_size is None else batch_size)
     check_steps(trace)
+    if metrics_port:
+        _check_numbers(metrics_port=metrics_port)
     verbosity(verbose)
     called = converted(callbacks)
     _check_names(unnamed, job_fields)
@@ -152,6 +157,8 @@ def fit(
     job = Job(model=lambda: model, loss=None, **fields)  # raises for values that do not fit
     folder = (Path(run_dir) if run_dir is not None else Path("runs") / fields["name"]).absolute()
     checkpoints = Checkpoints(resume="yes" if resume else "no", overwrite=overwrite)
+    if metrics_port:
+        targets.check_free(job, metrics_port, evaluator=is_scored)
     owner.check_free(folder)  # before the files of a run that is going on are replaced
     if not (overwrite or resume):
         owner.check_new_run(folder, Folder(checkpoints.of(folder)))
@@ -166,6 +173,7 @@ def fit(
         evaluator=is_scored,
         checkpoints=checkpoints,
         trace_steps=trace,
+        metrics_port=metrics_port,
         how_to_resume=again,
     )
     run = FitRun(config, model, called, verbose, given_model.copy(folder / _JOB / _MODEL))

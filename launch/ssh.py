@@ -26,6 +26,7 @@ from pathlib import Path
 from absl import flags
 
 from downpour.launch.job import recipe, recipe_flags
+from downpour.launch.local import targets
 from downpour.launch.local.supervisor import Interrupted, ProcessFailed, Program, Supervisor
 from downpour.launch.roles import entry, log_lines, role_flags, topology
 from downpour.launch.roles.command_line import Syntax
@@ -76,6 +77,8 @@ class SshConfig:
         checkpoints: Where checkpoints go, and whether the run continues from one.
         trace_steps: How many steps every worker traces.
         log_format: `--log_format` of every process.
+        metrics_port: Port of the first process' metrics; the others count up, whatever their host. 0 for none.
+        metrics_host: Address on which each is served; "" for every interface.
     """
 
     recipe: str
@@ -93,6 +96,26 @@ class SshConfig:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     trace_steps: int = 0
     log_format: str = "text"
+    metrics_port: int = 0
+    metrics_host: str = ""
+
+    @property
+    def metrics(self) -> dict[str, int]:
+        """Ports of the processes' metrics, by process name; none unless they are asked for.
+
+        Raises:
+            ValueError: There are not as many ports, or shards and chief listen on some of them.
+        """
+        if not self.metrics_port:
+            return {}
+        found = targets.ports([place.name for place in self.places], self.metrics_port)
+        listening = {int(address.rpartition(":")[2]) for address in (*self.topology.ps, self.topology.chief)}
+        if both := listening & set(found.values()):
+            raise ValueError(
+                f"--metrics_port={self.metrics_port}: shards and chief listen on {min(both)}; give a --metrics_port "
+                f"above {max(listening)}, or another --port"
+            )
+        return found
 
     def job_flags(self) -> dict[str, FlagValue]:
         """Flags of chief, workers and evaluator."""
@@ -146,6 +169,7 @@ def shell_command(config: SshConfig, place: Placement, job_id: str = "") -> str:
         "tls": f"{config.tls.rstrip('/')}/{place.role}" if config.tls else None,
         "token_file": config.token_file,
         **_log_format(config),
+        **targets.flags(config.metrics, place.name, config.metrics_host),
     }
     values |= {"chief": cluster.chief} if place.role == "ps" else config.job_flags() | cluster.flags()
     if place.role in ("ps", "chief"):
@@ -199,7 +223,7 @@ def from_flags() -> SshConfig:
     job = recipe.load(name, overrides)
     if "{}" not in values["via"]:
         raise ValueError(f"--via={values['via']} has no {{}}, the place of the host's name")
-    return SshConfig(
+    config = SshConfig(
         recipe=name,
         overrides=overrides,
         places=tuple(places),
@@ -215,7 +239,11 @@ def from_flags() -> SshConfig:
         checkpoints=role_flags.checkpoints(),
         trace_steps=role_flags.trace_steps(),
         log_format=values["log_format"],
+        metrics_port=values["metrics_port"],
+        metrics_host=values["metrics_host"],
     )
+    _ = config.metrics  # raises for ports that do not fit
+    return config
 
 
 def run(config: SshConfig) -> int | None:
@@ -245,6 +273,9 @@ def _supervise(config: SshConfig, job_id: str) -> None:
     with Supervisor(config.run_dir / "logs", os.environ, show) as supervisor:
         host = next(place.host for place in config.places if place.role == "worker")
         supervisor.run(Program("preflight", [*via(host), preflight_command(config)], max_restarts=0))
+        if where := config.metrics:
+            addresses = {place.name: host_and_port(place.address, where[place.name]) for place in config.places}
+            targets.write(config.run_dir, addresses)
         for place in config.places:
             supervisor.start(Program(place.name, [*via(place.host), shell_command(config, place, job_id)]))
         supervisor.wait(lambda: supervisor.exit_code("chief") is not None)
@@ -254,7 +285,7 @@ def _supervise(config: SshConfig, job_id: str) -> None:
 
 SYNTAX = Syntax(
     shown="recipe set hosts run_dir tls token_file directory python via port arena_dir checkpoint_dir resume overwrite "
-    "log_format",
+    "metrics_port log_format",
     positional="recipe",
 )
 
@@ -277,6 +308,9 @@ def define() -> None:
     flags.DEFINE_string("python", "python3", "Interpreter on the hosts.")
     flags.DEFINE_string("directory", None, "Working directory on the hosts; this one by default.")
     flags.DEFINE_string("run_dir", None, "Where the job writes, on all hosts; runs/NAME by default.")
+    text = "First port for Prometheus' /metrics, plain text; every process takes the next one. 0: none."
+    flags.DEFINE_integer("metrics_port", 0, text, lower_bound=0, upper_bound=65535)
+    flags.DEFINE_string("metrics_host", "", "Address on which hosts serve that; every interface by default.")
     flags.DEFINE_string("arena_dir", None, "Where shards keep their memory, such as /dev/shm: see --help of ps.")
     flags.DEFINE_string("tls", None, "Folder that `downpour certs` has made, on all hosts.")
     flags.DEFINE_string("token_file", None, "File with the job's token, on all hosts.")

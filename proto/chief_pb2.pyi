@@ -239,7 +239,7 @@ class ProgressReply(_message.Message):
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     class Details(_message.Message):
-        __slots__ = ("recipe", "job_id", "epochs", "train_seconds", "seconds_per_step", "score_step", "checkpoint", "checkpoint_step", "faults", "workers", "shards", "checkpoint_age_seconds", "learning_rate", "staleness_histogram", "events")
+        __slots__ = ("recipe", "job_id", "epochs", "train_seconds", "seconds_per_step", "score_step", "checkpoint", "checkpoint_step", "faults", "workers", "shards", "checkpoint_age_seconds", "learning_rate", "staleness_histogram", "events", "lease_seconds", "checkpoint_every_steps", "expects_evaluator", "evaluator_silent_seconds")
         class SecondsPerStepEntry(_message.Message):
             __slots__ = ("key", "value")
             KEY_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +269,10 @@ class ProgressReply(_message.Message):
         LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
         STALENESS_HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
         EVENTS_FIELD_NUMBER: _ClassVar[int]
+        LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        CHECKPOINT_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
+        EXPECTS_EVALUATOR_FIELD_NUMBER: _ClassVar[int]
+        EVALUATOR_SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
         recipe: str
         job_id: str
         epochs: float
@@ -284,7 +288,11 @@ class ProgressReply(_message.Message):
         learning_rate: float
         staleness_histogram: _containers.RepeatedScalarFieldContainer[int]
         events: _containers.RepeatedCompositeFieldContainer[ProgressReply.Event]
-        def __init__(self, recipe: _Optional[str] = ..., job_id: _Optional[str] = ..., epochs: _Optional[float] = ..., train_seconds: _Optional[float] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., score_step: _Optional[int] = ..., checkpoint: _Optional[str] = ..., checkpoint_step: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[ProgressReply.Worker, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ProgressReply.Shard, _Mapping]]] = ..., checkpoint_age_seconds: _Optional[float] = ..., learning_rate: _Optional[float] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[_Union[ProgressReply.Event, _Mapping]]] = ...) -> None: ...
+        lease_seconds: float
+        checkpoint_every_steps: int
+        expects_evaluator: bool
+        evaluator_silent_seconds: float
+        def __init__(self, recipe: _Optional[str] = ..., job_id: _Optional[str] = ..., epochs: _Optional[float] = ..., train_seconds: _Optional[float] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., score_step: _Optional[int] = ..., checkpoint: _Optional[str] = ..., checkpoint_step: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[ProgressReply.Worker, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ProgressReply.Shard, _Mapping]]] = ..., checkpoint_age_seconds: _Optional[float] = ..., learning_rate: _Optional[float] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[_Union[ProgressReply.Event, _Mapping]]] = ..., lease_seconds: _Optional[float] = ..., checkpoint_every_steps: _Optional[int] = ..., expects_evaluator: bool = ..., evaluator_silent_seconds: _Optional[float] = ...) -> None: ...
     class Event(_message.Message):
         __slots__ = ("time", "step", "kind", "text")
         TIME_FIELD_NUMBER: _ClassVar[int]

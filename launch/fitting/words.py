@@ -14,7 +14,7 @@ _ARGUMENTS = (
     (re.compile(r"--set=cluster\.num_workers\b"), "workers"),
     (re.compile(r"--set=(?=[\w.]+=)"), ""),
     (re.compile(r"--(resume|overwrite)\b"), r"\1=True"),
-    (re.compile(r"--(run_dir|epochs|batch_size|trace)\b"), r"\1"),
+    (re.compile(r"--(run_dir|epochs|batch_size|trace|metrics_port)\b"), r"\1"),
 )
 
 

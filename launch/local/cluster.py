@@ -73,7 +73,8 @@ class LocalCluster:
         """Starts every role; shards and chief first, since the others need their addresses."""
         config = self.config
         if self._metrics:
-            targets.write(config.folder, self._metrics)
+            where_served = {name: f"{targets.HOST}:{port}" for name, port in self._metrics.items()}
+            targets.write(config.folder, where_served)
         shards = {f"ps/{i}": self._shard_flags(i) for i in range(config.job.cluster.num_ps)}
         self._start_servers("ps", shards)
         where: dict[str, FlagValue] = {"recipe": config.recipe, "set": config.overrides, "run_dir": config.folder}
@@ -97,7 +98,7 @@ class LocalCluster:
     def _metrics(self) -> dict[str, int]:
         """Ports of the processes' metrics, by process name; none unless they are asked for."""
         job, first = self.config.job, self.config.metrics_port
-        return targets.ports(job, first, evaluator=self.config.evaluator) if first else {}
+        return targets.ports(targets.processes(job, evaluator=self.config.evaluator), first) if first else {}
 
     def all_shards_run(self) -> bool:
         """Whether every shard is running, to write its part of a checkpoint."""

@@ -92,6 +92,8 @@ def check(config: RunConfig) -> None:
     if config.arena_parent is not None and not os.access(config.arena_parent, os.W_OK | os.X_OK):
         raise ValueError(f"folder {config.arena_parent} is missing or not writable; give another --arena_parent")
     spans.check_steps(config.trace_steps)
+    if config.page_port:
+        targets.check_page(config.page_port)
     if config.metrics_port:
         targets.check_free(job, config.metrics_port, evaluator=config.evaluator)
     keras_settings.check()

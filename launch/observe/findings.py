@@ -92,13 +92,27 @@ def died(status: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()) -
     events = status.get("events") or [entry for entry in history if entry.get("kind") == "event"]
     if not events:
         return ""
-    deaths = [event for event in events if event["event"] in _DEATHS]
+    deaths = _deaths(events)
     lost = int(status.get("faults", {}).get("updates_lost", 0))
     if not deaths:
         return f"{lost:,} updates were lost" if lost else "nothing"
     last = deaths[-1]
     times = f"{len(deaths)} times, last" if len(deaths) > 1 else "once,"
     return f"{times} at step {last['step']:,}: {last['text']}; {f'{lost:,}' if lost else 'no'} updates lost"
+
+
+def _deaths(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The events of deaths; a worker that was lost and whose index another process took over has died once."""
+    found, lost = list[Mapping[str, Any]](), set[str]()
+    for event in events:
+        subject = " ".join(event["text"].split()[:2])  # `worker 3`
+        if event["event"] in _DEATHS and not (event["event"] == "worker_replaced" and subject in lost):
+            found.append(event)
+        if event["event"] == "worker_lost":
+            lost.add(subject)
+        elif event["event"] in ("worker_back", "worker_replaced"):
+            lost.discard(subject)
+    return found
 
 
 def _lost(status: Mapping[str, Any]) -> Iterator[Finding]:

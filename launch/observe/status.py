@@ -7,6 +7,7 @@ and history. Numbers that are not known are None. Reads only; imports no framewo
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,23 @@ def of_address(address: str, security: Security = PLAIN) -> dict[str, Any]:
 
 
 def is_whole(directory: str) -> bool | None:
-    """Whether a checkpoint has an intact manifest and all its files; None if its folder cannot be read here."""
-    if not Path(directory).is_dir():  # of another machine, or a URL
-        return None
+    """Whether a checkpoint has an intact manifest, which is written last, and all its files; their bytes are not read.
+
+    Of an object store that is one reading and one listing, at most 5 s.
+
+    Returns:
+        None if that cannot be told from here: it is in a folder of another machine, or the store does not answer.
+    """
+    if "://" not in directory:
+        return _is_whole(directory) if Path(directory).is_dir() else None
+    found: list[bool | None] = []
+    asking = threading.Thread(target=lambda: found.append(_is_whole(directory)), name="is-whole", daemon=True)
+    asking.start()  # the clients of stores retry for minutes
+    asking.join(_WITHIN_S)
+    return found[0] if found else None
+
+
+def _is_whole(directory: str) -> bool | None:
     try:
         return manifest.load(directory).is_whole()
     except Damaged:

@@ -85,6 +85,8 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "memory", ", ".join(f"{role} {size:.0f} MB" for role, size in (status.get("peak_pss_mb") or {}).items())
     saved = status.get("checkpoint")
     yield "checkpoint", f"{checkpoint_text(saved)}, {saved['directory']}" if saved else ""
+    every = status.get("checkpoint_every_steps")
+    yield "", f"one every {every:,} steps" if every and saved else ""
     best = (f"{name} {_number(one['score'])} (step {one['step']})" for name, one in status.get("best", {}).items())
     yield "best", ", ".join(best)
     if "version" in status:
@@ -97,12 +99,13 @@ def _labelled(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def checkpoint_text(saved: Mapping[str, Any]) -> str:
-    """`step 700, 0:06 ago, whole`; what is not known is left out."""
+    """`step 700, 0:06 ago, whole`; what was not asked is left out."""
     parts = [f"step {saved['step']}"]
     if saved.get("age_seconds") is not None:
         parts.append(f"{duration(saved['age_seconds'])} ago")
-    if saved.get("whole") is not None:
-        parts.append("whole" if saved["whole"] else "with files missing")
+    if "whole" in saved:
+        words = {True: "whole", False: "with files missing", None: "written whole, and not readable from here"}
+        parts.append(words[saved["whole"]])
     return ", ".join(parts)
 
 
@@ -142,7 +145,9 @@ def _workers(status: Mapping[str, Any]) -> Iterator[str]:
         for w in status.get("workers", ())
     ]
     if rows:
-        yield from _table(("worker", "state", "steps", "examples", "silent", "host"), rows)
+        lease = status.get("lease_seconds")
+        silent = f"silent (of {lease:g} s)" if lease else "silent"
+        yield from _table(("worker", "state", "steps", "examples", silent, "host"), rows)
 
 
 def _shards(status: Mapping[str, Any]) -> Iterator[str]:

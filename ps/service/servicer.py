@@ -209,6 +209,7 @@ class Servicer:
             first = next(chunks, None)
             if first is None or not isinstance(first.header, pb.PushHeader):
                 raise MalformedChunk("the first chunk does not name a push")
+            phases.of(first.header)
             shard = self._check(first.header)
             push = shard.begin(first.header, member)
             for chunk in itertools.chain((first,) if first.count else (), chunks):
@@ -216,21 +217,21 @@ class Servicer:
                 meter.apply(shard, push, chunk)
                 phases.end("apply")
             reply = shard.finish(push)
-        phases.keep(first.header)
+        phases.keep()
         _log_push(push.header, reply)
         return push.header, reply
 
     def _pull(
         self, request: pb.PullRequest, shard: Shard, context: grpc.ServicerContext, pushed: pb.PushReply | None = None
     ) -> Iterator[Message]:
-        phases = CallPhases(self._spans)
+        phases = CallPhases(self._spans, request)
         _check_codecs(request, shard)
         with self._usage.pace():
             shard.wait_turn(request, min(_TURN_S, context.time_remaining() or _TURN_S))
         phases.end("pace")
         yield from self._usage.pull(messages_of_pull(request, shard, pushed), lambda: phases.end("queue"))
         phases.end("send")
-        phases.keep(request)
+        phases.keep()
 
     def _check_index(self, shard: int) -> None:
         if shard != self._index:

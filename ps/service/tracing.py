@@ -15,22 +15,36 @@ _MOST_PHASES = 256  # of one call; those after it are only part of the call's ow
 class CallPhases:
     """The phases of one push or pull: each begins where the one before has ended.
 
+    Nothing is measured of a call whose step is not traced, once that is known.
+
     Args:
-        spans: Takes the spans, if the call turns out to be of a traced step.
+        spans: Takes the spans, if the call is of a traced step.
+        call: The call; None while a push has not named itself.
     """
 
-    def __init__(self, spans: SpanBuffer) -> None:
+    def __init__(self, spans: SpanBuffer, call: pb.PushHeader | pb.PullRequest | None = None) -> None:
         self._spans = spans
         self._begun_s = spans.clock()
         self._ends: list[tuple[str, float]] = []
+        self._room = _MOST_PHASES
+        if call is not None:
+            self.of(call)
+
+    def of(self, call: pb.PushHeader | pb.PullRequest) -> None:
+        """Says which call it is."""
+        self._call = call
+        if not call.traced_step:
+            self._room = 0
 
     def end(self, phase: str) -> None:
         """Ends a phase: `queue`, `receive`, `apply`, `pace` or `send`."""
-        if len(self._ends) < _MOST_PHASES:
+        if self._room:
+            self._room -= 1
             self._ends.append((phase, self._spans.clock()))
 
-    def keep(self, call: pb.PushHeader | pb.PullRequest) -> None:
+    def keep(self) -> None:
         """Called at the end of the call: keeps its spans if its step is traced."""
+        call = self._call
         if not call.traced_step:
             return
         name = "push" if isinstance(call, pb.PushHeader) else "pull"

@@ -141,6 +141,19 @@ class Fleet:
         return f"{_HOST}:{self._ports[name]}"
 
 
+def first_of_free(number: int) -> int:
+    """The first of so many free ports in a row."""
+    begin = os.getpid() * 16 % 10_000  # tests that run at the same time look in different places
+    for first in (20_000 + (begin + more) % 10_000 for more in range(0, 10_000, 16)):
+        try:
+            for port in range(first, first + number):
+                socket.create_server((_HOST, port)).close()
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")
+
+
 def free_ports(number: int) -> list[int]:
     """Different ones that are free now; shards and chief must know each other's before either listens."""
     with contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,12 +25,34 @@ from downpour.model.data.order import Lease
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.layout import Layout
 from downpour.worker.chief import owner
+from tests import traces
+from tests.launch.fleet import first_of_free
 from tests.parity.models import MODELS, data_of
 
 SCRIPT = """
-import sys
+import dataclasses, json, sys, time, urllib.request
 import keras, numpy as np
 import downpour
+
+
+@dataclasses.dataclass
+class Lines(downpour.Sink):
+    path: str
+
+    def on_entry(self, entry):
+        with open(self.path, "a") as file:
+            file.write(json.dumps(entry) + "\\n")
+
+
+def scraped(target, seconds=120):
+    # The metrics of a process, once it serves some.
+    while True:
+        try:
+            return urllib.request.urlopen(f"http://{target}/metrics", timeout=5).read().decode()
+        except OSError:
+            seconds -= 0.1
+            assert seconds > 0, target
+            time.sleep(0.1)
 
 
 def own_loss(labels, outputs):
@@ -78,10 +101,16 @@ if __name__ == "__main__":
     stopping = keras.callbacks.EarlyStopping(patience=50, restore_best_weights=True)
     run = downpour.fit(
         model, examples(800, 0), validation_data=examples(100, 1), validation_sets={"more": examples(60, 2)}, epochs=6,
-        batch_size=40, workers=2, shards=2, run_dir=sys.argv[1], callbacks=[recorded, best, own, stopping],
+        batch_size=40, workers=2, shards=2, run_dir=sys.argv[1], callbacks=[recorded, best, own, stopping], trace=2,
+        sinks=[Lines(sys.argv[1] + "/lines")], metrics_port=int(sys.argv[2]),
     )
+    assert "downpour_job_info" in scraped(f"127.0.0.1:{sys.argv[2]}")
     summary = run.wait(240)
     assert summary["global_steps"] >= 120, summary
+    lines = [json.loads(line) for line in open(sys.argv[1] + "/lines")]
+    assert {"loss", "score", "event", "progress"} <= {line["kind"] for line in lines}, lines
+    targets = json.load(open(sys.argv[1] + "/metrics_targets.json"))
+    assert {one["labels"]["role"] for one in targets} == {"chief", "evaluator", "ps", "worker"} and len(targets) == 6
     history = run.history
     assert {len(values) for values in history.values()} == {6}, history  # though an epoch takes a tenth of a second
     assert np.isfinite(list(history.values())).all() and len(set(history["val_loss"])) >= 5, history
@@ -107,9 +136,10 @@ if __name__ == "__main__":
 def test_a_script_trains_a_model_of_its_own(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(tmp_path / "run")]
+    command = [sys.executable, str(script), str(tmp_path / "run"), str(first_of_free(6))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.endswith("all is well\n"), done.stderr[-3000:]
+    traces.check(traces.read(tmp_path / "run" / "trace.json"), num_workers=2, num_shards=2, num_steps=2)
     assert re.findall(r"Epoch (\d)/6  20/20 .*- loss: [\d.]+ - .*val_more_loss: [\d.]+", done.stdout) == list("123456")
 
 
@@ -321,6 +351,9 @@ def batches(worker: int, num_workers: int) -> Iterator[Any]:
         (compiled, None, {"callbacks": keras.callbacks.TensorBoard("x")}, "TensorBoard is not supported"),
         (compiled, None, {"callbacks": keras.callbacks.EarlyStopping()}, "monitor is 'val_loss', and there is no"),
         (compiled, None, {"verbose": 3}, "verbose is 3; accepted are 'auto', 0"),
+        (compiled, None, {"metrics_port": -1}, "metrics_port is -1; give a whole number"),
+        (compiled, None, {"metrics_port": 65534}, "^metrics_port=65534: 5 processes need a port each"),
+        (compiled, None, {"trace": 1001}, "^trace=1001: a worker traces 1 to 1000 steps"),
         (compiled, None, {"validation_sets": [(X, X)]}, "validation_sets is a list; give a dict of held-out examples"),
         (compiled, None, {"validation_sets": {"b": X[:0]}}, r"validation_sets\['b'\]: "),
         (compiled, None, {"validation_sets": {"a b": (X, X[:, :1])}}, "validation_sets has the name 'a b'; give"),
@@ -335,6 +368,16 @@ def test_what_cannot_be_is_refused_before_anything_starts(
     with pytest.raises(ValueError, match=message) as refused:
         dry(tmp_path, model(), data, **more)
     assert "--" not in str(refused.value), "a flag of the command line"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_for_metrics_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=rf"^metrics_port={port}: chief cannot .*; give another metrics_port, or 0"
+        ):
+            dry(tmp_path, compiled(), metrics_port=port)
     assert not (tmp_path / "run").exists()
 
 

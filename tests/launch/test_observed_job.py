@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import traces
+from tests import perfetto, traces
 from tests.launch import jobs
 from tests.launch.trainer import Trainer
 
@@ -110,6 +110,29 @@ def test_the_trace_has_every_phase_of_every_process_on_one_clock(ended: Ended) -
     trace = traces.read(ended.job.run_dir / "trace.json")
     traces.check(trace, num_workers=2, num_shards=2, num_steps=NUM_TRACED)
     assert trace.about["recipe"] == "tiny" and trace.about["steps_of_a_worker"] == NUM_TRACED
+
+
+@pytest.mark.slow  # the small version is the one above, which reads the file as the viewer does
+def test_perfetto_itself_reads_every_row_and_arrow(ended: Ended) -> None:
+    mine = traces.read(ended.job.run_dir / "trace.json")
+    with perfetto.viewer(ended.job.run_dir / "trace.json") as viewer:
+        rows = viewer.query(
+            "select process.name as process, thread.name as row, count(*) as spans, sum(dur) as ns from slice "
+            "join thread_track on slice.track_id = thread_track.id join thread using (utid) join process using (upid) "
+            "group by process, row"
+        )
+        assert {(process, row): spans for process, row, spans, _ in rows} == {
+            (process, row): len(spans) for process, found in mine.spans.items() for row, spans in found.items()
+        }
+        for process, row, spans, ns in rows:
+            lengths = sum(span["dur"] for span in mine.spans[process][row])
+            assert ns == pytest.approx(1e3 * lengths, abs=spans), "no span is cut, though spans must be nested"
+        arrows = viewer.query(
+            "select a.name as a, b.name as b, count(*) as arrows from flow join slice a on slice_out = a.id "
+            "join slice b on slice_in = b.id group by 1, 2"
+        )
+        assert arrows == [["push", "receive", len(mine.flows)]]
+        assert viewer.query("select name, value from stats where severity in ('error', 'data_loss') and value") == []
 
 
 def test_clocks_of_one_machine_are_found_to_be_the_same_within_the_stated_error(ended: Ended) -> None:

@@ -31,6 +31,26 @@ exec ip netns exec "$(sed -n "s/^$host //p" {names})" sh -c "$*"
 """
 
 
+# Says, once each, which processes have served what a process of their role serves; until that were all.
+SCRAPES = """
+import json, pathlib, sys, time, urllib.request
+file, left = pathlib.Path(sys.argv[1]), None
+while left is None or left:
+    time.sleep(0.1)
+    if left is None and file.exists():
+        left = {one["targets"][0]: one["labels"] for one in json.loads(file.read_text())}
+    for target, labels in list((left or {}).items()):
+        try:
+            page = urllib.request.urlopen(f"http://{target}/metrics", timeout=2).read().decode()
+        except OSError:
+            continue
+        own = {"chief": "downpour_job_step", "ps": "downpour_shard_", "worker": "downpour_worker_"}
+        if own.get(labels["role"], "process_") in page:
+            del left[target]
+            print(labels["run"], labels["role"], labels["index"], target, flush=True)
+"""
+
+
 def run(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "downpour.launch.cli", "ssh", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
@@ -76,6 +96,11 @@ def test_a_file_that_makes_no_cluster_is_refused(text: str, message: str) -> Non
         (("--hosts=/missing",), "--hosts=/missing: No such file"),
         (("--hosts={hosts}",), "no recipe; give --recipe=NAME"),
         (("--hosts={hosts}", "--recipe=quickstart", "--via=ssh"), "--via=ssh has no {}"),
+        (
+            ("--hosts={hosts}", "--recipe=quickstart", "--metrics_port=2220"),
+            "--metrics_port=2220: shards and chief listen on 2222; give a --metrics_port above 2225, or another --port",
+        ),
+        (("--hosts={hosts}", "--recipe=quickstart", "--metrics_port=65535"), "7 processes need a port each"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -120,12 +145,24 @@ def test_a_job_on_four_hosts_trains_with_tls_and_leaves_nothing_behind(tmp_path:
         file.write_text(
             f"{a.address} chief evaluator\nme@{b.address} ps\n{c.address} worker\n{d.address} worker ps ps\n"
         )
+        scrapes = subprocess.Popen(
+            [*a.prefix, sys.executable, "-c", SCRAPES, str(run_dir / "metrics_targets.json")],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
         done = run(
+            "--metrics_port=9300",
             f"--hosts={file}", f"--via={via}", f"--recipe={jobs.write_recipe(tmp_path)}", f"--run_dir={run_dir}",
             f"--python={sys.executable}", f"--directory={Path.cwd()}", f"--arena_dir={arenas}",
             *make_certificates(tmp_path),
         )  # fmt: skip
+        scrapes.terminate()
+        served = sorted(scrapes.communicate(timeout=20)[0].splitlines())
         assert done.returncode == 0, done.stderr
+        assert served == [
+            f"run chief 0 {a.address}:9303", f"run evaluator 0 {a.address}:9306", f"run ps 0 {b.address}:9300",
+            f"run ps 1 {d.address}:9301", f"run ps 2 {d.address}:9302", f"run worker 0 {c.address}:9304",
+            f"run worker 1 {d.address}:9305",
+        ], done.stderr  # fmt: skip
         for host in (a, b, c, d):
             left = subprocess.run(["ip", "netns", "pids", host.prefix[-1]], capture_output=True, text=True, check=True)
             assert not left.stdout, f"still running on {host.address}: {left.stdout}\n{done.stderr}"

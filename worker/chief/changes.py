@@ -5,7 +5,7 @@
 | `worker_joined` | a worker has registered |
 | `worker_replaced` | another process has taken over its index |
 | `worker_lost` | it has not reported within its lease, and its records are trained on by others |
-| `worker_back` | it reports again |
+| `worker_back` | the same process reports again |
 | `worker_finished` | it has sent its last report |
 | `worker_input_bound` | it has waited for data for much of its time |
 | `shard_silent` | a shard does not answer |
@@ -56,14 +56,15 @@ def changes(before: Details, after: Details) -> Iterator[tuple[str, str]]:
 
 def _of_worker(before: Worker, after: Worker) -> Iterator[tuple[str, str]]:
     name = f"worker {after.index}"
-    if after.incarnation != before.incarnation:
+    is_other = after.incarnation != before.incarnation
+    if is_other:
         if before.incarnation:
             yield "worker_replaced", f"{name} was taken over by {after.host or 'another process'}"
         else:
             yield "worker_joined", f"{name} has joined: {after.host or 'known from before'}"
     if after.state == Worker.STATE_LOST != before.state:
         yield "worker_lost", f"{name} has not reported for {after.silent_seconds:.0f} s; others take its records"
-    if after.state == Worker.STATE_RUNNING and before.state == Worker.STATE_LOST:
+    if after.state == Worker.STATE_RUNNING and before.state == Worker.STATE_LOST and not is_other:
         yield "worker_back", f"{name} reports again"
     if after.state == Worker.STATE_FINISHED != before.state:
         yield "worker_finished", f"{name} has ended after {after.steps:,} steps"

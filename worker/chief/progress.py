@@ -26,6 +26,11 @@ def progress(settings: JobSettings, state: JobState, *, detailed: bool) -> pb.Pr
         found.learning_rate = settings.schedule.rate(reply.step) * known.reactions.factor.factor
         if state.checkpoint_s is not None:
             found.checkpoint_age_seconds = now - state.checkpoint_s
+        found.lease_seconds = settings.lease_s
+        found.checkpoint_every_steps = 0 if settings.checkpoint_every_epoch else settings.checkpoint_every_steps
+        found.expects_evaluator = settings.expects_evaluator
+        if state.evaluator_heard_s is not None:
+            found.evaluator_silent_seconds = now - state.evaluator_heard_s
         found.events.extend(state.events)
         reply.details.CopyFrom(found)
     return reply
@@ -53,11 +58,14 @@ def as_json(reply: pb.ProgressReply) -> dict[str, Any]:
         "score_step": more.score_step if reply.metrics else None,
         "seconds_per_step": dict(more.seconds_per_step),
         "checkpoint": _of_checkpoint(more) if more.checkpoint else None,
+        "checkpoint_every_steps": more.checkpoint_every_steps or None,
+        "lease_seconds": more.lease_seconds or None,
         "failure": reply.failure,
         "faults": dict(more.faults),
         "input_bound": {
             str(worker.index): round(worker.input_share, 3) for worker in more.workers if worker.input_share > LIMIT
         },
+        "evaluator": _of_evaluator(more),
         "workers": [_of_worker(worker) for worker in more.workers],
         "shards": [_of_shard(index, shard) for index, shard in enumerate(more.shards)],
         "events": [
@@ -78,6 +86,14 @@ def _of_checkpoint(more: pb.ProgressReply.Details) -> dict[str, Any]:
         "directory": more.checkpoint,
         "age_seconds": round(age, 1) if age >= 0 else None,
     }
+
+
+def _of_evaluator(more: pb.ProgressReply.Details) -> dict[str, Any] | None:
+    """None for a job without one; one that scores is silent until it has the score."""
+    silent = more.evaluator_silent_seconds
+    if silent < 0:
+        return {"state": "expected", "silent_seconds": None} if more.expects_evaluator else None
+    return {"state": "running", "silent_seconds": round(silent, 1)}
 
 
 def _of_worker(worker: pb.ProgressReply.Worker) -> dict[str, Any]:

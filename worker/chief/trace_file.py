@@ -31,7 +31,8 @@ def chrome_trace(processes: Sequence[ProcessTrace], about: Mapping[str, Any]) ->
     """
     timed = [(process, process.clock) for process in processes if process.clock is not None and process.spans]
     begin_s = min((_begin_s(span, clock) for process, clock in timed for span in process.spans), default=0.0)
-    drawn = [_Drawn(pid, process, clock, begin_s) for pid, (process, clock) in enumerate(timed, 1)]
+    first_tid = len(timed) + 1  # a thread with its process's number is the main one to Perfetto, and comes first
+    drawn = [_Drawn(pid, first_tid, process, clock, begin_s) for pid, (process, clock) in enumerate(timed, 1)]
     events = list(itertools.chain.from_iterable(one.events() for one in drawn))
     more = {"clock": _CLOCK, "first_span_s": begin_s, "processes": {one.name: one.about() for one in drawn}}
     if left_out := [_name(process) for process in processes if process.clock is None]:
@@ -42,12 +43,12 @@ def chrome_trace(processes: Sequence[ProcessTrace], about: Mapping[str, Any]) ->
 class _Drawn:
     """One process of the trace."""
 
-    def __init__(self, pid: int, process: ProcessTrace, clock: Offset, begin_s: float) -> None:
+    def __init__(self, pid: int, first_tid: int, process: ProcessTrace, clock: Offset, begin_s: float) -> None:
         self.pid, self.process, self.clock = pid, process, clock
         self.name = _name(process)
         self._shift_s = clock.seconds - begin_s
         tracks = sorted({span.track for span in process.spans}, key=_order)
-        self._tids = {track: tid for tid, track in enumerate(tracks, 1)}
+        self._tids = {track: tid for tid, track in enumerate(tracks, first_tid)}
 
     def at(self, span: Span) -> tuple[float, float]:
         """When a span began and ended, in microseconds."""

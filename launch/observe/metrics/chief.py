@@ -24,7 +24,6 @@ def metrics_of_chief(
     progress: Callable[[], pb.ProgressReply],
     gate: Gate,
     times: CallTimes,
-    checkpoint_every_steps: int,
     folders: Mapping[str, Path],
 ) -> Callable[[Scrape], None]:
     """Returns the function that adds the chief's metrics.
@@ -33,14 +32,13 @@ def metrics_of_chief(
         progress: Returns the job's progress with its details.
         gate: The gate of the chief's server.
         times: The calls of that server.
-        checkpoint_every_steps: Steps between checkpoints; 0 where the job is not cut by steps.
         folders: Folders that the chief writes to, by purpose.
     """
 
     def add(scrape: Scrape) -> None:
         reply = progress()
         _add_job(scrape, reply)
-        _add_checkpoint(scrape, reply.details, checkpoint_every_steps)
+        _add_checkpoint(scrape, reply.details)
         for worker in reply.details.workers:
             _add_worker(scrape, worker)
         for index, shard in enumerate(reply.details.shards):
@@ -86,15 +84,15 @@ def _add_job(scrape: Scrape, reply: pb.ProgressReply) -> None:
         scrape.counter("downpour_job_faults_total", text, more.faults.get(kind, 0), kind=kind)
 
 
-def _add_checkpoint(scrape: Scrape, more: pb.ProgressReply.Details, every_steps: int) -> None:
+def _add_checkpoint(scrape: Scrape, more: pb.ProgressReply.Details) -> None:
     if more.checkpoint:
         scrape.gauge("downpour_job_checkpoint_step", "Step of the newest complete checkpoint.", more.checkpoint_step)
     if more.checkpoint_age_seconds >= 0:
         text = "Seconds since it was complete; absent before this chief has written one."
         scrape.gauge("downpour_job_checkpoint_age_seconds", text, more.checkpoint_age_seconds)
-    if every_steps:
+    if more.checkpoint_every_steps:
         text = "Global steps from one checkpoint to the next, as the job asks for; absent if only epochs have one."
-        scrape.gauge("downpour_job_checkpoint_every_steps", text, every_steps)
+        scrape.gauge("downpour_job_checkpoint_every_steps", text, more.checkpoint_every_steps)
 
 
 def _add_worker(scrape: Scrape, found: pb.ProgressReply.Worker) -> None:

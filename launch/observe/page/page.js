@@ -15,7 +15,7 @@ const view = { status: null, answered: null, since: null, file: null, next: 0, c
 // ---- small helpers
 
 function make(name, attributes = {}, ...children) {
-  const svg = ["svg", "path", "rect", "line", "text", "circle"].includes(name);
+  const svg = ["svg", "g", "title", "path", "rect", "line", "text", "circle"].includes(name);
   const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
@@ -51,17 +51,6 @@ const bytes = (value) => {
 const ms = (seconds) => (seconds === undefined ? "–" : number(seconds * 1000, 3));
 const sum = (values) => values.reduce((total, one) => total + (one || 0), 0);
 const words = (name) => name.replaceAll("_", " ");
-
-// "0–4, 7": indices in order.
-function ranges(indices) {
-  const parts = [];
-  for (const i of indices) {
-    const last = parts.at(-1);
-    if (last && last[1] === i - 1) last[1] = i;
-    else parts.push([i, i]);
-  }
-  return parts.map(([a, b]) => (a === b ? `${a}` : `${a}–${b}`)).join(", ");
-}
 
 // Replaces the rows of a list of names and values, without touching those that are the same.
 function tiles(id, rows) {
@@ -144,9 +133,6 @@ function showSummary(summary) {
 
 // ---- workers and shards
 
-const WORST = { lost: 0, silent: 0, empty: 1, expected: 1, running: 2, ready: 2, finished: 3 };
-const SIGNS = { lost: ["✕ ", "bad"], silent: ["✕ ", "bad"], empty: ["! ", "warn"], expected: ["… ", "warn"], running: ["✓ ", "good"], ready: ["✓ ", "good"] };
-
 function stateOf(one) {
   const [sign, kind] = SIGNS[one.state] || ["", ""];
   return make("span", { class: kind }, sign + one.state);
@@ -173,13 +159,6 @@ function bar(parts, names, most) {
   return svg;
 }
 
-function groups(id, all, index) {
-  const found = new Map();
-  for (const one of all) found.set(one.state, [...(found.get(one.state) || []), one[index]]);
-  const ordered = [...found].sort(([a], [b]) => (WORST[a] ?? 2) - (WORST[b] ?? 2));
-  setText(id, ordered.map(([state, some]) => `${some.length} ${state}: ${ranges(some)}`).join("; ") || "None known yet.");
-}
-
 // The worst first; beyond ten the rest are shown on request.
 function table(id, all, length, cells) {
   const sorted = [...all].sort((a, b) => (WORST[a.state] ?? 2) - (WORST[b.state] ?? 2) || length(b) - length(a));
@@ -202,7 +181,7 @@ function more(id, hidden, open, what) {
 }
 
 function showWorkers(workers) {
-  groups("workers-states", workers, "worker");
+  setText("workers-states", statesText(workers, "worker") || "None known yet.");
   table("workers", workers, stepOf, (one, most) => {
     const parts = one.seconds_per_step;
     return [
@@ -214,7 +193,7 @@ function showWorkers(workers) {
 }
 
 function showShards(shards) {
-  groups("shards-states", shards, "shard");
+  setText("shards-states", statesText(shards, "shard") || "None known yet.");
   table("shards", shards, pushOf, (one, most) => {
     const parts = one.seconds_per_push;
     return [
@@ -329,6 +308,7 @@ function show() {
   if (!status) return;
   showNow(status);
   showSummary(status.summary);
+  showTopology(status);
   showWorkers(status.workers);
   showShards(status.shards);
   showStaleness(status.staleness_histogram);

@@ -3,7 +3,7 @@
 | path | what |
 |---|---|
 | `/` | the page; the login form for who does not show the token |
-| `/page.css`, `/page.js` | its style, and its script |
+| `/page.css`, `/page.js`, `/topology.js` | its style, and its scripts |
 | `/status.json` | `downpour.worker.chief.progress.as_json`, with `time`, `findings` and, at the end, `summary` |
 | `/history.json?since=LINE` | the curves: `downpour.launch.observe.page.history` |
 | `POST /login` | takes the token from the form |
@@ -59,7 +59,8 @@ _HEADERS = {
 }
 _ANY_HOST = ("0.0.0.0", "::", "[::]")
 _HTML, _JSON = "text/html; charset=utf-8", "application/json"
-_TYPES = {"page.html": _HTML, "page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
+_SCRIPT = "text/javascript; charset=utf-8"
+_TYPES = {"page.html": _HTML, "page.css": "text/css; charset=utf-8", "page.js": _SCRIPT, "topology.js": _SCRIPT}
 _LOGIN = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -206,8 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(401, "The token of the job is needed.\n")
         elif path == "/":
             self._answer(200, self.server.files["page.html"], _HTML)
-        elif path == "/page.js":
-            self._answer(200, self.server.files["page.js"], _TYPES["page.js"])
+        elif path in ("/page.js", "/topology.js"):
+            self._answer(200, self.server.files[path[1:]], _SCRIPT)
         elif path == "/status.json":
             self._answer(200, self.server.status(), _JSON)
         elif path == "/history.json":

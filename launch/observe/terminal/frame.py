@@ -55,7 +55,7 @@ def frame(trail: Trail, width: int, height: int, glyphs: Glyphs = BLOCKS, silent
     num_events = min(len(events), max(min(room // 5, _MOST_EVENTS), 1), max(room - 2, 0))
     for_workers, for_shards = shares(room - num_events, len(workers), len(shards))
     if for_workers:
-        lines += _workers(workers, width, for_workers, glyphs)
+        lines += _workers(workers, width, for_workers, glyphs, status.get("lease_seconds"))
     if for_shards:
         lines += _shards(shards, width, for_shards)
     lines += [event_line(event) for event in events[-num_events:]] if num_events else []
@@ -147,7 +147,9 @@ def _found(trail: Trail, width: int, most: int) -> list[Text]:
     return [Text(line, style="bold yellow") for line in lines]
 
 
-def _workers(workers: Sequence[Mapping[str, Any]], width: int, most: int, glyphs: Glyphs) -> list[Text]:
+def _workers(
+    workers: Sequence[Mapping[str, Any]], width: int, most: int, glyphs: Glyphs, lease_s: float | None
+) -> list[Text]:
     longest = max((outliers.step_s(worker.get("seconds_per_step", {})) for worker in workers), default=0.0)
 
     def step(worker: Mapping[str, Any]) -> float:
@@ -173,7 +175,7 @@ def _workers(workers: Sequence[Mapping[str, Any]], width: int, most: int, glyphs
         Column(legend, 0, 3, bar),
         Column("pull", 7, 7, lambda one, _: time_text(one.get("seconds_per_step", {}).get("pull"))),
         Column("push", 7, 8, lambda one, _: time_text(one.get("seconds_per_step", {}).get("push"))),
-        Column("heard", 6, 4, lambda one, _: _heard(one)),
+        Column("heard", 7 if lease_s else 6, 4, lambda one, _: _heard(one, lease_s)),
     ]
     worst, rest = _worst(workers, most, lambda one: (_URGENCY[one["state"]], -step(one), -one["silent_seconds"]))
     usual = [step(one) for one in rest if step(one)]
@@ -211,8 +213,12 @@ def _shards(shards: Sequence[Mapping[str, Any]], width: int, most: int) -> list[
     return [*table(columns, worst, width), *_rest(rest, more)]
 
 
-def _heard(worker: Mapping[str, Any]) -> str:
-    return "" if worker["state"] == "expected" else f"{short(worker['silent_seconds'])} s"
+def _heard(worker: Mapping[str, Any], lease_s: float | None) -> str:
+    """How long ago, of its lease: `4/30s`."""
+    if worker["state"] == "expected":
+        return ""
+    of = f"/{lease_s:.0f}" if lease_s and worker["state"] != "finished" else " "
+    return f"{short(worker['silent_seconds'])}{of}s"
 
 
 def _worst(

@@ -41,6 +41,8 @@ def status(num_workers: int = 2, num_shards: int = 3, **changes: Any) -> dict[st
         **{"staleness_histogram": [300, 1500, 500, 100, 0, 0], "scores": {"accuracy": 0.871}, "score_step": 700},
         **{"seconds_per_step": {"input": 0.004, "pull": 0.01, "compute": 0.1, "push": 0.016, "wait": 0.026}},
         **{"checkpoint": {"step": 700, "directory": "runs/mine/checkpoints/step-700", "age_seconds": 6.5}},
+        **{"checkpoint_every_steps": 100, "lease_seconds": 30.0},
+        **{"evaluator": {"state": "running", "silent_seconds": 0.3}},
         **{"failure": "", "faults": {}, "input_bound": {}},
         **{"workers": [worker(index) for index in range(num_workers)]},
         **{"shards": [shard(index) for index in range(num_shards)]},

@@ -171,5 +171,9 @@ def test_what_has_died_is_said_when_it_is_back_too() -> None:
     assert once == "once, at step 310: worker 1 was taken over by host-7 process 1; no updates lost"
     twice = died(status(events=[replaced, restarted], faults={"updates_lost": 12}))
     assert twice == "2 times, last at step 1,420: shard 3 was started again 2 s ago; 12 updates lost"
+    gone = event("worker_lost", 300, "worker 1 has not reported for 31 s; others take its records")
+    assert died(status(events=[gone, replaced])).startswith("once, at step 300: worker 1 has not reported for 31 s")
+    back = event("worker_back", 305, "worker 1 reports again")
+    assert died(status(events=[gone, back, replaced])).startswith("2 times")
     ended = [{"kind": "loss", "step": 1}, {"kind": "event", **replaced}]
     assert died({"state": "done"}, ended) == once

@@ -130,7 +130,11 @@ def test_a_local_run_whose_ports_are_taken_ends_with_2_before_anything_starts(
     assert done.returncode == 2, done.stderr
     [message] = [line for line in done.stderr.splitlines() if "error:" in line]
     assert "ps/1 cannot listen on" in message or "cannot listen on" in message
-    assert "give another --metrics_port" in message and not run_dir.exists()
+    assert message.endswith("(Address already in use); give another --metrics_port, or 0 for none")
+    assert not run_dir.exists()
+    done = run("train", recipe, f"--run_dir={run_dir}", f"--page_port={server.port}")
+    assert done.returncode == 2 and not run_dir.exists()
+    assert f"cannot listen on 127.0.0.1:{server.port} for the page: Address already in use; give" in done.stderr
     done = run("train", recipe, f"--run_dir={run_dir}", "--metrics_port=65533")
     assert done.returncode == 2 and "6 processes need a port each" in done.stderr and not run_dir.exists()
 

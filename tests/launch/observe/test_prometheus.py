@@ -24,7 +24,7 @@ from downpour.proto.rpc.client import Channel
 from downpour.ps.layout import from_canonical
 from tests.conftest import wait_until
 from tests.launch import jobs
-from tests.launch.fleet import free_ports
+from tests.launch.fleet import first_of_free, free_ports
 from tests.launch.observe.prometheus import PROMETHEUS, Prometheus, needs_promtool, promtool
 
 pytestmark = [
@@ -103,18 +103,6 @@ def run_and_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Obs
     finally:
         prometheus.close()
         job.kill()
-
-
-def first_of_free(number: int) -> int:
-    """The first of so many free ports in a row."""
-    for first in range(20_000, 30_000, 16):
-        try:
-            for port in range(first, first + number):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
 
 
 def value(prometheus: Prometheus, expression: str) -> float:

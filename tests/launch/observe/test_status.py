@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from downpour.launch import certs, chief, status, top
+from downpour.launch.observe import status as status_module
 from downpour.launch.observe import status_text
 from downpour.launch.observe.status import is_whole, of_address, of_folder
 from downpour.launch.roles import entry
 from downpour.proto.errors import Unauthenticated, Unreachable
 from downpour.proto.security.config import PLAIN
+from downpour.ps.checkpoint.storage import Folder
 from downpour.ps.service.server import ShardServer
 from downpour.worker.chief import owner
 from tests import certificates
@@ -69,6 +71,7 @@ def test_a_run_that_goes_on_is_described_by_its_chief_and_one_that_is_done_by_it
     assert found["loss"] > 0 and found["checkpoint"]["step"] >= 10
     assert [(worker["worker"], worker["state"]) for worker in found["workers"]] == [(0, "running"), (1, "expected")]
     assert found["workers"][0]["steps"] >= 14
+    assert (found["lease_seconds"], found["checkpoint_every_steps"]) == (30.0, 10)
     assert [(shard["address"], shard["state"]) for shard in found["shards"]] == [
         (address, "ready") for address in cluster.addresses
     ]
@@ -178,6 +181,31 @@ def test_a_checkpoint_is_said_to_be_whole_or_not(halfway: tuple[Cluster, Any]) -
     (copy / "manifest.json").write_text("{")
     assert is_whole(str(copy)) is False
     assert is_whole(str(copy / "elsewhere")) is None
+    found["checkpoint"] |= {"whole": None}
+    assert "0:06 ago, written whole, and not readable from here, " in status_text.text(found)
+
+
+def test_a_checkpoint_in_an_object_store_is_examined_too(halfway: tuple[Cluster, Any]) -> None:
+    cluster, _ = halfway
+    found = looked(cluster.run_dir, lambda found: found.get("checkpoint"))
+    store, url = Folder("memory://bucket/step-10"), "memory://bucket/step-10"
+    for file in Path(found["checkpoint"]["directory"]).iterdir():
+        if file.name != "manifest.json":
+            store.write(file.name, [file.read_bytes()])
+    assert is_whole(url) is None, "without a manifest it is no checkpoint"
+    store.write("manifest.json", [(Path(found["checkpoint"]["directory"]) / "manifest.json").read_bytes()])
+    assert is_whole(url) is True
+    store.remove(store.names()[-1])
+    assert is_whole(url) is False
+    assert is_whole("no-such-kind://bucket/step-10") is None
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(status_module, "_WITHIN_S", 0.1)
+    monkeypatch.setattr(Folder, "read", lambda *_: never.wait(GIVE_UP_S))
+    assert is_whole("memory://bucket/step-10") is None
+    never.set()
 
 
 def test_a_shard_is_described_too(halfway: tuple[Cluster, Any]) -> None:

@@ -51,6 +51,11 @@ def test_of_a_worker(kind: str) -> None:
     assert list(changes(of_worker(after), of_worker(after))) == []
 
 
+def test_of_a_worker_that_was_lost_and_whose_index_another_process_takes_over() -> None:
+    after = of_worker(RUNNING | {"incarnation": 6})
+    assert list(changes(of_worker(LOST), after)) == [("worker_replaced", "worker 3 was taken over by box process 9")]
+
+
 @pytest.mark.parametrize("kind", sorted(SHARDS))
 def test_of_a_shard(kind: str) -> None:
     before, after, text = SHARDS[kind]

@@ -22,6 +22,16 @@ RECIPE = "a_recipe_of_its_own"
 HOSTILE = "<img src=x onerror=document.title='markup'>"
 
 
+# Names in the picture of the processes that reach out of their box, or of the picture.
+CUT_OFF = """[...document.querySelectorAll("#topology text")].filter((text) => {
+  const own = text.getBoundingClientRect();
+  const box = text.parentNode.querySelector(":scope > rect").getBoundingClientRect();
+  const all = document.querySelector("#topology svg").getBoundingClientRect();
+  const within = (outer) => own.left >= outer.left && own.right <= outer.right && own.bottom <= outer.bottom;
+  return !(text.parentNode.tagName === "g" ? within(box) : within(all));
+}).map((text) => text.textContent)"""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with chromium() as browser:
@@ -51,9 +61,11 @@ def large(tmp_path: Path) -> Iterator[Run]:
     workers = [statuses.worker(index) for index in range(200)]
     workers[7] = statuses.worker(7, state="lost", silent_seconds=95.0)
     workers[150] = statuses.worker(150, input=0.4, host=HOSTILE)
+    shards = [statuses.shard(index) for index in range(24)]
+    shards[3] = statuses.shard(3, state="silent")
     events = [statuses.event("worker_joined", index, f"worker {index} has joined") for index in range(199)]
     events.append({"time": time.time() + 86400 * 365, "step": 800, "event": "worker_lost", "text": HOSTILE})
-    run = Run(tmp_path, workers=workers, shards=[statuses.shard(index) for index in range(24)], events=events)
+    run = Run(tmp_path, workers=workers, shards=shards, events=events)
     run.status["staleness_histogram"] = [10 * min(i, 400 - i) for i in range(400)]
     yield run
     run.close()
@@ -86,6 +98,12 @@ def test_two_hundred_workers_are_readable(browser: Any, large: Run, scheme: str,
     assert rows.nth(0).locator("th").inner_text() == "7" and "lost" in rows.nth(0).inner_text()
     assert rows.nth(1).locator("th").inner_text() == "150"
     assert page.locator("#workers-states").inner_text() == "1 lost: 7; 199 running: 0\u20136, 8\u2013199"
+    assert page.locator("#topology svg").get_attribute("aria-label") == (
+        "Topology: the chief is training; the evaluator is running; workers: 1 lost: 7; 1 slow: 150; 198 running; "
+        "shards: 1 silent: 3; 23 ready; workers push 370 MB/s to the shards and pull 739 MB/s"
+    )
+    assert page.locator("#topology .box").count() == (2 + 3 + 2 if width == 360 else 2 + 3 + 24)
+    assert page.evaluate(CUT_OFF) == []
     assert page.locator("#findings li").first.inner_text().startswith("worker 7 has not reported for 95 s")
     assert "worker 150 takes" in page.locator("#findings").inner_text()
     assert page.locator("#events li").count() == 12 and HOSTILE in page.locator("#events li").first.inner_text()
@@ -102,6 +120,30 @@ def test_two_hundred_workers_are_readable(browser: Any, large: Run, scheme: str,
     assert not is_too_wide(page) and violations(page) == []
     assert page.title().startswith(RECIPE) and page.errors == []
     page.close()
+
+
+def test_the_picture_of_the_processes_says_the_state_of_each(browser: Any, tmp_path: Path) -> None:
+    workers = [
+        *(statuses.worker(0), statuses.worker(1, state="lost"), statuses.worker(2, input=0.4)),
+        *(statuses.worker(3, state="expected", seconds_per_step={}), statuses.worker(4, state="finished")),
+    ]
+    run = Run(tmp_path, workers=workers)
+    page = open_page(browser, run.server.url, viewport={"width": 360, "height": 640})
+    page.wait_for_selector("#topology .box")
+    found = [" ".join(text.split()) for text in page.locator("#topology .box").all_text_contents()]
+    assert found == [
+        "✓ Chieftraining", "✓ Evaluatorwaits", "worker 0: running✓ 00.13 s", "worker 1: lost✕ 1lost",
+        "worker 2: slow! 20.53 s", "worker 3: expected… 3expected", "worker 4: finished✓ 4finished",
+        *(f"shard {index}: ready✓ {index}5.2 ms" for index in range(3)),
+    ]  # fmt: skip
+    assert page.evaluate(CUT_OFF) == [] and page.errors == []
+    hint = page.locator("#topology-rules").inner_text().replace("\u00a0", " ")
+    assert "Who has not reported for 30 s, its lease, counts as lost. A checkpoint is due every 100 steps." in hint
+    run.status |= {"evaluator": None, "workers": [], "shards": [], "state": "preparing"}
+    page.wait_for_selector("#topology text:has-text('none known yet')")
+    assert page.locator("#topology .box").all_text_contents() == ["… Chiefpreparing"] and violations(page) == []
+    page.close()
+    run.close()
 
 
 def test_a_stranger_sees_the_login_form_only(browser: Any, tmp_path: Path) -> None:

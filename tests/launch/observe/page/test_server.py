@@ -81,7 +81,12 @@ def raw(server: PageServer, data: bytes) -> bytes:
 
 def test_it_serves_the_page_and_what_the_chief_knows(page: PageServer, status: Status) -> None:
     assert page.url == f"http://127.0.0.1:{page.server_port}" and status.asked == 0
-    for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+    for path, kind in (
+        ("/", "text/html"),
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+        ("/topology.js", "text/javascript"),
+    ):
         answer, body = ask(page, path)
         assert answer.status == 200 and body and str(answer.getheader("Content-Type")).startswith(kind)
         assert SECRET.encode() not in body
