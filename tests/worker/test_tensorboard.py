@@ -71,7 +71,7 @@ class Runs:
         job = {"recipe": "test", "job_id": identity, "run_dir": str(folder), "step": last, "num_steps": 1}
         lost.on_begin(job | {"num_shards": 3, "fields": {}, "layout": []})
         lost.on_entry({"kind": "loss", "step": last + 50, "seconds": 9.0, "loss": 77.0})
-        assert curve(read(folder / "tensorboard"), "training/loss")[-1] == (last + 50, 77.0)
+        assert curve(read(folder / "tensorboard"), "global/loss")[-1] == (last + 50, 77.0)
         time.sleep(1.1)  # files are named by the second
         run(folder, num_steps=MORE_STEPS, resume="yes")
         self.resumed, self.ended_s = read(folder / "tensorboard"), time.time()
@@ -91,8 +91,8 @@ def expected(entries: list[dict[str, Any]], kind: str, key: str) -> list[tuple[i
 @pytest.mark.parametrize(
     ("name", "kind", "key"),
     [
-        ("training/loss", "loss", "loss"),
-        ("training/learning_rate", "progress", "learning_rate"),
+        ("global/loss", "loss", "loss"),
+        ("global/learning_rate", "progress", "learning_rate"),
         ("speed/examples_per_second", "progress", "examples_per_second"),
         ("speed/steps_per_second", "progress", "pushes_per_second"),
         ("staleness/mean", "progress", "staleness_mean"),
@@ -152,7 +152,7 @@ def test_pages_have_the_job_and_the_layout(runs: Runs) -> None:
 
 
 def test_wall_times_are_those_of_the_run(runs: Runs) -> None:
-    times = [one.wall_time for one in runs.resumed.Scalars("training/loss")]
+    times = [one.wall_time for one in runs.resumed.Scalars("global/loss")]
     assert times == sorted(times) and runs.began_s < times[0] and times[-1] < runs.ended_s
 
 
