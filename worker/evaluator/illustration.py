@@ -76,16 +76,19 @@ class Illustrator:
         self._fits = truth is not None and bool(np.isfinite(outputs).all())
         if truth is None or not self._fits:
             return
-        if wrong := [each for each in self._classes if each >= outputs.shape[1]]:
+        num_classes = max(outputs.shape[1], 2)
+        if wrong := [each for each in self._classes if each >= num_classes]:
             raise ValueError(
-                f"sinks: TensorBoard(classes=...) names class {wrong[0]}, and the model has {outputs.shape[1]}; "
-                f"give numbers from 0 to {outputs.shape[1] - 1}"
+                f"sinks: TensorBoard(classes=...) names class {wrong[0]}, and the model has {num_classes}; "
+                f"give numbers from 0 to {num_classes - 1}"
             )
         if self._exclusive is None:
             self._exclusive = outputs.shape[1] > 1 and bool((truth.sum(axis=1) == 1).all())
         if self._are_logits is None:
             self._are_logits = bool(outputs.min() < -_ROUNDING or outputs.max() > 1 + _ROUNDING)
         scores = _probabilities(outputs, exclusive=self._exclusive) if self._are_logits else outputs
+        if scores.shape[1] == 1:  # of two classes, and the output says how likely the second one is
+            scores, truth = np.hstack([1 - scores, scores]), np.hstack([~truth, truth])
         if self._columns is not None:
             known = np.isin(np.arange(scores.shape[1]), self._columns)
             scores, truth = np.where(known, scores, 0), truth & known
@@ -97,9 +100,7 @@ class Illustrator:
         counts = self._counts.by_class(NUM_CLASSES)
         if not self._fits or not self._num_seen:
             return Illustration()
-        found = {self._name(number): each for number, each in counts.items()}
-        if self._num_classes > 1:
-            found = {_ALL: self._counts.all(), **found}
+        found = {_ALL: self._counts.all(), **{self._name(number): each for number, each in counts.items()}}
         pictures = grid.draw(self._chosen) if self._chosen else b""
         return Illustration(pictures=pictures, curves=[_curve(name, each) for name, each in found.items()])
 
@@ -109,7 +110,6 @@ class Illustrator:
     def _choose(self, inputs: Any, truth: NDArray[np.bool_], scores: NDArray) -> None:
         """Keeps some of the pictures so far, each with the same chance (reservoir sampling)."""
         pictures = _pictures(inputs)
-        self._num_classes = scores.shape[1]
         for i in range(len(scores)):
             self._num_seen += 1
             place = len(self._chosen)
@@ -122,15 +122,11 @@ class Illustrator:
         best = [int(each) for each in np.argsort(-scores, kind="stable")[:_BEST]]
         shown = best[:1] if self._exclusive else [each for each in best if scores[each] >= 0.5] or best[:1]
         held = [int(each) for each in np.flatnonzero(truth)]
-        if len(scores) == 1:  # of two classes, and the output says how likely it is the second
-            is_right = bool(scores[0] >= 0.5) == bool(truth[0])
-        else:
-            is_right = best[0] in held
         return grid.Example(
             np.array(picture, np.float32),
             tuple(map(self._name, held)),
             tuple((self._name(each), float(scores[each])) for each in shown),
-            is_right,
+            is_right=best[0] in held,
         )
 
 
