@@ -32,10 +32,11 @@ class PrecisionRecall:
 
     Args:
         classes: The classes to count; empty for the most frequent ones, where there are at most `MOST_CLASSES`.
+        known: The classes that examples are annotated with; None for all. Others count neither as these nor in all.
     """
 
-    def __init__(self, classes: tuple[int, ...] = ()) -> None:
-        self._classes = classes
+    def __init__(self, classes: tuple[int, ...] = (), known: NDArray[np.intp] | None = None) -> None:
+        self._classes, self._known = classes, known
         self._columns = np.zeros(0, int)  # known from the first batch on
         self._of_classes = np.zeros((2, 0, NUM_BUCKETS), np.int64)  # negatives and positives
         self._of_all = np.zeros((2, NUM_BUCKETS), np.int64)
@@ -48,11 +49,12 @@ class PrecisionRecall:
             truth: [B, C], whether each example is of each class.
         """
         if not len(self._columns):
-            few = scores.shape[1] <= MOST_CLASSES
-            self._columns = np.array(self._classes or range(scores.shape[1] if few else 0), int)
+            known = np.arange(scores.shape[1]) if self._known is None else self._known
+            self._columns = np.array(self._classes or (known if len(known) <= MOST_CLASSES else ()), int)
             self._of_classes = np.zeros((2, len(self._columns), NUM_BUCKETS), np.int64)
         buckets = np.clip((scores * (NUM_BUCKETS - 1)).astype(np.int64), 0, NUM_BUCKETS - 1)
-        self._of_all += _counts(buckets, truth, 1)[:, 0]
+        of_known = slice(None) if self._known is None else self._known
+        self._of_all += _counts(buckets[:, of_known], truth[:, of_known], 1)[:, 0]
         places = buckets[:, self._columns] + NUM_BUCKETS * np.arange(len(self._columns))
         self._of_classes += _counts(places, truth[:, self._columns], len(self._columns))
 

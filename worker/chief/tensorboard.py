@@ -47,10 +47,10 @@ class TensorBoard(Sink):
     classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self.classes = tuple(self.classes)
+        self.classes = tuple(dict.fromkeys(self.classes))
         wrong = [each for each in self.classes if not (type(each) is int and each >= 0)]
-        if wrong or len(set(self.classes)) > MOST_CLASSES:
-            given = repr(wrong[0]) if wrong else f"{len(set(self.classes))} classes"
+        if wrong or len(self.classes) > MOST_CLASSES:
+            given = repr(wrong[0]) if wrong else f"{len(self.classes)} classes"
             raise ValueError(
                 f"TensorBoard(classes=...) has {given}; give up to {MOST_CLASSES} numbers of classes from 0 on"
             )

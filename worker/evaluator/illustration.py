@@ -58,7 +58,7 @@ class Illustrator:
 
     def begin(self) -> None:
         """Begins an evaluation."""
-        self._counts = PrecisionRecall(self._classes)
+        self._counts = PrecisionRecall(self._classes, self._columns)
         self._exclusive = self._given
         self._are_logits: bool | None = None  # seen from the first batch
         self._fits = True  # whether all batches so far were of classes
@@ -86,13 +86,15 @@ class Illustrator:
             self._exclusive = outputs.shape[1] > 1 and bool((truth.sum(axis=1) == 1).all())
         if self._are_logits is None:
             self._are_logits = bool(outputs.min() < -_ROUNDING or outputs.max() > 1 + _ROUNDING)
-        scores = _probabilities(outputs, exclusive=self._exclusive) if self._are_logits else outputs
+        scores = (
+            _probabilities(outputs, exclusive=self._exclusive and outputs.shape[1] > 1) if self._are_logits else outputs
+        )
         if scores.shape[1] == 1:  # of two classes, and the output says how likely the second one is
             scores, truth = np.hstack([1 - scores, scores]), np.hstack([~truth, truth])
-        if self._columns is not None:
+        self._counts.add(scores, truth)
+        if self._columns is not None:  # nobody knows whether an example is of the others
             known = np.isin(np.arange(scores.shape[1]), self._columns)
             scores, truth = np.where(known, scores, 0), truth & known
-        self._counts.add(scores, truth)
         self._choose(inputs, truth, scores)
 
     def message(self) -> Illustration:

@@ -52,3 +52,16 @@ def test_classes_that_are_named_have_curves_whatever_their_number(monkeypatch: p
     assert list(named) == [5, 1] and named[5].positives.sum() == 0
     assert named[1].positives.sum() == truth[:, 1].sum()
     assert counted(scores, truth, (5, 1)).all().negatives.sum() == (~truth).sum()
+
+
+def test_classes_that_nobody_annotated_do_not_count() -> None:
+    scores, truth = arrays()
+    known = np.array([0, 3, 4])
+    some, all_ = PrecisionRecall(known=known), PrecisionRecall()
+    some.add(scores, truth)
+    all_.add(scores[:, known], truth[:, known])
+    assert list(some.by_class(9)) == [4, 3, 0] and list(all_.by_class(9)) == [2, 1, 0]
+    for mine, right in zip(
+        [some.all(), *some.by_class(9).values()], [all_.all(), *all_.by_class(9).values()], strict=True
+    ):
+        np.testing.assert_array_equal((mine.positives, mine.negatives), (right.positives, right.negatives))
