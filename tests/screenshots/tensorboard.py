@@ -29,8 +29,8 @@ def draw(run: LocalJob, folder: Path) -> None:
         page = browser.new_page(viewport=_SIZE)
         page.set_default_timeout(120_000)
         page.goto(url)
-        page.wait_for_selector("text=evaluation/pictures")
-        page.wait_for_selector("text=global/loss")
+        for card in ("image-card", "scalar-card"):
+            page.wait_for_selector(card)
         page.wait_for_timeout(_DRAWN_MS)
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         picture.quantize(_COLORS, Image.Quantize.MAXCOVERAGE).save(folder / "tensorboard.png", optimize=True)
