@@ -93,7 +93,7 @@ class Runs:
         job = {"recipe": "test", "job_id": identity, "run_dir": str(folder), "step": last, "num_steps": 1}
         lost.on_begin(job | {"num_shards": 3, "fields": {}, "layout": []})
         lost.on_entry({"kind": "loss", "step": last + 50, "seconds": 9.0, "loss": 77.0})
-        assert curve(read(folder / "tensorboard"), "global/loss")[-1] == (last + 50, 77.0)
+        assert curve(read(folder / "tensorboard"), "all/loss")[-1] == (last + 50, 77.0)
         time.sleep(1.1)  # files are named by the second
         run(folder, [], num_steps=MORE_STEPS, resume="yes")
         self.resumed, self.ended_s = read(folder / "tensorboard"), time.time()
@@ -114,8 +114,8 @@ def expected(entries: list[dict[str, Any]], kind: str, key: str) -> list[tuple[i
 @pytest.mark.parametrize(
     ("name", "kind", "key"),
     [
-        ("global/loss", "loss", "loss"),
-        ("global/learning_rate", "progress", "learning_rate"),
+        ("all/loss", "loss", "loss"),
+        ("all/learning_rate", "progress", "learning_rate"),
         ("speed/examples_per_second", "progress", "examples_per_second"),
         ("speed/steps_per_second", "progress", "pushes_per_second"),
         ("staleness/mean", "progress", "staleness_mean"),
@@ -170,10 +170,10 @@ def test_norms_are_those_of_whole_variables_by_layer(runs: Runs) -> None:
         assert entry["gradients"] == {"w": 3.0, "head": 4.0 + entry["step"]}
         candidates = [found for version, found in runs.steps if version == entry["step"]]
         assert any(entry["weights"] == pytest.approx(found, rel=1e-6) for found in candidates), entry
-        for name in ("gradients", "weights"):
+        for name, of_all in (("gradients", "norm_of_gradient"), ("weights", "norm_of_weights")):
             shown = {layer: dict(curve(runs.first, f"{name}/{layer}"))[entry["step"]] for layer in ("w", "head")}
             assert shown == pytest.approx(entry[name], rel=1e-6)
-            total = dict(curve(runs.first, f"global/{name.removesuffix('s')}_norm"))[entry["step"]]
+            total = dict(curve(runs.first, f"all/{of_all}"))[entry["step"]]
             assert total == pytest.approx(math.hypot(*shown.values()), rel=1e-6)
     assert entries[-1]["weights"]["w"] > entries[0]["weights"]["w"]
 
@@ -190,7 +190,7 @@ def test_pages_have_the_job_and_the_layout(runs: Runs) -> None:
 
 
 def test_wall_times_are_those_of_the_run(runs: Runs) -> None:
-    times = [one.wall_time for one in runs.resumed.Scalars("global/loss")]
+    times = [one.wall_time for one in runs.resumed.Scalars("all/loss")]
     assert times == sorted(times) and runs.began_s < times[0] and times[-1] < runs.ended_s
 
 

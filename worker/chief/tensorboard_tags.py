@@ -2,9 +2,10 @@
 
 | curve | of |
 |---|---|
+| `all/loss`, `all/loss_by_epoch`, `all/learning_rate` | entries `loss`, `epoch`, `progress` |
+| `all/norm_of_gradient`, `all/norm_of_weights` | `norms`: of all layers together |
 | `evaluation/NAME` | entries `score`; `evaluation/pictures` is a picture |
-| `global/loss`, `global/epoch_loss`, `global/learning_rate` | entries `loss`, `epoch`, `progress` |
-| `global/gradient_norm`, `global/weight_norm` | `norms`: of all layers together |
+| `reference/NAME` | what chance would score, of the same entries |
 | `gradients/LAYER`, `weights/LAYER` | `norms`, by layer |
 | `precision_recall/CLASS` | curves of an evaluation, in a tab of their own |
 | `speed/examples_per_second`, `speed/steps_per_second` | `progress`; a step is a push |
@@ -12,7 +13,7 @@
 | `step/PART` | seconds of a step, the mean of the workers: `input`, `compute` and `wait` add up to the step, `pull` and `push` are what the exchange took, which may overlap |
 | `workers/QUANTITY/INDEX`, `shards/QUANTITY/INDEX` | each worker and shard; `lowest`, `median`, `highest` of more than `MOST_EACH` |
 
-TensorBoard sorts what is before the first `/` and opens the first two of these groups: they have the scores and the loss.
+TensorBoard sorts what is before the first `/` and opens the first two of these groups: `all` and `evaluation`.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ def scalars(entry: Mapping[str, Any]) -> dict[str, float]:
     """Points of curves, by name, of an entry of the history; what is not a number is left out."""
     kind = entry.get("kind")
     if kind == "loss":
-        found = {"global/loss": entry.get("loss")}
+        found = {"all/loss": entry.get("loss")}
     elif kind == "epoch":
-        found = {"global/epoch_loss": entry.get("loss")}
+        found = {"all/loss_by_epoch": entry.get("loss")}
     elif kind == "score":
-        found = {f"evaluation/{name}": value for name, value in entry.items() if name not in _NOT_SCORES}
+        found = {_of_score(name): value for name, value in entry.items() if name not in _NOT_SCORES}
     elif kind == "norms":
         found = dict(_of_layers(entry))
     elif kind == "progress":
         found = {
-            "global/learning_rate": entry.get("learning_rate"),
+            "all/learning_rate": entry.get("learning_rate"),
             "speed/examples_per_second": entry.get("examples_per_second"),
             "speed/steps_per_second": entry.get("pushes_per_second"),
             "staleness/mean": entry.get("staleness_mean"),
@@ -82,9 +83,9 @@ def charts() -> dict[str, dict[str, list[Any]]]:
     workers |= {"examples a second": "workers/examples_per_second/.*", "staleness": "workers/staleness/.*"}
     shards = {f"{part}, seconds a push": f"shards/{part}/.*" for part in _PARTS_OF_PUSH}
     training = {
-        "loss": "global/(epoch_)?loss",
-        "scores": "evaluation/.*",
-        "learning rate": "global/learning_rate",
+        "loss": "all/loss.*",
+        "scores": "(evaluation|reference)/.*",
+        "learning rate": "all/learning_rate",
         "where a step's time goes, seconds": "step/(input|compute|wait)",
     }
     found = {
@@ -109,11 +110,15 @@ def precision_recall(positives: Sequence[int], negatives: Sequence[int]) -> tupl
     return tp, fp, tn, fn, precision, [true / max(tp[0], 1.0) for true in tp]
 
 
+def _of_score(name: str) -> str:
+    return f"{'reference' if name.startswith('chance') else 'evaluation'}/{name}"
+
+
 def _of_layers(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, of_all in (("gradients", "gradient_norm"), ("weights", "weight_norm")):
+    for name, of_all in (("gradients", "norm_of_gradient"), ("weights", "norm_of_weights")):
         values = {layer: value for layer, value in entry.get(name, {}).items() if _is_number(value)}
         yield from ((f"{name}/{layer}", value) for layer, value in values.items())
-        yield f"global/{of_all}", math.hypot(*values.values())
+        yield f"all/{of_all}", math.hypot(*values.values())
 
 
 def _of_workers(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
