@@ -35,6 +35,7 @@ def draw(run: LocalJob, folder: Path) -> None:
         for _ in range(_MOST_TRIES):
             page.wait_for_timeout(_DRAWN_MS)
             if page.evaluate(_LOADED):
+                page.wait_for_timeout(5 * _DRAWN_MS)
                 break
             page.reload()
         else:

@@ -170,10 +170,10 @@ def test_norms_are_those_of_whole_variables_by_layer(runs: Runs) -> None:
         assert entry["gradients"] == {"w": 3.0, "head": 4.0 + entry["step"]}
         candidates = [found for version, found in runs.steps if version == entry["step"]]
         assert any(entry["weights"] == pytest.approx(found, rel=1e-6) for found in candidates), entry
-        for name, of_all in (("gradients", "norm_of_gradient"), ("weights", "norm_of_weights")):
+        for name in ("gradients", "weights"):
             shown = {layer: dict(curve(runs.first, f"{name}/{layer}"))[entry["step"]] for layer in ("w", "head")}
             assert shown == pytest.approx(entry[name], rel=1e-6)
-            total = dict(curve(runs.first, f"all/{of_all}"))[entry["step"]]
+            total = dict(curve(runs.first, f"{name}/all layers"))[entry["step"]]
             assert total == pytest.approx(math.hypot(*shown.values()), rel=1e-6)
     assert entries[-1]["weights"]["w"] > entries[0]["weights"]["w"]
 

@@ -3,17 +3,17 @@
 | curve | of |
 |---|---|
 | `all/loss`, `all/loss_by_epoch`, `all/learning_rate` | entries `loss`, `epoch`, `progress` |
-| `all/norm_of_gradient`, `all/norm_of_weights` | `norms`: of all layers together |
 | `evaluation/NAME` | entries `score`; `evaluation/pictures` is a picture |
 | `reference/NAME` | what chance would score, of the same entries |
-| `gradients/LAYER`, `weights/LAYER` | `norms`, by layer |
+| `gradients/LAYER`, `weights/LAYER` | `norms` of each layer, and of `all layers` together |
 | `precision_recall/CLASS` | curves of an evaluation, in a tab of their own |
 | `speed/examples_per_second`, `speed/steps_per_second` | `progress`; a step is a push |
 | `staleness/mean`, and the histogram `staleness/pushes` | `progress`; the histogram is of pushes since the last entry |
 | `step/PART` | seconds of a step, the mean of the workers: `input`, `compute` and `wait` add up to the step, `pull` and `push` are what the exchange took, which may overlap |
 | `workers/QUANTITY/INDEX`, `shards/QUANTITY/INDEX` | each worker and shard; `lowest`, `median`, `highest` of more than `MOST_EACH` |
 
-TensorBoard sorts what is before the first `/` and opens the first two of these groups: `all` and `evaluation`.
+TensorBoard sorts what is before the first `/` and opens the first two of these groups: `all`, of all
+workers together, and `evaluation`.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _MOST_ROWS = 200  # of the layout
 _PARTS = ("input", "compute", "wait", "pull", "push")
 _PARTS_OF_PUSH = ("receive", "queue", "apply")
 PICTURES, CURVES = "evaluation/pictures", "precision_recall"
+_ALL_LAYERS = "all layers"
 _NOT_SCORES = ("kind", "step", "seconds")
 
 
@@ -115,10 +116,10 @@ def _of_score(name: str) -> str:
 
 
 def _of_layers(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, of_all in (("gradients", "norm_of_gradient"), ("weights", "norm_of_weights")):
+    for name in ("gradients", "weights"):
         values = {layer: value for layer, value in entry.get(name, {}).items() if _is_number(value)}
         yield from ((f"{name}/{layer}", value) for layer, value in values.items())
-        yield f"all/{of_all}", math.hypot(*values.values())
+        yield f"{name}/{_ALL_LAYERS}", math.hypot(*values.values())
 
 
 def _of_workers(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
