@@ -16,7 +16,7 @@ from tests.browser import chromium
 from tests.launch.jobs import LocalJob
 
 _COLORS = 128  # in a picture: flat areas and text
-_SIZE = {"width": 1840, "height": 1140}
+_SIZE = {"width": 1840, "height": 1210}
 _SCORES, _WITHIN_S = 8, 300.0  # evaluations before it is worth looking at
 _MOST_TRIES, _DRAWN_MS = 20, 4000  # for all to be loaded, and for curves to be drawn once their cards are there
 _LOADED = "[...document.querySelectorAll('image-card img')].some(image => image.naturalWidth)"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from downpour import how_to_install
 
-_COLUMNS = 4
+_COLUMNS = 6  # for 18 pictures, a sheet of the form of TensorBoard's cards
 _SIDE, _GAP = 150, 10  # of a picture, and between two, in pixels
 _FONT, _LINE = 13, 16  # size, and from line to line
 _LINES = 4  # of text below a picture

@@ -21,7 +21,7 @@ from downpour.model.metrics.precision_recall import Counts, PrecisionRecall
 from downpour.proto.chief_pb2 import Illustration
 from downpour.worker.evaluator import grid
 
-NUM_PICTURES = 16
+NUM_PICTURES = 18
 NUM_CLASSES = 5  # that have a curve, if none are named
 _BEST = 3  # predictions that a picture shows
 _LEAST_SIDE, _LEAST_SQUARE = 8, 16  # of pictures, in pixels
