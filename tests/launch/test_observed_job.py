@@ -131,9 +131,9 @@ def test_norms_of_weights_are_those_of_the_checkpoint(events: EventAccumulator, 
         for point in events.Scalars(f"weights/{name}"):
             assert point.value == pytest.approx(np.sqrt(square), rel=4e-3), "they travel in bfloat16"
         assert all(point.value > 0 for point in events.Scalars(f"gradients/{name}"))
-    assert events.Scalars("weights/all layers")[-1].value == pytest.approx(np.sqrt(sum(squares.values())), rel=4e-3)
+    assert events.Scalars("weights/all_layers")[-1].value == pytest.approx(np.sqrt(sum(squares.values())), rel=4e-3)
     shown = {tag for tag in events.Tags()["scalars"] if tag.startswith("gradients/")}
-    assert shown == {f"gradients/{name}" for name in (*layers, "all layers")}
+    assert shown == {f"gradients/{name}" for name in (*layers, "all_layers")}
 
 
 def test_precision_and_recall_are_those_of_the_checkpoint(

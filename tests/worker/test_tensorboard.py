@@ -173,7 +173,7 @@ def test_norms_are_those_of_whole_variables_by_layer(runs: Runs) -> None:
         for name in ("gradients", "weights"):
             shown = {layer: dict(curve(runs.first, f"{name}/{layer}"))[entry["step"]] for layer in ("w", "head")}
             assert shown == pytest.approx(entry[name], rel=1e-6)
-            total = dict(curve(runs.first, f"{name}/all layers"))[entry["step"]]
+            total = dict(curve(runs.first, f"{name}/all_layers"))[entry["step"]]
             assert total == pytest.approx(math.hypot(*shown.values()), rel=1e-6)
     assert entries[-1]["weights"]["w"] > entries[0]["weights"]["w"]
 

@@ -5,7 +5,7 @@
 | `all/loss`, `all/loss_by_epoch`, `all/learning_rate` | entries `loss`, `epoch`, `progress` |
 | `evaluation/NAME` | entries `score`; `evaluation/pictures` is a picture |
 | `reference/NAME` | what chance would score, of the same entries |
-| `gradients/LAYER`, `weights/LAYER` | `norms` of each layer, and of `all layers` together |
+| `gradients/LAYER`, `weights/LAYER` | `norms` of each layer, and of `all_layers` together |
 | `precision_recall/CLASS` | curves of an evaluation, in a tab of their own |
 | `speed/examples_per_second`, `speed/steps_per_second` | `progress`; a step is a push |
 | `staleness/mean`, and the histogram `staleness/pushes` | `progress`; the histogram is of pushes since the last entry |
@@ -28,7 +28,7 @@ _MOST_ROWS = 200  # of the layout
 _PARTS = ("input", "compute", "wait", "pull", "push")
 _PARTS_OF_PUSH = ("receive", "queue", "apply")
 PICTURES, CURVES = "evaluation/pictures", "precision_recall"
-_ALL_LAYERS = "all layers"
+_ALL_LAYERS = "all_layers"
 _NOT_SCORES = ("kind", "step", "seconds")
 
 
