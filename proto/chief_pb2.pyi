@@ -42,7 +42,7 @@ class RegisterReply(_message.Message):
     def __init__(self, stop: bool = ..., incarnation: _Optional[int] = ..., job_id: _Optional[str] = ..., trace_steps: _Optional[int] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("worker", "incarnation", "version", "steps", "examples", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds", "epochs", "wait_seconds", "exchanges_ahead", "pulls_late", "staleness_own_sum", "staleness_early_sum", "periods", "period_seconds", "period_square_seconds", "input_share", "trace")
+    __slots__ = ("worker", "incarnation", "version", "steps", "examples", "pushes_acknowledged", "loss_sum", "staleness_sum", "pull_seconds", "compute_seconds", "push_seconds", "bytes_pulled", "bytes_pushed", "records_read", "records_skipped", "skipped_examples", "finished", "pushes_dropped", "failure", "records_done", "versions", "steps_skipped", "input_seconds", "epochs", "wait_seconds", "exchanges_ahead", "pulls_late", "staleness_own_sum", "staleness_early_sum", "periods", "period_seconds", "period_square_seconds", "input_share", "norms", "trace")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class WorkerReport(_message.Message):
     PERIOD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PERIOD_SQUARE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     INPUT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     worker: int
     incarnation: int
@@ -110,8 +111,33 @@ class WorkerReport(_message.Message):
     period_seconds: float
     period_square_seconds: float
     input_share: float
+    norms: Norms
     trace: _trace_pb2.Spans
-    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ..., epochs: _Optional[_Iterable[_Union[EpochSums, _Mapping]]] = ..., wait_seconds: _Optional[float] = ..., exchanges_ahead: _Optional[int] = ..., pulls_late: _Optional[int] = ..., staleness_own_sum: _Optional[float] = ..., staleness_early_sum: _Optional[float] = ..., periods: _Optional[int] = ..., period_seconds: _Optional[float] = ..., period_square_seconds: _Optional[float] = ..., input_share: _Optional[float] = ..., trace: _Optional[_Union[_trace_pb2.Spans, _Mapping]] = ...) -> None: ...
+    def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., pushes_acknowledged: _Optional[int] = ..., loss_sum: _Optional[float] = ..., staleness_sum: _Optional[float] = ..., pull_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., finished: bool = ..., pushes_dropped: _Optional[int] = ..., failure: _Optional[str] = ..., records_done: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., steps_skipped: _Optional[int] = ..., input_seconds: _Optional[float] = ..., epochs: _Optional[_Iterable[_Union[EpochSums, _Mapping]]] = ..., wait_seconds: _Optional[float] = ..., exchanges_ahead: _Optional[int] = ..., pulls_late: _Optional[int] = ..., staleness_own_sum: _Optional[float] = ..., staleness_early_sum: _Optional[float] = ..., periods: _Optional[int] = ..., period_seconds: _Optional[float] = ..., period_square_seconds: _Optional[float] = ..., input_share: _Optional[float] = ..., norms: _Optional[_Union[Norms, _Mapping]] = ..., trace: _Optional[_Union[_trace_pb2.Spans, _Mapping]] = ...) -> None: ...
+
+class Norms(_message.Message):
+    __slots__ = ("version", "gradients", "weights")
+    class GradientsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    gradients: _containers.ScalarMap[str, float]
+    weights: _containers.ScalarMap[str, float]
+    def __init__(self, version: _Optional[int] = ..., gradients: _Optional[_Mapping[str, float]] = ..., weights: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class EpochSums(_message.Message):
     __slots__ = ("epoch", "steps", "loss_sum")
@@ -185,7 +211,7 @@ class NextCheckpointReply(_message.Message):
     def __init__(self, directory: _Optional[str] = ..., step: _Optional[int] = ..., last: bool = ..., stop: bool = ...) -> None: ...
 
 class Score(_message.Message):
-    __slots__ = ("step", "metrics", "records_read", "records_skipped", "skipped_examples")
+    __slots__ = ("step", "metrics", "records_read", "records_skipped", "skipped_examples", "illustration")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -198,12 +224,31 @@ class Score(_message.Message):
     RECORDS_READ_FIELD_NUMBER: _ClassVar[int]
     RECORDS_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    ILLUSTRATION_FIELD_NUMBER: _ClassVar[int]
     step: int
     metrics: _containers.ScalarMap[str, float]
     records_read: int
     records_skipped: int
     skipped_examples: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, step: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ...) -> None: ...
+    illustration: Illustration
+    def __init__(self, step: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., records_read: _Optional[int] = ..., records_skipped: _Optional[int] = ..., skipped_examples: _Optional[_Iterable[str]] = ..., illustration: _Optional[_Union[Illustration, _Mapping]] = ...) -> None: ...
+
+class Illustration(_message.Message):
+    __slots__ = ("pictures", "curves")
+    class Curve(_message.Message):
+        __slots__ = ("name", "positives", "negatives")
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        POSITIVES_FIELD_NUMBER: _ClassVar[int]
+        NEGATIVES_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        positives: _containers.RepeatedScalarFieldContainer[int]
+        negatives: _containers.RepeatedScalarFieldContainer[int]
+        def __init__(self, name: _Optional[str] = ..., positives: _Optional[_Iterable[int]] = ..., negatives: _Optional[_Iterable[int]] = ...) -> None: ...
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    CURVES_FIELD_NUMBER: _ClassVar[int]
+    pictures: bytes
+    curves: _containers.RepeatedCompositeFieldContainer[Illustration.Curve]
+    def __init__(self, pictures: _Optional[bytes] = ..., curves: _Optional[_Iterable[_Union[Illustration.Curve, _Mapping]]] = ...) -> None: ...
 
 class ReportScoreReply(_message.Message):
     __slots__ = ()

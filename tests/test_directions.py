@@ -29,6 +29,7 @@ WITH_TENSORFLOW = {
     "worker/step/constraints.py",
     "worker/step/damping.py",
     "worker/evaluator/evaluator.py",
+    "worker/evaluator/scoring.py",
     "worker/step/examine.py",
     "worker/step/factors.py",
     "worker/step/flat.py",

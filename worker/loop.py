@@ -23,6 +23,7 @@ from downpour.worker.exchange.cadence import Cadence, EveryStep
 from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
 from downpour.worker.exchange.overlap import Exchanges
 from downpour.worker.exchange.replica import contribution
+from downpour.worker.norms import StepNorms
 from downpour.worker.reporter import Reporter
 from downpour.worker.step import loss_scale
 from downpour.worker.tracing import Tracer
@@ -49,6 +50,7 @@ def train(
     leaving: Future[None] = _NEVER,
     check_position: Callable[[int], None] = lambda position: None,
     tracer: Tracer | None = None,
+    norms: StepNorms | None = None,
 ) -> None:
     """Trains until a shard's version reaches `num_steps`, the chief ends training, or this worker is asked to stop.
 
@@ -76,6 +78,7 @@ def train(
         check_position: Called with the batches' position before each is trained on; raises if it is beyond the leases.
             Called by the thread that iterates over them.
         tracer: Takes the spans of traced steps.
+        norms: Takes the norms of some steps, which are reported; None for none.
 
     Raises:
         JobFailed: The loss or a gradient is not finite, and no smaller loss scale can mend it. Nothing of that step has
@@ -96,7 +99,7 @@ def train(
                     batch = next(prefetched)
                 input_s = time.monotonic() - begin
                 with tracer.phase("compute"):
-                    gradients = _compute(step, mine.parameters, batch, reporter)
+                    gradients = _compute(step, mine.parameters, batch, reporter, norms)
                 reporter.read(prefetched.counts, input_s)
                 if gradients is None:
                     continue
@@ -136,7 +139,9 @@ def is_usable(result: StepResult, version: int) -> bool:
     return False
 
 
-def _compute(step: Step, parameters: Parameters, batch: Batch, reporter: Reporter) -> Gradients | None:
+def _compute(
+    step: Step, parameters: Parameters, batch: Batch, reporter: Reporter, norms: StepNorms | None
+) -> Gradients | None:
     """Returns the gradients of a batch; None for a step that overflows under loss scaling and is skipped."""
     begin = time.monotonic()
     result = step(parameters, *batch)
@@ -146,4 +151,6 @@ def _compute(step: Step, parameters: Parameters, batch: Batch, reporter: Reporte
         return None
     seconds = time.monotonic() - begin
     reporter.computed(loss=result.loss, num_examples=num_examples(batch[0]), seconds=seconds, version=version)
+    if norms is not None and (found := norms.look(parameters, result)) is not None:
+        reporter.normed(found)
     return result.gradients

@@ -18,7 +18,7 @@ from absl import logging
 from downpour.model.data.epochs import Epochs
 from downpour.model.data.order import Lease
 from downpour.model.vision.records import RecordCounts
-from downpour.proto.chief_pb2 import EpochSums, RegisterRequest, ReportReply, WorkerReport
+from downpour.proto.chief_pb2 import EpochSums, Norms, RegisterRequest, ReportReply, WorkerReport
 from downpour.proto.errors import DownpourError, Unreachable
 from downpour.proto.spans import MOST_IN_MESSAGE
 from downpour.worker.exchange.clients import ChiefClient
@@ -68,6 +68,7 @@ class Reporter:
         self._chief = chief
         self._worker = worker
         self._losses = _EpochLosses(epochs)
+        self._norms: Norms | None = None  # of a step; None once they have been reported
         self._computed_s: float | None = None  # when the last step was computed
         self._lease_since_s: float | None = None  # when a lease was requested that has not come; None: reported since
         self._lease_s = 0.0  # waited for leases
@@ -97,6 +98,11 @@ class Reporter:
             self._computed_s = _count_period(totals, self._computed_s, time.monotonic())
             totals.version = max(totals.version, version)
             self._losses.add(version, loss)
+
+    def normed(self, norms: Norms) -> None:
+        """Has the next report hold the norms of a step."""
+        with self._lock:
+            self._norms = norms
 
     def skipped(self) -> None:
         """Counts a step that was skipped because it overflowed under loss scaling."""
@@ -182,7 +188,7 @@ class Reporter:
     def totals(self) -> WorkerReport:
         """The totals now, as they are reported."""
         with self._lock:
-            report = WorkerReport(epochs=self._losses.unsent())
+            report = WorkerReport(epochs=self._losses.unsent(), norms=self._norms)
             report.MergeFrom(self._totals)
             return report
 
@@ -198,6 +204,8 @@ class Reporter:
     def _sent(self, report: WorkerReport) -> None:
         with self._lock:
             self._losses.sent(report.epochs)
+            if self._norms is not None and self._norms.version == report.norms.version:
+                self._norms = None
 
     def _run(self) -> None:
         sent_s = time.monotonic()

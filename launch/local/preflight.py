@@ -170,7 +170,7 @@ def _check_labels(labels: np.ndarray, outputs: Any, *, evaluator: bool) -> None:
 
 
 def _score_names(job: Job, model: Any) -> list[str]:
-    from downpour.worker.evaluator.evaluator import score_names
+    from downpour.worker.evaluator.scoring import score_names
 
     return score_names(model, job.data, job.loss, job.validation_sets)
 

@@ -8,6 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from downpour.model import keras_private
+
+Seen = Callable[[Any, Any, Any], None]
+
 
 class Evaluation:
     """What `model.evaluate` does, for batches from any iterator; compiled once for any number of evaluations.
@@ -33,12 +37,14 @@ class Evaluation:
         """Names of the results that are single numbers; the model has computed its loss once."""
         return [name for name, value in _numbers(self._model.get_metrics_result()).items() if isinstance(value, float)]
 
-    def __call__(self, batches: Iterable[Any]) -> dict[str, Any]:
+    def __call__(self, batches: Iterable[Any], seen: Seen | None = None) -> dict[str, Any]:
         """Resets the model's metrics and evaluates it.
 
         Args:
             batches: Each `(x,)`, `(x, y)` or `(x, y, sample_weight)`, in nested structures of arrays [B, ...]; B may
                 differ. None stands for an absent part. float64 becomes float32, as in `evaluate` of arrays.
+            seen: Called with x, y and the model's outputs of each batch that has y, if the outputs are a single tensor
+                [B, C]. They are what `test_step` passes to `compute_metrics`, as Keras' own does.
 
         Returns:
             `loss` and all metrics by name, as `model.evaluate(..., return_dict=True)`: numbers, and arrays for metrics
@@ -52,7 +58,9 @@ class Evaluation:
         for batch in batches:
             tensors = keras.tree.map_structure(_tensor, batch)
             step = step or self._step_for(tensors)
-            step(tensors)
+            outputs = step(tensors)
+            if seen is not None and outputs is not None:
+                seen(batch[0], batch[1], outputs.numpy())
         if step is None:
             raise ValueError("there is no batch to evaluate the model on; give at least one")
         return _numbers(self._model.get_metrics_result())
@@ -68,8 +76,11 @@ class Evaluation:
         self._compiled.get_concrete_function(keras.tree.map_structure(_of_any_size, tensors))
         return self._compiled
 
-    def _update(self, batch: Any) -> None:
-        self._model.test_step(batch)
+    def _update(self, batch: Any) -> tf.Tensor | None:
+        with keras_private.measured(self._model) as outputs:
+            self._model.test_step(batch)
+        is_shown = len(batch) > 1 and len(outputs) == 1 and tf.is_tensor(outputs[0]) and outputs[0].shape.rank == 2
+        return outputs[0] if is_shown else None
 
 
 def _tensor(value: Any) -> Any:

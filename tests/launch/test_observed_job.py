@@ -1,18 +1,27 @@
 """A real job whose environment is that of a TrainJob, whose processes log JSON and whose first steps are traced.
 
-One job for all assertions.
+One job for all assertions, those of its event files too. It learns so slowly that its weights stay what they were.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
+from downpour.launch.job import recipe
+from downpour.launch.job.build import build
+from downpour.model import weights
+from downpour.ps.checkpoint import manifest as checkpoint
 from tests import perfetto, traces
 from tests.launch import jobs
 from tests.launch.trainer import Trainer
@@ -28,7 +37,9 @@ from absl import logging
 
 def job():
     logging.warning("of the recipe")
-    return tiny(num_steps={NUM_STEPS}, schedule=Constant(1e-5), exchange=Exchange(overlap=False))
+    data = GeneratedImages(image_size=8, num_labels=5, num_heldout=24)
+    fresh = Exchange(overlap=False)
+    return tiny(num_steps={NUM_STEPS}, data=data, schedule=Constant(1e-9), exchange=fresh)
 """
 
 
@@ -51,8 +62,8 @@ class Ended:
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
     folder = tmp_path_factory.mktemp("observed")
     with Trainer(folder) as trainer:
-        recipe = jobs.write_recipe(folder, WARNS)
-        job = jobs.LocalJob(recipe, folder, "--log_format=json", f"--trace={NUM_TRACED}", **trainer.environment)
+        given = jobs.write_recipe(folder, WARNS)
+        job = jobs.LocalJob(given, folder, "--log_format=json", f"--trace={NUM_TRACED}", **trainer.environment)
         try:
             assert job.end() == 0, job.stderr
             yield Ended(job, trainer.accepted, trainer.refused)
@@ -143,6 +154,61 @@ def test_clocks_of_one_machine_are_found_to_be_the_same_within_the_stated_error(
 def test_the_log_says_where_the_trace_is_and_what_opens_it(ended: Ended) -> None:
     where = f"are in {ended.job.run_dir}/trace.json; open it at https://ui.perfetto.dev"
     assert any(where in json.loads(line)["message"] for line in ended.job.stderr.splitlines())
+
+
+@pytest.fixture(scope="module")
+def events(ended: Ended) -> EventAccumulator:
+    found = EventAccumulator(str(ended.job.run_dir / "tensorboard"), size_guidance={"tensors": 0, "images": 0})
+    found.Reload()
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(ended: Ended) -> checkpoint.Checkpoint:
+    return checkpoint.load(max((ended.job.run_dir / "checkpoints").iterdir()))
+
+
+def test_norms_of_weights_are_those_of_the_checkpoint(events: EventAccumulator, saved: checkpoint.Checkpoint) -> None:
+    names = [variable.name for variable in saved.layout.variables]
+    values = dict(zip(names, saved.layout.gather(saved.parameters()), strict=True))
+    layers = {"stem_conv": ("kernel",), "stem_bn": ("gamma", "beta"), "head": ("kernel", "bias")}
+    squares = {name: sum(np.square(values[f"{name}/{part}"]).sum() for part in of) for name, of in layers.items()}
+    for name, square in squares.items():
+        for point in events.Scalars(f"weights/{name}"):
+            assert point.value == pytest.approx(np.sqrt(square), rel=4e-3), "they travel in bfloat16"
+        assert all(point.value > 0 for point in events.Scalars(f"gradients/{name}"))
+    assert events.Scalars("weights/all_layers")[-1].value == pytest.approx(np.sqrt(sum(squares.values())), rel=4e-3)
+    shown = {tag for tag in events.Tags()["scalars"] if tag.startswith("gradients/")}
+    assert shown == {f"gradients/{name}" for name in (*layers, "all_layers")}
+
+
+def test_precision_and_recall_are_those_of_the_checkpoint(
+    ended: Ended, events: EventAccumulator, saved: checkpoint.Checkpoint
+) -> None:
+    job = recipe.load(ended.job.run_dir.parent / "tiny.py", ())
+    model, _ = build(job)
+    weights.load(model, saved, False)
+    batches = zip(*job.data.heldout(batch_size=job.batch_size), strict=True)
+    images, labels = (np.concatenate(parts) for parts in batches)
+    scores, truth = 1 / (1 + np.exp(-np.asarray(model(images, training=False)))), labels > 0.5
+    names = {"all classes": slice(None), **{f"generated {i}": slice(i, i + 1) for i in range(5)}}
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")]
+    assert sorted(tags) == sorted(f"precision_recall/{name}" for name in names)
+    for name, columns in names.items():
+        point = events.Tensors(f"precision_recall/{name}")[-1]
+        tp, fp, _, fn, precision, recall = make_ndarray(point.tensor_proto)
+        assert point.step == saved.step and len(tp) == 127
+        at = np.stack([scores[:, columns] >= i / 126 for i in range(127)])
+        true, said = (at & truth[:, columns]).sum((1, 2)), at.sum((1, 2))
+        np.testing.assert_array_equal((tp, fp, fn), (true, said - true, true[0] - true), name)
+        np.testing.assert_allclose((precision, recall), (true / np.maximum(said, 1), true / true[0]), rtol=1e-6)
+
+
+def test_pictures_are_shown_with_their_labels(events: EventAccumulator, saved: checkpoint.Checkpoint) -> None:
+    picture = events.Images("evaluation/pictures")[-1]
+    assert picture.step == saved.step == events.Scalars("evaluation/map_at_100")[-1].step
+    shown = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    assert shown.shape == (picture.height, picture.width, 3) and shown.std() > 20
 
 
 def test_a_refusal_of_the_launcher_is_one_object(ended: Ended, tmp_path: Path) -> None:

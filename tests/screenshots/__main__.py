@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.launch.jobs import LocalJob
-from tests.screenshots import job, page, report, terminal, trace
+from tests.screenshots import job, page, report, tensorboard, terminal, trace
 
 PICTURES: dict[str, Callable[[LocalJob, Path], None]] = {
     "terminal": terminal.draw,
     "page": page.draw,
     "report": report.draw,
+    "tensorboard": tensorboard.draw,
     "trace": trace.draw,
 }
 FOLDER = Path(__file__).parents[2] / "docs" / "images"

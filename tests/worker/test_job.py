@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from downpour.worker.chief.chief import Chief, JobSettings
 from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.exchange.exchange import Exchanger, Gradients, Parameters
 from downpour.worker.loop import train
+from downpour.worker.norms import StepNorms
 from downpour.worker.reporter import Reporter
 
 LAYOUT = lay_out([Variable("w", (40, 9)), Variable("head/kernel", (9, 7)), Variable("m", (5,), STATISTIC)], 3,
@@ -52,6 +53,10 @@ class Result:
     gradients: Gradients
     gradient_norm: float = 1.0
     loss_scale: float | None = None
+    norms: dict[int, float] = field(default_factory=dict)
+
+    def gradient_norms(self) -> dict[int, float]:
+        return self.norms
 
     @property
     def is_finite(self) -> bool:
@@ -121,6 +126,7 @@ class Cluster:
             try:
                 batches: Any = FakeBatches(reporter.leases())
                 given: Any = {"num_steps": num_steps, "overlap": overlap, "tracer": reporter.tracer}
+                given["norms"] = StepNorms(layout)
                 train(step, exchange, batches, reporter, **given)
             except JobFailed as error:
                 failure = str(error)

@@ -1,7 +1,11 @@
-"""Event files of real jobs over gRPC, read by TensorBoard's own reader: a run, the same one resumed, and bad input."""
+"""Event files of real jobs over gRPC, read by TensorBoard's own reader: a run, the same one resumed, and bad input.
+
+What an evaluator shows is read in `tests/launch/test_observed_job.py`.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -12,15 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
+from downpour.worker import norms
 from downpour.worker.chief import observer
 from downpour.worker.chief import tensorboard_tags as tags
 from downpour.worker.chief.chief import Chief
 from downpour.worker.chief.run_folder import RunFolder
 from downpour.worker.chief.tensorboard import TensorBoard
-from tests.worker.test_job import GIVE_UP_S, plan_in, serving, toward_one
+from downpour.worker.evaluator.grid import Example, draw
+from tests.worker.test_job import GIVE_UP_S, LAYOUT, plan_in, serving, toward_one
 
 NUM_STEPS, MORE_STEPS = 120, 200
 FIELDS = {"rule.momentum": "0.5|x"}
@@ -31,7 +40,7 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> EventAccumulator:
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0, "images": 0})
     found.Reload()
     return found
 
@@ -40,12 +49,24 @@ def curve(events: EventAccumulator, name: str) -> list[tuple[int, float]]:
     return [(one.step, one.value) for one in events.Scalars(name)]
 
 
-def run(folder: Path, **changes: Any) -> dict[str, Any]:
+Weights = list[tuple[int, dict[str, float]]]  # version of a step's parameters, and their norms by layer
+
+
+def weight_norms(parameters: Any) -> dict[str, float]:
+    """By layer, of the whole variables."""
+    wide = [(bits.astype(np.uint32) << 16).view(np.float32) for bits in parameters.trained]
+    pairs = zip(wide, parameters.statistics, strict=True)
+    w, head, _ = LAYOUT.gather([np.concatenate(pair) for pair in pairs])
+    return {"w": float(np.linalg.norm(w)), "head": float(np.linalg.norm(head))}
+
+
+def run(folder: Path, steps: Weights, **changes: Any) -> dict[str, Any]:
     """A job of two workers, each step of which takes a while, so that the chief notes progress a few times."""
 
-    def step(*given: Any) -> Any:
+    def step(parameters: Any, *batch: Any) -> Any:
         time.sleep(0.06)
-        return toward_one(*given)
+        steps.append((max(parameters.versions), weight_norms(parameters)))
+        return replace(toward_one(parameters, *batch), norms={0: 3.0, 1: 4.0 + max(parameters.versions)})
 
     with serving(folder, sinks=(TensorBoard(),), job=FIELDS, **changes) as cluster:
         chief = cluster.run_chief()
@@ -62,7 +83,8 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.began_s = folder, time.time()
-        self.summary = run(folder, num_steps=NUM_STEPS)
+        self.steps: Weights = []
+        self.summary = run(folder, self.steps, num_steps=NUM_STEPS)
         self.first, self.history = read(folder / "tensorboard"), history(folder)
         # What a chief that was killed had written after its last checkpoint.
         lost = TensorBoard()
@@ -71,9 +93,9 @@ class Runs:
         job = {"recipe": "test", "job_id": identity, "run_dir": str(folder), "step": last, "num_steps": 1}
         lost.on_begin(job | {"num_shards": 3, "fields": {}, "layout": []})
         lost.on_entry({"kind": "loss", "step": last + 50, "seconds": 9.0, "loss": 77.0})
-        assert curve(read(folder / "tensorboard"), "training/loss")[-1] == (last + 50, 77.0)
+        assert curve(read(folder / "tensorboard"), "all/loss")[-1] == (last + 50, 77.0)
         time.sleep(1.1)  # files are named by the second
-        run(folder, num_steps=MORE_STEPS, resume="yes")
+        run(folder, [], num_steps=MORE_STEPS, resume="yes")
         self.resumed, self.ended_s = read(folder / "tensorboard"), time.time()
 
 
@@ -81,6 +103,7 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(observer, "_LEAST_S", 0.5)
+        patch.setattr(norms, "_LEAST_S", 0.5)
         yield Runs(tmp_path_factory.mktemp("run"))
 
 
@@ -91,8 +114,8 @@ def expected(entries: list[dict[str, Any]], kind: str, key: str) -> list[tuple[i
 @pytest.mark.parametrize(
     ("name", "kind", "key"),
     [
-        ("training/loss", "loss", "loss"),
-        ("training/learning_rate", "progress", "learning_rate"),
+        ("all/loss", "loss", "loss"),
+        ("all/learning_rate", "progress", "learning_rate"),
         ("speed/examples_per_second", "progress", "examples_per_second"),
         ("speed/steps_per_second", "progress", "pushes_per_second"),
         ("staleness/mean", "progress", "staleness_mean"),
@@ -140,6 +163,21 @@ def test_staleness_is_a_histogram_with_a_bucket_each(runs: Runs) -> None:
         assert value.sum == sum(i * n for i, n in counts.items())
 
 
+def test_norms_are_those_of_whole_variables_by_layer(runs: Runs) -> None:
+    entries = [one for one in runs.history if one["kind"] == "norms"]
+    assert len(entries) >= 3 and [one["step"] for one in entries] == sorted({one["step"] for one in entries})
+    for entry in entries:
+        assert entry["gradients"] == {"w": 3.0, "head": 4.0 + entry["step"]}
+        candidates = [found for version, found in runs.steps if version == entry["step"]]
+        assert any(entry["weights"] == pytest.approx(found, rel=1e-6) for found in candidates), entry
+        for name in ("gradients", "weights"):
+            shown = {layer: dict(curve(runs.first, f"{name}/{layer}"))[entry["step"]] for layer in ("w", "head")}
+            assert shown == pytest.approx(entry[name], rel=1e-6)
+            total = dict(curve(runs.first, f"{name}/all_layers"))[entry["step"]]
+            assert total == pytest.approx(math.hypot(*shown.values()), rel=1e-6)
+    assert entries[-1]["weights"]["w"] > entries[0]["weights"]["w"]
+
+
 def test_pages_have_the_job_and_the_layout(runs: Runs) -> None:
     def page(name: str) -> str:
         return str(runs.first.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode())
@@ -152,7 +190,7 @@ def test_pages_have_the_job_and_the_layout(runs: Runs) -> None:
 
 
 def test_wall_times_are_those_of_the_run(runs: Runs) -> None:
-    times = [one.wall_time for one in runs.resumed.Scalars("training/loss")]
+    times = [one.wall_time for one in runs.resumed.Scalars("all/loss")]
     assert times == sorted(times) and runs.began_s < times[0] and times[-1] < runs.ended_s
 
 
@@ -194,6 +232,32 @@ def test_without_the_package_the_default_writes_nothing_and_a_wish_is_refused(
     default.on_end({})
     with pytest.raises(ValueError, match=r"needs the package tensorboardX: pip install '.*\[tensorboard\]'"):
         TensorBoard().check(tmp_path)
+
+
+def test_an_evaluation_is_a_picture_and_curves_of_precision_and_recall(tmp_path: Path) -> None:
+    board = TensorBoard()
+    job = {"recipe": "r", "run_dir": str(tmp_path), "step": 0, "num_steps": 9, "num_shards": 1}
+    board.on_begin(job | {"job_id": "one", "fields": {}, "layout": []})
+    example = Example(np.zeros((4, 6), np.float32), ("a cat",), (("a dog", 0.6),), is_right=False)
+    counts = {"positives": [1, 0, 3], "negatives": [5, 1, 0]}
+    board.on_evaluation({"step": 7, "seconds": 1.0, "pictures": draw([example]), "curves": {"a cat": counts}})
+    board.on_evaluation({"step": 8, "seconds": 1.0, "pictures": b"", "curves": {}})
+    board.on_end({"global_steps": 9})
+    found = read(tmp_path / "tensorboard")
+    (picture,) = found.Images("evaluation/pictures")
+    assert (picture.step, Image.open(io.BytesIO(picture.encoded_image_string)).size) == (
+        7, (picture.width, picture.height),
+    )  # fmt: skip
+    (curve,) = found.Tensors("precision_recall/a cat")
+    tp, fp, tn, fn, precision, recall = make_ndarray(curve.tensor_proto)
+    np.testing.assert_array_equal([tp, fp, tn, fn], [[4, 3, 3], [6, 1, 0], [0, 5, 6], [0, 1, 1]])
+    np.testing.assert_allclose([precision, recall], [[0.4, 0.75, 1], [1, 0.75, 0.75]])
+
+
+@pytest.mark.parametrize(("classes", "said"), [((-1,), "-1"), (("cat",), "'cat'"), (tuple(range(21)), "21 classes")])
+def test_classes_that_are_no_numbers_of_classes_are_refused(classes: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"TensorBoard\(classes=...\) has {said}; give up to 20 numbers"):
+        TensorBoard(classes=classes)
 
 
 def test_many_workers_have_three_curves_a_quantity() -> None:

@@ -233,6 +233,7 @@ class Chief:
         }
         self._sinks.begin(job)
         self._folder.heard = self._sinks.entry
+        self._scores.evaluated = self._sinks.evaluation
 
     def _summary(self, shards: Shards) -> dict[str, Any]:
         state, known, statuses = self._state, self._state.journal_state, shards.statuses()

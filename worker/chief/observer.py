@@ -24,7 +24,7 @@ class Observer:
     Args:
         settings: The job's settings.
         state: The job's state; events are added to it.
-        folder: The run's folder; its history gets events, and progress now and then.
+        folder: The run's folder; its history gets events, and progress and norms now and then.
     """
 
     def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder) -> None:
@@ -32,11 +32,12 @@ class Observer:
         self._last: pb.ProgressReply.Details | None = None
         self._counts: list[int] = []  # the staleness histogram at the last entry
         self._noted_s = 0.0  # seconds of training at the last entry
+        self._normed, self._normed_s = -1, -_LEAST_S  # version and seconds of training of the last norms in the history
         with state.changed:
             state.events.extend(_event(entry) for entry in folder.entries("event")[-(state.events.maxlen or 0) :])
 
     def look(self) -> None:
-        """Adds what has happened since the last look; and progress, if it is time."""
+        """Adds what has happened since the last look; and progress and norms, if it is time."""
         state = self._state
         with state.changed:
             reply = progress(self._settings, state, detailed=True)
@@ -50,6 +51,7 @@ class Observer:
                 pb.ProgressReply.Event(time=time.time(), step=reply.step, kind=kind, text=text) for kind, text in found
             ]
             state.events.extend(events)
+            norms = state.coordinator.reports.norms
         self._last = reply.details
         seconds = round(reply.details.train_seconds, 2)
         for event in events:
@@ -63,9 +65,12 @@ class Observer:
                     "text": event.text,
                 }
             )
-        if reply.step and seconds - self._noted_s >= max(_LEAST_S, _OF_TIME * seconds):
+        if reply.step and seconds - self._noted_s >= _pause_s(seconds):
             self._folder.note(self._progress(reply, seconds))
             self._noted_s = seconds
+        if norms is not None and norms.version > self._normed and seconds - self._normed_s >= _pause_s(seconds):
+            self._folder.note(_norms(norms, seconds))
+            self._normed, self._normed_s = norms.version, seconds
 
     def _progress(self, reply: pb.ProgressReply, seconds: float) -> dict[str, Any]:
         """The entry: rates, means and counts since the last one."""
@@ -91,6 +96,16 @@ class Observer:
             "workers": {str(one["worker"]): {name: one[name] for name in workers} for one in values["workers"]},
             "shards": [{name: one[name] for name in shards} for one in values["shards"]],
         }
+
+
+def _pause_s(train_s: float) -> float:
+    return max(_LEAST_S, _OF_TIME * train_s)
+
+
+def _norms(norms: pb.Norms, seconds: float) -> dict[str, Any]:
+    """The entry, whose step is the one that the norms are of."""
+    by_layer = {name: dict(sorted(getattr(norms, name).items())) for name in ("gradients", "weights")}
+    return {"kind": "norms", "step": norms.version, "seconds": seconds, **by_layer}
 
 
 def _event(entry: dict[str, Any]) -> pb.ProgressReply.Event:

@@ -32,9 +32,14 @@ class Mark:
 
 
 class Reports:
-    """The newest report of every incarnation of every worker; those of lost workers still count."""
+    """The newest report of every incarnation of every worker; those of lost workers still count.
+
+    Attributes:
+        norms: The norms of the newest step that any worker has reported them of; None before, and after a restart.
+    """
 
     def __init__(self) -> None:
+        self.norms: pb.Norms | None = None
         self._newest: dict[tuple[int, int], pb.WorkerReport] = {}
         self._marks = deque[Mark]()
         self._windows = Windows()
@@ -44,6 +49,10 @@ class Reports:
         newest = self._newest.setdefault((report.worker, report.incarnation), pb.WorkerReport())
         newest.CopyFrom(report)
         newest.ClearField("epochs")  # only those that have changed; see `EpochLog`
+        newest.ClearField("norms")
+        if report.HasField("norms") and (self.norms is None or report.norms.version > self.norms.version):
+            self.norms = pb.Norms()
+            self.norms.CopyFrom(report.norms)
 
     def records_done(self, worker: int, incarnation: int) -> int:
         """Positions done, as an incarnation has last reported; 0 before its first report."""

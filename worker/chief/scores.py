@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -32,10 +32,14 @@ class Scores:
         state: The job's state.
         folder: The run's folder; scores and what follows from them are added to its history.
         events: Events of own callbacks.
+
+    Attributes:
+        evaluated: Called with what an evaluation shows beside its scores; see `Sink.on_evaluation`.
     """
 
     def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder, events: Events) -> None:
         self._settings, self._state, self._folder, self._events = settings, state, folder, events
+        self.evaluated: Callable[[Mapping[str, Any]], None] = lambda evaluation: None
         # Guarded by `changed`:
         self._logs: dict[str, float] = {}  # of the checkpoint observed last
         self._telling = 0  # scores that are not in the history yet
@@ -51,7 +55,7 @@ class Scores:
         state, metrics = self._state, dict(score.metrics)
         with state.journaled():
             state.ready()
-            state.journal_state.score = score
+            state.journal_state.score = _without_illustration(score)
             state.coordinator.epochs.score(score.step, metrics)
             state.unscored = [one for one in state.unscored if one.step > score.step]
             seconds = round(state.coordinator.time.train_s(time.monotonic()), 2)
@@ -59,6 +63,8 @@ class Scores:
             self._telling += 1
         try:
             self._folder.note({"kind": "score", "step": score.step, "seconds": seconds, **metrics})
+            if score.illustration.ByteSize():
+                self.evaluated({"step": score.step, "seconds": seconds, **_shown(score.illustration)})
             self._tell(score.step, seconds, seen)
         finally:
             with state.changed:
@@ -168,3 +174,19 @@ class Scores:
     def _happened(self, kind: str, text: str) -> None:
         with self._state.changed:
             self._state.happened.append((kind, text))
+
+
+def _without_illustration(score: pb.Score) -> pb.Score:
+    """A copy that fits the journal."""
+    found = pb.Score()
+    found.CopyFrom(score)
+    found.ClearField("illustration")
+    return found
+
+
+def _shown(illustration: pb.Illustration) -> dict[str, Any]:
+    """Fields of the dict that `Sink.on_evaluation` is called with."""
+    curves = {
+        one.name: {"positives": list(one.positives), "negatives": list(one.negatives)} for one in illustration.curves
+    }
+    return {"pictures": illustration.pictures, "curves": curves}

@@ -50,6 +50,17 @@ class Sink:
             entry: `kind`, `step`, `seconds` of training, and what the kind has: see docs/runs.md.
         """
 
+    def on_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """The evaluator has scored a checkpoint, and what it shows beside its scores is not empty.
+
+        Nothing is collected for it where no sink of a job overrides this method.
+
+        Args:
+            evaluation: `step`; `seconds` of training; `pictures`, a PNG of held-out pictures with labels, b"" for none;
+                `curves`, by the name of a class a dict of `positives` and `negatives`: how many examples are of the
+                class, and are not, by bucket of their score. Of n buckets number i begins at i / (n - 1).
+        """
+
     def on_end(self, summary: dict[str, Any]) -> None:
         """The job is over, failed or not; not called where the last checkpoint cannot be written, or the process dies.
 
@@ -79,6 +90,10 @@ class Sinks:
         """Has all hear of an entry of the history."""
         self._deliveries.add(("on_entry", entry))
 
+    def evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Has all hear of an evaluation."""
+        self._deliveries.add(("on_evaluation", evaluation))
+
     def end(self, summary: Mapping[str, Any]) -> None:
         """Waits, up to `FINISH_WITHIN_S`, until all have heard of every entry and the end."""
         self._deliveries.finish(("on_end", summary), FINISH_WITHIN_S)
@@ -97,6 +112,11 @@ class Sinks:
                 logging.error("%s; it is called no more, and the job goes on", described(sink, method, error))
                 self._sinks.remove(sink)
         return bool(self._sinks)
+
+
+def take_evaluations(sinks: Sequence[Sink]) -> bool:
+    """Whether any of them hears of evaluations."""
+    return any(type(sink).on_evaluation is not Sink.on_evaluation for sink in sinks)
 
 
 def check(sinks: Sequence[Any]) -> None:

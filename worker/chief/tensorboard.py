@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,14 @@ from downpour import how_to_install
 from downpour.worker.chief import tensorboard_tags as tags
 from downpour.worker.chief.sinks import Sink
 
+MOST_CLASSES = 20  # that have a curve
 _FOLDER = "tensorboard"
 _PACKAGE = "tensorboardX"
 
 
 @dataclass
 class TensorBoard(Sink):
-    """Writes loss, scores, speed, staleness, the parts of a step and the job's settings as TensorBoard's event files.
+    """Writes curves of a run, norms by layer, what evaluations show and the job's settings as event files.
 
     Steps are global steps. A restarted chief and a resumed run continue the curves: what was written of later steps
     is marked as void.
@@ -33,12 +35,25 @@ class TensorBoard(Sink):
     Attributes:
         folder: Folder of many runs; this one's is `NAME-ID` in it. "" for `tensorboard` in the folder of the run.
         if_installed: Whether a missing package tensorboardX is no mistake: then nothing is written.
+        classes: Numbers of the classes whose precision and recall are shown, at most `MOST_CLASSES`; empty for the most
+            frequent ones of the held-out examples.
+
+    Raises:
+        ValueError: `classes` are not such numbers.
     """
 
     folder: str = ""
     if_installed: bool = False
+    classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        self.classes = tuple(dict.fromkeys(self.classes))
+        wrong = [each for each in self.classes if not (type(each) is int and each >= 0)]
+        if wrong or len(self.classes) > MOST_CLASSES:
+            given = repr(wrong[0]) if wrong else f"{len(self.classes)} classes"
+            raise ValueError(
+                f"TensorBoard(classes=...) has {given}; give up to {MOST_CLASSES} numbers of classes from 0 on"
+            )
         self._events: Any = None  # tensorboardX's EventsWriter, from `on_begin` to `on_end`
 
     def check(self, run_dir: Path) -> None:
@@ -97,6 +112,22 @@ class TensorBoard(Sink):
             self._summary(_histogram("staleness/pushes", counts), step)
         if entry["kind"] == "event":
             self._summary(summary.text("run/events", f"**{entry['event']}** {entry['text']}"), step)
+        self._events.flush()
+
+    def on_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Adds pictures, and the curves of precision and recall."""
+        if self._events is None:
+            return
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.summary import pr_curve_raw
+
+        step, pictures = int(evaluation["step"]), evaluation["pictures"]
+        if pictures:
+            width, height = struct.unpack(">II", pictures[16:24])  # of the header of a PNG
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=pictures)
+            self._summary(Summary(value=[Summary.Value(tag=tags.PICTURES, image=image)]), step)
+        for name, counts in evaluation["curves"].items():
+            self._summary(pr_curve_raw(f"{tags.CURVES}/{name}", *tags.precision_recall(**counts)), step)
         self._events.flush()
 
     def on_end(self, summary: dict[str, Any]) -> None:

@@ -2,12 +2,18 @@
 
 | curve | of |
 |---|---|
-| `training/loss`, `training/epoch_loss`, `training/learning_rate` | entries `loss`, `epoch`, `progress` |
-| `scores/NAME` | entries `score` |
+| `all/loss`, `all/loss_by_epoch`, `all/learning_rate` | entries `loss`, `epoch`, `progress` |
+| `evaluation/NAME` | entries `score`; `evaluation/pictures` is a picture |
+| `reference/NAME` | what chance would score, of the same entries |
+| `gradients/LAYER`, `weights/LAYER` | `norms` of each layer, and of `all_layers` together |
+| `precision_recall/CLASS` | curves of an evaluation, in a tab of their own |
 | `speed/examples_per_second`, `speed/steps_per_second` | `progress`; a step is a push |
 | `staleness/mean`, and the histogram `staleness/pushes` | `progress`; the histogram is of pushes since the last entry |
 | `step/PART` | seconds of a step, the mean of the workers: `input`, `compute` and `wait` add up to the step, `pull` and `push` are what the exchange took, which may overlap |
 | `workers/QUANTITY/INDEX`, `shards/QUANTITY/INDEX` | each worker and shard; `lowest`, `median`, `highest` of more than `MOST_EACH` |
+
+TensorBoard sorts what is before the first `/` and opens the first two of these groups: `all`, of all
+workers together, and `evaluation`.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -21,6 +27,8 @@ MOST_EACH = 8  # workers or shards that have curves of their own; a page of hund
 _MOST_ROWS = 200  # of the layout
 _PARTS = ("input", "compute", "wait", "pull", "push")
 _PARTS_OF_PUSH = ("receive", "queue", "apply")
+PICTURES, CURVES = "evaluation/pictures", "precision_recall"
+_ALL_LAYERS = "all_layers"
 _NOT_SCORES = ("kind", "step", "seconds")
 
 
@@ -28,14 +36,16 @@ def scalars(entry: Mapping[str, Any]) -> dict[str, float]:
     """Points of curves, by name, of an entry of the history; what is not a number is left out."""
     kind = entry.get("kind")
     if kind == "loss":
-        found = {"training/loss": entry.get("loss")}
+        found = {"all/loss": entry.get("loss")}
     elif kind == "epoch":
-        found = {"training/epoch_loss": entry.get("loss")}
+        found = {"all/loss_by_epoch": entry.get("loss")}
     elif kind == "score":
-        found = {f"scores/{name}": value for name, value in entry.items() if name not in _NOT_SCORES}
+        found = {_of_score(name): value for name, value in entry.items() if name not in _NOT_SCORES}
+    elif kind == "norms":
+        found = dict(_of_layers(entry))
     elif kind == "progress":
         found = {
-            "training/learning_rate": entry.get("learning_rate"),
+            "all/learning_rate": entry.get("learning_rate"),
             "speed/examples_per_second": entry.get("examples_per_second"),
             "speed/steps_per_second": entry.get("pushes_per_second"),
             "staleness/mean": entry.get("staleness_mean"),
@@ -74,17 +84,42 @@ def charts() -> dict[str, dict[str, list[Any]]]:
     workers |= {"examples a second": "workers/examples_per_second/.*", "staleness": "workers/staleness/.*"}
     shards = {f"{part}, seconds a push": f"shards/{part}/.*" for part in _PARTS_OF_PUSH}
     training = {
-        "loss": "training/(epoch_)?loss",
-        "scores": "scores/.*",
-        "learning rate": "training/learning_rate",
+        "loss": "all/loss.*",
+        "scores": "(evaluation|reference)/.*",
+        "learning rate": "all/learning_rate",
         "where a step's time goes, seconds": "step/(input|compute|wait)",
     }
     found = {
         "Training": training,
+        "Layers": {"norm of the gradient": "gradients/.*", "norm of the weights": "weights/.*"},
         "Workers": workers,
         "Shards": {**shards, "pushes a second": "shards/pushes_per_second/.*"},
     }
     return {head: {title: ["Multiline", [names]] for title, names in of.items()} for head, of in found.items()}
+
+
+def precision_recall(positives: Sequence[int], negatives: Sequence[int]) -> tuple[list[float], ...]:
+    """True positives, false positives, true and false negatives, precision and recall, at the beginning of each bucket.
+
+    Args:
+        positives: Examples of a class by bucket of their score.
+        negatives: The others.
+    """
+    tp, fp = ([float(sum(counts[i:])) for i in range(len(counts))] for counts in (positives, negatives))
+    tn, fn = [fp[0] - each for each in fp], [tp[0] - each for each in tp]
+    precision = [true / max(true + false, 1.0) for true, false in zip(tp, fp, strict=True)]
+    return tp, fp, tn, fn, precision, [true / max(tp[0], 1.0) for true in tp]
+
+
+def _of_score(name: str) -> str:
+    return f"{'reference' if name.startswith('chance') else 'evaluation'}/{name}"
+
+
+def _of_layers(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name in ("gradients", "weights"):
+        values = {layer: value for layer, value in entry.get(name, {}).items() if _is_number(value)}
+        yield from ((f"{name}/{layer}", value) for layer, value in values.items())
+        yield f"{name}/{_ALL_LAYERS}", math.hypot(*values.values())
 
 
 def _of_workers(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]:

@@ -2,41 +2,31 @@
 
 The scores of further sets of held-out examples have their names, `val_NAME_loss`.
 
-The scores of a compiled model are its own loss and metrics, `val_loss` and so on as in Keras' `fit`. Those of a job
-with a loss of its own are mAP@100 where the data are labelled images, top-1 and top-5 accuracy where the classes of
-these are exclusive, and otherwise the mean of that loss, `val_loss`.
-
 Threads: one. TensorFlow is allowed here.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from downpour.model import keras_private, weights
 from downpour.model.data import Dataset
-from downpour.model.data.batches import Batch, are_exclusive, has_labelled_images, scored_classes_of
-from downpour.model.data.nests import num_examples
-from downpour.model.metrics import Evaluation, TopKAccuracy
-from downpour.model.vision import metrics
 from downpour.model.vision.records import RecordCounts
-from downpour.proto.chief_pb2 import Score
+from downpour.proto.chief_pb2 import Illustration, Score
 from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint import restore
 from downpour.ps.checkpoint.shard_file import Damaged
 from downpour.ps.layout import Layout
+from downpour.worker.evaluator import scoring
+from downpour.worker.evaluator.illustration import Illustrator
 from downpour.worker.exchange.clients import ChiefClient
-from downpour.worker.step.forward import Loss, in_float32, infer
-from downpour.worker.step.sharing import tensors_of
+from downpour.worker.step.forward import Loss
 
 _ASK_EVERY_S = 0.05  # the chief waits for a checkpoint before it answers that there is none
 
@@ -52,6 +42,8 @@ class Evaluator:
         loss: The job's loss; None for a compiled model.
         average: Whether the average of the parameters is scored in their place.
         sets: Further sources by name.
+        illustrator: Sees what is scored of `data`, if the scores are of labelled images or of a compiled model; None
+            for none.
 
     Attributes:
         has_scored: Whether it has scored a checkpoint.
@@ -66,14 +58,20 @@ class Evaluator:
         loss: Loss = None,
         average: bool = False,
         sets: Mapping[str, Dataset] | None = None,
+        illustrator: Illustrator | None = None,
     ) -> None:
         self.has_scored = False
+        self._illustrator = illustrator
         self._average = average
         self._model = model
         self._layout = mine
         self._data = {"": data, **(sets or {})}
         self._batch_size = batch_size
-        self._evaluate = _evaluation(model, data, loss)
+        self._evaluate = scoring.evaluation(model, data, loss)
+
+    def illustration(self) -> Illustration | None:
+        """What the last evaluation shows beside its scores; None without an illustrator."""
+        return None if self._illustrator is None else self._illustrator.message()
 
     def score(self, directory: str) -> tuple[dict[str, float], RecordCounts]:
         """Scores one checkpoint.
@@ -105,7 +103,7 @@ class Evaluator:
         counts = RecordCounts()
         for name, data in self._data.items():
             found, seen = self._scored(data, is_needed=bool(name) or len(self._data) == 1)
-            scores |= {_name_in(name, key): value for key, value in found.items()}
+            scores |= {scoring.name_in(name, key): value for key, value in found.items()}
             counts.read, counts.skipped = counts.read + seen.read, counts.skipped + seen.skipped
             counts.examples += seen.examples
         self.has_scored = True
@@ -123,125 +121,12 @@ class Evaluator:
                     f"data source {type(data).__name__} gives no held-out batch to score; give held-out ones, "
                     "or start with --noevaluator to train without scores"
                 )
-            scores = {} if first is None else self._evaluate(itertools.chain([first], batches), data)
+            seen = scoring.unseen
+            if self._illustrator is not None and data is self._data[""]:
+                self._illustrator.begin()
+                seen = self._illustrator.add
+            scores = {} if first is None else self._evaluate(itertools.chain([first], batches), data, seen)
             return scores, batches.counts
-
-
-Evaluate = Callable[[Iterable[Batch], Dataset], dict[str, float]]  # of batches, and what they are of
-_TOP = (1, 5)
-_VALUES_AT_ONCE = 1 << 20  # of images
-_AVERAGE_PRECISION = ("map_at_100", "map_at_100_unweighted", "chance", "chance_weighted")
-
-
-def score_names(model: keras.Model, data: Dataset, loss: Loss, sets: Iterable[str] = ()) -> list[str]:
-    """Names of the scores of a job.
-
-    Args:
-        model: A built model; a compiled one has computed its loss once, so that Keras has made its metrics.
-        data: As in `Evaluator`.
-        loss: As in `Evaluator`.
-        sets: Names of further sets.
-    """
-    if loss is None:
-        names = [f"val_{name}" for name in Evaluation(model).names]
-    elif not has_labelled_images(data):
-        names = ["val_loss"]
-    elif are_exclusive(data):
-        names = [f"top_{k}_accuracy" for k in _TOP]
-    else:
-        names = list(_AVERAGE_PRECISION)
-    return [*names, *(_name_in(one, name) for one in sets for name in names)]
-
-
-def _name_in(of_set: str, name: str) -> str:
-    """Name of a score of one of several sets."""
-    return f"val_{of_set}_{name.removeprefix('val_')}" if of_set else name
-
-
-def _evaluation(model: keras.Model, data: Dataset, loss: Loss) -> Evaluate:
-    """Returns the function that computes the scores of a model on batches; `data` decides which scores."""
-    if loss is None:
-        evaluation = Evaluation(model)
-        return lambda batches, _: {f"val_{n}": float(v) for n, v in evaluation(batches).items() if not np.ndim(v)}
-    if has_labelled_images(data):
-        return _top_k(model) if are_exclusive(data) else _average_precision(model)
-    return _mean_loss(model, loss)
-
-
-def _average_precision(model: keras.Model) -> Evaluate:
-    """Scores labelled images.
-
-    The scores are `map_at_100` (classes weighted as the data say, by default by popularity), `map_at_100_unweighted`,
-    and what random scores would reach, `chance` (unweighted) and `chance_weighted`.
-    """
-    predict = _predictor(model)
-
-    def evaluate(batches: Iterable[Batch], data: Dataset) -> dict[str, float]:
-        best = metrics.BestPredictions(classes=scored_classes_of(data))
-        for images, labels in batches:
-            metrics.check_labels(np.asarray(labels))
-            best.add(predict(images), labels)
-        mean, chance = best.mean(), best.chance()
-        values = mean.weighted, mean.unweighted, chance.unweighted, chance.weighted
-        return dict(zip(_AVERAGE_PRECISION, values, strict=True))
-
-    return evaluate
-
-
-def _top_k(model: keras.Model) -> Evaluate:
-    """Scores images with one label each, a single crop: `top_1_accuracy` and `top_5_accuracy`."""
-    predict = _predictor(model)
-    scores = [TopKAccuracy(k) for k in _TOP]
-
-    def evaluate(batches: Iterable[Batch], data: Dataset) -> dict[str, float]:
-        for score in scores:
-            score.reset_state()
-        for images, labels in batches:
-            predicted = predict(images)
-            metrics.check_finite(predicted)
-            for score in scores:
-                score.update_state(labels, predicted)
-        return {score.name: float(score.result()) for score in scores}
-
-    return evaluate
-
-
-def _predictor(model: keras.Model) -> Callable[[Any], np.ndarray]:
-    """Returns a function that computes the model's outputs for images [B, S, S, 3] in inference mode, [B, C].
-
-    On a processor large images are computed a few at a time, since activations take some 20 MB an image of 299 x 299.
-    """
-    compiled: Any = tf.function(lambda images: infer(model, images), reduce_retracing=True, autograph=False)
-    is_sized = any(tensor.shape[0] is not None for tensor in tf.nest.flatten(getattr(model, "inputs", None) or []))
-    in_parts = not (is_sized or tf.config.list_logical_devices("GPU"))
-
-    def predict(images: Any) -> np.ndarray:
-        images = tensors_of(images)
-        size = max(1, _VALUES_AT_ONCE // math.prod(images.shape[1:])) if in_parts else len(images)
-        parts = [compiled(images[at : at + size]).numpy() for at in range(0, len(images), size)]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-    return predict
-
-
-def _mean_loss(model: keras.Model, loss: Callable[[Any, Any], Any]) -> Evaluate:
-    """Computes the job's loss, as a mean over batches weighted by their numbers of examples."""
-
-    def of_batch(inputs: Any, labels: Any) -> tf.Tensor:
-        return tf.cast(loss(labels, tf.nest.map_structure(in_float32, infer(model, inputs))), tf.float32)
-
-    compute = tf.function(of_batch, reduce_retracing=True, autograph=False)
-
-    def evaluate(batches: Iterable[Batch], data: Dataset) -> dict[str, float]:
-        total, count = 0.0, 0
-        for inputs, labels, *rest in batches:
-            if rest and rest[0] is not None:
-                raise ValueError("the held-out examples have sample weights, which a job's own loss does not take")
-            size = num_examples(inputs)
-            total, count = total + size * float(compute(*tensors_of((inputs, labels)))), count + size
-        return {"val_loss": total / count}
-
-    return evaluate
 
 
 def run(
@@ -283,6 +168,7 @@ def run(
                 records_read=counts.read,
                 records_skipped=counts.skipped,
                 skipped_examples=counts.examples,
+                illustration=evaluator.illustration(),
             )
         )
         scored(step, time.monotonic() - began_s, counts.read, counts.skipped)

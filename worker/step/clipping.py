@@ -9,6 +9,12 @@ import tensorflow as tf
 from downpour.worker.step.clip import Clip
 
 
+def norms_of(gradients: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the norm of all gradients together, as `tf.linalg.global_norm` computes it, and of each."""
+    halves = tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])
+    return tf.sqrt(tf.reduce_sum(halves) * 2.0), tf.sqrt(halves * 2.0)
+
+
 def clipped(gradients: Sequence[tf.Tensor], clip: Clip | None, norm: tf.Tensor) -> list[tf.Tensor]:
     """Returns dense gradients within the limits of `clip`; `norm` is the global norm of all gradients."""
     if clip is None:

@@ -47,7 +47,7 @@ from downpour.worker.exchange.exchange import Factors, Gradients, Parameters
 from downpour.worker.exchange.rows import Rows, summed
 from downpour.worker.step.assigned import Assigned
 from downpour.worker.step.clip import Clip
-from downpour.worker.step.clipping import clipped, clipped_factor
+from downpour.worker.step.clipping import clipped, clipped_factor, norms_of
 from downpour.worker.step.damping import Damping
 from downpour.worker.step.factors import columns, only_product, product_norm
 from downpour.worker.step.flat import FlatVectors, rows_once
@@ -76,17 +76,25 @@ class StepResult:
         gradient_norm: Euclidean norm over all trained variables, before clipping; not finite if any gradient is not.
         gradients: Gradients for the shards, in the wire dtype.
         loss_scale: Factor of the loss while the gradients were computed; None without loss scaling.
+        norms: Numbers of the trained variables in the layout, and the norms of their gradients, a tensor; see
+            `gradient_norms`.
     """
 
     loss: float
     gradient_norm: float
     gradients: Gradients
     loss_scale: float | None = None
+    norms: tuple[Sequence[int], Any] = ((), ())
 
     @property
     def is_finite(self) -> bool:
         """Whether loss and all gradients are finite."""
         return bool(np.isfinite(self.loss) and np.isfinite(self.gradient_norm))
+
+    def gradient_norms(self) -> dict[int, float]:
+        """Euclidean norm of each trained variable's gradient, before clipping, by its number in the layout."""
+        numbers, values = self.norms
+        return dict(zip(numbers, np.asarray(values).tolist(), strict=True))
 
 
 class TrainingStep:
@@ -122,6 +130,7 @@ class TrainingStep:
         self._clip = clip
         self._is_sparse = sparse and clip is None
         self._tables: list[int] = []  # variables whose gradients are rows; known when the step has been traced
+        self._normed: list[int] = []  # trained variables, in the order of the norms; likewise
         self._wire = wire
         self._loss = loss
         self._layout = layout
@@ -160,7 +169,7 @@ class TrainingStep:
                 first batch is traced.
         """
         scale = self.scale.value if self.scale else None
-        loss, norm, gradients, rows, inputs, outputs, differences, local = self._traced(
+        loss, norm, norms, gradients, rows, inputs, outputs, differences, local = self._traced(
             self._arguments(parameters), tensors_of((inputs, labels, sample_weight))
         )
         result = StepResult(
@@ -174,6 +183,7 @@ class TrainingStep:
                 rows=_rows_of(self._tables, rows, self._layout, self._wire),
             ),
             scale,
+            (self._normed, norms),
         )
         # An overflow must not stay in local state; random seeds advance.
         self.local = [
@@ -186,15 +196,8 @@ class TrainingStep:
 
     def trace(self, inputs: Any, labels: Any, sample_weight: Any = None) -> None:
         """Traces the step for batches of these types without computing it; raises what model and loss raise."""
-        layout, shards = self._layout, range(self._layout.num_shards)
-        zeros = Parameters(
-            [np.zeros(layout.num_trained(shard), self._bits) for shard in shards],
-            [np.zeros(layout.num_pushed(shard) - layout.num_trained(shard), np.float32) for shard in shards],
-            [0] * len(shards),
-            [np.zeros(layout.size(shard) - layout.num_pushed(shard), self._bits) for shard in shards],
-        )
         batch = specs_of((inputs, labels, sample_weight))
-        self._compiled.get_concrete_function(*self._arguments(zeros), *batch)
+        self._compiled.get_concrete_function(*self._arguments(_zeros(self._layout, self._bits)), *batch)
 
     def _arguments(self, parameters: Parameters) -> tuple[Any, ...]:
         """Returns the arguments of the compiled step that precede the batch."""
@@ -245,16 +248,18 @@ class TrainingStep:
         outputs = [product.output for product in products]
         dense, factored = self._gradients(tape, scaled, scale, list(watched.values()), outputs)
         factors = [product.factors(d) for product, d in zip(products, factored, strict=True)]
-        norms = [product_norm(x, d) for x, d in factors]
+        lengths = [product_norm(x, d) for x, d in factors]
         by_number = dict(zip(self._numbers[TRAINED], dense, strict=True))
         self._tables = [i for i, gradient in by_number.items() if isinstance(gradient, tf.IndexedSlices)]
         rows = [rows_once(by_number.pop(i)) for i in self._tables]
-        norm = tf.linalg.global_norm([*by_number.values(), *(values for _, values in rows), *norms])
+        self._normed = [*by_number, *self._tables, *self._numbers[FACTORED]]
+        norm, norms = norms_of([*by_number.values(), *(values for _, values in rows), *lengths])
         limited = dict(zip(by_number, clipped(list(by_number.values()), self._clip, norm), strict=True))
-        factors = [(x, clipped_factor(d, own, self._clip, norm)) for (x, d), own in zip(factors, norms, strict=True)]
+        factors = [(x, clipped_factor(d, own, self._clip, norm)) for (x, d), own in zip(factors, lengths, strict=True)]
         return (
             loss,
             norm,
+            norms,
             [tf.cast(g, self._dtype) for g in self._vectors.join(limited, TRAINED)],
             rows,
             [tf.cast(x, self._dtype) for x, _ in factors],
@@ -289,6 +294,16 @@ class TrainingStep:
             return tf.IndexedSlices(self._unscaled(gradient.values, of, scale), gradient.indices, gradient.dense_shape)
         dense = tf.convert_to_tensor(gradient)  # an embedding's gradient is given as slices
         return tf.cast(dense, tf.float32) / scale if self.scale else dense
+
+
+def _zeros(layout: Layout, bits: np.dtype) -> Parameters:
+    shards = range(layout.num_shards)
+    return Parameters(
+        [np.zeros(layout.num_trained(shard), bits) for shard in shards],
+        [np.zeros(layout.num_pushed(shard) - layout.num_trained(shard), np.float32) for shard in shards],
+        [0] * len(shards),
+        [np.zeros(layout.size(shard) - layout.num_pushed(shard), bits) for shard in shards],
+    )
 
 
 def _columns(d: Mapping[int, tf.Tensor], factored: Sequence[Sequence[Factored]], dtype: np.dtype) -> list[Tensors]:

@@ -94,6 +94,28 @@ def test_a_models_own_test_step_counts() -> None:
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
+def test_shows_the_outputs_of_each_batch_where_each_class_has_one(run_eagerly: bool) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=run_eagerly)
+    x, y = np.random.default_rng(0).random((NUM, 4), np.float32), np.arange(NUM) % 3
+    parts: list[Any] = []
+    found = Evaluation(model)(batches(x, y), lambda *part: parts.append(part))
+    assert found == pytest.approx(model.evaluate(x, y, batch_size=SIZES[0], verbose=0, return_dict=True), rel=1e-6)
+    seen_x, seen_y, outputs = (np.concatenate(part) for part in zip(*parts, strict=True))
+    assert [len(part[0]) for part in parts] == list(SIZES)
+    assert (seen_x == x).all() and (seen_y == y).all()
+    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), rtol=1e-5)
+    assert "compute_metrics" not in vars(model), "the model is as it was"
+
+
+def test_shows_nothing_of_several_outputs() -> None:
+    x, y, _ = arrays()
+    shown: list[Any] = []
+    Evaluation(two_ends())(batches(x, y), lambda *part: shown.append(part))
+    assert not shown
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
 def test_is_traced_once_whatever_the_batches(run_eagerly: bool) -> None:
     traced = []
 

@@ -22,7 +22,8 @@ from downpour.model.vision.scored_classes import ScoredClasses
 from downpour.proto.errors import LayoutMismatch
 from downpour.ps.layout import Slicing, Variable, lay_out
 from downpour.ps.policy.averages import Polyak
-from downpour.worker.evaluator.evaluator import Evaluator, score_names
+from downpour.worker.evaluator.evaluator import Evaluator
+from downpour.worker.evaluator.scoring import score_names
 from downpour.worker.step.variables import initial_values, variables_of
 from tests.ps.checkpoint.saving import save
 
@@ -104,7 +105,7 @@ def test_classes_count_as_each_set_says(tmp_path: Path) -> None:
 
 
 def test_large_images_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("downpour.worker.evaluator.evaluator._VALUES_AT_ONCE", 6)
+    monkeypatch.setattr("downpour.worker.evaluator.scoring._VALUES_AT_ONCE", 6)
     sizes: list[Any] = []
 
     class Watched(keras.layers.Dense):

@@ -50,6 +50,9 @@ class Evaluator:
     def __init__(self, at: str, before: Any) -> None:
         self._at, self._before = at, before
 
+    def illustration(self) -> None:
+        """Shows nothing."""
+
     def score(self, folder: str) -> tuple[dict[str, float], RecordCounts]:
         directory = Path(folder)
         if directory.name == self._at:

@@ -92,6 +92,11 @@ def test_factors_multiply_to_the_dense_gradient(clip: Clip | None) -> None:
     np.testing.assert_allclose(by_factors.gradient_norm, dense.gradient_norm, rtol=1e-5)
     for a, b in zip(factor_values, dense_values, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+    norms = dense.gradient_norms()
+    assert by_factors.gradient_norms() == pytest.approx(norms, rel=1e-5), "from Gram matrices, before clipping"
+    assert np.sqrt(sum(norm**2 for norm in norms.values())) == pytest.approx(dense.gradient_norm, rel=1e-5)
+    if clip is None:
+        assert norms == pytest.approx({i: np.linalg.norm(g) for i, g in enumerate(dense_values)}, rel=1e-5)
     assert sum(g.size for g in by_factors.gradients.trained) < 0.8 * sum(g.size for g in dense.gradients.trained)
 
 

@@ -120,3 +120,4 @@ def test_the_gradient_of_a_table_leaves_as_rows_with_the_bits_of_the_dense_one(w
     (r,) = (r for r in layout.by_shard[shard] if r.variable == number)
     np.testing.assert_array_equal(dense.gradients.trained[shard][r.offset :][: r.size], whole.ravel())
     assert sparse.gradient_norm == pytest.approx(dense.gradient_norm, rel=1e-5)
+    assert sparse.gradient_norms() == pytest.approx(dense.gradient_norms(), rel=1e-5)
