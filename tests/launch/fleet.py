@@ -148,3 +148,15 @@ def free_ports(number: int) -> list[int]:
         for one in sockets:
             one.bind((_HOST, 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def first_of_free_ports(number: int) -> int:
+    """The first of so many free ports in a row, as `--metrics_port` of a local run takes them."""
+    for first in range(20_000, 30_000, 32):
+        try:
+            for port in range(first, first + number):
+                socket.create_server((_HOST, port)).close()
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")

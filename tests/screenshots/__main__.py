@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/watching.md from a real run; a minute or two.
+"""Draws the pictures of docs/watching.md and docs/metrics.md from a real run; some minutes.
 
     python -m tests.screenshots terminal
 
@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.launch.jobs import LocalJob
-from tests.screenshots import job, page, report, terminal
+from tests.screenshots import grafana, job, page, report, terminal
 
 PICTURES: dict[str, Callable[[LocalJob, Path], None]] = {
     "terminal": terminal.draw,
     "page": page.draw,
     "report": report.draw,
+    "grafana": grafana.draw,
 }
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 

@@ -24,7 +24,7 @@ from downpour.proto.rpc.client import Channel
 from downpour.ps.layout import from_canonical
 from tests.conftest import wait_until
 from tests.launch import jobs
-from tests.launch.fleet import free_ports
+from tests.launch.fleet import first_of_free_ports, free_ports
 from tests.launch.observe.prometheus import PROMETHEUS, Prometheus, needs_promtool, promtool
 
 pytestmark = [
@@ -67,7 +67,7 @@ class Observed:
 def run_and_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("prometheus")
     (folder / "slow").touch()
-    first = first_of_free(len(ROLES))
+    first = first_of_free_ports(len(ROLES))
     job = jobs.LocalJob(jobs.write_recipe(folder, RECIPE), folder, f"--metrics_port={first}")
     targets = (job.run_dir / "metrics_targets.json",)
     monitoring.run(monitoring.MonitoringConfig(folder / "monitoring", targets))
@@ -103,18 +103,6 @@ def run_and_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Obs
     finally:
         prometheus.close()
         job.kill()
-
-
-def first_of_free(number: int) -> int:
-    """The first of so many free ports in a row."""
-    for first in range(20_000, 30_000, 16):
-        try:
-            for port in range(first, first + number):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
 
 
 def value(prometheus: Prometheus, expression: str) -> float:
