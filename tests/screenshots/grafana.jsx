@@ -64,7 +64,7 @@ function Content({ panel, width, height }) {
       return (
         <BarGauge {...{ theme, width, height, alignmentFactors, value: display, display: field.display }} orientation="horizontal"
           field={{ ...field.config, min: field.config.min ?? 0, max: max ?? Math.max(...all) }}
-          displayMode={options.displayMode} valueDisplayMode="color" namePlacement="auto" showUnfilled />
+          displayMode={options.displayMode} valueDisplayMode="color" namePlacement={options.namePlacement} showUnfilled />
       );
     }
     const textMode = options.textMode;

@@ -16,7 +16,7 @@ _LAST = {"calcs": ["lastNotNull"]}
 _RANKED = _LAST | {"displayMode": "table", "placement": "right", "sortBy": "Last *", "sortDesc": True}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "stat": {"reduceOptions": _LAST, "colorMode": "none", "graphMode": "none"},
-    "bargauge": {"reduceOptions": _LAST, "displayMode": "basic", "orientation": "horizontal"},
+    "bargauge": {"reduceOptions": _LAST, "displayMode": "basic", "orientation": "horizontal", "namePlacement": "top"},
     "timeseries": {"tooltip": {"mode": "multi", "sort": "desc"}},
 }
 

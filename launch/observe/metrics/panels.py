@@ -16,7 +16,8 @@ _STEPS = f"sum by (run, worker) (rate(downpour_job_worker_steps_total{{RUN}}{_RA
 _ACTIVITY = "downpour_shard_activity_seconds_total"
 _PUSHES = f"rate(downpour_shard_pushes_total{{RUN}}{_RATE})"
 _STALENESS = f"sum by (run, le) (rate(downpour_shard_staleness_bucket{{RUN}}{_RATE}))"
-_DURATION = f"sum by (run, le, grpc_method) (rate(grpc_server_call_duration_seconds_bucket{{RUN}}{_RATE}))"
+_ANSWERED = ',grpc_method!~".*/NextCheckpoint"'
+_DURATION = f"sum by (run, le, grpc_method) (rate(grpc_server_call_duration_seconds_bucket{{RUN{_ANSWERED}}}{_RATE}))"
 _CALLS = f"sum by (run, grpc_status) (rate(grpc_server_call_duration_seconds_count{{RUN}}{_RATE}))"
 
 
@@ -156,10 +157,10 @@ ROWS: dict[str, Sequence[Panel]] = {
         ),
         Panel(
             "Longest parts of steps now",
-            "The eight longest of all workers: input is its data, compute its processor or GPU, wait the exchange.",
+            "The six longest of all workers: input is its data, compute its processor or GPU, wait the exchange.",
             [
                 (
-                    f"sort_desc(topk(8, sum by (run, worker, part) ({_PARTS}) / on (run, worker) group_left () "
+                    f"sort_desc(topk(6, sum by (run, worker, part) ({_PARTS}) / on (run, worker) group_left () "
                     f"{_STEPS} < Inf))",
                     "worker {{worker}} {{part}}",
                 )
@@ -266,7 +267,8 @@ ROWS: dict[str, Sequence[Panel]] = {
     "Calls, strangers, evaluator": (
         Panel(
             "Duration of calls, 99 %",
-            "Of all servers, by method; methods that were not called have no line.",
+            "Of all servers, by method, without NextCheckpoint, which waits until there is one. Methods that were not "
+            "called have no line.",
             [
                 (
                     f'label_replace(histogram_quantile(0.99, {_DURATION}) >= 0, "method", "$1", "grpc_method", '

@@ -93,10 +93,11 @@ STAT_OPTIONS = closed(
     colorMode={"enum": ["none", "value", "background"]},
 )
 BAR_OPTIONS = closed(
-    ["reduceOptions", "displayMode", "orientation"],
+    ["reduceOptions", "displayMode", "orientation", "namePlacement"],
     reduceOptions=closed(["calcs"], calcs=CALCS),
     displayMode={"enum": ["basic", "lcd", "gradient"]},
     orientation={"enum": ["auto", "horizontal", "vertical"]},
+    namePlacement={"enum": ["auto", "top", "left", "hidden"]},
 )
 
 
