@@ -64,7 +64,7 @@ def expressions() -> list[str]:
 
 
 def _query(query: str) -> str:
-    return query.replace("RUN", 'run=~"$run"')
+    return query.replace("RUN", 'run=~"$run"').replace("JOB", "namespace, run")
 
 
 def _row(number: int, title: str, y: int) -> dict[str, Any]:

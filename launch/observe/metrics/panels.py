@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 _RATE = "[$__rate_interval]"
 _PARTS = f'rate(downpour_job_worker_part_seconds_total{{RUN,part=~"input|compute|wait"}}{_RATE})'
-_STEPS = f"sum by (run, worker) (rate(downpour_job_worker_steps_total{{RUN}}{_RATE}))"
+_STEPS = f"sum by (JOB, worker) (rate(downpour_job_worker_steps_total{{RUN}}{_RATE}))"
 _ACTIVITY = "downpour_shard_activity_seconds_total"
 _PUSHES = f"rate(downpour_shard_pushes_total{{RUN}}{_RATE})"
-_STALENESS = f"sum by (run, le) (rate(downpour_shard_staleness_bucket{{RUN}}{_RATE}))"
+_STALENESS = f"sum by (JOB, le) (rate(downpour_shard_staleness_bucket{{RUN}}{_RATE}))"
 _ANSWERED = ',grpc_method!~".*/NextCheckpoint"'
-_DURATION = f"sum by (run, le, grpc_method) (rate(grpc_server_call_duration_seconds_bucket{{RUN{_ANSWERED}}}{_RATE}))"
-_CALLS = f"sum by (run, grpc_status) (rate(grpc_server_call_duration_seconds_count{{RUN}}{_RATE}))"
+_DURATION = f"sum by (JOB, le, grpc_method) (rate(grpc_server_call_duration_seconds_bucket{{RUN{_ANSWERED}}}{_RATE}))"
+_CALLS = f"sum by (JOB, grpc_status) (rate(grpc_server_call_duration_seconds_count{{RUN}}{_RATE}))"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Panel:
     Attributes:
         title: Its title.
         text: What it shows, and what to do about it.
-        queries: (PromQL, legend) of each query; `RUN` stands for the selector of the run.
+        queries: (PromQL, legend) of each query; `RUN` stands for the selector of the run, `JOB` for the labels that
+            tell jobs apart.
         unit: Grafana's name of the unit.
         width: Columns of 24.
         kind: Grafana's type of panel: `timeseries`, or of present values only: `stat`, `bargauge`.
@@ -96,21 +97,21 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Loss",
             "Mean over the last reports of all workers.",
-            [("max by (run) (downpour_job_loss{RUN})", "loss")],
+            [("max by (JOB) (downpour_job_loss{RUN})", "loss")],
             from_zero=False,
         ),
         Panel(
             "Scores",
             "Of the newest scored checkpoint, on held-out examples.",
-            [("max by (run, score) (downpour_job_score{RUN})", "{{score}}")],
+            [("max by (JOB, score) (downpour_job_score{RUN})", "{{score}}")],
             from_zero=False,
         ),
         Panel(
             "Throughput",
             "Over the last seconds, of all workers together: examples a second on the left axis, steps on the right.",
             [
-                ("max by (run) (downpour_job_examples_per_second{RUN})", "examples/s"),
-                ("max by (run) (downpour_job_steps_per_second{RUN})", "steps/s"),
+                ("max by (JOB) (downpour_job_examples_per_second{RUN})", "examples/s"),
+                ("max by (JOB) (downpour_job_steps_per_second{RUN})", "steps/s"),
             ],
             right="steps/s",
         ),
@@ -119,7 +120,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Updates between the pull that a push was computed from and the push. About the number of workers less one "
             "is usual; growth means that some workers or shards have become slower.",
             [
-                ("max by (run) (downpour_job_staleness_mean{RUN})", "mean"),
+                ("max by (JOB) (downpour_job_staleness_mean{RUN})", "mean"),
                 (f"histogram_quantile(0.5, {_STALENESS})", "median"),
                 (f"histogram_quantile(0.99, {_STALENESS})", "99 %"),
             ],
@@ -127,12 +128,12 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Learning rate",
             "At this step: the schedule's, and what callbacks made of it.",
-            [("max by (run) (downpour_job_learning_rate{RUN})", "learning rate")],
+            [("max by (JOB) (downpour_job_learning_rate{RUN})", "learning rate")],
         ),
         Panel(
             "Faults",
             "So far, by kind; `updates_lost` counts updates that no checkpoint had.",
-            [("max by (run, kind) (downpour_job_faults_total{RUN})", "{{kind}}")],
+            [("max by (JOB, kind) (downpour_job_faults_total{RUN})", "{{kind}}")],
             "locale",
             up_to=1,
             ranked=True,
@@ -143,7 +144,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Where a step's time goes",
             "Share of all workers' time: input is waiting for data, wait is waiting for the exchange. Where input has "
             "more than a fifth, the input is the bottleneck.",
-            [(f"sum by (run, part) ({_PARTS}) / on (run) group_left () sum by (run) ({_PARTS})", "{{part}}")],
+            [(f"sum by (JOB, part) ({_PARTS}) / on (JOB) group_left () sum by (JOB) ({_PARTS})", "{{part}}")],
             "percentunit",
             stacked=True,
             up_to=1,
@@ -151,7 +152,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Seconds a step by worker",
             "A line far above the others is a slow worker; the panel beside shows its slowest part.",
-            [(f"sum by (run, worker) ({_PARTS}) / {_STEPS}", "worker {{worker}}")],
+            [(f"sum by (JOB, worker) ({_PARTS}) / {_STEPS}", "worker {{worker}}")],
             "s",
             ranked=True,
         ),
@@ -160,7 +161,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "The six longest of all workers: input is its data, compute its processor or GPU, wait the exchange.",
             [
                 (
-                    f"sort_desc(topk(6, sum by (run, worker, part) ({_PARTS}) / on (run, worker) group_left () "
+                    f"sort_desc(topk(6, sum by (JOB, worker, part) ({_PARTS}) / on (JOB, worker) group_left () "
                     f"{_STEPS} < Inf))",
                     "worker {{worker}} {{part}}",
                 )
@@ -173,7 +174,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Trained on by each worker. A worker without a line has not begun.",
             [
                 (
-                    f"sum by (run, worker) (rate(downpour_job_worker_examples_total{{RUN}}{_RATE}))",
+                    f"sum by (JOB, worker) (rate(downpour_job_worker_examples_total{{RUN}}{_RATE}))",
                     "worker {{worker}}",
                 )
             ],
@@ -182,7 +183,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Last heard",
             "Time since each worker's last report, which comes once a second.",
-            [("max by (run, worker) (downpour_job_worker_silent_seconds{RUN})", "worker {{worker}}")],
+            [("max by (JOB, worker) (downpour_job_worker_silent_seconds{RUN})", "worker {{worker}}")],
             "s",
             ranked=True,
         ),
@@ -190,8 +191,8 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Bytes of workers",
             "Pulled and pushed, of all workers together.",
             [
-                (f"sum by (run) (rate(downpour_worker_pulled_bytes_total{{RUN}}{_RATE}))", "pulled"),
-                (f"sum by (run) (rate(downpour_worker_pushed_bytes_total{{RUN}}{_RATE}))", "pushed"),
+                (f"sum by (JOB) (rate(downpour_worker_pulled_bytes_total{{RUN}}{_RATE}))", "pulled"),
+                (f"sum by (JOB) (rate(downpour_worker_pushed_bytes_total{{RUN}}{_RATE}))", "pushed"),
             ],
             "binBps",
         ),
@@ -202,8 +203,8 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Waiting in the queue and being applied. A line far above the others is a hot shard.",
             [
                 (
-                    f'sum by (run, shard) (rate({_ACTIVITY}{{RUN,activity=~"queue|apply"}}{_RATE})) / '
-                    f"sum by (run, shard) ({_PUSHES})",
+                    f'sum by (JOB, shard) (rate({_ACTIVITY}{{RUN,activity=~"queue|apply"}}{_RATE})) / '
+                    f"sum by (JOB, shard) ({_PUSHES})",
                     "shard {{shard}}",
                 )
             ],
@@ -216,8 +217,8 @@ ROWS: dict[str, Sequence[Panel]] = {
             "it, pace what the job's pace makes calls wait.",
             [
                 (
-                    f"sum by (run, activity) (rate({_ACTIVITY}{{RUN}}{_RATE})) / on (run) group_left () "
-                    f"sum by (run) ({_PUSHES})",
+                    f"sum by (JOB, activity) (rate({_ACTIVITY}{{RUN}}{_RATE})) / on (JOB) group_left () "
+                    f"sum by (JOB) ({_PUSHES})",
                     "{{activity}}",
                 )
             ],
@@ -229,7 +230,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Pushes and pulls that wait for admission now.",
             [
                 (
-                    "sum by (run, shard) (downpour_shard_pushes_waiting{RUN} + downpour_shard_pulls_waiting{RUN})",
+                    "sum by (JOB, shard) (downpour_shard_pushes_waiting{RUN} + downpour_shard_pulls_waiting{RUN})",
                     "shard {{shard}}",
                 )
             ],
@@ -240,7 +241,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Pushes a second by shard",
             "The same for all shards, since every push goes to each of them.",
-            [(f"sum by (run, shard) ({_PUSHES})", "shard {{shard}}")],
+            [(f"sum by (JOB, shard) ({_PUSHES})", "shard {{shard}}")],
             ranked=True,
         ),
         Panel(
@@ -248,7 +249,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Received in pushes and sent in pulls, together. Shards with larger slices have more.",
             [
                 (
-                    f"sum by (run, shard) (rate(downpour_shard_received_bytes_total{{RUN}}{_RATE}) + "
+                    f"sum by (JOB, shard) (rate(downpour_shard_received_bytes_total{{RUN}}{_RATE}) + "
                     f"rate(downpour_shard_sent_bytes_total{{RUN}}{_RATE}))",
                     "shard {{shard}}",
                 )
@@ -259,7 +260,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Version",
             "Updates applied; lines run together unless a shard was restored from a checkpoint.",
-            [("max by (run, shard) (downpour_shard_version{RUN})", "shard {{shard}}")],
+            [("max by (JOB, shard) (downpour_shard_version{RUN})", "shard {{shard}}")],
             "locale",
             ranked=True,
         ),
@@ -288,8 +289,8 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Strangers",
             "Calls refused and connections ended, by reason. Token and role: somebody without the job's credentials.",
             [
-                ("sum by (run, reason) (downpour_server_calls_refused_total{RUN})", "calls: {{reason}}"),
-                ("sum by (run, reason) (downpour_server_connections_ended_total{RUN})", "connections: {{reason}}"),
+                ("sum by (JOB, reason) (downpour_server_calls_refused_total{RUN})", "calls: {{reason}}"),
+                ("sum by (JOB, reason) (downpour_server_connections_ended_total{RUN})", "connections: {{reason}}"),
             ],
             "locale",
             up_to=1,
@@ -299,15 +300,15 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Evaluator",
             "Step of the job, and of the checkpoint scored last; a growing distance means that scoring is too slow.",
             [
-                ("max by (run) (downpour_job_step{RUN})", "job"),
-                ("max by (run) (downpour_evaluator_step{RUN})", "scored"),
+                ("max by (JOB) (downpour_job_step{RUN})", "job"),
+                ("max by (JOB) (downpour_evaluator_step{RUN})", "scored"),
             ],
             "locale",
         ),
         Panel(
             "Processors",
             "Processor seconds a second of each process: 1 is one core.",
-            [(f"sum by (run, role, index) (rate(process_cpu_seconds_total{{RUN}}{_RATE}))", "{{role}} {{index}}")],
+            [(f"sum by (JOB, role, index) (rate(process_cpu_seconds_total{{RUN}}{_RATE}))", "{{role}} {{index}}")],
             ranked=True,
         ),
         Panel(
@@ -315,7 +316,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Share that is free of the file systems that processes write to: of each role and folder the fullest.",
             [
                 (
-                    "min by (run, role, folder) (downpour_disk_free_bytes{RUN} / downpour_disk_size_bytes{RUN})",
+                    "min by (JOB, role, folder) (downpour_disk_free_bytes{RUN} / downpour_disk_size_bytes{RUN})",
                     "{{role}} {{folder}}",
                 )
             ],
@@ -327,7 +328,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Memory of shards",
             "PSS of each process, its arena included.",
-            [("max by (run, shard) (downpour_shard_memory_bytes{RUN})", "shard {{shard}}")],
+            [("max by (JOB, shard) (downpour_shard_memory_bytes{RUN})", "shard {{shard}}")],
             "bytes",
             12,
             ranked=True,
@@ -335,7 +336,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Memory of workers, chief, evaluator",
             "Resident memory of each process.",
-            [('max by (run, role, index) (process_resident_memory_bytes{RUN,role!="ps"})', "{{role}} {{index}}")],
+            [('max by (JOB, role, index) (process_resident_memory_bytes{RUN,role!="ps"})', "{{role}} {{index}}")],
             "bytes",
             12,
             ranked=True,
