@@ -34,7 +34,7 @@ _ORIGIN = "http://grafana.invalid/"  # of a page that nobody serves but this scr
 _EVERY_S = 2
 _WIDTH = 1400
 _COLORS = 128  # in a picture
-_FAULT_STEP, _STEP = 700, 1400
+_STEPS = 700  # before the fault, and after it
 
 
 def draw(run: LocalJob, folder: Path) -> None:
@@ -44,13 +44,14 @@ def draw(run: LocalJob, folder: Path) -> None:
     prometheus = Prometheus(written, free_ports(1)[0], (), _EVERY_S)
     try:
         run.wait(lambda: _step(prometheus) > 0, "the first step")
-        begin_s = time.time()
-        run.wait(lambda: _step(prometheus) >= _FAULT_STEP, f"step {_FAULT_STEP}", 600.0)
+        begin_s, begin = time.time(), _step(prometheus)
+        run.wait(lambda: _step(prometheus) >= begin + _STEPS, f"{_STEPS} steps", 600.0)
         [arena] = run.scratch.glob("*/shard-3.arena")
         arena.unlink()
         run.role("ps/3").kill()
-        run.wait(lambda: _step(prometheus) >= _STEP, f"step {_STEP}", 600.0)
-        photograph(answered(prometheus, begin_s, time.time()), begin_s, time.time(), folder / "grafana.png")
+        run.wait(lambda: _step(prometheus) >= begin + 2 * _STEPS, f"{_STEPS} more steps", 600.0)
+        end_s = time.time()
+        photograph(answered(prometheus, begin_s, end_s), begin_s, end_s, folder / "grafana.png")
     finally:
         prometheus.close()
 
