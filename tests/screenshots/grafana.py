@@ -34,7 +34,7 @@ _ORIGIN = "http://grafana.invalid/"  # of a page that nobody serves but this scr
 _EVERY_S = 2
 _WIDTH = 1400
 _COLORS = 128  # in a picture
-_STEPS = 700  # before the fault, and after it
+_STEPS = 400  # before the fault, and after it
 
 
 def draw(run: LocalJob, folder: Path) -> None:
@@ -43,7 +43,7 @@ def draw(run: LocalJob, folder: Path) -> None:
     monitoring.run(monitoring.MonitoringConfig(written, (run.run_dir / "metrics_targets.json",)))
     prometheus = Prometheus(written, free_ports(1)[0], (), _EVERY_S)
     try:
-        run.wait(lambda: _step(prometheus) > 0, "the first step")
+        run.wait(lambda: _step(prometheus) > 0, "the first step", 600.0)
         begin_s, begin = time.time(), _step(prometheus)
         run.wait(lambda: _step(prometheus) >= begin + _STEPS, f"{_STEPS} steps", 600.0)
         [arena] = run.scratch.glob("*/shard-3.arena")
