@@ -72,8 +72,8 @@ class ShardServer:
         return self._server.times
 
     def status(self) -> pb.StatusReply:
-        """The counters, as `ParameterServer.Status` answers them."""
-        return self._servicer.status(pb.StatusRequest())
+        """The counters of this process: `ParameterServer.Status` also counts pushes of those before it."""
+        return self._servicer.counted(since_start=True)
 
     def __enter__(self) -> ShardServer:
         """Returns the server, which is serving already."""

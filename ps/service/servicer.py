@@ -111,10 +111,7 @@ class Servicer:
 
     def status(self, request: pb.StatusRequest, context: grpc.ServicerContext | None = None) -> pb.StatusReply:
         """Counters; see `ParameterServer.Status`."""
-        reply = pb.StatusReply(shard=self._index) if self._shard is None else self._shard.status()
-        reply.MergeFrom(self._usage.status())
-        if self._gate:
-            reply.guests.MergeFrom(pb.StatusReply.Guests(**asdict(self._gate.counts())))
+        reply = self.counted()
         if self._shard is not None and request.with_layout:
             specification = self._shard.arena.specification
             reply.layout = specification.layout
@@ -122,6 +119,15 @@ class Servicer:
             reply.specification.ClearField("layout")
         if request.HasField("trace"):
             reply.trace.CopyFrom(self._spans.after(request.trace))
+        return reply
+
+    def counted(self, *, since_start: bool = False) -> pb.StatusReply:
+        """Counters, or those of this process; without layout and spans."""
+        shard = self._shard
+        reply = pb.StatusReply(shard=self._index) if shard is None else shard.status(since_start=since_start)
+        reply.MergeFrom(self._usage.status())
+        if self._gate:
+            reply.guests.MergeFrom(pb.StatusReply.Guests(**asdict(self._gate.counts())))
         return reply
 
     def initialize(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> pb.InitializeReply:

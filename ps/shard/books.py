@@ -49,6 +49,7 @@ class Books:
         self.is_sync = isinstance(policies.pace, Sync)
         self.snapshots: list[Snapshot] = []
         self._arena = arena
+        self._at_start = arena.counters.copy()  # of earlier processes, or of the checkpoint that was restored
         self._schedule = policies.schedule
         record = arena.rate_record[0]
         self._factor = float(record["factor"]) if record["number"] else 1.0
@@ -110,21 +111,26 @@ class Books:
         reach("complete.ledger")
         self.pace.pushed(header.worker, header.incarnation, header.sequence, header.base_version)
 
-    def status(self) -> pb.StatusReply:
-        """Counters, as in the reply of `Status`; without the layout."""
+    def status(self, *, since_start: bool = False) -> pb.StatusReply:
+        """Counters, as in the reply of `Status`; without the layout.
+
+        Args:
+            since_start: Whether pushes are those of this process only.
+        """
         arena = self._arena
         with self.lock:
             counters = arena.counters
+            before = self._at_start if since_start else np.zeros_like(counters)
             return pb.StatusReply(
                 ready=True,
                 shard=arena.specification.shard,
                 fingerprint=arena.specification.fingerprint,
                 version=int(counters["version"]),
-                pushes_refused=int(counters["refused"]),
-                pushes_repeated=int(counters["repeated"]),
-                pushes=int(counters["pushes"]),
-                pushes_dropped=int(counters["dropped"]),
-                staleness_histogram=counters["staleness"].tolist(),
+                pushes_refused=int(counters["refused"] - before["refused"]),
+                pushes_repeated=int(counters["repeated"] - before["repeated"]),
+                pushes=int(counters["pushes"] - before["pushes"]),
+                pushes_dropped=int(counters["dropped"] - before["dropped"]),
+                staleness_histogram=(counters["staleness"] - before["staleness"]).tolist(),
                 state_bytes=arena.num_bytes,
                 job_id=arena.specification.job_id,
                 incarnation=int(arena.ledger["incarnation"].max()),

@@ -147,9 +147,9 @@ class Shard:
         """
         return self._pushes.finish(push)
 
-    def status(self) -> pb.StatusReply:
-        """Counters, as in the reply of `Status`; without the layout."""
-        return self._books.status()
+    def status(self, *, since_start: bool = False) -> pb.StatusReply:
+        """Counters, as in the reply of `Status`, or those of this process; without the layout."""
+        return self._books.status(since_start=since_start)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:

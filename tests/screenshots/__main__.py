@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/watching.md and docs/traces.md from real runs; a minute or two.
+"""Draws the pictures of docs/watching.md, docs/traces.md and docs/metrics.md from real runs; some minutes.
 
     python -m tests.screenshots terminal
 
@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.launch.jobs import LocalJob
-from tests.screenshots import job, page, report, tensorboard, terminal, trace
+from tests.screenshots import grafana, job, page, report, tensorboard, terminal, trace
 
 PICTURES: dict[str, Callable[[LocalJob, Path], None]] = {
     "terminal": terminal.draw,
     "page": page.draw,
     "report": report.draw,
+    "grafana": grafana.draw,
     "tensorboard": tensorboard.draw,
     "trace": trace.draw,
 }

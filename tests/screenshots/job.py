@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.launch.fleet import first_of_free
 from tests.launch.jobs import LocalJob, write_recipe
 
 RECIPE = '''
@@ -43,7 +44,8 @@ def job():
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[LocalJob]:
     """The run, until the end of the block."""
-    run = LocalJob(write_recipe(folder, RECIPE), folder)
+    port = first_of_free(11)  # of chief, evaluator, shards and workers
+    run = LocalJob(write_recipe(folder, RECIPE), folder, f"--metrics_port={port}")
     try:
         yield run
     finally:

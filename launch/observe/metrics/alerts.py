@@ -79,7 +79,7 @@ ALERTS = (
         "warning",
         "Staleness of {{ $labels.run }} has doubled",
         "Pushes come from older parameters than an hour ago, which costs score. Workers were added, or shards or some "
-        "workers have become slower: see the panels by shard and by worker.",
+        "workers have become slower: see the panels Time of a push by shard and Seconds a step by worker.",
     ),
     Alert(
         "DownpourWorkerLost",
@@ -87,7 +87,8 @@ ALERTS = (
         "5m",
         "warning",
         "Worker {{ $labels.worker }} of {{ $labels.run }} is lost",
-        "It has not reported within its lease and has not come back. Its records are trained on by others.",
+        "It has not reported within its lease and has not come back. Its records are trained on by others. Look at its "
+        "log and its machine.",
     ),
     Alert(
         "DownpourWorkerStuck",
@@ -95,7 +96,8 @@ ALERTS = (
         "5m",
         "warning",
         "Worker {{ $labels.worker }} of {{ $labels.run }} reports and makes no steps",
-        "It waits for data, for a shard or for other workers: see where its time goes.",
+        "It waits for data, for a shard or for other workers. See whether calls wait at a shard, then its log and its "
+        "disk.",
     ),
     Alert(
         "DownpourWorkerSlow",

@@ -18,7 +18,7 @@ _BOUNDS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # of the staleness
 
 # Metric, field of the status, description.
 _COUNTERS = (
-    ("downpour_shard_pushes_total", "pushes", "Pushes acknowledged since the shard was initialised, dropped included."),
+    ("downpour_shard_pushes_total", "pushes", "Pushes acknowledged, dropped included."),
     ("downpour_shard_pushes_dropped_total", "pushes_dropped", "Of these: pushes of which some or all was not applied."),
     ("downpour_shard_pushes_refused_total", "pushes_refused", "Pushes refused for numbers that are not finite."),
     ("downpour_shard_pushes_repeated_total", "pushes_repeated", "Pushes sent again after they had been applied."),

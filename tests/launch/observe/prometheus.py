@@ -28,19 +28,20 @@ def promtool(*arguments: str | Path, text: str = "") -> subprocess.CompletedProc
 
 
 class Prometheus:
-    """A Prometheus that scrapes every second, and whose alerts fire at once.
+    """A Prometheus that scrapes every second or so, and whose alerts fire at once.
 
     Args:
         folder: Folder that `downpour monitoring` has written.
         port: Port of its own.
         windows: Replacements in the rules, so that hours become seconds.
+        every_s: Between scrapes.
     """
 
-    def __init__(self, folder: Path, port: int, windows: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, folder: Path, port: int, windows: Sequence[tuple[str, str]], every_s: int = 1) -> None:
         assert PROMETHEUS
         self._port = port
         config = yaml.safe_load((folder / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["global"] = {"scrape_interval": f"{every_s}s", "evaluation_interval": "1s"}
         config["rule_files"] = ["quick.yml"]
         (folder / "quick.yml").write_text(_quick((folder / "alerts.yml").read_text(), windows))
         (folder / "quick_prometheus.yml").write_text(yaml.safe_dump(config))
@@ -59,15 +60,21 @@ class Prometheus:
         self._process.terminate()
         self._process.wait(20)
 
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """The present series of an expression."""
-        found: list[dict[str, Any]] = self._get("query", query=expression)["result"]
+    def query(self, expression: str, at_s: float | None = None) -> list[dict[str, Any]]:
+        """The series of an expression, with `metric` and `value`, now or at another time."""
+        at = {} if at_s is None else {"time": str(at_s)}
+        found: list[dict[str, Any]] = self._get("query", query=expression, **at)["result"]
+        return found
+
+    def series(self, expression: str, begin_s: float, end_s: float, step_s: int) -> list[dict[str, Any]]:
+        """The series of an expression over time, with `metric` and `values`."""
+        times = {"start": str(begin_s), "end": str(end_s), "step": str(step_s)}
+        found: list[dict[str, Any]] = self._get("query_range", query=expression, **times)["result"]
         return found
 
     def history(self, expression: str, begin_s: float, end_s: float) -> list[float]:
         """All values of an expression, of every series, second by second; not those that are no numbers."""
-        found = self._get("query_range", query=expression, start=str(begin_s), end=str(end_s), step="1")["result"]
-        values = [float(value) for series in found for _, value in series["values"]]
+        values = [float(value) for one in self.series(expression, begin_s, end_s, 1) for _, value in one["values"]]
         return [value for value in values if value == value]
 
     def firing(self) -> set[str]:

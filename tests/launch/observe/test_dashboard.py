@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,36 +38,67 @@ TARGET = closed(
     datasource=SOURCE,
     expr=TEXT,
     legendFormat=TEXT,
+    instant=FLAG,
+    range=FLAG,
 )
 # Units by Grafana's identifiers, of those that we use.
 FIELDS = closed(
     ["defaults", "overrides"],
     defaults=closed(
         ["unit"],
-        unit={"enum": ["short", "s", "bytes", "Bps", "percentunit"]},
+        unit={"enum": ["short", "locale", "s", "bytes", "binBps", "percentunit"]},
+        min={"const": 0},
+        color=closed(["mode", "fixedColor"], mode={"const": "fixed"}, fixedColor=TEXT),
         custom=closed(
             ["fillOpacity", "showPoints"],
             fillOpacity={"type": "integer", "minimum": 0, "maximum": 100},
             showPoints={"enum": ["never", "auto", "always"]},
             stacking=closed(["mode"], mode={"enum": ["none", "normal", "percent"]}),
+            axisSoftMax={"type": "number"},
         ),
     ),
-    overrides=ARRAY,
+    overrides={
+        "type": "array",
+        "items": closed(
+            ["matcher", "properties"],
+            matcher=closed(["id", "options"], id={"const": "byName"}, options=TEXT),
+            properties={
+                "type": "array",
+                "items": closed(
+                    ["id", "value"], id={"const": "custom.axisPlacement"}, value={"enum": ["left", "right"]}
+                ),
+            },
+        ),
+    },
 )
+CALCS = {"type": "array", "items": {"enum": ["lastNotNull"]}}
 SERIES_OPTIONS = closed(
     ["legend", "tooltip"],
     legend=closed(
-        ["displayMode", "placement"], displayMode={"enum": ["list", "table"]}, placement={"enum": ["bottom"]}
+        ["displayMode", "placement"],
+        displayMode={"enum": ["list", "table"]},
+        placement={"enum": ["bottom", "right"]},
+        calcs=CALCS,
+        sortBy=TEXT,
+        sortDesc=FLAG,
     ),
     tooltip=closed(
         ["mode", "sort"], mode={"enum": ["single", "multi", "none"]}, sort={"enum": ["none", "asc", "desc"]}
     ),
 )
 STAT_OPTIONS = closed(
-    ["reduceOptions", "textMode", "colorMode"],
-    reduceOptions=closed(["calcs"], calcs={"type": "array", "items": {"enum": ["lastNotNull"]}}),
+    ["reduceOptions", "textMode", "colorMode", "graphMode"],
+    reduceOptions=closed(["calcs"], calcs=CALCS),
+    graphMode={"enum": ["none", "area", "line"]},
     textMode={"enum": ["auto", "name", "value", "value_and_name"]},
     colorMode={"enum": ["none", "value", "background"]},
+)
+BAR_OPTIONS = closed(
+    ["reduceOptions", "displayMode", "orientation", "namePlacement"],
+    reduceOptions=closed(["calcs"], calcs=CALCS),
+    displayMode={"enum": ["basic", "lcd", "gradient"]},
+    orientation={"enum": ["auto", "horizontal", "vertical"]},
+    namePlacement={"enum": ["auto", "top", "left", "hidden"]},
 )
 
 
@@ -126,7 +158,14 @@ SCHEMA = closed(
     annotations=closed(["list"], list=ARRAY),
     panels={
         "type": "array",
-        "items": {"oneOf": [ROW, panel("stat", STAT_OPTIONS), panel("timeseries", SERIES_OPTIONS)]},
+        "items": {
+            "oneOf": [
+                ROW,
+                panel("stat", STAT_OPTIONS),
+                panel("bargauge", BAR_OPTIONS),
+                panel("timeseries", SERIES_OPTIONS),
+            ]
+        },
     },
 )
 
@@ -161,4 +200,4 @@ def test_every_query_is_of_the_chosen_run_and_every_legend_of_a_label(found: dic
     targets = [target for one in found["panels"] for target in one.get("targets", ())]
     assert len(targets) == len(dashboard.expressions()) > 30
     for target in targets:
-        assert 'run=~"$run"' in target["expr"] and "RUN" not in target["expr"]
+        assert 'run=~"$run"' in target["expr"] and not re.search("RUN|JOB", target["expr"])

@@ -217,6 +217,6 @@ def test_the_dashboard_and_the_alerts_use_no_other_names(observed: Observed) -> 
     pages = "\n".join(observed.pages.values())
     served = {name for line in pages.splitlines() if not line.startswith("#") for name in [re.split(r"[{ ]", line)[0]]}
     for expression in [*dashboard.expressions(), *(alert.expression for alert in ALERTS)]:
-        bare = re.sub(r'"[^"]*"|\bby \([^)]*\)', "", expression)
+        bare = re.sub(r'"[^"]*"|\{[^}]*\}|\bby \([^)]*\)', "", expression)
         used = set(re.findall(r"\b((?:downpour|grpc|process)_[a-z_]+)", bare))
         assert used <= served, expression

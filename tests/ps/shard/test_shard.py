@@ -255,6 +255,22 @@ def test_a_changed_rate_holds_from_the_next_push_and_after_a_restart(tmp_path: P
     assert again.set_rate(4, 1e-3) == pb.Rate(number=4, factor=1e-3, version=4)
 
 
+def test_counters_of_a_process_begin_with_it(tmp_path: Path) -> None:
+    shard = new_shard(tmp_path / "arena")
+    for number in range(3):
+        send(shard, header(number + 1), ONES)
+    left = tmp_path / "left"
+    shutil.copy(tmp_path / "arena", left)
+    arena = Arena.open(left)
+    assert arena is not None
+    again = Shard(arena)
+    send(again, header(4), ONES)
+    total, own = again.status(), again.status(since_start=True)
+    assert (total.pushes, sum(total.staleness_histogram)) == (4, 4)
+    assert (own.pushes, sum(own.staleness_histogram), own.version) == (1, 1, 4)
+    assert shard.status(since_start=True).pushes == 3
+
+
 def test_a_rate_that_was_half_written_is_told_again(tmp_path: Path) -> None:
     """The factor comes before its number, which the chief compares with its own."""
     shard = new_shard(tmp_path / "arena")
