@@ -9,25 +9,31 @@ from pathlib import Path
 
 from downpour.files import replacing
 from downpour.launch.job import Job
-from downpour.launch.roles.topology import FlagValue
+from downpour.launch.roles.topology import FlagValue, process_name
 
 HOST = "127.0.0.1"
 FILE = "metrics_targets.json"  # in the folder of the run
 
 
 def ports(job: Job, first: int, *, evaluator: bool) -> dict[str, int]:
-    """Returns each process' port, by its name: chief, evaluator, shards, workers, one after another.
+    """Returns each process' port, by its name: chief, evaluators, shards, workers, one after another.
 
     Raises:
         ValueError: There are not as many ports.
     """
-    names = ["chief", *(["evaluator"] if evaluator else [])]
+    names = ["chief", *(evaluators(job) if evaluator else [])]
     names += [f"ps/{i}" for i in range(job.cluster.num_ps)] + [f"worker/{i}" for i in range(job.cluster.num_workers)]
     if first + len(names) > 1 << 16:
         raise ValueError(
             f"--metrics_port={first}: {len(names)} processes need a port each, up to 65535; give a lower one"
         )
     return {name: first + number for number, name in enumerate(names)}
+
+
+def evaluators(job: Job) -> list[str]:
+    """Returns the names of a job's evaluators: `evaluator`, or `evaluator/0` and so on."""
+    count = job.cluster.num_evaluators
+    return [process_name("evaluator", index, count) for index in range(count)]
 
 
 def check_free(job: Job, first: int, *, evaluator: bool) -> None:

@@ -27,6 +27,7 @@ def progress(settings: JobSettings, state: JobState, *, detailed: bool) -> pb.Pr
         if state.checkpoint_s is not None:
             found.checkpoint_age_seconds = now - state.checkpoint_s
         found.events.extend(state.events)
+        found.evaluators.extend(state.turns.progress(now))
         reply.details.CopyFrom(found)
     return reply
 
@@ -59,6 +60,7 @@ def as_json(reply: pb.ProgressReply) -> dict[str, Any]:
             str(worker.index): round(worker.input_share, 3) for worker in more.workers if worker.input_share > LIMIT
         },
         "workers": [_of_worker(worker) for worker in more.workers],
+        "evaluators": [_of_evaluator(evaluator) for evaluator in more.evaluators],
         "shards": [_of_shard(index, shard) for index, shard in enumerate(more.shards)],
         "events": [
             {"time": event.time, "step": event.step, "event": event.kind, "text": event.text} for event in more.events
@@ -97,6 +99,18 @@ def _of_worker(worker: pb.ProgressReply.Worker) -> dict[str, Any]:
         "seconds": {part: round(value, 3) for part, value in worker.seconds.items()},
         "bytes_pulled": worker.bytes_pulled,
         "bytes_pushed": worker.bytes_pushed,
+    }
+
+
+def _of_evaluator(evaluator: pb.ProgressReply.Evaluator) -> dict[str, Any]:
+    state = pb.ProgressReply.Evaluator.State.Name(evaluator.state).removeprefix("STATE_").lower()
+    return {
+        "evaluator": evaluator.index,
+        "state": state,
+        "step": evaluator.step if state == "scoring" else None,
+        "seconds": round(evaluator.seconds, 1),
+        "scored": evaluator.scored,
+        "silent_seconds": round(evaluator.silent_seconds, 1),
     }
 
 

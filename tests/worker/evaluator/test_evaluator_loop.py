@@ -37,7 +37,8 @@ class Chief:
         ]
         self.scored: list[int] = []
 
-    def next_checkpoint(self, after_step: int) -> NextCheckpointReply:
+    def next_checkpoint(self, after_step: int, evaluator: int, incarnation: int) -> NextCheckpointReply:
+        assert evaluator == 0 < incarnation
         return next(offer for offer in self.offers if offer.step > after_step)
 
     def report_score(self, score: Score) -> None:
