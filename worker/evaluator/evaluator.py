@@ -15,6 +15,7 @@ allowed here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import secrets
@@ -276,7 +277,7 @@ def run(
         step, directory = found.step, found.directory
         began_s = time.monotonic()
         try:
-            with _telling(lambda step=step: chief.scoring(step, index, incarnation, _TELL_EVERY_S)):
+            with _telling(functools.partial(chief.scoring, step, index, incarnation, _TELL_EVERY_S)):
                 metrics_, counts = evaluator.score(directory)
         except ValueError as error:
             whole = _is_whole(directory)
