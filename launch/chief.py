@@ -258,6 +258,7 @@ def _plan(config: ChiefConfig) -> JobSettings:
         num_workers=job.cluster.num_workers,
         max_workers=job.cluster.most_workers,
         expects_evaluator=config.topology.evaluator,
+        num_evaluators=job.cluster.num_evaluators,
         lease_s=job.cluster.lease_s,
         num_steps=job.num_steps,
         checkpoint_every_steps=job.checkpoint_every_steps,

@@ -2,7 +2,8 @@
 
     downpour evaluator --recipe=mine.py --ps=A:2222,B:2222 --chief=C:2223
 
-It has no state: one that is started again scores the newest checkpoint.
+It has no state: one that is started again scores the checkpoint that it was given, or the next. Several share a job's
+checkpoints, `--set=cluster.num_evaluators=2` and each with an `--index`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from downpour.worker.chief import sinks
 from downpour.worker.chief.tensorboard import TensorBoard
 from downpour.worker.exchange.clients import ChiefClient
 
-SYNTAX = Syntax("recipe set ps chief run_dir tls token_file health_port metrics_port log_format")
+SYNTAX = Syntax("recipe set ps chief index run_dir tls token_file health_port metrics_port log_format")
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class EvaluatorConfig:
     Attributes:
         job: The job.
         chief: `host:port` of the chief.
+        index: Index among the evaluators.
         access: Identity, access, health port and metrics port.
     """
 
     job: Job
     chief: str
+    index: int = 0
     access: Access = field(default_factory=Access)
 
 
@@ -54,15 +57,15 @@ def define() -> None:
 
 
 def _main() -> None:
-    ending.on_sigterm()  # it has no state: its replacement scores the newest checkpoint
+    ending.on_sigterm()  # it has no state: its replacement scores the checkpoint that it was given
     run(from_flags())
 
 
 def from_flags() -> EvaluatorConfig:
     """Returns the configuration of the command line."""
     job = recipe.load(*recipe_flags.read())
-    where, _ = role_flags.cluster("evaluator", job)
-    return EvaluatorConfig(job, where.chief, role_flags.access("evaluator"))
+    where, index = role_flags.cluster("evaluator", job)
+    return EvaluatorConfig(job, where.chief, index, role_flags.access("evaluator"))
 
 
 def run(config: EvaluatorConfig) -> None:
@@ -100,7 +103,7 @@ def _score(config: EvaluatorConfig, ready: threading.Event, observed: EvaluatorM
         )
         # An error of the network or the data before the first score would recur after a restart.
         with mistakes.final(lambda: not scorer.has_scored):
-            evaluator.run(scorer, chief, observed.scored)
+            evaluator.run(scorer, chief, observed.scored, config.index)
     finally:
         chief.close()
 

@@ -8,11 +8,11 @@
     gpu1  worker
     gpu2  worker
 
-The file decides the numbers of shards and workers; they are numbered in its order. Shards and chief listen on ports
-counted up from --port. The first worker's host checks the whole job before anything starts. Every host needs Downpour
-in --directory, and chief, shards and evaluator need a --run_dir (or --checkpoint_dir) that all of them reach. A
---run_dir that already holds a run needs --resume, --resume_if_any or --overwrite. Crashed processes are restarted; when
-the chief is done, the others end.
+The file decides the numbers of shards, workers and evaluators; they are numbered in its order. Shards and chief listen
+on ports counted up from --port. The first worker's host checks the whole job before anything starts. Every host needs
+Downpour in --directory, and chief, shards and evaluator need a --run_dir (or --checkpoint_dir) that all of them reach.
+A --run_dir that already holds a run needs --resume, --resume_if_any or --overwrite. Crashed processes are restarted;
+when the chief is done, the others end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from absl import flags
@@ -40,16 +40,17 @@ _END_GRACE_S = 60.0  # for the others after the chief is done
 
 @dataclass(frozen=True)
 class Placement:
-    """A process of the job: `host` replaces `{}` in --via, `index` counts within the role."""
+    """A process of the job: `host` replaces `{}` in --via, `index` counts within the role, of `count` processes."""
 
     role: str
     index: int
     host: str
+    count: int = 1
 
     @property
     def name(self) -> str:
         """Name in logs."""
-        return f"{self.role}/{self.index}" if self.role in ("ps", "worker") else self.role
+        return topology.process_name(self.role, self.index, self.count)
 
     @property
     def address(self) -> str:
@@ -138,9 +139,10 @@ def read_hosts(text: str) -> list[Placement]:
         if host and not roles:
             raise ValueError(f"--hosts, line {number}: {host} has no role; add some of {', '.join(topology.ROLES)}")
     counts = {role: sum(place.role == role for place in places) for role in topology.ROLES}
-    if counts["chief"] != 1 or counts["evaluator"] > 1 or not counts["ps"] or not counts["worker"]:
+    if counts["chief"] != 1 or not counts["ps"] or not counts["worker"]:
         given = ", ".join(f"{count} {role}" for role, count in counts.items())
-        raise ValueError(f"--hosts lists {given}; give one chief, one ps and worker or more, one evaluator at most")
+        raise ValueError(f"--hosts lists {given}; give one chief, one ps and worker or more")
+    places = [replace(place, count=counts[place.role]) for place in places]
     return sorted(places, key=lambda place: ("ps", "chief", "worker", "evaluator").index(place.role))
 
 
@@ -220,6 +222,8 @@ def from_flags() -> SshConfig:
     cluster = topology_of(places, values["port"])
     name, overrides = recipe_flags.read()
     overrides = (*overrides, f"cluster.num_ps={len(cluster.ps)}", f"cluster.num_workers={cluster.num_workers}")
+    if (num_evaluators := sum(place.role == "evaluator" for place in places)) > 1:
+        overrides = (*overrides, f"cluster.num_evaluators={num_evaluators}")
     job = recipe.load(name, overrides)
     if "{}" not in values["via"]:
         raise ValueError(f"--via={values['via']} has no {{}}, the place of the host's name")

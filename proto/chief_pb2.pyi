@@ -184,7 +184,7 @@ class LeaseReply(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class NextCheckpointRequest(_message.Message):
-    __slots__ = ("after_step", "job")
+    __slots__ = ("after_step", "job", "evaluator", "incarnation", "scoring")
     class JobEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -194,9 +194,15 @@ class NextCheckpointRequest(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     AFTER_STEP_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
+    EVALUATOR_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SCORING_FIELD_NUMBER: _ClassVar[int]
     after_step: int
     job: _containers.ScalarMap[str, str]
-    def __init__(self, after_step: _Optional[int] = ..., job: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    evaluator: int
+    incarnation: int
+    scoring: int
+    def __init__(self, after_step: _Optional[int] = ..., job: _Optional[_Mapping[str, str]] = ..., evaluator: _Optional[int] = ..., incarnation: _Optional[int] = ..., scoring: _Optional[int] = ...) -> None: ...
 
 class NextCheckpointReply(_message.Message):
     __slots__ = ("directory", "step", "last", "stop")
@@ -284,7 +290,7 @@ class ProgressReply(_message.Message):
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     class Details(_message.Message):
-        __slots__ = ("recipe", "job_id", "epochs", "train_seconds", "seconds_per_step", "score_step", "checkpoint", "checkpoint_step", "faults", "workers", "shards", "checkpoint_age_seconds", "learning_rate", "staleness_histogram", "events", "lease_seconds", "checkpoint_every_steps", "expects_evaluator", "evaluator_silent_seconds")
+        __slots__ = ("recipe", "job_id", "epochs", "train_seconds", "seconds_per_step", "score_step", "checkpoint", "checkpoint_step", "faults", "workers", "shards", "checkpoint_age_seconds", "learning_rate", "staleness_histogram", "events", "lease_seconds", "checkpoint_every_steps", "expects_evaluator", "evaluators")
         class SecondsPerStepEntry(_message.Message):
             __slots__ = ("key", "value")
             KEY_FIELD_NUMBER: _ClassVar[int]
@@ -317,7 +323,7 @@ class ProgressReply(_message.Message):
         LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
         CHECKPOINT_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
         EXPECTS_EVALUATOR_FIELD_NUMBER: _ClassVar[int]
-        EVALUATOR_SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        EVALUATORS_FIELD_NUMBER: _ClassVar[int]
         recipe: str
         job_id: str
         epochs: float
@@ -336,8 +342,8 @@ class ProgressReply(_message.Message):
         lease_seconds: float
         checkpoint_every_steps: int
         expects_evaluator: bool
-        evaluator_silent_seconds: float
-        def __init__(self, recipe: _Optional[str] = ..., job_id: _Optional[str] = ..., epochs: _Optional[float] = ..., train_seconds: _Optional[float] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., score_step: _Optional[int] = ..., checkpoint: _Optional[str] = ..., checkpoint_step: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[ProgressReply.Worker, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ProgressReply.Shard, _Mapping]]] = ..., checkpoint_age_seconds: _Optional[float] = ..., learning_rate: _Optional[float] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[_Union[ProgressReply.Event, _Mapping]]] = ..., lease_seconds: _Optional[float] = ..., checkpoint_every_steps: _Optional[int] = ..., expects_evaluator: bool = ..., evaluator_silent_seconds: _Optional[float] = ...) -> None: ...
+        evaluators: _containers.RepeatedCompositeFieldContainer[ProgressReply.Evaluator]
+        def __init__(self, recipe: _Optional[str] = ..., job_id: _Optional[str] = ..., epochs: _Optional[float] = ..., train_seconds: _Optional[float] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., score_step: _Optional[int] = ..., checkpoint: _Optional[str] = ..., checkpoint_step: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[ProgressReply.Worker, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ProgressReply.Shard, _Mapping]]] = ..., checkpoint_age_seconds: _Optional[float] = ..., learning_rate: _Optional[float] = ..., staleness_histogram: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[_Union[ProgressReply.Event, _Mapping]]] = ..., lease_seconds: _Optional[float] = ..., checkpoint_every_steps: _Optional[int] = ..., expects_evaluator: bool = ..., evaluators: _Optional[_Iterable[_Union[ProgressReply.Evaluator, _Mapping]]] = ...) -> None: ...
     class Event(_message.Message):
         __slots__ = ("time", "step", "kind", "text")
         TIME_FIELD_NUMBER: _ClassVar[int]
@@ -408,6 +414,31 @@ class ProgressReply(_message.Message):
         bytes_pulled: int
         bytes_pushed: int
         def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ProgressReply.Worker.State, str]] = ..., host: _Optional[str] = ..., incarnation: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., silent_seconds: _Optional[float] = ..., input_share: _Optional[float] = ..., seconds: _Optional[_Mapping[str, float]] = ..., seconds_per_step: _Optional[_Mapping[str, float]] = ..., examples_per_second: _Optional[float] = ..., staleness_mean: _Optional[float] = ..., version: _Optional[int] = ..., bytes_pulled: _Optional[int] = ..., bytes_pushed: _Optional[int] = ...) -> None: ...
+    class Evaluator(_message.Message):
+        __slots__ = ("index", "state", "step", "seconds", "scored", "silent_seconds")
+        class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+            __slots__ = ()
+            STATE_UNSPECIFIED: _ClassVar[ProgressReply.Evaluator.State]
+            STATE_WAITING: _ClassVar[ProgressReply.Evaluator.State]
+            STATE_SCORING: _ClassVar[ProgressReply.Evaluator.State]
+            STATE_LOST: _ClassVar[ProgressReply.Evaluator.State]
+        STATE_UNSPECIFIED: ProgressReply.Evaluator.State
+        STATE_WAITING: ProgressReply.Evaluator.State
+        STATE_SCORING: ProgressReply.Evaluator.State
+        STATE_LOST: ProgressReply.Evaluator.State
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        STATE_FIELD_NUMBER: _ClassVar[int]
+        STEP_FIELD_NUMBER: _ClassVar[int]
+        SECONDS_FIELD_NUMBER: _ClassVar[int]
+        SCORED_FIELD_NUMBER: _ClassVar[int]
+        SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        state: ProgressReply.Evaluator.State
+        step: int
+        seconds: float
+        scored: int
+        silent_seconds: float
+        def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ProgressReply.Evaluator.State, str]] = ..., step: _Optional[int] = ..., seconds: _Optional[float] = ..., scored: _Optional[int] = ..., silent_seconds: _Optional[float] = ...) -> None: ...
     class Shard(_message.Message):
         __slots__ = ("address", "state", "version", "pushes", "state_bytes", "pulls", "bytes_received", "bytes_sent", "pushes_waiting", "seconds", "memory_bytes", "uptime_seconds", "pushes_refused", "pushes_dropped", "pushes_per_second", "staleness_mean", "seconds_per_push", "bytes_received_per_second", "bytes_sent_per_second")
         class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):

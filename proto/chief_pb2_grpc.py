@@ -101,15 +101,16 @@ class ChiefServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def NextCheckpoint(self, request, context):
-        """A complete checkpoint after a step: the oldest of those that are to be scored, or else the newest. If there is none,
-        it is waited for, for half a second.
+        """A checkpoint for an evaluator that has scored, or passed over, what it was given up to a step: the oldest of those
+        that are to be scored, or else the newest. No other evaluator is given it, unless this one begins anew or is silent
+        for too long. If there is none, it is waited for, for half a second.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportScore(self, request, context):
-        """The evaluator's score of a checkpoint.
+        """An evaluator's score of a checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

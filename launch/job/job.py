@@ -61,13 +61,16 @@ class Cluster:
         max_workers: Upper limit: with `Async` and `Bounded`, workers with an index below it may start and stop at any
             time. 0 for as many as `num_workers`.
         threads_per_worker: TensorFlow threads in one worker; 0 for one per core.
-        lease_s: Seconds without a report after which a worker is lost, and no pull blocks on it any longer.
+        num_evaluators: Evaluators that share the checkpoints: each is scored whole, by one of them.
+        lease_s: Seconds without a report after which a worker is lost, and no pull blocks on it any longer; or an
+            evaluator, and another scores its checkpoint.
     """
 
     num_ps: int = 2
     num_workers: int = 2
     max_workers: int = 0
     threads_per_worker: int = 0
+    num_evaluators: int = 1
     lease_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -83,6 +86,7 @@ class Cluster:
         if self.most_workers > ledger.NUM_WORKERS:
             raise ValueError(f"cluster.max_workers is {self.most_workers}; shards keep room for {ledger.NUM_WORKERS}")
         _at_least("cluster.threads_per_worker", self.threads_per_worker, 0)
+        _at_least("cluster.num_evaluators", self.num_evaluators, 1)
         if not self.lease_s >= 3:
             raise ValueError(f"cluster.lease_s is {self.lease_s}; give at least 3 seconds, workers report every second")
 

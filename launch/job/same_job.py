@@ -7,6 +7,7 @@ between processes and are left out:
 |---|---|
 | `cluster.threads_per_worker` | machines have different processors |
 | `cluster.max_workers` | the chief's value decides; it may be raised while others run |
+| `cluster.num_evaluators` | the chief gives checkpoints to as many as ask |
 | `exchange.give_up_after_s` | how long this process tries |
 | `data.folder`, `data.class_weights`, and any value that is a path | where a machine has the data |
 | `callbacks`, `sinks` | only the chief calls them |
@@ -35,6 +36,7 @@ from downpour.model.data.batches import has_labelled_images
 MAY_DIFFER = (
     "cluster.threads_per_worker",
     "cluster.max_workers",
+    "cluster.num_evaluators",
     "exchange.give_up_after_s",
     "data.folder",
     "data.class_weights",

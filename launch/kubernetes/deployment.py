@@ -83,7 +83,7 @@ class Deployment:
     def count(self, role: str) -> int:
         """How many processes a role has."""
         cluster = self.job.cluster
-        return {"ps": cluster.num_ps, "worker": cluster.num_workers}.get(role, 1)
+        return {"ps": cluster.num_ps, "worker": cluster.num_workers, "evaluator": cluster.num_evaluators}.get(role, 1)
 
     def image_of(self, role: str) -> str:
         """Image of a role's container."""
@@ -99,10 +99,12 @@ class Deployment:
 
     def command(self, role: str, where: Topology) -> list[str]:
         """Command of a pod of an Indexed Job, as `containers[].command`."""
-        indexed = topology.command(role, 0, self._flags(role) | _addresses(role, where), python="python")
-        command = [_literal(word) for word in indexed]
+        flags = self._flags(role) | _addresses(role, where)
+        command = [_literal(word) for word in topology.command(role, 0, flags, python="python")]
         if role in ("ps", "worker"):
             command[command.index("--index=0")] = f"--index={INDEX}"
+        elif self.count(role) > 1:
+            command.append(f"--index={INDEX}")
         if role == "ps":
             command.append(f"--arena={names.ARENA}/shard-{INDEX}.arena")
         return command

@@ -32,8 +32,9 @@ Kubernetes requires that both numbers are equal; the workers with the highest in
 The chief: creates or restores the model, leases records, writes checkpoints, ends the job. An Indexed Job of
 one, for its stable name.""",
     "evaluator": """\
-The evaluator: scores every checkpoint on held-out data. Nothing interrupts it: the chief ends after the score of the
-last checkpoint, and the evaluator by itself when no checkpoint is left to score.""",
+The evaluators, as many as cluster.num_evaluators: each checkpoint is scored on held-out data by one of them. Nothing
+interrupts them: the chief ends after the score of the last checkpoint, and an evaluator by itself when no checkpoint is
+left to score.""",
 }
 
 
@@ -72,7 +73,7 @@ def specification(deployment: Deployment, role: str, where: Topology, *, may_sca
         **_failures(role, count, may_scale=may_scale),
         "#podReplacementPolicy": "One pod of a name at a time: the next one starts when the last one has ended.",
         "podReplacementPolicy": "Failed",
-        **_success(role),
+        **_success(role, count),
         "#ttlSecondsAfterFinished": (
             "Finished Jobs are removed after a day. There is no activeDeadlineSeconds: a job may train for months, and "
             "what ends it is num_steps or max_train_s of its recipe, after a last checkpoint."
@@ -124,12 +125,14 @@ def _exits(role: str, code: int) -> dict[str, Any]:
     return {"containerName": role, "operator": "In", "values": [code]}
 
 
-def _success(role: str) -> dict[str, Any]:
+def _success(role: str, count: int) -> dict[str, Any]:
     whys = {
         "ps": "When one shard has exited with 0, training is done; a shard that was just restarting is ended, too.",
         "worker": "When one worker has exited with 0, training is done; a worker that was just restarting "
         "would find no chief.",
+        "evaluator": "When one evaluator has exited with 0, the last checkpoint is scored; one that was just "
+        "restarting would find no chief.",
     }
-    if role not in whys:
+    if role not in whys or (role == "evaluator" and count == 1):
         return {}
     return {"#successPolicy": whys[role], "successPolicy": {"rules": [{"succeededCount": 1}]}}

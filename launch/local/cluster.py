@@ -90,9 +90,13 @@ class LocalCluster:
         for i in range(config.job.cluster.num_workers):
             observed = targets.flags(self._metrics, f"worker/{i}")
             self.supervisor.start(Program(f"worker/{i}", topology.command("worker", i, where | observed)))
-        if config.evaluator:
-            observed = targets.flags(self._metrics, "evaluator")
-            self.supervisor.start(Program("evaluator", topology.command("evaluator", 0, where | observed)))
+        for i, name in enumerate(self._evaluators):
+            observed = targets.flags(self._metrics, name)
+            self.supervisor.start(Program(name, topology.command("evaluator", i, where | observed)))
+
+    @property
+    def _evaluators(self) -> list[str]:
+        return targets.evaluators(self.config.job) if self.config.evaluator else []
 
     @cached_property
     def _metrics(self) -> dict[str, int]:
@@ -112,7 +116,7 @@ class LocalCluster:
     def clients(self) -> list[str]:
         """Names of the processes that end by themselves when the job is done."""
         workers = [f"worker/{i}" for i in range(self.config.job.cluster.num_workers)]
-        return workers + ["evaluator"] * self.config.evaluator
+        return workers + self._evaluators
 
     def chief(self, timeout_s: float) -> ChiefClient:
         """Returns a client of this cluster's chief."""

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from downpour.files import replacing
 from downpour.launch.job import Job
-from downpour.launch.roles.topology import FlagValue
+from downpour.launch.roles.topology import FlagValue, process_name
 
 HOST = "127.0.0.1"
 FILE = "metrics_targets.json"  # in the folder of the run
 
 
 def processes(job: Job, *, evaluator: bool) -> list[str]:
-    """Names of the processes of a local run: chief, evaluator, shards, workers."""
-    names = ["chief", *(["evaluator"] if evaluator else [])]
+    """Names of the processes of a local run: chief, evaluators, shards, workers."""
+    names = ["chief", *(evaluators(job) if evaluator else [])]
     names += [f"ps/{i}" for i in range(job.cluster.num_ps)]
     return names + [f"worker/{i}" for i in range(job.cluster.num_workers)]
 
@@ -35,6 +35,12 @@ def ports(names: Sequence[str], first: int) -> dict[str, int]:
             f"--metrics_port={first}: {len(names)} processes need a port each, up to 65535; give a lower one"
         )
     return {name: first + number for number, name in enumerate(names)}
+
+
+def evaluators(job: Job) -> list[str]:
+    """Returns the names of a job's evaluators: `evaluator`, or `evaluator/0` and so on."""
+    count = job.cluster.num_evaluators
+    return [process_name("evaluator", index, count) for index in range(count)]
 
 
 def check_free(job: Job, first: int, *, evaluator: bool) -> None:

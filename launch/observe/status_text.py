@@ -21,7 +21,9 @@ def text(status: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()) -
         history: Entries of its history, for what is found in it; see `downpour.launch.observe.findings`.
     """
     found = [f"  {'finding':<{_LABEL}}{finding.text}" for finding in findings(status, history)]
-    return "\n".join([headline(status), *_facts(status, history), *found, *_workers(status), *_shards(status)])
+    return "\n".join(
+        [headline(status), *_facts(status, history), *found, *_workers(status), *_evaluators(status), *_shards(status)]
+    )
 
 
 def line(status: Mapping[str, Any]) -> str:
@@ -148,6 +150,21 @@ def _workers(status: Mapping[str, Any]) -> Iterator[str]:
         lease = status.get("lease_seconds")
         silent = f"silent (of {lease:g} s)" if lease else "silent"
         yield from _table(("worker", "state", "steps", "examples", silent, "host"), rows)
+
+
+def _evaluators(status: Mapping[str, Any]) -> Iterator[str]:
+    """Where there are several: `held-out` says what one has found."""
+    rows = [
+        (
+            str(one["evaluator"]),
+            one["state"] + (f" step {one['step']} for {duration(one['seconds'])}" if one["state"] == "scoring" else ""),
+            str(one["scored"]),
+            f"{one['silent_seconds']:.0f} s",
+        )
+        for one in status.get("evaluators", ())
+    ]
+    if len(rows) > 1:
+        yield from _table(("evaluator", "state", "scored", "silent"), rows)
 
 
 def _shards(status: Mapping[str, Any]) -> Iterator[str]:

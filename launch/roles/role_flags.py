@@ -6,7 +6,7 @@
 
 | flag | roles | meaning |
 |---|---|---|
-| `--index` | ps, worker | index of this process in its role |
+| `--index` | ps, worker, evaluator | index of this process in its role |
 | `--recipe`, `--set` | worker, chief, evaluator | the job (read by `downpour.launch.job.recipe_flags`) |
 | `--run_dir` | worker, chief, evaluator | where the job writes |
 | `--ps`, `--chief` | worker, chief, evaluator | addresses; without them TF_CONFIG decides |
@@ -44,7 +44,7 @@ from absl import flags
 
 from downpour.launch.roles import entry, security, topology
 from downpour.launch.roles.config import Access, Checkpoints, Listening
-from downpour.launch.roles.topology import CLIENTS, SERVERS, Topology
+from downpour.launch.roles.topology import CLIENTS, INDEXED, SERVERS, Topology
 from downpour.proto import spans
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def define(role: str) -> None:
     """Defines every flag of a role, except `--recipe` and `--set`; flags that are defined already are kept."""
     entry.define_log_format()
     _define_access(role)
-    if role in ("ps", "worker"):
+    if role in INDEXED:
         _define(flags.DEFINE_integer, "index", None, "Index of this process in its role.", lower_bound=0)
     if role in CLIENTS:
         define_run_dir()
@@ -180,9 +180,9 @@ def cluster(role: str, job: Job | None = None) -> tuple[Topology, int]:
         tf_config=_tf_config(),
         job=job,
     )
-    entry.set_role(f"{role}/{index}" if role in ("ps", "worker") else role)
+    entry.set_role(topology.process_name(role, index, job.cluster.num_evaluators if job else 1))
     if job:
-        topology.check_counts(where, job, index if role == "worker" else 0)
+        topology.check_counts(where, job, role, index)
     return where, index
 
 

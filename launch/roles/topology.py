@@ -8,6 +8,7 @@ it. Imports only what a shard has installed.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ROLES = ("ps", "worker", "chief", "evaluator")
 SERVERS, CLIENTS = ("ps", "chief"), ("worker", "chief", "evaluator")  # those that listen; those that know the job
+INDEXED = ("ps", "worker", "evaluator")  # those of which there may be several
 
 FlagValue = str | int | float | Path | bool | Iterable[str] | None
 
@@ -68,8 +70,13 @@ def command(role: str, index: int, values: Mapping[str, FlagValue], python: str 
         python: Interpreter.
     """
     assert role in ROLES, role
-    at = [f"--index={index}"] if role in ("ps", "worker") else []
+    at = [f"--index={index}"] if role in ("ps", "worker") or index else []
     return [python, "-m", f"downpour.launch.{role}", *at, *flag_arguments(values)]
+
+
+def process_name(role: str, index: int, num_evaluators: int = 1) -> str:
+    """Name of a process in logs: `worker/3`; an evaluator has its index only where there are several."""
+    return f"{role}/{index}" if role in ("ps", "worker") or (role == "evaluator" and num_evaluators > 1) else role
 
 
 def flag_arguments(values: Mapping[str, FlagValue]) -> list[str]:
@@ -127,19 +134,20 @@ def is_described(role: str, ps: Sequence[str], chief: str) -> bool:
     return bool(ps or (role in CLIENTS and chief))
 
 
-def check_counts(topology: Topology, job: Job, worker: int = 0) -> None:
-    """Raises `ValueError` when cluster and job differ in the number of shards or workers."""
+def check_counts(topology: Topology, job: Job, role: str = "", index: int = 0) -> None:
+    """Raises `ValueError` when cluster and job differ in numbers of processes, or this one's index is too high."""
     for key, given, wanted in (
         ("cluster.num_ps", len(topology.ps), job.cluster.num_ps),
         ("cluster.num_workers", topology.num_workers, job.cluster.num_workers),
     ):
         if given != wanted:
             raise ValueError(f"the cluster has {given} but the job's {key} is {wanted}; add --set={key}={given}")
-    most = job.cluster.most_workers
-    if worker >= most:
+    most = {"worker": job.cluster.most_workers, "evaluator": job.cluster.num_evaluators}.get(role)
+    if most is not None and index >= most:
+        key = "max_workers" if role == "worker" else "num_evaluators"
         raise ValueError(
-            f"--index={worker}, but the job takes {most} workers; give 0 to {most - 1}, or start every role with "
-            f"--set=cluster.max_workers={worker + 1}"
+            f"--index={index}, but the job takes {most} {role}{'s' * (most > 1)}; give 0 to {most - 1}, or start every "
+            f"role with --set=cluster.{key}={index + 1}"
         )
 
 
@@ -175,7 +183,7 @@ def from_tf_config(text: str) -> tuple[Topology, str, int]:
     ps, workers = _addresses(cluster, "ps"), _addresses(cluster, "worker")
     if not ps or not workers:
         raise ValueError(f"TF_CONFIG names {len(ps)} ps and {len(workers)} workers; there must be at least one of each")
-    role, index = _task(task, {"ps": len(ps), "worker": len(workers), "chief": 1, "evaluator": 1})
+    role, index = _task(task, {"ps": len(ps), "worker": len(workers), "chief": 1, "evaluator": math.inf})
     evaluator = role == "evaluator" or "evaluator" in cluster
     return Topology(tuple(ps), chiefs[0], len(workers), evaluator), role, index
 
@@ -199,7 +207,7 @@ def _addresses(cluster: dict[str, Any], role: str) -> list[str]:
     return addresses
 
 
-def _task(task: dict[str, Any], counts: dict[str, int]) -> tuple[str, int]:
+def _task(task: dict[str, Any], counts: dict[str, float]) -> tuple[str, int]:
     role, index = task.get("type"), task.get("index", 0)
     role = "chief" if role == "master" else role
     if role not in counts:

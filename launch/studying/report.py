@@ -129,9 +129,8 @@ def _sizes(data: Found) -> str:
     ]
     for number, (size, mean) in enumerate(zip(sizes, means, strict=True)):
         scores = " ".join(f"{score:.4f}" for score in data.scores(size))
-        gain = (
-            f"{(mean - means[number - 1]) / (math.log10(size) - math.log10(sizes[number - 1])):+.4f}" if number else ""
-        )
+        tenfolds = math.log10(size / sizes[number - 1]) if number else 1.0
+        gain = _signed((mean - means[number - 1]) / tenfolds) if number else ""
         fitted = band = ""
         if line:
             at, margin = float(line.at(size)), float(line.margin(size))
@@ -143,10 +142,16 @@ def _sizes(data: Found) -> str:
 
 def _sentence(data: Found, line: Fit) -> str:
     margin = f" ± {line.slope_margin:.4f} (95 %)" if math.isfinite(line.slope_margin) else ""
+    sign, number = _signed(line.slope)[0], _signed(line.slope)[1:]
     return (
-        f"{data.score} = {line.intercept:.4f} + {line.slope:.4f}{margin} log10({data.study.axis}), R^2 {line.r2:.3f}, "
+        f"{data.score} = {line.intercept:.4f} {sign} {number}{margin} log10({data.study.axis}), R^2 {line.r2:.3f}, "
         f"{line.num_points} points."
     )
+
+
+def _signed(value: float) -> str:
+    """With its sign and four decimals; what they do not show has no minus."""
+    return f"{round(value, 4) + 0.0:+.4f}"
 
 
 def _comparison(data: Found) -> str:
@@ -161,7 +166,7 @@ def _comparison(data: Found) -> str:
             scores = data.scores(size, curve)
             means.append(statistics.fmean(scores) if scores else math.nan)
             cells += [" ".join(f"{score:.4f}" for score in scores), f"{means[-1]:.4f}"]
-        rows.append(f"| {size:,g} | {' | '.join(cells)} | {means[1] - means[0]:+.4f} |")
+        rows.append(f"| {size:,g} | {' | '.join(cells)} | {_signed(means[1] - means[0])} |")
     return "\n".join(rows)
 
 
@@ -233,7 +238,7 @@ def draw(data: Found, path: Path) -> None:
     axes.set_ylabel(data.score, color=_INK)
     axes.grid(color=_FAINT)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, loc="best")
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])
 
@@ -241,7 +246,7 @@ def draw(data: Found, path: Path) -> None:
 def _draw_line(axes: Any, data: Found, line: Fit) -> None:
     sizes = np.geomspace(data.sizes()[0], data.sizes()[-1], 100)
     at, margin = line.at(sizes), line.margin(sizes)
-    label = f"line: {line.slope:+.4f} per tenfold, $R^2$ {line.r2:.3f}"
+    label = f"line: {_signed(line.slope)} per tenfold, $R^2$ {line.r2:.3f}"
     axes.plot(sizes, at, "--", color=_COLORS[1], linewidth=1.4, label=label)
     if np.isfinite(margin).all():
         axes.fill_between(sizes, at - margin, at + margin, color=_COLORS[1], alpha=0.15, label="95 % band of the line")

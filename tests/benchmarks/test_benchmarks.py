@@ -40,7 +40,7 @@ def run() -> Iterator[Run]:
 
     def call(module: str, *flags: str) -> dict[str, Any]:
         command = [sys.executable, "-m", f"tests.benchmarks.{module}", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=shape.ROOT, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=shape.ROOT, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         last = done.stdout.splitlines()[-1]
         assert last.startswith("RESULT "), done.stdout
@@ -225,6 +225,7 @@ def test_a_sample_belongs_to_the_group_of_its_chain(chain: str, group: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_scoring_is_measured_in_the_evaluators_own_process(run: Run) -> None:
     small = ["model.depth=18", "model.width=4", "data.image_size=32", "data.num_labels=60", "cluster.num_ps=2"]
     found = run("scoring", "--images=200", "--scored=4", "--batch_size=2", *(f"--set={one}" for one in small))
@@ -239,6 +240,19 @@ def test_reality(run: Run, tmp_path: Path) -> None:
     assert 0 <= found["histograms_differ_mean"] < 1
     accuracy = found["2"]["accuracy"]
     assert accuracy["real"] > 0.5 and abs(accuracy["real"] - accuracy["simulated"]) < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.timeout(1000)
+def test_the_papers_tree_goes_from_a_table_to_scores(run: Run, tmp_path: Path) -> None:
+    small = ["model.depth=18", "model.width=4", "cluster.num_ps=2", "cluster.num_workers=1"]
+    sizes = ["--images=60", "--trained=32", "--steps=2", f"--out={tmp_path / 'chain'}"]
+    found = run("paper_chain", *sizes, *(f"--set={one}" for one in small))
+    assert (found["num_labels"], found["depth"], found["widest"]) == (18_291, 12, 2_876)
+    assert found["pictures"] == {"train": 32, "heldout": 60} and found["scored"] == 60
+    assert found["global_steps"] >= 2 and found["evaluator_peak_rss_mb"] > 100 and found["images_per_s"] > 0
+    assert 0 < found["closure_us"] < found["targets_us"] and 0 < found["closure_share"] < 0.01
 
 
 @pytest.mark.slow

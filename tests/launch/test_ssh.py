@@ -64,6 +64,8 @@ def test_the_file_says_who_runs_where() -> None:
     ]  # fmt: skip
     cluster = ssh.topology_of(places, 2222)
     assert cluster == topology.Topology(("cpu2:2222", "cpu2:2223", "gpu2:2224"), "cpu1:2225", num_workers=2)
+    several = ssh.read_hosts(f"{HOSTS}\ncpu2 evaluator")
+    assert [(one.name, one.host) for one in several[-2:]] == [("evaluator/0", "me@cpu1"), ("evaluator/1", "cpu2")]
     assert not ssh.topology_of([place for place in places if place.role != "evaluator"], 1).evaluator
 
 
@@ -77,7 +79,6 @@ def test_addresses_of_ipv6_get_their_brackets() -> None:
     [
         ("", "lists 0 ps, 0 worker, 0 chief, 0 evaluator; give one chief"),
         ("a chief chief ps worker", "lists 1 ps, 1 worker, 2 chief"),
-        ("a chief evaluator ps worker\nb evaluator", "2 evaluator"),
         ("a chief worker", "lists 0 ps"),
         ("a chief ps worker\n\nb wroker", "line 3: 'wroker' is no role; roles are ps, worker, chief, evaluator"),
         ("a chief ps worker\nb # idle", "line 2: b has no role"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,24 +95,39 @@ def test_labels_of_a_study_are_the_most_frequent(tmp_path: Path, parse: object) 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.process
-def test_a_study_that_was_killed_goes_on(tmp_path: Path) -> None:
+def test_a_study_that_was_interrupted_or_killed_goes_on(tmp_path: Path) -> None:
     folder = jobs.write_images(tmp_path / "images", 24, 8)
     recipe = jobs.write_recipe(tmp_path, IMAGES.format(folder=str(folder)))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "downpour.launch.cli", "study", "data-size", f"--recipe={recipe}"]
     command += ["--sizes=8,24", "--seeds=2", "--set=cluster.num_workers=1", f"--out={out}"]
-    begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: (out / RUNS_FILE).exists(), "the first training to end", 900)
-    finally:
-        begun.kill()
-        begun.wait()
-    (first,) = (out / RUNS_FILE).read_text().splitlines()
+
+    def lines() -> list[str]:
+        return (out / RUNS_FILE).read_text().splitlines() if (out / RUNS_FILE).exists() else []
+
+    def ended_by(number: signal.Signals, after: int) -> tuple[int, str]:
+        """Ends the study by a signal in the training after so many; its exit code, and what it has written."""
+        with (tmp_path / "stderr").open("w") as file:
+            begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+        try:
+            wait_until(lambda: len(lines()) == after, f"{after} trainings to end", 900)
+            begun.send_signal(number)
+            return begun.wait(120), (tmp_path / "stderr").read_text()
+        finally:
+            begun.kill()
+            begun.wait()
+
+    code, said = ended_by(signal.SIGINT, after=1)
+    assert code == 128 + signal.SIGINT and "Traceback" not in said
+    assert said.splitlines()[-1] == "[study] ended by SIGINT; the same command goes on after 1 trainings"
+    first = lines()
+    assert len(first) == 1
+    ended_by(signal.SIGKILL, after=2)
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
-    assert "4 trainings, 1 of them done before" in done.stderr
-    rows = [json.loads(line) for line in (out / RUNS_FILE).read_text().splitlines()]
-    assert rows[0] == json.loads(first) and [(row["size"], row["seed"]) for row in rows] == [
+    assert "4 trainings, 2 of them done before" in done.stderr
+    rows = [json.loads(line) for line in lines()]
+    assert rows[0] == json.loads(first[0]) and [(row["size"], row["seed"]) for row in rows] == [
         (8, 0), (24, 0), (8, 1), (24, 1),
     ]  # fmt: skip
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))

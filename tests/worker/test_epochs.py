@@ -22,16 +22,16 @@ JOB: dict[str, Any] = {
 }  # fmt: skip
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(folder: Path, kind: str = "epoch") -> list[dict[str, Any]]:
     lines = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
-    return [row for row in lines if row["kind"] == "epoch"]
+    return [row for row in lines if row["kind"] == kind]
 
 
-def evaluate(cluster: Cluster, seconds: float) -> list[int]:
+def evaluate(cluster: Cluster, seconds: float, index: int = 0) -> list[int]:
     """Scores every checkpoint it is given, by its step; returns the steps."""
     client, steps = ChiefClient(f"127.0.0.1:{cluster.chief.port}", GIVE_UP_S), []
     while True:
-        found = client.next_checkpoint(steps[-1] if steps else -1)
+        found = client.next_checkpoint(steps[-1] if steps else -1, index)
         if found.directory:
             time.sleep(seconds)
             assert (Path(found.directory) / "manifest.json").exists(), "what is to be scored stays"
@@ -71,3 +71,31 @@ def test_without_an_evaluator_every_epoch_has_its_loss(tmp_path: Path) -> None:
     with serving(tmp_path, **JOB) as cluster:
         train(cluster)
     assert [(row["epoch"], math.isfinite(row["loss"])) for row in rows(tmp_path)] == [(e, True) for e in range(10)]
+
+
+def test_scores_of_two_evaluators_count_in_the_order_of_their_checkpoints(tmp_path: Path) -> None:
+    with serving(tmp_path, **JOB, expects_evaluator=True, num_evaluators=2) as cluster:
+        trained = cluster.pool.submit(train, cluster)
+        client = ChiefClient(f"127.0.0.1:{cluster.chief.port}", GIVE_UP_S)
+        first, second = (given(client, index) for index in range(2))
+        assert first < second, "each has its own"
+        client.report_score(Score(step=second, metrics={"val_loss": second}))
+        client.report_score(Score(step=second, metrics={"val_loss": 0.0}))
+        assert not rows(tmp_path, "score"), "the other one is being scored"
+        client.report_score(Score(step=first, metrics={"val_loss": first}))
+        assert [row["step"] for row in rows(tmp_path, "score")] == [first, second]
+        client.close()
+        scored = [cluster.pool.submit(evaluate, cluster, 0.02, index) for index in range(2)]
+        trained.result(60)
+        steps = sorted(step for one in scored for step in one.result(60))
+    found = rows(tmp_path, "score")
+    assert [row["step"] for row in found] == [first, second, *steps], "each once, in order"
+    assert all(row["val_loss"] == row["step"] for row in found)
+    assert [row["epoch"] for row in rows(tmp_path)] == list(range(10))
+
+
+def given(client: ChiefClient, index: int) -> int:
+    """Step of the first checkpoint that an evaluator is given."""
+    while not (found := client.next_checkpoint(-1, index)).directory:
+        pass  # the chief waits before it answers
+    return int(found.step)

@@ -94,6 +94,8 @@ def _recall(state: JobState, folder: RunFolder, shards: Shards) -> None:
     if journal is not None and journal.get("fingerprint") == shards.layout.fingerprint.hex():
         try:
             known.load(journal, time.monotonic())
+            for score in (*known.held, *([known.score] if known.score is not None else [])):
+                state.turns.scored(score.step)
             state.overlap.resume(bool(journal.get("overlap")))
             return
         except KeyError as error:

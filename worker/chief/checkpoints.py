@@ -66,7 +66,8 @@ class Checkpoints:
             return
         self._newest = saved
         with state.changed:
-            kept = state.journal_state.kept.union(self._scores.waiting, (one.step for one in state.unscored))
+            unscored = (one.step for one in state.unscored)
+            kept = state.journal_state.kept.union(self._scores.waiting, unscored, state.turns.steps)
         try:
             self._folder.keep(self._settings.keep_checkpoints, self._settings.keep_every_steps, kept)
         except OSError as error:

@@ -6,11 +6,12 @@ monotonic clock. The worker's reports carry their losses by epoch, so an epoch h
 Where a job asks for a checkpoint at the end of every epoch, an epoch of a few milliseconds would be over before the
 chief has heard of its end. So leases are granted only up to
 
-    (c + 1) * R + S positions,    c = min(epochs with a checkpoint, epochs with a score + `_UNSCORED`)
+    (c + 1) * R + S positions,    c = min(epochs with a checkpoint, epochs with a score + U)
 
-where R are the positions of an epoch and S = max(R / 2, (W + 1) * B) those of half an epoch, or of what W workers may
-hold in batches of B that are not full. Training waits for at most `_HOLD_S` at one limit. It waits for no checkpoint
-where an epoch takes a second or more, and for the evaluator only where scoring takes longer than an epoch.
+where R are the positions of an epoch, S = max(R / 2, (W + 1) * B) those of half an epoch, or of what W workers may hold
+in batches of B that are not full, and U is one more than there are evaluators. Training waits for at most `_HOLD_S` at
+one limit. It waits for no checkpoint where an epoch takes a second or more, and for evaluators only where scoring takes
+longer than an epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from typing import Any
 from downpour.model.data.epochs import ENDLESS, Epochs
 from downpour.proto import chief_pb2 as pb
 
-_UNSCORED = 2  # epochs whose checkpoints may wait for the evaluator
 _HOLD_S = 30.0  # the start of an evaluator on a busy machine takes as long
 _REPORTS_WITHIN_S = 3.0  # workers report every second
 _NO_SCORES = {"kind", "epoch", "step", "seconds", "loss"}  # of an entry
@@ -38,6 +38,7 @@ class EpochLog:
         every: Whether each epoch ends with a checkpoint.
         scored: Whether an evaluator scores it.
         num_workers: Workers that share an epoch.
+        num_evaluators: Evaluators that share the checkpoints.
         next: The first epoch that `take` has not returned.
     """
 
@@ -45,6 +46,7 @@ class EpochLog:
     every: bool = False
     scored: bool = False
     num_workers: int = 1
+    num_evaluators: int = 1
     next: int = 0
     _sums: dict[int, dict[tuple[int, int], tuple[int, float]]] = field(default_factory=dict)  # by worker, incarnation
     _ended: dict[int, tuple[float, float]] = field(default_factory=dict)  # epoch -> time, seconds of training
@@ -119,7 +121,7 @@ class EpochLog:
         done = self.epochs.of(checkpoint_step)
         if self.scored:
             scored = self.epochs.of(self._scores[-1][0]) if self._scores else 0
-            done = min(done, max(scored, self._begun) + _UNSCORED)
+            done = min(done, max(scored, self._begun) + 1 + self.num_evaluators)
         size, batch = self.epochs.num_positions, self.epochs.positions_in_step
         limit = (done + 1) * size + max(size // 2, (self.num_workers + 1) * batch)
         if granted < limit:

@@ -5,7 +5,7 @@ Guarded by the chief's lock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,12 @@ class JournalState:
     Attributes:
         coordinator: Workers, leases and progress.
         checkpoint: The newest checkpoint that this run has written or begun from.
-        score: The evaluator's newest score.
+        score: The newest score that was counted.
         losses: Losses of the shards' memory.
         resumed_from: Step of the checkpoint that the run began from.
         reactions: What callbacks have counted and decided.
-        offered: Step of the checkpoint that the evaluator was given last; 0 for none.
+        offered: Steps of the checkpoints that evaluators were given and have not scored yet.
+        held: Scores that wait for those of earlier checkpoints, by step.
     """
 
     coordinator: Coordinator
@@ -38,16 +39,31 @@ class JournalState:
     losses: list[Loss] = field(default_factory=list)
     resumed_from: int | None = None
     reactions: Reactions = field(default_factory=Reactions)
-    offered: int = 0
+    offered: set[int] = field(default_factory=set)
+    held: list[pb.Score] = field(default_factory=list)
 
     @property
     def kept(self) -> set[int]:
         """Steps of checkpoints that must stay: the best, and those that may become it, since they are being scored."""
         if not self.reactions.keeps_best:
             return set()
-        waiting = {self.offered, self.checkpoint.step if self.checkpoint else 0}
+        waiting = self.offered | {score.step for score in self.held} | {self.checkpoint.step if self.checkpoint else 0}
         best = {found["step"] for found in self.reactions.best.values()}
         return best | {step for step in waiting if step > self.reactions.observed}
+
+    def scored(self, score: pb.Score | None, pending: Collection[int]) -> list[pb.Score]:
+        """Adds a score, if there is a new one; returns those that are due, by step.
+
+        Args:
+            score: The new score.
+            pending: Steps of checkpoints that are being scored; scores of later ones wait for theirs.
+        """
+        scores = sorted([*self.held, *([score] if score is not None else [])], key=lambda one: one.step)
+        first = min(pending, default=None)
+        due = [one for one in scores if first is None or one.step < first]
+        self.held = scores[len(due) :]
+        self.score = due[-1] if due else self.score
+        return due
 
     def progress(self, now_s: float) -> dict[str, Any]:
         """Returns what a checkpoint holds of the chief's state, as JSON values."""
@@ -66,7 +82,8 @@ class JournalState:
             "losses": [vars(loss) for loss in self.losses],
             "resumed_from": self.resumed_from,
             "reactions": self.reactions.state(),
-            "offered": self.offered,
+            "offered": sorted(self.offered),
+            "held": [MessageToDict(score) for score in self.held],
         }
 
     def resume(self, saved: Checkpoint, now_s: float) -> None:
@@ -98,12 +115,14 @@ class JournalState:
             at = pb.NextCheckpointReply(**state["checkpoint"]) if state["checkpoint"] else None
             losses = [Loss(*(int(loss[key]) for key in ("shard", "version", "updates"))) for loss in state["losses"]]
             resumed_from = None if state["resumed_from"] is None else int(state["resumed_from"])
-            offered = int(state.get("offered", 0))
+            offered = state.get("offered", [])
+            offered = {int(step) for step in (offered if isinstance(offered, list) else [offered])}
+            held = [ParseDict(score, pb.Score()) for score in state.get("held", [])]
         except (KeyError, TypeError, ValueError, AttributeError, ParseError) as error:
             raise KeyError(f"not the state of a chief: {error!r}") from None
         reactions = _continued(self.reactions, state)
         self.coordinator.load(state["coordinator"], now_s, gap_s=state["gap_s"])
-        self.reactions, self.offered = reactions, offered
+        self.reactions, self.offered, self.held = reactions, offered, held
         self.score, self.checkpoint, self.losses, self.resumed_from = score, at, losses, resumed_from
 
 

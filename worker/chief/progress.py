@@ -29,9 +29,8 @@ def progress(settings: JobSettings, state: JobState, *, detailed: bool) -> pb.Pr
         found.lease_seconds = settings.lease_s
         found.checkpoint_every_steps = 0 if settings.checkpoint_every_epoch else settings.checkpoint_every_steps
         found.expects_evaluator = settings.expects_evaluator
-        if state.evaluator_heard_s is not None:
-            found.evaluator_silent_seconds = now - state.evaluator_heard_s
         found.events.extend(state.events)
+        found.evaluators.extend(state.turns.progress(now))
         reply.details.CopyFrom(found)
     return reply
 
@@ -65,8 +64,8 @@ def as_json(reply: pb.ProgressReply) -> dict[str, Any]:
         "input_bound": {
             str(worker.index): round(worker.input_share, 3) for worker in more.workers if worker.input_share > LIMIT
         },
-        "evaluator": _of_evaluator(more),
         "workers": [_of_worker(worker) for worker in more.workers],
+        "evaluators": _of_evaluators(more),
         "shards": [_of_shard(index, shard) for index, shard in enumerate(more.shards)],
         "events": [
             {"time": event.time, "step": event.step, "event": event.kind, "text": event.text} for event in more.events
@@ -88,14 +87,6 @@ def _of_checkpoint(more: pb.ProgressReply.Details) -> dict[str, Any]:
     }
 
 
-def _of_evaluator(more: pb.ProgressReply.Details) -> dict[str, Any] | None:
-    """None for a job without one; one that scores is silent until it has the score."""
-    silent = more.evaluator_silent_seconds
-    if silent < 0:
-        return {"state": "expected", "silent_seconds": None} if more.expects_evaluator else None
-    return {"state": "running", "silent_seconds": round(silent, 1)}
-
-
 def _of_worker(worker: pb.ProgressReply.Worker) -> dict[str, Any]:
     return {
         "worker": worker.index,
@@ -113,6 +104,25 @@ def _of_worker(worker: pb.ProgressReply.Worker) -> dict[str, Any]:
         "seconds": {part: round(value, 3) for part, value in worker.seconds.items()},
         "bytes_pulled": worker.bytes_pulled,
         "bytes_pushed": worker.bytes_pushed,
+    }
+
+
+def _of_evaluators(more: pb.ProgressReply.Details) -> list[dict[str, Any]]:
+    """Those that have been heard of; one that is `expected` where none has been; none for a job without."""
+    expected = {"evaluator": 0, "state": "expected", "step": None, "seconds": None, "scored": 0, "silent_seconds": None}
+    found = [_of_evaluator(evaluator) for evaluator in more.evaluators]
+    return found or ([expected] if more.expects_evaluator else [])
+
+
+def _of_evaluator(evaluator: pb.ProgressReply.Evaluator) -> dict[str, Any]:
+    state = pb.ProgressReply.Evaluator.State.Name(evaluator.state).removeprefix("STATE_").lower()
+    return {
+        "evaluator": evaluator.index,
+        "state": state,
+        "step": evaluator.step if state == "scoring" else None,
+        "seconds": round(evaluator.seconds, 1),
+        "scored": evaluator.scored,
+        "silent_seconds": round(evaluator.silent_seconds, 1),
     }
 
 

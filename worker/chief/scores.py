@@ -1,4 +1,7 @@
-"""Takes the evaluator's scores: callbacks decide, and the history and own callbacks are told.
+"""Takes the evaluators' scores: callbacks decide, and the history and own callbacks are told.
+
+Scores count in the order of their checkpoints, whichever evaluator ends first: one whose predecessor is still being
+scored waits, in the journal.
 
 Threads: the service's threads call `take`, the chief's main thread the rest.
 """
@@ -6,6 +9,7 @@ Threads: the service's threads call `take`, the chief's main thread the rest.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,6 +44,8 @@ class Scores:
     def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder, events: Events) -> None:
         self._settings, self._state, self._folder, self._events = settings, state, folder, events
         self.evaluated: Callable[[Mapping[str, Any]], None] = lambda evaluation: None
+        self._in_order = threading.Lock()  # held until a score is in the history
+        self._illustrations: dict[int, pb.Illustration] = {}  # by step, until the score is in the history; as above
         # Guarded by `changed`:
         self._logs: dict[str, float] = {}  # of the checkpoint observed last
         self._telling = 0  # scores that are not in the history yet
@@ -47,29 +53,55 @@ class Scores:
         self._losses: list[tuple[int, float]] = []  # ends of epochs, and their losses, that wait for a checkpoint
 
     def take(self, score: pb.Score) -> None:
-        """Records a score that the evaluator reports.
+        """Records a score that an evaluator reports.
 
         Raises:
             NotReady: See `JobState.ready`.
         """
-        state, metrics = self._state, dict(score.metrics)
-        with state.journaled():
-            state.ready()
-            state.journal_state.score = _without_illustration(score)
-            state.coordinator.epochs.score(score.step, metrics)
-            state.unscored = [one for one in state.unscored if one.step > score.step]
-            seconds = round(state.coordinator.time.train_s(time.monotonic()), 2)
-            seen = self._observe(score.step, metrics)
+        state = self._state
+        with self._in_order:
+            with state.journaled():
+                state.ready()
+                if not state.turns.scored(score.step):
+                    return
+                state.unscored = [one for one in state.unscored if one.step != score.step]
+                if score.illustration.ByteSize():
+                    self._illustrations[score.step] = score.illustration
+                due = self._due(state.journal_state.scored(_without_illustration(score), state.turns.steps))
+            self._note(due)
+
+    def count(self, *, everything: bool = False) -> None:
+        """Counts scores that no earlier one will precede any more, or everything that there is."""
+        state = self._state
+        if not state.journal_state.held:  # unlocked: what is added just now is counted by who adds it
+            return
+        with self._in_order:
+            with state.journaled():
+                due = self._due(state.journal_state.scored(None, () if everything else state.turns.steps))
+            self._note(due)
+
+    def _due(self, scores: Sequence[pb.Score]) -> list[tuple[pb.Score, float, Observation]]:
+        """Has callbacks count scores; the lock is held."""
+        coordinator, due = self._state.coordinator, []
+        for score in scores:
+            coordinator.epochs.score(score.step, dict(score.metrics))
+            seconds = round(coordinator.time.train_s(time.monotonic()), 2)
+            due.append((score, seconds, self._observe(score.step, score.metrics)))
             self._telling += 1
-        try:
-            self._folder.note({"kind": "score", "step": score.step, "seconds": seconds, **metrics})
-            if score.illustration.ByteSize():
-                self.evaluated({"step": score.step, "seconds": seconds, **_shown(score.illustration)})
-            self._tell(score.step, seconds, seen)
-        finally:
-            with state.changed:
-                self._telling -= 1
-                state.changed.notify_all()
+        return due
+
+    def _note(self, due: Sequence[tuple[pb.Score, float, Observation]]) -> None:
+        """Adds scores and what follows from them to the history."""
+        for score, seconds, seen in due:
+            try:
+                self._folder.note({"kind": "score", "step": score.step, "seconds": seconds, **score.metrics})
+                if (shown := self._illustrations.pop(score.step, None)) is not None:
+                    self.evaluated({"step": score.step, "seconds": seconds, **_shown(shown)})
+                self._tell(score.step, seconds, seen)
+            finally:
+                with self._state.changed:
+                    self._telling -= 1
+                    self._state.changed.notify_all()
 
     def written(self, saved: Checkpoint) -> None:
         """Has callbacks hear of a checkpoint; without an evaluator, loss and rate are all that they follow."""
@@ -108,7 +140,8 @@ class Scores:
                     "no evaluator connected within %.0f s; start without one by --noevaluator", _COMES_WITHIN_S
                 )
         elif not state.wait(scored, _SCORE_WITHIN_S):
-            logging.warning("the evaluator did not score the last checkpoint within %.0f s", _SCORE_WITHIN_S)
+            logging.warning("the last checkpoint was not scored within %.0f s", _SCORE_WITHIN_S)
+        self.count(everything=True)
 
     def finish(self) -> None:
         """Tells own callbacks that training is over, and waits for them."""

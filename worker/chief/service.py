@@ -85,22 +85,29 @@ class Service(chief_pb2_grpc.ChiefServicer):
         """See `downpour/proto/chief.proto`."""
         state = self._state
         self._settings.check_job("the evaluator", request.job or self._settings.job)
-        over = (pb.ProgressReply.STATE_DONE, pb.ProgressReply.STATE_FAILED)
+        over, turns = (pb.ProgressReply.STATE_DONE, pb.ProgressReply.STATE_FAILED), state.turns
 
         def found() -> pb.NextCheckpointReply | None:
             newest = state.journal_state.checkpoint
             saved = [*state.unscored, *([newest] if newest is not None else [])]
-            return next((one for one in saved if one.step > request.after_step), None)
+            return turns.next(request.evaluator, saved, time.monotonic())
 
         with state.changed:
             state.evaluator_heard_s = time.monotonic()
-            state.unscored = [one for one in state.unscored if one.step > request.after_step]
-        if not request.job:  # else it is asked for nothing but the comparison
-            state.wait(lambda: found() is not None or state.phase in over, _CHECKPOINT_WITHIN_S)
+            if request.job:  # it is asked for nothing but the comparison
+                return pb.NextCheckpointReply()
+            if request.HasField("scoring"):
+                turns.renew(request, time.monotonic())
+                return pb.NextCheckpointReply()
+            turns.ask(request, time.monotonic())
+            state.unscored = [one for one in state.unscored if one.step > turns.after or one.step in turns.steps]
+        self._scores.count()  # those that waited for a checkpoint that was passed over
+        state.wait(lambda: found() is not None or state.phase in over, _CHECKPOINT_WITHIN_S)
         with state.changed:
             saved = found()
             if saved is not None:
-                state.journal_state.offered = saved.step
+                turns.give(request.evaluator, saved, time.monotonic())
+            state.journal_state.offered = turns.steps
             return saved or pb.NextCheckpointReply(stop=state.phase in over)
 
     def ReportScore(self, request: pb.Score, context: grpc.ServicerContext) -> pb.ReportScoreReply:

@@ -41,6 +41,7 @@ class JobSettings:
         resume: Whether empty shards begin with the newest checkpoint of an earlier run: `no`, `yes`, or `if_any`.
         description: Description of the job, stored in every checkpoint.
         max_workers: Exclusive limit of a worker's index, if above num_workers.
+        num_evaluators: Expected evaluators, which determine how far training may be ahead of scores.
         expects_evaluator: Whether to wait for an evaluator that has not connected when training is over.
         overwrite: Whether a new run may remove what an earlier one has left in its folder.
         job_id: Id of a run that begins, the same for every start of its chief; empty for a random one. A run that is
@@ -75,6 +76,7 @@ class JobSettings:
     description: Mapping[str, Any] = field(default_factory=dict)
     max_workers: int = 0
     expects_evaluator: bool = False
+    num_evaluators: int = 1
     overwrite: bool = False
     job_id: str = ""
     job: Mapping[str, str] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from downpour.worker.chief.overlap import OverlapChoice
 from downpour.worker.chief.reactions import Reactions
 from downpour.worker.chief.settings import JobSettings
 from downpour.worker.chief.training_time import TrainingTime
+from downpour.worker.chief.turns import Turns
 from downpour.worker.chief.windows import Windows
 
 LOOK_EVERY_S = 1.0
@@ -49,7 +50,8 @@ class JobState:
         fingerprint: Fingerprint of the layout, set before `layout`.
         job_id: Id of the job, set before `layout`.
         phase: Phase of the job.
-        unscored: Checkpoints of epochs that wait for the evaluator, by step.
+        unscored: Checkpoints of epochs that wait for an evaluator, or are being scored, by step.
+        turns: Which evaluator scores which checkpoint.
         lease_waits: Whether a worker waits for a lease until an epoch has its checkpoint; set by the service.
         overlap: Whether workers overlap, where the job leaves it open; only then updated.
         evaluator_heard_s: When an evaluator last requested a checkpoint; None if none has.
@@ -73,9 +75,11 @@ class JobState:
                 settings.checkpoint_every_epoch,
                 settings.expects_evaluator,
                 settings.num_workers,
+                settings.num_evaluators,
             ),
         )
         self.unscored: list[pb.NextCheckpointReply] = []
+        self.turns = Turns(settings.lease_s)
         self.lease_waits = False
         counted = "epochs" if settings.checkpoint_every_epoch else "scored checkpoints"
         reactions = Reactions(settings.callbacks, settings.epochs, counted)

@@ -2,14 +2,23 @@
 
 The scores of further sets of held-out examples have their names, `val_NAME_loss`.
 
-Threads: one. TensorFlow is allowed here.
+Several evaluators share the checkpoints: the chief gives each to one of them, which scores it whole.
+
+Threads: one, and beside it one that tells the chief every second that a checkpoint is being scored. TensorFlow is
+allowed here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import math
+import secrets
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,6 +38,7 @@ from downpour.worker.exchange.clients import ChiefClient
 from downpour.worker.step.forward import Loss
 
 _ASK_EVERY_S = 0.05  # the chief waits for a checkpoint before it answers that there is none
+_TELL_EVERY_S = 1.0  # that a checkpoint is being scored
 
 
 class Evaluator:
@@ -130,18 +140,22 @@ class Evaluator:
 
 
 def run(
-    evaluator: Evaluator, chief: ChiefClient, scored: Callable[[int, float, int, int], None] = lambda *_: None
+    evaluator: Evaluator,
+    chief: ChiefClient,
+    scored: Callable[[int, float, int, int], None] = lambda *_: None,
+    index: int = 0,
 ) -> None:
-    """Scores each new checkpoint and reports it to the chief, until the last one.
+    """Scores each checkpoint that the chief gives, and reports its score, until the last one.
 
     Args:
         evaluator: Scores them.
         chief: The chief.
         scored: Called with each one's step, the seconds that it took, and the records read and skipped.
+        index: Index among the job's evaluators.
     """
-    step = -1
+    step, incarnation = -1, secrets.randbits(63)
     while True:
-        found = chief.next_checkpoint(step)
+        found = chief.next_checkpoint(step, index, incarnation)
         if not found.directory:
             if found.stop:
                 return
@@ -150,7 +164,8 @@ def run(
         step, directory = found.step, found.directory
         began_s = time.monotonic()
         try:
-            metrics_, counts = evaluator.score(directory)
+            with _telling(functools.partial(chief.scoring, step, index, incarnation, _TELL_EVERY_S)):
+                metrics_, counts = evaluator.score(directory)
         except ValueError as error:
             whole = _is_whole(directory)
             if found.last or (whole and not isinstance(error, Damaged)):
@@ -160,7 +175,9 @@ def run(
             else:
                 logging.warning("the chief removed the checkpoint of step %d before it was read", step)
             continue
-        logging.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics_.items()))
+        seconds = time.monotonic() - began_s
+        text = ", ".join(f"{name} {value:.4g}" for name, value in metrics_.items())
+        logging.info("step %d: %s; %d examples in %.1f s", step, text, counts.read, seconds)
         chief.report_score(
             Score(
                 step=step,
@@ -171,9 +188,27 @@ def run(
                 illustration=evaluator.illustration(),
             )
         )
-        scored(step, time.monotonic() - began_s, counts.read, counts.skipped)
+        scored(step, seconds, counts.read, counts.skipped)
         if found.last:
             return
+
+
+@contextlib.contextmanager
+def _telling(tell: Callable[[], None]) -> Iterator[None]:
+    """Calls a function every second while the block lasts."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(_TELL_EVERY_S):
+            tell()
+
+    thread = threading.Thread(target=repeat, name="telling", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _is_whole(directory: str) -> bool:

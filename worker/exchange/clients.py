@@ -269,9 +269,24 @@ class ChiefClient:
         reply: chief_pb2.LeaseReply = self._call(self._stub.Lease, request)
         return Lease(reply.epoch, reply.start, reply.stop)
 
-    def next_checkpoint(self, after_step: int) -> chief_pb2.NextCheckpointReply:
-        """Returns the newest checkpoint after a step, with an empty directory if there is none."""
-        return self._call(self._stub.NextCheckpoint, chief_pb2.NextCheckpointRequest(after_step=after_step))
+    def next_checkpoint(
+        self, after_step: int, evaluator: int = 0, incarnation: int = 0
+    ) -> chief_pb2.NextCheckpointReply:
+        """Returns a checkpoint to score, with an empty directory if there is none.
+
+        Args:
+            after_step: Step of the one that this evaluator was given last, which it has scored or passed over; -1 for
+                none.
+            evaluator: Its index.
+            incarnation: Random number of its process.
+        """
+        request = chief_pb2.NextCheckpointRequest(after_step=after_step, evaluator=evaluator, incarnation=incarnation)
+        return self._call(self._stub.NextCheckpoint, request)
+
+    def scoring(self, step: int, evaluator: int, incarnation: int, within_s: float) -> None:
+        """Says once that an evaluator is still scoring the checkpoint of a step; a failure is ignored."""
+        request = chief_pb2.NextCheckpointRequest(evaluator=evaluator, incarnation=incarnation, scoring=step)
+        _once(self._stub.NextCheckpoint, request, within_s)
 
     def check_job(self, job: Mapping[str, str]) -> None:
         """Compares the job of this process, its fields and their values, with the chief's.

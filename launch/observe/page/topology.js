@@ -2,10 +2,10 @@
 // with a sign, so that no state is told by its colour alone; of many processes, those of one state share a row.
 "use strict";
 
-const WORST = { lost: 0, silent: 0, failed: 0, empty: 1, slow: 1, hot: 1, expected: 1, running: 2, ready: 2, finished: 3 };
+const WORST = { lost: 0, silent: 0, failed: 0, empty: 1, slow: 1, hot: 1, expected: 1, running: 2, ready: 2, scoring: 2, waiting: 3, finished: 3 };
 const SIGNS = {
   lost: ["✕ ", "bad"], silent: ["✕ ", "bad"], empty: ["! ", "warn"], expected: ["… ", "warn"], running: ["✓ ", "good"], ready: ["✓ ", "good"],
-  slow: ["! ", "warn"], hot: ["! ", "warn"], training: ["✓ ", "good"], scoring: ["✓ ", "good"], done: ["✓ ", "good"], failed: ["✕ ", "bad"], preparing: ["… ", "warn"], finished: ["✓ ", "plain"],
+  slow: ["! ", "warn"], hot: ["! ", "warn"], training: ["✓ ", "good"], scoring: ["✓ ", "good"], waiting: ["✓ ", "good"], done: ["✓ ", "good"], failed: ["✕ ", "bad"], preparing: ["… ", "warn"], finished: ["✓ ", "plain"],
 };
 
 const CELL = { width: 64, height: 42, gap: 6 }, SIDE = 24, PAD = 8, TITLE = 20, MOST_ROWS_OF_CELLS = 4, LETTER = 7;
@@ -77,7 +77,7 @@ function panel(svg, y, width, title, all, index, state, line) {
 
 function showTopology(status) {
   const holder = byId("topology"), width = Math.max(280, Math.floor(holder.clientWidth));
-  const { workers, shards, evaluator } = status, noted = new Map();
+  const { workers, shards, evaluators = [] } = status, noted = new Map();
   for (const one of status.findings || []) {
     if (one.kind === "slow_worker") noted.set(one.subject, "slow");
     if (one.kind === "hot_shard") noted.set(one.subject, "hot");
@@ -85,11 +85,13 @@ function showTopology(status) {
   const stateIn = (role) => (one) => (["running", "ready"].includes(one.state) && noted.get(`${role} ${one[role]}`)) || one.state;
   const pushed = `${bytes(sum(shards.map((one) => one.bytes_received_per_second)))}/s`;
   const pulled = `${bytes(sum(shards.map((one) => one.bytes_sent_per_second)))}/s`;
-  const heard = evaluator && (evaluator.silent_seconds === null ? "has not come" : evaluator.silent_seconds < 3 ? "waits" : `busy ${duration(evaluator.silent_seconds)}`);
+  const one = evaluators.length === 1 && evaluators[0], worst = evaluators.length && statesOf(evaluators, "evaluator")[0][0];
+  const does = !one ? statesText(evaluators, "evaluator", undefined, 0) : one.state === "expected" ? "has not come" : one.state === "scoring" ? `scores ${duration(one.seconds)}` : one.state;
   const svg = make("svg", { role: "img" }), gap = 44, tall = 52;
   box(svg, 0, 1, 0.42 * width, CELL.height, status.state, "Chief", status.state);
-  if (evaluator) {
-    box(svg, 0.64 * width, 1, 0.36 * width - 1, CELL.height, evaluator.state, "Evaluator", heard);
+  if (evaluators.length) {
+    const name = one ? "Evaluator" : `Evaluators: ${number(evaluators.length)}`;
+    box(svg, 0.64 * width, 1, 0.36 * width - 1, CELL.height, worst, name, does);
     arrow(svg, [[0.64 * width - 3, 22], [0.42 * width + 3, 22]], ["scores"], [0.53 * width - 20, 15]);
   }
   let y = CELL.height + 2;
@@ -105,7 +107,7 @@ function showTopology(status) {
   y += panel(svg, y, width, `Shards: ${number(shards.length)}`, shards, "shard", stateIn("shard"), (one) => (one.state === "ready" && pushOf(one) ? `${ms(pushOf(one))} ms` : one.state));
   svg.setAttribute("viewBox", `0 0 ${width} ${y + 1}`);
   const told = [
-    `the chief is ${status.state}`, ...(evaluator ? [`the evaluator ${evaluator.silent_seconds === null ? heard : `is ${evaluator.state}`}`] : []),
+    `the chief is ${status.state}`, ...(one ? [`the evaluator ${does}`] : evaluators.length ? [`evaluators: ${statesText(evaluators, "evaluator", undefined, 8)}`] : []),
     `workers: ${statesText(workers, "worker", stateIn("worker"), 8) || "none"}`, `shards: ${statesText(shards, "shard", stateIn("shard"), 8) || "none"}`,
     `workers push ${pushed} to the shards and pull ${pulled}`,
   ];

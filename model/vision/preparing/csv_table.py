@@ -30,6 +30,7 @@ from pathlib import Path
 from downpour.model.vision.labels import LabelTree
 from downpour.model.vision.preparing.items import HELDOUT, TRAIN, Item
 
+_HOW_TO_WRITE = "give every field its comma, and quotes to one that holds a comma"
 _SEPARATOR = "|"
 _NEEDED = ("image", "label")
 _COLUMNS = (*_NEEDED, "confidence", "split", "parent", "id")
@@ -130,7 +131,10 @@ class CsvTable:
             raise self._wrong(line, f"split is {given!r}; give {', '.join(filter(None, _SPLITS))}, or nothing")
         picture = found.setdefault(image, _Picture(name, line, _SPLITS[given]))
         if (picture.name, picture.split) != (name, _SPLITS[given]):
-            raise self._wrong(line, f"{image} has another id or split than in line {picture.line}")
+            what = "split" if picture.name == name else "id"
+            raise self._wrong(
+                line, f"{image} has another {what} than in line {picture.line}; give every row of it the same"
+            )
         labels = [label.strip() for label in row["label"].split(_SEPARATOR)]
         confidences = self._confidences(line, row.get("confidence", ""), len(labels))
         for label, confidence in zip(labels, confidences, strict=True):
@@ -145,7 +149,7 @@ class CsvTable:
             raise self._wrong(line, "a label is empty")
         if self._tree is not None and label not in self._known:
             near = difflib.get_close_matches(label, self._known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "; correct it, or add it to the tree"
             raise self._wrong(line, f"label {label!r} is not in the tree of {len(self._known)} labels{hint}")
 
     @cached_property
@@ -184,7 +188,9 @@ class CsvTable:
                 columns = [name.strip().lower() for name in fields]
                 self._check_columns(line, columns)
             elif len(fields) != len(columns):
-                raise self._wrong(line, f"{len(fields)} fields, but the table has {len(columns)} columns")
+                raise self._wrong(
+                    line, f"{len(fields)} fields, but the table has {len(columns)} columns; {_HOW_TO_WRITE}"
+                )
             else:
                 yield line, {name: each.strip() for name, each in zip(columns, fields, strict=True)}
         if not columns:
@@ -210,7 +216,7 @@ class CsvTable:
         try:
             (fields,) = csv.reader([text], strict=True)
         except csv.Error as error:
-            raise self._wrong(number, f"a stray quote ({error})") from error
+            raise self._wrong(number, f"a stray quote ({error}); close it, or take it out") from error
         # A field that holds a quote was quoted, so the line has at least its two, and two for each within it.
         within = sum(each.count('"') for each in fields)
         if text.count('"') < 2 * within + 2 * sum('"' in each for each in fields):

@@ -280,3 +280,19 @@ def test_comments_say_why(plain: Path) -> None:
 def test_a_recipe_too_large_for_a_config_map_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1,048,576"):
         command.files(deployment_of(job_of(tmp_path), recipe_text="#" * (1 << 20)))
+
+
+def test_several_evaluators_are_pods_of_one_job_and_told_their_index(tmp_path: Path) -> None:
+    overrides = ("cluster.num_evaluators=3",)
+    out = write_all(deployment_of(job_of(tmp_path, *overrides), overrides=overrides), tmp_path / "out")
+    spec = find(build(out / "base"), "Job", "tiny-evaluator")["spec"]
+    assert (spec["completions"], spec["parallelism"]) == (3, 3) and spec["successPolicy"]["rules"] == [
+        {"succeededCount": 1}
+    ]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["command"][-1] == "--index=$(JOB_COMPLETION_INDEX)"
+    assert "--set=cluster.num_evaluators=3" in container["command"]
+    (tfjob,) = (document for document in build(out / "tfjob") if document["kind"] == "TFJob")
+    assert tfjob["spec"]["tfReplicaSpecs"]["Evaluator"]["replicas"] == 3
+    for document in every_document(out):
+        schemas_of.check(document)

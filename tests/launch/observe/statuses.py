@@ -19,6 +19,14 @@ def worker(index: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+def evaluator(index: int, **changes: Any) -> dict[str, Any]:
+    """An evaluator that has scored for 3 s."""
+    return {
+        **{"evaluator": index, "state": "scoring", "step": 700, "seconds": 3.0, "scored": 6, "silent_seconds": 0.3},
+        **changes,
+    }
+
+
 def shard(index: int, **changes: Any) -> dict[str, Any]:
     """A shard that receives 15 pushes a second of a megabyte."""
     return {
@@ -42,7 +50,7 @@ def status(num_workers: int = 2, num_shards: int = 3, **changes: Any) -> dict[st
         **{"seconds_per_step": {"input": 0.004, "pull": 0.01, "compute": 0.1, "push": 0.016, "wait": 0.026}},
         **{"checkpoint": {"step": 700, "directory": "runs/mine/checkpoints/step-700", "age_seconds": 6.5}},
         **{"checkpoint_every_steps": 100, "lease_seconds": 30.0},
-        **{"evaluator": {"state": "running", "silent_seconds": 0.3}},
+        **{"evaluators": [evaluator(0)]},
         **{"failure": "", "faults": {}, "input_bound": {}},
         **{"workers": [worker(index) for index in range(num_workers)]},
         **{"shards": [shard(index) for index in range(num_shards)]},

@@ -25,6 +25,7 @@ def test_master_is_a_chief_and_the_evaluator_needs_no_place_in_the_cluster():
     assert (where.chief, role) == ("m:1", "chief")
     where, role, _ = topology.from_tf_config(tf_config(("evaluator", 0)))
     assert (where.evaluator, role) == (True, "evaluator")
+    assert topology.from_tf_config(tf_config(("evaluator", 1)))[1:] == ("evaluator", 1), "one of several"
 
 
 @pytest.mark.parametrize(

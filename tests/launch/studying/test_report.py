@@ -95,3 +95,7 @@ def test_a_score_that_is_not_there_is_refused_by_name() -> None:
 def test_a_plot_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--plot=a\.jpg; give a file that ends with \.svg, \.png, \.pdf"):
         report.check_drawable(Path("a.jpg"))
+
+
+def test_what_the_decimals_do_not_show_has_no_minus() -> None:
+    assert [report._signed(value) for value in (-1e-6, -0.00016, 0.5)] == ["+0.0000", "-0.0002", "+0.5000"]

@@ -56,7 +56,7 @@ def test_journals_count_examples_as_they_did_when_they_called_them_images() -> N
 def test_what_callbacks_have_counted_is_handed_on_and_is_in_checkpoints() -> None:
     reactions = Reactions((KeepBest(), ReduceOnPlateau(patience=1)), Epochs(10, 1))
     before = known()
-    before.reactions, before.offered = reactions, 30
+    before.reactions, before.offered = reactions, {30}
     for step, value in ((10, 1.0), (20, 2.0)):
         reactions.scored(step, {"val_loss": value}, 0.1, (0, 0.0), over=False)
     before.checkpoint = pb.NextCheckpointReply(directory="/runs/step-40", step=40)

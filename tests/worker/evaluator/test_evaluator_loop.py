@@ -14,6 +14,7 @@ from downpour.ps.checkpoint import manifest as checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged, ShardFile
 from downpour.ps.layout import Variable, lay_out
 from downpour.worker.evaluator import evaluator
+from tests.conftest import wait_until
 
 
 def write_checkpoint(folder: Path, step: int) -> str:
@@ -36,9 +37,14 @@ class Chief:
             for step in (10, 20, 30)
         ]
         self.scored: list[int] = []
+        self.told: list[int] = []  # steps that an evaluator says it is scoring
 
-    def next_checkpoint(self, after_step: int) -> NextCheckpointReply:
+    def next_checkpoint(self, after_step: int, evaluator: int, incarnation: int) -> NextCheckpointReply:
+        assert evaluator == 0 < incarnation
         return next(offer for offer in self.offers if offer.step > after_step)
+
+    def scoring(self, step: int, evaluator: int, incarnation: int, within_s: float) -> None:
+        self.told.append(step)
 
     def report_score(self, score: Score) -> None:
         self.scored.append(score.step)
@@ -99,3 +105,11 @@ def test_an_error_that_has_another_reason_is_raised(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="2 of 3 records"):
         run(tmp_path, "step-20", fail)
+
+
+def test_the_chief_is_told_that_a_checkpoint_is_being_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluator, "_TELL_EVERY_S", 0.01)
+    chief: Any = Chief(tmp_path)
+    scorer: Any = Evaluator("step-20", lambda directory: wait_until(lambda: len(chief.told) >= 2, "to be told twice"))
+    evaluator.run(scorer, chief)
+    assert chief.scored == [10, 20, 30] and 20 in chief.told

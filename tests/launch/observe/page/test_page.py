@@ -99,7 +99,7 @@ def test_two_hundred_workers_are_readable(browser: Any, large: Run, scheme: str,
     assert rows.nth(1).locator("th").inner_text() == "150"
     assert page.locator("#workers-states").inner_text() == "1 lost: 7; 199 running: 0\u20136, 8\u2013199"
     assert page.locator("#topology svg").get_attribute("aria-label") == (
-        "Topology: the chief is training; the evaluator is running; workers: 1 lost: 7; 1 slow: 150; 198 running; "
+        "Topology: the chief is training; the evaluator scores 3 s; workers: 1 lost: 7; 1 slow: 150; 198 running; "
         "shards: 1 silent: 3; 23 ready; workers push 370 MB/s to the shards and pull 739 MB/s"
     )
     assert page.locator("#topology .box").count() == (2 + 3 + 2 if width == 360 else 2 + 3 + 24)
@@ -139,7 +139,7 @@ def test_the_picture_of_the_processes_says_the_state_of_each(browser: Any, tmp_p
     assert page.evaluate(CUT_OFF) == [] and page.errors == []
     hint = page.locator("#topology-rules").inner_text().replace("\u00a0", " ")
     assert "Who has not reported for 30 s, its lease, counts as lost. A checkpoint is due every 100 steps." in hint
-    run.status |= {"evaluator": None, "workers": [], "shards": [], "state": "preparing"}
+    run.status |= {"evaluators": [], "workers": [], "shards": [], "state": "preparing"}
     page.wait_for_selector("#topology text:has-text('none known yet')")
     assert page.locator("#topology .box").all_text_contents() == ["… Chiefpreparing"] and violations(page) == []
     page.close()
