@@ -13,12 +13,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import keras
 import numpy as np
