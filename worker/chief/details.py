@@ -71,7 +71,6 @@ def details(
         ),
         staleness_histogram=staleness_counts([status for _, status in shards if status]),
         checkpoint_age_seconds=-1.0,
-        evaluator_silent_seconds=-1.0,
     )
 
 
