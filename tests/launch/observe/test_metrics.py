@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import subprocess
 import sys
@@ -18,7 +19,6 @@ from downpour.launch.observe.metrics.server import MetricsServer
 from downpour.launch.observe.metrics.shard import add_staleness
 from downpour.launch.roles import metrics
 from downpour.launch.roles.config import Access
-from tests.launch.fleet import free_ports
 from tests.launch.jobs import write_recipe
 
 
@@ -151,7 +151,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_the_file_of_targets_says_who_is_where(tmp_path: Path) -> None:
-    [port] = free_ports(1)
-    targets.write(tmp_path, {"chief": port, "worker/3": port + 1})
-    assert (tmp_path / targets.FILE).read_text().count('"targets"') == 2
-    assert f'"127.0.0.1:{port + 1}"' in (tmp_path / targets.FILE).read_text()
+    targets.write(tmp_path, {"chief": "127.0.0.1:9100", "worker/3": "host-3:9101"})
+    assert json.loads((tmp_path / targets.FILE).read_text()) == [
+        {"targets": ["127.0.0.1:9100"], "labels": {"run": tmp_path.name, "role": "chief", "index": "0"}},
+        {"targets": ["host-3:9101"], "labels": {"run": tmp_path.name, "role": "worker", "index": "3"}},
+    ]

@@ -65,7 +65,8 @@ def large(tmp_path: Path) -> Iterator[Run]:
     shards[3] = statuses.shard(3, state="silent")
     events = [statuses.event("worker_joined", index, f"worker {index} has joined") for index in range(199)]
     events.append({"time": time.time() + 86400 * 365, "step": 800, "event": "worker_lost", "text": HOSTILE})
-    run = Run(tmp_path, workers=workers, shards=shards, events=events)
+    evaluators = [statuses.evaluator(0), statuses.evaluator(1, state="lost", silent_seconds=40.0)]
+    run = Run(tmp_path, workers=workers, shards=shards, events=events, evaluators=evaluators)
     run.status["staleness_histogram"] = [10 * min(i, 400 - i) for i in range(400)]
     yield run
     run.close()
@@ -99,7 +100,8 @@ def test_two_hundred_workers_are_readable(browser: Any, large: Run, scheme: str,
     assert rows.nth(1).locator("th").inner_text() == "150"
     assert page.locator("#workers-states").inner_text() == "1 lost: 7; 199 running: 0\u20136, 8\u2013199"
     assert page.locator("#topology svg").get_attribute("aria-label") == (
-        "Topology: the chief is training; the evaluator scores 3 s; workers: 1 lost: 7; 1 slow: 150; 198 running; "
+        "Topology: the chief is training; evaluators: 1 lost: 1; 1 scoring: 0; "
+        "workers: 1 lost: 7; 1 slow: 150; 198 running; "
         "shards: 1 silent: 3; 23 ready; workers push 370 MB/s to the shards and pull 739 MB/s"
     )
     assert page.locator("#topology .box").count() == (2 + 3 + 2 if width == 360 else 2 + 3 + 24)
@@ -132,7 +134,7 @@ def test_the_picture_of_the_processes_says_the_state_of_each(browser: Any, tmp_p
     page.wait_for_selector("#topology .box")
     found = [" ".join(text.split()) for text in page.locator("#topology .box").all_text_contents()]
     assert found == [
-        "✓ Chieftraining", "✓ Evaluatorwaits", "worker 0: running✓ 00.13 s", "worker 1: lost✕ 1lost",
+        "✓ Chieftraining", "✓ Evaluatorscores 3 s", "worker 0: running✓ 00.13 s", "worker 1: lost✕ 1lost",
         "worker 2: slow! 20.53 s", "worker 3: expected… 3expected", "worker 4: finished✓ 4finished",
         *(f"shard {index}: ready✓ {index}5.2 ms" for index in range(3)),
     ]  # fmt: skip
