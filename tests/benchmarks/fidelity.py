@@ -202,6 +202,9 @@ def draw(runs: Sequence[Run], file: Path) -> None:
                 if counts:
                     panel.plot(counts, means, mark, label=f"{how}, {treatment}")
         panel.set(xscale="log", xlabel="workers", ylabel=_SCORE[data], title=data)
+        numbers = sorted({run.workers for run in mine if run.how != _PLAIN})
+        panel.set_xticks(numbers, [str(number) for number in numbers])
+        panel.minorticks_off()
         panel.legend(fontsize=8)
     figure.savefig(file)
 

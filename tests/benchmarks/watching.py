@@ -60,6 +60,8 @@ def _main() -> int:
     for pair, speed, cost in zip(rounds, speeds, costs, strict=True):
         rates = {name: pair[name]["examples_per_second"] for name in pair}
         print(f"{rates}: speed {speed:.3f}, processor time {cost:.3f}, looks {pair['watched']['looks']}", flush=True)
+        for name, summary in pair.items():
+            print(f"  {name}, processor seconds: {summary['processor_seconds']}", flush=True)
     found = {
         "recipe": _RECIPE.value,
         "speed_ratio": round(statistics.median(speeds), 4),
