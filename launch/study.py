@@ -19,6 +19,7 @@ The same command again repeats no training that has ended. The last line on stdo
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from downpour import files
 from downpour.launch.job import Job, recipe, recipe_flags
 from downpour.launch.job.build import check_data
 from downpour.launch.local import ProcessFailed, Stopped
+from downpour.launch.local.supervisor import Interrupted
 from downpour.launch.roles import entry, initial
 from downpour.launch.roles.command_line import Syntax
 from downpour.launch.studying import grid, report, vocabulary
@@ -201,9 +203,11 @@ def run(config: StudyConfig) -> int | None:
             name = report.score_of(outcomes[-1].scores[-1][1], config.score)
             score = outcomes[-1].scores[-1][1][name]
             logging.info("%d of %d done: %s %.4f", len(outcomes), len(all_trials), name, score)
-    except (Stopped, ProcessFailed) as error:
-        print(f"[study] {error}; the same command goes on after {len(outcomes)} trainings", file=sys.stderr)
-        return int(error.code)
+    except (Stopped, ProcessFailed, KeyboardInterrupt) as error:
+        # Between two trainings nobody has made the signal an exception of ours.
+        given = Interrupted(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else error
+        print(f"[study] {given}; the same command goes on after {len(outcomes)} trainings", file=sys.stderr)
+        return int(given.code)
     data = report.found(config.study, config.job.name, config.score, outcomes)
     text = report.table(data)
     files.write(config.out / TABLE_FILE, f"{text}\n")

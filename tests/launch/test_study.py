@@ -13,8 +13,10 @@ import pytest
 from absl import flags
 
 from downpour.launch import study
+from downpour.launch.job import recipe
 from downpour.launch.roles import command_line
-from downpour.launch.studying.trials import RUNS_FILE
+from downpour.launch.studying.grid import Study, Trial
+from downpour.launch.studying.trials import RUNS_FILE, Outcome, Trials
 from tests.conftest import wait_until
 from tests.launch import jobs
 
@@ -90,6 +92,20 @@ def test_labels_of_a_study_are_the_most_frequent(tmp_path: Path, parse: object) 
         ("data.only_labels=1", "data.scored_labels=1", "seed=0"),
         ("data.only_labels=0,1,2", "data.scored_labels=1", "seed=0"),
     ]
+
+
+def test_ctrl_c_between_two_trainings_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: Trials, trial: Trial) -> Outcome:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trials, "of", interrupted)
+    path = str(jobs.write_recipe(tmp_path))
+    trials = Study("capacity", "width", (Trial(4, ("model.width=4",)),))
+    config = study.StudyConfig(path, (), recipe.load(path), trials, "", tmp_path, tmp_path / "a.png")
+    assert study.run(config) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "[study] ended by SIGINT; the same command goes on after 0 trainings\n"
 
 
 @pytest.mark.slow
