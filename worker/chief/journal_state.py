@@ -25,7 +25,7 @@ class JournalState:
     Attributes:
         coordinator: Workers, leases and progress.
         checkpoint: The newest checkpoint that this run has written or begun from.
-        score: The newest score that was counted.
+        score: The score of the latest checkpoint that was counted.
         losses: Losses of the shards' memory.
         resumed_from: Step of the checkpoint that the run began from.
         reactions: What callbacks have counted and decided.
@@ -62,7 +62,8 @@ class JournalState:
         first = min(pending, default=None)
         due = [one for one in scores if first is None or one.step < first]
         self.held = scores[len(due) :]
-        self.score = due[-1] if due else self.score
+        if due and (self.score is None or due[-1].step >= self.score.step):  # else its evaluator outlived a chief
+            self.score = due[-1]
         return due
 
     def progress(self, now_s: float) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class Scores:
     def __init__(self, settings: JobSettings, state: JobState, folder: RunFolder, events: Events) -> None:
         self._settings, self._state, self._folder, self._events = settings, state, folder, events
         self.evaluated: Callable[[Mapping[str, Any]], None] = lambda evaluation: None
-        self._in_order = threading.Lock()  # held until a score is in the history
-        self._illustrations: dict[int, pb.Illustration] = {}  # by step, until the score is in the history; as above
+        self._in_order = threading.Lock()  # held until a score is in the history; guards the next line
+        self._illustrations: dict[int, pb.Illustration] = {}  # by step; of scores that wait
         # Guarded by `changed`:
         self._logs: dict[str, float] = {}  # of the checkpoint observed last
         self._telling = 0  # scores that are not in the history yet

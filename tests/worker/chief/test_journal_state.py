@@ -43,6 +43,16 @@ def test_all_of_it_is_handed_on() -> None:
     assert (after.losses, after.resumed_from) == (before.losses, 3)
 
 
+def test_the_score_of_an_evaluator_that_outlived_a_chief_is_not_taken_for_the_last() -> None:
+    after = handed_on(known())
+    assert [score.step for score in after.scored(pb.Score(step=200), {100, 200})] == []
+    assert [score.step for score in after.scored(None, ())] == [200]
+    assert [score.step for score in after.scored(pb.Score(step=100), ())] == [100]
+    assert after.score == pb.Score(step=200)
+    after.scored(pb.Score(step=200, records_read=8), ())
+    assert after.score == pb.Score(step=200, records_read=8), "scored again"
+
+
 def test_journals_count_examples_as_they_did_when_they_called_them_images() -> None:
     before = known()
     before.coordinator.report(pb.WorkerReport(worker=1, incarnation=5, steps=9, examples=72), 1.0)
