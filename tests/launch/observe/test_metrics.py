@@ -35,7 +35,7 @@ def running() -> Iterator[MetricsServer]:
 
 
 def get(port: int, path: str = "/metrics", **fields: str) -> tuple[int, str, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", path, headers=fields)
     answer = connection.getresponse()
     found = answer.status, answer.headers["Content-Type"], answer.read().decode()
@@ -67,7 +67,7 @@ def test_there_is_nothing_else(server: MetricsServer, path: str) -> None:
 
 
 def test_nothing_but_get_is_answered_and_nothing_tells_of_python(server: MetricsServer) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request("POST", "/metrics", body=b"x" * 100)
     answer = connection.getresponse()
     assert answer.status == 501 and answer.headers["Server"] == "downpour"

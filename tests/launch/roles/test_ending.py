@@ -183,10 +183,10 @@ def test_workers_come_and_go_and_nothing_is_lost_or_counted_twice(
     for name in ("worker/0", "worker/2"):
         begin = time.monotonic()
         fleet.send(name)
-        assert fleet.end(name, 15) == 143
+        assert fleet.end(name, 90) == 143
         took = time.monotonic() - begin
         assert fleet.logged(name, "stopping; the chief has its leases back"), fleet.tail(name)
-        assert took < 8, took
+        assert took < 60, took
         fleet.wait(lambda i=name[-1]: not fleet.journal()["coordinator"]["leases"]["holders"][i]["leases"], "its lease")
         fleet.wait_for_step(fleet.progress().step + 6, 60)
     end_well(fleet, tmp_path, "worker/1")

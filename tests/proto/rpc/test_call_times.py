@@ -27,7 +27,7 @@ def running() -> Iterator[Server]:
 def call(served: Server, path: str, token: str = TOKEN) -> grpc.StatusCode:
     channel = Channel(f"127.0.0.1:{served.port}", Security(token=token))
     try:
-        channel.unary_unary(path, bytes, bytes)(b"x", timeout=10)
+        channel.unary_unary(path, bytes, bytes)(b"x", timeout=60)
     except grpc.RpcError as error:
         code: grpc.StatusCode = error.code()
         return code

@@ -46,19 +46,19 @@ def frames_of(data: bytes) -> bytes:
 def test_a_frame_may_hold_many_messages() -> None:
     bodies = [bytes([i]) * i for i in range(200)]
     with answering(frames_of(b"".join(map(message, bodies)))) as channel:
-        answers = channel.unary_stream("/a/b", bytes)(b"", timeout=10)
+        answers = channel.unary_stream("/a/b", bytes)(b"", timeout=60)
         assert [bytes(answer) for answer in answers if answer is not None] == bodies
 
 
 def failure(answer: bytes) -> grpc.RpcError:
     with answering(answer) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/a/b", bytes, bytes)(b"", timeout=10)
+        channel.unary_unary("/a/b", bytes, bytes)(b"", timeout=60)
     return caught.value
 
 
 def test_empty_messages_are_messages() -> None:
     with answering(frames_of(message(b"") * 3000)) as channel:
-        assert list(channel.unary_stream("/a/b", bytes)(b"", timeout=10)) == [b""] * 3000
+        assert list(channel.unary_stream("/a/b", bytes)(b"", timeout=60)) == [b""] * 3000
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_call_that_the_server_will_not_look_at_ends_at_once(last: int, message
         server = threading.Thread(target=serve)
         server.start()
         with pytest.raises(grpc.RpcError, match=message) as caught:
-            channel.unary_unary("/a/b", bytes, bytes)(b"", timeout=10)
+            channel.unary_unary("/a/b", bytes, bytes)(b"", timeout=60)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         channel.close()
         server.join()
@@ -135,5 +135,5 @@ def test_an_error_of_the_callers_own_requests_is_raised_as_it_is() -> None:
         raise OSError("the file with the second cannot be read")
 
     with answering(b"") as channel, pytest.raises(OSError, match="the file with the second cannot be read") as caught:
-        channel.stream_unary("/a/b", bytes)(requests(), timeout=10)
+        channel.stream_unary("/a/b", bytes)(requests(), timeout=60)
     assert not isinstance(caught.value, grpc.RpcError)

@@ -24,7 +24,7 @@ def ready() -> threading.Event:
 def check(ready: threading.Event) -> Iterator[Check]:
     with Health(0, ready.is_set) as health, plain(f"127.0.0.1:{health.port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        yield lambda service: stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+        yield lambda service: stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=60).status
 
 
 def test_a_process_lives_before_it_is_ready(check: Check, ready: threading.Event) -> None:
@@ -52,5 +52,5 @@ def test_after_its_end_nobody_is_answered() -> None:
     with Health(0, lambda: True) as health:
         port = health.port
     with plain(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
     Health(port, lambda: True).close()

@@ -88,7 +88,7 @@ def test_a_connection_that_is_no_longer_needed_is_closed(
 
 
 def test_an_answer_that_nobody_reads_to_its_end_takes_its_connection_along(served: Server, channel: Channel) -> None:
-    answers = channel.unary_stream("/Service/Sizes", bytes)(b"1000000 " * 50, timeout=10)
+    answers = channel.unary_stream("/Service/Sizes", bytes)(b"1000000 " * 50, timeout=60)
     next(answers)
     answers.close()  # type: ignore[attr-defined]
     wait_until(lambda: not num_connections(served), "the end of the connection")
@@ -137,7 +137,7 @@ def test_a_caller_that_stops_sending_in_the_middle_is_given_up(
 def test_an_answer_that_is_too_long_is_an_error_and_keeps_no_thread(served: Server, channel: Channel) -> None:
     for _ in range(20):  # more than the server has
         with pytest.raises(grpc.RpcError, match="Sent message larger than max") as caught:
-            channel.unary_unary("/Service/Long", bytes, bytes)(b"%d" % (MAX_MESSAGE_BYTES + 1), timeout=10)
+            channel.unary_unary("/Service/Long", bytes, bytes)(b"%d" % (MAX_MESSAGE_BYTES + 1), timeout=60)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert echo(channel) == b"x"
 
@@ -222,8 +222,8 @@ def test_it_does_not_wait_longer_than_its_grace(service: Service) -> None:
         held = pool.submit(channel.unary_unary("/Service/Hold", bytes, bytes), b"", timeout=30)
         wait_until(lambda: service.holding == 1, "the call that is held")
         begin_s = time.monotonic()
-        assert served.stop(0.2).wait(10)
-        assert time.monotonic() - begin_s < 5
+        assert served.stop(0.2).wait(60)
+        assert time.monotonic() - begin_s < 20
         with pytest.raises(grpc.RpcError) as caught:
             held.result()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -323,8 +323,8 @@ def test_it_ends_in_time_though_a_caller_does_not_read(service: Service) -> None
         wait_until(lambda: service.answering == 1, "the answer")
         time.sleep(0.2)  # until the kernel's buffers are full
         begin_s = time.monotonic()
-        assert served.stop(0.3).wait(10)
-        assert time.monotonic() - begin_s < 5
+        assert served.stop(0.3).wait(60)
+        assert time.monotonic() - begin_s < 20
 
 
 def test_a_connection_is_idle_from_the_end_of_its_last_call(

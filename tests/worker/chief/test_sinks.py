@@ -68,7 +68,7 @@ def test_all_hear_everything_in_order_and_nobody_waits(made: Callable[..., Sinks
     heard.begin({"step": 7})
     for step in range(3):
         heard.entry({"step": step})
-    assert time.monotonic() - begin < 1 and first.waits.wait(WITHIN_S)
+    assert time.monotonic() - begin < WITHIN_S / 2 and first.waits.wait(WITHIN_S)
     assert first.heard == [("sinks", 7)], "its first entry is still waiting"
     first.go.set()
     second.go.set()
@@ -98,7 +98,7 @@ def test_a_sink_that_hangs_is_waited_for_once(
     made: Callable[..., Sinks], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, waiting: int
 ) -> None:
     monkeypatch.setattr(deliveries, "MOST_WAITING", 3)
-    monkeypatch.setattr(sinks, "FINISH_WITHIN_S", 0.3)
+    monkeypatch.setattr(sinks, "FINISH_WITHIN_S", 2.0)
     hangs = Listens()
     heard = made(hangs)
     heard.begin({"step": 0})
@@ -108,8 +108,8 @@ def test_a_sink_that_hangs_is_waited_for_once(
         heard.entry({"step": step})
     begin = time.monotonic()
     heard.end({"loss": 1.0})
-    assert 0.25 < time.monotonic() - begin < 0.55
-    assert "sinks have not returned within 0 s; the job ends without them" in caplog.text
+    assert 1.9 < time.monotonic() - begin < 3.9
+    assert "sinks have not returned within 2 s; the job ends without them" in caplog.text
     hangs.go.set()
 
 
