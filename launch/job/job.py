@@ -279,7 +279,10 @@ class Job:
         """Treatment of stale gradients, never `Auto`."""
         gradients = isinstance(self.cadence, EveryStep | Accumulate)
         workers = self.cluster.most_workers
-        return staleness.resolved(self.staleness, self.rule, self.pace, workers, pushes_gradients=gradients)
+        averages = self.average is not None
+        return staleness.resolved(
+            self.staleness, self.rule, self.pace, workers, pushes_gradients=gradients, keeps_average=averages
+        )
 
     @property
     def publish_every(self) -> int:

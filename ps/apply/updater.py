@@ -68,10 +68,20 @@ class Updater:
         """Whether `update` accepts [start, stop) at any length, since logged loops save all of it in short runs."""
         return all(map(self._is_plain, self._parts(start, stop)))
 
-    def update_saved(self, start: int, gradient: np.ndarray, learning_rate: float, step: int) -> None:
-        """Updates elements [start, start + n), which the undo log's step has saved, with one gradient."""
+    def update_saved(
+        self, start: int, gradient: np.ndarray, learning_rate: float, step: int, updates: float = 0.0
+    ) -> None:
+        """Updates elements [start, start + n), which the undo log's step has saved, with one gradient.
+
+        Args:
+            start: First element.
+            gradient: [n] float32; of statistics, their differences.
+            learning_rate: Of the update.
+            step: Its number, from 1.
+            updates: How many updates workers look ahead.
+        """
         for part in self._parts(start, start + gradient.size):
-            self._update_saved(part, gradient[part.start - start : part.stop - start], learning_rate, step)
+            self._update_saved(part, gradient[part.start - start : part.stop - start], learning_rate, step, updates)
 
     def _is_plain(self, part: _Part) -> bool:
         """Whether only the rule changes the part, in a logged loop."""

@@ -38,9 +38,10 @@ from downpour.ps.layout.chunks import PIECE_ELEMENTS
 from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS, RATE
 from downpour.ps.memory.mapping import lock_and_map, reserve, unlock, use_huge_pages
 from downpour.ps.memory.undo import RECORD, UndoLog
-from downpour.ps.policy import rules
+from downpour.ps.policy import rules, staleness
 from downpour.ps.policy.named import from_message
 from downpour.ps.policy.pace import ROUND, Sync
+from downpour.ps.policy.staleness import gradients_of
 from downpour.ps.testing.points import reach
 
 _PAGE = 4096
@@ -58,7 +59,7 @@ _HEADER = np.dtype(
     ]
 )
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# Steps at a time: the pushes received at a time, and one for others. `Sync` changes whole regions, one at a time.
+# Steps at a time: the pushes received at a time, and one for others. Sums change whole regions, one at a time.
 _NUM_STEPS = 4
 
 
@@ -73,11 +74,11 @@ class Arena:
         rate_record: [1] RATE.
         ledger: [NUM_WORKERS] LEDGER_ENTRY, indexed by worker.
         vectors: [n] float32 each, by name: `parameters`, `slot.NAME` for each slot of the rule, `slot.average` if the
-            job keeps an average, `sum` of the gradients of a round under the pace `Sync`.
+            job keeps an average, `sum` of the gradients of an update where several make one.
         parameters: The shard's vector, one of `vectors`.
         slots: The vectors of the slots, in the order of the rule's `slots`.
         average: The vector of the average, or None; initialised by `start_average`.
-        sum: The vector of the sum; empty under paces other than `Sync`.
+        sum: The vector of the sum; empty where each gradient is an update.
         chunks: (start, stop) of the chunks that a push is cut into.
         rounds: One `downpour.ps.policy.pace.ROUND` a chunk.
         records: The four records that a checkpoint holds beside the vectors, by name.
@@ -268,7 +269,7 @@ def vector_names(specification: pb.ShardSpecification) -> list[str]:
     """Names of a shard's vectors, in their order."""
     slots = [f"slot.{slot}" for slot in from_message(rules.BY_NAME, specification.rule).slots]
     average = ["slot.average"] * specification.HasField("average")
-    return ["parameters", *slots, *average, *["sum"] * _is_sync(specification)]
+    return ["parameters", *slots, *average, *["sum"] * _has_sum(specification)]
 
 
 def bytes_needed(specification: pb.ShardSpecification) -> int:
@@ -287,7 +288,7 @@ class _Offsets:
             self.longest_step = max(self.longest_step, *(r.size // group.num_inputs for r in group.ranges))
         for start, stop in layout.uncut(specification.shard):
             self.longest_step = max(self.longest_step, stop - start)
-        if _is_sync(specification):
+        if _has_sum(specification):
             self.num_steps, self.longest_step = 1, max((stop - start for start, stop in chunks), default=0)
         self.counters = _page_up(_PAGE + specification.ByteSize())
         self.rounds = self.counters + _page_up(COUNTERS.itemsize + RATE.itemsize)
@@ -301,8 +302,11 @@ class _Offsets:
         self.total = self.saved + _page_up(4 * self.num_saved)
 
 
-def _is_sync(specification: pb.ShardSpecification) -> bool:
-    return specification.pace.name == Sync.__name__
+def _has_sum(specification: pb.ShardSpecification) -> bool:
+    """Whether gradients are summed before an update: under the pace `Sync`, or where several pushes make one."""
+    stale = specification.staleness
+    summed = specification.HasField("staleness") and gradients_of(from_message(staleness.BY_NAME, stale)) > 1
+    return specification.pace.name == Sync.__name__ or summed
 
 
 def _num_slots(specification: pb.ShardSpecification) -> int:

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Progress of `Sync` on one chunk of a shard's vector: updates applied, and gradients summed towards the next.
+# Progress of one chunk of a shard's vector whose gradients are summed: updates, and gradients towards the next.
 ROUND = np.dtype([("round", "<u8"), ("count", "<u8")])
 
 
@@ -128,12 +128,13 @@ class Pace:
     Args:
         mode: The synchronisation model.
         num_workers: Expected workers; pulls block on them until they are reported absent.
-        rounds: One ROUND a chunk, owned by the caller; only `Sync` uses it.
+        rounds: One ROUND a chunk, owned by the caller.
+        gradients: Pushes whose mean is one update, under other modes than `Sync`.
     """
 
-    def __init__(self, mode: Mode, num_workers: int, rounds: np.ndarray) -> None:
+    def __init__(self, mode: Mode, num_workers: int, rounds: np.ndarray, gradients: int = 1) -> None:
         self.mode = mode
-        self._rounds = rounds
+        self._rounds, self._gradients = rounds, gradients
         self._members = {worker: _Member(0, 0) for worker in range(num_workers)}
         self._gone: dict[int, int] = {}  # worker -> incarnation that was reported absent
 
@@ -168,8 +169,8 @@ class Pace:
                 self._gone[worker] = max(incarnation, self._gone.get(worker, 0))
 
     def due(self) -> list[int]:
-        """Returns the chunks whose sum has all gradients that it needs; none unless the mode is `Sync`."""
-        if not isinstance(self.mode, Sync):
+        """Returns the chunks whose sum has all gradients that it needs; none where no gradients are summed."""
+        if not isinstance(self.mode, Sync) and self._gradients == 1:
             return []
         chunks: list[int] = np.flatnonzero(self._rounds["count"] >= self._needed()).tolist()
         return chunks
@@ -183,9 +184,9 @@ class Pace:
         return count
 
     def arrived(self, chunk: int, base_version: int) -> Verdict:
-        """Records, under `Sync`, the arrival of a gradient of `base_version` for one chunk."""
+        """Records the arrival of a gradient of `base_version` that is summed, for one chunk."""
         state = self._rounds[chunk]
-        if base_version < state["round"]:
+        if isinstance(self.mode, Sync) and base_version < state["round"]:
             return Verdict(late=True)
         first = state["count"] == 0
         state["count"] += 1
@@ -196,8 +197,9 @@ class Pace:
         return int(self._rounds["round"].min())
 
     def _needed(self) -> int:
-        assert isinstance(self.mode, Sync)
-        return max(1, min(self.mode.num_gradients, len(self._members)))
+        if isinstance(self.mode, Sync):
+            return max(1, min(self.mode.num_gradients, len(self._members)))
+        return self._gradients
 
     def _between_rounds(self) -> bool:
         """Whether some chunks already have the next update and others do not: a pull would mix two versions."""

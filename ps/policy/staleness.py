@@ -6,7 +6,7 @@
 | `Keep` | applied as it is |
 | `Divide(power)` | its rate is divided by max(s, 1)^power (Zhang et al. 2016, arXiv 1511.05950: power 1) |
 | `Compensate(strength)` | g + strength * g * g * (w_now - w_then) (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326) |
-| `Lookahead(updates, strength, power)` | computed where w is expected when it is applied; divided as by `Divide` |
+| `Lookahead(updates, strength, power, gradients)` | computed where w is expected when it is applied; divided as by `Divide` |
 | `Drop(limit)` | not applied, but counted, if s > limit |
 
 `Compensate` needs w_then: the worker keeps the parameters it pulled and sends them with the gradient, in the same
@@ -35,6 +35,11 @@ with `nesterov` beta' * S in place of S, beta = beta_1 for Adam; lr and alpha ar
 staleness k. k is `updates`, or the mean staleness of the last pushes, as the shard measures it: with one worker that
 does not overlap it is 0, and everything is as under `Keep`, to the bit. Statistics, frozen variables and those with a
 constraint do not move, and checkpoints have w itself.
+
+With `gradients` above 1, so many pushes make one update, with the mean of their gradients (n-softsync of Zhang et al.
+2016). No push waits; the version counts pushes as ever, and k and the staleness that divides the rate are those of the
+pushes over `gradients`. RMSProp and Adam divide by the root of squares, which a mean makes less noisy, so they move the
+same way in fewer and surer updates. Differences of statistics are added at once.
 """
 
 from __future__ import annotations
@@ -44,9 +49,11 @@ from dataclasses import dataclass
 
 from downpour.ps.policy import rules
 from downpour.ps.policy.pace import Mode, Sync
-from downpour.ps.policy.rules import Adam, KerasAdam, Rule
+from downpour.ps.policy.rules import Adam, KerasAdam, KerasRMSProp, RMSProp, Rule
 
 _FEW_WORKERS = 2  # whose stale gradients Adam bears
+_WORKERS_A_GRADIENT = 8  # for each gradient of a mean; docs/asynchrony.md
+_DIVIDE_BY_SQUARES = (RMSProp, KerasRMSProp, Adam, KerasAdam)
 
 
 @dataclass(frozen=True)
@@ -99,11 +106,13 @@ class Lookahead:
         updates: How many updates ahead; 0 for the measured staleness.
         strength: Multiplies the movement. Gradients from a little beyond the place that is reached damp the momentum.
         power: The rate of a push is divided by this power of its staleness; 0 for never.
+        gradients: Pushes whose mean is one update.
     """
 
     updates: float = 0.0
     strength: float = 2.0
     power: float = 0.5
+    gradients: int = 1
 
     def __post_init__(self) -> None:
         _check_power(self.power)
@@ -113,17 +122,22 @@ class Lookahead:
             raise ValueError(
                 f"staleness: updates is {self.updates}; give a number of updates, or 0 for the measured staleness"
             )
+        if self.gradients < 1:
+            raise ValueError(f"staleness: gradients is {self.gradients}; give the pushes of an update, at least 1")
 
 
 Treatment = Auto | Keep | Divide | Compensate | Drop | Lookahead
 BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (Auto, Keep, Divide, Compensate, Drop, Lookahead)}
 
 
-def resolved(treatment: Treatment, rule: Rule, pace: Mode, num_workers: int, *, pushes_gradients: bool) -> Treatment:
+def resolved(
+    treatment: Treatment, rule: Rule, pace: Mode, num_workers: int, *, pushes_gradients: bool, keeps_average: bool
+) -> Treatment:
     """Returns the treatment that `Auto` stands for, any other as it is.
 
     That is `Lookahead()` where the rule has a momentum, but `Keep()` for Adam with one or two workers: it bears a
     gradient that is one update late, and a longer momentum makes it slower (docs/benchmarks.md, examples of Keras).
+    From 16 workers on, rules that divide by a root of squares take the mean of an eighth of the workers' gradients.
 
     Args:
         treatment: As the job says.
@@ -131,12 +145,16 @@ def resolved(treatment: Treatment, rule: Rule, pace: Mode, num_workers: int, *, 
         pace: The job's.
         num_workers: Workers that the job may have.
         pushes_gradients: Whether pushes are gradients, not what a worker's own steps have changed.
+        keeps_average: Whether the job keeps an average of the parameters, whose decay is that of an update.
     """
     if not isinstance(treatment, Auto):
         return treatment
     bears_it = isinstance(rule, Adam | KerasAdam) and num_workers <= _FEW_WORKERS
     goes = pushes_gradients and rules.momentum_of(rule) and not isinstance(pace, Sync)
-    return Lookahead() if goes and not bears_it else Keep()
+    if not goes or bears_it:
+        return Keep()
+    divides = isinstance(rule, _DIVIDE_BY_SQUARES) and not keeps_average
+    return Lookahead(gradients=max(1, num_workers // _WORKERS_A_GRADIENT) if divides else 1)
 
 
 def check(treatment: Treatment, rule: Rule, pace: Mode) -> None:
@@ -155,6 +173,11 @@ def check(treatment: Treatment, rule: Rule, pace: Mode) -> None:
 def rate_factor(treatment: Treatment, staleness: float) -> float:
     """Returns the factor of the learning rate."""
     return float(max(staleness, 1) ** -treatment.power) if isinstance(treatment, Divide | Lookahead) else 1.0
+
+
+def gradients_of(treatment: Treatment) -> int:
+    """Returns how many pushes make one update."""
+    return treatment.gradients if isinstance(treatment, Lookahead) else 1
 
 
 def drops(treatment: Treatment, staleness: int) -> bool:

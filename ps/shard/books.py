@@ -16,7 +16,7 @@ from downpour.ps.memory.ledger import STALENESS_BUCKETS, Ledger
 from downpour.ps.memory.snapshot import Snapshot
 from downpour.ps.policy.pace import Pace, Sync
 from downpour.ps.policy.specification import Policies
-from downpour.ps.policy.staleness import Lookahead
+from downpour.ps.policy.staleness import Lookahead, gradients_of, rate_factor
 from downpour.ps.testing.points import reach
 
 _MEASURED_PUSHES = 64  # of the moving mean of the staleness
@@ -34,7 +34,9 @@ class Books:
         moved: Notified when a push is complete, or a worker is removed from the pace.
         ledger: Which pushes have been applied, and how far.
         pace: Which workers may pull, and which rounds are complete.
-        is_sync: Whether gradients are summed in rounds.
+        is_sync: Whether the pace is `Sync`.
+        gradients: Pushes that make one update, under other paces.
+        is_summed: Whether gradients are summed before an update.
         snapshots: Open snapshots; each must preserve a region before it changes.
         staleness: Moving mean of the staleness of pushes. It begins at that of workers which are equally fast; after a
             restart, at the mean of all pushes. Read unlocked.
@@ -45,8 +47,10 @@ class Books:
         self.lock = threading.Lock()
         self.moved = threading.Condition(self.lock)
         self.ledger = Ledger(arena.ledger)
-        self.pace = Pace(policies.pace, specification.num_workers, arena.rounds)
+        self.gradients = gradients_of(policies.treatment)
+        self.pace = Pace(policies.pace, specification.num_workers, arena.rounds, self.gradients)
         self.is_sync = isinstance(policies.pace, Sync)
+        self.is_summed = self.is_sync or self.gradients > 1
         self.snapshots: list[Snapshot] = []
         self._arena = arena
         self._at_start = arena.counters.copy()  # of earlier processes, or of the checkpoint that was restored
@@ -63,11 +67,20 @@ class Books:
     def updates_ahead(self) -> float:
         """How many updates workers look ahead; 0 except under `Lookahead`."""
         treatment = self._treatment
-        return (treatment.updates or self.staleness) if isinstance(treatment, Lookahead) else 0.0
+        if not isinstance(treatment, Lookahead):
+            return 0.0
+        return treatment.updates or self.staleness / self.gradients
 
     def rate(self, version: int) -> float:
         """The learning rate of the push that turns `version` into `version + 1`."""
         return self._schedule.rate(version) * self._factor
+
+    def rate_of_mean(self, number: int) -> float:
+        """The learning rate of a chunk's update `number` + 1 with a mean of gradients; the lock is held."""
+        if self.is_sync:
+            return self.rate(number)
+        version = int(self._arena.counters["version"])
+        return self.rate(version) * rate_factor(self._treatment, self.staleness / self.gradients)
 
     def set_rate(self, number: int, factor: float) -> pb.Rate:
         """Multiplies the schedule by a factor from now on, unless the change is not newer than the last; returns that.

@@ -3,7 +3,8 @@
 A push is applied chunk by chunk as it arrives; when its last element has been applied, the version advances by one.
 Pulls and pushes of several workers interleave chunk by chunk (Hogwild within a push, atomic within a chunk). Under the
 pace `Sync` gradients are summed instead, chunk by chunk, and the version advances when every chunk has been updated
-with the mean of its sum. Each piece of an update, and each push that begins or is counted, is one change of the arena's
+with the mean of its sum; where several pushes make one update they are summed, too, but each advances the version. Each
+piece of an update, and each push that begins or is counted, is one change of the arena's
 undo log, so that a process that dies leaves none of them half-done.
 
 `vector` is read by pulls, `pushes` receives gradients in order, `updates` applies them to regions, `rounds` sums them
@@ -81,9 +82,9 @@ class Shard:
 
     @property
     def patience_s(self) -> float:
-        """Seconds that a push may be delayed to be applied in one pass with others; 0 under `Sync` and if small."""
+        """Seconds that a push may be delayed to be applied in one pass with others; 0 for sums and if small."""
         num_pushed = self.vector.num_pushed
-        if self._books.is_sync or num_pushed < _LEAST_GROUPED:
+        if self._books.is_summed or num_pushed < _LEAST_GROUPED:
             return 0.0
         return min(_LONGEST_PATIENCE_S, _PATIENCE_S * num_pushed)
 

@@ -31,7 +31,7 @@ class Updates:
         arena: Arena of the shard, marked complete.
         books: The shard's records.
         updater: The shard's updater.
-        rounds: The shard's rounds, which receive the gradients under the pace `Sync`.
+        rounds: The shard's rounds, which receive gradients that are summed.
         treatment: Treatment of stale gradients.
     """
 
@@ -63,9 +63,9 @@ class Updates:
             # A push is queued twice if it was retried while its first connection still hangs.
             once = {(w.push.name, w.start): w for w in reversed(works)}.values()
             live = [work for work in reversed(once) if self._is_due(work)]
-            if live and not books.is_sync:
+            if live:
                 books.preserve(region)
-        if books.is_sync:
+        if books.is_summed:
             for work in live:
                 self._rounds.add(region, work)
         elif live:

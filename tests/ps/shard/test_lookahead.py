@@ -33,6 +33,7 @@ from downpour.ps.policy.rules import (
 )
 from downpour.ps.policy.schedules import Constant, StaircaseExponential
 from downpour.ps.policy.staleness import Divide, Keep, Lookahead, Treatment
+from downpour.ps.shard import rounds
 from downpour.ps.shard.shard import Shard
 from tests.chunks import encode_chunk
 
@@ -238,6 +239,94 @@ def test_a_delayed_gradient_that_diverges_converges_with_look_ahead() -> None:
     assert distance(Lookahead()) < 0.01 < 1000 < distance(Keep())
 
 
+MEANS = Lookahead(gradients=3)
+WITH_STATISTICS = lay_out([Variable("w", (40,)), Variable("s", (5,), kind=STATISTIC)], 1)
+
+
+@pytest.mark.parametrize("rule", [KerasRMSProp(momentum=0.9), KerasAdam()], ids=repr)
+def test_some_pushes_make_one_update_with_their_mean(rule: Rule) -> None:
+    """As each of the means, pushed alone, makes one; staleness counts updates, and statistics wait for no mean."""
+    k, size = 2.0, WITH_STATISTICS.size(0)
+    means = new_shard(rule, replace(MEANS, updates=k), WITH_STATISTICS, Constant(0.1))
+    alone = new_shard(rule, Lookahead(k), WITH_STATISTICS, Constant(0.1))
+    rng = np.random.default_rng(4)
+    for update in range(4):
+        before, mean = means.arena.parameters.copy(), np.zeros(size)
+        for i in range(3):
+            values = rng.standard_normal(size)
+            push(means, 3 * update + i + 1, values, worker=0)
+            mean[:40] += values[:40].astype(np.float32)
+            np.testing.assert_allclose(means.arena.parameters[40:], before[40:] + values[40:], rtol=1e-6)
+            before[40:] = means.arena.parameters[40:]
+            assert means.version == 3 * update + i + 1, "a version for each push"
+            assert (means.arena.parameters[:40] == before[:40]).all() == (i < 2), "an update after three"
+        mean /= 3
+        push(alone, update + 1, mean)
+        np.testing.assert_allclose(means.arena.parameters[:40], alone.arena.parameters[:40], rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(pulled(means)[:40], pulled(alone)[:40], rtol=2e-5, atol=1e-6)
+    assert means.status().pushes == 12
+
+
+def test_measured_staleness_and_its_rate_count_updates() -> None:
+    """Pushes six versions late, three to an update, are two updates late."""
+    shard = new_shard(KerasMomentum(0.5), replace(MEANS, strength=1, power=1), schedule=Constant(0.1))
+    shard._books.staleness = 6.0
+    assert shard._books.updates_ahead == 2.0
+    assert shard._books.rate_of_mean(0) == pytest.approx(0.05)
+
+
+def test_a_sum_survives_a_restart_and_is_not_in_a_snapshot_made_before(tmp_path: Path) -> None:
+    path, size = tmp_path / "arena", LAYOUT.size(0)
+    shard = new_shard(KerasRMSProp(momentum=0.9), MEANS, path=path)
+    whole = new_shard(KerasRMSProp(momentum=0.9), MEANS)
+    gradients = np.random.default_rng(5).standard_normal((3, size))
+    push(shard, 1, gradients[0])
+    with shard.snapshot() as snapshot:
+        push(shard, 2, gradients[1])
+        vectors = np.concatenate(list(snapshot.pieces())).reshape(-1, size)
+        np.testing.assert_array_equal(vectors[-1], gradients[0].astype(np.float32))
+        assert snapshot.records["rounds"]["count"].tolist() == [1]
+    shard.close()
+    arena = Arena.open(path)
+    assert arena is not None
+    again = Shard(arena)
+    push(again, 3, gradients[2])
+    for sequence, gradient in enumerate(gradients, 1):
+        push(whole, sequence, gradient)
+    np.testing.assert_array_equal(again.arena.parameters, whole.arena.parameters)
+    again.close()
+
+
+@pytest.mark.parametrize("point", ["sync.arrived", "sync.summed", "sync.completed", "sync.updated"])
+def test_a_push_that_fails_between_is_summed_once_when_it_is_repeated(
+    point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = WITH_STATISTICS.size(0)
+    gradients = np.random.default_rng(6).standard_normal((3, size))
+    broken, whole = (new_shard(KerasRMSProp(momentum=0.9), MEANS, WITH_STATISTICS) for _ in range(2))
+    for sequence, gradient in enumerate(gradients, 1):
+        push(whole, sequence, gradient)
+        if sequence == 3:
+            fail_at(point, monkeypatch)
+            with pytest.raises(RuntimeError, match=point):
+                push(broken, sequence, gradient)
+            monkeypatch.undo()
+            broken = Shard(broken.arena)
+        push(broken, sequence, gradient)
+    np.testing.assert_array_equal(broken.arena.parameters, whole.arena.parameters)
+    assert broken.version == whole.version == 3
+
+
+def fail_at(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raises once a shard's sum has come to a point."""
+
+    def fail(name: str) -> None:
+        if name == point:
+            raise RuntimeError(point)
+
+    monkeypatch.setattr(rounds, "reach", fail)
+
+
 def test_publications_and_differences_from_them_are_of_moved_values() -> None:
     shard, rng = new_shard(KerasMomentum(0.9), Lookahead(10)), np.random.default_rng(3)
     for sequence in range(1, 4):
@@ -265,6 +354,8 @@ def test_synchronous_pace_and_updates_that_are_no_number_are_refused() -> None:
         for treatment in (Divide, lambda power: Lookahead(1, power=power)):
             with pytest.raises(ValueError, match=f"power is {power}; give a number from 0 to 1"):
                 treatment(power)
+    with pytest.raises(ValueError, match="gradients is 0; give the pushes of an update, at least 1"):
+        Lookahead(gradients=0)
     with pytest.raises(ValueError, match="strength is 0; give a number above 0"):
         Lookahead(strength=0)
     for updates in (-1.0, np.inf, np.nan):
