@@ -3,8 +3,8 @@
 With the same layout, vectors, counters, rate, ledger and rounds are copied unchanged. With another one, every element
 of parameters and slots is copied to its new place; the version is the highest of the shards that wrote the checkpoint,
 the rate that of the last change, and the ledger records as complete the last push of every worker that any of them
-recorded, so that no push still in flight is applied again. Pure but for the files; no locks, since the arena is not
-served yet.
+recorded, so that no push still in flight is applied again. Gradients that were summed towards an update are then lost,
+which is logged. Pure but for the files; no locks, since the arena is not served yet.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.proto.errors import LayoutMismatch
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import TensorFile
 from downpour.ps.layout import Layout, Range, Variable, from_canonical
-from downpour.ps.memory.arena import Arena
+from downpour.ps.memory.arena import Arena, gradients
 from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, RATE
 from downpour.ps.policy.pace import ROUND, Async
 
@@ -79,7 +80,11 @@ def arena_of(
 def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
     """Copies vectors, counters, rate, ledger and rounds unchanged."""
     file = checkpoint.open(arena.specification.shard)
+    begins = "sum" in arena.vectors and "sum" not in file.names and gradients(arena.specification) > 1
     for name in arena.vectors:
+        if name == "sum" and begins:
+            arena.sum[:] = 0
+            continue
         _check_has(file, name, checkpoint)
         at = 0
         for piece in file.pieces(name):
@@ -89,6 +94,10 @@ def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
     _take_rate(arena, file)
     arena.ledger[:] = file.record("ledger").view(LEDGER_ENTRY)
     arena.rounds[:] = file.record("rounds").view(ROUND)
+    if begins:
+        _begin_rounds(arena)
+    if "sum" not in arena.vectors:
+        _tell_of_sum(file, checkpoint)
 
 
 def _redistribute(arena: Arena, checkpoint: Checkpoint, names: list[str]) -> None:
@@ -128,6 +137,7 @@ def _merge_records(arena: Arena, checkpoint: Checkpoint) -> None:
         for key in ("version", "pushes", "dropped"):
             arena.counters[key] = max(arena.counters[key], counters[key])
         _take_rate(arena, file)
+        _tell_of_sum(file, checkpoint)
         theirs = file.record("ledger").view(LEDGER_ENTRY)
         for worker in np.flatnonzero(theirs["incarnation"]):
             entry, other = arena.ledger[worker], theirs[worker]
@@ -135,7 +145,23 @@ def _merge_records(arena: Arena, checkpoint: Checkpoint) -> None:
             if (other["incarnation"], other["sequence"]) > (entry["incarnation"], entry["sequence"]):
                 arena.ledger[worker] = other
             entry["complete"], entry["pushes"] = 1, pushes
-    arena.rounds["round"] = arena.counters["version"]
+    _begin_rounds(arena)
+
+
+def _begin_rounds(arena: Arena) -> None:
+    """Begins every chunk's next update, without gradients, at the number that the version says."""
+    arena.rounds["round"], arena.rounds["count"] = arena.counters["version"] // gradients(arena.specification), 0
+
+
+def _tell_of_sum(file: TensorFile, checkpoint: Checkpoint) -> None:
+    """Logs that gradients which a file has summed are not in the arena."""
+    if "sum" in file.names and (lost := int(file.record("rounds").view(ROUND)["count"].max(initial=0))):
+        logging.warning(
+            "%d gradients that %s had summed towards the next update are lost, since its layout or its treatment of "
+            "staleness was another",
+            lost,
+            checkpoint.directory,
+        )
 
 
 def _take_rate(arena: Arena, file: TensorFile) -> None:

@@ -41,7 +41,6 @@ from downpour.ps.memory.undo import RECORD, UndoLog
 from downpour.ps.policy import rules, staleness
 from downpour.ps.policy.named import from_message
 from downpour.ps.policy.pace import ROUND, Sync
-from downpour.ps.policy.staleness import gradients_of
 from downpour.ps.testing.points import reach
 
 _PAGE = 4096
@@ -302,11 +301,15 @@ class _Offsets:
         self.total = self.saved + _page_up(4 * self.num_saved)
 
 
+def gradients(specification: pb.ShardSpecification) -> int:
+    """Returns how many pushes make one update, but under the pace `Sync`."""
+    if not specification.HasField("staleness"):
+        return 1
+    return staleness.gradients_of(from_message(staleness.BY_NAME, specification.staleness))
+
+
 def _has_sum(specification: pb.ShardSpecification) -> bool:
-    """Whether gradients are summed before an update: under the pace `Sync`, or where several pushes make one."""
-    stale = specification.staleness
-    summed = specification.HasField("staleness") and gradients_of(from_message(staleness.BY_NAME, stale)) > 1
-    return specification.pace.name == Sync.__name__ or summed
+    return specification.pace.name == Sync.__name__ or gradients(specification) > 1
 
 
 def _num_slots(specification: pb.ShardSpecification) -> int:

@@ -39,7 +39,8 @@ constraint do not move, and checkpoints have w itself.
 With `gradients` above 1, so many pushes make one update, with the mean of their gradients (n-softsync of Zhang et al.
 2016). No push waits; the version counts pushes as ever, and k and the staleness that divides the rate are those of the
 pushes over `gradients`. RMSProp and Adam divide by the root of squares, which a mean makes less noisy, so they move the
-same way in fewer and surer updates. Differences of statistics are added at once.
+same way in fewer and surer updates. Differences of statistics are added at once. What is left at the end of a job, fewer
+gradients than make an update, is not applied.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from downpour.ps.policy.named import to_message
 from downpour.ps.policy.pace import Sync
 from downpour.ps.policy.rules import SGD, KerasAdam, RMSProp, Rule
 from downpour.ps.policy.schedules import Constant
+from downpour.ps.policy.staleness import Keep, Lookahead, Treatment
 from downpour.ps.shard.shard import Shard
 from tests.ps.checkpoint.saving import save_shards
 
@@ -34,13 +35,16 @@ VARIABLES = [
     Variable("stem", (5, 2), FROZEN),
 ]
 RULE = RMSProp(momentum=0.9)
+KEEP, MEANS = Keep(), Lookahead(gradients=3)
 
 
 def layout(num_shards: int, num_slices: int = 5, axis: int = -1) -> Layout:
     return lay_out(VARIABLES, num_shards, [Slicing("head", num_slices, axis), Slicing("bias", num_slices)])
 
 
-def told(of: Layout, shard: int, rule: Rule = RULE, average: Any = None) -> pb.ShardSpecification:
+def told(
+    of: Layout, shard: int, rule: Rule = RULE, average: Any = None, treatment: Treatment = KEEP
+) -> pb.ShardSpecification:
     return pb.ShardSpecification(
         shard=shard,
         fingerprint=of.fingerprint,
@@ -48,6 +52,7 @@ def told(of: Layout, shard: int, rule: Rule = RULE, average: Any = None) -> pb.S
         rule=to_message(rule),
         schedule=to_message(Constant(0.1)),
         average=None if average is None else to_message(average),
+        staleness=to_message(treatment),
     )
 
 
@@ -168,6 +173,32 @@ def test_an_average_that_is_not_there_is_refused(tmp_path: Path, num_shards: int
     saved = written(tmp_path, filled(layout(2)))
     with pytest.raises(ValueError, match=r"since its job kept no average of the parameters; resume without `average`"):
         restored(saved, layout(num_shards), average=Polyak(0.5))
+
+
+def test_a_sum_goes_on_where_it_can_and_its_loss_is_told_where_it_cannot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = filled(layout(2), treatment=MEANS)
+    for one in made:
+        one.rounds["round"], one.rounds["count"] = 2, 1
+    saved = written(tmp_path, made)
+    for a, b in zip(made, restored(saved, layout(2), treatment=MEANS), strict=True):
+        assert a.sum.any() and a.sum.tobytes() == b.sum.tobytes() and a.rounds.tobytes() == b.rounds.tobytes()
+    assert not caplog.text
+    for num_shards, treatment in ((3, MEANS), (2, KEEP)):
+        caplog.clear()
+        again = restored(saved, layout(num_shards), treatment=treatment)
+        assert f"1 gradients that {tmp_path} had summed towards the next update are lost" in caplog.text
+        if treatment == MEANS:
+            assert all(not one.sum.any() and set(one.rounds.tolist()) == {(2, 0)} for one in again), "7 // 3 updates"
+
+
+def test_a_sum_begins_where_a_checkpoint_has_none(tmp_path: Path) -> None:
+    """As when a job goes on with more workers than it had."""
+    saved = written(tmp_path, filled(layout(2)))
+    for one in restored(saved, layout(2), treatment=MEANS):
+        assert not one.sum.any() and set(one.rounds.tolist()) == {(2, 0)}
+        assert one.counters["version"] == 7
 
 
 def test_a_sum_that_is_not_there_is_refused(tmp_path: Path) -> None:
