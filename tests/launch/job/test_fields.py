@@ -13,6 +13,7 @@ from downpour.launch.job.step import overlap_of
 from downpour.model.vision.resnet import ResNet
 from downpour.ps.layout import Rate, Slicing
 from downpour.ps.policy.pace import Bounded, Sync
+from downpour.ps.policy.averages import Polyak
 from downpour.ps.policy.rules import SGD, KerasAdam, Momentum
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Divide, Keep, Lookahead
@@ -143,9 +144,9 @@ def test_the_default_treatment_looks_ahead_where_gradients_meet_a_momentum(job: 
     assert replace(job, staleness=Divide()).treatment == Divide()
     for number, gradients in ((15, 1), (16, 2), (50, 6), (200, 25)):
         many = replace(job, cluster=replace(two, num_workers=number))
-        assert replace(many, average=None).treatment == Lookahead(gradients=gradients), "means for what divides"
-        assert many.treatment == Lookahead(), "an average decays with updates"
-        assert replace(many, average=None, rule=Momentum(0.9)).treatment == Lookahead()
+        assert many.treatment == Lookahead(gradients=gradients), "means for what divides"
+        assert replace(many, average=Polyak(0.9)).treatment == Lookahead(), "an average decays with updates"
+        assert replace(many, rule=Momentum(0.9)).treatment == Lookahead()
 
 
 def test_overlap_is_left_to_the_chief_where_pace_and_cadence_permit_it(job: Job) -> None:
