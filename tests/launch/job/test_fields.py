@@ -12,8 +12,8 @@ from downpour.launch.job import Cluster, Exchange, Job, recipe
 from downpour.launch.job.step import overlap_of
 from downpour.model.vision.resnet import ResNet
 from downpour.ps.layout import Rate, Slicing
-from downpour.ps.policy.pace import Bounded, Sync
 from downpour.ps.policy.averages import Polyak
+from downpour.ps.policy.pace import Bounded, Sync
 from downpour.ps.policy.rules import SGD, KerasAdam, Momentum
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Divide, Keep, Lookahead
