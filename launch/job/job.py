@@ -281,7 +281,13 @@ class Job:
         workers = self.cluster.most_workers
         averages = self.average is not None
         return staleness.resolved(
-            self.staleness, self.rule, self.pace, workers, pushes_gradients=gradients, keeps_average=averages
+            self.staleness,
+            self.rule,
+            self.pace,
+            workers,
+            self.num_steps,
+            pushes_gradients=gradients,
+            keeps_average=averages,
         )
 
     @property

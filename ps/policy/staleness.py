@@ -6,7 +6,7 @@
 | `Keep` | applied as it is |
 | `Divide(power)` | its rate is divided by max(s, 1)^power (Zhang et al. 2016, arXiv 1511.05950: power 1) |
 | `Compensate(strength)` | g + strength * g * g * (w_now - w_then) (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326) |
-| `Lookahead(updates, strength, power, gradients)` | computed where w is expected when it is applied; divided as by `Divide` |
+| `Lookahead(updates, strength, power, gradients)` | computed where w is expected when it is applied; see below |
 | `Drop(limit)` | not applied, but counted, if s > limit |
 
 `Compensate` needs w_then: the worker keeps the parameters it pulled and sends them with the gradient, in the same
@@ -39,8 +39,8 @@ constraint do not move, and checkpoints have w itself.
 With `gradients` above 1, so many pushes make one update, with the mean of their gradients (n-softsync of Zhang et al.
 2016). No push waits; the version counts pushes as ever, and k and the staleness that divides the rate are those of the
 pushes over `gradients`. RMSProp and Adam divide by the root of squares, which a mean makes less noisy, so they move the
-same way in fewer and surer updates. Differences of statistics are added at once. What is left at the end of a job, fewer
-gradients than make an update, is not applied.
+same way in fewer and surer updates. Differences of statistics are added at once. What is left at the end of a job, too
+few gradients for an update, is not applied.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from downpour.ps.policy.rules import Adam, KerasAdam, KerasRMSProp, RMSProp, Rul
 
 _FEW_WORKERS = 2  # whose stale gradients Adam bears
 _WORKERS_A_GRADIENT = 8  # for each gradient of a mean; docs/asynchrony.md
+_PUSHES_OF_A_WORKER = 50  # from which on means are better
 _DIVIDE_BY_SQUARES = (RMSProp, KerasRMSProp, Adam, KerasAdam)
 
 
@@ -132,19 +133,21 @@ BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (Auto, Keep, Divide,
 
 
 def resolved(
-    treatment: Treatment, rule: Rule, pace: Mode, num_workers: int, *, pushes_gradients: bool, keeps_average: bool
+    treatment: Treatment, rule: Rule, pace: Mode, num_workers: int, num_steps: int, *, pushes_gradients: bool, keeps_average: bool
 ) -> Treatment:
     """Returns the treatment that `Auto` stands for, any other as it is.
 
     That is `Lookahead()` where the rule has a momentum, but `Keep()` for Adam with one or two workers: it bears a
     gradient that is one update late, and a longer momentum makes it slower (docs/benchmarks.md, examples of Keras).
-    From 16 workers on, rules that divide by a root of squares take the mean of an eighth of the workers' gradients.
+    From 16 workers on, rules that divide by a root of squares take the mean of an eighth of the workers' gradients, if
+    each worker makes 50 pushes or more: in fewer, there is no time for fewer updates (docs/asynchrony.md).
 
     Args:
         treatment: As the job says.
         rule: The job's.
         pace: The job's.
         num_workers: Workers that the job may have.
+        num_steps: The job's.
         pushes_gradients: Whether pushes are gradients, not what a worker's own steps have changed.
         keeps_average: Whether the job keeps an average of the parameters, whose decay is that of an update.
     """
@@ -154,7 +157,8 @@ def resolved(
     goes = pushes_gradients and rules.momentum_of(rule) and not isinstance(pace, Sync)
     if not goes or bears_it:
         return Keep()
-    divides = isinstance(rule, _DIVIDE_BY_SQUARES) and not keeps_average
+    is_long = num_steps >= _PUSHES_OF_A_WORKER * num_workers
+    divides = isinstance(rule, _DIVIDE_BY_SQUARES) and is_long and not keeps_average
     return Lookahead(gradients=max(1, num_workers // _WORKERS_A_GRADIENT) if divides else 1)
 
 

@@ -143,10 +143,11 @@ def test_the_default_treatment_looks_ahead_where_gradients_meet_a_momentum(job: 
     assert replace(job, rule=KerasAdam(), cluster=three).treatment == replace(job, cluster=two).treatment == Lookahead()
     assert replace(job, staleness=Divide()).treatment == Divide()
     for number, gradients in ((15, 1), (16, 2), (50, 6), (200, 25)):
-        many = replace(job, cluster=replace(two, num_workers=number))
+        many = replace(job, cluster=replace(two, num_workers=number), num_steps=50 * number)
         assert many.treatment == Lookahead(gradients=gradients), "means for what divides"
         assert replace(many, average=Polyak(0.9)).treatment == Lookahead(), "an average decays with updates"
         assert replace(many, rule=Momentum(0.9)).treatment == Lookahead()
+        assert replace(many, num_steps=50 * number - 1).treatment == Lookahead(), "too short for fewer updates"
 
 
 def test_overlap_is_left_to_the_chief_where_pace_and_cadence_permit_it(job: Job) -> None:
