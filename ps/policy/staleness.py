@@ -133,7 +133,14 @@ BY_NAME: dict[str, type] = {kind.__name__: kind for kind in (Auto, Keep, Divide,
 
 
 def resolved(
-    treatment: Treatment, rule: Rule, pace: Mode, num_workers: int, num_steps: int, *, pushes_gradients: bool, keeps_average: bool
+    treatment: Treatment,
+    rule: Rule,
+    pace: Mode,
+    num_workers: int,
+    num_steps: int,
+    *,
+    pushes_gradients: bool,
+    keeps_average: bool,
 ) -> Treatment:
     """Returns the treatment that `Auto` stands for, any other as it is.
 
