@@ -21,8 +21,12 @@ SETTINGS = (
 )
 
 
+MEANS = ("staleness=Lookahead(gradients=3)", "rule=KerasRMSProp(momentum=0.9)")
+
+
 @pytest.mark.process
-def test_a_job_under_faults_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [pytest.param((), id=""), pytest.param(MEANS, id="means", marks=pytest.mark.slow)])
+def test_a_job_under_faults_loses_nothing_and_doubles_nothing(tmp_path: Path, more: tuple[str, ...]) -> None:
     kinds = [kind for kind in KINDS if kind != FILL or may_fill_disks()]
     command = [
         *(
@@ -33,7 +37,7 @@ def test_a_job_under_faults_loses_nothing_and_doubles_nothing(tmp_path: Path) ->
             f"--run_dir={tmp_path / 'run'}",
         ),
         *(f"--faults={NUM_FAULTS}", f"--seed={SEED}", "--seconds=24", "--steps_per_s=160", "--undisturbed="),
-        *(f"--set={setting}" for setting in SETTINGS),
+        *(f"--set={setting}" for setting in (*SETTINGS, *more)),
         f"--kinds={','.join(kinds)}",
     ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
