@@ -18,7 +18,7 @@ from downpour.ps.memory.arena import Arena
 from downpour.ps.policy import staleness
 from downpour.ps.policy.constraints import NonNeg
 from downpour.ps.policy.named import to_message
-from downpour.ps.policy.pace import Async, Sync
+from downpour.ps.policy.pace import Async, Mode, Sync
 from downpour.ps.policy.rules import (
     SGD,
     Adam,
@@ -38,11 +38,16 @@ from downpour.ps.shard.shard import Shard
 from tests.chunks import encode_chunk
 
 LAYOUT = lay_out([Variable("w", (40,)), Variable("b", (7,))], 1)
-SCHEDULE = StaircaseExponential(0.1, 0.5, 3)
+SCHEDULE, ASYNC = StaircaseExponential(0.1, 0.5, 3), Async()
 
 
 def new_shard(
-    rule: Rule, treatment: Treatment, layout: Layout = LAYOUT, schedule: Any = SCHEDULE, path: Path | None = None
+    rule: Rule,
+    treatment: Treatment,
+    layout: Layout = LAYOUT,
+    schedule: Any = SCHEDULE,
+    path: Path | None = None,
+    pace: Mode = ASYNC,
 ) -> Shard:
     specification = pb.ShardSpecification(
         fingerprint=layout.fingerprint,
@@ -50,6 +55,8 @@ def new_shard(
         rule=to_message(rule),
         schedule=to_message(schedule),
         staleness=to_message(treatment),
+        pace=to_message(pace),
+        num_workers=3 * isinstance(pace, Sync),
     )
     arena = Arena.create(path, specification)
     arena.parameters[:] = np.random.default_rng(1).standard_normal(layout.size(0))
@@ -273,6 +280,19 @@ def test_measured_staleness_and_its_rate_count_updates() -> None:
     shard._books.staleness = 6.0
     assert shard._books.updates_ahead == 2.0
     assert shard._books.rate_of_mean(0) == pytest.approx(0.05)
+
+
+def test_a_snapshot_has_the_sum_of_its_moment_under_sync_too() -> None:
+    """Its ledger and its sum are of the same pushes, so that none counts twice after a restore."""
+    shard = new_shard(KerasMomentum(0.9), Keep(), pace=Sync(3))
+    first, second = np.random.default_rng(7).standard_normal((2, LAYOUT.size(0))).astype(np.float32)
+    push(shard, 1, first, worker=0)
+    with shard.snapshot() as snapshot:
+        push(shard, 1, second, worker=1)
+        vectors = np.concatenate(list(snapshot.pieces())).reshape(-1, LAYOUT.size(0))
+    np.testing.assert_array_equal(vectors[-1], first)
+    assert snapshot.records["rounds"]["count"].tolist() == [1]
+    np.testing.assert_array_equal(shard.arena.sum, first + second)
 
 
 def test_a_sum_survives_a_restart_and_is_not_in_a_snapshot_made_before(tmp_path: Path) -> None:
