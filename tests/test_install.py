@@ -21,7 +21,7 @@ from tests.conftest import wait_until
 from tests.worker.cluster import initialize
 
 ROOT = Path(__file__).parents[1]
-READY_WITHIN = 4.0  # times what its libraries take to be imported; TensorFlow would make that six
+READY_WITHIN = 4.0  # times what its libraries take to be imported; two to three was measured; TensorFlow adds eight
 
 
 @pytest.fixture(autouse=True)

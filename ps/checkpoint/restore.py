@@ -97,7 +97,7 @@ def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
     if begins:
         _begin_rounds(arena)
     if "sum" not in arena.vectors:
-        _tell_of_sum(file, checkpoint)
+        _tell_of_lost(_num_summed(file), checkpoint)
 
 
 def _redistribute(arena: Arena, checkpoint: Checkpoint, names: list[str]) -> None:
@@ -131,13 +131,14 @@ def _overlaps(mine: Layout, shard: int, theirs: Layout) -> Iterator[tuple[Range,
 
 
 def _merge_records(arena: Arena, checkpoint: Checkpoint) -> None:
+    lost = 0
     for shard in range(checkpoint.layout.num_shards):
         file = checkpoint.open(shard)
+        lost = max(lost, _num_summed(file))
         counters = file.record("counters").view(COUNTERS)[0]
         for key in ("version", "pushes", "dropped"):
             arena.counters[key] = max(arena.counters[key], counters[key])
         _take_rate(arena, file)
-        _tell_of_sum(file, checkpoint)
         theirs = file.record("ledger").view(LEDGER_ENTRY)
         for worker in np.flatnonzero(theirs["incarnation"]):
             entry, other = arena.ledger[worker], theirs[worker]
@@ -146,6 +147,7 @@ def _merge_records(arena: Arena, checkpoint: Checkpoint) -> None:
                 arena.ledger[worker] = other
             entry["complete"], entry["pushes"] = 1, pushes
     _begin_rounds(arena)
+    _tell_of_lost(lost, checkpoint)
 
 
 def _begin_rounds(arena: Arena) -> None:
@@ -153,13 +155,17 @@ def _begin_rounds(arena: Arena) -> None:
     arena.rounds["round"], arena.rounds["count"] = arena.counters["version"] // gradients(arena.specification), 0
 
 
-def _tell_of_sum(file: TensorFile, checkpoint: Checkpoint) -> None:
-    """Logs that gradients which a file has summed are not in the arena."""
-    if "sum" in file.names and (lost := int(file.record("rounds").view(ROUND)["count"].max(initial=0))):
+def _num_summed(file: TensorFile) -> int:
+    """Gradients that a file has summed towards the next update of a chunk, the most of all chunks."""
+    return int(file.record("rounds").view(ROUND)["count"].max(initial=0)) if "sum" in file.names else 0
+
+
+def _tell_of_lost(num_summed: int, checkpoint: Checkpoint) -> None:
+    if num_summed:
         logging.warning(
             "%d gradients that %s had summed towards the next update are lost, since its layout or its treatment of "
             "staleness was another",
-            lost,
+            num_summed,
             checkpoint.directory,
         )
 
