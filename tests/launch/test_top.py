@@ -72,6 +72,11 @@ class Terminal:
         frames = self.raw.split("\x1b[H")
         return [line.rstrip() for line in _ESCAPES.sub("", frames[-2] if len(frames) > 2 else "").splitlines()]
 
+    @property
+    def frames(self) -> int:
+        """How many have been begun."""
+        return self.raw.count("\x1b[H")
+
     def press(self, key: str) -> None:
         os.write(self._ours, key.encode())
 
@@ -89,6 +94,13 @@ class Terminal:
 
 def _wait(condition: Callable[[], object]) -> None:
     wait_until(lambda: bool(condition()), "what is waited for", GIVE_UP_S)
+
+
+def _asserted(status: dict[str, Any]) -> list[Any]:
+    """What frames are compared with."""
+    checkpoint, workers = status["checkpoint"] or {}, [worker["steps"] for worker in status["workers"]]
+    versions = [shard["version"] for shard in status["shards"]]
+    return [status["step"], status["epochs"], status["loss"], checkpoint.get("step"), workers, versions]
 
 
 class Halted:
@@ -123,7 +135,7 @@ class Halted:
             for view, key in zip(views, "q\x03", strict=True):
                 closing.callback(view.close)
                 _wait(lambda view=view: any(line.startswith("     0  ") for line in view.frame()))
-                self.frame, self.status = view.frame(), of_folder(cluster.run_dir)
+                _wait(lambda view=view: self._seen_at_rest(view, cluster.run_dir))
                 view.press(key)
             self.ended, self.screen = [view.end() for view in views], views[0].raw
             lines = iter(plain.stdout or ())
@@ -132,6 +144,16 @@ class Halted:
             worker.result(GIVE_UP_S)
             _wait(lambda: of_folder(cluster.run_dir)["state"] == "done")
             self.plain = [line.rstrip() for line in (first, *lines)], plain.wait(GIVE_UP_S)
+
+    def _seen_at_rest(self, view: Terminal, run_dir: Path) -> bool:
+        """Takes a frame, and says whether the run was the same before and after it was drawn.
+
+        What the last push has brought about, such as a checkpoint, ends after that push.
+        """
+        before, drawn = of_folder(run_dir), view.frames
+        _wait(lambda: view.frames >= drawn + 2)  # so one of them asked after `before`
+        self.frame, self.status = view.frame(), of_folder(run_dir)
+        return _asserted(before) == _asserted(self.status)
 
 
 @pytest.fixture(scope="module")
