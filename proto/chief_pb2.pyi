@@ -174,14 +174,16 @@ class LeaseRequest(_message.Message):
     def __init__(self, worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class LeaseReply(_message.Message):
-    __slots__ = ("epoch", "start", "stop")
+    __slots__ = ("epoch", "start", "stop", "ask_again_seconds")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    ASK_AGAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     start: int
     stop: int
-    def __init__(self, epoch: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+    ask_again_seconds: float
+    def __init__(self, epoch: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., ask_again_seconds: _Optional[float] = ...) -> None: ...
 
 class NextCheckpointRequest(_message.Message):
     __slots__ = ("after_step", "job", "evaluator", "incarnation", "scoring")
@@ -364,11 +366,13 @@ class ProgressReply(_message.Message):
             STATE_RUNNING: _ClassVar[ProgressReply.Worker.State]
             STATE_LOST: _ClassVar[ProgressReply.Worker.State]
             STATE_FINISHED: _ClassVar[ProgressReply.Worker.State]
+            STATE_WAITING: _ClassVar[ProgressReply.Worker.State]
         STATE_UNSPECIFIED: ProgressReply.Worker.State
         STATE_EXPECTED: ProgressReply.Worker.State
         STATE_RUNNING: ProgressReply.Worker.State
         STATE_LOST: ProgressReply.Worker.State
         STATE_FINISHED: ProgressReply.Worker.State
+        STATE_WAITING: ProgressReply.Worker.State
         class SecondsEntry(_message.Message):
             __slots__ = ("key", "value")
             KEY_FIELD_NUMBER: _ClassVar[int]

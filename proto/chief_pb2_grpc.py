@@ -94,7 +94,7 @@ class ChiefServicer(object):
         """Records for a worker to train on: positions of the order that all workers make of an epoch by the job's seed.
         What others left unfinished comes first, then what follows in the epoch. Asked again with the same number, since a
         reply may be lost, it gives the same lease. Answered once the chief knows the layout, and once the epochs before
-        have the checkpoints and scores that the job asks for.
+        have the checkpoints and scores that the job asks for. A worker that is not let in yet is told to ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Step = Callable[..., "StepResult"]  # of parameters and the parts of a batch
 
+_LOOK_S = 0.2  # between two looks whether to stop
 _EVERY_STEP = EveryStep()
 _NEVER: Future[None] = Future()
 
@@ -86,12 +87,16 @@ def train(
     """
     tracer = tracer or Tracer()
     mine, exchanges = contribution(cadence, exchange.wire), Exchanges(exchange, reporter, leaving, overlap)
-    answer = exchanges.begin()
-    if answer is None or answer.parameters is None:
-        return
-    mine.fetched(answer.parameters)
     num_batches = 0  # computed
     with Prefetch(batches, check_position) as prefetched, contextlib.closing(exchanges):
+        # A worker may not be let in at once, and what it pulled before would be stale.
+        while not prefetched.wait(_LOOK_S):
+            if leaving.done() or reporter.stop.is_set():
+                return
+        answer = exchanges.begin()
+        if answer is None or answer.parameters is None:
+            return
+        mine.fetched(answer.parameters)
         while not (leaving.done() or reporter.stop.is_set() or max(answer.versions) >= num_steps):
             with tracer.steps():
                 begin = time.monotonic()

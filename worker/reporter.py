@@ -148,6 +148,9 @@ class Reporter:
         for number in itertools.count():
             begin_s = self._lease_since_s = time.monotonic()
             lease = self._chief.lease(self._worker, self.incarnation, number)
+            while isinstance(lease, float):  # this worker is not let in yet
+                self.stop.wait(lease)
+                lease = self._chief.lease(self._worker, self.incarnation, number)
             self._lease_since_s = None
             with self._lock:
                 self._lease_s += time.monotonic() - begin_s

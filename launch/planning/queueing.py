@@ -11,7 +11,8 @@ Messages are streams: a station begins as soon as the one before has begun, and 
 ended. A push increments the shard's version when it ends; a pull reads the version when the shard begins to send. The
 difference is the staleness, counted as in `downpour.ps.shard.shard`.
 
-A pull that the fleet's pace does not permit waits until a push permits it (`downpour.ps.policy.pace`).
+A pull that the fleet's pace does not permit waits until a push permits it (`downpour.ps.policy.pace`). `events` has
+workers let in one after another, as the pace says; `simulate`, which is of a fleet that runs, has all of them.
 
 Not modelled: latency of an idle line, lost packets, restarts, checkpoints, and that a shard receives three pushes at a
 time. Pure and seeded: the same fleet and seed give the same prediction, and the same events.
@@ -23,6 +24,7 @@ import enum
 import heapq
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ import numpy as np
 
 from downpour.launch.planning.fleet import Fleet, over
 from downpour.launch.planning.stations import Open, Station, Turns, Worker
+from downpour.ps.policy.pace import most_workers
 
 BUCKETS = 256  # of the staleness histogram, as shards count it; the last holds all above
 _CALLS_AT_A_TIME = 5  # threads of a worker's exchange
@@ -131,7 +134,10 @@ def simulate(fleet: Fleet, seed: int = 0, num_steps: int = 0) -> Prediction:
 
 
 def events(fleet: Fleet, seed: int = 0) -> Iterator[Event]:
-    """Yields the events of a fleet in the order of their times, without end; every worker has pulled version 0."""
+    """Yields the events of a fleet in the order of their times, without end.
+
+    The first workers have pulled version 0; those that the pace lets in later begin with a pull.
+    """
     return _Simulation(fleet, random.Random(seed)).events()
 
 
@@ -143,6 +149,7 @@ class _Simulation:
         num_shards = len(fleet.pushes)
         self._workers = [Worker(i, num_shards) for i in range(fleet.num_workers)]
         self._turns = [Turns(fleet.pace, fleet.num_workers, ahead=fleet.overlap) for _ in range(num_shards)]
+        self._waiting = deque[Worker]()  # to be let in
         self._told: list[Event] = []  # since the last action
         self._events: list[tuple[float, int, Callable[[float, Any], None], Any]] = []
         self._count = self._steps = 0
@@ -180,14 +187,27 @@ class _Simulation:
 
     def events(self) -> Iterator[Event]:
         """See the function."""
-        self._begin()
+        self._begin(most_workers(self._fleet.pace, 0))
         while True:
             self._next()
             yield from self._told
 
-    def _begin(self) -> None:
-        for worker in self._workers:  # in the middle of computing, so that they do not begin together
-            self._at(self._random.random() * self._compute_s(worker), self._on_computed, worker)
+    def _begin(self, most: float = math.inf) -> None:
+        """Begins with all workers, or with as many as are let in at first."""
+        first = int(min(most, len(self._workers)))
+        self._waiting.extend(self._workers[first:])
+        for worker in self._workers[:first]:  # in the middle of computing, so that they do not begin together
+            self._at(self._random.random() * _compute_s(self._fleet, worker, self._random), self._on_computed, worker)
+
+    def _let_in(self, now: float) -> None:
+        """Has waiting workers pull, as many more as the pace lets in."""
+        fleet = self._fleet
+        while self._waiting and fleet.num_workers - len(self._waiting) < most_workers(fleet.pace, self._steps):
+            worker = self._waiting.popleft()
+            worker.calls = [(False, shard) for shard in worker.order]
+            worker.began = now
+            for _ in range(min(_CALLS_AT_A_TIME, len(worker.calls))):
+                self._next_call(now, worker)
 
     def _next(self) -> float:
         """Takes the next action; returns its time."""
@@ -200,21 +220,11 @@ class _Simulation:
         self._count += 1  # keeps simultaneous events in order
         heapq.heappush(self._events, (time, self._count, action, argument))
 
-    def _compute_s(self, worker: Worker) -> float:
-        fleet = self._fleet
-        mean = fleet.compute_s * fleet.slowness(worker.index)
-        if fleet.compute == "constant" or not mean:
-            return mean
-        if fleet.compute == "exponential":
-            return self._random.expovariate(1 / mean)
-        variance = math.log1p(fleet.spread**2)
-        return self._random.lognormvariate(math.log(mean) - variance / 2, math.sqrt(variance))
-
     def _on_computed(self, now: float, worker: Worker) -> None:
         worker.num_batches += 1
         if worker.num_batches % self._fleet.push_every and worker.num_batches % self._fleet.fetch_every:
             self._told.append(Event(now, Kind.COMPUTED, worker.index))
-            self._at(now + self._compute_s(worker), self._on_computed, worker)
+            self._at(now + _compute_s(self._fleet, worker, self._random), self._on_computed, worker)
             return
         worker.computed = True
         if not worker.open:
@@ -238,7 +248,7 @@ class _Simulation:
     def _begin_computing(self, now: float, worker: Worker) -> None:
         self._told.append(Event(now, Kind.BEGUN, worker.index))
         worker.bases = list(worker.pulled)
-        self._at(now + self._compute_s(worker), self._on_computed, worker)
+        self._at(now + _compute_s(self._fleet, worker, self._random), self._on_computed, worker)
 
     def _next_call(self, now: float, worker: Worker) -> None:
         is_push, shard = worker.calls[worker.next]
@@ -322,7 +332,19 @@ class _Simulation:
             self._steps += pushed
             self._counted += pushed
             self._exchange_s += now - worker.began
-            if not self._fleet.overlap:
+            if not self._fleet.overlap or not worker.num_batches:
                 self._begin_computing(now, worker)
             elif worker.computed:
                 self._begin_exchange(now, worker)
+            self._let_in(now)
+
+
+def _compute_s(fleet: Fleet, worker: Worker, rng: random.Random) -> float:
+    """Seconds in which a worker computes its next gradient."""
+    mean = fleet.compute_s * fleet.slowness(worker.index)
+    if fleet.compute == "constant" or not mean:
+        return mean
+    if fleet.compute == "exponential":
+        return rng.expovariate(1 / mean)
+    variance = math.log1p(fleet.spread**2)
+    return rng.lognormvariate(math.log(mean) - variance / 2, math.sqrt(variance))

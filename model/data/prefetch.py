@@ -5,6 +5,7 @@ Threads: one thread iterates over the source, another takes the batches. No Tens
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Prefetch:
     Close it, or use it as a context manager: its thread then closes the source, which so begins and ends on one thread.
 
     Args:
-        source: Iterated by the thread alone, from the first `next` until `close`.
+        source: Iterated by the thread alone, from the first `next` or `wait` until `close`.
         check: Called by the thread with the source's position after every batch; `next` raises what it raises.
         ahead: Most batches that are assembled, or being assembled, beyond the one that is asked for.
 
@@ -54,6 +55,7 @@ class Prefetch:
         self.counts = RecordCounts()
         self._source, self._check, self._ahead = source, check, ahead
         self._num_asked = 0  # batches asked for and not taken
+        self._held: _Loaded | BaseException | None = None  # assembled, and waited for by `wait`
         self._asked = queue.SimpleQueue[bool]()  # False: the end
         self._assembled = queue.SimpleQueue[_Loaded | BaseException]()
         self._is_closing = False
@@ -63,17 +65,28 @@ class Prefetch:
         return self
 
     def __next__(self) -> Batch:
-        if not self._thread.ident:
-            self._thread.start()
-        while self._num_asked <= self._ahead:
-            self._asked.put(True)
-            self._num_asked += 1
-        given = self._assembled.get()
+        self._ask()
+        given, self._held = self._held or self._assembled.get(), None
         self._num_asked -= 1
         if isinstance(given, BaseException):
             raise given
         self.position, self.counts = given.position, given.counts
         return given.batch
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the next `next` need not wait; blocks for up to `timeout_s` until that is so."""
+        self._ask()
+        if self._held is None:
+            with contextlib.suppress(queue.Empty):
+                self._held = self._assembled.get(timeout=timeout_s)
+        return self._held is not None
+
+    def _ask(self) -> None:
+        if not self._thread.ident:
+            self._thread.start()
+        while self._num_asked <= self._ahead:
+            self._asked.put(True)
+            self._num_asked += 1
 
     def __enter__(self) -> Self:
         return self

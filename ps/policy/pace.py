@@ -5,9 +5,14 @@ smallest clock of the live workers, and v a shard's version. A worker makes k pu
 
 | mode | a pull for step k blocks until | a push |
 |---|---|---|
-| `Async` | (never blocks) | is applied, v + 1 |
+| `Async(ramp)` | (never blocks) | is applied, v + 1 |
 | `Bounded(lead)` | k - min c <= lead | is applied, v + 1 |
 | `Sync(num_gradients, backups)` | v is above the version of the worker's last push | is summed; see below |
+
+`Async` lets workers in one after another: 8 at once, and one more for every `ramp` pushes of all; the chief has leases
+for no others. So the first updates are fresh, as in Dean et al. 2012, where one replica trained before the others were
+let loose, and each worker after them is let in when there are pushes enough for it. Which workers these are does not
+matter: where one ends or is lost, another is let in.
 
 `Bounded` is stale synchronous parallel (Ho et al. 2013). `Sync` with backups is Chen et al. 2016 (arXiv 1604.00981):
 of N + b workers' gradients of version v the first N are averaged and applied as one update, the later ones are
@@ -27,6 +32,7 @@ with `Sync`; jobs refuse these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,10 +41,22 @@ import numpy as np
 # Progress of one chunk of a shard's vector whose gradients are summed: updates, and gradients towards the next.
 ROUND = np.dtype([("round", "<u8"), ("count", "<u8")])
 
+FIRST_WORKERS = 8  # that `Async` lets in at once
+
 
 @dataclass(frozen=True)
 class Async:
-    """No pull blocks."""
+    """No pull blocks.
+
+    Attributes:
+        ramp: Pushes of all workers after which one more is let in; 0 lets all in at once.
+    """
+
+    ramp: int = 10
+
+    def __post_init__(self) -> None:
+        if self.ramp < 0:
+            raise ValueError(f"pace: ramp is {self.ramp}; give the pushes for each further worker, or 0 to let all in")
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,12 @@ class Sync:
 
 Mode = Async | Bounded | Sync
 BY_NAME: dict[str, type] = {mode.__name__: mode for mode in (Async, Bounded, Sync)}
+
+
+def most_workers(mode: Mode, num_pushes: int) -> float:
+    """How many workers may train after so many pushes; infinite if all may."""
+    ramp = mode.ramp if isinstance(mode, Async) else 0
+    return FIRST_WORKERS + num_pushes // ramp if ramp else math.inf
 
 
 def permits_overlap(mode: Mode) -> bool:

@@ -14,7 +14,7 @@ from downpour.ps.apply.regions import Push, Region
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import STALENESS_BUCKETS, Ledger
 from downpour.ps.memory.snapshot import Snapshot
-from downpour.ps.policy.pace import Pace, Sync
+from downpour.ps.policy.pace import Pace, Sync, most_workers
 from downpour.ps.policy.specification import Policies
 from downpour.ps.policy.staleness import Lookahead, gradients_of, rate_factor
 from downpour.ps.testing.points import reach
@@ -38,8 +38,8 @@ class Books:
         gradients: Pushes that make one update, under other paces.
         is_summed: Whether gradients are summed before an update.
         snapshots: Open snapshots; each must preserve a region before it changes.
-        staleness: Moving mean of the staleness of pushes. It begins at that of workers which are equally fast; after a
-            restart, at the mean of all pushes. Read unlocked.
+        staleness: Moving mean of the staleness of pushes. It begins at that of the first workers, if they are equally
+            fast; after a restart, at the mean of all pushes. Read unlocked.
     """
 
     def __init__(self, arena: Arena, policies: Policies) -> None:
@@ -59,7 +59,8 @@ class Books:
         self._factor = float(record["factor"]) if record["number"] else 1.0
         self._treatment = policies.treatment
         counts = arena.counters["staleness"]
-        others, num_counted = max(0, specification.num_workers - 1), int(counts.sum())
+        begin = min(specification.num_workers, most_workers(policies.pace, 0))
+        others, num_counted = max(0, int(begin) - 1), int(counts.sum())
         total = others * max(0, _MEASURED_PUSHES - num_counted) + int(counts @ np.arange(STALENESS_BUCKETS))
         self.staleness = total / max(_MEASURED_PUSHES, num_counted)
 

@@ -217,6 +217,34 @@ def test_two_workers_train_and_every_acknowledged_push_is_applied(cluster: Clust
     assert (m == summary["global_steps"]).all(), "each push moved each statistic by one"
 
 
+def test_workers_are_let_in_one_after_another_and_begin_with_fresh_parameters(tmp_path: Path) -> None:
+    begun: dict[int, tuple[int, int]] = {}  # worker -> version of the shards and of its parameters in its first step
+
+    with serving(tmp_path, pace=Async(4), num_workers=11, num_steps=100) as cluster:
+        slots = threading.local()
+
+        def step(parameters: Parameters, images: Any, labels: Any) -> Result:
+            if slots.index not in begun:
+                begun[slots.index] = cluster.chief._state.coordinator.step, min(parameters.versions)
+            time.sleep(0.05)
+            return toward_one(parameters, images, labels)
+
+        def work(index: int) -> None:
+            slots.index = index
+            cluster.work(index, step=step, overlap=False, num_steps=100)
+
+        chief = cluster.run_chief()
+        with ThreadPoolExecutor(11) as pool:
+            for worker in [pool.submit(work, index) for index in range(11)]:
+                worker.result()
+        summary = chief.result()
+    late = [version for _, version in begun.values() if version]
+    assert len(begun) == 11 and summary["failure"] == ""
+    assert sum(version >= 4 for _, version in begun.values()) >= 3 and max(late) >= 12, begun
+    assert summary["pushes_acknowledged"] == summary["pushes_applied_min"] == summary["pushes_applied_max"]
+    assert summary["records_repeated"] == 0
+
+
 def test_waiting_for_a_slow_source_is_the_input_of_a_step(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     given = FakeBatches.__next__
     monkeypatch.setattr(FakeBatches, "__next__", lambda self: time.sleep(0.05) or given(self))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import parameter_server_pb2 as ps_pb
+from downpour.worker.chief.admission import may_train
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.reports import PARTS
@@ -87,7 +88,8 @@ def _workers(coordinator: Coordinator, now_s: float) -> Iterator[pb.ProgressRepl
             yield kinds(index=index, state=kinds.STATE_EXPECTED)
             continue
         lost, report = members.lost(index, now_s), coordinator.reports.of(index, worker.incarnation)
-        state = kinds.STATE_FINISHED if worker.finished else kinds.STATE_LOST if lost else kinds.STATE_RUNNING
+        runs = kinds.STATE_RUNNING if may_train(coordinator, index, now_s) else kinds.STATE_WAITING
+        state = kinds.STATE_FINISHED if worker.finished else kinds.STATE_LOST if lost else runs
         recent = coordinator.reports.recent(index, now_s)
         yield kinds(
             index=index,

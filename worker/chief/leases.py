@@ -203,6 +203,14 @@ class LeaseTable:
         """Positions granted so far, over all epochs, each once."""
         return self.epoch * self.num_records + self._next
 
+    def admit(self, worker: int, incarnation: int) -> None:
+        """Notes that an incarnation may have leases."""
+        self._holder(worker, incarnation)
+
+    def has_admitted(self, worker: int) -> bool:
+        """Whether a worker, or an earlier process of its index, may have leases or has had some."""
+        return worker in self._holders
+
     @property
     def has_returned(self) -> bool:
         """Whether positions were given back that are not granted again."""

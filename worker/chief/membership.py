@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from downpour.proto.errors import WorkerSuperseded
+from downpour.ps.policy.pace import Async, Mode
 
 _UNSEEN_INCARNATIONS = 1 << 20
 
@@ -43,12 +44,14 @@ class Membership:
             of its own, however long its steps take.
         opened_s: Time from which workers can register; None before.
         incarnation: Highest incarnation assigned or observed, of any worker.
+        pace: Synchronisation model of the workers.
     """
 
     num_workers: int = 1
     lease_s: float = 30.0
     opened_s: float | None = None
     incarnation: int = 0
+    pace: Mode = field(default_factory=Async)
     _workers: dict[int, Worker] = field(default_factory=dict)
 
     def incarnation_for(self, worker: int, process: str) -> int:

@@ -13,6 +13,7 @@ from absl import logging
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import chief_pb2_grpc
 from downpour.proto.errors import NotYet
+from downpour.worker.chief.admission import let_in
 from downpour.worker.chief.progress import progress
 from downpour.worker.chief.scores import Scores
 from downpour.worker.chief.settings import JobSettings
@@ -67,8 +68,12 @@ class Service(chief_pb2_grpc.ChiefServicer):
     def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
         """See `downpour/proto/chief.proto`."""
         state, begin = self._state, time.monotonic()
-        with state.journaled():
+        with state.changed:
             state.ready()
+            ask_again_s = let_in(state.coordinator, request.worker, request.incarnation, begin)
+            if ask_again_s:
+                return pb.LeaseReply(ask_again_seconds=ask_again_s)
+        with state.journaled():
             who = request.worker, request.incarnation, request.number
             while (lease := state.coordinator.lease(*who, time.monotonic())) is None:
                 if time.monotonic() > begin + _LEASE_WITHIN_S:

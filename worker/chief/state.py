@@ -68,7 +68,7 @@ class JobState:
             settings.num_steps,
             settings.checkpoint_every_steps,
             LeaseTable(settings.num_records, settings.lease_records),
-            Membership(settings.num_workers, settings.lease_s),
+            Membership(settings.num_workers, settings.lease_s, pace=settings.pace),
             TrainingTime(settings.max_train_s),
             epochs=EpochLog(
                 settings.epochs,

@@ -259,15 +259,18 @@ class ChiefClient:
         """Sends a worker's totals; returns what it should do."""
         return self._call(self._stub.Report, report)
 
-    def lease(self, worker: int, incarnation: int, number: int) -> Lease:
+    def lease(self, worker: int, incarnation: int, number: int) -> Lease | float:
         """Requests the next positions to train on, for an incarnation that has received `number` leases.
+
+        Returns:
+            The lease; or, for a worker that is not let in yet, the seconds after which to ask again.
 
         Raises:
             WorkerSuperseded: A newer incarnation is known, or the chief was restarted without its newest journal.
         """
         request = chief_pb2.LeaseRequest(worker=worker, incarnation=incarnation, number=number)
         reply: chief_pb2.LeaseReply = self._call(self._stub.Lease, request)
-        return Lease(reply.epoch, reply.start, reply.stop)
+        return reply.ask_again_seconds or Lease(reply.epoch, reply.start, reply.stop)
 
     def next_checkpoint(
         self, after_step: int, evaluator: int = 0, incarnation: int = 0

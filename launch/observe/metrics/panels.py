@@ -84,7 +84,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         ),
         _stat(
             "Workers",
-            "Those that report, and those that did and are silent. Others are expected or have finished.",
+            "Those that report, and those that did and are silent. Others have not come, wait, or have finished.",
             ('sum(downpour_job_worker_state{RUN,state="running"})', "running"),
             ('sum(downpour_job_worker_state{RUN,state="lost"})', "lost"),
         ),

@@ -28,8 +28,11 @@ _CURVE_ROWS = 4
 _LABEL = 11  # characters
 _MOST_EVENTS = 8
 _PARTS = (("input", "yellow"), ("compute", "green"), ("wait", "blue"))
-_STATES = {"lost": "bold red", "silent": "bold red", "empty": "bold red", "finished": "dim", "expected": "dim"}
-_URGENCY = {"lost": 0, "silent": 0, "empty": 1, "running": 2, "ready": 2, "expected": 3, "finished": 4}
+_STATES = {
+    **dict.fromkeys(("lost", "silent", "empty"), "bold red"),
+    **dict.fromkeys(("finished", "expected", "waiting"), "dim"),
+}
+_URGENCY = {"lost": 0, "silent": 0, "empty": 1, "running": 2, "ready": 2, "waiting": 3, "expected": 3, "finished": 4}
 _BAD_EVENTS = ("lost", "silent", "failed", "dropped", "refused", "skipped")
 
 

@@ -22,7 +22,7 @@ from downpour.launch.planning.queueing import (
     percentile_of,
     simulate,
 )  # fmt: skip
-from downpour.ps.policy.pace import Bounded, Sync
+from downpour.ps.policy.pace import Async, Bounded, Sync
 
 MB = 1e6
 
@@ -166,8 +166,24 @@ def test_a_worker_computes_pushes_to_all_shards_pulls_from_all_and_begins_again(
     assert overlapped[:2] == [Kind.COMPUTED, Kind.BEGUN]
 
 
+def test_workers_that_are_let_in_later_pull_before_they_begin() -> None:
+    for overlap in (False, True):
+        fleet = paper(num_workers=12, pace=Async(20), overlap=overlap)
+        seen, pushes = list(itertools.islice(events(fleet), 12_000)), 0
+        first: dict[int, tuple[Kind, int]] = {}
+        for event in seen:
+            first.setdefault(event.worker, (event.kind, pushes // 17))
+            pushes += event.kind is Kind.PUSHED
+        assert all(first[worker] == (Kind.COMPUTED, first[worker][1]) for worker in range(8))
+        for worker in range(8, 12):
+            kind, version = first[worker]
+            due = 20 * (worker - 7)
+            assert kind is Kind.PULLED and due <= version <= due + 12, "as soon as enough pushes are complete"
+    assert simulate(paper(pace=Async(1000))).steps_per_second == simulate(paper(pace=Async(0))).steps_per_second
+
+
 def test_events_are_those_of_the_prediction() -> None:
-    fleet, pushed = paper(), [0] * 17
+    fleet, pushed = paper(pace=Async(0)), [0] * 17
     counts, versions = np.zeros(BUCKETS, int), {}
     for event in itertools.islice(events(fleet), 100_000):
         if event.kind is Kind.BEGUN:

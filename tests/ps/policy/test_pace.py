@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,6 +157,15 @@ def test_async_never_waits() -> None:
     decider = new(Async(), 2)
     decider.pushed(0, 1, 1000, 0)
     assert decider.may_pull(0, 1, 1001, 0)
+
+
+def test_async_lets_workers_in_one_after_another() -> None:
+    assert [pace.most_workers(Async(10), pushes) for pushes in (0, 9, 10, 19, 20, 1000)] == [8, 8, 9, 9, 10, 108]
+    assert pace.most_workers(Async(), 0) == 8, "the default"
+    for all_at_once in (Async(0), Bounded(2), Sync(50)):
+        assert pace.most_workers(all_at_once, 0) == math.inf
+    with pytest.raises(ValueError, match="ramp is -1; give the pushes for each further worker, or 0"):
+        Async(-1)
 
 
 @pytest.mark.parametrize(
