@@ -131,11 +131,24 @@ def _facts(trail: Trail, width: int, glyphs: Glyphs) -> list[tuple[str, Text]]:
         ("speed", Text(speed)),
         ("staleness", staleness),
         ("checkpoint", Text(checkpoint_text(saved) if saved else "")),
+        ("evaluators", _evaluators(status.get("evaluators", ()))),
         ("faults", Text(faults, style="red")),
         ("died", Text("" if (dead := died(status)) == "nothing" else dead, style="red")),
         ("failure", Text(status.get("failure") or "", style="bold red")),
         ("problem", Text(status.get("problem") or "", style="bold red")),
     ]
+
+
+def _evaluators(evaluators: Sequence[Mapping[str, Any]]) -> Text:
+    """What each does; nothing of a single one that waits for checkpoints."""
+    if len(evaluators) == 1 and evaluators[0]["state"] in ("waiting", "expected"):
+        return Text()
+    parts = list[Text]()
+    for one in evaluators:
+        state, seconds = one["state"], duration(one["seconds"] or 0.0)
+        does = f"scores step {one['step']} for {seconds}" if state == "scoring" else state
+        parts.append(Text(f"{one['evaluator']} {does}", style=_STATES.get(state, "")))
+    return Text(", ").join(parts)
 
 
 def _found(trail: Trail, width: int, most: int) -> list[Text]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from downpour.launch.observe.terminal.frame import frame, shares
 from downpour.launch.observe.terminal.gauges import ASCII
 from downpour.launch.observe.terminal.trail import Trail
-from tests.launch.observe.statuses import event, shard, status, worker
+from tests.launch.observe.statuses import evaluator, event, shard, status, worker
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 
@@ -71,6 +71,15 @@ def test_the_slow_worker_of_a_run_that_was_recorded_is_called_out_and_has_the_lo
     bars = {index: sum(row(lines, "worker", str(index)).count(glyph) for glyph in "▒█░") for index in range(3)}
     assert max(bars, key=lambda index: bars[index]) == 1 and bars[1] > 2 * bars[0] > 0
     assert row(lines, "worker", "1").count("▒") > 0.8 * bars[1], "most of it is input"
+
+
+def test_every_evaluator_and_workers_that_wait_to_be_let_in_are_shown() -> None:
+    both = [evaluator(0), evaluator(1, state="waiting"), evaluator(2, state="lost", silent_seconds=40.0)]
+    lines = drawn(of(status(3, workers=[worker(0), worker(1, state="waiting", seconds_per_step={})], evaluators=both)))
+    assert "evaluators 0 scores step 700 for 0:03, 1 waiting, 2 lost" in lines
+    assert " waiting " in row(lines, "worker", "1")
+    alone = drawn(of(status(evaluators=[evaluator(0, state="waiting")])))
+    assert not any(line.startswith("evaluators") for line in alone)
 
 
 def test_of_200_workers_and_50_shards_the_worst_are_shown_and_the_others_counted() -> None:
