@@ -21,7 +21,7 @@ from downpour.proto.errors import LayoutMismatch
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import TensorFile
 from downpour.ps.layout import Layout, Range, Variable, from_canonical
-from downpour.ps.memory.arena import Arena, gradients
+from downpour.ps.memory.arena import Arena, means
 from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, RATE
 from downpour.ps.policy.pace import ROUND, Async
 
@@ -80,7 +80,7 @@ def arena_of(
 def _copy(arena: Arena, checkpoint: Checkpoint) -> None:
     """Copies vectors, counters, rate, ledger and rounds unchanged."""
     file = checkpoint.open(arena.specification.shard)
-    begins = "sum" in arena.vectors and "sum" not in file.names and gradients(arena.specification) > 1
+    begins = "sum" in arena.vectors and "sum" not in file.names and not means(arena.specification).are_single
     for name in arena.vectors:
         if name == "sum" and begins:
             arena.sum[:] = 0
@@ -152,7 +152,8 @@ def _merge_records(arena: Arena, checkpoint: Checkpoint) -> None:
 
 def _begin_rounds(arena: Arena) -> None:
     """Begins every chunk's next update, without gradients, at the number that the version says."""
-    arena.rounds["round"], arena.rounds["count"] = arena.counters["version"] // gradients(arena.specification), 0
+    number = means(arena.specification).number(int(arena.counters["version"]))
+    arena.rounds["round"], arena.rounds["count"] = number, 0
 
 
 def _num_summed(file: TensorFile) -> int:

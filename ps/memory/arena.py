@@ -38,9 +38,9 @@ from downpour.ps.layout.chunks import PIECE_ELEMENTS
 from downpour.ps.memory.ledger import COUNTERS, LEDGER_ENTRY, NUM_WORKERS, RATE
 from downpour.ps.memory.mapping import lock_and_map, reserve, unlock, use_huge_pages
 from downpour.ps.memory.undo import RECORD, UndoLog
-from downpour.ps.policy import rules, staleness
+from downpour.ps.policy import pace, rules, staleness
 from downpour.ps.policy.named import from_message
-from downpour.ps.policy.pace import ROUND, Sync
+from downpour.ps.policy.pace import ROUND, Async, Means, Sync
 from downpour.ps.testing.points import reach
 
 _PAGE = 4096
@@ -301,15 +301,16 @@ class _Offsets:
         self.total = self.saved + _page_up(4 * self.num_saved)
 
 
-def gradients(specification: pb.ShardSpecification) -> int:
-    """Returns how many pushes make one update, but under the pace `Sync`."""
+def means(specification: pb.ShardSpecification) -> Means:
+    """Returns how many pushes make each update, but under the pace `Sync`."""
+    mode = from_message(pace.BY_NAME, specification.pace) if specification.HasField("pace") else Async()
     if not specification.HasField("staleness"):
-        return 1
-    return staleness.gradients_of(from_message(staleness.BY_NAME, specification.staleness))
+        return Means(1, mode)
+    return Means(staleness.gradients_of(from_message(staleness.BY_NAME, specification.staleness)), mode)
 
 
 def _has_sum(specification: pb.ShardSpecification) -> bool:
-    return specification.pace.name == Sync.__name__ or gradients(specification) > 1
+    return specification.pace.name == Sync.__name__ or not means(specification).are_single
 
 
 def _num_slots(specification: pb.ShardSpecification) -> int:

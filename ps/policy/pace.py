@@ -9,10 +9,11 @@ smallest clock of the live workers, and v a shard's version. A worker makes k pu
 | `Bounded(lead)` | k - min c <= lead | is applied, v + 1 |
 | `Sync(num_gradients, backups)` | v is above the version of the worker's last push | is summed; see below |
 
-`Async` lets workers in one after another: 8 at once, and one more for every `ramp` pushes of all; the chief has leases
-for no others. So the first updates are fresh, as in Dean et al. 2012, where one replica trained before the others were
-let loose, and each worker after them is let in when there are pushes enough for it. Which workers these are does not
-matter: where one ends or is lost, another is let in.
+`Async` lets workers in one after another: 4 at once, and one more for every `ramp` pushes of all; the chief has leases
+for no others. So the first updates, which move the parameters most, are fresh, as where one replica trains before the
+others are let loose (Dean et al. 2012), and a fleet that is too large for so few steps stays small. Which workers these
+are does not matter: where one ends or is lost, another is let in. Fleets of W workers so lose the time of about
+ramp * (ln(W / 4) - 1) steps, once.
 
 `Bounded` is stale synchronous parallel (Ho et al. 2013). `Sync` with backups is Chen et al. 2016 (arXiv 1604.00981):
 of N + b workers' gradients of version v the first N are averaged and applied as one update, the later ones are
@@ -32,6 +33,7 @@ with `Sync`; jobs refuse these.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,7 +43,8 @@ import numpy as np
 # Progress of one chunk of a shard's vector whose gradients are summed: updates, and gradients towards the next.
 ROUND = np.dtype([("round", "<u8"), ("count", "<u8")])
 
-FIRST_WORKERS = 8  # that `Async` lets in at once
+FIRST_WORKERS = 4  # that `Async` lets in at once
+WORKERS_A_GRADIENT = 8  # for each gradient of a mean; docs/asynchrony.md
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Async:
         ramp: Pushes of all workers after which one more is let in; 0 lets all in at once.
     """
 
-    ramp: int = 10
+    ramp: int = 50
 
     def __post_init__(self) -> None:
         if self.ramp < 0:
@@ -123,6 +126,54 @@ def check(mode: Mode, num_workers: int, most_workers: int, *, overlap: bool) -> 
         )
 
 
+class Means:
+    """How many pushes make each update of a chunk, where a treatment of staleness takes the mean of several.
+
+    While workers are let in one after another, it is an eighth of those that are. So the first updates are of single
+    pushes, as those of few workers are.
+
+    Args:
+        gradients: Pushes of an update once all workers are let in.
+        pace: The job's.
+
+    Attributes:
+        gradients: As given.
+    """
+
+    def __init__(self, gradients: int, pace: Mode) -> None:
+        self.gradients = gradients
+        self._starts, self._pushes, begun = list[int](), list[int](), 0  # of the updates with fewer pushes
+        while (most := most_workers(pace, begun) / WORKERS_A_GRADIENT) < gradients and gradients > 1:
+            self._starts.append(begun)
+            self._pushes.append(max(1, int(most)))
+            begun += self._pushes[-1]
+        self._starts.append(begun)
+        self._table = np.array([*self._pushes, gradients])
+
+    @property
+    def are_single(self) -> bool:
+        """Whether every push is an update."""
+        return self.gradients == 1
+
+    def of(self, numbers: np.ndarray) -> np.ndarray:
+        """Pushes of updates by their numbers, from 0."""
+        found: np.ndarray = self._table[np.minimum(numbers, self._table.size - 1)]
+        return found
+
+    def pushes(self, number: int) -> int:
+        """Pushes of one update."""
+        return int(self._table[min(number, self._table.size - 1)])
+
+    def number(self, version: int) -> int:
+        """The update that a push to a shard of this version is part of: as many are complete."""
+        at = bisect.bisect_right(self._starts, version) - 1
+        return at if at < len(self._pushes) else at + (version - self._starts[-1]) // self.gradients
+
+    def at(self, version: int) -> int:
+        """Pushes of that update."""
+        return self.pushes(self.number(version))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What to do with a chunk's gradient under `Sync`.
@@ -153,12 +204,12 @@ class Pace:
         mode: The synchronisation model.
         num_workers: Expected workers; pulls block on them until they are reported absent.
         rounds: One ROUND a chunk, owned by the caller.
-        gradients: Pushes whose mean is one update, under other modes than `Sync`.
+        means: How many pushes make an update, under other modes than `Sync`; None for one.
     """
 
-    def __init__(self, mode: Mode, num_workers: int, rounds: np.ndarray, gradients: int = 1) -> None:
+    def __init__(self, mode: Mode, num_workers: int, rounds: np.ndarray, means: Means | None = None) -> None:
         self.mode = mode
-        self._rounds, self._gradients = rounds, gradients
+        self._rounds, self._means = rounds, means or Means(1, mode)
         self._members = {worker: _Member(0, 0) for worker in range(num_workers)}
         self._gone: dict[int, int] = {}  # worker -> incarnation that was reported absent
 
@@ -194,9 +245,13 @@ class Pace:
 
     def due(self) -> list[int]:
         """Returns the chunks whose sum has all gradients that it needs; none where no gradients are summed."""
-        if not isinstance(self.mode, Sync) and self._gradients == 1:
+        if isinstance(self.mode, Sync):
+            needed: int | np.ndarray = max(1, min(self.mode.num_gradients, len(self._members)))
+        elif self._means.are_single:
             return []
-        chunks: list[int] = np.flatnonzero(self._rounds["count"] >= self._needed()).tolist()
+        else:
+            needed = self._means.of(self._rounds["round"])
+        chunks: list[int] = np.flatnonzero(self._rounds["count"] >= needed).tolist()
         return chunks
 
     def complete(self, chunk: int) -> int:
@@ -219,11 +274,6 @@ class Pace:
     def rounds(self) -> int:
         """Returns the number of rounds that every chunk has completed: under `Sync`, the shard's version."""
         return int(self._rounds["round"].min())
-
-    def _needed(self) -> int:
-        if isinstance(self.mode, Sync):
-            return max(1, min(self.mode.num_gradients, len(self._members)))
-        return self._gradients
 
     def _between_rounds(self) -> bool:
         """Whether some chunks already have the next update and others do not: a pull would mix two versions."""

@@ -49,11 +49,10 @@ import math
 from dataclasses import dataclass
 
 from downpour.ps.policy import rules
-from downpour.ps.policy.pace import Mode, Sync
+from downpour.ps.policy.pace import WORKERS_A_GRADIENT, Mode, Sync, most_workers
 from downpour.ps.policy.rules import Adam, KerasAdam, KerasRMSProp, RMSProp, Rule
 
 _FEW_WORKERS = 2  # whose stale gradients Adam bears
-_WORKERS_A_GRADIENT = 8  # for each gradient of a mean; docs/asynchrony.md
 _PUSHES_OF_A_WORKER = 50  # from which on means are better
 _DIVIDE_BY_SQUARES = (RMSProp, KerasRMSProp, Adam, KerasAdam)
 
@@ -147,7 +146,8 @@ def resolved(
     That is `Lookahead()` where the rule has a momentum, but `Keep()` for Adam with one or two workers: it bears a
     gradient that is one update late, and a longer momentum makes it slower (docs/benchmarks.md, examples of Keras).
     From 16 workers on, rules that divide by a root of squares take the mean of an eighth of the workers' gradients, if
-    each worker makes 50 pushes or more: in fewer, there is no time for fewer updates (docs/asynchrony.md).
+    these are let in one after another or make 50 pushes each: else there is no time for fewer updates
+    (docs/asynchrony.md).
 
     Args:
         treatment: As the job says.
@@ -164,9 +164,9 @@ def resolved(
     goes = pushes_gradients and rules.momentum_of(rule) and not isinstance(pace, Sync)
     if not goes or bears_it:
         return Keep()
-    is_long = num_steps >= _PUSHES_OF_A_WORKER * num_workers
+    is_long = most_workers(pace, 0) < num_workers or num_steps >= _PUSHES_OF_A_WORKER * num_workers
     divides = isinstance(rule, _DIVIDE_BY_SQUARES) and is_long and not keeps_average
-    return Lookahead(gradients=max(1, num_workers // _WORKERS_A_GRADIENT) if divides else 1)
+    return Lookahead(gradients=max(1, num_workers // WORKERS_A_GRADIENT) if divides else 1)
 
 
 def check(treatment: Treatment, rule: Rule, pace: Mode) -> None:

@@ -60,7 +60,7 @@ class Ahead:
             w, into = parameters[begin:end], out[begin - start : end - start]
             if rate := self._rates[run]:
                 slots = [slot[begin:end] for slot in self._arena.slots]
-                number = version // self._books.gradients + 1
+                number = self._books.means.number(version) + 1
                 self._movement.move(w, slots, into, learning_rate * rate, number, updates)
             else:
                 into[:] = w

@@ -14,7 +14,7 @@ from downpour.ps.apply.regions import Push, Region
 from downpour.ps.memory.arena import Arena
 from downpour.ps.memory.ledger import STALENESS_BUCKETS, Ledger
 from downpour.ps.memory.snapshot import Snapshot
-from downpour.ps.policy.pace import Pace, Sync, most_workers
+from downpour.ps.policy.pace import Means, Pace, Sync, most_workers
 from downpour.ps.policy.specification import Policies
 from downpour.ps.policy.staleness import Lookahead, gradients_of, rate_factor
 from downpour.ps.testing.points import reach
@@ -35,7 +35,7 @@ class Books:
         ledger: Which pushes have been applied, and how far.
         pace: Which workers may pull, and which rounds are complete.
         is_sync: Whether the pace is `Sync`.
-        gradients: Pushes that make one update, under other paces.
+        means: How many pushes make an update, under other paces.
         is_summed: Whether gradients are summed before an update.
         snapshots: Open snapshots; each must preserve a region before it changes.
         staleness: Moving mean of the staleness of pushes. It begins at that of the first workers, if they are equally
@@ -47,10 +47,10 @@ class Books:
         self.lock = threading.Lock()
         self.moved = threading.Condition(self.lock)
         self.ledger = Ledger(arena.ledger)
-        self.gradients = gradients_of(policies.treatment)
-        self.pace = Pace(policies.pace, specification.num_workers, arena.rounds, self.gradients)
+        self.means = Means(gradients_of(policies.treatment), policies.pace)
+        self.pace = Pace(policies.pace, specification.num_workers, arena.rounds, self.means)
         self.is_sync = isinstance(policies.pace, Sync)
-        self.is_summed = self.is_sync or self.gradients > 1
+        self.is_summed = self.is_sync or not self.means.are_single
         self.snapshots: list[Snapshot] = []
         self._arena = arena
         self._at_start = arena.counters.copy()  # of earlier processes, or of the checkpoint that was restored
@@ -70,7 +70,7 @@ class Books:
         treatment = self._treatment
         if not isinstance(treatment, Lookahead):
             return 0.0
-        return treatment.updates or self.staleness / self.gradients
+        return treatment.updates or self.staleness / self.means.at(int(self._arena.counters["version"]))
 
     def rate(self, version: int) -> float:
         """The learning rate of the push that turns `version` into `version + 1`."""
@@ -81,7 +81,7 @@ class Books:
         if self.is_sync:
             return self.rate(number)
         version = int(self._arena.counters["version"])
-        return self.rate(version) * rate_factor(self._treatment, self.staleness / self.gradients)
+        return self.rate(version) * rate_factor(self._treatment, self.staleness / self.means.pushes(number))
 
     def set_rate(self, number: int, factor: float) -> pb.Rate:
         """Multiplies the schedule by a factor from now on, unless the change is not newer than the last; returns that.

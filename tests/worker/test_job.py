@@ -220,7 +220,7 @@ def test_two_workers_train_and_every_acknowledged_push_is_applied(cluster: Clust
 def test_workers_are_let_in_one_after_another_and_begin_with_fresh_parameters(tmp_path: Path) -> None:
     begun: dict[int, tuple[int, int]] = {}  # worker -> version of the shards and of its parameters in its first step
 
-    with serving(tmp_path, pace=Async(4), num_workers=11, num_steps=100) as cluster:
+    with serving(tmp_path, pace=Async(4), num_workers=7, num_steps=100) as cluster:
         slots = threading.local()
 
         def step(parameters: Parameters, images: Any, labels: Any) -> Result:
@@ -234,12 +234,12 @@ def test_workers_are_let_in_one_after_another_and_begin_with_fresh_parameters(tm
             cluster.work(index, step=step, overlap=False, num_steps=100)
 
         chief = cluster.run_chief()
-        with ThreadPoolExecutor(11) as pool:
-            for worker in [pool.submit(work, index) for index in range(11)]:
+        with ThreadPoolExecutor(7) as pool:
+            for worker in [pool.submit(work, index) for index in range(7)]:
                 worker.result()
         summary = chief.result()
     late = [version for _, version in begun.values() if version]
-    assert len(begun) == 11 and summary["failure"] == ""
+    assert len(begun) == 7 and summary["failure"] == ""
     assert sum(version >= 4 for _, version in begun.values()) >= 3 and max(late) >= 12, begun
     assert summary["pushes_acknowledged"] == summary["pushes_applied_min"] == summary["pushes_applied_max"]
     assert summary["records_repeated"] == 0

@@ -160,8 +160,8 @@ def test_async_never_waits() -> None:
 
 
 def test_async_lets_workers_in_one_after_another() -> None:
-    assert [pace.most_workers(Async(10), pushes) for pushes in (0, 9, 10, 19, 20, 1000)] == [8, 8, 9, 9, 10, 108]
-    assert pace.most_workers(Async(), 0) == 8, "the default"
+    assert [pace.most_workers(Async(10), pushes) for pushes in (0, 9, 10, 19, 20, 1000)] == [4, 4, 5, 5, 6, 104]
+    assert pace.most_workers(Async(), 0) == 4, "the default"
     for all_at_once in (Async(0), Bounded(2), Sync(50)):
         assert pace.most_workers(all_at_once, 0) == math.inf
     with pytest.raises(ValueError, match="ramp is -1; give the pushes for each further worker, or 0"):
@@ -222,3 +222,22 @@ def test_numbers_out_of_range() -> None:
         Sync(0)
     with pytest.raises(ValueError, match="backups is -2"):
         Sync(1, -2)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "mode"), [(1, Async()), (6, Async(50)), (25, Async(7)), (5, Async(0)), (3, Bounded(2))]
+)
+def test_an_update_takes_an_eighth_of_the_workers_that_are_let_in(gradients: int, mode: pace.Mode) -> None:
+    means = pace.Means(gradients, mode)
+    version, number, seen = 0, 0, []
+    while version < 3000:
+        pushes = means.pushes(number)
+        assert (
+            pushes == max(1, int(min(gradients, pace.most_workers(mode, version) / 8))) == means.of(np.array([number]))
+        )
+        for more in range(pushes):
+            assert (means.number(version + more), means.at(version + more)) == (number, pushes)
+        version, number = version + pushes, number + 1
+        seen.append(pushes)
+    assert seen[-1] == gradients and seen == sorted(seen)
+    assert (seen[0] == gradients) == (gradients == 1 or not (isinstance(mode, Async) and mode.ramp))

@@ -38,7 +38,7 @@ from downpour.ps.shard.shard import Shard
 from tests.chunks import encode_chunk
 
 LAYOUT = lay_out([Variable("w", (40,)), Variable("b", (7,))], 1)
-SCHEDULE, ASYNC = StaircaseExponential(0.1, 0.5, 3), Async()
+SCHEDULE, ASYNC = StaircaseExponential(0.1, 0.5, 3), Async(0)
 
 
 def new_shard(
