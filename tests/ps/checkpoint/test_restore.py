@@ -19,7 +19,7 @@ from downpour.ps.layout import FROZEN, STATISTIC, Layout, Slicing, Variable, lay
 from downpour.ps.memory.arena import Arena
 from downpour.ps.policy.averages import Polyak
 from downpour.ps.policy.named import to_message
-from downpour.ps.policy.pace import Sync
+from downpour.ps.policy.pace import Async, Sync
 from downpour.ps.policy.rules import SGD, KerasAdam, RMSProp, Rule
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Keep, Lookahead, Treatment
@@ -43,7 +43,7 @@ def layout(num_shards: int, num_slices: int = 5, axis: int = -1) -> Layout:
 
 
 def told(
-    of: Layout, shard: int, rule: Rule = RULE, average: Any = None, treatment: Treatment = KEEP
+    of: Layout, shard: int, rule: Rule = RULE, average: Any = None, treatment: Treatment = KEEP, ramp: int = 0
 ) -> pb.ShardSpecification:
     return pb.ShardSpecification(
         shard=shard,
@@ -52,6 +52,7 @@ def told(
         rule=to_message(rule),
         schedule=to_message(Constant(0.1)),
         average=None if average is None else to_message(average),
+        pace=to_message(Async(ramp)),
         staleness=to_message(treatment),
     )
 
@@ -196,9 +197,10 @@ def test_a_sum_goes_on_where_it_can_and_its_loss_is_told_where_it_cannot(
 def test_a_sum_begins_where_a_checkpoint_has_none(tmp_path: Path) -> None:
     """As when a job goes on with more workers than it had."""
     saved = written(tmp_path, filled(layout(2)))
-    for one in restored(saved, layout(2), treatment=MEANS):
-        assert not one.sum.any() and set(one.rounds.tolist()) == {(2, 0)}
-        assert one.counters["version"] == 7
+    for ramp, number in ((0, 2), (50, 7)):  # while few workers are let in, each push is an update
+        for one in restored(saved, layout(2), treatment=MEANS, ramp=ramp):
+            assert not one.sum.any() and set(one.rounds.tolist()) == {(number, 0)}
+            assert one.counters["version"] == 7
 
 
 def test_a_sum_that_is_not_there_is_refused(tmp_path: Path) -> None:
