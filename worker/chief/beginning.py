@@ -17,6 +17,7 @@ from absl import logging
 from downpour.proto.errors import CheckpointFailed
 from downpour.ps.checkpoint.manifest import Checkpoint
 from downpour.ps.checkpoint.shard_file import Damaged
+from downpour.ps.policy.pace import most_workers
 from downpour.worker.chief.healer import Healer
 from downpour.worker.chief.run_folder import RunFolder
 from downpour.worker.chief.settings import JobSettings
@@ -67,6 +68,10 @@ def begin(
         folder.begin(shards.job_id, overwrites=settings.overwrite)
         shards.initialize(lambda: values)
         logging.info("%d shards initialised for job %s", len(shards), shards.job_id)
+        first = most_workers(settings.pace, 0)
+        if settings.num_workers > first:
+            how = "%d of %d workers train at first, and one more is let in after every %d pushes (pace)"
+            logging.info(how, first, settings.num_workers, settings.pace.ramp)
     shards.check_job()
     try:
         shards.check_may_write(folder.checkpoints.url)

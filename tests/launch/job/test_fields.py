@@ -13,7 +13,7 @@ from downpour.launch.job.step import overlap_of
 from downpour.model.vision.resnet import ResNet
 from downpour.ps.layout import Rate, Slicing
 from downpour.ps.policy.averages import Polyak
-from downpour.ps.policy.pace import Bounded, Sync
+from downpour.ps.policy.pace import Async, Bounded, Sync
 from downpour.ps.policy.rules import SGD, KerasAdam, Momentum
 from downpour.ps.policy.schedules import Constant
 from downpour.ps.policy.staleness import Divide, Keep, Lookahead
@@ -147,7 +147,10 @@ def test_the_default_treatment_looks_ahead_where_gradients_meet_a_momentum(job: 
         assert many.treatment == Lookahead(gradients=gradients), "means for what divides"
         assert replace(many, average=Polyak(0.9)).treatment == Lookahead(), "an average decays with updates"
         assert replace(many, rule=Momentum(0.9)).treatment == Lookahead()
-        assert replace(many, num_steps=50 * number - 1).treatment == Lookahead(), "too short for fewer updates"
+        assert replace(many, num_steps=10).treatment == many.treatment, "grows with the workers that are let in"
+        at_once = replace(many, pace=Async(ramp=0))
+        assert at_once.treatment == many.treatment
+        assert replace(at_once, num_steps=50 * number - 1).treatment == Lookahead(), "too short for fewer updates"
 
 
 def test_overlap_is_left_to_the_chief_where_pace_and_cadence_permit_it(job: Job) -> None:

@@ -153,10 +153,17 @@ def test_the_same_seed_gives_the_same_result_and_another_one_another(trainable: 
 
 
 def test_the_more_workers_the_staler_and_the_faster(trainable: Trainable) -> None:
-    found = [simulate(JOB, num_workers, 150, num_scores=1, model=trainable) for num_workers in (1, 4, 16)]
+    job = replace(JOB, pace=Async(ramp=0))
+    found = [simulate(job, num_workers, 150, num_scores=1, model=trainable) for num_workers in (1, 4, 16)]
     assert [one.staleness_mean for one in found] == pytest.approx([0, 3, 15], rel=0.1)
     assert [one.steps_per_second for one in found] == pytest.approx([1, 4, 16], rel=0.1)
     assert all(one.last.examples == pytest.approx(150 * 4, rel=0.1) for one in found)
+
+
+def test_workers_are_let_in_one_after_another(trainable: Trainable) -> None:
+    found = [simulate(replace(JOB, pace=Async(ramp)), 16, 150, num_scores=1, model=trainable) for ramp in (50, 5, 0)]
+    assert found[0].staleness_mean < 5.5 < found[1].staleness_mean < found[2].staleness_mean
+    assert found[0].last.seconds > found[1].last.seconds > found[2].last.seconds
 
 
 def test_an_exchange_that_takes_time_and_overlaps_is_staler(trainable: Trainable) -> None:
@@ -169,7 +176,8 @@ def test_an_exchange_that_takes_time_and_overlaps_is_staler(trainable: Trainable
 
 def test_slow_workers_are_staler_than_others(trainable: Trainable) -> None:
     stragglers = Assumptions(1, math.inf, 1.0, stragglers=0.25, slowdown=8.0)
-    found = simulate(JOB, 8, 120, cluster=stragglers, num_scores=1, model=trainable)
+    at_once = replace(JOB, pace=Async(ramp=0))
+    found = simulate(at_once, 8, 120, cluster=stragglers, num_scores=1, model=trainable)
     assert found.steps_per_second == pytest.approx(6 + 2 / 8, rel=0.1)
     assert len(found.staleness) > 25, "a straggler's push follows about 50 others"
     bounded = simulate(replace(JOB, pace=Bounded(2)), 8, 60, cluster=stragglers, num_scores=1, model=trainable)
