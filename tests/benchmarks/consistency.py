@@ -42,13 +42,13 @@ _TREATMENTS = {
 }
 # Under sync a gradient that is applied is never stale, so there is nothing to treat.
 MODES: dict[str, Method] = {
-    **{f"async{name}": Method(Async(), t, EveryStep(), _RULE, Constant(_RATE)) for name, t in _TREATMENTS.items()},
+    **{f"async{name}": Method(Async(0), t, EveryStep(), _RULE, Constant(_RATE)) for name, t in _TREATMENTS.items()},
     **{f"bounded{name}": Method(Bounded(4), t, EveryStep(), _RULE, Constant(_RATE)) for name, t in _TREATMENTS.items()},
     "sync": Method(Sync(NUM_WORKERS), Keep(), EveryStep(), _RULE, Constant(_SYNC_RATE)),
     "sync2backups": Method(Sync(NUM_WORKERS - 2, 2), Keep(), EveryStep(), _RULE, Constant(_SYNC_RATE)),
 }
 LOCAL: dict[str, Method] = {
-    f"local{h}": Method(Async(), Keep(), LocalSteps(h, _RULE, _RATE), Momentum(0.5, nesterov=True), Constant(0.15))
+    f"local{h}": Method(Async(0), Keep(), LocalSteps(h, _RULE, _RATE), Momentum(0.5, nesterov=True), Constant(0.15))
     for h in (1, 8, 32)
 }
 
