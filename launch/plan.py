@@ -7,8 +7,9 @@ Bytes come from the layout, costs from measuring one shard process on this machi
 (`downpour.launch.planning.queueing`). Every shard and every worker is modelled as a host with its own network line and
 with cores as fast as this machine's. The last line is `RESULT {json}`.
 
-Supports asynchronous jobs whose workers push and pull every step (pace Async, cadence EveryStep). Costs are measured
-over mutual TLS, as on a cluster (--nomutual_tls: in plain text). Restarts and checkpoints are not modelled.
+Supports asynchronous jobs whose workers push and pull every step (pace Async, cadence EveryStep), once all workers are
+let in. Costs are measured over mutual TLS, as on a cluster (--nomutual_tls: in plain text). Restarts and checkpoints
+are not modelled.
 """
 
 from __future__ import annotations

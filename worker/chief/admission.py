@@ -13,22 +13,25 @@ _ASK_AGAIN_S, _MOST_QUESTIONS_PER_S = 0.1, 200  # of a worker that waits, and of
 
 
 def may_train(job: Coordinator, worker: int, now_s: float) -> bool:
-    """Whether a worker has been let in, or the pace lets one more in, or training is over."""
-    if job.leases.has_admitted(worker) or job.should_stop(now_s):
+    """Whether a worker has been let in, or the pace lets one more in."""
+    if job.leases.has_admitted(worker):
         return True
     training = [index for index, _ in job.members.running(now_s) if job.leases.has_admitted(index)]
     return len(training) < most_workers(job.members.pace, job.step)
 
 
 def let_in(job: Coordinator, worker: int, incarnation: int, now_s: float) -> float:
-    """Lets a worker in if it may train; returns 0 then, or else the seconds after which it should ask again.
+    """Lets a worker in if it may train, or if training is over, of which it then hears.
+
+    Returns:
+        0 if it is let in; or else the seconds after which it should ask again.
 
     Raises:
         WorkerSuperseded: A newer incarnation of its index is known.
     """
     job.register(worker, incarnation, "", now_s)
     job.members.heard(worker, now_s)
-    if may_train(job, worker, now_s):
+    if may_train(job, worker, now_s) or job.should_stop(now_s):
         job.leases.admit(worker, incarnation)
         return 0.0
     waiting = sum(not job.leases.has_admitted(index) for index, _ in job.members.running(now_s))
