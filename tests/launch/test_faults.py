@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from downpour.launch.observe import status
 from downpour.launch.roles import topology
 from downpour.proto import parameter_server_pb2 as pb
 from downpour.ps.checkpoint import manifest as checkpoint
@@ -97,6 +99,33 @@ def test_a_chief_that_is_killed_goes_on_and_no_record_is_lost_or_repeated(
     steps = [json.loads(line)["step"] for line in (job.run_dir / "history.jsonl").read_text().splitlines()]
     assert min(steps) <= before, "the history of the first chief is kept"
     assert not job.left_behind()
+
+
+@pytest.mark.slow  # tests/worker/test_job.py lets workers in, tests/worker/chief/test_admission.py restarts a chief
+def test_a_chief_that_is_killed_while_workers_wait_knows_who_was_let_in(
+    started: list[jobs.LocalJob], tmp_path: Path
+) -> None:
+    (tmp_path / "slow").touch()
+    more = "--set=num_steps=300", "--set=cluster.num_workers=6", "--set=pace=Async(ramp=30)", "--noevaluator"
+    job = start(started, tmp_path, jobs.PACED, *more)
+    jobs.Watcher(job).wait_for_step(1)
+
+    def states() -> tuple[int, Counter[str]]:
+        found = status.of_folder(job.run_dir)
+        return found.get("step") or 0, Counter(worker["state"] for worker in found.get("workers", ()))
+
+    job.wait(lambda: states()[1] == {"running": 4, "waiting": 2}, "four workers that train and two that wait")
+    job.role("chief").kill()
+    job.wait(lambda: "[chief] ended with signal SIGKILL; restart 1 of 3" in job.stderr, "the chief's end")
+    job.wait(lambda: states()[1].total() == 6, "the chief's return")
+    before, seen = states()
+    assert seen["running"] <= 4 + states()[0] // 30 and before < 60, seen
+    (tmp_path / "slow").unlink()
+    assert job.end() == 0, job.stderr
+    assert "4 of 6 workers train at first, and one more is let in after every 30 pushes" in job.stderr
+    result = job.result()
+    assert result["pushes_acknowledged"] == result["pushes_applied_min"] == result["pushes_applied_max"]
+    assert result["records_repeated"] == 0 and all(result["worker_steps"][str(index)]["steps"] for index in range(6))
 
 
 @pytest.mark.slow  # tests/launch/roles/test_ending.py takes the memory of all away, tests/worker/test_faults.py of one
