@@ -25,9 +25,9 @@ says of it; docs/recipes.md has all of them in one table:
 | `rule.rho=0.9, rule.epsilon=1e-10` | ours | left open; TensorFlow's defaults |
 | `checkpoint_every_steps=50_000, exchange.give_up_after_s=600` | ours | left open |
 
-Also left open: no weight decay on biases and batch norm; float32 on the wire. The paper applies the
-gradients of all workers as they come; the default here lets workers in one after another, looks ahead, and makes one
-update of the mean of six pushes: `--set=staleness=Keep --set='pace=Async(ramp=0)'` is the paper's way.
+Also left open: no weight decay on biases and batch norm; float32 on the wire. The paper applies the gradients of all
+workers as they come; the default here lets workers in one after another, looks ahead, and makes one update of the mean
+of six pushes: `--set=staleness=Keep --set='pace=Async(ramp=0)'` is the paper's way.
 
 Data: a folder of `train-*.tfrecord` and `heldout-*.tfrecord` (each record an image and its labels) with `labels.json`
 (names and parents), as `downpour.model.data.ImageRecords` describes. JFT-300M itself is Google's. The public stand-in

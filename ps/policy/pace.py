@@ -142,13 +142,19 @@ class Means:
 
     def __init__(self, gradients: int, pace: Mode) -> None:
         self.gradients = gradients
-        self._starts, self._pushes, begun = list[int](), list[int](), 0  # of the updates with fewer pushes
-        while (most := most_workers(pace, begun) / WORKERS_A_GRADIENT) < gradients and gradients > 1:
-            self._starts.append(begun)
-            self._pushes.append(max(1, int(most)))
-            begun += self._pushes[-1]
-        self._starts.append(begun)
-        self._table = np.array([*self._pushes, gradients])
+        # Each time that updates take more pushes: number and first version of an update, and its pushes.
+        self._numbers, self._versions, self._pushes = [0], [0], [self._fitting(pace, 0)]
+        while (pushes := self._pushes[-1]) < gradients:
+            assert isinstance(pace, Async)
+            more = (WORKERS_A_GRADIENT * (pushes + 1) - FIRST_WORKERS) * pace.ramp  # the first version that allows it
+            count = -(-(more - self._versions[-1]) // pushes)
+            self._numbers.append(self._numbers[-1] + count)
+            self._versions.append(self._versions[-1] + count * pushes)
+            self._pushes.append(self._fitting(pace, self._versions[-1]))
+        self._table = np.array(self._numbers, "<u8"), np.array(self._pushes)
+
+    def _fitting(self, pace: Mode, version: int) -> int:
+        return max(1, int(min(self.gradients, most_workers(pace, version) / WORKERS_A_GRADIENT)))
 
     @property
     def are_single(self) -> bool:
@@ -157,21 +163,22 @@ class Means:
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
         """Pushes of updates by their numbers, from 0."""
-        found: np.ndarray = self._table[np.minimum(numbers, self._table.size - 1)]
+        first, pushes = self._table
+        found: np.ndarray = pushes[np.searchsorted(first, numbers, "right") - 1]
         return found
 
     def pushes(self, number: int) -> int:
         """Pushes of one update."""
-        return int(self._table[min(number, self._table.size - 1)])
+        return self._pushes[bisect.bisect_right(self._numbers, number) - 1]
 
     def number(self, version: int) -> int:
         """The update that a push to a shard of this version is part of: as many are complete."""
-        at = bisect.bisect_right(self._starts, version) - 1
-        return at if at < len(self._pushes) else at + (version - self._starts[-1]) // self.gradients
+        at = bisect.bisect_right(self._versions, version) - 1
+        return self._numbers[at] + (version - self._versions[at]) // self._pushes[at]
 
     def at(self, version: int) -> int:
         """Pushes of that update."""
-        return self.pushes(self.number(version))
+        return self._pushes[bisect.bisect_right(self._versions, version) - 1]
 
 
 @dataclass(frozen=True)

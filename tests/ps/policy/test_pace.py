@@ -225,7 +225,8 @@ def test_numbers_out_of_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gradients", "mode"), [(1, Async()), (6, Async(50)), (25, Async(7)), (5, Async(0)), (3, Bounded(2))]
+    ("gradients", "mode"),
+    [(1, Async()), (6, Async(50)), (25, Async(7)), (25, Async(1)), (5, Async(0)), (3, Bounded(2))],
 )
 def test_an_update_takes_an_eighth_of_the_workers_that_are_let_in(gradients: int, mode: pace.Mode) -> None:
     means = pace.Means(gradients, mode)
@@ -241,3 +242,8 @@ def test_an_update_takes_an_eighth_of_the_workers_that_are_let_in(gradients: int
         seen.append(pushes)
     assert seen[-1] == gradients and seen == sorted(seen)
     assert (seen[0] == gradients) == (gradients == 1 or not (isinstance(mode, Async) and mode.ramp))
+
+
+def test_a_slow_ramp_takes_no_more_memory() -> None:
+    means = pace.Means(25, Async(10**12))
+    assert (means.number(10**9), means.at(10**9), means.pushes(10**15)) == (10**9, 1, 25)
