@@ -44,7 +44,8 @@ def test_workers_and_variants_stand_side_by_side(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     tiny = jobs.write_recipe(tmp_path, "def job():\n    return tiny(clip=CLIPPED)\n")
     done = run(
-        str(tiny), "--set=exchange.overlap=false", "--workers=1,6", "--vary=staleness=Keep,Drop(limit=3)", "--steps=30",
+        str(tiny), "--set=exchange.overlap=false", "--set=pace=Async(ramp=0)", "--workers=1,6", "--steps=30",
+        "--vary=staleness=Keep,Drop(limit=3)",
         "--scores=2", "--seconds_per_step=2", f"--plot={tmp_path / 'a.svg'}", f"--out={tmp_path / 'a.json'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

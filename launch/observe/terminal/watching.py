@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ _EVERY_S, _PLAIN_EVERY_S, _KEYS_EVERY_S = 1.0, 5.0, 0.2
 _SILENT_S = 3.0  # from which a chief that does not answer is worth a word
 _GONE_S = 60.0  # after which a chief that does not answer is not waited for
 _ENDED_S = 5.0  # the same after the last step: it has ended
+_LAST_LOOK_S = 1.0
 _LOWEST = 10  # lines of a frame
 _ONCE_LINES = 60  # of one that is written to a file
 _FOOTER = "q ends this view; the run goes on"
@@ -83,6 +85,7 @@ class Looks:
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
+        self._thread.join(_LAST_LOOK_S)  # an interpreter ends badly while another thread is in a call
 
     def newest(self) -> tuple[int, Mapping[str, Any] | None]:
         """Number of the last look, from 1 on, and what it found; None if nobody answered."""
@@ -112,10 +115,10 @@ def follow(trail: Trail, look: Look, stream: TextIO | None = None) -> Mapping[st
         The last status; with `problem` if nobody has answered for `_GONE_S`; None if somebody has ended the view.
     """
     stream = stream or sys.stdout
-    with contextlib.suppress(KeyboardInterrupt), Looks(look) as looks:
+    with contextlib.suppress(KeyboardInterrupt), Looks(look) as looks, _interrupt() as interrupted:
         screen = _Screen(trail, stream) if is_terminal(stream) else _Lines(trail, stream)
         with screen as show:
-            return _follow(trail, looks, show)
+            return _follow(trail, looks, lambda events, silent_s: show(events, silent_s) and not interrupted())
     return None
 
 
@@ -233,6 +236,25 @@ class _Lines:
 def _no_key(seconds: float) -> str:
     time.sleep(seconds)
     return ""
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[Callable[[], bool]]:
+    """Gives whether Ctrl-C was pressed; an exception could be lost where it strikes. Pressed again, it is raised."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+
+    def note(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

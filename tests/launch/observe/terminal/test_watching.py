@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -97,3 +98,21 @@ def test_a_dumb_terminal_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watching.is_terminal(Terminal()) and not watching.is_terminal(io.StringIO())
     monkeypatch.setenv("TERM", "dumb")
     assert not watching.is_terminal(Terminal())
+
+
+def test_ctrl_c_is_not_lost_where_an_exception_would_be() -> None:
+    class Dropped:
+        def __del__(self) -> None:  # Python ignores what is raised here
+            signal.raise_signal(signal.SIGINT)
+
+    dropped = [Dropped()]
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            dropped.clear()
+            return super().write(text)
+
+    trail, stream = Trail(), Stream()
+    trail.add(status())
+    assert follow(trail, Script(status(), status(), status(state="done")), stream) is None
+    assert stream.getvalue() and not dropped
