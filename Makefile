@@ -64,7 +64,7 @@ fidelity: $(VENV)/quickstart
 	$(BIN)/downpour prepare openmoji --out=data/openmoji
 	$(BIN)/python -m tests.benchmarks.fidelity --treatments=default,Keep
 
-# The same of Fashion-MNIST (Debian's dataset-fashion-mnist) alone, 2 real and 50 simulated workers; a quarter of an hour.
+# The same of Fashion-MNIST (Debian's dataset-fashion-mnist) alone, 2 real and 50 simulated workers; by its parts, a quarter of an hour.
 fidelity-small: $(VENV)/dev
 	$(BIN)/python -m tests.benchmarks.fidelity --data=fashion --workers=2 --simulated=50 --out=runs/fidelity_small
 
