@@ -149,7 +149,7 @@ class Reporter:
             begin_s = self._lease_since_s = time.monotonic()
             lease = self._chief.lease(self._worker, self.incarnation, number)
             while isinstance(lease, float):  # this worker is not let in yet
-                self.stop.wait(lease)
+                time.sleep(lease)
                 lease = self._chief.lease(self._worker, self.incarnation, number)
             self._lease_since_s = None
             with self._lock:

@@ -13,7 +13,7 @@ smallest clock of the live workers, and v a shard's version. A worker makes k pu
 for no others. So the first updates, which move the parameters most, are fresh, as where one replica trains before the
 others are let loose (Dean et al. 2012), and a fleet that is too large for so few steps stays small. Which workers these
 are does not matter: where one ends or is lost, another is let in. Fleets of W workers so lose the time of about
-ramp * (ln(W / 4) - 1) steps, once.
+ramp * (ln(W / 4) - 1 + 4 / W) steps, once.
 
 `Bounded` is stale synchronous parallel (Ho et al. 2013). `Sync` with backups is Chen et al. 2016 (arXiv 1604.00981):
 of N + b workers' gradients of version v the first N are averaged and applied as one update, the later ones are

@@ -12,16 +12,14 @@ from downpour.worker.chief.coordinator import Coordinator
 _ASK_AGAIN_S, _MOST_QUESTIONS_PER_S = 0.1, 200  # of a worker that waits, and of all that do
 
 
-def may_train(job: Coordinator, worker: int, now_s: float) -> bool:
-    """Whether a worker has been let in, or the pace lets one more in."""
-    if job.leases.has_admitted(worker):
-        return True
+def has_room(job: Coordinator, now_s: float) -> bool:
+    """Whether the pace lets in one more worker."""
     training = [index for index, _ in job.members.running(now_s) if job.leases.has_admitted(index)]
     return len(training) < most_workers(job.members.pace, job.step)
 
 
 def let_in(job: Coordinator, worker: int, incarnation: int, now_s: float) -> float:
-    """Lets a worker in if it may train, or if training is over, of which it then hears.
+    """Lets a worker in if there is room, or if training is over, of which it then hears.
 
     Returns:
         0 if it is let in; or else the seconds after which it should ask again.
@@ -31,7 +29,7 @@ def let_in(job: Coordinator, worker: int, incarnation: int, now_s: float) -> flo
     """
     job.register(worker, incarnation, "", now_s)
     job.members.heard(worker, now_s)
-    if may_train(job, worker, now_s) or job.should_stop(now_s):
+    if job.leases.has_admitted(worker) or has_room(job, now_s) or job.should_stop(now_s):
         job.leases.admit(worker, incarnation)
         return 0.0
     waiting = sum(not job.leases.has_admitted(index) for index, _ in job.members.running(now_s))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from downpour.proto import chief_pb2 as pb
 from downpour.proto import parameter_server_pb2 as ps_pb
-from downpour.worker.chief.admission import may_train
+from downpour.worker.chief.admission import has_room
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.journal_state import JournalState
 from downpour.worker.chief.reports import PARTS
@@ -81,14 +81,15 @@ def shard_totals(status: ps_pb.StatusReply) -> dict[str, float]:
 
 
 def _workers(coordinator: Coordinator, now_s: float) -> Iterator[pb.ProgressReply.Worker]:
-    members, kinds = coordinator.members, pb.ProgressReply.Worker
+    members, kinds, room = coordinator.members, pb.ProgressReply.Worker, has_room(coordinator, now_s)
     for index in sorted({*range(members.num_workers), *members.registered}):
         worker = members.registered.get(index)
         if worker is None:
             yield kinds(index=index, state=kinds.STATE_EXPECTED)
             continue
         lost, report = members.lost(index, now_s), coordinator.reports.of(index, worker.incarnation)
-        runs = kinds.STATE_RUNNING if may_train(coordinator, index, now_s) else kinds.STATE_WAITING
+        is_in = room or coordinator.leases.has_admitted(index)
+        runs = kinds.STATE_RUNNING if is_in else kinds.STATE_WAITING
         state = kinds.STATE_FINISHED if worker.finished else kinds.STATE_LOST if lost else runs
         recent = coordinator.reports.recent(index, now_s)
         yield kinds(

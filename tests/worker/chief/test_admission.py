@@ -9,7 +9,7 @@ import pytest
 from downpour.proto.chief_pb2 import ProgressReply, WorkerReport
 from downpour.proto.errors import WorkerSuperseded
 from downpour.ps.policy.pace import Async, Bounded, Mode, Sync
-from downpour.worker.chief.admission import let_in, may_train
+from downpour.worker.chief.admission import has_room, let_in
 from downpour.worker.chief.coordinator import Coordinator
 from downpour.worker.chief.details import details
 from downpour.worker.chief.journal_state import JournalState
@@ -73,7 +73,7 @@ def test_a_new_process_of_a_worker_takes_its_place() -> None:
 def test_those_that_still_wait_at_the_end_are_let_in_to_end() -> None:
     one = job(num_steps=5)
     enter(one, *range(5))
-    assert not may_train(one, 4, 0.0)
+    assert not has_room(one, 0.0)
     one.saw(5)
     assert enter(one, 4, 5) == [True, True]
 
