@@ -225,6 +225,7 @@ def _train(job: Job, model: Any, layout: Layout, exchange: Exchanger, worker: _W
                         check_position=leases.check,
                         tracer=reporter.tracer,
                         norms=StepNorms(layout),
+                        rehearse=compiled.rehearse,
                     )
                 finally:
                     worker.trained.set()

@@ -52,6 +52,7 @@ def train(
     check_position: Callable[[int], None] = lambda position: None,
     tracer: Tracer | None = None,
     norms: StepNorms | None = None,
+    rehearse: Callable[..., None] = lambda *batch: None,
 ) -> None:
     """Trains until a shard's version reaches `num_steps`, the chief ends training, or this worker is asked to stop.
 
@@ -80,6 +81,7 @@ def train(
             Called by the thread that iterates over them.
         tracer: Takes the spans of traced steps.
         norms: Takes the norms of some steps, which are reported; None for none.
+        rehearse: Compiles the step for such a batch, before any parameters are pulled.
 
     Raises:
         JobFailed: The loss or a gradient is not finite, and no smaller loss scale can mend it. Nothing of that step has
@@ -93,6 +95,8 @@ def train(
         while not prefetched.wait(_LOOK_S):
             if leaving.done() or reporter.stop.is_set():
                 return
+        if prefetched.held is not None:
+            rehearse(*prefetched.held)  # it takes as long as many steps of others, by which a first push would be stale
         answer = exchanges.begin()
         if answer is None or answer.parameters is None:
             return

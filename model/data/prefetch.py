@@ -81,6 +81,11 @@ class Prefetch:
                 self._held = self._assembled.get(timeout=timeout_s)
         return self._held is not None
 
+    @property
+    def held(self) -> Batch | None:
+        """The next batch, without taking it, after `wait`; None if it has not come, or an error has."""
+        return self._held.batch if isinstance(self._held, _Loaded) else None
+
     def _ask(self) -> None:
         if not self._thread.ident:
             self._thread.start()

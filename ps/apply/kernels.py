@@ -261,7 +261,7 @@ def _adam(rule: Adam | KerasAdam, one_minus_beta_1: np.float32, one_minus_beta_2
 
     def scalars(lr: np.float32, step: int, updates: float) -> tuple[np.float32, ...]:
         # Powers in float64 of the float32 betas, as in the references; the rest in their order, in float32.
-        power_1, power_2 = _f(staleness.prolonged(beta_1, updates) ** step), _f(beta_2**step)
+        power_1, power_2 = _f(beta_1**step), _f(beta_2**step)
         alpha = lr * np.sqrt(_f(1) - power_2) / (_f(1) - power_1)
         return alpha, _f(one_minus_beta_1 / (1 + updates)), one_minus_beta_2, epsilon
 

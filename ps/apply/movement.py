@@ -54,7 +54,7 @@ class Movement:
         rule, beta = self._rule, prolonged(self._beta, updates)
         factor = self._strength * extrapolated(beta, updates)
         if isinstance(rule, Adam | KerasAdam):
-            alpha = learning_rate * math.sqrt(1 - rule.beta_2**step) / (1 - beta**step)
+            alpha = learning_rate * math.sqrt(1 - rule.beta_2**step) / (1 - self._beta**step)
             self._loop(w, slots[0], slots[-1], out, np.float32(-alpha * factor), np.float32(rule.epsilon))
             return
         if isinstance(rule, Momentum | KerasMomentum) and rule.nesterov:

@@ -19,8 +19,10 @@ others' updates between a pull and its push. The rule's single momentum is prolo
 
     beta' = 1 - (1 - beta) / (1 + k)          lr' = lr / (1 + k) where the momentum is a sum, so not for Adam
 
-A gradient moves w as far in all as without it, over 1 + k times as many updates. So most of what happens between a pull
-and its push is known when it is pulled: k updates without a gradient move w by the last movement times
+A gradient moves w as far in all as without it, over 1 + k times as many updates. That is why Adam's bias is corrected
+by 1 - beta_1^t, not beta'^t: the first gradients, which all workers compute at one place, would move w 1 + k times as
+far, and at a high rate nothing recovers (docs/asynchrony.md). Most of what happens between a pull and its push is known
+when it is pulled: k updates without a gradient move w by the last movement times
 
     S = strength * (beta' + beta'^2 + ... + beta'^k) = strength * beta' * (1 - beta'^k) / (1 - beta')
 

@@ -194,6 +194,16 @@ class TrainingStep:
             self.scale.update(result.is_finite)
         return result
 
+    def rehearse(self, inputs: Any, labels: Any, sample_weight: Any = None) -> None:
+        """Makes the first step with such a batch as fast as the next ones: what it is given and returns is dropped.
+
+        Raises:
+            ValueError: As `__call__`.
+        """
+        self._traced.rehearse(
+            self._arguments(_zeros(self._layout, self._bits)), tensors_of((inputs, labels, sample_weight))
+        )
+
     def trace(self, inputs: Any, labels: Any, sample_weight: Any = None) -> None:
         """Traces the step for batches of these types without computing it; raises what model and loss raise."""
         batch = specs_of((inputs, labels, sample_weight))

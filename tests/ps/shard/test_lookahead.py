@@ -31,7 +31,7 @@ from downpour.ps.policy.rules import (
     RMSProp,
     Rule,
 )
-from downpour.ps.policy.schedules import Constant, StaircaseExponential
+from downpour.ps.policy.schedules import Constant, Piecewise, StaircaseExponential
 from downpour.ps.policy.staleness import Divide, Keep, Lookahead, Treatment
 from downpour.ps.shard import rounds
 from downpour.ps.shard.shard import Shard
@@ -114,7 +114,7 @@ def rmsprop(rule: RMSProp | KerasRMSProp, w: np.ndarray, s: list[np.ndarray], lr
 
 def adam(rule: Adam | KerasAdam, w: np.ndarray, s: list[np.ndarray], lr: float, t: int, k: int) -> np.ndarray:
     m, v, beta = s[0], s[-1], prolonged(rule.beta_1, k)
-    rate = lr / np.sqrt(k) / (1 - beta**t)
+    rate = lr / np.sqrt(k) / (1 - rule.beta_1**t)
     root = np.sqrt(v) / np.sqrt(1 - rule.beta_2**t)
     epsilon = rule.epsilon / np.sqrt(1 - rule.beta_2**t)  # TensorFlow's "epsilon hat"
     for _ in range(k):
@@ -151,12 +151,17 @@ def test_workers_pull_what_updates_without_gradients_lead_to(rule: Rule, referen
 def test_pushes_are_applied_by_the_rule_with_a_longer_momentum_and_a_lower_rate(rule: Rule) -> None:
     """As the rule with other hyper-parameters does; staleness 4 halves the rate."""
     k = 3
+    if isinstance(rule, AdamW):
+        rule = replace(rule, weight_decay=0.0)  # it is times the rate, which differs here
     field = "beta_1" if isinstance(rule, Adam | KerasAdam) else "momentum"
     other = replace(rule, **{field: prolonged(getattr(rule, field), k)})  # type: ignore[type-var]
-    factor = 1.0 if field == "beta_1" else 1 / (1 + k)
+    is_adam = field == "beta_1"
     ahead = new_shard(rule, Lookahead(k), schedule=Constant(0.1))
-    kept = new_shard(other, Keep(), schedule=Constant(0.1 * factor))
-    halved = new_shard(other, Keep(), schedule=Constant(0.05 * factor))
+    # Adam's bias is corrected by its own beta_1, not the longer one.
+    beta, longer = getattr(rule, field), getattr(other, field)
+    rates = tuple(0.1 * ((1 - longer**t) / (1 - beta**t) if is_adam else 1 / (1 + k)) for t in range(1, 6))
+    kept = new_shard(other, Keep(), schedule=Piecewise((1, 2, 3, 4), rates))
+    halved = new_shard(other, Keep(), schedule=Piecewise((1, 2, 3, 4), tuple(rate / 2 for rate in rates)))
     gradients = np.random.default_rng(5).standard_normal((5, LAYOUT.size(0)))
     for sequence, gradient in enumerate(gradients[:4], 1):
         for shard in (ahead, kept, halved):

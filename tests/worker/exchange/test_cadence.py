@@ -131,6 +131,8 @@ def run(
     overlap: bool = False,
     step: Any = step,
     batches: Any = Batches,
+    exchange: Exchanger | None = None,
+    **options: Any,
 ) -> tuple[np.ndarray, Silent]:
     """Trains on one shard; returns its vector and what was exchanged."""
     client = ShardClient(0, address, LAYOUT, 20)
@@ -139,14 +141,28 @@ def run(
         rule=to_message(rule), schedule=to_message(Constant(rate)),
     )  # fmt: skip
     client.initialize(specification, START)
-    exchange = Exchanger([address], LAYOUT, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20)
+    exchange = exchange or Exchanger([address], LAYOUT, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20)
     reporter = Silent()
-    train(step, exchange, batches(), reporter, num_steps=num_steps, overlap=overlap, cadence=cadence)  # type: ignore[arg-type]
+    train(step, exchange, batches(), reporter, num_steps=num_steps, overlap=overlap, cadence=cadence, **options)  # type: ignore[arg-type]
     end = exchange.start().result().parameters
     exchange.close()
     client.close()
     assert end is not None
     return np.concatenate([end.trained[0], end.statistics[0]]), reporter
+
+
+def test_the_step_is_rehearsed_with_the_first_batch_before_anything_is_pulled(address: str) -> None:
+    """What compiles for seconds after a pull pushes a gradient that is stale by all that others push meanwhile."""
+    happened: list[Any] = []
+
+    class Pulling(Exchanger):
+        def start(self, *args: Any, **kwargs: Any) -> Any:
+            happened.append("pull")
+            return super().start(*args, **kwargs)
+
+    exchange = Pulling([address], LAYOUT, wire=codec.FLOAT32, worker=0, incarnation=1, give_up_after_s=20)
+    run(address, EveryStep(), SGD(), RATE, 1, exchange=exchange, rehearse=lambda *batch: happened.append(batch))
+    assert happened[:2] == [([0], None), "pull"]
 
 
 def test_accumulate_pushes_the_mean(address: str) -> None:

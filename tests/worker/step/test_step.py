@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from downpour.model.vision.losses import per_label_logistic
 from downpour.proto import codec
@@ -88,6 +89,43 @@ def test_any_keras_model_trains_unchanged(build: Callable[[], keras.Model], wire
     assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value, f"the step assigned {variable.path}")
+
+
+class Counting(keras.layers.Layer):
+    """Counts its calls where Keras does not see it."""
+
+    def build(self, shape: Any) -> None:
+        self.calls = tf.Variable(0)
+
+    def call(self, x: Any) -> Any:
+        self.calls.assign_add(1)
+        return x
+
+
+@pytest.mark.parametrize("is_counting", [False, True], ids=["without state", "with state"])
+def test_a_rehearsal_changes_nothing_and_the_first_step_traces_nothing(is_counting: bool) -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    counting = Counting()
+    x = keras.layers.Dropout(0.5, seed=1)(keras.layers.Dense(4)(counting(inputs) if is_counting else inputs))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(x))
+    layout = lay_out(variables_of(model), 1)
+    values = layout.scatter(initial_values(model))[0]
+    cut = layout.num_trained(0)
+    parameters = Parameters([values[:cut]], [values[cut:]], [0], [np.zeros(0, np.float32)])
+    batch = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32), np.ones((6, 4), np.float32)
+    steps = [TrainingStep(model, keras.losses.MeanSquaredError(), layout) for _ in range(2)]
+    steps[0].rehearse(*batch)
+    if is_counting:
+        assert int(counting.calls) == 0
+    traced = steps[0]._compiled.experimental_get_tracing_count()
+    for number in range(3):
+        first, second = (step(parameters, *batch) for step in steps)
+        assert first.loss == second.loss
+        np.testing.assert_array_equal(first.gradients.trained[0], second.gradients.trained[0])
+        if is_counting:
+            assert int(counting.calls) == 2 * (number + 1)
+    assert steps[0]._compiled.experimental_get_tracing_count() == traced == 1
 
 
 @pytest.mark.parametrize("wire", [codec.FLOAT32, codec.BFLOAT16])
