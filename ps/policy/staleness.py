@@ -6,7 +6,7 @@
 | `Keep` | applied as it is |
 | `Divide(power)` | its rate is divided by max(s, 1)^power (Zhang et al. 2016, arXiv 1511.05950: power 1) |
 | `Compensate(strength)` | g + strength * g * g * (w_now - w_then) (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326) |
-| `Lookahead(updates, strength, power, gradients)` | computed where w is expected when it is applied; see below |
+| `Lookahead(updates, strength, power, divided_until, gradients)` | computed where w is expected when it is applied; see below |
 | `Drop(limit)` | not applied, but counted, if s > limit |
 
 `Compensate` needs w_then: the worker keeps the parameters it pulled and sends them with the gradient, in the same
@@ -54,7 +54,6 @@ from downpour.ps.policy import rules
 from downpour.ps.policy.pace import WORKERS_A_GRADIENT, Mode, Sync, most_workers
 from downpour.ps.policy.rules import Adam, KerasAdam, KerasRMSProp, RMSProp, Rule
 
-_FEW_WORKERS = 2  # whose stale gradients Adam bears
 _PUSHES_OF_A_WORKER = 50  # from which on means are better
 _DIVIDE_BY_SQUARES = (RMSProp, KerasRMSProp, Adam, KerasAdam)
 
@@ -109,16 +108,23 @@ class Lookahead:
         updates: How many updates ahead; 0 for the measured staleness.
         strength: Multiplies the movement. Gradients from a little beyond the place that is reached damp the momentum.
         power: The rate of a push is divided by this power of its staleness; 0 for never.
+        divided_until: Version until which this power falls to 0, linearly: it is at first that a high rate destroys
+            what stale gradients cannot mend, and later that a lower one learns less; 0 to divide always.
         gradients: Pushes whose mean is one update.
     """
 
     updates: float = 0.0
     strength: float = 2.0
     power: float = 0.5
+    divided_until: int = 1000
     gradients: int = 1
 
     def __post_init__(self) -> None:
         _check_power(self.power)
+        if self.divided_until < 0:
+            raise ValueError(
+                f"staleness: divided_until is {self.divided_until}; give a number of pushes, or 0 to divide always"
+            )
         if not 0 < self.strength < math.inf:
             raise ValueError(f"staleness: strength is {self.strength}; give a number above 0")
         if not 0 <= self.updates < math.inf:
@@ -145,11 +151,9 @@ def resolved(
 ) -> Treatment:
     """Returns the treatment that `Auto` stands for, any other as it is.
 
-    That is `Lookahead()` where the rule has a momentum, but `Keep()` for Adam with one or two workers: it bears a
-    gradient that is one update late, and a longer momentum makes it slower (docs/benchmarks.md, examples of Keras).
-    From 16 workers on, rules that divide by a root of squares take the mean of an eighth of the workers' gradients, if
-    these are let in one after another or make 50 pushes each: else there is no time for fewer updates
-    (docs/asynchrony.md).
+    That is `Lookahead()` where the rule has a momentum, else `Keep()`. From 16 workers on, rules that divide by a root
+    of squares take the mean of an eighth of the workers' gradients, if these are let in one after another or make 50
+    pushes each: else there is no time for fewer updates (docs/asynchrony.md).
 
     Args:
         treatment: As the job says.
@@ -162,9 +166,7 @@ def resolved(
     """
     if not isinstance(treatment, Auto):
         return treatment
-    bears_it = isinstance(rule, Adam | KerasAdam) and num_workers <= _FEW_WORKERS
-    goes = pushes_gradients and rules.momentum_of(rule) and not isinstance(pace, Sync)
-    if not goes or bears_it:
+    if not (pushes_gradients and rules.momentum_of(rule)) or isinstance(pace, Sync):
         return Keep()
     is_long = most_workers(pace, 0) < num_workers or num_steps >= _PUSHES_OF_A_WORKER * num_workers
     divides = isinstance(rule, _DIVIDE_BY_SQUARES) and is_long and not keeps_average
@@ -184,9 +186,14 @@ def check(treatment: Treatment, rule: Rule, pace: Mode) -> None:
         raise ValueError("staleness: Lookahead has nothing to do under the pace Sync, which applies no stale gradient")
 
 
-def rate_factor(treatment: Treatment, staleness: float) -> float:
-    """Returns the factor of the learning rate."""
-    return float(max(staleness, 1) ** -treatment.power) if isinstance(treatment, Divide | Lookahead) else 1.0
+def rate_factor(treatment: Treatment, staleness: float, version: int) -> float:
+    """Returns the factor of the learning rate of a push to a shard of this version."""
+    if not isinstance(treatment, Divide | Lookahead):
+        return 1.0
+    power = treatment.power
+    if isinstance(treatment, Lookahead) and treatment.divided_until:
+        power *= max(0.0, 1 - version / treatment.divided_until)
+    return float(max(staleness, 1) ** -power)
 
 
 def gradients_of(treatment: Treatment) -> int:

@@ -53,7 +53,7 @@ class Ahead:
         last = bisect.bisect_left(self._starts, stop)
         if not updates or not version or not any(self._rates[first:last]):
             return parameters[start:stop]
-        learning_rate = self._books.rate(version) * rate_factor(self._treatment, updates)
+        learning_rate = self._books.rate(version) * rate_factor(self._treatment, updates, version)
         out = np.empty(stop - start, np.float32)
         for run in range(first, last):
             begin, end = max(start, self._starts[run]), min(stop, self._stops[run])

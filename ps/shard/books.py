@@ -81,7 +81,8 @@ class Books:
         if self.is_sync:
             return self.rate(number)
         version = int(self._arena.counters["version"])
-        return self.rate(version) * rate_factor(self._treatment, self.staleness / self.means.pushes(number))
+        updates = self.staleness / self.means.pushes(number)
+        return self.rate(version) * rate_factor(self._treatment, updates, version)
 
     def set_rate(self, number: int, factor: float) -> pb.Rate:
         """Multiplies the schedule by a factor from now on, unless the change is not newer than the last; returns that.

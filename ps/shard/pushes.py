@@ -52,7 +52,7 @@ class Pushes:
                     if staleness.drops(self._treatment, stale):
                         books.ledger.drop(header)
                         reach("ledger.dropped")
-            rate = books.rate(version) * staleness.rate_factor(self._treatment, stale)
+            rate = books.rate(version) * staleness.rate_factor(self._treatment, stale, version)
             dropped = not books.is_sync and books.ledger.is_dropped(header)
             push = Push(header, rate, version + 1, state is PushState.COMPLETE, dropped, books.updates_ahead)
         if member:

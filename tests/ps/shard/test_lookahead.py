@@ -133,7 +133,7 @@ REFERENCES: list[tuple[Rule, Callable[..., np.ndarray]]] = [
 
 @pytest.mark.parametrize(("rule", "reference"), REFERENCES, ids=[repr(rule) for rule, _ in REFERENCES])
 def test_workers_pull_what_updates_without_gradients_lead_to(rule: Rule, reference: Callable[..., np.ndarray]) -> None:
-    shard, rng = new_shard(rule, Lookahead(4, strength=2)), np.random.default_rng(2)
+    shard, rng = new_shard(rule, Lookahead(4, strength=2, divided_until=0)), np.random.default_rng(2)
     np.testing.assert_array_equal(pulled(shard), shard.arena.parameters)
     for sequence in range(1, 8):
         push(shard, sequence, rng.standard_normal(LAYOUT.size(0)))
@@ -156,7 +156,7 @@ def test_pushes_are_applied_by_the_rule_with_a_longer_momentum_and_a_lower_rate(
     field = "beta_1" if isinstance(rule, Adam | KerasAdam) else "momentum"
     other = replace(rule, **{field: prolonged(getattr(rule, field), k)})  # type: ignore[type-var]
     is_adam = field == "beta_1"
-    ahead = new_shard(rule, Lookahead(k), schedule=Constant(0.1))
+    ahead = new_shard(rule, Lookahead(k, divided_until=0), schedule=Constant(0.1))
     # Adam's bias is corrected by its own beta_1, not the longer one.
     beta, longer = getattr(rule, field), getattr(other, field)
     rates = tuple(0.1 * ((1 - longer**t) / (1 - beta**t) if is_adam else 1 / (1 + k)) for t in range(1, 6))
@@ -259,8 +259,8 @@ WITH_STATISTICS = lay_out([Variable("w", (40,)), Variable("s", (5,), kind=STATIS
 def test_some_pushes_make_one_update_with_their_mean(rule: Rule) -> None:
     """As each of the means, pushed alone, makes one; staleness counts updates, and statistics wait for no mean."""
     k, size = 2.0, WITH_STATISTICS.size(0)
-    means = new_shard(rule, replace(MEANS, updates=k), WITH_STATISTICS, Constant(0.1))
-    alone = new_shard(rule, Lookahead(k), WITH_STATISTICS, Constant(0.1))
+    means = new_shard(rule, replace(MEANS, updates=k, divided_until=0), WITH_STATISTICS, Constant(0.1))
+    alone = new_shard(rule, Lookahead(k, divided_until=0), WITH_STATISTICS, Constant(0.1))
     rng = np.random.default_rng(4)
     for update in range(4):
         before, mean = means.arena.parameters.copy(), np.zeros(size)
@@ -285,6 +285,27 @@ def test_measured_staleness_and_its_rate_count_updates() -> None:
     shard._books.staleness = 6.0
     assert shard._books.updates_ahead == 2.0
     assert shard._books.rate_of_mean(0) == pytest.approx(0.05)
+
+
+def test_the_rate_is_divided_less_and_less() -> None:
+    """Pushes nine versions late: by 9^(1/2), at half of the time by 9^(1/4), and then by nothing."""
+    treatment, later = Lookahead(9, power=0.5, divided_until=40), Lookahead(9, power=0.5, divided_until=0)
+    factors = [staleness.rate_factor(treatment, 9, version) for version in (0, 20, 40, 1000)]
+    assert factors == pytest.approx([1 / 3, 3**-0.5, 1, 1])
+    assert (
+        staleness.rate_factor(later, 9, 10**9) == staleness.rate_factor(Divide(0.5), 9, 10**9) == pytest.approx(1 / 3)
+    )
+    moved = []
+    for treated in (treatment, replace(treatment, divided_until=9)):
+        shard = new_shard(KerasMomentum(0.5), treated, schedule=Constant(0.1))
+        for sequence in range(1, 10):
+            push(shard, sequence, np.zeros(LAYOUT.size(0)))
+        before = shard.arena.parameters.copy()
+        push(shard, 10, np.ones(LAYOUT.size(0)), base_version=0)
+        moved.append(shard.arena.parameters - before)
+    np.testing.assert_allclose(moved[0] / moved[1], 9 ** -(0.5 * 31 / 40), rtol=1e-4)
+    with pytest.raises(ValueError, match="divided_until is -1; give a number of pushes, or 0 to divide always"):
+        Lookahead(divided_until=-1)
 
 
 def test_a_snapshot_has_the_sum_of_its_moment_under_sync_too() -> None:
