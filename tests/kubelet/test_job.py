@@ -25,6 +25,12 @@ SERVES = {  # what each role says of itself
     "ps": r"^downpour_shard_version",
     "worker": r"^downpour_worker_",
 }
+ENDS = {  # why its container has ended, as `kubectl describe pod` shows it
+    "chief": r"\[chief] done: \d+ steps, .*, ended by steps",
+    "evaluator": r"\[evaluator] the job is over; checkpoints scored here: [1-9]",
+    "ps": r"\[ps/0] stopped",
+    "worker": r"\[worker/0[^]]*] trained",
+}
 END_S = 300.0  # when other tests keep this machine busy; alone it takes a tenth of that
 
 
@@ -75,9 +81,11 @@ def test_a_job_runs_from_its_manifests_to_its_end(kubernetes: Cluster, tmp_path:
     run(kubernetes, build(out / "base"), monitor_of(out))
     assert not kubernetes.pods
     assert not any(job.failures for job in kubernetes.jobs.values()), kubernetes.describe()
-    said = [text for _, text in kubernetes.events]
-    assert any(text.startswith("tiny-chief-0: container ended with 0: [chief] done: ") for text in said), said
+    for role in ("chief", "evaluator", "ps"):
+        [end] = messages(kubernetes, f"tiny-{role}-0")
+        assert re.fullmatch(f"0: {ENDS[role]}", end), end
     trained = re.compile(r"tiny-worker-(\d): container ended with 0: \[worker/\1[^]]*\] trained")
+    said = [text for _, text in kubernetes.events]
     assert any(trained.fullmatch(text) for text in said), said  # the first that ends ends the others
     for index, log in enumerate(log for log in kubernetes.logs("tiny-ps").values() if log):
         first = json.loads(log.splitlines()[0])
@@ -93,12 +101,12 @@ def test_a_job_runs_as_one_object(form: str, kubernetes: Cluster, tmp_path: Path
     with Trainer(tmp_path / "trainer", kubernetes.address) as trainer:
         run(kubernetes, report_to(trainer, build(out / form)), monitor_of(out))
     assert all(pod.exit_code == 0 for pod in kubernetes.pods.values()), kubernetes.describe()
-    print(*kubernetes.events, sep="\n")
-    print(trainer.accepted, trainer.refused)
-    [chief] = messages(kubernetes, "tiny-chief-0" if form == "tfjob" else "tiny-chief-0-0")
-    assert chief.startswith("0: [chief] done: "), chief
+    of = "tiny-{}-{}" if form == "tfjob" else "tiny-{}-0-{}"
+    for role, said in ENDS.items():
+        [end] = messages(kubernetes, of.format(role, 0))
+        assert re.fullmatch(f"0: {said}", end), end
     assert not trainer.refused
-    begin, end = trainer.accepted[0], trainer.accepted[-1]
-    assert begin["progressPercentage"] == 0
-    assert (end["progressPercentage"], end["estimatedRemainingSeconds"]) == (100, 0)
-    assert {"loss", "step", "map_at_100"} <= {metric["name"] for metric in end["metrics"]}
+    first, last = trainer.accepted[0], trainer.accepted[-1]
+    assert first["progressPercentage"] == 0
+    assert (last["progressPercentage"], last["estimatedRemainingSeconds"]) == (100, 0)
+    assert {"loss", "step", "map_at_100"} <= {metric["name"] for metric in last["metrics"]}
