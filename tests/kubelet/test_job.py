@@ -29,7 +29,7 @@ ENDS = {  # why its container has ended, as `kubectl describe pod` shows it
     "chief": r"\[chief] done: \d+ steps, .*, ended by steps",
     "evaluator": r"\[evaluator] the job is over; checkpoints scored here: [1-9]",
     "ps": r"\[ps/0] stopped",
-    "worker": r"\[worker/0[^]]*] trained",
+    "worker": r"\[worker/\d[^]]*] trained",
 }
 END_S = 300.0  # when other tests keep this machine busy; alone it takes a tenth of that
 
@@ -70,6 +70,13 @@ def run(kubernetes: Cluster, documents: list[Document], monitor: Document) -> No
         assert re.search(SERVES[one["role"]], scrapes.texts[name], re.MULTILINE), (name, scrapes.texts[name])
 
 
+def check_ends(kubernetes: Cluster, name: str) -> None:
+    """Checks the last message of each role's pods, whose names are `name` with role and index in its braces."""
+    for role, said in ENDS.items():
+        ends = [messages(kubernetes, name.format(role, index))[-1] for index in range(2 if role == "worker" else 1)]
+        assert any(re.fullmatch(f"0: {said}", end) for end in ends), ends  # the first worker that ends ends the other
+
+
 def messages(kubernetes: Cluster, pod: str) -> list[str]:
     """Code and message of every end of a pod's container."""
     start = f"{pod}: container ended with "
@@ -81,12 +88,7 @@ def test_a_job_runs_from_its_manifests_to_its_end(kubernetes: Cluster, tmp_path:
     run(kubernetes, build(out / "base"), monitor_of(out))
     assert not kubernetes.pods
     assert not any(job.failures for job in kubernetes.jobs.values()), kubernetes.describe()
-    for role in ("chief", "evaluator", "ps"):
-        [end] = messages(kubernetes, f"tiny-{role}-0")
-        assert re.fullmatch(f"0: {ENDS[role]}", end), end
-    trained = re.compile(r"tiny-worker-(\d): container ended with 0: \[worker/\1[^]]*\] trained")
-    said = [text for _, text in kubernetes.events]
-    assert any(trained.fullmatch(text) for text in said), said  # the first that ends ends the others
+    check_ends(kubernetes, "tiny-{}-{}")
     for index, log in enumerate(log for log in kubernetes.logs("tiny-ps").values() if log):
         first = json.loads(log.splitlines()[0])
         assert (first["role"], first["severity"]) == ("ps", "INFO"), index
@@ -101,10 +103,7 @@ def test_a_job_runs_as_one_object(form: str, kubernetes: Cluster, tmp_path: Path
     with Trainer(tmp_path / "trainer", kubernetes.address) as trainer:
         run(kubernetes, report_to(trainer, build(out / form)), monitor_of(out))
     assert all(pod.exit_code == 0 for pod in kubernetes.pods.values()), kubernetes.describe()
-    of = "tiny-{}-{}" if form == "tfjob" else "tiny-{}-0-{}"
-    for role, said in ENDS.items():
-        [end] = messages(kubernetes, of.format(role, 0))
-        assert re.fullmatch(f"0: {said}", end), end
+    check_ends(kubernetes, "tiny-{}-{}" if form == "tfjob" else "tiny-{}-0-{}")
     assert not trainer.refused
     first, last = trainer.accepted[0], trainer.accepted[-1]
     assert first["progressPercentage"] == 0

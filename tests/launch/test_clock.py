@@ -83,7 +83,9 @@ def look(run: jobs.LocalJob) -> dict[str, Any]:
     wrong = [one for view in (status, page, curves) for one in durations(view) if not is_plausible(*one)]
     assert not wrong
     assert {one["kind"] for one in (*status["findings"], *page["findings"])} <= {"input_bound"}  # its data is slow
-    top = subprocess.run([*command, "top", "--once", run.run_dir], check=True, capture_output=True, text=True).stdout
+    environment = os.environ | {"COLUMNS": "200"}
+    asked = subprocess.run([*command, "top", "--once", run.run_dir], capture_output=True, text=True, env=environment)
+    top = asked.stdout
     assert re.search(r", \d+:\d\d left", top) and re.search(r"checkpoint step \d+, [0-2]:\d\d ago, whole", top), top
     for target in json.loads((run.run_dir / "metrics_targets.json").read_text()):
         for line in get(f"http://{target['targets'][0]}/metrics").splitlines():
