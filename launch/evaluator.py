@@ -76,6 +76,7 @@ def run(config: EvaluatorConfig) -> None:
     observed = EvaluatorMetrics()
     with security.health(config.access.health_port, ready.is_set), metrics.serve(config.access, observed):
         _score(config, ready, observed)
+    entry.conclude("the job is over; checkpoints scored here: %d", observed.num_scored)
 
 
 def _score(config: EvaluatorConfig, ready: threading.Event, observed: EvaluatorMetrics) -> None:

@@ -99,7 +99,10 @@ def run(config: ShardConfig) -> int:
     with security.health(access.health_port, lambda: server.ready), observed:
         topology.write_port(config.listening.port_file, server.port)
         server.wait()
-    logging.info("stopped")
+    if end.code == entry.OK:
+        entry.conclude("stopped")
+    else:  # what was said when it was told to end is the message
+        logging.info("stopped")
     return end.code
 
 

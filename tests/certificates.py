@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def forge(
     begins: datetime.timedelta = -_DAY,
     ends: datetime.timedelta = _DAY,
 ) -> Path:
-    """A folder with a certificate of the CA in another folder, with these DNS names, from `begins` to `ends` of now."""
+    """A folder with a certificate of the CA in another folder, for DNS names or addresses, from `begins` to `ends`."""
     ca = x509.load_pem_x509_certificate((authority / "ca.crt").read_bytes())
     ca_key = load_pem_private_key((authority / "ca.key").read_bytes(), None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
@@ -48,9 +49,16 @@ def forge(
         .not_valid_after(now + ends)
     )
     if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), False)
+        builder = builder.add_extension(x509.SubjectAlternativeName([_name(name) for name in names]), False)
     out.mkdir(parents=True, exist_ok=True)
     (out / "tls.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     (out / "tls.crt").write_bytes(builder.sign(ca_key, hashes.SHA256()).public_bytes(Encoding.PEM))
     (out / "ca.crt").write_bytes((authority / "ca.crt").read_bytes())
     return out
+
+
+def _name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

@@ -58,7 +58,8 @@ def of_folder(run_dir: Path, security: Security = PLAIN) -> dict[str, Any]:
         except DownpourError as error:
             problem = f"the run belongs to {chief}, and {error}"
             return found | of_files(run_dir) | {"state": "unknown", "problem": problem}
-    if chief or (launcher and not _ended_since(run_dir)):
+    # With a new summary the run has ended, and its launcher still ends its other processes.
+    if chief or (launcher and not owner.has_summary_since(run_dir / owner.LAUNCHER_LOCK)):
         return found | {"state": "starting"}
     return found | of_files(run_dir)
 
@@ -115,14 +116,6 @@ def _is_whole(directory: str) -> bool | None:
         return False
     except (OSError, ValueError):
         return None
-
-
-def _ended_since(run_dir: Path) -> bool:
-    """Whether the run's summary was written after its launcher began, which still ends its other processes."""
-    try:
-        return (run_dir / owner.SUMMARY).stat().st_mtime >= (run_dir / owner.LAUNCHER_LOCK).stat().st_mtime
-    except OSError:
-        return False
 
 
 def _progress(address: str, security: Security) -> pb.ProgressReply:

@@ -46,6 +46,11 @@ class Cluster:
         self._node = Node(made, folder, image, self.find, self.claims, self.told)
 
     @property
+    def address(self) -> str:
+        """Of the node, as pods reach it."""
+        return self._node.network.node
+
+    @property
     def memory(self) -> Mapping[str, int]:
         """The most bytes that a container of a pod has had, by name, of those that have ended."""
         return self._node.memory

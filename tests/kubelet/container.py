@@ -53,7 +53,8 @@ class Image:
         """What the image gives, as the Dockerfile's ENV does; the other variables of that are in the manifests, too."""
         processor = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": ""}
         path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
-        return {"PATH": path, "PYTHONPATH": str(_CHECKOUT / _LEAN), **processor}
+        sources = os.pathsep.join(str(_CHECKOUT / name) for name in (_LEAN, "src"))  # not another checkout's
+        return {"PATH": path, "PYTHONPATH": sources, **processor}
 
 
 @dataclass(frozen=True)

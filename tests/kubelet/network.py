@@ -15,15 +15,20 @@ _NODE = 254
 
 
 class Network:
-    """A bridge; made by `network`."""
+    """A bridge; made by `network`.
+
+    Attributes:
+        node: Address of the node, as pods reach it.
+    """
 
     def __init__(self) -> None:
+        self.node = _SUBNET.format(_NODE)
         self._tag = f"dk{os.getpid() % 100_000}"  # a device's name has 15 characters at most
         self._bridge = f"{self._tag}br"
         self._pods: dict[str, str] = {}
         self._made = 0
         run(f"ip link add {self._bridge} type bridge")
-        run(f"ip address add {_SUBNET.format(_NODE)}/24 dev {self._bridge}")
+        run(f"ip address add {self.node}/24 dev {self._bridge}")
         run(f"ip link set {self._bridge} up")
 
     def add(self) -> tuple[str, str]:

@@ -57,6 +57,7 @@ class Pod:
 
     Attributes:
         labels: Of its metadata.
+        annotations: Of its metadata.
         phase: As Kubernetes says it.
         exit_code: Of its container, when that has ended last; None before.
         message: As `kubectl describe pod` shows it of that end.
@@ -70,6 +71,7 @@ class Pod:
     def __init__(self, node: Node, name: str, uid: str, template: Document) -> None:
         check_pod(template["spec"])
         self.name, self.uid, self.labels = name, uid, template["metadata"]["labels"]
+        self.annotations: Mapping[str, str] = template["metadata"].get("annotations", {})
         self.phase, self.exit_code, self.conditions = PENDING, None, set[str]()
         self.message = ""
         self.restarts, self.started_s = 0, list[float]()

@@ -1,5 +1,5 @@
-"""Kubeflow Trainer's status server on loopback: https with a certificate of a CA of its own, a token, and the checks
-that `pkg/statusserver` and the schema of `TrainerStatus` make (`pkg/apis/trainer/v1alpha1/trainjob_types.go`).
+"""Kubeflow Trainer's status server: https with a certificate of a CA of its own, a token, and the checks that
+`pkg/statusserver` and the schema of `TrainerStatus` make (`pkg/apis/trainer/v1alpha1/trainjob_types.go`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Trainer:
 
     Args:
         folder: For its certificates and the token.
+        host: Where it listens, and what its certificate is for.
 
     Attributes:
         token_file: The token that it accepts is in this file.
@@ -37,9 +38,9 @@ class Trainer:
         before: Called before every answer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "localhost") -> None:
         certs.make(certificates.JOB, folder / "authority")
-        own = certificates.forge(folder / "authority", folder / "tls", ["localhost"])
+        own = certificates.forge(folder / "authority", folder / "tls", [host])
         self.token_file, self.ca_file = folder / "token", own / "ca.crt"
         self.token_file.write_text("a.service-account.token\n")
         self.accepted: list[dict[str, Any]] = []
@@ -47,13 +48,14 @@ class Trainer:
         self.before: Callable[[], object] = lambda: None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(own / "tls.crt", own / "tls.key")
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._host = host
+        self._server = ThreadingHTTPServer((host, 0), self._handler())
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     @property
     def url(self) -> str:
         """Where a job posts."""
-        return f"https://localhost:{self._server.server_address[1]}{PATH}"
+        return f"https://{self._host}:{self._server.server_address[1]}{PATH}"
 
     @property
     def environment(self) -> dict[str, str]:

@@ -194,6 +194,18 @@ def test_wall_times_are_those_of_the_run(runs: Runs) -> None:
     assert times == sorted(times) and runs.began_s < times[0] and times[-1] < runs.ended_s
 
 
+def test_a_clock_that_is_set_moves_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board, began_s = TensorBoard(), time.time()
+    job = {"recipe": "r", "run_dir": str(tmp_path), "step": 0, "num_steps": 9, "num_shards": 1}
+    board.on_begin(job | {"job_id": "one", "fields": {}, "layout": []})
+    for step, ahead_s in enumerate((0.0, 3600.0, -3600.0)):
+        monkeypatch.setattr(time, "time", lambda ahead_s=ahead_s: began_s + ahead_s)
+        board.on_entry({"kind": "loss", "step": step, "seconds": 0.1, "loss": 1.0})
+    board.on_end({"global_steps": 3})
+    times = [one.wall_time for one in read(tmp_path / "tensorboard").Scalars("all/loss")]
+    assert times == sorted(times) and times[-1] - times[0] < 60 and len(times) == 3
+
+
 def test_a_new_run_replaces_the_files_of_an_earlier_one(tmp_path: Path) -> None:
     job = {"recipe": "r", "run_dir": str(tmp_path), "step": 0, "num_steps": 9, "num_shards": 1}
     for job_id in ("one", "two"):

@@ -2,6 +2,7 @@
 
     owner.lock      locked by the chief (flock); names its job, host, process and since when
     launcher.lock   locked by the launcher of a local run, from before the chief's start on
+                    (a lock's second line: which summary.json was there when its holder began)
     chief.address   host:port of that chief, while it serves
     job.json        the job's id, replaced whole before the first shard is initialised
     failure.txt     why the newest chief or launcher ended, if it was refused or failed
@@ -56,6 +57,7 @@ class Lock:
     def __init__(self, path: Path, role: str) -> None:
         self._path, self._role = path, role
         self._since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+        self._summary = _stamp(path.with_name(SUMMARY))
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _lock(self._descriptor, path)
@@ -65,9 +67,10 @@ class Lock:
         self.note("")
 
     def note(self, job_id: str) -> None:
-        """Writes the holder of the lock and its job into the file; for messages only."""
+        """Writes the holder of the lock and its job into the file, for messages, and which summary was there before."""
         job = f"of job {job_id} " if job_id else ""
         text = f"the {self._role} {job}on {socket.gethostname()}, process {os.getpid()}, since {self._since}\n"
+        text += f"{self._summary}\n"
         with contextlib.suppress(OSError):  # the disk may be full
             os.pwrite(self._descriptor, text.encode(), 0)
             os.ftruncate(self._descriptor, len(text.encode()))
@@ -99,12 +102,28 @@ def holder(path: Path) -> str:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
+        return _lines(descriptor)[0] or "another process"
     except OSError:
         return ""
     finally:
         os.close(descriptor)
     return ""
+
+
+def has_summary_since(path: Path) -> bool:
+    """Whether the run's summary is another than the one that was there when the holder of a lock began.
+
+    That is told by the file itself: the clock may have been set back meanwhile.
+    """
+    now = _stamp(path.with_name(SUMMARY))
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return bool(now)
+    try:
+        return bool(now) and now != _lines(descriptor)[1]
+    finally:
+        os.close(descriptor)
 
 
 def write_address(run_dir: Path, host: str, port: int) -> None:
@@ -215,6 +234,21 @@ def the_only_job(held: Iterable[tuple[int, str]]) -> str:
     return next(iter(by_id))
 
 
+def _lines(descriptor: int) -> tuple[str, str]:
+    """Who holds a lock, and the stamp of the summary that was there before; "" for what is not written."""
+    first, _, second = os.pread(descriptor, 1000, 0).decode(errors="replace").partition("\n")
+    return first.strip(), second.strip()
+
+
+def _stamp(path: Path) -> str:
+    """Tells a version of a file from those before, which were replaced whole; "" if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
+
+
 def _lock(descriptor: int, path: Path) -> None:
     deadline = time.monotonic() + _WAIT_S
     while True:
@@ -223,7 +257,7 @@ def _lock(descriptor: int, path: Path) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
+                holder = _lines(descriptor)[0] or "another process"
                 raise ValueError(
                     f"{path.parent} belongs to {holder}; wait until it ends, or stop it, or give another --run_dir"
                 ) from None

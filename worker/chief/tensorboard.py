@@ -55,6 +55,8 @@ class TensorBoard(Sink):
                 f"TensorBoard(classes=...) has {given}; give up to {MOST_CLASSES} numbers of classes from 0 on"
             )
         self._events: Any = None  # tensorboardX's EventsWriter, from `on_begin` to `on_end`
+        # What to add to the monotonic clock: TensorBoard's relative time must not jump where the clock is set.
+        self._epoch_s = time.time() - time.monotonic()
 
     def check(self, run_dir: Path) -> None:
         """Raises `ValueError` if the package is missing or the folder cannot be written."""
@@ -147,7 +149,7 @@ class TensorBoard(Sink):
         self._write(Event(step=step, summary=summary))
 
     def _write(self, event: Any) -> None:
-        event.wall_time = time.time()
+        event.wall_time = self._epoch_s + time.monotonic()
         self._events.write_event(event)
 
 

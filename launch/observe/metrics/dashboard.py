@@ -13,7 +13,7 @@ from downpour.launch.observe.metrics.panels import ROWS, Panel
 _WIDTH = 24  # columns of Grafana's grid
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _LAST = {"calcs": ["lastNotNull"]}
-_RANKED = _LAST | {"displayMode": "table", "placement": "right", "sortBy": "Last *", "sortDesc": True}
+_RANKED = _LAST | {"displayMode": "table", "placement": "right", "sortBy": "Last *"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "stat": {"reduceOptions": _LAST, "colorMode": "none", "graphMode": "none"},
     "bargauge": {"reduceOptions": _LAST, "displayMode": "basic", "orientation": "horizontal", "namePlacement": "top"},
@@ -119,7 +119,11 @@ def _options(panel: Panel) -> dict[str, Any]:
         by_name = len(panel.queries) == 1 and panel.queries[0][1]
         return found | {"textMode": "name" if by_name else "auto"}
     if panel.kind == "timeseries":
-        return found | {"legend": _RANKED if panel.ranked else {"displayMode": "list", "placement": "bottom"}}
+        if not panel.ranked:
+            return found | {"legend": {"displayMode": "list", "placement": "bottom"}}
+        is_down = panel.ranked == "highest"
+        order = {"tooltip": {"mode": "multi", "sort": "desc" if is_down else "asc"}}
+        return found | order | {"legend": _RANKED | {"sortDesc": is_down}}
     return found
 
 

@@ -2,13 +2,14 @@
 
 Every panel has a description, which Grafana shows beside its title. Queries keep no label that a restart changes, such
 as the address, so that a shard or worker stays one line; where there is one line each, the legend is a table with the
-highest on top, which is readable with any number of them.
+highest on top, or the lowest where that is the one in trouble, which is readable with any number of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 _RATE = "[$__rate_interval]"
 _PARTS = f'rate(downpour_job_worker_part_seconds_total{{RUN,part=~"input|compute|wait"}}{_RATE})'
@@ -36,7 +37,8 @@ class Panel:
         stacked: Whether series are stacked.
         from_zero: Whether the axis begins at zero.
         up_to: The axis goes up to this at least, in the unit; None for no such limit.
-        ranked: Whether the legend is a table of present values, highest first.
+        ranked: Which present values are first, where the legend is a table of them: those that want attention, since
+            of many it shows nine before one scrolls.
         right: Legend of the series whose axis is the right one.
     """
 
@@ -49,7 +51,7 @@ class Panel:
     stacked: bool = False
     from_zero: bool = True
     up_to: float | None = None
-    ranked: bool = False
+    ranked: Literal["", "highest", "lowest"] = ""
     right: str = ""
 
 
@@ -121,8 +123,8 @@ ROWS: dict[str, Sequence[Panel]] = {
             "is usual; growth means that some workers or shards have become slower.",
             [
                 ("max by (JOB) (downpour_job_staleness_mean{RUN})", "mean"),
-                (f"histogram_quantile(0.5, {_STALENESS})", "median"),
-                (f"histogram_quantile(0.99, {_STALENESS})", "99 %"),
+                (f"ceil(histogram_quantile(0.5, {_STALENESS}))", "median"),  # of whole numbers: no value is between
+                (f"ceil(histogram_quantile(0.99, {_STALENESS}))", "99 %"),
             ],
         ),
         Panel(
@@ -136,7 +138,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             [("max by (JOB, kind) (downpour_job_faults_total{RUN})", "{{kind}}")],
             "locale",
             up_to=1,
-            ranked=True,
+            ranked="highest",
         ),
     ),
     "Workers": (
@@ -154,7 +156,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "A line far above the others is a slow worker; the panel beside shows its slowest part.",
             [(f"sum by (JOB, worker) ({_PARTS}) / {_STEPS}", "worker {{worker}}")],
             "s",
-            ranked=True,
+            ranked="highest",
         ),
         Panel(
             "Longest parts of steps now",
@@ -171,25 +173,25 @@ ROWS: dict[str, Sequence[Panel]] = {
         ),
         Panel(
             "Examples a second by worker",
-            "Trained on by each worker. A worker without a line has not begun.",
+            "Trained on by each worker; the slowest is on top of the table. A worker without a line has not begun.",
             [
                 (
                     f"sum by (JOB, worker) (rate(downpour_job_worker_examples_total{{RUN}}{_RATE}))",
                     "worker {{worker}}",
                 )
             ],
-            ranked=True,
+            ranked="lowest",
         ),
         Panel(
             "Last heard",
             "Time since each worker's last report, which comes once a second.",
             [("max by (JOB, worker) (downpour_job_worker_silent_seconds{RUN})", "worker {{worker}}")],
             "s",
-            ranked=True,
+            ranked="highest",
         ),
         Panel(
             "Bytes of workers",
-            "Pulled and pushed, of all workers together.",
+            "Pulled and pushed, of all workers together; the lines lie on each other where both take the same bytes.",
             [
                 (f"sum by (JOB) (rate(downpour_worker_pulled_bytes_total{{RUN}}{_RATE}))", "pulled"),
                 (f"sum by (JOB) (rate(downpour_worker_pushed_bytes_total{{RUN}}{_RATE}))", "pushed"),
@@ -209,7 +211,7 @@ ROWS: dict[str, Sequence[Panel]] = {
                 )
             ],
             "s",
-            ranked=True,
+            ranked="highest",
         ),
         Panel(
             "What a push takes",
@@ -236,13 +238,13 @@ ROWS: dict[str, Sequence[Panel]] = {
             ],
             "locale",
             up_to=1,
-            ranked=True,
+            ranked="highest",
         ),
         Panel(
             "Pushes a second by shard",
-            "The same for all shards, since every push goes to each of them.",
+            "The same for all shards, since every push goes to each of them; the slowest is on top of the table.",
             [(f"sum by (JOB, shard) ({_PUSHES})", "shard {{shard}}")],
-            ranked=True,
+            ranked="lowest",
         ),
         Panel(
             "Bytes by shard",
@@ -255,14 +257,15 @@ ROWS: dict[str, Sequence[Panel]] = {
                 )
             ],
             "binBps",
-            ranked=True,
+            ranked="highest",
         ),
         Panel(
             "Version",
-            "Updates applied; lines run together unless a shard was restored from a checkpoint.",
+            "Updates applied. Lines run together, but for what comes between two scrapes, unless a shard was restored "
+            "from a checkpoint; the one that is furthest behind is on top of the table.",
             [("max by (JOB, shard) (downpour_shard_version{RUN})", "shard {{shard}}")],
             "locale",
-            ranked=True,
+            ranked="lowest",
         ),
     ),
     "Calls, strangers, evaluator": (
@@ -278,7 +281,7 @@ ROWS: dict[str, Sequence[Panel]] = {
                 )
             ],
             "s",
-            ranked=True,
+            ranked="highest",
         ),
         Panel(
             "Calls a second by status",
@@ -294,7 +297,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             ],
             "locale",
             up_to=1,
-            ranked=True,
+            ranked="highest",
         ),
         Panel(
             "Evaluator",
@@ -307,13 +310,14 @@ ROWS: dict[str, Sequence[Panel]] = {
         ),
         Panel(
             "Processors",
-            "Processor seconds a second of each process: 1 is one core.",
+            "Processor seconds a second of each process: 1 is one core. A shard is called ps here, by its role.",
             [(f"sum by (JOB, role, index) (rate(process_cpu_seconds_total{{RUN}}{_RATE}))", "{{role}} {{index}}")],
-            ranked=True,
+            ranked="highest",
         ),
         Panel(
             "Free disk",
-            "Share that is free of the file systems that processes write to: of each role and folder the fullest.",
+            "Share that is free of the file systems that processes write to: of each role and folder the fullest. "
+            "Lines of one file system lie on each other.",
             [
                 (
                     "min by (JOB, role, folder) (downpour_disk_free_bytes{RUN} / downpour_disk_size_bytes{RUN})",
@@ -331,7 +335,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             [("max by (JOB, shard) (downpour_shard_memory_bytes{RUN})", "shard {{shard}}")],
             "bytes",
             12,
-            ranked=True,
+            ranked="highest",
         ),
         Panel(
             "Memory of workers, chief, evaluator",
@@ -339,7 +343,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             [('max by (JOB, role, index) (process_resident_memory_bytes{RUN,role!="ps"})', "{{role}} {{index}}")],
             "bytes",
             12,
-            ranked=True,
+            ranked="highest",
         ),
     ),
 }

@@ -53,19 +53,23 @@ class WorkerMetrics:
 
 
 class EvaluatorMetrics:
-    """Metrics of the evaluator, which counts what it has scored here."""
+    """Metrics of the evaluator, which counts what it has scored here.
+
+    Attributes:
+        num_scored: Checkpoints scored so far.
+    """
 
     def __init__(self) -> None:
-        self._scored, self._seconds, self._step, self._read, self._skipped = 0, 0.0, -1, 0, 0
+        self.num_scored, self._seconds, self._step, self._read, self._skipped = 0, 0.0, -1, 0, 0
 
     def scored(self, step: int, seconds: float, records_read: int, records_skipped: int) -> None:
         """Counts a scored checkpoint."""
-        self._scored, self._seconds, self._step = self._scored + 1, self._seconds + seconds, step
+        self.num_scored, self._seconds, self._step = self.num_scored + 1, self._seconds + seconds, step
         self._read, self._skipped = self._read + records_read, self._skipped + records_skipped
 
     def __call__(self, scrape: Scrape) -> None:
         """Adds the metrics."""
-        scrape.counter("downpour_evaluator_checkpoints_total", "Checkpoints scored.", self._scored)
+        scrape.counter("downpour_evaluator_checkpoints_total", "Checkpoints scored.", self.num_scored)
         scrape.counter("downpour_evaluator_score_seconds_total", "Seconds that this took.", self._seconds)
         scrape.counter("downpour_evaluator_records_read_total", "Held-out records read.", self._read)
         text = "Held-out records skipped because they cannot be read."

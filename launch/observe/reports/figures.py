@@ -161,12 +161,15 @@ def staleness_counts(run: Recorded) -> dict[int, int]:
 
 def events(run: Recorded) -> list[tuple[Mapping[str, Any], bool]]:
     """Events in their order, and whether each is a fault; a chief that goes on with the run is one, too."""
-    restarts = [
-        {**one, "event": "chief_restarted", "text": f"a chief went on with the run at step {one['step']:,}"}
-        for one in run.environments[1:]
-    ]
-    found = [*(one for one in run.entries if one["kind"] == "event"), *restarts]
-    found.sort(key=lambda one: float(one.get("time", 0.0)))
+    found, num_chiefs = list[Mapping[str, Any]](), 0
+    for one in run.entries:  # as they were written; their clock may have been set meanwhile
+        if one["kind"] == "event":
+            found.append(one)
+        elif one["kind"] == "environment":
+            num_chiefs += 1
+            if num_chiefs > 1:
+                text = f"a chief went on with the run at step {one['step']:,}"
+                found.append({**one, "event": "chief_restarted", "text": text})
     return [(one, one.get("event") in _BAD) for one in found]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from downpour.launch.observe.status_text import duration
 
 FILE = "report.html"
 _FIRST_SCORES = 2  # above the sections
+_SET_BACK = "Events are in the order in which they happened; the chief's clock was set back during the run."
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
@@ -139,11 +141,14 @@ def _faults(run: Recorded) -> str:
         what = "No process died or fell silent, no update was lost, no push refused or dropped, no record skipped."
         words = what if found else "Nothing is recorded of faults."
     rows = [[_at(one), f"{one['step']:,}", f"{'Fault: ' if bad else ''}{one.get('text', '')}"] for one, bad in found]
+    times = [float(one.get("time") or 0) for one, _ in found]
+    was_set_back = any(later < sooner for sooner, later in itertools.pairwise(times))
     listed = html.table_of_all(["time", "step", "what"], rows)
     return (
         html.paragraph(words)
         + html.table(["what", "how many", "meaning"], counts)
         + html.charts([figures.timeline(run)])
+        + (html.paragraph(_SET_BACK, "soft") if was_set_back else "")
         + (html.folded(f"All {len(rows)} events", listed) if len(rows) > 12 else listed)
     )
 

@@ -196,6 +196,13 @@ def test_panels_do_not_overlap_and_have_a_number_of_their_own(found: dict[str, A
     assert len({one["id"] for one in found["panels"]}) == len(found["panels"])
 
 
+def test_the_worker_or_shard_in_trouble_is_on_top_of_each_table(found: dict[str, Any]) -> None:
+    legends = {one["title"]: one["options"]["legend"] for one in found["panels"] if one["type"] == "timeseries"}
+    tables = {title: legend["sortDesc"] for title, legend in legends.items() if legend["displayMode"] == "table"}
+    lowest = {title for title, is_down in tables.items() if not is_down}
+    assert lowest == {"Examples a second by worker", "Pushes a second by shard", "Version"} and len(tables) > 10
+
+
 def test_every_query_is_of_the_chosen_run_and_every_legend_of_a_label(found: dict[str, Any]) -> None:
     targets = [target for one in found["panels"] for target in one.get("targets", ())]
     assert len(targets) == len(dashboard.expressions()) > 30

@@ -6,12 +6,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from downpour.launch.observe.reports import comparison, comparison_page
+from downpour.launch.observe.reports.figures import events
 from downpour.launch.observe.reports.recorded import Recorded, read
 from downpour.launch.observe.reports.run import page, write_report
 from downpour.ps.checkpoint import manifest
@@ -136,6 +138,24 @@ def test_a_run_that_was_killed_is_shown_up_to_where(killed: Path) -> None:
     assert "a chief went on with the run at step 0" in found.text
     assert "What happened when. chief: 1 events" in found.text or any("chief: 1" in one for one in found.labels)
     assert "No process died" not in found.text
+
+
+def test_events_keep_their_order_whatever_the_clock_said(killed: Path) -> None:
+    history = killed / "history.jsonl"
+    entries = [json.loads(line) for line in history.read_text().splitlines()]
+    last, environment = entries[-1], next(one for one in entries if one["kind"] == "environment")
+    event = {"kind": "event", "step": last["step"], "seconds": last["seconds"]}
+    added = [
+        event | {"event": "worker_lost", "text": "lost an hour ahead", "time": environment["time"] + 3600},
+        environment | {"step": last["step"], "seconds": last["seconds"], "time": environment["time"] - 3600},
+        event | {"event": "worker_back", "text": "back in time", "time": environment["time"] - 3599},
+    ]
+    with history.open("a") as file:
+        file.writelines(f"{json.dumps(one)}\n" for one in added)
+    run, said = read(killed), "clock was set back during the run"
+    assert said in page(run) and said not in page(replace(run, entries=entries))
+    found = [str(one["text"]) for one, _ in events(run)]
+    assert found[-3:] == ["lost an hour ahead", f"a chief went on with the run at step {last['step']}", "back in time"]
 
 
 def test_a_damaged_checkpoint_is_not_called_whole(killed: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from downpour import files
 from downpour.launch import certs, chief, status, top
 from downpour.launch.observe import status as status_module
 from downpour.launch.observe import status_text
@@ -112,13 +114,19 @@ def test_a_run_that_was_killed_is_stopped_and_says_how_to_continue(
     assert "failure     worker/1 crashed 4 times" in text and "ended by    the failure; --resume continues it" in text
 
 
-def test_a_launcher_that_begins_is_told_from_one_that_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("was_ahead", [True, False])
+def test_a_launcher_that_begins_is_told_from_one_that_ends(was_ahead: bool, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
-    summary.write_text(json.dumps({"recipe": "a", "global_steps": 7}))
-    os.utime(summary, (1e9, 1e9))
+    files.write(summary, json.dumps({"recipe": "a", "global_steps": 7}))
+    if was_ahead:  # the clock was, and was set back before the launcher began
+        os.utime(summary, (time.time() + 3600, time.time() + 3600))
     lock = owner.Lock(tmp_path / owner.LAUNCHER_LOCK, "launcher")
+    lock.note("of a job")
     assert of_folder(tmp_path)["state"] == "starting"
-    os.utime(summary)
+    assert not owner.holder(tmp_path / owner.LAUNCHER_LOCK).count("\n")
+    files.write(summary, json.dumps({"recipe": "a", "global_steps": 7}))
+    if not was_ahead:  # the clock is set back while the job runs
+        os.utime(summary, (1e9, 1e9))
     assert of_folder(tmp_path)["state"] == "done"
     lock.close()
 
