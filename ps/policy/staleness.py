@@ -6,7 +6,7 @@
 | `Keep` | applied as it is |
 | `Divide(power)` | its rate is divided by max(s, 1)^power (Zhang et al. 2016, arXiv 1511.05950: power 1) |
 | `Compensate(strength)` | g + strength * g * g * (w_now - w_then) (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326) |
-| `Lookahead(updates, strength, power, divided_until, gradients)` | computed where w is expected when it is applied; see below |
+| `Lookahead(updates, strength, ...)` | computed where w is expected when it is applied; see below |
 | `Drop(limit)` | not applied, but counted, if s > limit |
 
 `Compensate` needs w_then: the worker keeps the parameters it pulled and sends them with the gradient, in the same

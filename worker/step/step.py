@@ -126,8 +126,7 @@ class TrainingStep:
         sparse: bool = False,
         share: float = 1.0,
     ) -> None:
-        self._model = model
-        self._clip = clip
+        self._model, self._clip = model, clip
         self._is_sparse = sparse and clip is None
         self._tables: list[int] = []  # variables whose gradients are rows; known when the step has been traced
         self._normed: list[int] = []  # trained variables, in the order of the norms; likewise
@@ -135,8 +134,7 @@ class TrainingStep:
         self._loss = loss
         self._layout = layout
         self._vectors = FlatVectors(layout)
-        self._dtype = _TENSOR_DTYPES[wire]
-        self._bits = codec.WIRE_DTYPES[wire]
+        self._dtype, self._bits = _TENSOR_DTYPES[wire], codec.WIRE_DTYPES[wire]
         # The layout's variables, by number: the model's trainable ones, then others. The rest is local.
         self._variables = variables_in(model, layout)
         placed = {id(v) for v in self._variables}
@@ -149,8 +147,8 @@ class TrainingStep:
         self._assigned = Assigned(model, layout, self._variables, share)
         self._factored = [layout.factored(shard) for shard in range(layout.num_shards)]
         self.local: Tensors = [tf.convert_to_tensor(v) for v in self._local_variables]
-        computes_in_float16 = any(layer.compute_dtype == "float16" for layer in keras_private.layers_of(model))
-        self.scale = LossScale() if computes_in_float16 else None
+        is_scaled = any(layer.compute_dtype == "float16" for layer in keras_private.layers_of(model))
+        self.scale = LossScale() if is_scaled else None
         self._compiled = tf.function(self._step, reduce_retracing=True, autograph=False)
         self._traced = Traced(self._compiled)
         self._no_scale = tf.constant(1.0)
@@ -195,14 +193,9 @@ class TrainingStep:
         return result
 
     def rehearse(self, inputs: Any, labels: Any, sample_weight: Any = None) -> None:
-        """Makes the first step with such a batch as fast as the next ones: what it is given and returns is dropped.
-
-        Raises:
-            ValueError: As `__call__`.
-        """
-        self._traced.rehearse(
-            self._arguments(_zeros(self._layout, self._bits)), tensors_of((inputs, labels, sample_weight))
-        )
+        """Makes the first step with such a batch as fast as the next; raises as `__call__`, and changes nothing."""
+        batch = tensors_of((inputs, labels, sample_weight))
+        self._traced.rehearse(self._arguments(_zeros(self._layout, self._bits)), batch)
 
     def trace(self, inputs: Any, labels: Any, sample_weight: Any = None) -> None:
         """Traces the step for batches of these types without computing it; raises what model and loss raise."""
