@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 _MOST_SHAPES = 64  # for which a trace is remembered
+_OF_VARIABLES = {"ReadVariableOp", "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 
 
 class Traced:
@@ -33,10 +34,16 @@ class Traced:
         return self._trace(arguments, batch)(*arguments, *batch)
 
     def rehearse(self, arguments: tuple[Any, ...], batch: Any) -> None:
-        """Makes the next call with a batch of these shapes a fast one: traces it, and calls what leaves no state."""
+        """Makes the next call with a batch of these shapes a fast one: traces it, and calls it.
+
+        Variables get back the values that they had. What has other state, such as files or tables, is not called.
+        """
         trace = self._trace(arguments, batch)
-        if not trace.function_def.signature.is_stateful:
+        if all(op.type in _OF_VARIABLES for op in trace.graph.get_operations() if op.op_def.is_stateful):
+            before = [(variable, variable.read_value()) for variable in trace.variables]
             trace(*arguments, *batch)
+            for variable, value in before:
+                variable.assign(value)
 
     def _trace(self, arguments: tuple[Any, ...], batch: Any) -> Any:
         key = tuple(None if leaf is None else (leaf.shape, leaf.dtype) for leaf in tf.nest.flatten(batch))
