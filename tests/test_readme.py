@@ -189,7 +189,7 @@ def look(newcomer: Newcomer, command: str, output: str) -> None:
     elif name == "python" and words[1] == "train.py":
         assert newcomer.result("shapes")["global_steps"] == pytest.approx(100, abs=5)
         scores = ast.literal_eval(output[output.index("{") : output.index("}") + 1])
-        # Plain Keras has 0.95 to 0.99, and 0.84 to 0.91; chance is a third. What two workers do is never twice the same.
+        # Plain Keras has 0.95 to 0.99, and 0.84 to 0.91; chance is a third. Two workers never do the same twice.
         assert scores["val_kind_accuracy"][-1] > 0.8 and scores["val_size_near"][-1] > 0.55, output
     elif name == "kubernetes":
         assert (out / "base" / "jobs" / "shards.yaml").exists()
