@@ -19,7 +19,9 @@ from downpour.ps.policy.specification import Policies
 from downpour.ps.policy.staleness import Lookahead, gradients_of, rate_factor
 from downpour.ps.testing.points import reach
 
-_MEASURED_PUSHES = 64  # of the moving mean of the staleness
+# The moving mean of the staleness is of so many pushes; of fewer where it is small, since one worker that comes or goes
+# then changes it at once, and high rates bear no gradient that is later than is thought.
+_MEASURED_PUSHES, _FEWEST_MEASURED = 64, 8
 
 
 class Books:
@@ -116,7 +118,7 @@ class Books:
         stale = max(0, version - header.base_version)
         counters["staleness"][min(stale, STALENESS_BUCKETS - 1)] += 1
         counters["pushes"] += 1
-        self.staleness += (stale - self.staleness) / _MEASURED_PUSHES
+        self.staleness += (stale - self.staleness) / min(_MEASURED_PUSHES, _FEWEST_MEASURED * (1 + self.staleness))
         reach("complete.counted")
         counters["dropped"] += self.ledger.is_dropped(header)
         if not self.is_sync and not push.dropped:

@@ -222,7 +222,7 @@ def test_the_measured_staleness_decides_how_far_and_survives_a_restart(tmp_path:
         bases[worker] = shard.version
     measured, counts = shard._books.staleness, shard.status().staleness_histogram
     assert (counts[0], counts[1], sum(counts)) == (1, 39, 40)
-    assert measured == pytest.approx(1 - (63 / 64) ** 39)
+    assert measured == pytest.approx(1, abs=0.15), "a mean of the last 8 to 16 pushes"
     w, m = shard.arena.parameters, shard.arena.slots[0]
     beta = prolonged(0.5, measured)
     np.testing.assert_allclose(pulled(shard), w + m * beta * (1 - beta**measured) / (1 - beta), rtol=1e-5)
