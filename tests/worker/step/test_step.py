@@ -140,6 +140,29 @@ def test_a_rehearsal_changes_nothing_and_the_first_step_traces_nothing(state: st
     assert steps[0]._compiled.experimental_get_tracing_count() == traced == 1
 
 
+class Checked(keras.layers.Layer):
+    """Divides by a weight, and bears no infinity."""
+
+    def build(self, shape: Any) -> None:
+        self.divisor = self.add_weight(shape=(), initializer="ones", name="divisor")
+
+    def call(self, x: Any) -> Any:
+        return tf.debugging.check_numerics(x / tf.convert_to_tensor(self.divisor), "divided")
+
+
+def test_a_rehearsal_fails_for_no_value() -> None:
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, Checked()(keras.layers.Dense(4)(inputs)))
+    layout = lay_out(variables_of(model), 1)
+    step = TrainingStep(model, keras.losses.MeanSquaredError(), layout)
+    batch = np.ones((6, 8), np.float32), np.ones((6, 4), np.float32)
+    step.rehearse(*batch)
+    nothing = [np.zeros(0, np.float32)]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="divided"):
+        step(Parameters([np.zeros(layout.size(0), np.float32)], nothing, [0], nothing), *batch)
+    assert step(Parameters([layout.scatter(initial_values(model))[0]], nothing, [0], nothing), *batch).is_finite
+
+
 @pytest.mark.parametrize("wire", [codec.FLOAT32, codec.BFLOAT16])
 def test_the_gradient_of_a_table_leaves_as_rows_with_the_bits_of_the_dense_one(wire: pb.Codec) -> None:
     inputs = keras.Input((5,), dtype="int32")
