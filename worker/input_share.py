@@ -40,7 +40,7 @@ class Spent:
 class InputShare:
     """The largest share of `NUM_STEPS` consecutive steps that a worker waited for data, and the one warning of it.
 
-    Its first step does not count: it compiles, and pictures that are kept in memory are decoded before it.
+    Its first step does not count: pictures that are kept in memory are decoded before it.
 
     Attributes:
         largest: The share, from 0 to 1; 0 before it is known.

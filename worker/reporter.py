@@ -288,7 +288,7 @@ def _count_exchange(totals: WorkerReport, answer: Answer, records_done: int, cou
 def _count_period(totals: WorkerReport, before_s: float | None, now_s: float) -> float:
     """Counts the seconds since a step was computed, if one was; returns now.
 
-    The first step, in which the graph is compiled, is not in a period.
+    The first step, in which the graph may be compiled, is not in a period.
     """
     if before_s is not None:
         seconds = now_s - before_s

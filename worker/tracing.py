@@ -1,6 +1,6 @@
 """Spans of a worker's traced steps, and how they come to the chief: with the worker's reports.
 
-A worker traces as many steps as the chief says when it registers, from its second step on: the first one compiles.
+A worker traces as many steps as the chief says when it registers, from its second step on: the first one may compile.
 
 Threads: the training loop begins steps and phases, the exchange's threads add calls to shards, the reporter's thread
 writes reports.

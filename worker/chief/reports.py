@@ -104,7 +104,7 @@ class Reports:
     def mark(self, now_s: float, report: pb.WorkerReport) -> None:
         """Records the totals of this moment, for rates: those of the worker that has reported, and of all.
 
-        A worker's first step is in none of its rates: it compiles.
+        A worker's first step is in none of its rates: it compiles where a rehearsal could not.
         """
         totals = {f"{part}_seconds": getattr(report, f"{part}_seconds") for part in PARTS}
         totals |= {"steps": report.steps, "examples": report.examples, "staleness": report.staleness_sum}
